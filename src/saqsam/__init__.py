@@ -1,0 +1,26 @@
+"""Post-training quantization of Segment Anything Models to real low-bit integers."""
+
+from saqsam._version import __version__
+from saqsam.checkpoint import load_checkpoint, recipe_of, save_checkpoint
+from saqsam.data.datasets import open_dataset
+from saqsam.evaluate import evaluate
+from saqsam.models import load
+from saqsam.predictor import Predictor
+from saqsam.presets import METHODS, recipe_for
+from saqsam.quantize import quantize
+from saqsam.recipe import Recipe
+
+__all__ = [
+    "METHODS",
+    "Predictor",
+    "Recipe",
+    "__version__",
+    "evaluate",
+    "load",
+    "load_checkpoint",
+    "open_dataset",
+    "quantize",
+    "recipe_for",
+    "recipe_of",
+    "save_checkpoint",
+]

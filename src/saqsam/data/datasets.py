@@ -1,0 +1,122 @@
+"""What a data set is here (`Instance`, `Sample`, `Dataset`) and how one is opened by name or path."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pycocotools.mask as rle_codec
+from numpy.typing import NDArray
+
+from saqsam.data.rle import decode_mask
+
+SCENES = "scenes"
+"""Name under which `open_dataset` gives the bundled generator."""
+
+SCENES_COUNT = 100
+"""Scenes in the bundled evaluation set; the first N of a longer or shorter set are the same."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One object of one image.
+
+    Attributes:
+        id: Number of the instance, unique in its data set.
+        rle: COCO compressed run-length encoding `{"size": [H, W], "counts": bytes}` at image resolution.
+        box: xyxy in original-image pixels; x1 and y1 are exclusive ends (COCO's x + w, y + h).
+        category_id: Category number of the data set; 1 where the set has only one class.
+        is_crowd: True for a COCO crowd region, which stands for many objects and is never a prompt.
+    """
+
+    id: int
+    rle: dict[str, Any]
+    box: tuple[float, float, float, float]
+    category_id: int
+    is_crowd: bool = False
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Decode the mask: HW bool at image resolution."""
+        return decode_mask(self.rle)
+
+    @property
+    def area(self) -> int:
+        """Number of pixels of the mask, from the run lengths alone."""
+        return int(rle_codec.area(self.rle))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and its objects.
+
+    Attributes:
+        image_id: Number of the image, unique in its data set.
+        file_name: Name of the file, relative to the data set, or a made-up one for generated images.
+        image: HWC uint8 RGB in [0, 255], original resolution.
+        instances: The objects; empty for a bare folder of images.
+        skipped: How many objects of this image were left out, by reason; empty when none was.
+    """
+
+    image_id: int
+    file_name: str
+    image: NDArray[np.uint8]
+    instances: tuple[Instance, ...] = ()
+    skipped: Mapping[str, int] = field(default_factory=dict)
+
+
+class Dataset(Protocol):
+    """A sequence of samples; each is read or made when it is asked for, so memory does not grow with it."""
+
+    @property
+    def name(self) -> str:
+        """Short name for tables and files, such as `scenes` or `coco_val`."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -> Dataset:
+    """Open a data set by name or path.
+
+    Args:
+        spec: One of
+            - `scenes`: the bundled generator, 100 scenes (or `limit`) made from `seed`;
+            - a folder with `images/` and `annotations.json` (COCO instance format);
+            - an image folder of a COCO root, such as `ROOT/val2017` beside
+              `ROOT/annotations/instances_val2017.json`;
+            - a folder of images, which carries no instances: for calibration only.
+        limit: Keep the first `limit` images; None keeps all.
+        seed: Of the generated scenes; without meaning for files.
+
+    Returns:
+        The data set; images are read or made one at a time, when asked for.
+
+    Raises:
+        ValueError: `spec` is none of these, holds no image or no valid annotations, or `limit` is below 1.
+    """
+    # The readers import the types above, so they cannot be imported at the top of this file.
+    from saqsam.data.coco import CocoDataset
+    from saqsam.data.images import ImageFolder
+    from saqsam.data.scenes import ScenesDataset
+
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: expected at least 1 image, got {limit}")
+    if str(spec) == SCENES:
+        return ScenesDataset(count=SCENES_COUNT if limit is None else limit, seed=seed)
+    folder = Path(spec)
+    if not folder.is_dir():
+        problem = "it is a file" if folder.exists() else "no such folder"
+        raise ValueError(
+            f"data {str(spec)!r}: expected {SCENES!r}, a folder of images, a folder with images/ and "
+            f"annotations.json, or ROOT/SPLIT of a COCO root; {problem}"
+        )
+    if (folder / "annotations.json").is_file():
+        return CocoDataset(folder / "images", folder / "annotations.json", limit=limit)
+    split = folder.resolve().name
+    instances_file = folder.resolve().parent / "annotations" / f"instances_{split}.json"
+    if instances_file.is_file():
+        return CocoDataset(folder, instances_file, name=split, limit=limit)
+    return ImageFolder(folder, limit=limit)

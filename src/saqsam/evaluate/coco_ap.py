@@ -1,0 +1,133 @@
+"""COCO mask AP, by `pycocotools`' own evaluation, with the detector's classes and class-agnostic."""
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pycocotools.mask as rle_codec
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from saqsam.data.datasets import Instance
+
+_STATISTICS = {
+    "segm_ap": 0,
+    "segm_ap50": 1,
+    "segm_ap75": 2,
+    "segm_ap_small": 3,
+    "segm_ap_medium": 4,
+    "segm_ap_large": 5,
+    "segm_ar100": 8,
+}
+"""Our names, and the places of the figures in `COCOeval.stats`."""
+
+AGNOSTIC_SUFFIX = "_agnostic"
+"""Ends the names of the figures that ignore classes."""
+
+
+@dataclass
+class MaskAP:
+    """COCO average precision of masks, fed image by image; only run lengths are kept.
+
+    A crowd region is no object to be found: as COCO has it, detections in one are neither right nor wrong.
+    Sizes (small up to 32^2 pixels, medium up to 96^2) are those of the masks.
+    """
+
+    _sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _truth: list[dict[str, Any]] = field(default_factory=list)
+    _found: list[dict[str, Any]] = field(default_factory=list)
+
+    def update(
+        self,
+        image_id: int,
+        size: tuple[int, int],
+        instances: Sequence[Instance],
+        rles: Sequence[dict[str, Any]],
+        scores: Sequence[float],
+        category_ids: Sequence[int],
+    ) -> None:
+        """Add one image.
+
+        Args:
+            image_id: Its id; each image is added once.
+            size: (height, width) of the image and of all masks.
+            instances: All its objects, crowds included.
+            rles: D predicted masks as COCO compressed run lengths at image resolution.
+            scores: D confidences, of which only the order counts.
+            category_ids: D classes.
+        """
+        assert image_id not in self._sizes
+        assert len(rles) == len(scores) == len(category_ids)
+        self._sizes[image_id] = size
+        for instance in instances:
+            self._truth.append(
+                {
+                    "id": len(self._truth) + 1,  # COCOeval takes a match with id 0 for no match
+                    "image_id": image_id,
+                    "category_id": instance.category_id,
+                    "segmentation": instance.rle,
+                    "area": instance.area,
+                    "iscrowd": int(instance.is_crowd),
+                }
+            )
+        for rle, score, category_id in zip(rles, scores, category_ids, strict=True):
+            self._found.append(
+                {
+                    "id": len(self._found) + 1,
+                    "image_id": image_id,
+                    "category_id": int(category_id),
+                    "segmentation": rle,
+                    "area": int(rle_codec.area(rle)),
+                    "iscrowd": 0,
+                    "score": float(score),
+                }
+            )
+
+    def compute(self) -> dict[str, float | None]:
+        """The figures over all images so far.
+
+        Returns:
+            `segm_ap` (mean over IoU thresholds 0.50 to 0.95), `segm_ap50`, `segm_ap75`, `segm_ap_small`,
+            `segm_ap_medium`, `segm_ap_large`, `segm_ar100`, in [0, 1], and the same with `_agnostic` for one
+            class that holds all. None where no object is there to be found.
+        """
+        figures: dict[str, float | None] = {}
+        # COCOeval reports by printing, which a library must not.
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth, found = self._as_coco(self._truth), self._as_coco(self._found)
+            for use_categories, suffix in ((1, ""), (0, AGNOSTIC_SUFFIX)):
+                evaluation = COCOeval(truth, found, iouType="segm")
+                evaluation.params.useCats = use_categories
+                evaluation.params.imgIds = sorted(self._sizes)
+                evaluation.evaluate()
+                evaluation.accumulate()
+                evaluation.summarize()
+                for name, place in _STATISTICS.items():
+                    value = float(evaluation.stats[place])
+                    figures[name + suffix] = None if value < 0 else value
+        return figures
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._sizes.clear()
+        self._truth.clear()
+        self._found.clear()
+
+    def _as_coco(self, annotations: list[dict[str, Any]]) -> Any:
+        coco = COCO()
+        # Even when it ignores classes, COCOeval looks only at listed ones: so list those only detected, too.
+        # When it does not, they change nothing: AP is a mean over the classes that have objects.
+        categories = sorted({annotation["category_id"] for annotation in [*self._truth, *self._found]})
+        coco.dataset = {
+            "images": [
+                {"id": image_id, "height": height, "width": width}
+                for image_id, (height, width) in self._sizes.items()
+            ],
+            # COCOeval writes into the annotations, so each use gets its own.
+            "annotations": [dict(annotation) for annotation in annotations],
+            "categories": [{"id": category} for category in categories],
+        }
+        coco.createIndex()
+        return coco

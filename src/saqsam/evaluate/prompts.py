@@ -1,0 +1,55 @@
+"""Prompts made from the ground truth: an instance's box, or the one point deepest inside it."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from saqsam.data.datasets import Instance
+
+
+def interior_point(mask: NDArray[np.bool_]) -> tuple[int, int]:
+    """The pixel of a mask that is farthest from the mask's edge.
+
+    Distance is Euclidean, to the nearest pixel outside the mask; the border of the image counts as edge. Of
+    several such pixels the first in reading order is taken.
+
+    Args:
+        mask: HW bool.
+
+    Returns:
+        (x, y), the pixel's indices in the image, as SAM expects points: it adds half a pixel itself.
+
+    Raises:
+        ValueError: The mask is empty.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if len(rows) == 0:
+        raise ValueError(
+            f"mask: expected at least one pixel, got an empty {mask.shape[0]} x {mask.shape[1]} mask"
+        )
+    top, left = int(rows[0]), int(columns[0])
+    # All that lies outside the bounding box is outside the mask too, so one ring of zeros stands for it.
+    crop = np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1], 1).astype(np.uint8)
+    distance = cv2.distanceTransform(crop, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    y, x = np.unravel_index(int(np.argmax(distance)), distance.shape)
+    return (left + int(x) - 1, top + int(y) - 1)
+
+
+def box_prompts(instances: Sequence[Instance]) -> NDArray[np.float64]:
+    """The boxes of P instances: [P, 4] xyxy in original-image pixels."""
+    return np.array([instance.box for instance in instances], dtype=np.float64).reshape(-1, 4)
+
+
+def point_prompts(instances: Sequence[Instance]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """One point on each of P instances, its `interior_point`.
+
+    Returns:
+        Points [P, 1, 2] as x, y in original-image pixels, and their labels [P, 1], all 1.
+    """
+    points = [interior_point(instance.mask()) for instance in instances]
+    return (
+        np.array(points, dtype=np.float64).reshape(-1, 1, 2),
+        np.ones((len(points), 1), dtype=np.int64),
+    )

@@ -1,0 +1,293 @@
+"""`load`: a float `SamModel` and its processor from any of the places where Segment Anything models live.
+
+Weights are read as tensors and put into the model here, by one strict function for every source, rather than
+by `SamModel.from_pretrained`: that one only warns about missing keys, which it leaves uninitialised.
+Nothing is ever unpickled beyond what ``torch.load(weights_only=True)`` admits.
+"""
+
+import importlib.resources
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
+from transformers import SamConfig, SamImageProcessorPil, SamModel, SamProcessor
+
+from saqsam.models.official import from_official, is_official
+from saqsam.models.weights import few, first_line, read_folder, read_safetensors, read_torch, tensors_only
+
+BUNDLED = "sam-mini"
+
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_TENSOR_FILES = frozenset({".pth", ".pt", ".bin", ".ckpt", ".safetensors"})
+_SHARED = "shared_image_embedding.positional_embedding"
+_SHARED_COPY = "prompt_encoder.shared_embedding.positional_embedding"  # tied to _SHARED
+
+
+def load(model: str | Path = BUNDLED, *, device: str | torch.device = "cpu") -> tuple[SamModel, SamProcessor]:
+    """Load a Segment Anything model with the processor that prepares its inputs.
+
+    Args:
+        model: One of
+
+            - ``"sam-mini"``, the model inside this package;
+            - a folder written by `save_pretrained` for any `SamConfig` (safetensors only), or a packed
+              checkpoint written by saqsam;
+            - a file: an official ``sam_vit_{b,l,h}_*.pth``, or its tensors as ``.safetensors``;
+            - a repository on the Hugging Face hub, ``"owner/name"``, such as ``facebook/sam-vit-base``.
+
+            A string is tried in this order; a `Path` is only ever a folder or a file.
+        device: Where the weights go.
+
+    Returns:
+        The model in float32 (a packed checkpoint: quantized) and eval mode, and a `SamProcessor` that resizes
+        with Pillow, whether torchvision is installed or not. A folder without a preprocessor configuration
+        gets the one of `build_processor`.
+
+    Raises:
+        ValueError: Nothing is found under this name; the model is not a `SamModel`; the weights are damaged,
+            incomplete, do not fit the configuration, or hold NaN or infinity; a pickle wants to run code.
+    """
+    target = _device(device)
+    if isinstance(model, str) and model == BUNDLED:
+        return _load_bundled(target)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _load_folder(path, target)
+    if path.is_file():
+        return _load_official(path, target)
+    looks_like_hub = isinstance(model, str) and _HUB_ID.fullmatch(model) and path.suffix not in _TENSOR_FILES
+    if not looks_like_hub:
+        raise ValueError(
+            f"no model {str(model)!r}: not {BUNDLED!r}, no such file or folder, not a hub id 'owner/name'"
+        )
+    return _load_hub(str(model), target)
+
+
+def build_processor(config: SamConfig) -> SamProcessor:
+    """The processor that SAM was trained with, at the image size of `config`.
+
+    Args:
+        config: Configuration of a model with square images of ``vision_config.image_size`` pixels.
+
+    Returns:
+        A processor that resizes the longest edge to the image size, normalises with ImageNet's mean and
+        standard deviation and pads at the right and the bottom; label masks get the size of the model's
+        low-resolution masks, four times the embedding grid.
+    """
+    size = config.vision_config.image_size
+    mask = 4 * (size // config.vision_config.patch_size)
+    return SamProcessor(
+        SamImageProcessorPil(
+            size={"longest_edge": size},
+            pad_size={"height": size, "width": size},
+            mask_size={"longest_edge": mask},
+            mask_pad_size={"height": mask, "width": mask},
+        )
+    )
+
+
+def build_model(
+    config: SamConfig,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    source: str,
+    device: str | torch.device = "cpu",
+) -> SamModel:
+    """A `SamModel` that holds exactly `tensors`.
+
+    Args:
+        config: The model's configuration.
+        tensors: Floating-point tensors by their names in `SamModel`; the tied positional embedding may be
+            there under either name or both. They are copied, so memory-mapped files can be closed or changed.
+        source: What error messages call the origin of the tensors.
+        device: Where the weights go.
+
+    Returns:
+        The model in float32 and eval mode.
+
+    Raises:
+        ValueError: A tensor is missing, unknown, of the wrong shape, not floating point, or not finite.
+    """
+    try:
+        with torch.device("meta"):
+            model = SamModel(config)
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+        raise ValueError(f"{source}: no SamModel has this configuration: {first_line(error)}") from error
+    tensors = _merge_tied(tensors, source)
+    expected = {name: value.shape for name, value in model.state_dict().items() if name != _SHARED_COPY}
+    _check_names_and_shapes(tensors, expected, source)
+    state: dict[str, torch.Tensor] = {}
+    for name, value in tensors.items():
+        # A copy: a memory-mapped tensor must not outlive its file, and is not aligned, which changes the last
+        # bits of some matrix products
+        value = value.detach().to(device=device, dtype=torch.float32, copy=True)
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{source}: {name} holds NaN or infinity")
+        state[name] = value
+    model.load_state_dict(state, strict=False, assign=True)
+    model.prompt_encoder.shared_embedding.positional_embedding = (
+        model.shared_image_embedding.positional_embedding
+    )
+    assert not any(parameter.is_meta for parameter in model.parameters())
+    model.config.dtype = torch.float32  # whatever it was stored as
+    built: SamModel = model.eval()
+    return built
+
+
+def _load_bundled(device: torch.device) -> tuple[SamModel, SamProcessor]:
+    folder = _bundled_folder()
+    if not (folder / "model.safetensors").is_file():
+        raise ValueError(
+            f"this installation lacks the weights of {BUNDLED}: no {folder / 'model.safetensors'}"
+        )
+    return _load_folder(folder, device)
+
+
+def _bundled_folder() -> Path:
+    # Packages with weights are installed as files, never run from a zip
+    return Path(str(importlib.resources.files("saqsam.models") / "sam_mini"))
+
+
+def _load_folder(folder: Path, device: torch.device) -> tuple[SamModel, SamProcessor]:
+    raw = _read_config(folder)
+    quantization = raw.get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        if method != "saqsam":
+            raise ValueError(f"{folder}: expected a float model, got one quantized by {method!r}")
+        from saqsam.checkpoint import load_checkpoint  # it builds on this package
+
+        model = load_checkpoint(folder, device=device)
+        return model, _load_processor(folder, model.config)
+    config = _parse_config(raw, folder)
+    processor = _load_processor(folder, config)
+    return build_model(config, read_folder(folder), source=str(folder), device=device), processor
+
+
+def _load_official(path: Path, device: torch.device) -> tuple[SamModel, SamProcessor]:
+    tensors = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+    if not is_official(tensors):
+        hint = ", give its folder" if _SHARED in tensors else ""
+        raise ValueError(f"{path}: expected the tensors of an official Segment Anything model{hint}")
+    try:
+        config, renamed = from_official(tensors)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return build_model(config, renamed, source=str(path), device=device), build_processor(config)
+
+
+def _load_hub(model_id: str, device: torch.device) -> tuple[SamModel, SamProcessor]:
+    try:
+        folder = Path(snapshot_download(model_id, allow_patterns=["*.json", "model*.safetensors"]))
+        if not any(folder.glob("model*.safetensors")):
+            # Early repositories hold a torch pickle only, read like every other with weights_only
+            snapshot_download(model_id, allow_patterns=["pytorch_model.bin"])
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no model {model_id!r}: no such file or folder, and not readable from the Hugging Face hub: "
+            f"{first_line(error)}"
+        ) from error
+    pickled = folder / "pytorch_model.bin"
+    if any(folder.glob("model*.safetensors")) or not pickled.is_file():
+        return _load_folder(folder, device)
+    config = _parse_config(_read_config(folder), folder)
+    processor = _load_processor(folder, config)
+    return build_model(
+        config, tensors_only(read_torch(pickled), pickled), source=model_id, device=device
+    ), processor
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{folder}: expected a folder of transformers, got one without config.json"
+        ) from error
+    except ValueError as error:  # malformed JSON, or not UTF-8
+        raise ValueError(f"{path}: expected JSON: {first_line(error)}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(raw).__name__}")
+    if raw.get("model_type") != SamConfig.model_type:
+        raise ValueError(f"{path}: expected model_type 'sam', got {raw.get('model_type')!r}")
+    return raw
+
+
+def _parse_config(raw: dict[str, Any], folder: Path) -> SamConfig:
+    try:
+        config = SamConfig.from_dict(raw)
+    except (StrictDataclassError, ValueError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"{folder / 'config.json'}: not a SamConfig: {' '.join(str(error).split())}"
+        ) from error
+    size, patch = config.vision_config.image_size, config.vision_config.patch_size
+    # The types allow (height, width), the model does not
+    if not isinstance(size, int) or not isinstance(patch, int) or not 0 < patch <= size:
+        raise ValueError(
+            f"{folder / 'config.json'}: expected one image_size and a smaller patch_size, "
+            f"got {size!r} and {patch!r}"
+        )
+    return config
+
+
+def _load_processor(folder: Path, config: SamConfig) -> SamProcessor:
+    """The folder's own processor, else `build_processor`; always the Pillow one, so that pixels agree."""
+    names = ("processor_config.json", "preprocessor_config.json")
+    present = [name for name in names if (folder / name).is_file()]
+    if not present:
+        return build_processor(config)
+    try:
+        processor = SamProcessor(SamImageProcessorPil.from_pretrained(folder))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{folder / present[0]}: not a SAM processor: {first_line(error)}") from error
+    size = config.vision_config.image_size
+    pad = processor.image_processor.pad_size
+    if (processor.target_size, pad.height, pad.width) != (size, size, size):
+        raise ValueError(
+            f"{folder / present[0]}: expected images of {size} px as in config.json, got longest edge "
+            f"{processor.target_size} padded to {pad.height}x{pad.width}"
+        )
+    return processor
+
+
+def _merge_tied(tensors: Mapping[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:
+    """`tensors` with the positional embedding under its one name."""
+    merged = dict(tensors)
+    copy = merged.pop(_SHARED_COPY, None)
+    if copy is None:
+        return merged
+    shared = merged.setdefault(_SHARED, copy)
+    if not torch.equal(shared, copy):
+        raise ValueError(f"{source}: expected {_SHARED} and {_SHARED_COPY} to be equal, they differ")
+    return merged
+
+
+def _check_names_and_shapes(
+    tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size], source: str
+) -> None:
+    missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    wrong = [
+        f"{name} of shape {tuple(tensors[name].shape)} instead of {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    found = [("missing", missing), ("unknown", unknown), ("misshapen", wrong)]
+    problems = "; ".join(f"{len(names)} {word}: {few(names)}" for word, names in found if names)
+    if problems:
+        raise ValueError(f"{source}: the tensors do not fit the model: {problems}")
+    integers = [name for name, value in tensors.items() if not value.is_floating_point()]
+    if integers:
+        raise ValueError(f"{source}: expected floating-point tensors, got others: {few(integers)}")
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"not a device of torch: {device!r}") from error

@@ -1,0 +1,172 @@
+"""From a float `SamModel` to one with quantizer slots, and from there to one of packed codes.
+
+All three are `SamModel`s. What a module is says what state it is in: `nn.Linear` (float), `QuantLinear` with
+`nn.Identity` in its slots (prepared), with `AffineQuantizer`s (calibrated), `PackedLinear` (quantized).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import SamModel
+
+from saqsam.models.attention import SLOTS, to_quant_attention
+from saqsam.models.structure import SamStructure, Site, replace_module
+from saqsam.quant.affine import AffineQuantizer
+from saqsam.quant.layers import PackedTensor, channel_axis, to_packed_layer, to_quant_layer
+from saqsam.quant.observers import HistogramObserver
+from saqsam.quant.ranges import activation_parameters, weight_parameters
+from saqsam.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for an activation quantizer: its module name, part and bits."""
+
+    name: str
+    part: str
+    bits: int
+
+
+def activation_slots(structure: SamStructure, recipe: Recipe) -> Iterator[Slot]:
+    """Every activation that the recipe quantizes."""
+    for site in [*structure.layers, *structure.float_layers]:
+        bits = recipe.bits_of(site.part)[1]
+        if bits is not None:
+            yield Slot(f"{site.name}.input_quantizer", site.part, bits)
+    for site in structure.attentions:
+        bits = recipe.bits_of(site.part)[1]
+        if bits is not None:
+            for slot in SLOTS:
+                yield Slot(f"{site.name}.{slot}", site.part, bits)
+
+
+def weight_sites(structure: SamStructure, recipe: Recipe) -> Iterator[tuple[Site, int]]:
+    """Every layer whose weight the recipe quantizes, with its bits."""
+    for site in [*structure.layers, *structure.float_layers]:
+        bits = recipe.bits_of(site.part)[0]
+        if bits is not None:
+            yield site, bits
+
+
+@torch.no_grad()
+def round_float_parameters(model: SamModel, structure: SamStructure, recipe: Recipe) -> None:
+    """Round what stays float to float16 in place, as a checkpoint stores it: so that is what is measured.
+
+    Raises:
+        ValueError: If a value lies outside float16, or is not finite.
+    """
+    packed = {f"{site.name}.weight" for site, _ in weight_sites(structure, recipe)}
+    if recipe.bits_of("position_embedding")[0] is not None:
+        packed.add(structure.position_embedding)
+    for name, parameter in model.named_parameters():
+        rounded = parameter.half()
+        if not torch.isfinite(parameter).all():
+            raise ValueError(f"{name} holds NaN or infinity")
+        if name in packed:
+            continue
+        if not torch.isfinite(rounded).all():
+            raise ValueError(f"{name} holds {float(parameter.abs().max()):g}, which float16 cannot store")
+        parameter.copy_(rounded)
+
+
+def prepare(model: SamModel, structure: SamStructure, recipe: Recipe) -> None:
+    """Give every layer and attention of the recipe empty quantizer slots, in place; outputs do not change.
+
+    Raises:
+        ValueError: If the recipe asks for the position embedding of a model that has none.
+    """
+    if recipe.bits_of("position_embedding")[0] is not None and model.vision_encoder.pos_embed is None:
+        raise ValueError("extra.position_embedding: this model has no absolute position embedding")
+    for site in structure.attentions:
+        attention = model.get_submodule(site.name)
+        new = to_quant_attention(attention, quantized_rel_pos_query=recipe.quantized_rel_pos_query)
+        replace_module(model, site.name, new)
+    for site, _ in weight_sites(structure, recipe):
+        replace_module(model, site.name, to_quant_layer(model.get_submodule(site.name)))
+
+
+def fill_slots(
+    model: SamModel, structure: SamStructure, recipe: Recipe, observers: Mapping[str, HistogramObserver]
+) -> None:
+    """Put a quantizer with the recipe's range into every slot, from what its observer saw."""
+    spec, calibration = recipe.activations, recipe.calibration
+    for slot in activation_slots(structure, recipe):
+        try:
+            scale, zero_point = activation_parameters(
+                observers[slot.name],
+                slot.bits,
+                symmetric=spec.symmetric,
+                method=spec.range,
+                percentile=calibration.percentile,
+                power=calibration.power,
+            )
+        except ValueError as error:
+            raise ValueError(f"{slot.name}: {error}") from error
+        replace_module(model, slot.name, AffineQuantizer(slot.bits, scale, zero_point).to(model.device))
+
+
+def pack(model: SamModel, structure: SamStructure, recipe: Recipe) -> None:
+    """Replace float weights by packed codes, in place."""
+    for site, bits in weight_sites(structure, recipe):
+        layer = model.get_submodule(site.name)
+        assert isinstance(layer.weight, Tensor)
+        weight = _pack_tensor(layer.weight, bits, channel_axis(layer), recipe)
+        assert isinstance(layer.input_quantizer, nn.Module)
+        replace_module(model, site.name, to_packed_layer(layer, weight, layer.input_quantizer))
+    bits_or_none = recipe.bits_of("position_embedding")[0]
+    if bits_or_none is not None:
+        values = model.vision_encoder.pos_embed.detach()
+        _place_position_embedding(model, _pack_tensor(values, bits_or_none, 3, recipe))
+        unpack_position_embedding(model)
+    model.requires_grad_(False)
+
+
+def build_packed_skeleton(model: SamModel, structure: SamStructure, recipe: Recipe) -> None:
+    """Give a model, usually on the meta device, the modules that `pack` leaves, their values yet to load."""
+    prepare(model, structure, recipe)
+    for slot in activation_slots(structure, recipe):
+        replace_module(model, slot.name, AffineQuantizer.empty(slot.bits).to(model.device))
+    for site, bits in weight_sites(structure, recipe):
+        layer = model.get_submodule(site.name)
+        assert isinstance(layer.weight, Tensor)
+        weight = PackedTensor(tuple(layer.weight.shape), bits, channel_axis(layer)).to(model.device)
+        assert isinstance(layer.input_quantizer, nn.Module)
+        replace_module(model, site.name, to_packed_layer(layer, weight, layer.input_quantizer))
+    bits_or_none = recipe.bits_of("position_embedding")[0]
+    if bits_or_none is not None:
+        shape = tuple(model.vision_encoder.pos_embed.shape)
+        _place_position_embedding(model, PackedTensor(shape, bits_or_none, 3).to(model.device))
+    model.requires_grad_(False)
+
+
+def _pack_tensor(values: Tensor, bits: int, axis: int, recipe: Recipe) -> PackedTensor:
+    rows = values.detach().float().movedim(axis, 0).flatten(1)
+    scale, zero_point = weight_parameters(
+        rows,
+        bits,
+        symmetric=recipe.weights.symmetric,
+        method=recipe.weights.range,
+        percentile=recipe.calibration.percentile,
+        power=recipe.calibration.power,
+    )
+    return PackedTensor.from_float(values, scale, zero_point, bits, axis)
+
+
+def _place_position_embedding(model: SamModel, packed: PackedTensor) -> None:
+    encoder = model.vision_encoder
+    shape = encoder.pos_embed.shape
+    del encoder.pos_embed
+    encoder.packed_pos_embed = packed
+    # The encoder adds `pos_embed` as a tensor; the buffer is computed from the codes and not stored.
+    encoder.register_buffer("pos_embed", torch.zeros(shape, device=packed.codes.device), persistent=False)
+
+
+def unpack_position_embedding(model: SamModel) -> None:
+    """Compute the encoder's position embedding from its codes, where it has been packed."""
+    packed = model.vision_encoder._modules.get("packed_pos_embed")
+    if isinstance(packed, PackedTensor):
+        model.vision_encoder.pos_embed = packed()

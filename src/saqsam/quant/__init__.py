@@ -1,0 +1,1 @@
+"""Quantizers, observers, packing and quantized layers. Knows nothing of SAM."""

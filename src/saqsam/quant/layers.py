@@ -1,0 +1,210 @@
+"""Layers of a model under quantization (float weights, quantizers in slots) and after it (packed codes).
+
+`QuantLinear`, `QuantConv2d` and `QuantConvTranspose2d` are their float namesakes with two slots:
+`input_quantizer` and `weight_quantizer`. A slot holds `nn.Identity` until something takes its place: an
+observer while calibrating, a quantizer after it. `PackedLinear` and its siblings are what a checkpoint holds:
+codes, scales and zero points, no float weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .affine import check_bits, dequantize_affine, quantize_affine
+from .packing import pack_codes, packed_size, unpack_codes
+
+
+class PackedTensor(nn.Module):
+    """A weight as b-bit codes, with a scale and a zero point for each slice along its channel axis.
+
+    Attributes:
+        codes: uint8 [ceil(numel * bits / 8)], see `packing`.
+        scale: float32 [C], C being the size of the channel axis.
+        zero_point: uint8 [C].
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, shape: tuple[int, ...], bits: int, axis: int) -> None:
+        super().__init__()
+        self.shape, self.bits, self.axis = torch.Size(shape), check_bits(bits), axis
+        channels = shape[axis]
+        self.register_buffer("codes", torch.zeros(packed_size(self.shape.numel(), bits), dtype=torch.uint8))
+        self.register_buffer("scale", torch.ones(channels, dtype=torch.float32))
+        self.register_buffer("zero_point", torch.zeros(channels, dtype=torch.uint8))
+
+    @classmethod
+    def from_float(
+        cls, values: Tensor, scale: Tensor, zero_point: Tensor, bits: int, axis: int = 0
+    ) -> PackedTensor:
+        """Round float values to the grid of scale and zero point (both [C]) and pack the codes."""
+        packed = cls(tuple(values.shape), bits, axis).to(values.device)
+        shape = packed._broadcast_shape()
+        codes = quantize_affine(values.detach(), scale.reshape(shape), zero_point.reshape(shape), bits)
+        packed.codes.copy_(pack_codes(codes, bits))
+        packed.scale.copy_(scale)
+        packed.zero_point.copy_(zero_point)
+        return packed
+
+    def _broadcast_shape(self) -> tuple[int, ...]:
+        return tuple(size if axis == self.axis else 1 for axis, size in enumerate(self.shape))
+
+    def unpack(self) -> Tensor:
+        """The codes, uint8, in the tensor's shape."""
+        return unpack_codes(self.codes, self.bits, self.shape.numel()).reshape(self.shape)
+
+    def forward(self) -> Tensor:
+        """The tensor in float32."""
+        shape = self._broadcast_shape()
+        return dequantize_affine(self.unpack(), self.scale.reshape(shape), self.zero_point.reshape(shape))
+
+    def extra_repr(self) -> str:
+        """For printing."""
+        return f"shape={tuple(self.shape)}, bits={self.bits}, axis={self.axis}"
+
+
+class QuantLinear(nn.Linear):
+    """`nn.Linear` with quantizer slots."""
+
+    input_quantizer: nn.Module
+    weight_quantizer: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map input [..., K] to [..., C]."""
+        return F.linear(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias)
+
+
+class QuantConv2d(nn.Conv2d):
+    """`nn.Conv2d` with quantizer slots."""
+
+    input_quantizer: nn.Module
+    weight_quantizer: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map input [B, K, H, W] to [B, C, H', W']."""
+        weight = self.weight_quantizer(self.weight)
+        return F.conv2d(self.input_quantizer(input), weight, self.bias, self.stride, self.padding)
+
+
+class QuantConvTranspose2d(nn.ConvTranspose2d):
+    """`nn.ConvTranspose2d` (stride = kernel size, no padding) with quantizer slots."""
+
+    input_quantizer: nn.Module
+    weight_quantizer: nn.Module
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Map input [B, K, H, W] to [B, C, s * H, s * W]."""
+        weight = self.weight_quantizer(self.weight)
+        return F.conv_transpose2d(self.input_quantizer(input), weight, self.bias, self.stride)
+
+
+QuantLayer = QuantLinear | QuantConv2d | QuantConvTranspose2d
+
+_QUANT_CLASS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: QuantLinear,
+    nn.Conv2d: QuantConv2d,
+    nn.ConvTranspose2d: QuantConvTranspose2d,
+}
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """Axis of the output channels in a layer's weight: 1 for transposed convolutions, else 0."""
+    return 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+
+
+def to_quant_layer(layer: nn.Module) -> QuantLayer:
+    """A layer with empty slots that shares the parameters of a float linear or convolution.
+
+    Raises:
+        TypeError: For any other layer, or a convolution with groups, dilation, padding other than zeros, or,
+            if transposed, any padding.
+    """
+    if type(layer) not in _QUANT_CLASS:
+        raise TypeError(f"cannot quantize a {type(layer).__name__}")
+    if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) and (
+        layer.groups != 1
+        or layer.dilation != (1, 1)
+        or layer.padding_mode != "zeros"
+        or (isinstance(layer, nn.ConvTranspose2d) and {layer.padding, layer.output_padding} != {(0, 0)})
+    ):
+        raise TypeError(f"cannot quantize {layer}: it has groups, dilation or padding that is not supported")
+    new = _QUANT_CLASS[type(layer)].__new__(_QUANT_CLASS[type(layer)])
+    # The same object state under a class with another forward: nothing is copied, nothing initialised anew.
+    new.__dict__ = {**layer.__dict__, "_modules": {}}
+    new.input_quantizer = nn.Identity()
+    new.weight_quantizer = nn.Identity()
+    assert isinstance(new, (QuantLinear, QuantConv2d, QuantConvTranspose2d))
+    return new
+
+
+class PackedLinear(nn.Module):
+    """A linear layer with packed weights.
+
+    Attributes:
+        weight: PackedTensor [C, K].
+        bias: Parameter float32 [C] or None.
+        input_quantizer: Quantizer of the input, `nn.Identity` where it stays float.
+    """
+
+    def __init__(self, weight: PackedTensor, bias: Tensor | None, input_quantizer: nn.Module) -> None:
+        super().__init__()
+        self.weight, self.bias, self.input_quantizer = weight, bias, input_quantizer
+        self.out_features, self.in_features = weight.shape
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map input [..., K] to [..., C]."""
+        return F.linear(self.input_quantizer(input), self.weight(), self.bias)
+
+
+class PackedConv2d(nn.Module):
+    """A convolution with packed weights [C, K, h, w]; otherwise as `PackedLinear`."""
+
+    def __init__(
+        self,
+        weight: PackedTensor,
+        bias: Tensor | None,
+        input_quantizer: nn.Module,
+        stride: Any,
+        padding: Any,
+    ) -> None:
+        super().__init__()
+        self.weight, self.bias, self.input_quantizer = weight, bias, input_quantizer
+        self.stride, self.padding = stride, padding
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map input [B, K, H, W] to [B, C, H', W']."""
+        return F.conv2d(self.input_quantizer(input), self.weight(), self.bias, self.stride, self.padding)
+
+
+class PackedConvTranspose2d(nn.Module):
+    """A transposed convolution with packed weights [K, C, s, s]; otherwise as `PackedLinear`."""
+
+    def __init__(
+        self, weight: PackedTensor, bias: Tensor | None, input_quantizer: nn.Module, stride: Any
+    ) -> None:
+        super().__init__()
+        self.weight, self.bias, self.input_quantizer, self.stride = weight, bias, input_quantizer, stride
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map input [B, K, H, W] to [B, C, s * H, s * W]."""
+        return F.conv_transpose2d(self.input_quantizer(input), self.weight(), self.bias, self.stride)
+
+
+PackedLayer = PackedLinear | PackedConv2d | PackedConvTranspose2d
+
+
+def to_packed_layer(layer: nn.Module, weight: PackedTensor, input_quantizer: nn.Module) -> PackedLayer:
+    """The packed form of a float or quant layer, with its bias, stride and padding."""
+    if isinstance(layer, nn.Linear):
+        return PackedLinear(weight, layer.bias, input_quantizer)
+    if isinstance(layer, nn.ConvTranspose2d):
+        return PackedConvTranspose2d(weight, layer.bias, input_quantizer, layer.stride)
+    if isinstance(layer, nn.Conv2d):
+        return PackedConv2d(weight, layer.bias, input_quantizer, layer.stride, layer.padding)
+    raise TypeError(f"cannot pack a {type(layer).__name__}")

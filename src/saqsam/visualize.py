@@ -1,0 +1,250 @@
+"""Pictures of masks: laid over an image, and float against quantized side by side."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Colour = tuple[int, int, int]
+"""RGB in [0, 255]."""
+
+PALETTE: tuple[Colour, ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (204, 121, 167),
+    (0, 114, 178),
+    (213, 94, 0),
+)
+"""Okabe and Ito's colours, told apart by most colour-blind readers."""
+
+ONLY_FLOAT: Colour = (0, 114, 178)
+ONLY_QUANTIZED: Colour = (213, 94, 0)
+
+_INK: Colour = (32, 32, 32)
+_FAINT_INK: Colour = (110, 110, 110)
+_PAPER: Colour = (255, 255, 255)
+_GAP = 10
+_FONT_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row of a comparison picture.
+
+    Attributes:
+        image: HWC uint8 RGB.
+        boxes: [P, 4] xyxy in pixels of the image, the prompts; may be empty.
+        float_masks: [P, H, W] bool.
+        quantized_masks: [P, H, W] bool.
+        caption: One line under the row, such as the mean IoU of the two; empty for none.
+        points: [P', 2] x, y in pixels of the image, prompts too; may be empty.
+    """
+
+    image: NDArray[np.uint8]
+    boxes: ArrayLike
+    float_masks: NDArray[np.bool_]
+    quantized_masks: NDArray[np.bool_]
+    caption: str = ""
+    points: ArrayLike = ()
+
+
+def overlay_masks(
+    image: NDArray[np.uint8],
+    masks: NDArray[np.bool_],
+    *,
+    colours: Sequence[Colour] = PALETTE,
+    alpha: float = 0.5,
+) -> NDArray[np.uint8]:
+    """Lay masks over an image, each in its own colour with a solid outline.
+
+    Args:
+        image: HWC uint8 RGB.
+        masks: [P, H, W] bool at the size of the image; later ones lie on top.
+        colours: Taken in turn.
+        alpha: Opacity of the inside, in [0, 1].
+
+    Returns:
+        A new HWC uint8 RGB image.
+
+    Raises:
+        ValueError: The masks have another size than the image, or no colour is given.
+    """
+    if masks.ndim != 3 or masks.shape[1:] != image.shape[:2]:
+        raise ValueError(f"masks: expected [P, {image.shape[0]}, {image.shape[1]}], got {masks.shape}")
+    if not colours:
+        raise ValueError("colours: expected at least one, got none")
+    canvas = image.copy()
+    thickness = max(1, round(max(image.shape[:2]) / 300))
+    for index, mask in enumerate(masks):
+        colour = colours[index % len(colours)]
+        canvas[mask] = np.rint((1 - alpha) * canvas[mask] + alpha * np.array(colour)).astype(np.uint8)
+        outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(canvas, outlines, -1, colour, thickness, cv2.LINE_AA)
+    return canvas
+
+
+def comparison_picture(
+    rows: Sequence[Comparison],
+    *,
+    cell_width: int = 300,
+    titles: tuple[str, str, str, str] = ("image and prompts", "float", "quantized", "difference"),
+) -> NDArray[np.uint8]:
+    """Draw image, float masks, quantized masks and their difference, one row per image.
+
+    In the difference a pixel is coloured where a prompt's float and quantized mask disagree; the legend names
+    the colours. Images are scaled to the width of a cell, and to at most one and a half times it in height.
+
+    Args:
+        rows: One per image.
+        cell_width: Width of each of the four columns, in pixels.
+        titles: Of the four columns.
+
+    Returns:
+        HWC uint8 RGB, ready to be written as PNG.
+
+    Raises:
+        ValueError: No row, a cell narrower than 80 px, or masks that do not fit their image or each other.
+    """
+    if not rows:
+        raise ValueError("rows: expected at least one image to compare, got none")
+    if cell_width < 80:
+        raise ValueError(f"cell_width: expected at least 80 px, got {cell_width}")
+    strips = [_title_strip(titles, cell_width)]
+    for row in rows:
+        strips.append(np.concatenate(_spread(_cells(row, cell_width)), axis=1))
+        width = strips[-1].shape[1]
+        strips.append(_text_strip(row.caption, width) if row.caption else _blank(_GAP, width))
+    strips.append(_legend(strips[0].shape[1]))
+    return np.pad(np.concatenate(strips), ((_GAP, _GAP), (0, 0), (0, 0)), constant_values=255)
+
+
+def _cells(row: Comparison, width: int) -> list[NDArray[np.uint8]]:
+    """The four cells of a row, each `width` wide and all of one height."""
+    if row.float_masks.shape != row.quantized_masks.shape or row.float_masks.shape[1:] != row.image.shape[:2]:
+        raise ValueError(
+            f"masks: expected two of [P, {row.image.shape[0]}, {row.image.shape[1]}], "
+            f"got {row.float_masks.shape} and {row.quantized_masks.shape}"
+        )
+    scale = min(width / row.image.shape[1], 1.5 * width / row.image.shape[0])
+    size = (max(1, round(row.image.shape[0] * scale)), max(1, round(row.image.shape[1] * scale)))
+    image = _resize(row.image, size)
+    # Masks are scaled before they are drawn, so that edges stay crisp on images of any size.
+    float_masks = (
+        np.stack([_resize_mask(mask, size) for mask in row.float_masks]) if len(row.float_masks) else None
+    )
+    quantized_masks = (
+        np.stack([_resize_mask(mask, size) for mask in row.quantized_masks])
+        if len(row.quantized_masks)
+        else None
+    )
+    cells = [_draw_prompts(image, row, scale)]
+    if float_masks is None or quantized_masks is None:
+        cells += [image, image, _faded(image)]
+    else:
+        cells += [overlay_masks(image, float_masks), overlay_masks(image, quantized_masks)]
+        cells.append(_difference(image, float_masks, quantized_masks))
+    return [_centred(cell, width) for cell in cells]
+
+
+def _difference(
+    image: NDArray[np.uint8], float_masks: NDArray[np.bool_], quantized_masks: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    canvas = _faded(image)
+    canvas[(float_masks & ~quantized_masks).any(axis=0)] = ONLY_FLOAT
+    canvas[(quantized_masks & ~float_masks).any(axis=0)] = ONLY_QUANTIZED
+    return canvas
+
+
+def _faded(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The image as a pale grey ground, on which two colours stand out."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    pale: NDArray[np.uint8] = np.rint(150 + grey * (105 / 255)).astype(np.uint8)
+    return np.repeat(pale[:, :, None], 3, axis=2)
+
+
+def _draw_prompts(image: NDArray[np.uint8], row: Comparison, scale: float) -> NDArray[np.uint8]:
+    canvas = Image.fromarray(image)
+    draw = ImageDraw.Draw(canvas)
+    bottom, right = image.shape[0] - 1, image.shape[1] - 1
+    for index, box in enumerate(np.asarray(row.boxes, dtype=np.float64).reshape(-1, 4) * scale):
+        x0, y0, x1, y1 = (round(edge) for edge in box.tolist())
+        corners = (
+            min(max(x0, 0), right),
+            min(max(y0, 0), bottom),
+            min(max(x1 - 1, 0), right),
+            min(max(y1 - 1, 0), bottom),
+        )
+        draw.rectangle(corners, outline=PALETTE[index % len(PALETTE)], width=2)
+    for index, (x, y) in enumerate((np.asarray(row.points, dtype=np.float64).reshape(-1, 2) + 0.5) * scale):
+        draw.circle((x, y), 5, fill=PALETTE[index % len(PALETTE)], outline=_PAPER, width=1)
+    return np.array(canvas)
+
+
+def _resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    height, width = size
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def _resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+    height, width = size
+    smooth = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(smooth) >= 128
+
+
+def _centred(cell: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    left = (width - cell.shape[1]) // 2
+    margins = ((0, 0), (left, width - cell.shape[1] - left), (0, 0))
+    return np.pad(cell, margins, constant_values=255)
+
+
+def _spread(cells: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+    """The cells with white gaps between them and at both ends."""
+    gap = _blank(cells[0].shape[0], _GAP)
+    spread = [gap]
+    for cell in cells:
+        spread += [cell, gap]
+    return spread
+
+
+def _blank(height: int, width: int) -> NDArray[np.uint8]:
+    return np.full((height, width, 3), 255, dtype=np.uint8)
+
+
+def _title_strip(titles: Sequence[str], cell_width: int) -> NDArray[np.uint8]:
+    strip = Image.fromarray(_blank(_FONT_SIZE + 10, len(titles) * (cell_width + _GAP) + _GAP))
+    draw = ImageDraw.Draw(strip)
+    for column, title in enumerate(titles):
+        x = _GAP + column * (cell_width + _GAP) + cell_width / 2
+        draw.text((x, 2), title, fill=_INK, font=_font(), anchor="ma")
+    return np.array(strip)
+
+
+def _text_strip(text: str, width: int) -> NDArray[np.uint8]:
+    strip = Image.fromarray(_blank(_FONT_SIZE + 18, width))
+    ImageDraw.Draw(strip).text((_GAP, 4), text, fill=_FAINT_INK, font=_font(), anchor="la")
+    return np.array(strip)
+
+
+def _legend(width: int) -> NDArray[np.uint8]:
+    strip = Image.fromarray(_blank(_FONT_SIZE + 12, width))
+    draw = ImageDraw.Draw(strip)
+    x: float = _GAP
+    for colour, label in (
+        (ONLY_FLOAT, "only in the float mask"),
+        (ONLY_QUANTIZED, "only in the quantized mask"),
+    ):
+        draw.rectangle((x, 7, x + _FONT_SIZE, 7 + _FONT_SIZE), fill=colour)
+        x += _FONT_SIZE + 6
+        draw.text((x, 6), label, fill=_INK, font=_font(), anchor="la")
+        x += draw.textlength(label, font=_font()) + 24
+    return np.array(strip)
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font: the same on every machine."""
+    return ImageFont.load_default(_FONT_SIZE)

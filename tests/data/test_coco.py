@@ -1,0 +1,142 @@
+"""COCO instance files: what is read, and what is left out and counted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from coco_folder import SIZES, annotation, compressed, make_coco, picture, rectangle
+from saqsam.data.coco import CocoDataset
+
+
+def open_folder(folder: Path, **options: Any) -> CocoDataset:
+    return CocoDataset(folder / "images", folder / "annotations.json", **options)
+
+
+def test_images_boxes_and_masks(tmp_path: Path) -> None:
+    dataset = open_folder(make_coco(tmp_path / "pets"))
+    assert (dataset.name, len(dataset), dataset.image_ids) == ("pets", 2, (1, 7))
+    assert dataset.category_names == {3: "cat", 9: "dog"}
+    first, second = dataset[0], dataset[1]
+    assert (first.image_id, first.file_name) == (1, "1.png")
+    np.testing.assert_array_equal(first.image, picture(SIZES[1], 1))
+    assert [instance.id for instance in first.instances] == [11, 12, 13]
+    assert [instance.is_crowd for instance in first.instances] == [False, False, True]
+    assert [instance.category_id for instance in first.instances] == [3, 3, 9]
+    for instance in first.instances:
+        x0, y0, x1, y1 = (int(edge) for edge in instance.box)
+        np.testing.assert_array_equal(instance.mask(), rectangle(SIZES[1], (x0, y0, x1, y1)))
+        assert instance.mask().dtype == bool
+        assert instance.area == (x1 - x0) * (y1 - y0)
+    (triangle,) = second.instances
+    assert triangle.box == (5.0, 5.0, 25.0, 45.0)
+    assert triangle.area == pytest.approx(20 * 40 / 2, rel=0.05)
+    assert dataset.skipped == {}
+
+
+def test_images_are_read_when_asked_for(tmp_path: Path) -> None:
+    dataset = open_folder(make_coco(tmp_path))
+    (tmp_path / "images" / "1.png").write_bytes(b"damaged")
+    assert dataset[1].image_id == 7
+    with pytest.raises(ValueError, match=r"1\.png: expected a readable image"):
+        dataset[0]
+    with pytest.raises(IndexError):
+        dataset[2]
+
+
+def test_limit_takes_the_first_images_that_exist(tmp_path: Path) -> None:
+    make_coco(tmp_path)
+    assert open_folder(tmp_path, limit=1).image_ids == (1,)
+    (tmp_path / "images" / "1.png").unlink()
+    dataset = open_folder(tmp_path, limit=1)
+    assert dataset.image_ids == (7,)
+    assert dataset.skipped == {"missing image file": 1}
+
+
+def test_box_comes_from_the_mask_where_there_is_none(tmp_path: Path) -> None:
+    lone = annotation(1, 1, (10, 5, 30, 25))
+    del lone["bbox"], lone["category_id"], lone["iscrowd"]
+    (instance,) = open_folder(make_coco(tmp_path, [lone], categories=None))[0].instances
+    assert instance.box == (10.0, 5.0, 30.0, 25.0)
+    assert (instance.category_id, instance.is_crowd) == (1, False)
+
+
+def test_what_cannot_be_used_is_counted_once(tmp_path: Path) -> None:
+    box = (10, 5, 30, 25)
+    dataset = open_folder(
+        make_coco(
+            tmp_path,
+            [
+                annotation(1, 1, box),
+                annotation(2, 1, box, segmentation=[]),
+                annotation(3, 1, box, segmentation=None),
+                annotation(4, 1, box, segmentation=compressed(np.zeros(SIZES[1], dtype=bool))),
+                annotation(5, 1, box, segmentation={"size": list(SIZES[1]), "counts": [3]}),
+                annotation(6, 1, box, segmentation=compressed(np.ones((60, 40), dtype=bool))),
+                annotation(7, 1, box, bbox=[10, 5, 0, 20]),
+                annotation(8, 1, box, bbox=[10, 5, 20]),
+                annotation(9, 1, box, bbox=[10, 5, float("nan"), 20]),
+                annotation(10, 1, box, bbox=[61, 5, 10, 10]),
+                annotation(11, 1, box) | {"image_id": 99},
+                annotation(12, 1, box) | {"image_id": [1]},
+            ],
+        )
+    )
+    assert dataset.index_skipped == {"unknown image id": 2}
+    for _ in range(2):  # reading an image again must not count again
+        sample = dataset[0]
+        assert [instance.id for instance in sample.instances] == [1]
+        assert sample.skipped == {
+            "empty mask": 3,
+            "damaged mask": 1,
+            "mask of another size than the image": 1,
+            "box without area": 3,
+            "box outside the image": 1,
+        }
+        assert dataset.skipped == {**sample.skipped, "unknown image id": 2}
+
+
+def test_image_of_another_size_than_stated(tmp_path: Path) -> None:
+    make_coco(tmp_path)
+    Image.fromarray(picture((41, 60))).save(tmp_path / "images" / "1.png")
+    sample = open_folder(tmp_path)[0]
+    assert sample.instances == ()
+    assert sample.skipped == {"mask of another size than the image": 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": None}, "a list 'images'"),
+        ({"images": []}, "expected images in .*, found none of 0"),
+        ({"images": [{"id": 1, "file_name": "1.png", "height": 0, "width": 5}]}, "image 0: expected"),
+        ({"images": [{"id": "1", "file_name": "1.png", "height": 4, "width": 5}]}, "image 0: expected"),
+        (
+            {"images": [{"id": 1, "file_name": "1.png", "height": 4, "width": 5}] * 2},
+            "unique image ids, got 1",
+        ),
+        ({"annotations": {}}, "'annotations' to be a list"),
+        ({"annotations": [{"image_id": 1}]}, "annotation 0: expected"),
+        ({"annotations": [annotation(5, 1, (0, 0, 2, 2))] * 2}, "unique annotation ids, got 5"),
+        ({"categories": [{"name": "cat"}]}, "category to have an integer id"),
+    ],
+)
+def test_files_that_are_no_coco_instances(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    make_coco(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        open_folder(tmp_path)
+
+
+def test_missing_and_unparsable_files(tmp_path: Path) -> None:
+    make_coco(tmp_path)
+    with pytest.raises(ValueError, match="expected the folder of the images"):
+        CocoDataset(tmp_path / "absent", tmp_path / "annotations.json")
+    with pytest.raises(ValueError, match="found nothing"):
+        CocoDataset(tmp_path / "images", tmp_path / "absent.json")
+    for content in (b"{", b"\xff\xfe\xfd", json.dumps([1]).encode(), b"[" * 100_000):
+        (tmp_path / "annotations.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"annotations\.json: expected"):
+            open_folder(tmp_path)

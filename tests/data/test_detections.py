@@ -1,0 +1,100 @@
+"""COCO results files as box prompts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coco_folder import make_coco
+from saqsam.data.coco import CocoDataset
+from saqsam.data.detections import Detections, load_detections
+from saqsam.data.images import ImageFolder
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    return {"image_id": 1, "category_id": 3, "bbox": [1, 2, 10, 20], "score": 0.5, **changes}
+
+
+def load(folder: Path, content: Any, *, limit: int | None = None) -> Detections:
+    make_coco(folder)
+    path = folder / "found.json"
+    path.write_text(json.dumps(content))
+    dataset = CocoDataset(folder / "images", folder / "annotations.json", limit=limit)
+    return load_detections(path, dataset)
+
+
+def test_boxes_by_image(tmp_path: Path) -> None:
+    found = load(
+        tmp_path,
+        [
+            entry(),
+            entry(image_id=7, bbox=[0, 0, 5, 5], score=1),
+            entry(bbox=[50, 30, 20, 20], category_id=9, score=0),
+        ],
+    )
+    assert set(found.by_image) == {1, 7}
+    first = found.by_image[1]
+    # The second reaches over the border of the 60 x 40 image, which is allowed.
+    np.testing.assert_array_equal(first.boxes, [[1, 2, 11, 22], [50, 30, 70, 50]])
+    np.testing.assert_array_equal(first.scores, [0.5, 0])
+    np.testing.assert_array_equal(first.category_ids, [3, 9])
+    assert (first.boxes.dtype, first.scores.dtype) == (np.float64, np.float64)
+    assert found.skipped == {}
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    found = load(
+        tmp_path,
+        [
+            entry(image_id=99),
+            entry(image_id=98),
+            entry(category_id=4),
+            entry(bbox=[1, 2, 0, 20]),
+            entry(bbox=[1, 2, 10, -1]),
+            entry(bbox=[60, 2, 10, 10]),
+            entry(bbox=[-10, 2, 10, 10]),
+        ],
+    )
+    assert found.by_image == {}
+    assert found.skipped == {
+        "unknown image id": 2,
+        "unknown category id": 1,
+        "box without area": 2,
+        "box outside the image": 2,
+    }
+
+
+def test_images_beyond_the_limit_are_not_unknown(tmp_path: Path) -> None:
+    found = load(tmp_path, [entry(), entry(image_id=7)], limit=1)
+    assert set(found.by_image) == {1}
+    assert found.skipped == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "a JSON list, got dict"),
+        ([entry(), 5], "entry 1: expected an object, got int"),
+        ([entry(image_id="1")], "entry 0: expected an integer image_id, got '1'"),
+        ([entry(category_id=None)], "entry 0: expected an integer category_id, got None"),
+        ([entry(category_id=10**30)], "expected an integer category_id"),
+        ([entry(image_id=True)], "expected an integer image_id, got True"),
+        ([entry(bbox=[1, 2, 3])], "bbox as four finite numbers"),
+        ([entry(bbox=[1, 2, 3, float("inf")])], "bbox as four finite numbers"),
+        ([entry(bbox=[1, 2, 3, 10**400])], "bbox as four finite numbers"),
+        ([entry(bbox=[1, 2, 3, "4"])], "bbox as four finite numbers"),
+        ([entry(score=float("nan"))], "a finite score, got nan"),
+        ([{"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4]}], "a finite score, got None"),
+    ],
+)
+def test_damaged_files(tmp_path: Path, content: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, content)
+
+
+def test_only_coco_data_has_detections(tmp_path: Path) -> None:
+    make_coco(tmp_path)
+    with pytest.raises(ValueError, match="expected a data set in COCO format, got 'images'"):
+        load_detections(tmp_path / "found.json", ImageFolder(tmp_path / "images"))

@@ -1,0 +1,41 @@
+"""Write the averaged weights of a run into the package: `python training/export.py RUN FOLDER`.
+
+The folder gets `model.safetensors` (float16), `config.json` and `processor_config.json`, each under its name only when
+whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import SamModel
+
+from forward import sam_mini_config
+from saqsam.models.loading import build_processor
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("folder", type=Path)
+    args = parser.parse_args()
+    state = torch.load(args.run / "state.pt", map_location="cpu", weights_only=True)
+    model = SamModel(sam_mini_config())
+    model.load_state_dict({**state["model"], **state["average"]})
+    args.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.folder.parent) as partial:
+        model.half().save_pretrained(partial)
+        build_processor(model.config).save_pretrained(partial)
+        for file in Path(partial).iterdir():
+            file.replace(args.folder / file.name)
+    print(
+        f"{args.folder}: step {state['step']}, {state['samples']} samples, {state['seconds'] / 3600:.1f} hours"
+    )
+
+
+if __name__ == "__main__":
+    main()

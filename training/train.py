@@ -1,0 +1,287 @@
+"""Train sam-mini: resumable, stops by the clock, the same script on a CPU and on an accelerator.
+
+    python training/train.py --packs photos.npz scenes.npz --out RUN --minutes 120 --window 128 --batch 8
+    python training/train.py --packs ... --out RUN --minutes 60 --window 256 --batch 4 --decay   # to the end
+
+A run is a folder: `state.pt` (weights, their moving average, optimizer, counters; written whole every few minutes),
+`log.csv` (losses), `curve.csv` (mean IoU on the held-back pictures). Started again with the same --out it goes on. The
+learning rate is constant after its warm-up; `--decay` lets it fall to zero over the time of this call, so that one
+long run can be ended whenever its time is up.
+
+Loss, after Segment Anything (arXiv 2304.02643): cross-entropy and dice on the low-resolution logits, squared error of
+the predicted IoU; with a point, only the best of the three masks learns. Here targets are soft (the covered share of
+each cell), and cross-entropy is averaged once over the object's surroundings and once over the window, so that small
+objects count as much as large ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from transformers import SamModel
+
+from evaluation import held_back_iou
+from forward import decode, embed_prompts, encode, initialise, sam_mini_config, use_folded_attention
+from samples import Pack, SampleSet, SampleSpec
+
+WEIGHTS = {"objects_train": 0.45, "coco_train": 0.2, "nuclei_train": 0.13, "scenes": 0.22}
+BALANCED_STEPS = 1500
+HERE = Path(__file__).parent
+
+
+def mask_loss(logits: Tensor, target: Tensor, balance: float) -> Tensor:
+    """Loss of each mask: logits [M, K, H, W] of K candidates, soft target [M, H, W] in [0, 1] -> [M, K].
+
+    `balance` weighs a cross-entropy that counts object and background alike: without it a young model stays for long
+    at the answer "nothing", which is nearly right for small objects.
+    """
+    target = target[:, None].expand_as(logits)
+    cross = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    inside = (cross * target).sum((2, 3)) / target.sum((2, 3)).clamp_min(1.0)
+    outside = (cross * (1 - target)).sum((2, 3)) / (1 - target).sum((2, 3)).clamp_min(1.0)
+    with torch.no_grad():
+        near = F.max_pool2d((target[:, :1] > 0.5).float(), 9, 1, 4)
+    local = (cross * near).sum((2, 3)) / near.sum((2, 3)).clamp_min(1.0)
+    probability = logits.sigmoid()
+    overlap = (probability * target).sum((2, 3))
+    dice = 1 - (2 * overlap + 1) / (probability.sum((2, 3)) + target.sum((2, 3)) + 1)
+    return local + 2.0 * cross.mean((2, 3)) + dice + balance * (inside + outside)
+
+
+@torch.no_grad()
+def true_iou(logits: Tensor, target: Tensor) -> Tensor:
+    """IoU of the thresholded masks: [M, K, H, W] and [M, H, W] -> [M, K]."""
+    mask, truth = logits > 0, (target > 0.5)[:, None]
+    union = (mask | truth).sum((2, 3)).clamp_min(1)
+    return (mask & truth).sum((2, 3)) / union
+
+
+def total_loss(
+    logits: Tensor, predicted: Tensor, target: Tensor, is_point: Tensor, balance: float
+) -> tuple[Tensor, Tensor]:
+    """Mean loss and the mean IoU of the mask that a user would get; logits [M, 4, H, W], is_point [M]."""
+    each = mask_loss(logits, target, balance)
+    best = each[:, 1:].amin(1)
+    # A single point is ambiguous: its three masks share the work. Anything else is the single mask's.
+    loss = torch.where(is_point, best + 0.2 * each[:, 0], each[:, 0] + 0.2 * best).mean()
+    iou = true_iou(logits, target)
+    loss = loss + F.mse_loss(predicted, iou)
+    used = torch.where(is_point, iou[:, 1:].amax(1), iou[:, 0])
+    return loss, used.mean()
+
+
+def corrected_prompts(
+    logits: Tensor, target: Tensor, coords: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The next round of prompts: a click in the error region beside the old ones, and the mask so far."""
+    wrong = (logits > 0) != (target > 0.5)
+    weight = wrong.flatten(1).float() + 1e-6
+    pick = torch.multinomial(weight, 1)[:, 0]
+    width = target.shape[-1]
+    scale = 2.0  # mask cells are half the pixels of the window
+    point = torch.stack([pick % width, pick // width], -1).float() * scale + 0.5
+    label = (target.flatten(1).gather(1, pick[:, None]) > 0.5).long()
+    coords = torch.cat([coords, point.reshape(*coords.shape[:2], 1, 2)], 2)
+    labels = torch.cat([labels, label.reshape(*labels.shape[:2], 1)], 2)
+    return coords, labels, logits.detach()[:, None]
+
+
+class Run:
+    """A training run in its folder."""
+
+    def __init__(self, folder: Path, device: torch.device, lr: float) -> None:
+        torch.manual_seed(0)
+        self.folder, self.device = folder, device
+        self.model = SamModel(sam_mini_config())
+        initialise(self.model)
+        use_folded_attention(self.model).to(device).train()
+        decayed = [p for p in self.model.parameters() if p.dim() > 1]
+        others = [p for p in self.model.parameters() if p.dim() <= 1]
+        groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+        self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        self.step = self.samples = 0
+        self.seconds = 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "state.pt").exists():
+            state = torch.load(folder / "state.pt", map_location=device, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.average = state["average"]
+            self.step, self.samples, self.seconds = state["step"], state["samples"], state["seconds"]
+
+    def save(self) -> None:
+        """Write the state under its final name only when whole."""
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "samples": self.samples,
+            "seconds": self.seconds,
+        }
+        partial = self.folder / "state.partial"
+        torch.save(state, partial)
+        partial.replace(self.folder / "state.pt")
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Exponential moving average of the weights, shorter while the run is young."""
+        rate = 1 - min(0.9995, (1 + self.step) / (20 + self.step))
+        for name, parameter in self.model.named_parameters():
+            self.average[name].lerp_(parameter, rate)
+
+    def averaged_model(self) -> SamModel:
+        """A plain SamModel with the averaged weights, in eval mode."""
+        model = SamModel(sam_mini_config())
+        model.load_state_dict({**self.model.state_dict(), **self.average})
+        return model.to(self.device).eval()
+
+    def position(self) -> dict[str, object]:
+        """How far the run is."""
+        return {"step": self.step, "samples": self.samples, "hours": round(self.seconds / 3600, 4)}
+
+    def log(self, name: str, row: dict[str, object]) -> None:
+        """Append a row to a CSV of the run."""
+        path = self.folder / name
+        is_new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            if is_new:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+def train_step(run: Run, batch: dict[str, Tensor], correct: bool, clip: float) -> tuple[float, float]:
+    """One optimizer step on a batch; returns the loss and the mean IoU."""
+    device, model = run.device, run.model
+    batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+    patch = model.config.vision_config.patch_size
+    tokens, frame = batch["pixels"].shape[-1] // patch, model.config.vision_config.image_size // patch
+    generator = torch.Generator().manual_seed(run.step)
+    top, left = (int(torch.randint(0, frame - tokens + 1, (), generator=generator)) for _ in range(2))
+    shift = torch.tensor([left * patch, top * patch], dtype=torch.float32, device=device)
+    target = batch["targets"].flatten(0, 1).float() / 255
+    coords, labels = batch["coords"] + shift, batch["labels"]
+    is_point = (labels[..., 1] == -1).flatten()
+    # The Fourier features need float32: their arguments span several turns.
+    positions = model.get_image_wide_positional_embeddings()[:, :, top : top + tokens, left : left + tokens]
+    with torch.autocast(device.type, torch.bfloat16):
+        embeddings = encode(model, batch["pixels"], top, left)
+    mask_input = None
+    balance = max(0.0, 1 - run.step / BALANCED_STEPS)
+    loss = torch.zeros((), device=device)
+    for round_ in range(2 if correct else 1):
+        sparse = embed_prompts(model, coords, labels)
+        with torch.autocast(device.type, torch.bfloat16):
+            logits, predicted = decode(model, embeddings, positions, sparse, mask_input)
+        logits, predicted = logits.flatten(0, 1).float(), predicted.flatten(0, 1).float()
+        ambiguous = is_point if round_ == 0 else torch.zeros_like(is_point)
+        part, iou = total_loss(logits, predicted, target, ambiguous, balance)
+        loss = loss + part
+        if correct and round_ == 0:
+            kept = torch.where(
+                is_point, 1 + predicted[:, 1:].argmax(1), torch.zeros_like(is_point, dtype=torch.long)
+            )
+            so_far = logits.detach()[torch.arange(len(kept), device=device), kept]
+            local = coords - shift
+            coords, labels, mask_input = corrected_prompts(so_far, target, local, labels)
+            coords = coords + shift
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    run.optimizer.step()
+    return loss.item() / (2 if correct else 1), iou.item()
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--packs", type=Path, nargs="+", required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; resumed if it holds one")
+    parser.add_argument("--minutes", type=float, required=True, help="stop after this long")
+    parser.add_argument("--window", type=int, default=128, help="side of the training window, at most 256")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--prompts", type=int, default=8, help="prompts a picture")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--warmup", type=int, default=300, help="steps")
+    parser.add_argument("--decay", action="store_true", help="let the learning rate fall to 0 over this call")
+    parser.add_argument(
+        "--correct", type=float, default=0.15, help="share of steps with a second, corrected round"
+    )
+    parser.add_argument(
+        "--evaluate-every", type=float, default=20, help="minutes between held-back evaluations"
+    )
+    parser.add_argument("--save-every", type=float, default=4, help="minutes between saved states")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=1)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train until the time is up."""
+    args = parse_arguments()
+    held_back = json.loads((HERE / "held_back.json").read_text())
+    packs = [Pack(path, held_back) for path in args.packs]
+    run = Run(args.out, torch.device(args.device), args.lr)
+    spec = SampleSpec(args.window, 256, args.prompts, WEIGHTS, whole=0.5 if args.window == 256 else 0.0)
+    samples = SampleSet(packs, spec, seed=args.window, length=2**40)
+    stream = Subset(samples, range(run.samples, 2**40))
+    prefetch = 4 if args.workers else None
+    loader = DataLoader(stream, args.batch, num_workers=args.workers, prefetch_factor=prefetch)
+    start = last_save = last_evaluation = time.monotonic()
+    before, budget = run.seconds, args.minutes * 60
+    losses: list[tuple[float, float]] = []
+
+    def evaluate() -> None:
+        pictures = [Pack(path, held_back, use_held_back=True) for path in args.packs]
+        scores = held_back_iou(run.averaged_model(), pictures)
+        row = run.position() | {"window": args.window}
+        run.log("curve.csv", {**row, **{k: round(v, 4) for k, v in scores.items()}})
+        print(row, scores, flush=True)
+
+    for batch in loader:
+        spent = time.monotonic() - start
+        if spent > budget:
+            break
+        factor = min(1.0, (run.step + 1) / args.warmup)
+        if args.decay:
+            factor *= max(0.0, 1 - spent / budget)
+        for group in run.optimizer.param_groups:
+            group["lr"] = args.lr * factor
+        correct = run.step % 100 < args.correct * 100
+        losses.append(train_step(run, batch, correct, clip=1.0))
+        run.step += 1
+        run.samples += args.batch
+        run.seconds = before + time.monotonic() - start
+        run.update_average()
+        if run.step % 50 == 0:
+            loss, iou = (sum(values) / len(losses) for values in zip(*losses, strict=True))
+            losses.clear()
+            row = run.position() | {"window": args.window, "lr": f"{args.lr * factor:.2e}"}
+            row |= {"loss": round(loss, 4), "iou": round(iou, 4)}
+            run.log("log.csv", row)
+            print(row, flush=True)
+        now = time.monotonic()
+        if now - last_save > args.save_every * 60:
+            run.save()
+            last_save = now
+        if now - last_evaluation > args.evaluate_every * 60:
+            evaluate()
+            last_evaluation = time.monotonic()
+    run.save()
+    evaluate()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    main()
