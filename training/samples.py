@@ -219,7 +219,7 @@ def fill_window(rng: np.random.Generator, low: np.ndarray, high: np.ndarray, win
     shift = np.zeros(2)
     for axis in range(2):
         if high[axis] - low[axis] <= window:
-            shift[axis] = rng.uniform(-low[axis], window - high[axis])
+            shift[axis] = -low[axis] + rng.random() * (window - high[axis] + low[axis])
         else:
             shift[axis] = max(0.0, window - high[axis]) + min(0.0, -low[axis])
     return shift

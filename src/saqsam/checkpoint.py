@@ -51,7 +51,7 @@ class SaqsamConfig(QuantizationConfigMixin):  # type: ignore[misc]
     def __init__(
         self,
         recipe: Mapping[str, Any] | None = None,
-        format_version: int = FORMAT_VERSION,
+        format_version: int | None = None,
         content_sha256: str | None = None,
         saqsam_version: str = __version__,
         quant_method: str = QUANT_METHOD,
@@ -137,7 +137,7 @@ def recipe_of(model: SamModel) -> Recipe:
 
 def attach_quantizer(model: SamModel, recipe: Recipe, content_sha256: str | None = None) -> None:
     """Mark a packed model as quantized, as transformers does when it loads one."""
-    config = SaqsamConfig(recipe=recipe.to_dict(), content_sha256=content_sha256)
+    config = SaqsamConfig(recipe.to_dict(), FORMAT_VERSION, content_sha256)
     model.config.quantization_config = config
     model.config.dtype = torch.float32
     model.hf_quantizer = SaqsamQuantizer(config)
