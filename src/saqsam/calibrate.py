@@ -23,6 +23,10 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, the number of steps done, and their total."""
 
 
+class CalibrationWarning(UserWarning):
+    """Calibration went on with less than was asked for."""
+
+
 @contextmanager
 def observing(
     model: SamModel, structure: SamStructure, recipe: Recipe
@@ -98,7 +102,9 @@ def calibrate(
         raise ValueError(f"none of the {len(chosen)} calibration images of {dataset.name} gives a prompt")
     if used < len(chosen):
         warnings.warn(
-            f"{len(chosen) - used} of {len(chosen)} calibration images gave no prompt", stacklevel=2
+            f"{len(chosen) - used} of {len(chosen)} calibration images gave no prompt",
+            CalibrationWarning,
+            stacklevel=2,
         )
     return observers
 
@@ -109,7 +115,9 @@ def choose_images(available: int, spec: Calibration) -> list[int]:
         raise ValueError("the calibration data holds no image")
     if available < spec.images:
         warnings.warn(
-            f"calibrating on {available} images, not {spec.images}: there are no more", stacklevel=3
+            f"calibrating on {available} images, not {spec.images}: there are no more",
+            CalibrationWarning,
+            stacklevel=3,
         )
         return list(range(available))
     drawn = np.random.default_rng(spec.seed).choice(available, spec.images, replace=False)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -65,21 +66,32 @@ def _guard(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
+        from saqsam.calibrate import CalibrationWarning
+
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: err.print(
-                f"[yellow]note:[/] {message}", highlight=False
-            )
-            warnings.filterwarnings("default", category=UserWarning, module="saqsam")
+            # The library's own notes are shown; those of the packages below it are not for users.
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", CalibrationWarning)
+            warnings.showwarning = _note
             try:
                 command(*args, **kwargs)
             except (ValueError, OSError) as error:
-                err.print("[red]error:[/]", str(error), highlight=False, markup=True, soft_wrap=True)
+                err.print(f"[red]error:[/] {escape(one_line(error))}", highlight=False, soft_wrap=True)
                 raise typer.Exit(WRONG_USE) from None
             except KeyboardInterrupt:
                 err.print("interrupted; nothing was written")
                 raise typer.Exit(130) from None
 
     return guarded
+
+
+def _note(message: Warning | str, *_: Any, **__: Any) -> None:
+    err.print(f"[yellow]note:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
+
+
+def one_line(error: Exception) -> str:
+    """An error's message without line breaks."""
+    return " ".join(str(error).split())
 
 
 @contextmanager
@@ -385,7 +397,11 @@ def _numbers(text: str, count: int, option: str, form: str) -> list[float]:
 def inspect(
     folder: Annotated[Path, typer.Argument(help="A checkpoint of saqsam.")],
 ) -> None:
-    """Show what is quantized to how many bits: ranges, bytes and multiply-accumulates of each part."""
+    """Show what is quantized to how many bits: ranges, bytes and multiply-accumulates of each part.
+
+    `range` spans the activation ranges of the part's quantizers; kB and share are of the tensors on disk; MMACs are
+    millions of multiply-accumulates for one image and one box.
+    """
     from saqsam import load_checkpoint
     from saqsam.inventory import mac_width, take_inventory
 
@@ -393,14 +409,14 @@ def inspect(
         raise ValueError(f"no checkpoint folder {folder}")
     inventory = take_inventory(load_checkpoint(folder))
     all_macs = sum(part.macs for part in inventory.parts)
-    table = Table(title=f"{inventory.name} ({folder})", title_justify="left")
-    for column in ("part", "bits", "activation range", "parameters", "bytes", "share", "MACs", "share"):
-        table.add_column(column, justify="left" if column in ("part", "bits") else "right")
+    table = Table(title=escape(f"{inventory.name} ({folder})"), title_justify="left")
+    for column in ("part", "bits", "range", "kB", "share", "MMACs", "share"):
+        table.add_column(column, justify="left" if column in ("part", "bits") else "right", no_wrap=True)
     for part in inventory.parts:
-        span = "" if part.low is None or part.high is None else f"{part.low:.2f} .. {part.high:.2f}"
-        share = _percent(part.bytes / inventory.bytes), _percent(part.macs / all_macs)
-        counts = f"{part.parameters:,}", f"{part.bytes:,}", share[0], f"{part.macs / 1e6:,.1f} M", share[1]
-        table.add_row(part.part, mac_width(part), span, *counts)
+        span = "" if part.low is None or part.high is None else f"{part.low:.3g} .. {part.high:.3g}"
+        size = f"{part.bytes / 1e3:,.1f}", _percent(part.bytes / inventory.bytes)
+        work = f"{part.macs / 1e6:,.1f}", _percent(part.macs / all_macs)
+        table.add_row(part.part, mac_width(part), span, *size, *work)
     out.print(table)
     out.print(_share_line("bytes", inventory.share_of_bytes()), highlight=False)
     out.print(_share_line("MACs (1 image, 1 box)", inventory.share_of_macs()), highlight=False)
