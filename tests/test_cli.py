@@ -195,6 +195,8 @@ def test_quantize_compares_float_with_what_is_on_disk(tiny: Path, tmp_path: Path
     assert [line.split("━")[0].strip() for line in result.stderr.splitlines()] == [
         "scoring, float",
         "calibrating",
+        "activation ranges",
+        "packing weights",
         "scoring, quantized",
     ]
 
@@ -627,6 +629,8 @@ def test_a_process_prints_results_progress_and_one_line_for_an_error(tiny: Path,
     assert [line.split("━")[0].strip() for line in stderr.splitlines()] == [
         "scoring, float",
         "calibrating",
+        "activation ranges",
+        "packing weights",
         "scoring, quantized",
         f"error: {out} exists; choose another name, or overwrite it (--overwrite)",
     ]

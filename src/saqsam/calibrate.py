@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,12 +15,9 @@ from transformers import SamModel, SamProcessor
 from saqsam.data.datasets import Dataset, Sample
 from saqsam.models.structure import SamStructure, replace_module
 from saqsam.predictor import Predictor
-from saqsam.prepare import activation_slots
+from saqsam.prepare import Progress, activation_slots
 from saqsam.quant.observers import HistogramObserver
 from saqsam.recipe import Calibration, Recipe
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, the number of steps done, and their total."""
 
 
 class CalibrationWarning(UserWarning):

@@ -6,7 +6,7 @@ All three are `SamModel`s. What a module is says what state it is in: `nn.Linear
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,9 @@ from saqsam.quant.layers import PackedTensor, channel_axis, to_packed_layer, to_
 from saqsam.quant.observers import HistogramObserver
 from saqsam.quant.ranges import activation_parameters, weight_parameters
 from saqsam.recipe import Recipe
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, the number of steps done, and their total."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,16 @@ def prepare(model: SamModel, structure: SamStructure, recipe: Recipe) -> None:
 
 
 def fill_slots(
-    model: SamModel, structure: SamStructure, recipe: Recipe, observers: Mapping[str, HistogramObserver]
+    model: SamModel,
+    structure: SamStructure,
+    recipe: Recipe,
+    observers: Mapping[str, HistogramObserver],
+    progress: Progress | None = None,
 ) -> None:
     """Put a quantizer with the recipe's range into every slot, from what its observer saw."""
     spec, calibration = recipe.activations, recipe.calibration
-    for slot in activation_slots(structure, recipe):
+    slots = list(activation_slots(structure, recipe))
+    for step, slot in enumerate(slots):
         try:
             scale, zero_point = activation_parameters(
                 observers[slot.name],
@@ -107,16 +115,21 @@ def fill_slots(
         except ValueError as error:
             raise ValueError(f"{slot.name}: {error}") from error
         replace_module(model, slot.name, AffineQuantizer(slot.bits, scale, zero_point).to(model.device))
+        if progress is not None:
+            progress("activation ranges", step + 1, len(slots))
 
 
-def pack(model: SamModel, structure: SamStructure, recipe: Recipe) -> None:
+def pack(model: SamModel, structure: SamStructure, recipe: Recipe, progress: Progress | None = None) -> None:
     """Replace float weights by packed codes, in place."""
-    for site, bits in weight_sites(structure, recipe):
+    sites = list(weight_sites(structure, recipe))
+    for step, (site, bits) in enumerate(sites):
         layer = model.get_submodule(site.name)
         assert isinstance(layer.weight, Tensor)
         weight = _pack_tensor(layer.weight, bits, channel_axis(layer), recipe)
         assert isinstance(layer.input_quantizer, nn.Module)
         replace_module(model, site.name, to_packed_layer(layer, weight, layer.input_quantizer))
+        if progress is not None:
+            progress("packing weights", step + 1, len(sites))
     bits_or_none = recipe.bits_of("position_embedding")[0]
     if bits_or_none is not None:
         values = model.vision_encoder.pos_embed.detach()

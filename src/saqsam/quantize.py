@@ -6,11 +6,11 @@ import copy
 
 from transformers import SamModel, SamProcessor
 
-from saqsam.calibrate import Progress, calibrate
+from saqsam.calibrate import calibrate
 from saqsam.checkpoint import attach_quantizer, quantization_config_of
 from saqsam.data.datasets import Dataset
 from saqsam.models.structure import SamStructure
-from saqsam.prepare import fill_slots, pack, prepare, round_float_parameters
+from saqsam.prepare import Progress, fill_slots, pack, prepare, round_float_parameters
 from saqsam.recipe import Recipe
 
 
@@ -47,7 +47,7 @@ def quantize(
     round_float_parameters(quantized, structure, recipe)
     prepare(quantized, structure, recipe)
     observers = calibrate(quantized, processor, structure, recipe, calibration, progress)
-    fill_slots(quantized, structure, recipe, observers)
-    pack(quantized, structure, recipe)
+    fill_slots(quantized, structure, recipe, observers, progress)
+    pack(quantized, structure, recipe, progress)
     attach_quantizer(quantized, recipe)
     return quantized.eval()  # the new modules too

@@ -1,0 +1,489 @@
+"""Measures quantized models: one row in a CSV file per (model, method, bits, data), resumed where it stopped.
+
+    python benchmarks/ptq.py --methods float mse --bits w4a4 --data scenes coco_val
+
+Each checkpoint is made once, written to disk, reloaded, and evaluated on every data set. A row that is in the file
+already is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import importlib.resources
+import io
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from rich.progress import Progress
+from transformers import SamModel, SamProcessor
+
+import saqsam
+from rows import FILL_BOX, FLOAT, KEY, Row, append_row, read_rows
+from saqsam.checkpoint import quantization_config_of
+from saqsam.cli import CALIBRATION_SCENES_SEED
+from saqsam.data.datasets import SCENES, SCENES_COUNT, Dataset
+from saqsam.evaluate import Evaluation, InstanceScore, mask_iou
+from saqsam.evaluate.iou import MeanIoU, fill_box
+from saqsam.inventory import take_inventory
+from saqsam.models.loading import BUNDLED
+from saqsam.output import write_whole
+from saqsam.presets import METHODS, parse_bits
+from saqsam.recipe import Recipe
+from saqsam.terminal import err, progress_bars
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / "work" / "benchmarks"
+CALIBRATION = "coco_train"
+FLOAT_BITS = "w32a32"
+
+Steps = Callable[[int, int], None]
+"""Called with steps done and steps in all."""
+
+
+class FloatModel:
+    """The model to quantize: its name and the hash of its weights at once, the model itself when asked for."""
+
+    def __init__(self, source: str, device: str) -> None:
+        self._source, self._device = source, device
+        self.files = _weights_files(source)
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(file.read_bytes())
+        self.hash = digest.hexdigest()[:12]
+        # Rows are published: the name of the folder or file, not where it lies.
+        path = Path(source).resolve()
+        self.name = source if source == BUNDLED else path.name if path.is_dir() else path.stem
+
+    @cached_property
+    def loaded(self) -> tuple[SamModel, SamProcessor]:
+        """Model and processor.
+
+        Raises:
+            ValueError: If the model is quantized already.
+        """
+        model, processor = saqsam.load(self._source, device=self._device)
+        if quantization_config_of(model) is not None:
+            raise ValueError(f"{self._source} is quantized already; the benchmark starts from a float model")
+        return model, processor
+
+
+def _weights_files(source: str) -> list[Path]:
+    path = Path(source)
+    if source == BUNDLED:
+        path = Path(str(importlib.resources.files("saqsam.models") / "sam_mini"))
+    if path.is_file():
+        return [path]
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"no weights in {path}; --model takes {BUNDLED}, a local folder, or a .pth file")
+    return files
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be measured, and in which circumstances.
+
+    Attributes:
+        model: The float model.
+        methods: Names of methods, `float` and `fill-box` among them.
+        bits: Such as `w4a4`.
+        data: Data sets by name.
+        detections: Detections file of those that come with one.
+        calibration: Name and data set for the calibration.
+        images: How many of its images.
+        seed: Which of them.
+        prompt: `box` or `point`.
+        device: Where the models run.
+        circumstances: Columns that are the same in all rows: commit, versions, machine.
+        out: The CSV file.
+        cache: Folder for checkpoints and the scores of single instances.
+    """
+
+    model: FloatModel
+    methods: Sequence[str]
+    bits: Sequence[str]
+    data: Mapping[str, Dataset]
+    detections: Mapping[str, Path]
+    calibration: tuple[str, Dataset]
+    images: int
+    seed: int
+    prompt: str
+    device: str
+    circumstances: Mapping[str, str]
+    out: Path
+    cache: Path
+
+    def variants(self) -> list[tuple[str, str]]:
+        """Method and bits of all that is evaluated."""
+        fixed = {FILL_BOX: [""], FLOAT: [FLOAT_BITS]}
+        return [(method, bits) for method in self.methods for bits in fixed.get(method, self.bits)]
+
+    def key_columns(self, method: str, bits: str, data: str) -> dict[str, str | int | None]:
+        """The `KEY` columns of a row."""
+        is_quantized = method not in (FILL_BOX, FLOAT)
+        return {
+            "model": "" if method == FILL_BOX else self.model.name,
+            "model_hash": "" if method == FILL_BOX else self.model.hash,
+            "method": method,
+            "bits": bits,
+            "calibration": self.calibration[0] if is_quantized else "",
+            "calibration_images": self.images if is_quantized else None,
+            "seed": self.seed if is_quantized else None,
+            "data": data,
+            "images_evaluated": len(self.data[data]),
+            "prompt": self.prompt,
+        }
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, and the columns that describe it; the model of a filled box is None."""
+
+    model: tuple[SamModel, SamProcessor] | None
+    columns: Mapping[str, str | int | float | None]
+
+
+def run(plan: Plan) -> int:
+    """Measure what is missing; returns the number of new rows."""
+    known = {row.key for row in read_rows(plan.out)}
+    missing = {
+        (method, bits): [
+            name
+            for name in plan.data
+            if tuple(plan.key_columns(method, bits, name)[column] for column in KEY) not in known
+        ]
+        for method, bits in plan.variants()
+    }
+    total = sum(map(len, missing.values()))
+    err.print(f"{total} evaluations to do, {len(plan.data) * len(missing) - total} are in {plan.out.name}")
+    with progress_bars() as bars:
+        whole = bars.add_task("evaluations", total=total)
+        for (method, bits), names in missing.items():
+            if not names:
+                continue
+            subject = _subject(plan, method, bits, bars)
+            for name in names:
+                row = _measure(plan, subject, plan.key_columns(method, bits, name), bars)
+                append_row(plan.out, row)
+                bars.advance(whole)
+                bars.console.print(
+                    f"{method} {bits} on {name}: mean IoU {row.miou:.4f} ({row.seconds_evaluate:.0f} s)"
+                )
+    return total
+
+
+def _subject(plan: Plan, method: str, bits: str, bars: Progress) -> Subject:
+    nothing: dict[str, str | int | float | None] = {
+        "recipe": "" if method == FILL_BOX else method,
+        "checkpoint": "",
+        "checkpoint_bytes": None,
+        "float32_bytes": None,
+        "low_width_macs": None,
+        "mac_shares": "",
+        "byte_shares": "",
+        "seconds_quantize": None,
+    }
+    if method == FILL_BOX:
+        return Subject(None, nothing)
+    if method == FLOAT:
+        model, processor = plan.model.loaded
+        size = sum(file.stat().st_size for file in plan.model.files)
+        float32 = 4 * sum(parameter.numel() for parameter in model.parameters())
+        return Subject((model, processor), {**nothing, "checkpoint_bytes": size, "float32_bytes": float32})
+    folder, seconds = _checkpoint(plan, method, bits, bars)
+    model, processor = saqsam.load(folder, device=plan.device)  # never the model in memory
+    config = quantization_config_of(model)
+    assert config is not None
+    assert config.content_sha256 is not None
+    inventory = take_inventory(model)
+    shares = inventory.share_of_macs()
+    activation_bits = parse_bits(bits)[1]
+    columns: dict[str, str | int | float | None] = {
+        "recipe": inventory.name,
+        "checkpoint": config.content_sha256[:12],
+        "checkpoint_bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        "float32_bytes": inventory.float32_bytes,
+        "low_width_macs": shares.get(bits, 0.0) + shares.get(f"a{activation_bits}a{activation_bits}", 0.0),
+        "mac_shares": _share_text(shares),
+        "byte_shares": _share_text(inventory.share_of_bytes()),
+        "seconds_quantize": seconds,
+    }
+    return Subject((model, processor), columns)
+
+
+def _checkpoint(plan: Plan, method: str, bits: str, bars: Progress) -> tuple[Path, float]:
+    """Folder of a checkpoint and the seconds it took, from the cache if the same code has made it before."""
+    recipe = saqsam.recipe_for(method, bits)
+    recipe = dataclasses.replace(
+        recipe, calibration=dataclasses.replace(recipe.calibration, images=plan.images, seed=plan.seed)
+    )
+    folder = plan.cache / "checkpoints" / f"{recipe.name}-{_cache_key(plan, recipe)}"
+    timing = folder.with_suffix(".json")
+    if not (folder.is_dir() and timing.is_file()):
+        model, processor = plan.model.loaded
+        start = time.perf_counter()
+        with _bar(bars, recipe.name) as step:
+            quantized = saqsam.quantize(
+                model,
+                processor,
+                recipe,
+                plan.calibration[1],
+                progress=lambda _, done, whole: step(done, whole),
+            )
+        # The folder last: it is there only if all is.
+        write_whole(timing, json.dumps({"seconds": time.perf_counter() - start}).encode())
+        saqsam.save_checkpoint(quantized, processor, folder, overwrite=True)
+    return folder, float(json.loads(timing.read_text(encoding="utf-8"))["seconds"])
+
+
+def _cache_key(plan: Plan, recipe: Recipe) -> str:
+    """Of all that decides about a checkpoint: model, recipe, calibration, code, torch and device."""
+    package = Path(str(importlib.resources.files("saqsam")))
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(file.read_bytes())
+    parts = (plan.model.hash, recipe.to_json(), plan.calibration[0], torch.__version__, plan.device)
+    digest.update("\0".join(parts).encode())
+    return digest.hexdigest()[:12]
+
+
+def _measure(plan: Plan, subject: Subject, key: Mapping[str, str | int | None], bars: Progress) -> Row:
+    name = str(key["data"])
+    dataset = plan.data[name]
+    # AP is of boxes, whatever the prompt: once is enough.
+    detections = plan.detections.get(name) if plan.prompt == "box" else None
+    start = time.perf_counter()
+    with _bar(bars, f"{key['method']} {key['bits']} {name}") as step:
+        if subject.model is None:
+            result = _evaluate_filled_boxes(dataset, step)
+        else:
+            result = saqsam.evaluate(
+                *subject.model,
+                dataset,
+                prompt=plan.prompt,  # type: ignore[arg-type]
+                detections=detections,
+                progress=step,
+            )
+    seconds = time.perf_counter() - start
+    for reason, number in result.skipped.items():
+        bars.console.print(f"{name}: left out: {reason}: {number}")
+    _keep_scores(plan.cache, key, result)
+    measured = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "miou": result.miou,
+        "instances": result.instances,
+        "segm_ap": result.segm_ap,
+        "segm_ap50": result.segm_ap50,
+        "seconds_evaluate": seconds,
+    }
+    return Row(**plan.circumstances, **subject.columns, **key, **measured)  # type: ignore[arg-type]
+
+
+def _evaluate_filled_boxes(dataset: Dataset, progress: Steps) -> Evaluation:
+    """As `fill_box_iou`, with the score of every instance."""
+    mean, scores = MeanIoU(), []
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        for instance in sample.instances:
+            if instance.is_crowd:
+                continue
+            filled = torch.from_numpy(fill_box(instance.box, sample.image.shape[:2]))
+            iou = mask_iou(filled[None], torch.from_numpy(instance.mask())[None])
+            mean.update(iou)
+            scores.append(InstanceScore(sample.image_id, instance.id, iou.item(), math.nan))
+        progress(index + 1, len(dataset))
+    return Evaluation(dataset.name, "box", mean.compute(), len(mean), len(dataset), tuple(scores))
+
+
+def _keep_scores(cache: Path, key: Mapping[str, str | int | None], result: Evaluation) -> None:
+    """Write the score of every instance, so that two rows can be compared pairwise later."""
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        image_id=np.array([score.image_id for score in result.scores], dtype=np.int64),
+        instance_id=np.array([score.instance_id for score in result.scores], dtype=np.int64),
+        iou=np.array([score.iou for score in result.scores]),
+        predicted_iou=np.array([score.predicted_iou for score in result.scores]),
+    )
+    name = "_".join(str(key[column]) for column in KEY if key[column] not in ("", None))
+    write_whole(cache / "scores" / f"{name}.npz", buffer.getvalue())
+
+
+@contextmanager
+def _bar(bars: Progress, description: str) -> Iterator[Steps]:
+    """A progress bar that is gone after the block."""
+    task = bars.add_task(description, total=None)
+    try:
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+    finally:
+        bars.remove_task(task)
+
+
+def _share_text(shares: Mapping[str, float]) -> str:
+    return " ".join(f"{name}:{share:.4f}" for name, share in shares.items())
+
+
+def _circumstances(device: str) -> dict[str, str]:
+    return {
+        "commit": _commit(),
+        "saqsam": saqsam.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": _machine(device),
+    }
+
+
+def _commit() -> str:
+    try:
+        revision = _git("rev-parse", "--short=12", "HEAD")
+        return f"{revision}-dirty" if _git("status", "--porcelain", "--", "src") else revision
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def _machine(device: str) -> str:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text(encoding="utf-8").splitlines() if info.is_file() else ():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _open_data(
+    names: Sequence[str], root: Path, limit: int | None
+) -> tuple[dict[str, Dataset], dict[str, Path]]:
+    """The data sets that are there, and the detections files of those that have one."""
+    data: dict[str, Dataset] = {}
+    detections: dict[str, Path] = {}
+    for name in names:
+        if name == SCENES:
+            data[name] = saqsam.open_dataset(SCENES, limit=limit)
+        elif (root / name).is_dir():
+            data[name] = saqsam.open_dataset(root / name, limit=limit)
+            found = sorted((root / name).glob("detections*.json"))
+            detections.update({name: found[0]} if found else {})
+        else:
+            err.print(f"{name}: skipped, there is no such folder in the data root (--data-root)")
+    return data, detections
+
+
+def _open_calibration(name: str | None, root: Path, images: int, seed: int) -> tuple[str, Dataset]:
+    """Name and data: the one wanted, or photographs where there are any, else scenes, as `saqsam quantize` does."""
+    if name is None:
+        name = CALIBRATION if (root / CALIBRATION).is_dir() else SCENES
+        err.print(f"calibrating on {images} images of {name}")
+    if name != SCENES:
+        return name, saqsam.open_dataset(root / name)
+    count, seed = max(images, SCENES_COUNT), CALIBRATION_SCENES_SEED + seed
+    return name, saqsam.open_dataset(SCENES, limit=count, seed=seed)
+
+
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Measure quantized models; one CSV row per (model, method, bits, data).",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    default_root = os.environ.get("SAQSAM_DATA", ROOT.parent / "shared" / "data")
+    methods = [FILL_BOX, FLOAT, *METHODS]
+    add = parser.add_argument
+    add("--model", default=BUNDLED, help=f"{BUNDLED}, a folder of transformers, or an official .pth")
+    add("--methods", nargs="+", choices=methods, default=methods, metavar="METHOD", help=", ".join(methods))
+    add("--bits", nargs="+", default=["w8a8", "w6a6", "w4a8", "w4a4"], metavar="wXaY", help="for each method")
+    data = [SCENES, "coco_val", "nuclei_val", "aerial_val"]
+    add("--data", nargs="+", default=data, metavar="NAME", help="scenes, or a folder in the data root")
+    add("--data-root", type=Path, default=Path(default_root), metavar="DIR", help="also: SAQSAM_DATA")
+    add("--prompt", choices=["box", "point"], default="box", help="made from each object")
+    add(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="only the first N images; such rows are kept apart from full ones",
+    )
+    add("--calibration", metavar="NAME", help=f"as --data; {CALIBRATION} if it is there, else scenes")
+    add("--images", type=int, default=32, metavar="N", help="for the calibration")
+    add("--seed", type=int, default=0, metavar="N", help="of the calibration")
+    add("--threads", type=int, metavar="N", help="of torch; all by default")
+    add("--device", default="cpu", help="cpu, cuda, ...")
+    add("--out", type=Path, default=ROOT / "benchmarks" / "results" / "ptq.csv", metavar="CSV", help="rows")
+    add("--cache", type=Path, default=CACHE, metavar="DIR", help="checkpoints and scores of single objects")
+    return parser.parse_args(arguments)
+
+
+def make_plan(options: argparse.Namespace) -> Plan:
+    """Open everything that the options name, before any long work.
+
+    Raises:
+        ValueError: Something is wrong with them.
+    """
+    for bits in options.bits:
+        parse_bits(bits)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    methods = list(dict.fromkeys(options.methods))
+    if options.prompt == "point" and FILL_BOX in methods:
+        methods.remove(FILL_BOX)
+    data, detections = _open_data(list(dict.fromkeys(options.data)), options.data_root, options.limit)
+    return Plan(
+        model=FloatModel(options.model, options.device),
+        methods=methods,
+        bits=list(dict.fromkeys(bits.lower() for bits in options.bits)),
+        data=data,
+        detections=detections,
+        calibration=_open_calibration(options.calibration, options.data_root, options.images, options.seed),
+        images=options.images,
+        seed=options.seed,
+        prompt=options.prompt,
+        device=options.device,
+        circumstances=_circumstances(options.device),
+        out=options.out,
+        cache=options.cache,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = _parse_arguments(arguments)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        run(make_plan(options))
+    except ValueError as error:
+        err.print(f"error: {error}", soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        err.print("interrupted; run it again to go on")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

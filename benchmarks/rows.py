@@ -1,0 +1,170 @@
+"""The rows of a benchmark: one evaluation each, kept in a CSV file that only ever grows."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+FLOAT = "float"
+FILL_BOX = "fill-box"
+
+KEY = (
+    "model",
+    "model_hash",
+    "method",
+    "bits",
+    "calibration",
+    "calibration_images",
+    "seed",
+    "data",
+    "images_evaluated",
+    "prompt",
+)
+"""Columns that say what was measured: two rows never agree in all of them."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One evaluation. What does not apply is empty: calibration of a float model, the model of a filled box.
+
+    Attributes:
+        date: When, UTC.
+        commit: Of the repository; ends in `-dirty` if the package's sources differed from it.
+        saqsam: Version of the package.
+        torch: Version of torch.
+        transformers: Version of transformers.
+        machine: What it ran on, with the number of threads.
+        model: Name of the float model.
+        model_hash: First 12 digits of the SHA-256 of its weights file.
+        recipe: Name of the recipe, with its mean bits where it is mixed.
+        method: Name of the method, `float`, or `fill-box` for the box itself as the mask.
+        bits: Such as `w4a4`; `w32a32` for float.
+        calibration: Data set of the calibration.
+        calibration_images: How many of its images.
+        seed: Which of them.
+        data: Data set of the evaluation.
+        prompt: `box` or `point`.
+        miou: Mean IoU over the instances, at the images' original resolution.
+        instances: How many there were.
+        images_evaluated: How many images were looked at, from the first on.
+        segm_ap: COCO mask AP on a detector's boxes, where the data set comes with them.
+        segm_ap50: The same at IoU 0.50.
+        checkpoint: First 12 digits of the content hash of the checkpoint that was evaluated.
+        checkpoint_bytes: Size of its tensor file; for float, of the float model's weights as they are stored.
+        float32_bytes: What the model's parameters take as float32.
+        low_width_macs: Share of the multiply-accumulates whose operands both have the bits of the name.
+        mac_shares: Share of the multiply-accumulates at each width.
+        byte_shares: Share of the checkpoint's bytes by what they hold.
+        seconds_quantize: Time from the float model to the packed one.
+        seconds_evaluate: Time of the evaluation, detections included.
+    """
+
+    date: str
+    commit: str
+    saqsam: str
+    torch: str
+    transformers: str
+    machine: str
+    model: str
+    model_hash: str
+    recipe: str
+    method: str
+    bits: str
+    calibration: str
+    calibration_images: int | None
+    seed: int | None
+    data: str
+    prompt: str
+    miou: float
+    instances: int
+    images_evaluated: int
+    segm_ap: float | None
+    segm_ap50: float | None
+    checkpoint: str
+    checkpoint_bytes: int | None
+    float32_bytes: int | None
+    low_width_macs: float | None
+    mac_shares: str
+    byte_shares: str
+    seconds_quantize: float | None
+    seconds_evaluate: float
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Values of the `KEY` columns."""
+        return tuple(getattr(self, name) for name in KEY)
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
+_TYPES = get_type_hints(Row)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file; none if there is no file.
+
+    Raises:
+        ValueError: Other columns, a value that does not fit its column, a last line cut short, or a row twice.
+    """
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    if not text.endswith("\n"):
+        raise ValueError(f"{path}: the last line is cut short; remove it")
+    reader = csv.DictReader(io.StringIO(text), restkey="more", strict=True)
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+        raise ValueError(f"{path}: expected the columns {','.join(COLUMNS)}, got {reader.fieldnames}")
+    rows: dict[tuple[Any, ...], Row] = {}
+    for values in reader:
+        row = _parse(values, f"{path}, line {reader.line_num}")
+        if row.key in rows:
+            raise ValueError(f"{path}, line {reader.line_num}: this was measured already: {row.key}")
+        rows[row.key] = row
+    return list(rows.values())
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Append a row in one write, so that it is there whole or not at all, whoever else appends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if not path.exists() or path.stat().st_size == 0:
+        writer.writerow(COLUMNS)
+    writer.writerow(_format(getattr(row, name)) for name in COLUMNS)
+    content = text.getvalue().encode()
+    with path.open("ab", buffering=0) as file:
+        written = file.write(content)
+        os.fsync(file.fileno())
+    if written != len(content):
+        raise OSError(f"{path}: only {written} of {len(content)} bytes were written; remove its last line")
+
+
+def _format(value: str | int | float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6f}" if isinstance(value, float) else str(value)
+
+
+def _parse(values: dict[str, str], where: str) -> Row:
+    parsed: dict[str, Any] = {}
+    for name in COLUMNS:
+        text, kind = values[name], _TYPES[name]
+        if text is None or "more" in values:
+            raise ValueError(f"{where}: expected {len(COLUMNS)} values")
+        try:
+            parsed[name] = _value(text, kind)
+        except ValueError as error:
+            raise ValueError(f"{where}: {name}: {error}") from error
+    return Row(**parsed)
+
+
+def _value(text: str, kind: Any) -> Any:
+    if kind is str:
+        return text
+    if text == "" and kind in (int | None, float | None):
+        return None
+    return int(text) if kind in (int, int | None) else float(text)

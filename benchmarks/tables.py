@@ -1,0 +1,292 @@
+"""Writes the tables of the documentation from the rows of a benchmark.
+
+    python benchmarks/tables.py            # writes them
+    python benchmarks/tables.py --check    # exits with 1 if a page shows other figures than the rows give
+
+In a page, `<!-- table:NAME -->` and `<!-- /table -->` enclose a table; `<!-- table:NAME coco_val -->` is the part of it
+for one data set. `TABLES` holds the names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from rows import FILL_BOX, FLOAT, Row, read_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+HEADLINE_METHOD = "mse"
+BITS = ("w8a8", "w6a6", "w4a8", "w4a4")
+METHODS = (FILL_BOX, FLOAT, "min-max", "percentile", "mse")
+DATA = ("scenes", "coco_val", "nuclei_val", "aerial_val")
+PROMPTS = ("box", "point")
+NOTHING_YET = "*Not measured yet: run `python benchmarks/ptq.py`, then `python benchmarks/tables.py`.*"
+
+_BLOCK = re.compile(r"<!-- table:(\w+)(?: (\w+))? -->\n(.*?)<!-- /table -->", re.DOTALL)
+_MARKER = re.compile(r"<!-- (?:table:|/table)")
+
+_T = TypeVar("_T", bound=str)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Write the tables of the documentation from measured rows.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is stale")
+    parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks" / "results" / "ptq.csv", help="rows")
+    parser.add_argument("pages", nargs="*", type=Path, default=list(PAGES), help="Markdown files")
+    options = parser.parse_args(arguments)
+    try:
+        stale = update_pages(options.pages, read_rows(options.csv), write=not options.check)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for page in stale:
+        print(f"{page}: stale, run benchmarks/tables.py" if options.check else f"{page}: written")
+    return 1 if stale and options.check else 0
+
+
+def update_pages(pages: Iterable[Path], rows: Sequence[Row], *, write: bool) -> list[Path]:
+    """The pages whose tables are not those of the rows; they are rewritten if `write`."""
+    stale = []
+    for page in pages:
+        old = page.read_text(encoding="utf-8")
+        try:
+            new = fill_tables(old, rows)
+        except ValueError as error:
+            raise ValueError(f"{page}: {error}") from error
+        if new != old:
+            stale.append(page)
+            if write:
+                page.write_text(new, encoding="utf-8")
+    return stale
+
+
+def fill_tables(text: str, rows: Sequence[Row]) -> str:
+    """A page with all its tables made anew.
+
+    Raises:
+        ValueError: An unknown table, a marker without its partner, or rows that do not fit together.
+    """
+    rows = current(rows)
+
+    def fill(found: re.Match[str]) -> str:
+        name, data = found[1], found[2]
+        if name not in TABLES:
+            raise ValueError(f"no table {name!r}; there are {', '.join(TABLES)}")
+        table = TABLES[name]([row for row in rows if data in (None, row.data)]) or NOTHING_YET
+        return f"<!-- table:{name}{f' {data}' if data else ''} -->\n\n{table}\n\n<!-- /table -->"
+
+    blocks = list(_BLOCK.finditer(text))
+    if any(_MARKER.search(block[3]) for block in blocks) or len(_MARKER.findall(text)) != 2 * len(blocks):
+        raise ValueError("every <!-- table:NAME --> needs a <!-- /table --> of its own")
+    return _BLOCK.sub(fill, text)
+
+
+def current(rows: Sequence[Row]) -> list[Row]:
+    """The rows that tables show.
+
+    Of each model those of the weights that were measured last; of each data set, with each prompt, those of the
+    largest number of images. The others are trials (`--limit`) and history.
+    """
+    newest: dict[str, Row] = {}
+    most: dict[tuple[str, str], int] = {}
+    for row in sorted(rows, key=lambda row: row.date):
+        newest[row.model] = row
+    kept = [row for row in rows if row.model_hash == newest[row.model].model_hash]
+    for row in kept:
+        most[row.data, row.prompt] = max(row.images_evaluated, most.get((row.data, row.prompt), 0))
+    return [row for row in kept if row.images_evaluated == most[row.data, row.prompt]]
+
+
+def accuracy(rows: Sequence[Row]) -> str:
+    """Mean IoU by method and bits: a table for each data set, prompt, model and calibration."""
+    return _blocks(rows, "mean IoU", lambda row: row.miou)
+
+
+def detections(rows: Sequence[Row]) -> str:
+    """COCO mask AP on a detector's boxes, as `accuracy`."""
+    with_ap = [row for row in rows if row.segm_ap is not None]
+    return _blocks(with_ap, "mask AP", lambda row: row.segm_ap or 0.0)
+
+
+def sizes(rows: Sequence[Row]) -> str:
+    """Bytes on disk, and what share of the computation has the low width."""
+    lines = []
+    for model in _ordered({row.model for row in rows if row.method != FILL_BOX}, ()):
+        of_model = [row for row in rows if row.model == model]
+        seen: dict[tuple[str, int, float | None], list[str]] = {}
+        for row in sorted(of_model, key=lambda row: _rank(row.method, METHODS)):
+            assert row.checkpoint_bytes is not None
+            same = seen.setdefault((row.bits, row.checkpoint_bytes, row.low_width_macs), [])
+            if row.method not in same:
+                same.append(row.method)
+        float32 = max(row.float32_bytes or 0 for row in of_model)
+        for (bits, size, share), methods in sorted(seen.items(), key=lambda item: _rank(item[0][0], BITS)):
+            if methods == [FLOAT]:
+                continue
+            percent = "" if share is None else f"{100 * share:.1f} %"
+            smaller = f"{float32 / size:.2f}x"
+            lines.append([model, bits, ", ".join(methods), f"{size:,}", smaller, percent])
+    heading = ["model", "bits", "methods", "bytes on disk", "smaller than float32", "MACs at these bits"]
+    return _markdown(heading, lines, right=3) if lines else ""
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """One method with box prompts: a line for each data set, a column for each width."""
+    of_method = [row for row in rows if row.method in (FLOAT, HEADLINE_METHOD) and row.prompt == "box"]
+    models = _ordered({row.model for row in of_method}, ())
+    columns = _ordered({row.bits for row in of_method if row.method != FLOAT}, BITS)
+    lines = []
+    for model, calibration, data in (
+        (model, calibration, data)
+        for model in models
+        for calibration in _calibrations(row for row in of_method if row.model == model)
+        for data in _ordered({row.data for row in of_method}, DATA)
+    ):
+        here = [row for row in of_method if (row.model, row.data) == (model, data)]
+        here = [row for row in here if row.method == FLOAT or _calibration(row) == calibration]
+        if not any(row.method == HEADLINE_METHOD for row in here):
+            continue
+        filled = [row for row in rows if (row.method, row.data, row.prompt) == (FILL_BOX, data, "box")]
+        reference = _float_score(here, lambda row: row.miou)
+        cells = [
+            _cell([row for row in here if row.bits == bits], lambda row: row.miou, reference)
+            for bits in columns
+        ]
+        box = _cell(filled, lambda row: row.miou, None)
+        plain = "" if reference is None else f"{reference:.3f}"
+        lines.append([model, data, box, plain, *cells])
+    if not lines:
+        return ""
+    heading = ["model", "mean IoU on", "box itself", "float", *columns]
+    table = _markdown(heading, lines, right=2 + len(columns))
+    return f"{table}\n\nMethod `{HEADLINE_METHOD}`, box prompts; in brackets, the difference to float."
+
+
+def provenance(rows: Sequence[Row]) -> str:
+    """Where, when and with what the rows were measured."""
+    if not rows:
+        return ""
+    lines = [
+        ["weights (SHA-256)", _listed(f"{row.model} {row.model_hash}" for row in rows if row.model)],
+        ["machine", _listed(row.machine for row in rows)],
+        ["commit", _listed(row.commit for row in rows)],
+        ["saqsam", _listed(row.saqsam for row in rows)],
+        ["torch", _listed(row.torch for row in rows)],
+        ["transformers", _listed(row.transformers for row in rows)],
+        ["days", _listed(row.date[:10] for row in rows)],
+    ]
+    return _markdown(["", ""], lines)
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
+    "ptq": accuracy,
+    "detections": detections,
+    "sizes": sizes,
+    "headline": headline,
+    "provenance": provenance,
+}
+
+
+def _blocks(rows: Sequence[Row], measure: str, score: Callable[[Row], float]) -> str:
+    blocks = []
+    for data in _ordered({row.data for row in rows}, DATA):
+        for prompt in _ordered({row.prompt for row in rows if row.data == data}, PROMPTS):
+            same_task = [row for row in rows if (row.data, row.prompt) == (data, prompt)]
+            counts = {(row.instances, row.images_evaluated) for row in same_task}
+            if len(counts) > 1:
+                raise ValueError(f"rows of {data} differ in what they hold: {sorted(counts)}")
+            for model in _ordered({row.model for row in same_task if row.model}, ()):
+                of_model = [row for row in same_task if row.model in ("", model)]
+                for calibration in _calibrations(of_model) or [""]:
+                    shown = [row for row in of_model if _calibration(row) in ("", calibration)]
+                    blocks.append(_block(shown, measure, score, model, calibration))
+    return "\n\n".join(blocks)
+
+
+def _block(
+    rows: Sequence[Row], measure: str, score: Callable[[Row], float], model: str, calibration: str
+) -> str:
+    """One table: methods down, bits across."""
+    first = rows[0]
+    columns = _ordered({row.bits for row in rows if row.method not in (FILL_BOX, FLOAT)}, BITS)
+    reference = _float_score(rows, score)
+    lines = []
+    for method in _ordered({row.method for row in rows}, METHODS):
+        of_method = [row for row in rows if row.method == method]
+        if method in (FILL_BOX, FLOAT):
+            against = None if method == FLOAT else reference
+            lines.append([_method_label(method), _cell(of_method, score, against), *([""] * len(columns))])
+        else:
+            cells = (
+                _cell([row for row in of_method if row.bits == bits], score, reference) for bits in columns
+            )
+            lines.append([_method_label(method), "", *cells])
+    what = f"{first.instances:,} objects in {first.images_evaluated:,} images"
+    title = f"**{first.data}**, {measure}, {first.prompt} prompts ({what}); {model}"
+    title += f" calibrated on {calibration}" if calibration else ""
+    return f"{title}\n\n{_markdown(['method', 'float', *columns], lines, right=1 + len(columns))}"
+
+
+def _method_label(method: str) -> str:
+    return {FILL_BOX: "the box itself", FLOAT: "float model"}.get(method, f"`{method}`")
+
+
+def _cell(rows: Sequence[Row], score: Callable[[Row], float], reference: float | None) -> str:
+    """Mean over the rows, which differ in the seed, and in brackets the difference to float."""
+    if not rows:
+        return ""
+    scores = [score(row) for row in rows]
+    mean = statistics.fmean(scores)
+    text = f"{mean:.3f}"
+    if len(scores) > 1:
+        text += f" ± {statistics.stdev(scores):.3f}"
+    if reference is not None:
+        text += f" ({_signed(mean - reference)})"
+    return text
+
+
+def _signed(value: float) -> str:
+    text = f"{value:+.3f}"
+    return "0.000" if text in ("+0.000", "-0.000") else text.replace("-", "−")
+
+
+def _float_score(rows: Iterable[Row], score: Callable[[Row], float]) -> float | None:
+    return next((score(row) for row in rows if row.method == FLOAT), None)
+
+
+def _calibrations(rows: Iterable[Row]) -> list[str]:
+    return sorted({_calibration(row) for row in rows} - {""})
+
+
+def _calibration(row: Row) -> str:
+    return f"{row.calibration_images} images of {row.calibration}" if row.calibration else ""
+
+
+def _ordered(names: Iterable[_T], order: Sequence[str]) -> list[_T]:
+    """Those of a known order first, in it; the others by name."""
+    return sorted(names, key=lambda name: _rank(name, order))
+
+
+def _rank(name: str, order: Sequence[str]) -> tuple[int, str]:
+    return (order.index(name) if name in order else len(order), name)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return "; ".join(sorted(set(names)))
+
+
+def _markdown(heading: Sequence[str], lines: Sequence[Sequence[str]], right: int = 0) -> str:
+    """A Markdown table; the last `right` columns are aligned to the right."""
+    rule = ["---"] * (len(heading) - right) + ["---:"] * right
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heading, rule, *lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
