@@ -15,7 +15,6 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from rows import FILL_BOX, FLOAT, Row, read_rows
 
@@ -30,8 +29,6 @@ NOTHING_YET = "*Not measured yet: run `python benchmarks/ptq.py`, then `python b
 
 _BLOCK = re.compile(r"<!-- table:(\w+)(?: (\w+))? -->\n(.*?)<!-- /table -->", re.DOTALL)
 _MARKER = re.compile(r"<!-- (?:table:|/table)")
-
-_T = TypeVar("_T", bound=str)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,13 +103,13 @@ def current(rows: Sequence[Row]) -> list[Row]:
 
 def accuracy(rows: Sequence[Row]) -> str:
     """Mean IoU by method and bits: a table for each data set, prompt, model and calibration."""
-    return _blocks(rows, "mean IoU", lambda row: row.miou)
+    return _blocks(rows, "mean IoU, {prompt} prompts", _miou)
 
 
 def detections(rows: Sequence[Row]) -> str:
     """COCO mask AP on a detector's boxes, as `accuracy`."""
     with_ap = [row for row in rows if row.segm_ap is not None]
-    return _blocks(with_ap, "mask AP", lambda row: row.segm_ap or 0.0)
+    return _blocks(with_ap, "COCO mask AP on a detector's boxes", lambda row: row.segm_ap or 0.0)
 
 
 def sizes(rows: Sequence[Row]) -> str:
@@ -139,34 +136,30 @@ def sizes(rows: Sequence[Row]) -> str:
 
 def headline(rows: Sequence[Row]) -> str:
     """One method with box prompts: a line for each data set, a column for each width."""
-    of_method = [row for row in rows if row.method in (FLOAT, HEADLINE_METHOD) and row.prompt == "box"]
-    models = _ordered({row.model for row in of_method}, ())
-    columns = _ordered({row.bits for row in of_method if row.method != FLOAT}, BITS)
-    lines = []
-    for model, calibration, data in (
-        (model, calibration, data)
-        for model in models
-        for calibration in _calibrations(row for row in of_method if row.model == model)
-        for data in _ordered({row.data for row in of_method}, DATA)
-    ):
-        here = [row for row in of_method if (row.model, row.data) == (model, data)]
-        here = [row for row in here if row.method == FLOAT or _calibration(row) == calibration]
-        if not any(row.method == HEADLINE_METHOD for row in here):
-            continue
-        filled = [row for row in rows if (row.method, row.data, row.prompt) == (FILL_BOX, data, "box")]
-        reference = _float_score(here, lambda row: row.miou)
-        cells = [
-            _cell([row for row in here if row.bits == bits], lambda row: row.miou, reference)
-            for bits in columns
-        ]
-        box = _cell(filled, lambda row: row.miou, None)
-        plain = "" if reference is None else f"{reference:.3f}"
-        lines.append([model, data, box, plain, *cells])
-    if not lines:
+    rows = [row for row in rows if row.prompt == "box"]
+    quantized = [row for row in rows if row.method == HEADLINE_METHOD]
+    if not quantized:
         return ""
-    heading = ["model", "mean IoU on", "box itself", "float", *columns]
-    table = _markdown(heading, lines, right=2 + len(columns))
-    return f"{table}\n\nMethod `{HEADLINE_METHOD}`, box prompts; in brackets, the difference to float."
+    calibration = statistics.mode(sorted(_calibration(row) for row in quantized))
+    quantized = [row for row in quantized if _calibration(row) == calibration]
+    columns = _ordered({row.bits for row in quantized}, BITS)
+    lines = []
+    for model in _ordered({row.model for row in quantized}, ()):
+        for data in _ordered({row.data for row in quantized if row.model == model}, DATA):
+            here = [row for row in rows if row.data == data and row.model in ("", model)]
+            reference = _float_score(here, _miou)
+            unquantized = (
+                _cell([row for row in here if row.method == m], _miou, None) for m in (FILL_BOX, FLOAT)
+            )
+            of_bits = (
+                [row for row in quantized if (row.model, row.data, row.bits) == (model, data, b)]
+                for b in columns
+            )
+            cells = (_cell(found, _miou, reference) for found in of_bits)
+            lines.append([model, data, *unquantized, *cells])
+    heading = ["model", "mean IoU on", "the box itself", "float", *columns]
+    note = f"Method `{HEADLINE_METHOD}`, calibrated on {calibration}; box prompts; in brackets the difference to float."
+    return f"{_markdown(heading, lines, right=2 + len(columns))}\n\n{note}"
 
 
 def provenance(rows: Sequence[Row]) -> str:
@@ -229,9 +222,13 @@ def _block(
             )
             lines.append([_method_label(method), "", *cells])
     what = f"{first.instances:,} objects in {first.images_evaluated:,} images"
-    title = f"**{first.data}**, {measure}, {first.prompt} prompts ({what}); {model}"
+    title = f"**{first.data}**, {measure.format(prompt=first.prompt)} ({what}); {model}"
     title += f" calibrated on {calibration}" if calibration else ""
     return f"{title}\n\n{_markdown(['method', 'float', *columns], lines, right=1 + len(columns))}"
+
+
+def _miou(row: Row) -> float:
+    return row.miou
 
 
 def _method_label(method: str) -> str:
@@ -269,7 +266,7 @@ def _calibration(row: Row) -> str:
     return f"{row.calibration_images} images of {row.calibration}" if row.calibration else ""
 
 
-def _ordered(names: Iterable[_T], order: Sequence[str]) -> list[_T]:
+def _ordered(names: Iterable[str], order: Sequence[str]) -> list[str]:
     """Those of a known order first, in it; the others by name."""
     return sorted(names, key=lambda name: _rank(name, order))
 

@@ -1,0 +1,254 @@
+import dataclasses
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Iterator[tuple[ModuleType, ModuleType]]:
+    """`rows` and `tables`, scripts that find each other because they lie in one folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module("rows"), importlib.import_module("tables")
+        for name in ("rows", "tables"):
+            sys.modules.pop(name)
+
+
+@pytest.fixture
+def rows(scripts):
+    return scripts[0]
+
+
+@pytest.fixture
+def tables(scripts):
+    return scripts[1]
+
+
+def values(**changes: Any) -> dict[str, Any]:
+    return {
+        "date": "2026-01-02T03:04:05Z",
+        "commit": "0123456789ab",
+        "saqsam": "0.1",
+        "torch": "2.13.0",
+        "transformers": "5.23.0",
+        "machine": "Some CPU @ 2 GHz, 1 thread",
+        "model": "sam-mini",
+        "model_hash": "aaaa",
+        "recipe": "mse-w4a4",
+        "method": "mse",
+        "bits": "w4a4",
+        "calibration": "coco_train",
+        "calibration_images": 32,
+        "seed": 0,
+        "data": "coco_val",
+        "prompt": "box",
+        "miou": 0.5,
+        "instances": 1346,
+        "images_evaluated": 153,
+        "segm_ap": 0.125,
+        "segm_ap50": 0.25,
+        "checkpoint": "cccc",
+        "checkpoint_bytes": 1_000_000,
+        "float32_bytes": 6_500_000,
+        "low_width_macs": 0.91,
+        "mac_shares": "w4a4:0.8 a4a4:0.11 float:0.09",
+        "byte_shares": "w4:0.8 float16:0.2",
+        "seconds_quantize": 1.5,
+        "seconds_evaluate": 2.5,
+    } | changes
+
+
+UNQUANTIZED = {"calibration": "", "calibration_images": None, "seed": None, "low_width_macs": None}
+FLOAT = UNQUANTIZED | {"recipe": "float", "method": "float", "bits": "w32a32", "miou": 0.6, "segm_ap": 0.2}
+BOX = UNQUANTIZED | {
+    "method": "fill-box",
+    "bits": "",
+    "model": "",
+    "model_hash": "",
+    "miou": 0.589,
+    "segm_ap": None,
+}
+
+
+@pytest.fixture
+def made(rows):
+    """Float, filled box, and two methods at two widths."""
+    return [
+        rows.Row(**values(**BOX)),
+        rows.Row(**values(**FLOAT)),
+        rows.Row(**values()),
+        rows.Row(**values(bits="w8a8", miou=0.6004, checkpoint_bytes=1_900_000)),
+        rows.Row(**values(method="min-max", miou=0.31)),
+        rows.Row(**values(method="min-max", bits="w8a8", miou=0.599, checkpoint_bytes=1_900_000)),
+    ]
+
+
+def page(name: str) -> str:
+    return f"before\n<!-- table:{name} -->\nold\n<!-- /table -->\nafter\n"
+
+
+def lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line]
+
+
+def test_a_file_gives_back_the_rows_that_were_appended(rows, made, tmp_path):
+    path = tmp_path / "new" / "rows.csv"
+    assert rows.read_rows(path) == []
+    for row in made:
+        rows.append_row(path, row)
+    assert rows.read_rows(path) == made
+    assert path.read_text().count("checkpoint_bytes") == 1
+    assert [row.key for row in rows.read_rows(path)] == [row.key for row in made]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[:-3], "cut short"),
+        (lambda text: text.replace("miou", "mIoU", 1), "expected the columns"),
+        (lambda text: text + text.splitlines()[1] + "\n", "line 8: this was measured already"),
+        (lambda text: text.replace("0.310000", "good"), "line 6: miou: could not convert"),
+        (lambda text: text.rpartition(",")[0] + "\n", "line 7: expected 29 values"),
+        (lambda text: text.rstrip() + ",1\n", "line 7: expected 29 values"),
+    ],
+)
+def test_damaged_files_are_refused(rows, made, tmp_path, damage, message):
+    path = tmp_path / "rows.csv"
+    for row in made:
+        rows.append_row(path, row)
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(ValueError, match=message):
+        rows.read_rows(path)
+
+
+def test_a_block_compares_methods_and_widths_with_float(tables, made):
+    assert lines(tables.fill_tables(page("ptq"), made)) == [
+        "before",
+        "<!-- table:ptq -->",
+        "**coco_val**, mean IoU, box prompts (1,346 objects in 153 images); sam-mini calibrated on 32 images of coco_train",  # noqa: E501
+        "| method | float | w8a8 | w4a4 |",
+        "| --- | ---: | ---: | ---: |",
+        "| the box itself | 0.589 (−0.011) |  |  |",
+        "| float model | 0.600 |  |  |",
+        "| `min-max` |  | 0.599 (−0.001) | 0.310 (−0.290) |",
+        "| `mse` |  | 0.600 (0.000) | 0.500 (−0.100) |",
+        "<!-- /table -->",
+        "after",
+    ]
+
+
+def test_seeds_are_averaged_and_calibrations_kept_apart(rows, tables, made):
+    more = [rows.Row(**values(seed=1, miou=0.54)), rows.Row(**values(calibration="scenes", miou=0.4))]
+    text = tables.fill_tables(page("ptq"), made + more)
+    assert "0.520 ± 0.028 (−0.080)" in text
+    blocks = text.split("**coco_val**")[1:]
+    assert ["of coco_train" in block for block in blocks] == [True, False]
+    assert "| `mse` |  | 0.400 (−0.200) |" in blocks[1]
+    assert all("| float model | 0.600 |" in block for block in blocks)
+
+
+def test_trials_and_older_weights_are_not_shown(rows, tables, made):
+    old = rows.Row(**values(date="2025-01-01T00:00:00Z", model_hash="bbbb", miou=0.111))
+    trial = rows.Row(**values(images_evaluated=2, instances=9, miou=0.999))
+    text = tables.fill_tables(page("ptq"), made)
+    assert tables.fill_tables(page("ptq"), [old, *made, trial]) == text
+    newer = dataclasses.replace(old, date="2027-01-01T00:00:00Z")
+    only_newer = tables.fill_tables(page("ptq"), [*made, newer])
+    assert "0.111" in only_newer
+    assert "min-max" not in only_newer
+
+
+def test_rows_over_different_objects_cannot_share_a_block(rows, tables, made):
+    with pytest.raises(ValueError, match="rows of coco_val differ"):
+        tables.fill_tables(page("ptq"), [*made, rows.Row(**values(bits="w6a6", instances=1345))])
+
+
+def test_a_marker_may_ask_for_one_data_set(rows, tables, made):
+    more = [*made, rows.Row(**values(data="aerial_val", miou=0.3))]
+    assert "aerial_val**" in tables.fill_tables(page("ptq"), more)
+    text = tables.fill_tables(page("ptq coco_val"), more)
+    assert "**coco_val**" in text
+    assert "aerial_val**" not in text
+
+
+def test_detections_have_no_line_for_the_box_itself(tables, made):
+    text = tables.fill_tables(page("detections"), made)
+    assert "COCO mask AP" in text
+    assert "| `mse` |  | 0.125 (−0.075) | 0.125 (−0.075) |" in text
+    assert "the box itself" not in text
+
+
+def test_sizes_join_methods_of_one_size(tables, made):
+    assert lines(tables.fill_tables(page("sizes"), made))[2:-2] == [
+        "| model | bits | methods | bytes on disk | smaller than float32 | MACs at these bits |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
+        "| sam-mini | w8a8 | min-max, mse | 1,900,000 | 3.42x | 91.0 % |",
+        "| sam-mini | w4a4 | min-max, mse | 1,000,000 | 6.50x | 91.0 % |",
+    ]
+
+
+def test_headline_shows_one_method(tables, made):
+    assert lines(tables.fill_tables(page("headline"), made))[2:-2] == [
+        "| model | mean IoU on | the box itself | float | w8a8 | w4a4 |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| sam-mini | coco_val | 0.589 | 0.600 | 0.600 (0.000) | 0.500 (−0.100) |",
+        "Method `mse`, calibrated on 32 images of coco_train; box prompts; in brackets the difference to float.",
+    ]
+
+
+def test_provenance_names_machine_and_versions(tables, made):
+    text = tables.fill_tables(page("provenance"), made)
+    assert "| machine | Some CPU @ 2 GHz, 1 thread |" in text
+    assert "| weights (SHA-256) | sam-mini aaaa |" in text
+
+
+@pytest.mark.parametrize("name", ["ptq", "detections", "sizes", "headline", "provenance"])
+def test_without_rows_every_table_says_how_to_get_them(tables, name):
+    assert tables.NOTHING_YET in tables.fill_tables(page(name), [])
+
+
+@pytest.mark.parametrize("name", ["ptq", "detections", "sizes", "headline", "provenance"])
+def test_filling_twice_changes_nothing(tables, made, name):
+    once = tables.fill_tables(page(name), made)
+    assert tables.fill_tables(once, made) == once
+    assert "old" not in once
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (page("acuracy"), "no table 'acuracy'; there are ptq"),
+        ("<!-- table:ptq -->\n", "needs a"),
+        ("<!-- table:ptq -->\n" + page("ptq"), "needs a"),
+        (page("ptq") + "<!-- /table -->\n", "needs a"),
+    ],
+)
+def test_broken_markers_are_refused(tables, text, message):
+    with pytest.raises(ValueError, match=message):
+        tables.fill_tables(text, [])
+
+
+def test_check_finds_stale_pages_and_leaves_them(rows, tables, made, tmp_path, capsys):
+    path, document = tmp_path / "rows.csv", tmp_path / "page.md"
+    for row in made:
+        rows.append_row(path, row)
+    document.write_text(page("ptq"))
+    arguments = ["--csv", str(path), str(document)]
+    assert tables.main(["--check", *arguments]) == 1
+    assert "page.md: stale" in capsys.readouterr().out
+    assert document.read_text() == page("ptq")
+    assert tables.main(arguments) == 0
+    assert "0.500 (−0.100)" in document.read_text()
+    assert tables.main(["--check", *arguments]) == 0
+    rows.append_row(path, rows.Row(**values(bits="w6a6", miou=0.58)))
+    assert tables.main(["--check", *arguments]) == 1
+    document.write_text(page("nonsense"))
+    assert tables.main(["--check", *arguments]) == 2
+    assert "page.md: no table 'nonsense'" in capsys.readouterr().err
