@@ -9,7 +9,7 @@ OUT ?= out/demo
 .PHONY: demo test lint format clean
 
 demo: $(VENV)/.installed
-	$(BIN)/saqsam quantize sam-mini --out $(OUT) --overwrite
+	$(BIN)/saqsam quantize sam-mini --out $(OUT) --effort quick --overwrite
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest

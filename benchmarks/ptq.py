@@ -36,16 +36,19 @@ from transformers import SamModel, SamProcessor
 import saqsam
 from rows import FILL_BOX, FLOAT, KEY, Row, append_row, read_rows
 from saqsam.checkpoint import quantization_config_of
-from saqsam.cli import CALIBRATION_SCENES_SEED
 from saqsam.data.datasets import SCENES, SCENES_COUNT, Dataset
 from saqsam.evaluate import Evaluation, InstanceScore, mask_iou
 from saqsam.evaluate.iou import MeanIoU, fill_box
 from saqsam.inventory import take_inventory
 from saqsam.models.loading import BUNDLED
+from saqsam.models.structure import SamStructure
 from saqsam.output import write_whole
 from saqsam.presets import METHODS, parse_bits
 from saqsam.recipe import Recipe
-from saqsam.terminal import err, progress_bars
+from saqsam.settings import with_settings
+from saqsam.units import reconstruction_units
+from saqsam_cli.commands import CALIBRATION_SCENES_SEED
+from saqsam_cli.terminal import err, progress_bars
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "work" / "benchmarks"
@@ -109,6 +112,8 @@ class Plan:
         images: How many of its images.
         seed: Which of them.
         prompt: `box` or `point`.
+        settings: Fields of the recipe that differ from the method's, as `saqsam quantize --set` takes them.
+        total_steps: Learning steps over all units, dealt out evenly; None for those of the effort `standard`.
         device: Where the models run.
         circumstances: Columns that are the same in all rows: commit, versions, machine.
         out: The CSV file.
@@ -124,6 +129,8 @@ class Plan:
     images: int
     seed: int
     prompt: str
+    settings: Sequence[str]
+    total_steps: int | None
     device: str
     circumstances: Mapping[str, str]
     out: Path
@@ -134,6 +141,29 @@ class Plan:
         fixed = {FILL_BOX: [""], FLOAT: [FLOAT_BITS]}
         return [(method, bits) for method in self.methods for bits in fixed.get(method, self.bits)]
 
+    def recipe(self, method: str, bits: str) -> Recipe:
+        """The recipe of a method in these circumstances."""
+        recipe = with_settings(saqsam.recipe_for(method, bits), self.settings)
+        recipe = dataclasses.replace(
+            recipe, calibration=dataclasses.replace(recipe.calibration, images=self.images, seed=self.seed)
+        )
+        spec = recipe.reconstruction
+        if spec is None or self.total_steps is None:
+            return recipe
+        steps = max(1, round(self.total_steps * spec.steps / (self.learning_steps(recipe) or 1)))
+        return dataclasses.replace(recipe, reconstruction=dataclasses.replace(spec, steps=steps))
+
+    def learning_steps(self, recipe: Recipe) -> int | None:
+        """Steps over all units of the model; None for a recipe that learns nothing."""
+        spec = recipe.reconstruction
+        if spec is None:
+            return None
+        config = self.model.loaded[0].config
+        layers = config.mask_decoder_config.num_hidden_layers
+        return sum(
+            spec.steps * unit.steps for unit in reconstruction_units(SamStructure(config), layers, spec)
+        )
+
     def key_columns(self, method: str, bits: str, data: str) -> dict[str, str | int | None]:
         """The `KEY` columns of a row."""
         is_quantized = method not in (FILL_BOX, FLOAT)
@@ -142,6 +172,8 @@ class Plan:
             "model_hash": "" if method == FILL_BOX else self.model.hash,
             "method": method,
             "bits": bits,
+            "settings": " ".join(self.settings) if is_quantized else "",
+            "steps": self.learning_steps(self.recipe(method, bits)) if is_quantized else None,
             "calibration": self.calibration[0] if is_quantized else "",
             "calibration_images": self.images if is_quantized else None,
             "seed": self.seed if is_quantized else None,
@@ -229,10 +261,7 @@ def _subject(plan: Plan, method: str, bits: str, bars: Progress) -> Subject:
 
 def _checkpoint(plan: Plan, method: str, bits: str, bars: Progress) -> tuple[Path, float]:
     """Folder of a checkpoint and the seconds it took, from the cache if the same code has made it before."""
-    recipe = saqsam.recipe_for(method, bits)
-    recipe = dataclasses.replace(
-        recipe, calibration=dataclasses.replace(recipe.calibration, images=plan.images, seed=plan.seed)
-    )
+    recipe = plan.recipe(method, bits)
     folder = plan.cache / "checkpoints" / f"{recipe.name}-{_cache_key(plan, recipe)}"
     timing = folder.with_suffix(".json")
     if not (folder.is_dir() and timing.is_file()):
@@ -244,7 +273,7 @@ def _checkpoint(plan: Plan, method: str, bits: str, bars: Progress) -> tuple[Pat
                 processor,
                 recipe,
                 plan.calibration[1],
-                progress=lambda _, done, whole: step(done, whole),
+                progress=lambda _, done, whole, __: step(done, whole),
             )
         # The folder last: it is there only if all is.
         write_whole(timing, json.dumps({"seconds": time.perf_counter() - start}).encode())
@@ -431,6 +460,20 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--calibration", metavar="NAME", help=f"as --data; {CALIBRATION} if it is there, else scenes")
     add("--images", type=int, default=32, metavar="N", help="for the calibration")
     add("--seed", type=int, default=0, metavar="N", help="of the calibration")
+    add(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="as saqsam quantize --set",
+    )
+    add(
+        "--total-steps",
+        type=int,
+        metavar="N",
+        help="of learning, over all units; those of the effort standard",
+    )
     add("--threads", type=int, metavar="N", help="of torch; all by default")
     add("--device", default="cpu", help="cpu, cuda, ...")
     add("--out", type=Path, default=ROOT / "benchmarks" / "results" / "ptq.csv", metavar="CSV", help="rows")
@@ -462,6 +505,8 @@ def make_plan(options: argparse.Namespace) -> Plan:
         images=options.images,
         seed=options.seed,
         prompt=options.prompt,
+        settings=tuple(options.settings),
+        total_steps=options.total_steps,
         device=options.device,
         circumstances=_circumstances(options.device),
         out=options.out,

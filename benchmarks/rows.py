@@ -18,6 +18,8 @@ KEY = (
     "model_hash",
     "method",
     "bits",
+    "settings",
+    "steps",
     "calibration",
     "calibration_images",
     "seed",
@@ -44,6 +46,8 @@ class Row:
         recipe: Name of the recipe, with its mean bits where it is mixed.
         method: Name of the method, `float`, or `fill-box` for the box itself as the mask.
         bits: Such as `w4a4`; `w32a32` for float.
+        settings: Fields of the recipe that differ from the method's, `KEY=VALUE`, separated by spaces.
+        steps: Learning steps over all units; empty for a method that learns nothing.
         calibration: Data set of the calibration.
         calibration_images: How many of its images.
         seed: Which of them.
@@ -75,6 +79,8 @@ class Row:
     recipe: str
     method: str
     bits: str
+    settings: str
+    steps: int | None
     calibration: str
     calibration_images: int | None
     seed: int | None

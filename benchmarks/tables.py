@@ -19,10 +19,14 @@ from pathlib import Path
 from rows import FILL_BOX, FLOAT, Row, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
+BUNDLED = "sam-mini"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
-HEADLINE_METHOD = "mse"
+HEADLINE_BITS = "w4a4"
 BITS = ("w8a8", "w6a6", "w4a8", "w4a4")
-METHODS = (FILL_BOX, FLOAT, "min-max", "percentile", "mse")
+METHODS = (
+    *(FILL_BOX, FLOAT, "min-max", "percentile", "mse", "brecq", "qdrop"),
+    *("ptq4sam-s", "ptq4sam", "saq-sam-s", "saq-sam"),
+)
 DATA = ("scenes", "coco_val", "nuclei_val", "aerial_val")
 PROMPTS = ("box", "point")
 NOTHING_YET = "*Not measured yet: run `python benchmarks/ptq.py`, then `python benchmarks/tables.py`.*"
@@ -70,7 +74,7 @@ def fill_tables(text: str, rows: Sequence[Row]) -> str:
     Raises:
         ValueError: An unknown table, a marker without its partner, or rows that do not fit together.
     """
-    rows = current(rows)
+    rows = [row for row in current(rows) if not row.settings]
 
     def fill(found: re.Match[str]) -> str:
         name, data = found[1], found[2]
@@ -135,31 +139,30 @@ def sizes(rows: Sequence[Row]) -> str:
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """One method with box prompts: a line for each data set, a column for each width."""
+    """The hardest bits with box prompts: a line for each method, a column for each data set; one model alone."""
     rows = [row for row in rows if row.prompt == "box"]
-    quantized = [row for row in rows if row.method == HEADLINE_METHOD]
+    quantized = [row for row in rows if row.bits == HEADLINE_BITS]
     if not quantized:
         return ""
-    calibration = statistics.mode(sorted(_calibration(row) for row in quantized))
-    quantized = [row for row in quantized if _calibration(row) == calibration]
-    columns = _ordered({row.bits for row in quantized}, BITS)
+    model = _ordered({row.model for row in quantized}, (BUNDLED,))[0]
+    calibration = statistics.mode(sorted(_calibration(row) for row in quantized if row.model == model))
+    shown = [
+        row
+        for row in rows
+        if row.model in ("", model)
+        and (row.method in (FILL_BOX, FLOAT) or (row.bits, _calibration(row)) == (HEADLINE_BITS, calibration))
+    ]
+    data = _ordered({row.data for row in shown}, DATA)
     lines = []
-    for model in _ordered({row.model for row in quantized}, ()):
-        for data in _ordered({row.data for row in quantized if row.model == model}, DATA):
-            here = [row for row in rows if row.data == data and row.model in ("", model)]
-            reference = _float_score(here, _miou)
-            unquantized = (
-                _cell([row for row in here if row.method == m], _miou, None) for m in (FILL_BOX, FLOAT)
-            )
-            of_bits = (
-                [row for row in quantized if (row.model, row.data, row.bits) == (model, data, b)]
-                for b in columns
-            )
-            cells = (_cell(found, _miou, reference) for found in of_bits)
-            lines.append([model, data, *unquantized, *cells])
-    heading = ["model", "mean IoU on", "the box itself", "float", *columns]
-    note = f"Method `{HEADLINE_METHOD}`, calibrated on {calibration}; box prompts; in brackets the difference to float."
-    return f"{_markdown(heading, lines, right=2 + len(columns))}\n\n{note}"
+    for method in _ordered({row.method for row in shown}, METHODS):
+        cells = []
+        for name in data:
+            here = [row for row in shown if row.data == name]
+            reference = None if method in (FILL_BOX, FLOAT) else _float_score(here, _miou)
+            cells.append(_cell([row for row in here if row.method == method], _miou, reference))
+        lines.append([_method_label(method), *cells])
+    note = f"{model} at `{HEADLINE_BITS}`, calibrated on {calibration}; box prompts; in brackets, difference to float."
+    return f"{_markdown(['mean IoU on', *data], lines, right=len(data))}\n\n{note}"
 
 
 def provenance(rows: Sequence[Row]) -> str:

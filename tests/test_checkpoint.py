@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import stat
 import struct
@@ -466,7 +467,7 @@ FOLDER_DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "no config": (lambda folder: (folder / "config.json").unlink(), r"config\.json cannot be read"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), r"config\.json cannot be read"),
     "a list": (lambda folder: (folder / "config.json").write_text("[]"), "is not a checkpoint of saqsam"),
-    "no tensors": (lambda folder: (folder / WEIGHTS).unlink(), r"model\.safetensors cannot be read"),
+    "no tensors": (lambda folder: (folder / WEIGHTS).unlink(), r"model\.safetensors is missing"),
     "not quantized": (
         edit_config(lambda c: c.pop("quantization_config")),
         "is not a checkpoint of saqsam: its config.json has no such quantization_config",
@@ -502,6 +503,16 @@ def test_an_altered_configuration_is_noticed(copy: Path, loader: Loader, damage:
     apply(copy)
     with pytest.raises(ValueError, match=message):
         loader(copy)
+
+
+@pytest.mark.parametrize(
+    "damage", ["newer format", "no recipe", "bits out of range", "unknown recipe field", "unknown key"]
+)
+def test_what_is_wrong_with_a_configuration_is_said_with_its_file(copy: Path, damage: str) -> None:
+    apply, message = CONFIG_DAMAGE[damage]
+    apply(copy)
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(copy))}/config\.json: .*{message}"):
+        load_checkpoint(copy)
 
 
 @pytest.mark.parametrize("damage", FOLDER_DAMAGE)
@@ -653,6 +664,7 @@ def test_parents_are_made_and_others_may_read(tmp_path: Path) -> None:
     assert folder == tmp_path / "a" / "b" / "model"
     assert siblings(folder) == ["model"]
     assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    assert all(stat.S_IMODE(file.stat().st_mode) & 0o444 == 0o444 for file in folder.iterdir())
     assert sorted(tree(folder)) == ["config.json", WEIGHTS, "processor_config.json"]
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,13 +16,15 @@ import torch
 import typer
 from PIL import Image
 from rich.console import Console
+from transformers.utils import logging
 from typer.testing import CliRunner, Result
 
 import saqsam
 from coco_folder import good_annotations, make_coco, picture
-from saqsam import checkpoint, cli, tables, terminal
+from saqsam import checkpoint, reconstruct
 from saqsam.checkpoint import load_checkpoint, save_checkpoint
 from saqsam.data.images import read_image
+from saqsam_cli import app, commands, tables, terminal
 from tiny_quantized import assert_same_outputs, quantized_tiny
 from tiny_sam import tiny_processor, tiny_sam
 
@@ -29,7 +32,7 @@ Folders = dict[str, Path]
 
 
 def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], prog_name="saqsam")
+    return CliRunner().invoke(app.app, [str(argument) for argument in arguments], prog_name="saqsam")
 
 
 def assert_done(result: Result) -> None:
@@ -165,15 +168,77 @@ def test_errors_of_the_operating_system_name_the_file(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == "error: /some/[file]: Permission denied\n"
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("too many pixels"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        ),
+    ],
+)
+def test_lack_of_memory_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    @terminal.guarded
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(typer.Exit) as caught:
+        fail()
+    assert caught.value.exit_code == 2
+    assert capsys.readouterr().err == f"error: not enough memory: {error}\n"
+
+
+def test_defects_of_our_own_are_not_hidden() -> None:
+    @terminal.guarded
+    def fail() -> None:
+        raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        fail()
+
+
+def test_something_is_shown_from_the_first_moment_of_a_stage() -> None:
+    with terminal.progress_bars() as bars:
+        update = terminal.stage_bars(bars)
+        assert [(task.description, task.total) for task in bars.tasks] == [("...", None)]
+        started = bars.tasks[0].start_time
+        update("calibrating", 1, 2, "")
+        assert [(task.description, task.completed) for task in bars.tasks] == [("calibrating", 1)]
+        assert bars.tasks[0].start_time == started  # its time counts from the beginning
+        update("calibrating", 2, 2, "")
+        assert [task.description for task in bars.tasks] == ["calibrating", "..."]
+        update("packing weights", 1, 1, "")
+        update("packing weights", 1, 1, "")
+        assert [task.description for task in bars.tasks] == ["calibrating", "packing weights", "..."]
+
+
+def test_what_transformers_logs_is_silenced_while_a_command_runs_and_no_longer() -> None:
+    def settings() -> tuple[int, bool]:
+        return logging.get_verbosity(), logging.is_progress_bar_enabled()
+
+    before, inside = settings(), []
+
+    @commands.quiet_transformers()
+    def fail() -> None:
+        inside.append(settings())
+        raise ValueError("wrong")
+
+    with pytest.raises(ValueError, match="wrong"):
+        fail()
+    assert inside == [(logging.ERROR, False)]
+    assert settings() == before
+
+
 # --- quantize
 
 
 def test_quantize_compares_float_with_what_is_on_disk(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "q"
-    result = run("quantize", tiny, "--out", out, "--images", "2", "--check-images", "2")
+    result = run("quantize", tiny, "--out", out, "--images", "2", "--check-images", "2", "--steps", "1")
     assert_done(result)
     reloaded, processor = saqsam.load(out)
-    assert saqsam.recipe_of(reloaded).name == "mse-w4a4"
+    assert saqsam.recipe_of(reloaded).name == "saq-sam-w4a4"
     assert saqsam.recipe_of(reloaded).calibration.images == 2
     data = saqsam.open_dataset("scenes", limit=2)
     before = saqsam.evaluate(*saqsam.load(tiny), data)
@@ -192,11 +257,11 @@ def test_quantize_compares_float_with_what_is_on_disk(tiny: Path, tmp_path: Path
     assert read_image(out / "comparison.png").shape[1] > 4 * 300
     assert not list(out.parent.glob(".*")) + list(out.glob(".*"))
     # Progress, and nothing else.
-    assert [line.split("━")[0].strip() for line in result.stderr.splitlines()] == [
+    assert [re.split(", loss|━", line)[0].strip() for line in result.stderr.splitlines()] == [
         "scoring, float",
-        "calibrating",
-        "activation ranges",
-        "packing weights",
+        *("choosing prompts", "calibrating", "activation ranges", "clipping attentions"),
+        *("1/6 encoder stage 1", "2/6 encoder stage 2", "3/6 neck", "4/6 decoder layer 1"),
+        *("5/6 decoder layer 2", "6/6 final attention", "packing weights"),
         "scoring, quantized",
     ]
 
@@ -273,6 +338,13 @@ def test_overwrite_replaces_a_checkpoint(tiny: Path, packed: Path, tmp_path: Pat
         (["--bits", "4"], ["w4a4", "'4'"]),
         (["--calibration", "nowhere"], ["nowhere"]),
         (["--check", "nowhere"], ["nowhere"]),
+        (["--effort", "standart"], ["standart", "did you mean 'standard'"]),
+        (["--steps", "5"], ["--steps: min-max learns nothing"]),
+        (["--set", "clippin=none"], ["clippin", "did you mean 'clipping'"]),
+        (["--set", "clipping.theta=0.4"], ["this method has no clipping"]),
+        (["--set", "weights.bits=99"], ["99"]),
+        (["--memory", "much"], ["4GiB", "'much'"]),
+        (["--detections", "nowhere.json"], ["a data set in COCO format"]),
         (["--device", "abacus"], ["--device abacus"]),
         (["--device", "meta"], ["--device meta"]),
     ],
@@ -339,7 +411,10 @@ def test_an_interrupt_leaves_nothing(
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == "interrupted"
     assert result.stdout == ""
-    assert not list(tmp_path.glob("out/*"))
+    # Once the ranges are set, they are kept for the next try.
+    kept = tmp_path / "out" / "q.unfinished"
+    assert list(tmp_path.glob("out/*")) == ([kept] if where == "writing" else [])
+    assert (f"finished steps are kept in {kept}" in result.stderr) == (where == "writing")
 
 
 def test_an_interrupted_overwrite_keeps_the_old_checkpoint(
@@ -349,7 +424,7 @@ def test_an_interrupted_overwrite_keeps_the_old_checkpoint(
     monkeypatch.setattr(checkpoint, "save_file", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     assert quantize(tiny, tmp_path / "q", "--overwrite").exit_code == 130
     assert_same_outputs(load_checkpoint(tmp_path / "q"), load_checkpoint(packed))
-    assert [path.name for path in tmp_path.iterdir()] == ["q"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["q", "q.unfinished"]
 
 
 def test_a_failure_after_writing_leaves_the_whole_checkpoint_and_says_so(
@@ -358,11 +433,81 @@ def test_a_failure_after_writing_leaves_the_whole_checkpoint_and_says_so(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "comparison.png")
 
-    monkeypatch.setattr(cli, "write_png", full)
+    monkeypatch.setattr(commands, "write_png", full)
     result = quantize(tiny, tmp_path / "q", "--check", "scenes", "--check-images", "1")
     assert_refused(result, "comparison.png: No space left on device")
     assert result.stdout == f"checkpoint: {tmp_path / 'q'}\n"
     load_checkpoint(tmp_path / "q")
+
+
+LEARN = ("--method", "saq-sam", "--bits", "w3a4", "--steps", "3", "--set", "reconstruction.final_steps=1")
+
+
+def test_learning_goes_on_where_it_stopped_and_leaves_its_log(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        original = reconstruct.learn_unit
+
+        def until_the_neck(model: Any, reference: Any, unit: Any, *more: Any, **named: Any) -> Any:
+            if unit.name == "neck":
+                signal.raise_signal(signal.SIGINT)
+            return original(model, reference, unit, *more, **named)
+
+        patch.setattr(reconstruct, "learn_unit", until_the_neck)
+        result = quantize(tiny, tmp_path / "q", *LEARN)
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-2:] == [
+        f"finished steps are kept in {tmp_path / 'q.unfinished'}; the same command goes on from them",
+        "interrupted",
+    ]
+    other = quantize(tiny, tmp_path / "q", *LEARN, "--seed", "1")
+    assert_refused(other, "unfinished run with another calibration data, recipe", "finished steps are kept")
+    result = quantize(tiny, tmp_path / "q", *LEARN)
+    assert_done(result)
+    assert "encoder stage" not in result.stderr, "finished units are not learned again"
+    assert "3/6 neck" in result.stderr
+    assert_done(quantize(tiny, tmp_path / "whole", *LEARN))
+    name = "model.safetensors"
+    assert (tmp_path / "q" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["q", "whole"]
+    log = json.loads((tmp_path / "q" / "quantization.json").read_text())
+    assert log == json.loads((tmp_path / "whole" / "quantization.json").read_text())
+    assert [len(unit["losses"]) for unit in log["units"]] == [3] * 6
+    assert len(log["clipping"]) == 7
+    assert log["recipe"]["method"] == "saq-sam-custom"
+    with Image.open(tmp_path / "q" / "quantization.png") as drawn:
+        assert drawn.size[0] > 800
+
+
+def test_settings_and_the_deployable_variant_are_in_the_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    assert_done(quantize(tiny, tmp_path / "a", "--set", "weights.symmetric=true", "--set", "bimodal=true"))
+    recipe = saqsam.recipe_of(load_checkpoint(tmp_path / "a"))
+    assert (recipe.method, recipe.weights.symmetric, recipe.bimodal) == ("min-max-custom", True, True)
+    assert_done(quantize(tiny, tmp_path / "b", "--deploy"))
+    recipe = saqsam.recipe_of(load_checkpoint(tmp_path / "b"))
+    assert recipe.weights.symmetric
+    assert (recipe.probabilities.kind, recipe.probabilities.bits) == ("uniform", 8)
+    assert recipe.name == "min-max-deploy-w4a4-mixed"
+
+
+def test_a_detector_s_boxes_are_the_prompts(tiny: Path, labelled: Path, tmp_path: Path) -> None:
+    boxes = labelled / "found.json"
+    content = json.loads((labelled / "annotations.json").read_text())
+    found = [
+        {
+            "image_id": image["id"],
+            "category_id": content["categories"][0]["id"],
+            "bbox": [2, 3, 20, 15],
+            "score": 0.9,
+        }
+        for image in content["images"]
+    ]
+    boxes.write_text(json.dumps(found))
+    for name, more in (("own", ()), ("found", ("--detections", boxes))):
+        assert_done(quantize(tiny, tmp_path / name, "--calibration", labelled, *more))
+    tensors = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("own", "found")]
+    assert tensors[0] != tensors[1]
 
 
 # --- evaluate
@@ -431,6 +576,8 @@ def test_evaluate_refuses_what_it_cannot_score(
     (broken / "images" / "1.png").write_bytes(b"\x89PNG")
     refused("--data", broken, words=("1.png",))
     assert kept.read_text() == "old"
+    # A bar that never came leaves no empty line.
+    assert run("evaluate", packed, "--detections", kept).stderr.count("\n") == 1
     assert_refused(run("evaluate", packed, "--json", tmp_path), "it is a folder")
 
 
@@ -605,7 +752,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
 # code becomes that of the process.
 COMMANDS = """
 import json, sys
-from saqsam.cli import main
+from saqsam_cli.app import main
 commands = json.loads(sys.argv[1])
 for command in commands[:-1]:
     sys.argv[1:] = command
@@ -618,9 +765,41 @@ main()
 """
 
 
+# What takes seconds to import, and no help needs.
+LEAN = """
+import sys
+from saqsam_cli.app import main
+try:
+    main()
+finally:
+    assert not {"torch", "transformers", "numpy", "saqsam"} & sys.modules.keys()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["quantize", "--help"], 0),
+        (["quantize", "--images", "3"], 2),
+        (["evaluate", "--prompt", "scribble"], 2),
+        (["segment", "sam-mini", "photo.jpg", "--box", "1,2,3"], 2),
+        (["inspect", "no such folder"], 2),
+        (["compress"], 2),
+    ],
+)
+def test_help_and_plain_mistakes_need_no_torch(arguments: list[str], code: int) -> None:
+    running = start("-c", LEAN, *arguments)
+    stdout, stderr = running.communicate(timeout=60)
+    assert running.returncode == code, stderr
+    assert bool(stdout) == (code == 0)
+    assert "Traceback" not in stderr
+
+
 def test_a_process_prints_results_progress_and_one_line_for_an_error(tiny: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "q")
-    good = ["quantize", str(tiny), "--out", out, "--images", "1", "--check-images", "1"]
+    good = ["quantize", str(tiny), "--out", out, "--images", "1", "--check-images", "1", "--method", "mse"]
     wrong = ["quantize", str(tiny), "--out", out]
     running = start("-c", COMMANDS, json.dumps([good, wrong]))
     stdout, stderr = running.communicate(timeout=120)
@@ -628,6 +807,7 @@ def test_a_process_prints_results_progress_and_one_line_for_an_error(tiny: Path,
     assert stdout.splitlines()[-1] == f"picture: {tmp_path / 'q' / 'comparison.png'}"
     assert [line.split("━")[0].strip() for line in stderr.splitlines()] == [
         "scoring, float",
+        "choosing prompts",
         "calibrating",
         "activation ranges",
         "packing weights",

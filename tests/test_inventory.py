@@ -14,8 +14,9 @@ from saqsam.macs import count_macs
 from saqsam.models.structure import FLOAT_PARTS, PAPER_PARTS
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedTensor
-from saqsam.recipe import Override
-from tiny_quantized import mixed_recipe, mixed_tiny, quantized_tiny, tiny_recipe
+from saqsam.quant.log import LogQuantizer
+from saqsam.recipe import Override, ProbabilitySpec
+from tiny_quantized import mixed_recipe, mixed_tiny, quantize_tiny, quantized_tiny, tiny_recipe
 from tiny_sam import tiny_config, tiny_processor, tiny_sam
 
 
@@ -95,6 +96,35 @@ def test_bytes_are_those_of_the_stored_tensors(uniform: Inventory, tmp_path: Pat
         )
         kinds[kind] += tensor.numel() * tensor.element_size()
     assert uniform.share_of_bytes() == pytest.approx({k: v / uniform.bytes for k, v in kinds.items()})
+
+
+def test_logarithmic_probabilities_are_counted_with_their_ranges() -> None:
+    recipe = tiny_recipe(probabilities=ProbabilitySpec("log"), bits="w4a6")
+    model, plain = quantize_tiny(recipe), quantize_tiny(tiny_recipe(bits="w4a6"))
+    inventory, before = by_part(take_inventory(model)), by_part(take_inventory(plain))
+    for name, part in inventory.items():
+        # Base and scale take what zero point and scale take.
+        assert (part.bytes, part.scale_bytes) == (before[name].bytes, before[name].scale_bytes)
+        assert part.activation_bits == before[name].activation_bits
+    ends = [module.range for name, module in model.named_modules() if isinstance(module, LogQuantizer)]
+    assert len(ends) == 11
+    for name in ("encoder.attention", "decoder.token_to_image"):
+        low, high = inventory[name].low, inventory[name].high
+        assert low is not None
+        assert high is not None
+        assert low <= 0 < min(scale for _, scale in ends) <= high
+
+
+def test_the_range_of_a_part_reaches_to_that_of_its_probabilities() -> None:
+    model = quantize_tiny(tiny_recipe(probabilities=ProbabilitySpec("log")))
+    for name, module in model.named_modules():
+        if isinstance(module, (AffineQuantizer, LogQuantizer)) and name.startswith("vision_encoder.layers"):
+            module.scale.copy_(torch.tensor(1e-3))
+    for index in range(4):
+        log = model.vision_encoder.layers[index].attn.probability_quantizer
+        log.scale.copy_(torch.tensor(0.25 + index))
+    part = by_part(take_inventory(model))["encoder.attention"]
+    assert part.high == 3.25
 
 
 def test_every_parameter_is_counted_once(uniform: Inventory, mixed: Inventory) -> None:

@@ -1,21 +1,36 @@
 """Preparing and packing: the exact tensor set, and what stays float is what a checkpoint can hold."""
 
+import re
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 from transformers import SamModel
 
-from saqsam.models.attention import SLOTS, QuantDecoderAttention, QuantVisionAttention
-from saqsam.models.structure import DECODER_PARTS, FLOAT_PARTS, PAPER_PARTS, SamStructure
+from saqsam.models.attention import PROBABILITIES, SLOTS, QuantDecoderAttention, QuantVisionAttention
+from saqsam.models.structure import (
+    DECODER_PARTS,
+    FLOAT_PARTS,
+    PAPER_PARTS,
+    TOKEN_TO_IMAGE_PARTS,
+    SamStructure,
+)
 from saqsam.prepare import (
+    Observer,
     activation_slots,
     build_packed_skeleton,
+    emptied,
     fill_slots,
     pack,
+    pack_embeddings,
+    pack_layer,
+    place_empty_quantizers,
+    place_empty_weight,
     prepare,
     round_float_parameters,
+    round_weight,
     weight_sites,
 )
 from saqsam.quant.affine import AffineQuantizer
@@ -28,8 +43,9 @@ from saqsam.quant.layers import (
     QuantConvTranspose2d,
     QuantLinear,
 )
-from saqsam.quant.observers import HistogramObserver
-from saqsam.recipe import Override, Recipe
+from saqsam.quant.log import GranularityObserver, LogQuantizer, ValueTap
+from saqsam.quant.observers import ChannelHistogramObserver, HistogramObserver
+from saqsam.recipe import Override, ProbabilitySpec, Recipe
 from tiny_quantized import mixed_recipe, mixed_tiny, outputs, quantized_tiny, tiny_recipe
 from tiny_sam import tiny_config, tiny_sam
 
@@ -59,6 +75,9 @@ ATTENTIONS = {
 }
 FLOAT_LAYERS = {"patch_embedding": 1, "upscaling": 2, "hypernetworks": 12, "iou_head": 3}
 PROMPT_ENCODER_LAYERS = 3
+
+
+LOG = ProbabilitySpec("log", 3)
 
 
 @pytest.fixture(scope="module")
@@ -185,10 +204,38 @@ def test_quantized_rel_pos_query_reaches_every_encoder_attention(structure: SamS
         assert [a.quantized_rel_pos_query for a in attentions.values()] == [flag] * 4
 
 
-def observed(structure: SamStructure, recipe: Recipe) -> dict[str, HistogramObserver]:
-    observers = {slot.name: HistogramObserver() for slot in activation_slots(structure, recipe)}
-    for index, observer in enumerate(observers.values()):
-        observer(torch.tensor([-1.0, 1.0 + index]))
+def test_probabilities_have_bits_and_a_kind_of_their_own(structure: SamStructure) -> None:
+    for kind in ("uniform", "log"):
+        for bits in (None, 7):
+            recipe = tiny_recipe(
+                bits="w4a5",
+                probabilities=ProbabilitySpec(kind, bits),
+                overrides={"decoder": Override(activations=6)},
+            )
+            for slot in activation_slots(structure, recipe):
+                activations = 6 if slot.part in DECODER_PARTS else 5
+                if slot.name.endswith(PROBABILITIES):
+                    assert (slot.bits, slot.is_log) == (bits or activations, kind == "log")
+                else:
+                    assert (slot.bits, slot.is_log) == (activations, False)
+
+
+def observed(structure: SamStructure, recipe: Recipe) -> dict[str, Observer]:
+    """Observers of the kinds that calibration gives, each with a range of its own."""
+    observers: dict[str, Observer] = {}
+    for index, slot in enumerate(activation_slots(structure, recipe)):
+        if slot.is_log:
+            tap = ValueTap()
+            tap(torch.eye(2)[None])
+            observer: Observer = GranularityObserver(slot.bits, tap)
+            observer(torch.tensor([[[0.5, 0.5], [0.9, 0.1]]]))
+        elif recipe.bimodal and slot.part in TOKEN_TO_IMAGE_PARTS and slot.name.endswith("key_quantizer"):
+            observer = ChannelHistogramObserver(axes=(1, 3))
+            observer(torch.tensor([-1.0, 1.0 + index]).reshape(1, 2, 1, 1))
+        else:
+            observer = HistogramObserver()
+            observer(torch.tensor([-1.0, 1.0 + index]))
+        observers[slot.name] = observer
     return observers
 
 
@@ -200,22 +247,132 @@ def test_each_slot_gets_the_range_of_its_own_observer(structure: SamStructure) -
     for name, observer in observers.items():
         quantizer = model.get_submodule(name)
         assert isinstance(quantizer, AffineQuantizer)
+        assert isinstance(observer, HistogramObserver)
         low, high = quantizer.range
         step = float(quantizer.scale)
         assert (quantizer.bits, high - low) == (6, pytest.approx(observer.high - observer.low, rel=1e-5))
         assert abs(high - observer.high) <= 0.51 * step
 
 
-def test_an_observer_that_saw_nothing_is_named(structure: SamStructure) -> None:
-    model, recipe = tiny_sam(), tiny_recipe()
+def test_each_kind_of_observer_gives_the_quantizer_of_its_slot(structure: SamStructure) -> None:
+    model, recipe = tiny_sam(), tiny_recipe(bits="w4a6", probabilities=LOG, bimodal=True)
+    plain = tiny_recipe(bits="w4a6")
     prepare(model, structure, recipe)
-    observers = observed(structure, recipe)
-    observers["vision_encoder.layers.2.mlp.lin1.input_quantizer"] = HistogramObserver()
-    with pytest.raises(ValueError, match=r"^vision_encoder\.layers\.2\.mlp\.lin1\.input_quantizer: no calib"):
+    observers, expected = observed(structure, recipe), tiny_sam()
+    fill_slots(model, structure, recipe, observers)
+    prepare(expected, structure, plain)
+    fill_slots(expected, structure, plain, observed(structure, plain))
+    assert {type(observer) for observer in observers.values()} == {
+        HistogramObserver,
+        ChannelHistogramObserver,
+        GranularityObserver,
+    }
+    for slot in activation_slots(structure, recipe):
+        quantizer, observer = model.get_submodule(slot.name), observers[slot.name]
+        if slot.is_log:
+            assert isinstance(quantizer, LogQuantizer)
+            assert isinstance(observer, GranularityObserver)
+            assert quantizer.bits == 3
+            assert quantizer.state_dict() == observer.quantizer().state_dict()
+        else:
+            # By channel or not: the range is that of all channels.
+            assert isinstance(quantizer, AffineQuantizer)
+            assert quantizer.state_dict() == expected.get_submodule(slot.name).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "empty"),
+    [
+        ("vision_encoder.layers.2.mlp.lin1.input_quantizer", HistogramObserver),
+        ("vision_encoder.layers.2.attn.probability_quantizer", lambda: GranularityObserver(3, ValueTap())),
+        (
+            "mask_decoder.transformer.layers.1.cross_attn_token_to_image.key_quantizer",
+            lambda: ChannelHistogramObserver((1, 3)),
+        ),
+    ],
+)
+def test_an_observer_that_saw_nothing_is_named(
+    structure: SamStructure, name: str, empty: Callable[[], Observer]
+) -> None:
+    model, recipe = tiny_sam(), tiny_recipe(probabilities=LOG)
+    prepare(model, structure, recipe)
+    observers = {**observed(structure, recipe), name: empty()}
+    with pytest.raises(ValueError, match=rf"^{re.escape(name)}: no calibration value reached this quantizer"):
         fill_slots(model, structure, recipe, observers)
 
 
-@pytest.mark.parametrize("recipe", [tiny_recipe(bits="w5a7"), mixed_recipe()], ids=["plain", "mixed"])
+def test_slots_are_empty_inside_the_block_alone(structure: SamStructure) -> None:
+    model, recipe = tiny_sam(), tiny_recipe(probabilities=LOG)
+    prepare(model, structure, recipe)
+    place_empty_quantizers(model, structure, recipe)
+    slots = [slot.name for slot in activation_slots(structure, recipe)]
+    quantizers = {name: model.get_submodule(name) for name in slots}
+    some = slots[::2]
+    with pytest.raises(KeyError), emptied(model, some):  # noqa: PT012
+        for name in slots:
+            assert (type(model.get_submodule(name)) is nn.Identity) == (name in some)
+        raise KeyError
+    assert all(model.get_submodule(name) is quantizer for name, quantizer in quantizers.items())
+
+
+def test_packed_layers_stay_as_they_are_when_the_rest_is_packed(structure: SamStructure) -> None:
+    recipe = mixed_recipe()
+    model, whole = tiny_sam(), tiny_sam()
+    for each in (model, whole):
+        prepare(each, structure, recipe)
+        place_empty_quantizers(each, structure, recipe)
+    pack(whole, structure, recipe)
+    # One layer with codes of its own, one whose codes are yet to load, and what comes before the first block.
+    learned, waiting = "vision_encoder.layers.1.mlp.lin1", structure.layers[0]
+    assert waiting.name == "vision_encoder.layers.0.attn.qkv"
+    layer = model.get_submodule(learned).train()
+    weight = round_weight(layer, 3, recipe)
+    own = PackedTensor.from_codes(7 - weight.unpack(), weight.scale, weight.zero_point, 3)
+    pack_layer(model, learned, own)
+    place_empty_weight(model, waiting, 3)
+    pack_embeddings(model, recipe)
+    before = modules(model, (*PACKED, PackedTensor))
+    assert len(before) == 4 * 2 - 1  # three layers with their weights, and the position embedding
+    assert model.get_submodule(learned).training
+    pack(model, structure, recipe)
+    assert all(model.get_submodule(name) is module for name, module in before.items())
+    assert model.get_submodule(learned).weight is own
+    found, expected = model.state_dict(), whole.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(found[name].shape == expected[name].shape for name in expected)
+    different = {name for name in expected if not torch.equal(found[name], expected[name])}
+    assert f"{learned}.weight.codes" in different
+    assert all(name.startswith((learned, waiting.name)) for name in different)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_packing_before_the_first_block_is_that_of_packing_all(structure: SamStructure) -> None:
+    for recipe in (tiny_recipe(), mixed_recipe()):
+        model, original = tiny_sam(), tiny_sam()
+        for each in (model, original):
+            prepare(each, structure, recipe)
+        pack_embeddings(model, recipe)
+        pack_embeddings(model, recipe)
+        packed = modules(model, (*PACKED, PackedTensor))
+        if not recipe.extra:
+            assert not packed
+            continue
+        pack(original, structure, recipe)
+        assert set(packed) == {
+            "vision_encoder.patch_embed.projection",
+            "vision_encoder.patch_embed.projection.weight",
+            "vision_encoder.packed_pos_embed",
+        }
+        encoder, expected = model.vision_encoder, original.vision_encoder
+        assert torch.equal(encoder.pos_embed, expected.pos_embed)
+        assert torch.equal(encoder.patch_embed.projection.weight(), expected.patch_embed.projection.weight())
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [tiny_recipe(bits="w5a7"), tiny_recipe(probabilities=LOG, bimodal=True), mixed_recipe()],
+    ids=["plain", "log", "mixed"],
+)
 def test_the_skeleton_has_the_tensors_and_modules_of_a_packed_model(
     structure: SamStructure, recipe: Recipe
 ) -> None:

@@ -146,12 +146,26 @@ def test_a_half_precision_model_is_quantized_as_its_float32_copy() -> None:
 
 
 def test_progress_is_told() -> None:
-    steps: list[tuple[str, int, int]] = []
+    steps: list[tuple[str, int, int, str]] = []
     quantize(
-        tiny_sam(), tiny_processor(), tiny_recipe(), tiny_data(), progress=lambda *step: steps.append(step)
+        tiny_sam(), tiny_processor(), tiny_recipe("saq-sam"), tiny_data(), progress=lambda *s: steps.append(s)
     )
-    assert steps[:2] == [("calibrating", 1, 2), ("calibrating", 2, 2)]
-    assert all(0 < done <= total for _, done, total in steps)
+    assert list(dict.fromkeys(what for what, *_ in steps)) == [
+        *("choosing prompts", "calibrating", "activation ranges", "clipping attentions"),
+        *("1/6 encoder stage 1", "2/6 encoder stage 2", "3/6 neck", "4/6 decoder layer 1"),
+        *("5/6 decoder layer 2", "6/6 final attention", "packing weights"),
+    ]
+    assert all(0 < done <= total for _, done, total, _ in steps)
+
+
+def test_embeddings_are_packed_before_the_first_unit_learns_on_them() -> None:
+    """What the first unit is given comes from the packed patch and position embeddings."""
+    extra = {"patch_embedding": 2, "position_embedding": 2}
+    coarse, fine = (
+        quantize_tiny(tiny_recipe("saq-sam", extra=dict.fromkeys(extra, bits))) for bits in (2, 8)
+    )
+    name = "vision_encoder.layers.0.attn.qkv.weight"
+    assert not torch.equal(coarse.get_submodule(name).unpack(), fine.get_submodule(name).unpack())
 
 
 # ---- bad input

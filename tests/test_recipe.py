@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -14,18 +14,57 @@ from hypothesis import strategies as st
 from saqsam.checkpoint import checkpoint_tensors
 from saqsam.models.structure import FLOAT_PARTS, PAPER_PARTS, PARTS
 from saqsam.quant.ranges import RANGE_METHODS
-from saqsam.recipe import RECIPE_VERSION, Calibration, Override, QuantSpec, Recipe
+from saqsam.recipe import (
+    ATTENTION_PARTS,
+    RECIPE_VERSION,
+    Calibration,
+    Clipping,
+    Override,
+    ProbabilitySpec,
+    QuantSpec,
+    Recipe,
+    Reconstruction,
+)
 from tiny_quantized import outputs, quantize_tiny, tiny_data
 
 bits = st.integers(2, 8)
 some_bits = st.none() | bits
 specs = st.builds(QuantSpec, bits=bits, symmetric=st.booleans(), range=st.sampled_from(RANGE_METHODS))
+shares = st.floats(0, 1)
+clippings = st.builds(
+    Clipping,
+    theta=st.floats(0.001, 0.999),
+    images=st.integers(1, 99),
+    passes=st.integers(1, 9),
+    include_range=st.booleans(),
+)
+reconstructions = st.builds(
+    Reconstruction,
+    unit=st.sampled_from(["block", "stage"]),
+    loss=st.sampled_from(["output", "prompt"]),
+    skip_layers=st.booleans(),
+    target=st.sampled_from(["quantized", "float"]),
+    scales=st.booleans(),
+    drop=shares,
+    steps=st.integers(1, 99),
+    final_steps=st.integers(1, 9),
+    prompts=st.integers(1, 99),
+    rounding_rate=shares,
+    scale_rate=shares,
+    regulariser=shares,
+    warmup=shares,
+    token_weight=st.floats(0, 1000),
+)
 prefixes = sorted({*PAPER_PARTS, *(part.split(".")[0] for part in PAPER_PARTS)})
 recipes = st.builds(
     Recipe,
     method=st.from_regex(r"[a-z0-9][a-z0-9-]{0,8}", fullmatch=True),
     weights=specs,
     activations=specs,
+    probabilities=st.builds(ProbabilitySpec, kind=st.sampled_from(["uniform", "log"]), bits=some_bits),
+    bimodal=st.booleans(),
+    clipping=st.none() | clippings,
+    reconstruction=st.none() | reconstructions,
     overrides=st.dictionaries(
         st.sampled_from(prefixes), st.builds(Override, some_bits, some_bits), max_size=3
     ),
@@ -86,6 +125,9 @@ def test_fields_that_are_left_out_get_their_defaults() -> None:
         (("calibration",), "image", "calibration has no field 'image'; did you mean 'images'?"),
         (("overrides", "neck"), "weight", "overrides.neck has no field 'weight'; did you mean 'weights'?"),
         ((), "zzz", "recipe has no field 'zzz'; there are method, weights, activations"),
+        (("probabilities",), "kinds", "probabilities has no field 'kinds'; did you mean 'kind'?"),
+        (("clipping",), "thetta", "clipping has no field 'thetta'; did you mean 'theta'?"),
+        (("reconstruction",), "step", "reconstruction has no field 'step'; did you mean 'steps'?"),
         (
             ("extra",),
             "position_embeding",
@@ -100,7 +142,8 @@ def test_fields_that_are_left_out_get_their_defaults() -> None:
 def test_unknown_names_are_refused_with_the_nearest_right_one(
     path: tuple[str, ...], key: str, message: str
 ) -> None:
-    data = recipe(overrides={"neck": Override(weights=8)}).to_dict()
+    parts = {"clipping": Clipping(), "reconstruction": Reconstruction()}
+    data = recipe(overrides={"neck": Override(weights=8)}, **parts).to_dict()
     target = data
     for step in path:
         target = target[step]
@@ -145,6 +188,37 @@ def test_unknown_names_are_refused_with_the_nearest_right_one(
         ({"calibration": {"percentile": float("nan")}}, "percentile must lie in"),
         ({"calibration": {"percentile": "99"}}, "calibration: "),
         ({"calibration": {"power": 0.1}}, "power must lie in"),
+        ({"probabilities": None}, "probabilities must be a mapping, got NoneType"),
+        ({"probabilities": {"kind": "log2"}}, "kind must be one of uniform, log, got 'log2'"),
+        ({"probabilities": {"bits": 9}}, r"probabilities\.bits must be an integer from 2 to 8, got 9"),
+        ({"bimodal": 1}, "bimodal must be bool, got 1"),
+        ({"clipping": True}, "clipping must be a mapping, got bool"),
+        ({"clipping": {"theta": 0}}, r"theta must be a number from 0\.001 to 0\.999, got 0"),
+        ({"clipping": {"theta": 1.0}}, "theta must be a number"),
+        ({"clipping": {"theta": "0.5"}}, "theta must be a number from .*, got '0.5'"),
+        ({"clipping": {"theta": float("nan")}}, "theta must be a number from .*, got nan"),
+        ({"clipping": {"images": 0}}, "images must be at least 1, got 0"),
+        ({"clipping": {"passes": 1.0}}, "passes must be int, got 1.0"),
+        ({"clipping": {"include_range": "yes"}}, "include_range must be bool, got 'yes'"),
+        ({"reconstruction": []}, "reconstruction must be a mapping, got list"),
+        ({"reconstruction": {"unit": "layer"}}, "unit must be one of block, stage, got 'layer'"),
+        ({"reconstruction": {"loss": "mse"}}, "loss must be one of output, prompt, got 'mse'"),
+        ({"reconstruction": {"target": None}}, "target must be one of quantized, float, got None"),
+        ({"reconstruction": {"skip_layers": 0}}, "skip_layers must be bool, got 0"),
+        ({"reconstruction": {"scales": None}}, "scales must be bool, got None"),
+        ({"reconstruction": {"drop": 1.1}}, "drop must be a number from 0 to 1, got 1.1"),
+        ({"reconstruction": {"drop": True}}, "drop must be a number from 0 to 1, got True"),
+        ({"reconstruction": {"steps": 0}}, "steps must be at least 1, got 0"),
+        ({"reconstruction": {"final_steps": 0}}, "final_steps must be at least 1"),
+        ({"reconstruction": {"prompts": -1}}, "prompts must be at least 1"),
+        ({"reconstruction": {"rounding_rate": -1e-3}}, "rounding_rate must be a number from 0 to 1000"),
+        (
+            {"reconstruction": {"scale_rate": float("inf")}},
+            "scale_rate must be a number from 0 to 1000, got inf",
+        ),
+        ({"reconstruction": {"regulariser": "0"}}, "regulariser must be a number"),
+        ({"reconstruction": {"warmup": -0.1}}, "warmup must be a number from 0 to 1, got -0.1"),
+        ({"reconstruction": {"token_weight": 1e4}}, "token_weight must be a number"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
@@ -158,6 +232,11 @@ def test_values_that_do_not_fit_are_refused(change: dict[str, Any], message: str
         {"weights": 4},
         {"activations": {"bits": 4}},
         {"calibration": None},
+        {"probabilities": None},
+        {"bimodal": None},
+        {"clipping": True},
+        {"clipping": {"theta": 0.5}},
+        {"reconstruction": Clipping()},
         {"overrides": {"neck": 8}},
         {"overrides": {"neck": {"weights": 8}}},
         {"overrides": None},
@@ -199,6 +278,25 @@ def test_overrides_work_by_prefix_and_the_longest_match_wins() -> None:
     assert made.bits_of("neck") == (4, 6)
 
 
+def test_probabilities_have_the_bits_of_their_part_s_activations_or_their_own() -> None:
+    assert set(ATTENTION_PARTS) == {
+        "encoder.attention",
+        "decoder.self_attention",
+        "decoder.token_to_image",
+        "decoder.image_to_token",
+        "decoder.final_attention",
+    }
+    overrides = {"decoder": Override(activations=8)}
+    plain = recipe(overrides=overrides)
+    own = recipe(overrides=overrides, probabilities=ProbabilitySpec("log", 5))
+    for part in ATTENTION_PARTS:
+        assert plain.probability_bits(part) == plain.bits_of(part)[1] == (8 if "decoder" in part else 6)
+        assert own.probability_bits(part) == 5
+        assert own.bits_of(part) == plain.bits_of(part)
+    with pytest.raises(ValueError, match=r"no part 'attention'"):
+        plain.probability_bits("attention")
+
+
 def test_prefixes_end_at_dots() -> None:
     with pytest.raises(ValueError, match=r"no part 'encoder\.lin' to override"):
         recipe(overrides={"encoder.lin": Override(8)})
@@ -235,6 +333,10 @@ def test_unknown_parts_are_refused() -> None:
         ({"overrides": {"neck": Override()}}, "min-max-w4a6"),
         ({"overrides": {"decoder": Override(weights=4, activations=6)}}, "min-max-w4a6"),
         ({"overrides": {"decoder": Override(8), "decoder.mlp": Override(4)}}, "min-max-w4a6-mixed"),
+        ({"probabilities": ProbabilitySpec("log")}, "min-max-w4a6"),
+        ({"probabilities": ProbabilitySpec("log", 6)}, "min-max-w4a6"),
+        ({"probabilities": ProbabilitySpec("uniform", 8)}, "min-max-w4a6-mixed"),
+        ({"bimodal": True, "clipping": Clipping(), "reconstruction": Reconstruction()}, "min-max-w4a6"),
     ],
 )
 def test_names_say_mixed_where_bits_differ(change: dict[str, Any], name: str) -> None:
@@ -242,6 +344,21 @@ def test_names_say_mixed_where_bits_differ(change: dict[str, Any], name: str) ->
 
 
 # ---- every field does something
+
+
+def clipped(**changes: Any) -> dict[str, Any]:
+    return {"clipping": Clipping(**{"passes": 1, **changes}), "calibration": Calibration(images=2, prompts=1)}
+
+
+# Little is learned, but at rates at which each step shows.
+LEARNED = Reconstruction(
+    steps=2, final_steps=1, prompts=2, rounding_rate=0.3, scale_rate=0.02, regulariser=1.0, warmup=0.0
+)
+
+
+def learned(**changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    return {"reconstruction": LEARNED}, {"reconstruction": dataclasses.replace(LEARNED, **changes)}
+
 
 MSE_WEIGHTS = {"weights": QuantSpec(4, range="mse")}
 BY_PERCENTILE = {"activations": QuantSpec(8, range="percentile")}
@@ -265,6 +382,29 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"calibration": Calibration(images=1, prompts=2, percentile=99.0)},
     ),
     "calibration.power": (MSE_WEIGHTS, {"calibration": Calibration(images=1, prompts=2, power=1.0)}),
+    "probabilities.kind": ({}, {"probabilities": ProbabilitySpec("log")}),
+    "probabilities.bits": ({}, {"probabilities": ProbabilitySpec(bits=6)}),
+    "bimodal": ({}, {"bimodal": True}),
+    "clipping": ({}, {"clipping": Clipping(passes=1)}),
+    "clipping.theta": (clipped(), clipped(theta=0.2)),
+    "clipping.images": (clipped(), clipped(images=2)),
+    "clipping.passes": (clipped(), clipped(passes=2)),
+    "clipping.include_range": (clipped(), clipped(include_range=True)),
+    "reconstruction": ({}, {"reconstruction": LEARNED}),
+    "reconstruction.unit": learned(unit="block"),
+    "reconstruction.loss": learned(loss="output"),
+    "reconstruction.skip_layers": learned(skip_layers=False),
+    "reconstruction.target": learned(target="float"),
+    "reconstruction.scales": learned(scales=False),
+    "reconstruction.drop": learned(drop=0.0),
+    "reconstruction.steps": learned(steps=3),
+    "reconstruction.final_steps": learned(final_steps=2),
+    "reconstruction.prompts": learned(prompts=1),
+    "reconstruction.rounding_rate": learned(rounding_rate=0.1),
+    "reconstruction.scale_rate": learned(scale_rate=0.01),
+    "reconstruction.regulariser": learned(regulariser=0.01),
+    "reconstruction.warmup": learned(warmup=1.0),
+    "reconstruction.token_weight": learned(token_weight=1.0),
 }
 # These have their own tests: the name, and the version, of which there is one.
 IN_NAME_ALONE = {"method", "version"}
@@ -274,11 +414,12 @@ def leaves(kind: type, prefix: str = "") -> Iterator[str]:
     """Dotted names of all fields, into the dataclasses among their types."""
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
-        inner = Override if field.name == "overrides" else hints[field.name]
-        if dataclasses.is_dataclass(inner):
-            yield from leaves(inner, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name
+        hint = hints[field.name]
+        inner = [part for part in (hint, *get_args(hint)) if dataclasses.is_dataclass(part)]
+        if not inner or type(None) in get_args(hint):
+            yield prefix + field.name  # being there at all is a choice too
+        for part in inner:
+            yield from leaves(part, f"{prefix}{field.name}.")  # type: ignore[arg-type]
 
 
 def test_every_field_of_a_recipe_is_among_those_tested() -> None:

@@ -20,8 +20,11 @@ def tiny_data(count: int = 2, seed: int = 7) -> ScenesDataset:
 
 
 def tiny_recipe(method: str = "min-max", bits: str = "w4a4", **changes: object) -> Recipe:
-    """A named method, calibrated on two images."""
+    """A named method, calibrated on two images and, if it learns, with a few steps."""
     recipe = recipe_for(method, bits)
+    if recipe.reconstruction is not None:
+        few = dataclasses.replace(recipe.reconstruction, steps=2, final_steps=1, prompts=2)
+        recipe = dataclasses.replace(recipe, reconstruction=few)
     return dataclasses.replace(recipe, **{"calibration": Calibration(images=2, prompts=4), **changes})  # type: ignore[arg-type]
 
 

@@ -1,7 +1,8 @@
 """Train sam-mini: resumable, stops by the clock, the same script on a CPU and on an accelerator.
 
     python training/train.py --packs photos.npz scenes.npz --out RUN --minutes 120 --window 128 --batch 8
-    python training/train.py --packs ... --out RUN --minutes 60 --window 256 --batch 4 --decay   # to the end
+    python training/train.py --packs ... --out RUN --minutes 60 --window 256 --batch 3 --decay   # to the end
+    python training/train.py --packs ... --out NEW --from src/saqsam/models/sam_mini --minutes 120   # from weights
 
 A run is a folder: `state.pt` (weights, their moving average, optimizer, counters; written whole every few minutes),
 `log.csv` (losses), `curve.csv` (mean IoU on the held-back pictures). Started again with the same --out it goes on. The
@@ -33,7 +34,7 @@ from evaluation import held_back_iou
 from forward import decode, embed_prompts, encode, initialise, sam_mini_config, use_folded_attention
 from samples import Pack, SampleSet, SampleSpec
 
-WEIGHTS = {"objects_train": 0.45, "coco_train": 0.2, "nuclei_train": 0.13, "scenes": 0.22}
+WEIGHTS = {"objects_train": 0.45, "coco_train": 0.18, "nuclei_train": 0.16, "scenes": 0.21}
 BALANCED_STEPS = 1500
 HERE = Path(__file__).parent
 
@@ -119,6 +120,15 @@ class Run:
             self.average = state["average"]
             self.step, self.samples, self.seconds = state["step"], state["samples"], state["seconds"]
 
+    def start_from(self, weights: Path, curve: Path) -> None:
+        """Take over exported weights, and the position where their learning curve ends."""
+        self.model.load_state_dict(SamModel.from_pretrained(weights, dtype=torch.float32).state_dict())
+        self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        with curve.open(newline="") as file:
+            last = list(csv.DictReader(file))[-1]
+        self.step, self.samples = int(last["step"]), int(last["samples"])
+        self.seconds = float(last["hours"]) * 3600
+
     def save(self) -> None:
         """Write the state under its final name only when whole."""
         state = {
@@ -167,8 +177,8 @@ def train_step(run: Run, batch: dict[str, Tensor], correct: bool, clip: float) -
     batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
     patch = model.config.vision_config.patch_size
     tokens, frame = batch["pixels"].shape[-1] // patch, model.config.vision_config.image_size // patch
-    generator = torch.Generator().manual_seed(run.step)
-    top, left = (int(torch.randint(0, frame - tokens + 1, (), generator=generator)) for _ in range(2))
+    torch.manual_seed(run.step)  # a resumed run draws what an unbroken one would
+    top, left = (int(torch.randint(0, frame - tokens + 1, ())) for _ in range(2))
     shift = torch.tensor([left * patch, top * patch], dtype=torch.float32, device=device)
     target = batch["targets"].flatten(0, 1).float() / 255
     coords, labels = batch["coords"] + shift, batch["labels"]
@@ -208,6 +218,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--packs", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; resumed if it holds one")
+    parser.add_argument(
+        "--from",
+        dest="weights",
+        type=Path,
+        help="folder of weights that a new run starts from, past log/curve.csv",
+    )
     parser.add_argument("--minutes", type=float, required=True, help="stop after this long")
     parser.add_argument("--window", type=int, default=128, help="side of the training window, at most 256")
     parser.add_argument("--batch", type=int, default=8)
@@ -233,6 +249,11 @@ def main() -> None:
     held_back = json.loads((HERE / "held_back.json").read_text())
     packs = [Pack(path, held_back) for path in args.packs]
     run = Run(args.out, torch.device(args.device), args.lr)
+    if args.weights is not None and run.step == 0:
+        run.start_from(args.weights, HERE / "log" / "curve.csv")
+    first_step = run.step
+    # The fused attention of a CPU is slow in its backward pass where sequences are short.
+    torch.backends.cuda.enable_flash_sdp(args.window > 128 or args.device != "cpu")
     spec = SampleSpec(args.window, 256, args.prompts, WEIGHTS, whole=0.5 if args.window == 256 else 0.0)
     samples = SampleSet(packs, spec, seed=args.window, length=2**40)
     stream = Subset(samples, range(run.samples, 2**40))
@@ -253,7 +274,7 @@ def main() -> None:
         spent = time.monotonic() - start
         if spent > budget:
             break
-        factor = min(1.0, (run.step + 1) / args.warmup)
+        factor = min(1.0, (run.step - first_step + 1) / args.warmup)
         if args.decay:
             factor *= max(0.0, 1 - spent / budget)
         for group in run.optimizer.param_groups:

@@ -7,12 +7,14 @@ from saqsam.evaluate import evaluate
 from saqsam.models import load
 from saqsam.predictor import Predictor
 from saqsam.presets import METHODS, recipe_for
-from saqsam.quantize import quantize
+from saqsam.quantize import QuantizationLog, quantize
 from saqsam.recipe import Recipe
+from saqsam.settings import with_settings
 
 __all__ = [
     "METHODS",
     "Predictor",
+    "QuantizationLog",
     "Recipe",
     "__version__",
     "evaluate",
@@ -23,4 +25,5 @@ __all__ = [
     "recipe_for",
     "recipe_of",
     "save_checkpoint",
+    "with_settings",
 ]

@@ -1,6 +1,6 @@
 """`python -m saqsam`."""
 
-from saqsam.cli import main
+from saqsam_cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -201,7 +201,9 @@ def save_checkpoint(
         model.config.architectures = ["SamModel"]
         model.config.save_pretrained(partial)
         processor.save_pretrained(partial)
+        # Made for their owner alone: the folder by mkdtemp, the tensor file by safetensors.
         partial.chmod(0o755)
+        (partial / WEIGHTS).chmod(0o644)
         _put_in_place(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -261,8 +263,11 @@ def load_checkpoint(folder: str | Path, *, device: str | torch.device = "cpu") -
     """
     folder = Path(folder)
     config = _read_config(folder)
-    quantization = SaqsamConfig.from_dict(config.quantization_config)
-    recipe = Recipe.from_dict(quantization.recipe)
+    try:
+        quantization = SaqsamConfig.from_dict(config.quantization_config)
+        recipe = Recipe.from_dict(quantization.recipe)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
     try:
         with torch.device("meta"):
             model = SamModel(config)
@@ -320,6 +325,8 @@ def read_tensors(
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing") from error
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read, it may be cut short: {error}") from error
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items() if name != _TIED}

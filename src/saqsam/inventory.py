@@ -15,12 +15,13 @@ from saqsam.macs import MASK_PRODUCT, RELATIVE_POSITIONS, count_macs
 from saqsam.models.structure import PARTS, SamStructure
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedTensor
+from saqsam.quant.log import LogQuantizer
 from saqsam.recipe import Recipe
 
 OTHER = "other"
 
 # What the last part of a stored tensor's name says of it; all else is a float16 parameter.
-_KINDS = {"codes": "codes", "scale": "scales", "zero_point": "scales"}
+_KINDS = {"codes": "codes", "scale": "scales", "zero_point": "scales", "tau": "scales"}
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ def _activation_ranges(model: SamModel, part_of: Callable[[str], str]) -> dict[s
     """Lowest and highest end of the ranges of each part's activation quantizers."""
     ranges: dict[str, tuple[float, float]] = {}
     for name, module in model.named_modules():
-        if isinstance(module, AffineQuantizer):
+        if isinstance(module, (AffineQuantizer, LogQuantizer)):
             part, (low, high) = part_of(f"{name}.scale"), module.range
             known_low, known_high = ranges.get(part, (low, high))
             ranges[part] = min(low, known_low), max(high, known_high)

@@ -78,15 +78,9 @@ class Predictor:
         self.reset_image()
         if image_format == "BGR":
             image = np.ascontiguousarray(image[:, :, ::-1])
-        image_processor = self.processor.image_processor
-        inputs = image_processor(
-            _thicken(image, image_processor.size["longest_edge"]),
-            input_data_format="channels_last",  # else a height of 1 or 3 px passes for channels
-            return_tensors="pt",
-        )
+        pixel_values, (height, width) = preprocess(self.processor, image)
         with torch.inference_mode():
-            self._features = self.backend.encode(inputs["pixel_values"])
-        height, width = inputs["reshaped_input_sizes"][0].tolist()
+            self._features = self.backend.encode(pixel_values)
         self._original_size = (image.shape[0], image.shape[1])
         self._input_size = (height, width)
 
@@ -281,6 +275,26 @@ class Predictor:
             )
             result[start : start + at_once] = masks[:, 0]
         return result.reshape(*low_res_masks.shape[:2], height, width)
+
+
+def preprocess(processor: SamProcessor, image: NDArray[np.uint8]) -> tuple[torch.Tensor, tuple[int, int]]:
+    """What the model is given of an image.
+
+    Args:
+        processor: The model's processor.
+        image: HWC uint8 RGB in [0, 255], of any size.
+
+    Returns:
+        Pixel values [1, 3, S, S] float32, normalised and padded, and (height, width) of the resized image in them.
+    """
+    image_processor = processor.image_processor
+    inputs = image_processor(
+        _thicken(image, image_processor.size["longest_edge"]),
+        input_data_format="channels_last",  # else a height of 1 or 3 px passes for channels
+        return_tensors="pt",
+    )
+    height, width = inputs["reshaped_input_sizes"][0].tolist()
+    return inputs["pixel_values"], (height, width)
 
 
 def _thicken(image: NDArray[np.uint8], longest_edge: int) -> NDArray[np.uint8]:

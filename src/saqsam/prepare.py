@@ -6,32 +6,38 @@ All three are `SamModel`s. What a module is says what state it is in: `nn.Linear
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import SamModel
 
-from saqsam.models.attention import SLOTS, to_quant_attention
-from saqsam.models.structure import SamStructure, Site, replace_module
+from saqsam.models.attention import PROBABILITIES, SLOTS, to_quant_attention
+from saqsam.models.structure import PATCH_EMBEDDING, SamStructure, Site, replace_module
 from saqsam.quant.affine import AffineQuantizer
-from saqsam.quant.layers import PackedTensor, channel_axis, to_packed_layer, to_quant_layer
-from saqsam.quant.observers import HistogramObserver
+from saqsam.quant.layers import PackedLayer, PackedTensor, channel_axis, to_packed_layer, to_quant_layer
+from saqsam.quant.log import GranularityObserver, LogQuantizer
+from saqsam.quant.observers import ChannelHistogramObserver, HistogramObserver
 from saqsam.quant.ranges import activation_parameters, weight_parameters
 from saqsam.recipe import Recipe
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the number of steps done, and their total."""
 
+Observer = HistogramObserver | ChannelHistogramObserver | GranularityObserver
+Quantizer = AffineQuantizer | LogQuantizer
+
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for an activation quantizer: its module name, part and bits."""
+    """A place for an activation quantizer: its module name, part and bits, and whether it is logarithmic."""
 
     name: str
     part: str
     bits: int
+    is_log: bool = False
 
 
 def activation_slots(structure: SamStructure, recipe: Recipe) -> Iterator[Slot]:
@@ -42,9 +48,14 @@ def activation_slots(structure: SamStructure, recipe: Recipe) -> Iterator[Slot]:
             yield Slot(f"{site.name}.input_quantizer", site.part, bits)
     for site in structure.attentions:
         bits = recipe.bits_of(site.part)[1]
-        if bits is not None:
+        probability_bits = recipe.probability_bits(site.part)
+        if bits is not None and probability_bits is not None:
             for slot in SLOTS:
-                yield Slot(f"{site.name}.{slot}", site.part, bits)
+                if slot == PROBABILITIES:
+                    is_log = recipe.probabilities.kind == "log"
+                    yield Slot(f"{site.name}.{slot}", site.part, probability_bits, is_log)
+                else:
+                    yield Slot(f"{site.name}.{slot}", site.part, bits)
 
 
 def weight_sites(structure: SamStructure, recipe: Recipe) -> Iterator[tuple[Site, int]]:
@@ -92,68 +103,123 @@ def prepare(model: SamModel, structure: SamStructure, recipe: Recipe) -> None:
         replace_module(model, site.name, to_quant_layer(model.get_submodule(site.name)))
 
 
+@contextmanager
+def emptied(model: SamModel, names: Iterable[str]) -> Iterator[None]:
+    """Empty slots instead of their quantizers while the block runs."""
+    kept = {name: model.get_submodule(name) for name in names}
+    for name in kept:
+        replace_module(model, name, nn.Identity())
+    try:
+        yield
+    finally:
+        for name, module in kept.items():
+            replace_module(model, name, module)
+
+
 def fill_slots(
     model: SamModel,
     structure: SamStructure,
     recipe: Recipe,
-    observers: Mapping[str, HistogramObserver],
+    observers: Mapping[str, Observer],
     progress: Progress | None = None,
 ) -> None:
     """Put a quantizer with the recipe's range into every slot, from what its observer saw."""
-    spec, calibration = recipe.activations, recipe.calibration
     slots = list(activation_slots(structure, recipe))
     for step, slot in enumerate(slots):
         try:
-            scale, zero_point = activation_parameters(
-                observers[slot.name],
-                slot.bits,
-                symmetric=spec.symmetric,
-                method=spec.range,
-                percentile=calibration.percentile,
-                power=calibration.power,
-            )
+            quantizer = _quantizer(observers[slot.name], slot, recipe)
         except ValueError as error:
             raise ValueError(f"{slot.name}: {error}") from error
-        replace_module(model, slot.name, AffineQuantizer(slot.bits, scale, zero_point).to(model.device))
+        replace_module(model, slot.name, quantizer.to(model.device))
         if progress is not None:
             progress("activation ranges", step + 1, len(slots))
 
 
+def _quantizer(observer: Observer, slot: Slot, recipe: Recipe) -> Quantizer:
+    """The quantizer that the recipe's rule finds for what an observer saw."""
+    if isinstance(observer, GranularityObserver):
+        return observer.quantizer()
+    if isinstance(observer, ChannelHistogramObserver):
+        observer = observer.pooled()
+    scale, zero_point = activation_parameters(
+        observer,
+        slot.bits,
+        symmetric=recipe.activations.symmetric,
+        method=recipe.activations.range,
+        percentile=recipe.calibration.percentile,
+        power=recipe.calibration.power,
+    )
+    return AffineQuantizer(slot.bits, scale, zero_point)
+
+
 def pack(model: SamModel, structure: SamStructure, recipe: Recipe, progress: Progress | None = None) -> None:
-    """Replace float weights by packed codes, in place."""
+    """Replace what has float weights by packed codes, rounding to nearest, in place."""
     sites = list(weight_sites(structure, recipe))
     for step, (site, bits) in enumerate(sites):
         layer = model.get_submodule(site.name)
-        assert isinstance(layer.weight, Tensor)
-        weight = _pack_tensor(layer.weight, bits, channel_axis(layer), recipe)
-        assert isinstance(layer.input_quantizer, nn.Module)
-        replace_module(model, site.name, to_packed_layer(layer, weight, layer.input_quantizer))
+        if not isinstance(layer, PackedLayer):  # a reconstructed unit is packed already
+            pack_layer(model, site.name, round_weight(layer, bits, recipe))
         if progress is not None:
             progress("packing weights", step + 1, len(sites))
-    bits_or_none = recipe.bits_of("position_embedding")[0]
-    if bits_or_none is not None:
-        values = model.vision_encoder.pos_embed.detach()
-        _place_position_embedding(model, _pack_tensor(values, bits_or_none, 3, recipe))
-        unpack_position_embedding(model)
+    pack_embeddings(model, recipe)
     model.requires_grad_(False)
+
+
+def pack_embeddings(model: SamModel, recipe: Recipe) -> None:
+    """Pack what comes before the first block: patch and position embedding, where the recipe quantizes them.
+
+    What follows can then be learned on what they will give. Packed ones stay as they are.
+    """
+    bits = recipe.bits_of("patch_embedding")[0]
+    layer = model.vision_encoder.patch_embed.projection
+    if bits is not None and not isinstance(layer, PackedLayer):
+        pack_layer(model, PATCH_EMBEDDING, round_weight(layer, bits, recipe))
+    bits = recipe.bits_of("position_embedding")[0]
+    if bits is not None and "packed_pos_embed" not in model.vision_encoder._modules:
+        values = model.vision_encoder.pos_embed.detach()
+        _place_position_embedding(model, _pack_tensor(values, bits, 3, recipe))
+        unpack_position_embedding(model)
+
+
+def round_weight(layer: nn.Module, bits: int, recipe: Recipe) -> PackedTensor:
+    """The weight of a float or quant layer on its grid, rounded to nearest."""
+    assert isinstance(layer.weight, Tensor)
+    return _pack_tensor(layer.weight, bits, channel_axis(layer), recipe)
+
+
+def pack_layer(model: SamModel, name: str, weight: PackedTensor) -> None:
+    """Put the packed form of the quant layer called `name` in its place."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer.input_quantizer, nn.Module)
+    replace_module(model, name, to_packed_layer(layer, weight, layer.input_quantizer).train(layer.training))
+
+
+def place_empty_weight(model: SamModel, site: Site, bits: int) -> None:
+    """Put a packed layer whose codes are yet to load in the place of a quant layer."""
+    layer = model.get_submodule(site.name)
+    assert isinstance(layer.weight, Tensor)
+    empty = PackedTensor(tuple(layer.weight.shape), bits, channel_axis(layer))
+    pack_layer(model, site.name, empty.to(model.device))
 
 
 def build_packed_skeleton(model: SamModel, structure: SamStructure, recipe: Recipe) -> None:
     """Give a model, usually on the meta device, the modules that `pack` leaves, their values yet to load."""
     prepare(model, structure, recipe)
-    for slot in activation_slots(structure, recipe):
-        replace_module(model, slot.name, AffineQuantizer.empty(slot.bits).to(model.device))
+    place_empty_quantizers(model, structure, recipe)
     for site, bits in weight_sites(structure, recipe):
-        layer = model.get_submodule(site.name)
-        assert isinstance(layer.weight, Tensor)
-        weight = PackedTensor(tuple(layer.weight.shape), bits, channel_axis(layer)).to(model.device)
-        assert isinstance(layer.input_quantizer, nn.Module)
-        replace_module(model, site.name, to_packed_layer(layer, weight, layer.input_quantizer))
+        place_empty_weight(model, site, bits)
     bits_or_none = recipe.bits_of("position_embedding")[0]
     if bits_or_none is not None:
         shape = tuple(model.vision_encoder.pos_embed.shape)
         _place_position_embedding(model, PackedTensor(shape, bits_or_none, 3).to(model.device))
     model.requires_grad_(False)
+
+
+def place_empty_quantizers(model: SamModel, structure: SamStructure, recipe: Recipe) -> None:
+    """Put a quantizer whose parameters are yet to load into every slot of a prepared model."""
+    for slot in activation_slots(structure, recipe):
+        empty = (LogQuantizer if slot.is_log else AffineQuantizer).empty(slot.bits)
+        replace_module(model, slot.name, empty.to(model.device))
 
 
 def _pack_tensor(values: Tensor, bits: int, axis: int, recipe: Recipe) -> PackedTensor:

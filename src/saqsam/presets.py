@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from saqsam.quant.affine import check_bits
-from saqsam.recipe import QuantSpec, Recipe
+from saqsam.recipe import Recipe
+from saqsam.specs import Clipping, ProbabilitySpec, QuantSpec, Reconstruction, nearest
+
+DEFAULT_METHOD = "saq-sam"
 
 
 def min_max(weight_bits: int, activation_bits: int) -> Recipe:
@@ -37,7 +40,82 @@ def mse(weight_bits: int, activation_bits: int) -> Recipe:
     )
 
 
-METHODS: dict[str, Callable[[int, int], Recipe]] = {"min-max": min_max, "percentile": percentile, "mse": mse}
+def brecq(weight_bits: int, activation_bits: int) -> Recipe:
+    """Rounding learned by block reconstruction (BRECQ, arXiv 2102.05426); activation ranges by `mse`."""
+    learned = Reconstruction(unit="block", loss="output", target="float", scales=False, drop=1.0)
+    return replace(mse(weight_bits, activation_bits), method="brecq", reconstruction=learned)
+
+
+def qdrop(weight_bits: int, activation_bits: int) -> Recipe:
+    """Rounding and activation scales, learned with random dropping (QDrop, arXiv 2203.05740)."""
+    learned = Reconstruction(unit="block", loss="output", target="float", scales=True, drop=0.5)
+    return replace(mse(weight_bits, activation_bits), method="qdrop", reconstruction=learned)
+
+
+def ptq4sam_s(weight_bits: int, activation_bits: int) -> Recipe:
+    """PTQ4SAM without reconstruction: bimodal integration and adaptive granularity (arXiv 2405.03144)."""
+    start = mse(weight_bits, activation_bits)
+    return replace(start, method="ptq4sam-s", bimodal=True, probabilities=ProbabilitySpec("log"))
+
+
+def ptq4sam(weight_bits: int, activation_bits: int) -> Recipe:
+    """PTQ4SAM: the same, then QDrop's reconstruction (arXiv 2405.03144)."""
+    learned = Reconstruction(unit="block", loss="output", target="float", scales=True, drop=0.5)
+    return replace(ptq4sam_s(weight_bits, activation_bits), method="ptq4sam", reconstruction=learned)
+
+
+def saq_sam_s(weight_bits: int, activation_bits: int) -> Recipe:
+    """PTQ4SAM's statistics and perceptual-consistency clipping, no reconstruction (arXiv 2503.06515)."""
+    return replace(ptq4sam_s(weight_bits, activation_bits), method="saq-sam-s", clipping=Clipping())
+
+
+def saq_sam(weight_bits: int, activation_bits: int) -> Recipe:
+    """SAQ-SAM: clipping, then prompt-aware reconstruction with layer skipping (arXiv 2503.06515)."""
+    learned = Reconstruction(unit="stage", loss="prompt", target="quantized", scales=True, drop=0.5)
+    return replace(saq_sam_s(weight_bits, activation_bits), method="saq-sam", reconstruction=learned)
+
+
+METHODS: dict[str, Callable[[int, int], Recipe]] = {
+    "min-max": min_max,
+    "percentile": percentile,
+    "mse": mse,
+    "brecq": brecq,
+    "qdrop": qdrop,
+    "ptq4sam-s": ptq4sam_s,
+    "ptq4sam": ptq4sam,
+    "saq-sam-s": saq_sam_s,
+    "saq-sam": saq_sam,
+}
+
+EFFORTS: dict[str, dict[str, float]] = {
+    "quick": {"steps": 30, "final_steps": 2, "prompts": 4, "rounding_rate": 0.05},
+    "standard": {"steps": 200, "final_steps": 4, "prompts": 4, "rounding_rate": 0.02},
+    "paper": {"steps": 2000, "final_steps": 5, "prompts": 16, "rounding_rate": 1e-3},
+}
+"""Steps of a unit and prompts of a step, and the rounding rate that goes with so many steps."""
+
+
+def with_effort(recipe: Recipe, effort: str) -> Recipe:
+    """The recipe with the learning steps of an effort; unchanged if it learns nothing.
+
+    Raises:
+        ValueError: If there is no such effort.
+    """
+    if effort not in EFFORTS:
+        raise ValueError(f"no effort {effort!r}{nearest(effort, list(EFFORTS))}")
+    if recipe.reconstruction is None:
+        return recipe
+    return replace(recipe, reconstruction=replace(recipe.reconstruction, **EFFORTS[effort]))  # type: ignore[arg-type]
+
+
+def deployable(recipe: Recipe) -> Recipe:
+    """The variant that integer kernels take: symmetric signed weights, probabilities as uniform 8-bit codes."""
+    return replace(
+        recipe,
+        method=f"{recipe.method}-deploy",
+        weights=replace(recipe.weights, symmetric=True),
+        probabilities=ProbabilitySpec("uniform", 8),
+    )
 
 
 def parse_bits(bits: str) -> tuple[int, int]:
@@ -52,14 +130,17 @@ def parse_bits(bits: str) -> tuple[int, int]:
     return check_bits(int(match[1]), "weight bits"), check_bits(int(match[2]), "activation bits")
 
 
-def recipe_for(method: str = "mse", bits: str = "w4a4") -> Recipe:
+def recipe_for(method: str = DEFAULT_METHOD, bits: str = "w4a4", effort: str = "standard") -> Recipe:
     """The recipe of a method at given bits.
 
+    Args:
+        method: One of `METHODS`.
+        bits: Such as `w4a4`.
+        effort: One of `EFFORTS`; for methods that learn.
+
     Raises:
-        ValueError: If there is no such method, or the bits cannot be read.
+        ValueError: If there is no such method or effort, or the bits cannot be read.
     """
     if method not in METHODS:
-        near = difflib.get_close_matches(method, METHODS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(METHODS)}"
-        raise ValueError(f"no method {method!r}; {hint}")
-    return METHODS[method](*parse_bits(bits))
+        raise ValueError(f"no method {method!r}{nearest(method, list(METHODS))}")
+    return with_effort(METHODS[method](*parse_bits(bits)), effort)

@@ -3,15 +3,60 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
+import torch
+import transformers
 from transformers import SamModel, SamProcessor
 
+from saqsam._version import __version__
+from saqsam.bimodal import find_signs, integrate_bimodal, merged_observers
 from saqsam.calibrate import calibrate
+from saqsam.calibration_images import CalibrationImages, choose_calibration_images
 from saqsam.checkpoint import attach_quantizer, quantization_config_of
+from saqsam.clipping import AttentionClipping, Clip, clip_attentions
 from saqsam.data.datasets import Dataset
+from saqsam.data.detections import Detections
+from saqsam.journal import Journal
+from saqsam.learn import UnitLog, unit_parts
 from saqsam.models.structure import SamStructure
-from saqsam.prepare import Progress, fill_slots, pack, prepare, round_float_parameters
+from saqsam.prepare import (
+    activation_slots,
+    fill_slots,
+    pack,
+    pack_embeddings,
+    place_empty_quantizers,
+    place_empty_weight,
+    prepare,
+    round_float_parameters,
+)
 from saqsam.recipe import Recipe
+from saqsam.reconstruct import place_unit_tensors, reconstruct, unit_tensors
+from saqsam.units import Unit
+
+DEFAULT_MEMORY = 4 * 2**30
+_SIGNS = "signs."
+
+Progress = Callable[[str, int, int, str], None]
+"""Called with what is being done, steps done, steps in all, and what is to be said of them."""
+
+
+@dataclass
+class QuantizationLog:
+    """What happened while quantizing.
+
+    Attributes:
+        signs: Channels of queries and keys that changed sign, by attention (bimodal integration).
+        clipping: What was chosen for each attention of the decoder.
+        units: How the learning of each unit went.
+    """
+
+    signs: dict[str, int] = field(default_factory=dict)
+    clipping: list[AttentionClipping] = field(default_factory=list)
+    units: list[UnitLog] = field(default_factory=list)
 
 
 def quantize(
@@ -20,6 +65,10 @@ def quantize(
     recipe: Recipe,
     calibration: Dataset,
     *,
+    detections: Detections | None = None,
+    memory: int = DEFAULT_MEMORY,
+    unfinished: str | Path | None = None,
+    log: QuantizationLog | None = None,
     progress: Progress | None = None,
 ) -> SamModel:
     """Quantize a SAM after training.
@@ -28,26 +77,155 @@ def quantize(
         model: Float model; it stays as it is.
         processor: Its processor.
         recipe: How; see `saqsam.recipe_for` for the named methods.
-        calibration: Images to set ranges on, with objects (their boxes are the prompts) or without.
-        progress: Called with (what, steps done, steps in all).
+        calibration: Images to set ranges and learn on, with objects (their boxes are the prompts) or without.
+        detections: A detector's boxes for these images, to be the prompts instead.
+        memory: For methods that learn: bytes of captured activations to hold in memory; the rest goes to disk.
+        unfinished: Folder for finished steps. If a run with the same arguments left some there, it goes on from
+            them, to the very same result. Remove it when the result is saved.
+        log: Is filled with what happened.
+        progress: See `Progress`.
 
     Returns:
-        A `SamModel` on the same device whose weights are packed codes; `saqsam.save_checkpoint` writes it. It
-        computes the same masks, bit for bit, as the model that a checkpoint of it gives.
+        A `SamModel` on the same device whose weights are packed codes; `saqsam.save_checkpoint` writes it. It computes
+        the same masks, bit for bit, as the model that a checkpoint of it gives.
 
     Raises:
-        ValueError: If the model is quantized already or holds NaN, infinity, or float parameters outside
-            float16, or if the calibration data gives no prompt.
+        ValueError: If the model is quantized already or holds NaN, infinity, or float parameters outside float16; if
+            the calibration data gives no prompt; if a loss is not finite, `memory` too little for one image, or
+            `unfinished` holds a run with other arguments.
     """
     if quantization_config_of(model) is not None:
         raise ValueError("this model is quantized already; quantize the float model")
+    log = QuantizationLog() if log is None else log
     structure = SamStructure(model.config)
     structure.check(model)
     quantized = copy.deepcopy(model).eval().float()
     round_float_parameters(quantized, structure, recipe)
+    images = choose_calibration_images(
+        quantized,
+        processor,
+        calibration,
+        recipe.calibration,
+        detections=detections,
+        progress=_brief(progress),
+    )
+    journal = None
+    if unfinished is not None:
+        journal = Journal(Path(unfinished), _arguments(quantized, recipe, images))
+
     prepare(quantized, structure, recipe)
-    observers = calibrate(quantized, processor, structure, recipe, calibration, progress)
-    fill_slots(quantized, structure, recipe, observers, progress)
-    pack(quantized, structure, recipe, progress)
+    reference = _set_ranges(quantized, structure, recipe, images, log, journal, progress)
+    if recipe.reconstruction is not None:
+        pack_embeddings(quantized, recipe)
+
+        def load_unit(number: int, unit: Unit) -> UnitLog | None:
+            return _load_unit(journal, quantized, structure, recipe, number, unit)
+
+        def save_unit(number: int, unit: Unit, unit_log: UnitLog) -> None:
+            if journal is not None:
+                tensors = unit_tensors(quantized, unit_parts(unit, structure, recipe))
+                journal.save(f"unit-{number:02}", tensors, asdict(unit_log))
+
+        log.units = reconstruct(
+            quantized,
+            reference,
+            structure,
+            recipe,
+            images,
+            memory=memory,
+            load_unit=load_unit,
+            save_unit=save_unit,
+            progress=progress,
+        )
+    pack(quantized, structure, recipe, _brief(progress))
     attach_quantizer(quantized, recipe)
     return quantized.eval()  # the new modules too
+
+
+def _set_ranges(
+    quantized: SamModel,
+    structure: SamStructure,
+    recipe: Recipe,
+    images: CalibrationImages,
+    log: QuantizationLog,
+    journal: Journal | None,
+    progress: Progress | None,
+) -> SamModel:
+    """Merge bimodal channels, set and clip ranges in place; returns the same model with empty slots."""
+    done = None if journal is None else journal.load("ranges")
+    if done is not None:
+        tensors, notes = done
+        signs = {n.removeprefix(_SIGNS): t.float() for n, t in tensors.items() if n.startswith(_SIGNS)}
+        integrate_bimodal(quantized, signs)
+        reference = copy.deepcopy(quantized)
+        place_empty_quantizers(quantized, structure, recipe)
+        with torch.no_grad():
+            place_unit_tensors(quantized, {n: t for n, t in tensors.items() if not n.startswith(_SIGNS)})
+        log.clipping = [_read_clipping(entry) for entry in notes["clipping"]]
+    else:
+        observers = calibrate(quantized, structure, recipe, images, _brief(progress))
+        signs = find_signs(structure, observers)
+        integrate_bimodal(quantized, signs)
+        reference = copy.deepcopy(quantized)
+        fill_slots(quantized, structure, recipe, merged_observers(observers, signs), _brief(progress))
+        if recipe.clipping is not None:
+            log.clipping = clip_attentions(quantized, structure, recipe, images, _brief(progress))
+        if journal is not None:
+            tensors = {f"{_SIGNS}{name}": sign.to(torch.int8) for name, sign in signs.items()}
+            for slot in activation_slots(structure, recipe):
+                state = quantized.get_submodule(slot.name).state_dict()
+                tensors.update(
+                    {f"{slot.name}.{name}": tensor.cpu().clone() for name, tensor in state.items()}
+                )
+            journal.save("ranges", tensors, {"clipping": [asdict(entry) for entry in log.clipping]})
+    log.signs = {name: int((sign < 0).sum()) for name, sign in signs.items()}
+    return reference
+
+
+def _load_unit(
+    journal: Journal | None,
+    model: SamModel,
+    structure: SamStructure,
+    recipe: Recipe,
+    number: int,
+    unit: Unit,
+) -> UnitLog | None:
+    """Put a unit in place that an earlier run finished."""
+    done = None if journal is None else journal.load(f"unit-{number:02}")
+    if done is None:
+        return None
+    tensors, notes = done
+    parts = unit_parts(unit, structure, recipe)
+    for site, bits in parts.layers:
+        place_empty_weight(model, site, bits)
+    place_unit_tensors(model, tensors)
+    return UnitLog(**notes)
+
+
+def _read_clipping(entry: dict[str, object]) -> AttentionClipping:
+    clips = tuple(Clip(**clip) for clip in entry["clips"])  # type: ignore[attr-defined]
+    return AttentionClipping(**{**entry, "clips": clips})  # type: ignore[arg-type]
+
+
+def _arguments(model: SamModel, recipe: Recipe, images: CalibrationImages) -> dict[str, str]:
+    """All that decides about the result, by the name that a message would give it."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().numpy().tobytes())
+    on_cpu = model.device.type == "cpu"
+    return {
+        "model": digest.hexdigest(),
+        "recipe": recipe.to_json(),
+        "calibration data": images.fingerprint(),
+        "device": str(model.device) if on_cpu else torch.cuda.get_device_name(model.device),
+        "number of threads": str(torch.get_num_threads()) if on_cpu else "",
+        "version of saqsam, torch or transformers": f"{__version__} {torch.__version__} {transformers.__version__}",
+    }
+
+
+def _brief(progress: Progress | None) -> Callable[[str, int, int], None] | None:
+    """For steps that have nothing to say beside their count."""
+    if progress is None:
+        return None
+    return lambda what, done, total: progress(what, done, total, "")

@@ -6,7 +6,13 @@ from torch import Tensor, nn
 from transformers import SamModel
 from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention
 
-from saqsam.models.attention import SLOTS, QuantDecoderAttention, QuantVisionAttention, to_quant_attention
+from saqsam.models.attention import (
+    PROBABILITIES,
+    SLOTS,
+    QuantDecoderAttention,
+    QuantVisionAttention,
+    to_quant_attention,
+)
 from saqsam.models.structure import SamStructure, replace_module
 from saqsam.quant.affine import AffineQuantizer
 from tiny_sam import tiny_config, tiny_pixels, tiny_sam
@@ -182,6 +188,21 @@ def test_what_is_in_a_slot_takes_the_place_of_the_operand(model: SamModel, name:
         assert not probabilities.any()
     elif name == TOKEN_TO_IMAGE:
         torch.testing.assert_close(probabilities, torch.full_like(probabilities, 1 / 64))
+
+
+@pytest.mark.parametrize("name", [GLOBAL, TOKEN_TO_IMAGE])
+@torch.inference_mode()
+def test_values_come_before_the_probabilities(model: SamModel, name: str) -> None:
+    # So that whoever looks at the probabilities knows what they will be multiplied by.
+    inputs = (vision(model, name)[1],) if name == GLOBAL else tuple(decoder_inputs().values())
+    quant = to_quant_attention(model.get_submodule(name))
+    seen: list[str] = []
+    for slot in SLOTS:
+        quant.get_submodule(slot).register_forward_hook(lambda *_, slot=slot: seen.append(slot))
+    quant(*inputs)
+    assert sorted(seen) == sorted(SLOTS)
+    assert seen.index("value_quantizer") < seen.index(PROBABILITIES)
+    assert seen[-1] == PROBABILITIES == SLOTS[-1]
 
 
 @torch.inference_mode()

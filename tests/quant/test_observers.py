@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from saqsam.quant.observers import BINS, MANTISSA_BITS, HistogramObserver, bin_edges
+from saqsam.quant.observers import (
+    BINS,
+    MANTISSA_BITS,
+    ChannelHistogramObserver,
+    HistogramObserver,
+    bin_edges,
+)
 
 examples = settings(max_examples=40, deadline=None, derandomize=True)
 finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
@@ -144,3 +150,128 @@ def test_size_does_not_depend_on_how_much_was_seen() -> None:
         observer(torch.randn(1000, generator=torch.Generator().manual_seed(seed)))
     assert observer.counts.untyped_storage().nbytes() == size == BINS * 8
     assert not list(observer.state_dict())
+
+
+# ---- by channel
+
+
+def observe_channels(*parts: torch.Tensor, axes: tuple[int, ...] = (1, 3)) -> ChannelHistogramObserver:
+    observer = ChannelHistogramObserver(axes)
+    for part in parts:
+        assert observer(part) is part
+    return observer
+
+
+def assert_same_channels(a: ChannelHistogramObserver, b: ChannelHistogramObserver) -> None:
+    assert torch.equal(a.counts, b.counts)
+    assert torch.equal(a.low, b.low)
+    assert torch.equal(a.high, b.high)
+    torch.testing.assert_close(a.sums, b.sums, rtol=1e-12, atol=1e-12)
+
+
+def heads(seed: int, prompts: int = 2, tokens: int = 5) -> torch.Tensor:
+    """Queries or keys [P, 3, T, 4]: channels of 12 sizes, some of them zero, with both signs of zero."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(prompts, 3, tokens, 4, generator=generator)
+    values *= torch.logspace(-20, 20, 12).reshape(3, 1, 4)
+    values[:, 1, :, 2] = 0.0
+    values[:, 2, :, 0] = -0.0
+    return values
+
+
+shards = st.lists(st.integers(0, 99), max_size=3)
+
+
+@examples
+@given(seeds=st.lists(st.integers(0, 99), min_size=1, max_size=3))
+def test_pooled_channels_are_what_a_plain_observer_sees(seeds: list[int]) -> None:
+    parts = [heads(seed, 1 + seed % 3, 1 + seed % 4) for seed in seeds]
+    assert_same(observe_channels(*parts).pooled(), observe(*parts))
+    assert_same(observe_channels(*parts, axes=(3,)).pooled(), observe(*parts))
+    assert_same(
+        observe_channels(*(part[..., 0] for part in parts), axes=(1,)).pooled(),
+        observe(*(p[..., 0] for p in parts)),
+    )
+
+
+@examples
+@given(
+    seeds=st.lists(st.integers(0, 99), min_size=1, max_size=3),
+    signs=st.lists(st.sampled_from([-1.0, 1.0]), min_size=12, max_size=12),
+)
+def test_pooled_channels_with_signs_are_what_a_plain_observer_sees_of_the_flipped(
+    seeds: list[int], signs: list[float]
+) -> None:
+    parts, flip = [heads(seed) for seed in seeds], torch.tensor(signs)
+    # Channels are numbered head after head, as the rows of the projection.
+    flipped = [part * flip.reshape(1, 3, 1, 4) for part in parts]
+    assert_same(observe_channels(*parts).pooled(flip), observe(*flipped))
+
+
+@examples
+@given(values=hnp.arrays(np.float32, (2, 3, 2, 2), elements=finite), bits=st.integers(0, 63))
+def test_any_float_can_change_its_sign(values: np.ndarray, bits: int) -> None:
+    flip = torch.tensor([-1.0 if bits >> i & 1 else 1.0 for i in range(6)])
+    part = torch.as_tensor(values)
+    expected = observe(part * flip.reshape(1, 3, 1, 2))
+    assert_same(observe_channels(part).pooled(flip), expected)
+
+
+@settings(examples, max_examples=15)
+@given(first=shards, second=shards)
+def test_merged_channels_are_those_of_one_observer(first: list[int], second: list[int]) -> None:
+    merged = observe_channels(*map(heads, first))
+    other = observe_channels(*map(heads, second))
+    merged.merge(other)
+    expected = observe_channels(*map(heads, first + second))
+    assert_same_channels(merged, expected)
+    assert_same(merged.pooled(), expected.pooled())
+    # What was merged is not bound to what it was merged into.
+    merged(heads(100))
+    assert_same_channels(other, observe_channels(*map(heads, second)))
+
+
+def test_a_channel_s_own_values_are_counted() -> None:
+    values = heads(0)
+    observer = observe_channels(values)
+    rows = values.transpose(1, 2).flatten(0, 1).flatten(1)  # [P * T, channels]
+    for channel in range(12):
+        alone = observe(rows[:, channel])
+        assert torch.equal(observer.counts[channel], alone.counts)
+        assert (observer.low[channel], observer.high[channel]) == (alone.low, alone.high)
+    torch.testing.assert_close(observer.means(), rows.double().mean(0), rtol=1e-12, atol=0)
+
+
+def test_one_channel_is_not_taken_for_none() -> None:
+    seen = observe_channels(torch.randn(2, 1, 3, 1, generator=torch.Generator().manual_seed(0)))
+    merged = ChannelHistogramObserver((1, 3))
+    merged.merge(seen)
+    assert_same_channels(merged, seen)
+    seen.merge(ChannelHistogramObserver((1, 3)))
+    assert_same_channels(merged, seen)
+
+
+def test_channels_that_saw_nothing() -> None:
+    observer = ChannelHistogramObserver((1, 3))
+    assert observer.is_empty
+    assert observer.pooled().is_empty
+    assert not observe_channels(heads(0)).is_empty
+    with pytest.raises(ValueError, match="no calibration value reached this quantizer"):
+        observer.means()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_channels_that_are_not_finite_are_refused(bad: float) -> None:
+    observer = observe_channels(heads(0))
+    values = heads(1)
+    values[0, 1, 2, 3] = bad
+    with pytest.raises(ValueError, match="not finite"):
+        observer(values)
+    assert_same_channels(observer, observe_channels(heads(0)))
+
+
+def test_merging_channels_works_on_what_was_observed_in_inference_mode() -> None:
+    with torch.inference_mode():
+        a, b = observe_channels(heads(0)), observe_channels(heads(1))
+    a.merge(b)
+    assert_same_channels(a, observe_channels(heads(0), heads(1)))

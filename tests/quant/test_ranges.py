@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from saqsam.quant import ranges
 from saqsam.quant.affine import affine_parameters, dequantize_affine, quantize_affine
 from saqsam.quant.observers import HistogramObserver
 from saqsam.quant.ranges import (
@@ -262,6 +263,44 @@ def test_weight_rows_by_mse_are_nearly_as_good_as_a_dense_search(bits: int, symm
     for row in range(6):
         best = dense_search(observed(weight[row]), weight[row], bits, symmetric)
         assert true_error(weight[row], scale[row], zero_point[row], bits) <= 1.1 * best
+
+
+def plain_row_search(row: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """The search over the ends of one row as it is described, candidate after candidate."""
+
+    def best_of(candidates: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        errors = [
+            true_error(row, *affine_parameters(low, high, bits, symmetric=symmetric), bits)
+            for low, high in candidates
+        ]
+        return candidates[errors.index(min(errors))]
+
+    low, high = row.amin().clamp(max=0), row.amax().clamp(min=0)
+    low, high = best_of([(low * f, high * f) for f in torch.linspace(1.0, 0.3, 29)])
+    if not symmetric:
+        alone = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+        low, high = best_of(
+            [(low, high), *((low * f, high) for f in alone), *((low, high * f) for f in alone)]
+        )
+    return affine_parameters(low, high, bits, symmetric=symmetric)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@both_kinds
+@pytest.mark.parametrize("at_once", [1, 200, 2**17])
+def test_weight_rows_by_mse_are_those_of_a_plain_search(
+    bits: int, symmetric: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges, "_VALUES_AT_ONCE", at_once)
+    weight = torch.randn(20, 90, generator=torch.Generator().manual_seed(4))
+    weight[3] *= 1e-20  # whose error to the power 2.4 is nothing in float32
+    weight[4, 5] *= 30
+    weight[5] = weight[5].abs()
+    weight[6] = 0.0
+    scale, zero_point = weight_parameters(weight, bits, symmetric=symmetric, method="mse")
+    for row in range(20):
+        expected = plain_row_search(weight[row].double(), bits, symmetric)
+        assert (float(scale[row]), float(zero_point[row])) == pytest.approx([float(t) for t in expected])
 
 
 def test_weight_rows_by_min_max_and_percentile() -> None:

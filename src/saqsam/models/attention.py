@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention
 
-SLOTS = ("query_quantizer", "key_quantizer", "value_quantizer", "probability_quantizer")
+PROBABILITIES = "probability_quantizer"
+SLOTS = ("query_quantizer", "key_quantizer", "value_quantizer", PROBABILITIES)
 
 
 class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
@@ -46,9 +47,10 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
             source = rounded_query if self.quantized_rel_pos_query else query
             rel_pos = self.get_decomposed_rel_pos(source, self.rel_pos_h, self.rel_pos_w, size, size)
             logits = logits + rel_pos.reshape_as(logits)
+        value = self.value_quantizer(value)
         probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32).to(query.dtype)
         probabilities = self.probability_quantizer(probabilities)
-        output = (probabilities @ self.value_quantizer(value)).reshape(batch, heads, height, width, -1)
+        output = (probabilities @ value).reshape(batch, heads, height, width, -1)
         output = output.permute(0, 2, 3, 1, 4).reshape(batch, height, width, channels)
         return self.proj(output), probabilities
 

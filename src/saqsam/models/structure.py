@@ -25,9 +25,12 @@ DECODER_PARTS = (
     "decoder.mlp",
 )
 PAPER_PARTS = ENCODER_PARTS + DECODER_PARTS
+# Attention of tokens to the image: the keys of these have two peaks in SAM (PTQ4SAM).
+TOKEN_TO_IMAGE_PARTS = ("decoder.token_to_image", "decoder.final_attention")
 # What the papers leave float although it has weights that can be packed.
 FLOAT_PARTS = ("patch_embedding", "position_embedding", "upscaling", "hypernetworks", "iou_head")
 PARTS = PAPER_PARTS + FLOAT_PARTS
+PATCH_EMBEDDING = "vision_encoder.patch_embed.projection"
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def _decoder_layers(layers: int) -> Iterator[Site]:
 
 
 def _float_layers(mask_tokens: int, iou_depth: int) -> Iterator[Site]:
-    yield Site("vision_encoder.patch_embed.projection", "patch_embedding")
+    yield Site(PATCH_EMBEDDING, "patch_embedding")
     yield Site("mask_decoder.upscale_conv1", "upscaling")
     yield Site("mask_decoder.upscale_conv2", "upscaling")
     for i in range(mask_tokens):

@@ -67,8 +67,8 @@ def read_torch(path: Path) -> dict[str, object]:
         with path.open("rb") as file:
             is_zip = file.read(4) == b"PK\x03\x04"
         with warnings.catch_warnings():
-            # A TorchScript archive warns before it is refused
-            warnings.filterwarnings("ignore", message=".*TorchScript archive", category=UserWarning)
+            # In words for programmers, of TorchScript archives and pickle protocols, both refused below
+            warnings.simplefilter("ignore", UserWarning)
             content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # bytes of another kind make an unpickler raise nearly anything
         raise ValueError(

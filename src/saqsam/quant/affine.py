@@ -80,8 +80,8 @@ class AffineQuantizer(nn.Module):
     def __init__(self, bits: int, scale: Tensor, zero_point: Tensor) -> None:
         super().__init__()
         self.bits = check_bits(bits)
-        self.register_buffer("scale", scale.detach().to(torch.float32).reshape(()))
-        self.register_buffer("zero_point", zero_point.detach().to(torch.int32).reshape(()))
+        self.register_buffer("scale", scale.detach().to(torch.float32).reshape(()).clone())
+        self.register_buffer("zero_point", zero_point.detach().to(torch.int32).reshape(()).clone())
 
     @classmethod
     def empty(cls, bits: int) -> AffineQuantizer:

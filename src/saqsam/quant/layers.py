@@ -44,9 +44,16 @@ class PackedTensor(nn.Module):
         cls, values: Tensor, scale: Tensor, zero_point: Tensor, bits: int, axis: int = 0
     ) -> PackedTensor:
         """Round float values to the grid of scale and zero point (both [C]) and pack the codes."""
-        packed = cls(tuple(values.shape), bits, axis).to(values.device)
-        shape = packed._broadcast_shape()
+        shape = tuple(size if i == axis else 1 for i, size in enumerate(values.shape))
         codes = quantize_affine(values.detach(), scale.reshape(shape), zero_point.reshape(shape), bits)
+        return cls.from_codes(codes, scale, zero_point, bits, axis)
+
+    @classmethod
+    def from_codes(
+        cls, codes: Tensor, scale: Tensor, zero_point: Tensor, bits: int, axis: int = 0
+    ) -> PackedTensor:
+        """Pack codes (uint8, in the tensor's shape) that belong to scale and zero point (both [C])."""
+        packed = cls(tuple(codes.shape), bits, axis).to(codes.device)
         packed.codes.copy_(pack_codes(codes, bits))
         packed.scale.copy_(scale)
         packed.zero_point.copy_(zero_point)

@@ -8,6 +8,8 @@ that of the whole, in any order and over any number of processes.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +27,21 @@ def bin_edges() -> tuple[Tensor, Tensor]:
     low = torch.cat([-magnitude[1:].flip(0), magnitude[:-1]])
     high = torch.cat([-magnitude[:-1].flip(0), magnitude[1:]])
     return low, high
+
+
+def _finite_range(values: Tensor) -> tuple[float, float]:
+    low, high = (float(end) for end in torch.aminmax(values))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("an activation is not finite while calibrating")
+    return low, high
+
+
+def _bin_of(values: Tensor) -> Tensor:
+    """Number of each value's bin, int32, the shape of `values` (float32)."""
+    key = values.view(torch.int32) >> _SHIFT  # arithmetic shift: negative floats get negative keys
+    half = BINS // 2
+    # Of a negative float the bits grow with its magnitude: -half is -0 and -1 the most negative.
+    return torch.where(key >= 0, key + half, -1 - key)
 
 
 class HistogramObserver(nn.Module):
@@ -49,15 +66,9 @@ class HistogramObserver(nn.Module):
             ValueError: If a value is not finite.
         """
         flat = values.detach().float().flatten()
-        low, high = torch.aminmax(flat)
-        if not (torch.isfinite(low) and torch.isfinite(high)):
-            raise ValueError("an activation is not finite while calibrating")
-        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
-        key = flat.view(torch.int32) >> _SHIFT  # arithmetic shift: negative floats get negative keys
-        half = BINS // 2
-        # Of a negative float the bits grow with its magnitude: -half is -0 and -1 the most negative.
-        key = torch.where(key >= 0, key + half, -1 - key)
-        self.counts += torch.bincount(key, minlength=BINS).cpu()
+        low, high = _finite_range(flat)
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.counts += torch.bincount(_bin_of(flat), minlength=BINS).cpu()
         return values
 
     @property
@@ -88,3 +99,87 @@ class HistogramObserver(nn.Module):
             high[used].clamp(self.low, self.high),
             counts[used].double(),
         )
+
+
+class ChannelHistogramObserver(nn.Module):
+    """Passes a tensor through and counts the values of each channel, so that channels can still change sign.
+
+    Args:
+        axes: The axes that number the channels, such as (1, 3) for [P, N, T, D]: N * D channels.
+
+    Attributes:
+        counts: int64 [channels, BINS] after the first tensor.
+        sums: float64 [channels], of the values.
+        low: float64 [channels], smallest values.
+        high: float64 [channels], largest values.
+    """
+
+    def __init__(self, axes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.axes = axes
+        self.counts = torch.zeros(0, BINS, dtype=torch.int64)
+        self.sums = self.low = self.high = torch.zeros(0, dtype=torch.float64)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Count `values` (float) and return them.
+
+        Raises:
+            ValueError: If a value is not finite.
+        """
+        others = [axis for axis in range(values.dim()) if axis not in self.axes]
+        rows = values.detach().float().permute(*self.axes, *others).flatten(0, len(self.axes) - 1).flatten(1)
+        rows = rows.contiguous()
+        _finite_range(rows)
+        channels = len(rows)
+        if self.is_empty:
+            self._start(channels)
+        offset = torch.arange(channels, device=rows.device)[:, None] * BINS
+        counts = torch.bincount((_bin_of(rows) + offset).flatten(), minlength=channels * BINS)
+        self.counts += counts.reshape(channels, BINS).cpu()
+        self.sums += rows.double().sum(1).cpu()
+        self.low = torch.minimum(self.low, rows.amin(1).double().cpu())
+        self.high = torch.maximum(self.high, rows.amax(1).double().cpu())
+        return values
+
+    def _start(self, channels: int) -> None:
+        self.counts = torch.zeros(channels, BINS, dtype=torch.int64)
+        self.sums = torch.zeros(channels, dtype=torch.float64)
+        self.low = torch.full((channels,), math.inf, dtype=torch.float64)
+        self.high = -self.low
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no value has been seen."""
+        return not len(self.counts)
+
+    def means(self) -> Tensor:
+        """Mean of each channel, float64 [channels].
+
+        Raises:
+            ValueError: If nothing was seen.
+        """
+        if self.is_empty:
+            raise ValueError("no calibration value reached this quantizer")
+        return self.sums / self.counts.sum(1)
+
+    def merge(self, other: ChannelHistogramObserver) -> None:
+        """Add what another observer saw."""
+        if other.is_empty:
+            return
+        if self.is_empty:
+            self._start(len(other.counts))
+        self.counts, self.sums = self.counts + other.counts, self.sums + other.sums
+        self.low, self.high = torch.minimum(self.low, other.low), torch.maximum(self.high, other.high)
+
+    def pooled(self, signs: Tensor | None = None) -> HistogramObserver:
+        """What a plain observer would have seen, had channel c been multiplied by signs[c] (+1 or -1)."""
+        negative = torch.zeros(len(self.counts), dtype=torch.bool) if signs is None else signs < 0
+        pooled = HistogramObserver()
+        if self.is_empty:
+            return pooled
+        # The bins of -x are those of x in reverse.
+        pooled.counts = self.counts[~negative].sum(0) + self.counts[negative].sum(0).flip(0)
+        low = torch.where(negative, -self.high, self.low)
+        high = torch.where(negative, -self.low, self.high)
+        pooled.low, pooled.high = float(low.min()), float(high.max())
+        return pooled

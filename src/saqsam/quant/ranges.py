@@ -176,28 +176,50 @@ def histogram_error(
     return (mean * counts).sum(1) / counts.sum() * scale[:, 0] ** power
 
 
+_VALUES_AT_ONCE = 2**17
+"""Weights searched together by one thread: with what is computed of them they stay in its cache."""
+
+# The candidates for a row, as factors of its two ends: first both together, then, of the best, each end alone.
+_SHRINK_BOTH = torch.linspace(1.0, 0.3, 29)[:, None].expand(-1, 2)
+_SHRINK_EITHER = torch.tensor(
+    [[1.0, 1.0]] + [pair for f in (0.95, 0.9, 0.85, 0.8, 0.75, 0.7) for pair in ([f, 1.0], [1.0, f])]
+)
+
+
+@torch.no_grad()
 def _least_error_rows(
     weight: Tensor, low: Tensor, high: Tensor, bits: int, *, symmetric: bool, power: float
 ) -> tuple[Tensor, Tensor]:
-    """Ends of least error for each row: both shrunk together first, then each end alone."""
-    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-    best_low, best_high = low.clone(), high.clone()
-    best = torch.full_like(low, float("inf"))
+    """Ends [C], [C] of least error for the rows of a weight [C, K], a few rows at a time."""
+    at_once = _VALUES_AT_ONCE * torch.get_num_threads() if weight.device.type == "cpu" else 2**24
+    rows = max(1, at_once // max(1, weight.shape[1]))
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)  # new tensors, overwritten below
+    for factors in [_SHRINK_BOTH] if symmetric else [_SHRINK_BOTH, _SHRINK_EITHER]:
+        factors = factors.to(weight)[:, :, None]
+        for part, part_low, part_high in zip(
+            *(torch.split(tensor, rows) for tensor in (weight, low, high)), strict=True
+        ):
+            lows, highs = part_low * factors[:, 0], part_high * factors[:, 1]
+            best = _row_errors(part, lows, highs, bits, symmetric=symmetric, power=power).argmin(0)[None]
+            part_low.copy_(lows.gather(0, best)[0])
+            part_high.copy_(highs.gather(0, best)[0])
+    return low, high
 
-    def consider(candidate_low: Tensor, candidate_high: Tensor) -> None:
-        scale, zero_point = affine_parameters(candidate_low, candidate_high, bits, symmetric=symmetric)
-        scale, zero_point = scale[:, None], zero_point[:, None]
-        codes = (torch.round(weight / scale) + zero_point).clamp_(0, 2**bits - 1)
-        error = ((codes - zero_point) * scale - weight).abs_().pow_(power).mean(1)
-        better = error < best
-        for target, source in ((best, error), (best_low, candidate_low), (best_high, candidate_high)):
-            target[better] = source[better]
 
-    for factor in torch.linspace(1.0, 0.3, 29).tolist():
-        consider(low * factor, high * factor)
-    if not symmetric:
-        fixed_low, fixed_high = best_low.clone(), best_high.clone()
-        for factor in (0.95, 0.9, 0.85, 0.8, 0.75, 0.7):
-            consider(fixed_low * factor, fixed_high)
-            consider(fixed_low, fixed_high * factor)
-    return best_low, best_high
+def _row_errors(
+    weight: Tensor, low: Tensor, high: Tensor, bits: int, *, symmetric: bool, power: float
+) -> Tensor:
+    """Mean |x - Q(x)|**power of the rows of a weight [C, K] for candidate ends [R, C]: [R, C].
+
+    The unit differs from row to row, so that no power of a tiny weight vanishes.
+    """
+    scales, zero_points = affine_parameters(low, high, bits, symmetric=symmetric)
+    steps, error = torch.empty_like(weight), torch.empty_like(weight)
+    errors = torch.empty_like(low)
+    for i, (scale, zero_point) in enumerate(zip(scales[:, :, None], zero_points[:, :, None], strict=True)):
+        torch.div(weight, scale, out=steps)
+        torch.round(steps, out=error).add_(zero_point).clamp_(0, 2**bits - 1)
+        error.sub_(zero_point).sub_(steps).abs_()  # in steps of the grid
+        # |x|**power at half the price of `pow`; log2(0) is -inf, which comes back as 0.
+        errors[i] = error.log2_().mul_(power).exp2_().mean(1)
+    return errors * (scales / scales.amax(0)) ** power

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec
 
-import torch
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -49,17 +48,27 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
             warnings.showwarning = lambda message, *_, **__: _print_line("note:", "yellow", str(message))
             try:
                 command(*args, **kwargs)
-            except torch.OutOfMemoryError as error:
-                _print_line("error:", "red", f"not enough memory: {error}")
-                raise typer.Exit(WRONG_USE) from None
             except (ValueError, OSError) as error:
                 _print_line("error:", "red", _message(error))
+                raise typer.Exit(WRONG_USE) from None
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                _print_line("error:", "red", f"not enough memory: {error}")
                 raise typer.Exit(WRONG_USE) from None
             except KeyboardInterrupt:
                 err.print("interrupted")
                 raise typer.Exit(INTERRUPTED) from None
 
     return guard
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch  # not for help: a command that failed here has imported it
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "can't allocate memory" in str(error)  # torch's allocator on the CPU has no class for it
 
 
 def _message(error: ValueError | OSError) -> str:
@@ -110,12 +119,18 @@ def progress_bars() -> Iterator[Progress]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, expand=True) as bars:
-        try:
-            yield bars
-        finally:
-            for task in bars.tasks:
-                bars.update(task.id, visible=task.total is not None)
+    bars = Progress(*columns, console=err, expand=True)
+    bars.start()
+    try:
+        yield bars
+    finally:
+        for task in bars.tasks:
+            bars.update(task.id, visible=task.total is not None)
+        if any(task.visible for task in bars.tasks):
+            bars.stop()
+        else:  # the last state of no bar would be an empty line
+            bars.live.transient = True
+            bars.live.stop()
 
 
 def bar(bars: Progress, description: str) -> Callable[[int, int], None]:
@@ -124,21 +139,21 @@ def bar(bars: Progress, description: str) -> Callable[[int, int], None]:
     return lambda done, total: bars.update(task, completed=done, total=total)
 
 
-def stage_bars(bars: Progress) -> Callable[[str, int, int], None]:
-    """A bar for each stage, as a function of stage, steps done and steps in all.
+def stage_bars(bars: Progress) -> Callable[[str, int, int, str], None]:
+    """A bar for each stage, as a function of stage, steps done, steps in all, and a note such as its loss.
 
-    From the end of a stage on, until the next one reports, a bar of unknown length shows that work goes on.
+    Until the first stage reports, and from the end of each on, a bar of unknown length shows that work goes on;
+    it becomes that of the next stage, whose time counts from there.
     """
-    known: dict[str, Callable[[int, int], None]] = {}
-    waiting: list[TaskID] = []
+    known: dict[str, TaskID] = {}
+    waiting = [bars.add_task("...", total=None)]
 
-    def update(stage: str, done: int, total: int) -> None:
-        while waiting:
-            bars.remove_task(waiting.pop())
+    def update(stage: str, done: int, total: int, note: str) -> None:
         if stage not in known:
-            known[stage] = bar(bars, stage)
-        known[stage](done, total)
-        if done == total:
+            known[stage] = waiting.pop() if waiting else bars.add_task(stage)
+        description = f"{stage}, {note}" if note else stage
+        bars.update(known[stage], description=description, completed=done, total=total)
+        if done == total and not waiting:
             waiting.append(bars.add_task("...", total=None))
 
     return update

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from saqsam.evaluate import Evaluation
 from saqsam.inventory import Inventory, mac_width
-from saqsam.terminal import out, result_table, say
+from saqsam_cli.terminal import out, result_table, say
 
 
 def print_summary(

@@ -1,0 +1,117 @@
+"""Compares the methods, and the parts of SAQ-SAM: rows in results/methods.csv, resumed where it stopped.
+
+    python benchmarks/methods.py                      # all groups, in the order of GROUPS
+    python benchmarks/methods.py --groups ablation
+
+All methods that learn get the same number of optimizer steps in all, whatever their units. Calibrated on 32 images of
+`coco_train` with box prompts, evaluated with box prompts and, on `coco_val`, with the boxes of a detector. Each row is
+made by `ptq.py`, from a checkpoint reloaded from disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import ptq
+
+OUT = ptq.ROOT / "benchmarks" / "results" / "methods.csv"
+DATA = ("coco_val", "nuclei_val", "aerial_val")
+METHODS = ("min-max", "percentile", "mse", "brecq", "qdrop", "ptq4sam-s", "ptq4sam", "saq-sam-s", "saq-sam")
+BITS = ("w4a4", "w6a6", "w8a8", "w4a8")
+SEEDS = {"w4a4": (0, 1, 2), "w6a6": (0, 1, 2)}
+TOTAL_STEPS = 4800
+
+# Each line adds to or changes SAQ-SAM's parts: method and settings.
+ABLATION: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("mse", ()),
+    ("mse", ("bimodal=true",)),
+    ("ptq4sam-s", ()),
+    ("saq-sam-s", ()),
+    ("saq-sam-s", ("clipping.include_range=true",)),
+    ("saq-sam-s", ("clipping.images=8",)),
+    ("saq-sam", ()),
+    ("saq-sam", ("clipping=none",)),
+    ("saq-sam", ("reconstruction.skip_layers=false",)),
+    ("saq-sam", ("reconstruction.unit=block",)),
+    ("saq-sam", ("reconstruction.loss=output",)),
+    ("saq-sam", ("reconstruction.loss=output", "reconstruction.unit=block")),
+    ("saq-sam", ("reconstruction.target=float",)),
+)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One checkpoint and the data it is evaluated on."""
+
+    method: str
+    bits: str
+    seed: int = 0
+    calibration: str = "coco_train"
+    settings: tuple[str, ...] = ()
+    data: tuple[str, ...] = DATA
+
+    def arguments(self, total_steps: int) -> list[str]:
+        """As `ptq.py` takes them."""
+        found = [
+            "--methods",
+            self.method,
+            "--bits",
+            self.bits,
+            "--seed",
+            str(self.seed),
+            "--data",
+            *self.data,
+        ]
+        found += ["--calibration", self.calibration, "--total-steps", str(total_steps)]
+        for setting in self.settings:
+            found += ["--set", setting]
+        return found
+
+
+def methods() -> Iterator[Experiment]:
+    """Every method at every width; three seeds where methods differ."""
+    for bits in BITS:
+        for seed in SEEDS.get(bits, (0,)):
+            for method in METHODS:
+                yield Experiment(method, bits, seed)
+
+
+def ablation() -> Iterator[Experiment]:
+    """The parts of SAQ-SAM at the hardest bits."""
+    for method, settings in ABLATION:
+        yield Experiment(method, "w4a4", settings=settings)
+
+
+def shift() -> Iterator[Experiment]:
+    """Calibrated on microscopy: what a change of domain costs, in both directions."""
+    for method in ("mse", "ptq4sam-s", "ptq4sam", "saq-sam-s", "saq-sam"):
+        yield Experiment(method, "w4a4", calibration="nuclei_train", data=("coco_val", "nuclei_val"))
+
+
+GROUPS = {"ablation": ablation, "methods": methods, "shift": shift}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code. Options that are not its own go to `ptq.py`."""
+    parser = argparse.ArgumentParser(description="Compare the methods; more options are those of ptq.py.")
+    parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
+    parser.add_argument(
+        "--total-steps", type=int, default=TOTAL_STEPS, metavar="N", help="of learning, over all units"
+    )
+    options, others = parser.parse_known_args(arguments)
+    reference = ["--methods", ptq.FILL_BOX, ptq.FLOAT, "--data", *DATA]
+    for plan in (
+        reference,
+        *(e.arguments(options.total_steps) for name in options.groups for e in GROUPS[name]()),
+    ):
+        code = ptq.main(["--out", str(OUT), *plan, *others])
+        if code:
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,267 @@
+"""What learning costs: seconds of each phase on sam-mini, and seconds a step of each unit of a SAM-B at 1024 px.
+
+    python benchmarks/ptq_cost.py            # rows in results/ptq_cost.csv; those that are there are not measured again
+
+- `sam-mini`: `saq-sam` w4a4 at the effort `standard`, phase by phase, calibrated on 32 scenes.
+- `search`: the clipping search of all decoder attentions of sam-mini against a plain one, a forward of the attention
+  for each candidate; both on the same tensors, in turn.
+- `sam-b`: a SAM-B of random weights, one image: seconds a step of each unit, for SAQ-SAM's stages and for plain
+  blocks, and the highest memory of the process. Projections are these times the published numbers of steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
+
+import ptq
+import saqsam
+from saqsam.calibration_images import choose_calibration_images
+from saqsam.clipping import SEARCHED, FocusSearch, _attention_inputs
+from saqsam.models.attention import QuantDecoderAttention
+from saqsam.models.loading import build_processor
+from saqsam.models.structure import DECODER_PARTS, SamStructure, replace_module
+from saqsam.prepare import prepare
+from saqsam.quantize import DEFAULT_MEMORY
+from saqsam.recipe import Recipe
+
+OUT = ptq.ROOT / "benchmarks" / "results" / "ptq_cost.csv"
+COLUMNS = (
+    "date",
+    "commit",
+    "torch",
+    "machine",
+    "subject",
+    "recipe",
+    "what",
+    "seconds",
+    "steps",
+    "peak_gib",
+    "ratio",
+)
+PAPER_STEPS = {"stage": 2000, "block": 20_000}
+STEPS = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Measure what learning costs.")
+    parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args(arguments)
+    for subject in options.subjects:
+        if subject in {row["subject"] for row in read(options.out)}:
+            print(f"{subject}: is in {options.out.name}")
+            continue
+        rows = SUBJECTS[subject](options.device)
+        append(options.out, [{**common(options.device), "subject": subject, **row} for row in rows])
+        for row in rows:
+            print(subject, row, flush=True)
+    return 0
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of the file; none if it is not there."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def append(path: Path, rows: Sequence[dict[str, object]]) -> None:
+    """Add rows."""
+    is_new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def common(device: str) -> dict[str, object]:
+    """Columns that are the same in all rows of a call."""
+    found = ptq._circumstances(device)
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    return {"date": day, **{name: found[name] for name in ("commit", "torch", "machine")}}
+
+
+def peak_gib() -> float:
+    """Highest resident memory of this process so far."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+
+
+class Phases:
+    """A progress callback that notes how long each phase took, and when each step was reported."""
+
+    def __init__(self) -> None:
+        self.last = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+        self.steps: dict[str, list[float]] = {}
+
+    def __call__(self, what: str, done: int, total: int, note: str) -> None:
+        """See `saqsam.quantize`."""
+        now = time.perf_counter()
+        self.seconds[what] = self.seconds.get(what, 0.0) + now - self.last
+        self.steps.setdefault(what, []).append(now - self.last)
+        self.last = now
+
+
+def measure_sam_mini(device: str) -> list[dict[str, object]]:
+    """Seconds of each phase of the default method on the bundled model."""
+    model, processor = saqsam.load("sam-mini", device=device)
+    recipe = saqsam.recipe_for("saq-sam", "w4a4")
+    data = saqsam.open_dataset("scenes", limit=100, seed=1_000_000)
+    phases, start = Phases(), time.perf_counter()
+    saqsam.quantize(model, processor, recipe, data, progress=phases)
+    total = time.perf_counter() - start
+    rows = [
+        {
+            "recipe": recipe.name,
+            "what": what,
+            "seconds": round(seconds, 2),
+            "ratio": round(seconds / total, 4),
+        }
+        for what, seconds in phases.seconds.items()
+    ]
+    whole = {"recipe": recipe.name, "what": "total", "seconds": round(total, 2), "ratio": 1.0}
+    return [*rows, {**whole, "peak_gib": peak_gib()}]
+
+
+def measure_search(device: str) -> list[dict[str, object]]:
+    """The clipping search against a plain one: all slots of all attentions, one pass."""
+    model, processor = saqsam.load("sam-mini", device=device)
+    structure, recipe = SamStructure(model.config), saqsam.recipe_for("saq-sam-s", "w4a4")
+    spec = dataclasses.replace(recipe.calibration, images=1)
+    data = saqsam.open_dataset("scenes", limit=100, seed=1_000_000)
+    images = choose_calibration_images(model, processor, data, spec)
+    prepare(model, structure, recipe)
+    names = [site.name for site in structure.attentions if site.part in DECODER_PARTS]
+    seconds: dict[str, list[float]] = {"search": [], "plain": []}
+    with torch.no_grad():
+        inputs = _attention_inputs(model, names, images, 0)
+        for name in names:
+            attention = model.get_submodule(name)
+            assert isinstance(attention, QuantDecoderAttention)
+            search = FocusSearch(attention, [inputs[name]], 0.5)
+            for _ in range(3):
+                for kind, function in (("search", _fast), ("plain", _plain)):
+                    seconds[kind].append(_timed(lambda f=function, s=search: f(s)))
+    medians = {
+        kind: sum(statistics.median(found[i : i + 3]) for i in range(0, len(found), 3))
+        for kind, found in seconds.items()
+    }
+    return [
+        {
+            "recipe": recipe.name,
+            "what": kind,
+            "seconds": round(value, 3),
+            "ratio": round(medians["plain"] / value, 3),
+        }
+        for kind, value in medians.items()
+    ]
+
+
+def _timed(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def _fast(search: FocusSearch) -> None:
+    empty: dict[str, nn.Module] = {slot: nn.Identity() for slot in SEARCHED}
+    for position, slot in enumerate(SEARCHED):
+        candidates = search.candidates(position % 2, slot, 4, symmetric=False)
+        search.best(position % 2, slot, [quantizer for _, quantizer in candidates], empty)
+
+
+def _plain(search: FocusSearch) -> None:
+    """A forward of the whole attention for each candidate, softmax and all."""
+    query, key = search.inputs[0]
+    prompts = max(len(query), len(key))
+    query, key = (tensor.expand(prompts, -1, -1, -1) for tensor in (query, key))
+    for position, slot in enumerate(SEARCHED):
+        old = search.attention.get_submodule(slot)
+        for _, quantizer in search.candidates(position % 2, slot, 4, symmetric=False):
+            replace_module(search.attention, slot, quantizer)
+            probabilities = search.attention(query, key, key)[1]
+            found = probabilities > 0.5 * probabilities.amax(-1, keepdim=True)
+            ((found & search.focus[0]).sum((-2, -1)) / (found | search.focus[0]).sum((-2, -1))).mean().item()
+        replace_module(search.attention, slot, old)
+
+
+def measure_sam_b(device: str) -> list[dict[str, object]]:
+    """Seconds a step of each unit of a SAM-B of random weights."""
+    model = random_sam_b().to(device)
+    processor = build_processor(model.config)
+    rows: list[dict[str, object]] = []
+    for unit in ("stage", "block"):
+        recipe = _few_steps(saqsam.recipe_for("saq-sam" if unit == "stage" else "brecq", "w4a4"))
+        phases = Phases()
+        data = saqsam.open_dataset("scenes", limit=1, seed=1_000_000)
+        saqsam.quantize(model, processor, recipe, data, memory=DEFAULT_MEMORY, progress=phases)
+        projected = 0.0
+        for what, steps in phases.steps.items():
+            if "/" not in what:
+                continue
+            seconds = statistics.median(steps[1:])  # the first holds the capture of the targets
+            count = PAPER_STEPS[unit] * (5 if what.endswith("final attention") and unit == "stage" else 1)
+            projected += seconds * count
+            rows.append({"recipe": recipe.name, "what": what, "seconds": round(seconds, 3), "steps": count})
+        rows.append(
+            {
+                "recipe": recipe.name,
+                "what": "projected total",
+                "seconds": round(projected),
+                "peak_gib": peak_gib(),
+            }
+        )
+    return rows
+
+
+def _few_steps(recipe: Recipe) -> Recipe:
+    assert recipe.reconstruction is not None
+    learned = dataclasses.replace(recipe.reconstruction, steps=STEPS, final_steps=1, prompts=16)
+    return dataclasses.replace(
+        recipe, reconstruction=learned, calibration=dataclasses.replace(recipe.calibration, images=1)
+    )
+
+
+def random_sam_b() -> SamModel:
+    """ViT-B at 1024 px with weights of a sensible spread; the same each time."""
+    torch.manual_seed(0)
+    config = SamConfig(
+        vision_config=SamVisionConfig(initializer_range=0.02).to_dict(),
+        prompt_encoder_config=SamPromptEncoderConfig().to_dict(),
+        mask_decoder_config=SamMaskDecoderConfig().to_dict(),
+    )
+    model = SamModel(config)
+    with torch.no_grad():
+        model.shared_image_embedding.positional_embedding.normal_()
+        for name, parameter in model.named_parameters():
+            if "rel_pos" in name or "pos_embed" in name:
+                parameter.normal_(std=0.02)
+    return model.eval()
+
+
+SUBJECTS: dict[str, Callable[[str], list[dict[str, object]]]] = {
+    "sam-mini": measure_sam_mini,
+    "search": measure_search,
+    "sam-b": measure_sam_b,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""Learning one unit: soft rounding, learned scales and random dropping, for as long as a block of code runs.
+
+AdaRound (arXiv 2004.10568), LSQ (arXiv 1902.08153), QDrop (arXiv 2203.05740). Deviations from the published code: every
+weight ends on its grid; dropping exists only inside `learning`; scales are learned by their logarithm; the rounding
+regulariser is on. A unit's loss is divided by what rounding to nearest gives, and the regulariser by the number of
+weights: published weights of the regulariser suit one scale of features and one size of unit, and where losses are
+small (image tokens after a normalisation) they would leave nothing to learn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import SamModel
+
+from saqsam.models.structure import SamStructure, Site, replace_module
+from saqsam.prepare import activation_slots, pack_layer, round_weight, weight_sites
+from saqsam.quant.affine import AffineQuantizer
+from saqsam.quant.layers import PackedTensor, channel_axis
+from saqsam.quant.learned import LearnedAffineQuantizer, RandomDrop, StraightThrough
+from saqsam.quant.rounding import LearnedRounding
+from saqsam.recipe import Recipe
+from saqsam.specs import Reconstruction
+from saqsam.store import TensorStore
+from saqsam.units import PromptTokens, State, Unit
+
+BETA_START, BETA_END = 20.0, 2.0
+SCALE_DRAWS = 4
+LOGGED = 50
+"""Points of a unit's loss curve."""
+
+
+@dataclass
+class UnitLog:
+    """How the learning of a unit went.
+
+    Attributes:
+        unit: Name of the unit.
+        steps: Steps at which losses were noted.
+        losses: Mean reconstruction loss of the steps since the last note.
+        moved: Share of the weights that are not rounded to nearest in the end.
+    """
+
+    unit: str
+    steps: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    moved: float = 0.0
+
+
+@dataclass
+class Learned:
+    """What is learned in a unit: by module name."""
+
+    roundings: dict[str, LearnedRounding]
+    scales: dict[str, LearnedAffineQuantizer]
+
+
+@dataclass(frozen=True)
+class UnitParts:
+    """What a unit has to learn.
+
+    Attributes:
+        layers: Layers and their weight bits.
+        slots: Names of its activation slots.
+    """
+
+    layers: tuple[tuple[Site, int], ...]
+    slots: tuple[str, ...]
+
+
+def unit_parts(unit: Unit, structure: SamStructure, recipe: Recipe) -> UnitParts:
+    """The quantized layers and slots inside a unit."""
+
+    def inside(name: str) -> bool:
+        return any(name.startswith(f"{module}.") for module in unit.modules)
+
+    layers = tuple((site, bits) for site, bits in weight_sites(structure, recipe) if inside(site.name))
+    slots = tuple(slot.name for slot in activation_slots(structure, recipe) if inside(slot.name))
+    return UnitParts(layers, slots)
+
+
+@contextmanager
+def learning(
+    model: SamModel, parts: UnitParts, recipe: Recipe, spec: Reconstruction, generator: torch.Generator
+) -> Iterator[Learned]:
+    """Soft rounding, learned scales and random dropping in a unit while the block runs.
+
+    After it the unit's layers are packed, with every weight on its grid, and its slots hold plain quantizers. If the
+    block raises, the unit is what it was before.
+    """
+    before = {name: model.get_submodule(name) for name in parts.slots}
+    learned = Learned({}, {})
+    packed: dict[str, PackedTensor] = {}
+    try:
+        for name, quantizer in before.items():
+            inner: StraightThrough | LearnedAffineQuantizer = StraightThrough(quantizer)
+            if spec.scales and isinstance(quantizer, AffineQuantizer):
+                inner = learned.scales[name] = LearnedAffineQuantizer(quantizer)
+            replace_module(model, name, RandomDrop(inner, spec.drop, generator))
+        for site, bits in parts.layers:
+            layer = model.get_submodule(site.name)
+            axis = channel_axis(layer)
+            packed[site.name] = nearest = round_weight(layer, bits, recipe)
+            assert isinstance(layer.weight, Tensor)
+            shape = [size if i == axis else 1 for i, size in enumerate(layer.weight.shape)]
+            rounding = LearnedRounding(
+                layer.weight, nearest.scale.reshape(shape), nearest.zero_point.float().reshape(shape), bits
+            )
+            learned.roundings[site.name] = rounding
+            replace_module(model, f"{site.name}.weight_quantizer", rounding)
+        yield learned
+    except BaseException:
+        for name, quantizer in before.items():
+            replace_module(model, name, quantizer)
+        for site, _ in parts.layers:
+            replace_module(model, f"{site.name}.weight_quantizer", nn.Identity())
+        raise
+    for name, quantizer in before.items():
+        fixed = learned.scales[name].fixed() if name in learned.scales else quantizer
+        replace_module(model, name, fixed.to(model.device))
+    for site, bits in parts.layers:
+        nearest, rounding = packed[site.name], learned.roundings[site.name]
+        codes = rounding.codes()
+        pack_layer(
+            model,
+            site.name,
+            PackedTensor.from_codes(codes, nearest.scale, nearest.zero_point, bits, nearest.axis),
+        )
+
+
+def learn_unit(
+    model: SamModel,
+    reference: SamModel,
+    unit: Unit,
+    parts: UnitParts,
+    recipe: Recipe,
+    captured: Captured,
+    seed: int,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> UnitLog:
+    """Learn a unit in place and leave it packed.
+
+    Raises:
+        ValueError: If the loss is not finite; the unit is then as it was.
+    """
+    spec = recipe.reconstruction
+    assert spec is not None
+    device = model.device
+    log = UnitLog(unit.name)
+    choose = torch.Generator().manual_seed(seed)
+    drop = torch.Generator(device).manual_seed(seed + 1)
+    steps = spec.steps * unit.steps
+    note = max(1, steps // LOGGED)
+    with learning(model, parts, recipe, spec, drop) as learned:
+        roundings = list(learned.roundings.values())
+        scales = [quantizer.log_scale for quantizer in learned.scales.values()]
+        nearest = [rounding.codes() for rounding in roundings]
+        optimizer = torch.optim.Adam(
+            [
+                {"params": [rounding.variable for rounding in roundings], "lr": spec.rounding_rate},
+                {"params": scales, "lr": spec.scale_rate},
+            ]
+        )
+        unlearned = _nearest_loss(model, reference, unit, roundings, captured, spec, seed)
+        since: list[float] = []
+        for step in range(steps):
+            optimizer.param_groups[1]["lr"] = spec.scale_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+            state, target, prompts = captured.draw(choose, spec.prompts)
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
+                loss = unit.loss(unit.response(model, reference, state, prompts), target)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"the loss of {unit.name} became {value} at step {step + 1}; lower the learning rates"
+                )
+            total = loss / unlearned + _regulariser(roundings, spec, step / steps)
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            since.append(value)
+            if (step + 1) % note == 0 or step + 1 == steps:
+                log.steps.append(step + 1)
+                log.losses.append(sum(since) / len(since))
+                since.clear()
+                if progress is not None:
+                    progress(step + 1, steps, f"loss {log.losses[-1]:.4g}")
+        changed = sum(int((r.codes() != n).sum()) for r, n in zip(roundings, nearest, strict=True))
+        log.moved = changed / max(1, sum(codes.numel() for codes in nearest))
+    return log
+
+
+@torch.no_grad()
+def _nearest_loss(
+    model: SamModel,
+    reference: SamModel,
+    unit: Unit,
+    roundings: list[LearnedRounding],
+    captured: Captured,
+    spec: Reconstruction,
+    seed: int,
+) -> float:
+    """Mean loss over a few images with every weight rounded to nearest; 1 where that is 0."""
+    choose = torch.Generator().manual_seed(seed)
+    with ExitStack() as stack:
+        for rounding in roundings:
+            stack.enter_context(rounding.hard())
+        total = 0.0
+        for _ in range(SCALE_DRAWS):
+            state, target, prompts = captured.draw(choose, spec.prompts)
+            total += float(unit.loss(unit.response(model, reference, state, prompts), target))
+    return total / SCALE_DRAWS if math.isfinite(total) and total > 0 else 1.0
+
+
+def _regulariser(roundings: list[LearnedRounding], spec: Reconstruction, progress: float) -> Tensor | float:
+    """What drives rounding to 0 or 1; beta falls from 20 to 2 by a cosine after the warm-up."""
+    if progress < spec.warmup or spec.regulariser == 0:
+        return 0.0
+    share = (progress - spec.warmup) / max(1e-9, 1 - spec.warmup)
+    beta = BETA_END + 0.5 * (BETA_START - BETA_END) * (1 + math.cos(math.pi * share))
+    count = sum(r.variable.numel() for r in roundings)
+    return spec.regulariser / count * sum((r.regulariser(beta) for r in roundings), start=torch.zeros(()))
+
+
+class Captured:
+    """States and targets of a unit for all images.
+
+    Args:
+        states: What the unit is given, by image.
+        targets: What it should answer.
+        prompts: The images' prompts.
+        device: Where learning happens.
+    """
+
+    def __init__(
+        self, states: TensorStore, targets: TensorStore, prompts: list[PromptTokens], device: torch.device
+    ) -> None:
+        self.states, self.targets, self.prompts, self.device = states, targets, prompts, device
+
+    def draw(self, generator: torch.Generator, most: int) -> tuple[State, State, PromptTokens]:
+        """A random image with at most `most` of its prompts: state, target and prompts."""
+        index = int(torch.randint(len(self.states), (), generator=generator))
+        prompts = self.prompts[index]
+        count = len(prompts.tokens)
+        chosen = None
+        if count > most:
+            chosen = torch.randperm(count, generator=generator)[:most].sort().values
+            prompts = prompts[chosen.to(prompts.tokens.device)]
+        state = self.states.get(index, self.device, chosen)
+        return state, self.targets.get(index, self.device, chosen), prompts

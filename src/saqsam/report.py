@@ -1,0 +1,88 @@
+"""The log of a quantization, as JSON and as one picture: loss curves, and what clipping did to the focus."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from saqsam.clipping import AttentionClipping
+from saqsam.learn import UnitLog
+from saqsam.output import write_whole
+from saqsam.quantize import QuantizationLog
+from saqsam.recipe import Recipe
+
+LOG_JSON, LOG_PICTURE = "quantization.json", "quantization.png"
+_BEFORE, _AFTER, _INK = "#b9bec9", "#1f6feb", "#333a45"
+
+
+def write_report(log: QuantizationLog, recipe: Recipe, folder: Path) -> None:
+    """Write `quantization.json`, and `quantization.png` where something was clipped or learned.
+
+    Args:
+        log: What happened.
+        recipe: The recipe.
+        folder: The checkpoint's.
+    """
+    content = {"recipe": recipe.to_dict(), **asdict(log)}
+    write_whole(folder / LOG_JSON, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    if log.clipping or log.units:
+        write_whole(folder / LOG_PICTURE, draw_report(log, recipe.name))
+
+
+def draw_report(log: QuantizationLog, title: str) -> bytes:
+    """The picture, PNG: a small plot of each unit's loss, and the focus deviation of each attention."""
+    # Imported late: only this needs it, and it is slow to import.
+    from matplotlib.figure import Figure
+
+    columns = 4
+    rows = -(-len(log.units) // columns)
+    clipping_rows = 1 if log.clipping else 0
+    figure = Figure(figsize=(11, 2.3 * rows + 2.8 * clipping_rows + 0.5), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", color=_INK)
+    grid = figure.add_gridspec(
+        rows + clipping_rows, columns, height_ratios=[1.0] * rows + [1.25] * clipping_rows
+    )
+    for index, unit in enumerate(log.units):
+        _draw_losses(figure.add_subplot(grid[index // columns, index % columns]), unit)
+    if log.clipping:
+        _draw_clipping(figure.add_subplot(grid[rows, :]), log.clipping)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _draw_losses(axes, unit: UnitLog) -> None:  # type: ignore[no-untyped-def]
+    axes.plot(unit.steps, unit.losses, color=_AFTER, linewidth=1.5)
+    axes.set_title(f"{unit.unit}, {unit.moved:.1%} of weights moved", fontsize=8, color=_INK, loc="left")
+    axes.set_ylim(bottom=0)
+    _plain(axes)
+
+
+def _draw_clipping(axes, clipping: list[AttentionClipping]) -> None:  # type: ignore[no-untyped-def]
+    names = [short_name(entry.name) for entry in clipping]
+    places = range(len(names))
+    axes.bar(
+        [p - 0.2 for p in places], [e.before for e in clipping], 0.38, color=_BEFORE, label="before clipping"
+    )
+    axes.bar([p + 0.2 for p in places], [e.after for e in clipping], 0.38, color=_AFTER, label="after")
+    axes.set_xticks(list(places), names)
+    axes.set_title("focus deviation of the decoder's attentions", fontsize=9, color=_INK, loc="left")
+    axes.legend(frameon=False, fontsize=8)
+    _plain(axes)
+
+
+def _plain(axes) -> None:  # type: ignore[no-untyped-def]
+    axes.tick_params(labelsize=7, colors=_INK)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def short_name(attention: str) -> str:
+    """A decoder attention's module name for people: `layer 1\\ntoken to image`."""
+    name = attention.removeprefix("mask_decoder.transformer.")
+    if not name.startswith("layers."):
+        return "final\ntoken to image"
+    _, index, kind = name.split(".")
+    kind = kind.removeprefix("cross_attn_").replace("self_attn", "self").replace("_", " ")
+    return f"layer {int(index) + 1}\n{kind}"

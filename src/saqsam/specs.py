@@ -1,0 +1,205 @@
+"""The parts of a `Recipe`: small frozen dataclasses that check themselves."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from saqsam.quant.affine import check_bits
+from saqsam.quant.ranges import RANGE_METHODS, RangeMethod
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """How one kind of tensor is quantized.
+
+    Attributes:
+        bits: 2 to 8.
+        symmetric: Whether the zero point is fixed at the middle code.
+        range: How the range is chosen: `min-max`, `percentile` or `mse`.
+    """
+
+    bits: int
+    symmetric: bool = False
+    range: RangeMethod = "mse"
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+        check_type("symmetric", self.symmetric, bool)
+        check_choice("range", self.range, RANGE_METHODS)
+
+
+@dataclass(frozen=True)
+class ProbabilitySpec:
+    """How the probabilities of attention (after softmax) are quantized.
+
+    Attributes:
+        kind: `uniform` (as all activations) or `log` (adaptive granularity of PTQ4SAM, arXiv 2405.03144).
+        bits: 2 to 8; None for the bits of the part's activations.
+    """
+
+    kind: Literal["uniform", "log"] = "uniform"
+    bits: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, ("uniform", "log"))
+        if self.bits is not None:
+            check_bits(self.bits, "probabilities.bits")
+
+
+@dataclass(frozen=True)
+class Override:
+    """Other bits for a part; None keeps what the recipe says."""
+
+    weights: int | None = None
+    activations: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("weights", "activations"):
+            if getattr(self, name) is not None:
+                check_bits(getattr(self, name), name)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the model is shown before its ranges are set.
+
+    Attributes:
+        images: Number of images.
+        prompts: Most prompts of an image.
+        seed: Which images and prompts are drawn.
+        percentile: For the range method `percentile`: share of values inside, in percent, on each side.
+        power: For `mse`: exponent of the error.
+    """
+
+    images: int = 32
+    prompts: int = 16
+    seed: int = 0
+    percentile: float = 99.99
+    power: float = 2.4
+
+    def __post_init__(self) -> None:
+        for name in ("images", "prompts"):
+            check_positive(name, getattr(self, name))
+        check_type("seed", self.seed, int)
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if not 50 < self.percentile <= 100:
+            raise ValueError(f"percentile must lie in (50, 100], got {self.percentile}")
+        if not 0.5 <= self.power <= 8:
+            raise ValueError(f"power must lie in [0.5, 8], got {self.power}")
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """Perceptual-consistency clipping of the mask decoder's attentions (SAQ-SAM, arXiv 2503.06515).
+
+    Attributes:
+        theta: A key is in the focus of a query where its probability exceeds theta times the row's largest.
+        images: Calibration images that the focus deviation is averaged over; the paper takes one.
+        passes: How often the four tensors of an attention are searched, one after another.
+        include_range: Whether the range of `activations.range` is a candidate too.
+    """
+
+    theta: float = 0.5
+    images: int = 1
+    passes: int = 2
+    include_range: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("theta", self.theta, 0.001, 0.999)
+        check_positive("images", self.images)
+        check_positive("passes", self.passes)
+        check_type("include_range", self.include_range, bool)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Learned rounding and activation scales, unit by unit (AdaRound, BRECQ, QDrop; and SAQ-SAM's prompts).
+
+    Attributes:
+        unit: Of the encoder: `block`, or `stage` (the blocks up to and including a global one).
+        loss: `output` compares what the unit itself gives. `prompt` (prompt-aware reconstruction) compares what the
+            two-way decoder makes of it with real prompts: for encoder units its image tokens, for decoder
+            layers its output tokens beside the layer's own.
+        skip_layers: With `prompt`: an encoder unit's output skips all later blocks on its way to the decoder.
+        target: What the float unit is run on for its target: the `quantized` or the `float` prefix's output.
+        scales: Whether activation scales are learned too.
+        drop: Probability that an activation stays float while learning (QDrop); 1 learns with float activations.
+        steps: Optimizer steps a unit; each sees one image.
+        final_steps: The same for the decoder's last attention, as a multiple of `steps`.
+        prompts: Prompts of a step, at most.
+        rounding_rate: Adam's learning rate of the rounding variables.
+        scale_rate: Adam's learning rate of the scales' logarithms; falls to 0 by a cosine.
+        regulariser: Weight of the rounding regulariser, a mean over weights, against the loss in units of what
+            rounding to nearest gives.
+        warmup: Share of the steps without it.
+        token_weight: Weight of a decoder layer's own token error.
+    """
+
+    unit: Literal["block", "stage"] = "stage"
+    loss: Literal["output", "prompt"] = "prompt"
+    skip_layers: bool = True
+    target: Literal["quantized", "float"] = "quantized"
+    scales: bool = True
+    drop: float = 0.5
+    steps: int = 2000
+    final_steps: int = 5
+    prompts: int = 16
+    rounding_rate: float = 1e-3
+    scale_rate: float = 2e-3
+    regulariser: float = 1.0
+    warmup: float = 0.2
+    token_weight: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_choice("unit", self.unit, ("block", "stage"))
+        check_choice("loss", self.loss, ("output", "prompt"))
+        check_choice("target", self.target, ("quantized", "float"))
+        for name in ("skip_layers", "scales"):
+            check_type(name, getattr(self, name), bool)
+        for name in ("steps", "final_steps", "prompts"):
+            check_positive(name, getattr(self, name))
+        for name in ("drop", "warmup"):
+            check_number(name, getattr(self, name), 0, 1)
+        for name in ("rounding_rate", "scale_rate", "regulariser", "token_weight"):
+            check_number(name, getattr(self, name), 0, 1e3)
+
+
+def nearest(name: object, choices: Sequence[str]) -> str:
+    """A hint for an error message: the nearest right name, or all of them."""
+    near = difflib.get_close_matches(str(name), choices, 1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(choices)}"
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def check_mapping(name: str, value: object) -> None:
+    """Raise ValueError unless `value` is a mapping."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} must be a mapping, got {type(value).__name__}")
+
+
+def check_type(name: str, value: object, kind: type) -> None:
+    """Raise ValueError unless `value` is exactly of type `kind`."""
+    if type(value) is not kind:
+        raise ValueError(f"{name} must be {kind.__name__}, got {value!r}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is an int of at least 1."""
+    check_type(name, value, int)
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_number(name: str, value: Any, low: float, high: float) -> None:
+    """Raise ValueError unless `value` is a number in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}")

@@ -1,0 +1,121 @@
+"""Tensors captured once and read many times: in memory up to a budget, on disk beyond it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `4GiB`, `512MiB` and the like.
+
+    Raises:
+        ValueError: For any other text, or nothing.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B?)", text.strip(), re.IGNORECASE)
+    size = 0 if match is None else int(float(match[1]) * _UNITS[f"{match[2][0].upper()}iB"])
+    if size < 1:
+        raise ValueError(f"a size must look like 4GiB or 512MiB, got {text!r}")
+    return size
+
+
+class MemoryBudget:
+    """How many bytes of captured tensors may be in memory at once, over all stores.
+
+    Args:
+        limit: Bytes.
+        folder: Where the rest goes; must exist.
+    """
+
+    def __init__(self, limit: int, folder: Path) -> None:
+        self.limit, self.folder = limit, folder
+        self.used = 0
+        self.files = 0
+
+    def take(self, size: int) -> bool:
+        """Take `size` bytes if they are left."""
+        if self.used + size > self.limit:
+            return False
+        self.used += size
+        return True
+
+
+class TensorStore:
+    """A list of tuples of tensors; each item is in memory or on disk, whatever the budget allowed when it came.
+
+    Args:
+        budget: The budget, shared with other stores.
+        what: Whose tensors these are, for error messages.
+    """
+
+    def __init__(self, budget: MemoryBudget, what: str) -> None:
+        self._budget, self._what = budget, what
+        self._items: list[tuple[Tensor | Path, ...]] = []
+        self._held = 0
+
+    def append(self, tensors: tuple[Tensor, ...]) -> None:
+        """Add an item; tensors in memory stay on their device.
+
+        Raises:
+            ValueError: If one item alone is larger than the budget.
+        """
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        if size > self._budget.limit:
+            raise ValueError(
+                f"memory of {_show(self._budget.limit)} is too little for {self._what}: one image needs {_show(size)}"
+            )
+        if self._budget.take(size):
+            self._held += size
+            self._items.append(tuple(tensor.detach().contiguous() for tensor in tensors))
+        else:
+            self._items.append(tuple(self._spill(tensor) for tensor in tensors))
+
+    def _spill(self, tensor: Tensor) -> Path:
+        path = self._budget.folder / f"{self._budget.files}.npy"
+        self._budget.files += 1
+        # Contiguous as in memory: what is computed from it must not depend on where it was.
+        np.save(path, tensor.detach().cpu().contiguous().numpy(), allow_pickle=False)
+        return path
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def get(self, index: int, device: torch.device, chosen: Tensor | None = None) -> tuple[Tensor, ...]:
+        """An item on `device`.
+
+        Args:
+            index: Which.
+            device: Where to.
+            chosen: Of tensors with more than one entry along the first axis, take these alone.
+        """
+        return tuple(_read(tensor, device, chosen) for tensor in self._items[index])
+
+    def clear(self) -> None:
+        """Forget all items and give their memory and files back."""
+        for item in self._items:
+            for tensor in item:
+                if isinstance(tensor, Path):
+                    tensor.unlink(missing_ok=True)
+        self._budget.used -= self._held
+        self._held = 0
+        self._items.clear()
+
+
+def _read(tensor: Tensor | Path, device: torch.device, chosen: Tensor | None) -> Tensor:
+    if isinstance(tensor, Path):
+        mapped = np.load(tensor, mmap_mode="r", allow_pickle=False)
+        picked = mapped if chosen is None or len(mapped) == 1 else mapped[chosen.cpu().numpy()]
+        return torch.from_numpy(np.array(picked)).to(device)
+    if chosen is not None and len(tensor) > 1:
+        tensor = tensor[chosen.to(tensor.device)]
+    return tensor.to(device)
+
+
+def _show(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

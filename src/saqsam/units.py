@@ -1,0 +1,221 @@
+"""Units of reconstruction: what is learned together, what it is compared by, and what comes after it.
+
+Encoder units are stages (the blocks up to and including a global-attention block; SAQ-SAM, arXiv 2503.06515) or single
+blocks (BRECQ, arXiv 2102.05426). Then come the neck, each two-way layer of the decoder, and its final attention.
+
+A unit sees one image at a time, as a `State`. `run` takes it to the state that the next unit starts from; `response` is
+what the loss compares between the unit under quantization and its float counterpart; both are given the model to
+run in, so that the same lines compute learned output and float target.
+
+Losses are squared differences, summed over channels and averaged over the rest. Of an encoder unit it is taken, with
+`loss = prompt`, over the image tokens after the float two-way decoder has read, with real prompts, the unit's output:
+past all later blocks if layers are skipped, else through the float later blocks.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import SamModel
+
+from saqsam.models.path import (
+    flatten_image,
+    run_blocks,
+    run_decoder_layer,
+    run_final_attention,
+    run_neck,
+    run_transformer,
+)
+from saqsam.models.structure import SamStructure
+from saqsam.specs import Reconstruction
+
+State = tuple[Tensor, ...]
+"""Within the encoder (hidden [1, h, w, C],); after the neck (image tokens [1, 1, h * w, C],); after decoder layers
+(tokens [P, 1, T, C], image tokens [P, 1, h * w, C])."""
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """Prompts of one image as the decoder takes them.
+
+    Attributes:
+        tokens: [P, 1, T, C].
+        dense: Image tokens of the dense embedding, [1, 1, h * w, C]; added to the image embedding.
+        positions: [1, 1, h * w, C].
+    """
+
+    tokens: Tensor
+    dense: Tensor
+    positions: Tensor
+
+    def __getitem__(self, chosen: Tensor) -> PromptTokens:
+        """Some of the prompts."""
+        return PromptTokens(self.tokens[chosen], self.dense, self.positions)
+
+
+class Unit(ABC):
+    """A part of the model that is learned at once.
+
+    Attributes:
+        name: For people.
+        modules: Names of the modules that it consists of.
+        steps: Optimizer steps, as a multiple of the recipe's.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    steps: int = 1
+
+    @abstractmethod
+    def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
+        """State after the unit."""
+
+    @abstractmethod
+    def response(self, model: SamModel, reference: SamModel, state: State, prompts: PromptTokens) -> State:
+        """What is compared, of the unit as it is in `model`; whatever comes after it is run in `reference`."""
+
+    @abstractmethod
+    def loss(self, found: State, target: State) -> Tensor:
+        """Loss [] of a response."""
+
+
+def squared_error(found: Tensor, target: Tensor, channel_axis: int = -1) -> Tensor:
+    """Squared difference, summed over channels, averaged over the rest."""
+    return (found - target).square().sum(channel_axis).mean()
+
+
+class EncoderUnit(Unit):
+    """Encoder blocks.
+
+    Args:
+        name: For people.
+        blocks: The blocks.
+        later: Blocks between the unit and the neck that its response runs through, in float.
+        with_prompts: Whether the response is that of the decoder.
+    """
+
+    def __init__(self, name: str, blocks: Sequence[int], later: Sequence[int], *, with_prompts: bool) -> None:
+        self.name, self.blocks, self.later, self.with_prompts = name, blocks, later, with_prompts
+        self.modules = tuple(f"vision_encoder.layers.{index}" for index in blocks)
+
+    def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
+        """See `Unit.run`."""
+        return (run_blocks(model, self.blocks, state[0]),)
+
+    def response(self, model: SamModel, reference: SamModel, state: State, prompts: PromptTokens) -> State:
+        """The blocks' output [1, h, w, C], or the image tokens [P, 1, h * w, C] that the decoder makes of it."""
+        hidden = run_blocks(model, self.blocks, state[0])
+        if not self.with_prompts:
+            return (hidden,)
+        embedding = flatten_image(run_neck(reference, run_blocks(reference, self.later, hidden)))
+        image = embedding + prompts.dense
+        _, image = run_transformer(
+            reference, 0, prompts.tokens, image, prompts.tokens, prompts.positions, with_final=False
+        )
+        return (image,)
+
+    def loss(self, found: State, target: State) -> Tensor:
+        """See `Unit.loss`."""
+        return squared_error(found[0], target[0])
+
+
+class NeckUnit(Unit):
+    """The neck, by its own output."""
+
+    name, modules = "neck", ("vision_encoder.neck",)
+
+    def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
+        """See `Unit.run`."""
+        return (flatten_image(run_neck(model, state[0])),)
+
+    def response(self, model: SamModel, reference: SamModel, state: State, prompts: PromptTokens) -> State:
+        """Image tokens [1, 1, h * w, C]."""
+        return self.run(model, state, prompts)
+
+    def loss(self, found: State, target: State) -> Tensor:
+        """See `Unit.loss`."""
+        return squared_error(found[0], target[0])
+
+
+class DecoderUnit(Unit):
+    """A two-way layer, by its own tokens and image tokens and, with `with_prompts`, the whole transformer's tokens."""
+
+    def __init__(self, index: int, *, with_prompts: bool, token_weight: float) -> None:
+        self.index, self.with_prompts, self.token_weight = index, with_prompts, token_weight
+        self.name = f"decoder layer {index + 1}"
+        self.modules = (f"mask_decoder.transformer.layers.{index}",)
+
+    def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
+        """See `Unit.run`."""
+        tokens, image = self._start(state, prompts)
+        return run_decoder_layer(model, self.index, tokens, image, prompts.tokens, prompts.positions)
+
+    def response(self, model: SamModel, reference: SamModel, state: State, prompts: PromptTokens) -> State:
+        """Tokens, image tokens and, with prompts, the transformer's tokens [P, 1, T, C]."""
+        tokens, image = self.run(model, state, prompts)
+        if not self.with_prompts:
+            return tokens, image
+        output, _ = run_transformer(
+            reference, self.index + 1, tokens, image, prompts.tokens, prompts.positions, with_final=True
+        )
+        return tokens, image, output
+
+    def loss(self, found: State, target: State) -> Tensor:
+        """See `Unit.loss`."""
+        loss = self.token_weight * squared_error(found[0], target[0]) + squared_error(found[1], target[1])
+        return loss + squared_error(found[2], target[2]) if self.with_prompts else loss
+
+    def _start(self, state: State, prompts: PromptTokens) -> tuple[Tensor, Tensor]:
+        if self.index == 0:
+            return prompts.tokens, state[0] + prompts.dense
+        return state[0], state[1]
+
+
+class FinalAttentionUnit(Unit):
+    """The decoder's final attention of tokens to the image, by its own output."""
+
+    name = "final attention"
+    modules = ("mask_decoder.transformer.final_attn_token_to_image",)
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
+        """See `Unit.run`."""
+        return (run_final_attention(model, state[0], state[1], prompts.tokens, prompts.positions),)
+
+    def response(self, model: SamModel, reference: SamModel, state: State, prompts: PromptTokens) -> State:
+        """Output [P, 1, T, C]."""
+        return self.run(model, state, prompts)
+
+    def loss(self, found: State, target: State) -> Tensor:
+        """See `Unit.loss`."""
+        return squared_error(found[0], target[0])
+
+
+def reconstruction_units(structure: SamStructure, decoder_layers: int, spec: Reconstruction) -> list[Unit]:
+    """The units of a model in the order of computation.
+
+    Args:
+        structure: The model's structure.
+        decoder_layers: Number of its two-way layers.
+        spec: Stages or blocks, and the losses.
+    """
+    last = structure.stages[-1].stop
+    with_prompts = spec.loss == "prompt"
+    if spec.unit == "stage":
+        named = [(f"encoder stage {i + 1}", blocks) for i, blocks in enumerate(structure.stages)]
+    else:
+        named = [(f"encoder block {i + 1}", range(i, i + 1)) for i in range(last)]
+    units: list[Unit] = []
+    for name, blocks in named:
+        later = range(0) if spec.skip_layers else range(blocks.stop, last)
+        units.append(EncoderUnit(name, blocks, later, with_prompts=with_prompts))
+    units.append(NeckUnit())
+    for index in range(decoder_layers):
+        units.append(DecoderUnit(index, with_prompts=with_prompts, token_weight=spec.token_weight))
+    units.append(FinalAttentionUnit(spec.final_steps))
+    return units

@@ -1,0 +1,264 @@
+"""`saqsam quantize | evaluate | segment | inspect`: what the commands take, and refusing what needs no model."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saqsam_cli.terminal import busy, guarded, say
+
+app = typer.Typer(
+    name="saqsam",
+    help="Quantize Segment Anything Models to real low-bit integers, and use the result.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+SCENES = "scenes"
+PROMPTS = ("box", "point")
+
+DATA_HELP = (
+    "scenes (made by the package), a folder with images/ and annotations.json (COCO format), or an image folder "
+    "of a COCO root, such as ROOT/val2017."
+)
+DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, mps, ...")]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="sam-mini, a checkpoint of saqsam, a transformers folder or hub id, or an official sam_vit_*.pth.",
+    ),
+]
+JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to it.")]
+
+
+def main() -> None:
+    """Entry point."""
+    app(prog_name="saqsam")
+
+
+@contextmanager
+def _library() -> Iterator[None]:
+    """Import what the commands do, saying so, and keep what transformers logs for programmers out of it."""
+    with busy("starting"):
+        from saqsam_cli.commands import quiet_transformers
+    with quiet_transformers():
+        yield
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(f"saqsam {importlib.metadata.version('saqsam')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@guarded
+def quantize(
+    model: ModelArgument = "sam-mini",
+    *,
+    out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="The checkpoint to write.")],
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="min-max, percentile, mse (statistics); brecq, qdrop (learned rounding); ptq4sam-s, ptq4sam; "
+            "saq-sam-s, saq-sam. A final -s: without learning.",
+        ),
+    ] = "saq-sam",
+    bits: Annotated[
+        str, typer.Option(metavar="wXaY", help="X bits for weights, Y for activations, 2 to 8 each.")
+    ] = "w4a4",
+    calibration: Annotated[
+        str,
+        typer.Option(
+            metavar="DATA", help="What to set ranges on: as evaluate --data, or any folder of images."
+        ),
+    ] = SCENES,
+    images: Annotated[int, typer.Option(min=1, metavar="N", help="Calibration images.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Which images and prompts are drawn.")] = 0,
+    detections: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="COCO results of any detector: its boxes are the prompts to calibrate with."
+        ),
+    ] = None,
+    effort: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="How long to learn: quick, standard or paper (the published steps)."
+        ),
+    ] = "standard",
+    steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Learning steps of a unit, instead of --effort's.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change one field of the method's recipe, such as clipping=none or reconstruction.loss=output; "
+            "repeatable.",
+        ),
+    ] = None,
+    deploy: Annotated[
+        bool,
+        typer.Option(
+            "--deploy", help="What integer kernels take: symmetric weights, 8-bit uniform probabilities."
+        ),
+    ] = False,
+    memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="Captured activations held in memory; the rest goes to disk.")
+    ] = "4GiB",
+    check: Annotated[
+        str,
+        typer.Option(metavar="DATA", help="Score float and quantized model on it afterwards; none: do not."),
+    ] = SCENES,
+    check_images: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Images of --check.", show_default="24; 2 for inputs above 512 px"
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at --out.")] = False,
+) -> None:
+    """Quantize a SAM, write a packed checkpoint, and compare what was written with the float model.
+
+    Ends with sizes, mean IoU and a picture, all computed from the checkpoint as reloaded from disk. Interrupted, it
+    goes on where it stopped when the same command is given again.
+    """
+    with _library():
+        from saqsam_cli import commands
+
+        commands.quantize(
+            model,
+            out_dir,
+            method=method,
+            bits=bits,
+            calibration=calibration,
+            images=images,
+            seed=seed,
+            detections=detections,
+            effort=effort,
+            steps=steps,
+            settings=settings or [],
+            deploy=deploy,
+            memory=memory,
+            check=check,
+            check_images=check_images,
+            device=device,
+            overwrite=overwrite,
+        )
+
+
+@app.command()
+@guarded
+def evaluate(
+    model: ModelArgument = "sam-mini",
+    *,
+    data: Annotated[str, typer.Option(metavar="DATA", help=DATA_HELP)] = SCENES,
+    prompt: Annotated[
+        str, typer.Option(metavar="box|point", help="Each object's box, or the point deepest inside it.")
+    ] = "box",
+    detections: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="COCO results of any detector: adds mask AP on its boxes."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N images.")] = None,
+    json_file: JsonOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score a float model or a checkpoint: mean IoU, and COCO mask AP with --detections."""
+    if prompt not in PROMPTS:
+        raise ValueError(f"--prompt: expected box or point, got {prompt!r}")
+    with _library():
+        from saqsam_cli import commands
+
+        commands.evaluate(
+            model,
+            data=data,
+            prompt=prompt,
+            detections=detections,
+            limit=limit,
+            json_file=json_file,
+            device=device,
+        )
+
+
+@app.command()
+@guarded
+def segment(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="sam-mini, a checkpoint, or any other model.")
+    ],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to segment.")],
+    *,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(metavar="x0,y0,x1,y1", help="Box around an object, in pixels; repeatable."),
+    ] = None,
+    point: Annotated[
+        list[str] | None, typer.Option(metavar="x,y", help="Point on an object, in pixels; repeatable.")
+    ] = None,
+    out_png: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="PNG", help="Picture to write.", show_default="beside IMAGE, *.masks.png"
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Segment objects of a picture from boxes and points; each gives a mask of its own."""
+    boxes = [(text, _numbers(text, 4, "--box", "x0,y0,x1,y1")) for text in box or []]
+    points = [(text, _numbers(text, 2, "--point", "x,y")) for text in point or []]
+    if not boxes and not points:
+        raise ValueError("give at least one --box x0,y0,x1,y1 or --point x,y")
+    path = out_png or image.with_name(f"{image.stem}.masks.png")
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"--out: expected a name that ends in .png, got {path}")
+    with _library():
+        from saqsam_cli import commands
+
+        commands.segment(model, image, path, boxes=boxes, points=points, device=device)
+
+
+def _numbers(text: str, count: int, option: str, form: str) -> list[float]:
+    try:
+        values = [float(value) for value in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != count:
+        raise ValueError(f"{option} must look like {form}, got {text!r}")
+    return values
+
+
+@app.command()
+@guarded
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint of saqsam.")],
+    *,
+    json_file: JsonOption = None,
+) -> None:
+    """Show what is quantized to how many bits: ranges, bytes and multiply-accumulates of each part."""
+    if not folder.is_dir():
+        raise ValueError(f"no checkpoint folder {folder}")
+    with _library():
+        from saqsam_cli import commands
+
+        commands.inspect(folder, json_file=json_file)

@@ -1,0 +1,274 @@
+"""What the commands do: their arguments are those of `app`, where each is explained."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from transformers import SamModel, SamProcessor
+from transformers.utils import logging
+
+import saqsam
+from saqsam.checkpoint import check_target, load_checkpoint, quantization_config_of, save_checkpoint
+from saqsam.comparison import draw_comparison
+from saqsam.data.datasets import SCENES, SCENES_COUNT, Dataset, open_dataset
+from saqsam.data.detections import load_detections
+from saqsam.data.images import ImageFolder, read_image
+from saqsam.evaluate import Evaluation, PromptKind
+from saqsam.inventory import Inventory, take_inventory
+from saqsam.models import load
+from saqsam.output import check_file_writable, check_writable, write_png, write_whole
+from saqsam.predictor import Predictor
+from saqsam.presets import deployable, recipe_for
+from saqsam.quantize import QuantizationLog
+from saqsam.recipe import Recipe
+from saqsam.report import write_report
+from saqsam.settings import with_settings
+from saqsam.store import parse_size
+from saqsam.visualize import overlay_masks
+from saqsam_cli.tables import print_evaluation, print_inventory, print_summary
+from saqsam_cli.terminal import bar, busy, err, out, progress_bars, result_table, say, stage_bars
+
+CALIBRATION_SCENES_SEED = 1_000_000
+"""Added to the seed of scenes used for calibration: those of seed 0 are for evaluation."""
+NO_CHECK = "none"
+
+Prompt = tuple[str, Sequence[float]]
+"""Coordinates in pixels, xyxy or x, y, with the text in which they were given."""
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep what transformers logs for programmers out of the commands' output while the block runs."""
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
+
+
+def quantize(
+    model: str,
+    out_dir: Path,
+    *,
+    method: str,
+    bits: str,
+    calibration: str,
+    images: int,
+    seed: int,
+    detections: Path | None,
+    effort: str,
+    steps: int | None,
+    settings: Sequence[str],
+    deploy: bool,
+    memory: str,
+    check: str,
+    check_images: int | None,
+    device: str,
+    overwrite: bool,
+) -> None:
+    """Quantize, write, reload, compare."""
+    recipe = _recipe(method, bits, effort, steps, settings, deploy=deploy)
+    recipe = dataclasses.replace(
+        recipe, calibration=dataclasses.replace(recipe.calibration, images=images, seed=seed)
+    )
+    budget = parse_size(memory)
+    check_target(out_dir, overwrite=overwrite)
+    check_writable(out_dir)
+    count = max(images, SCENES_COUNT) if calibration == SCENES else None
+    data = open_dataset(calibration, limit=count, seed=CALIBRATION_SCENES_SEED + seed)
+    found = None if detections is None else load_detections(detections, data)
+    check_data = None if check == NO_CHECK else _open_labelled(check, "--check", check_images)
+    float_model, processor = _load(model, device)
+    if quantization_config_of(float_model) is not None:
+        raise ValueError(f"{model} is quantized already; quantize the float model")
+    if check_images is None:
+        check_images = 24 if float_model.config.vision_config.image_size <= 512 else 2
+    # Before the long work, so that nothing wrong with this data can come after it.
+    before = None if check_data is None else _score(float_model, processor, check_data, check_images, "float")
+    unfinished = out_dir.with_name(f"{out_dir.name}.unfinished")
+    log = QuantizationLog()
+    try:
+        with progress_bars() as bars:
+            quantized = saqsam.quantize(
+                float_model,
+                processor,
+                recipe,
+                data,
+                detections=found,
+                memory=budget,
+                unfinished=unfinished,
+                log=log,
+                progress=stage_bars(bars),
+            )
+        with busy(f"writing {out_dir}"):
+            save_checkpoint(quantized, processor, out_dir, overwrite=overwrite)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            write_report(log, recipe, out_dir)
+    except BaseException:
+        if unfinished.exists():
+            err.print(
+                f"finished steps are kept in {unfinished}; the same command goes on from them", soft_wrap=True
+            )
+        raise
+    with busy(f"reading {out_dir}"):
+        del quantized
+        reloaded = load_checkpoint(out_dir, device=float_model.device)
+    say(f"checkpoint: {out_dir}")
+    if check_data is None or before is None:
+        print_summary(take_inventory(reloaded), out_dir)
+        return
+    after = _score(reloaded, processor, check_data, check_images, "quantized")
+    with busy("drawing the comparison"):
+        picture = draw_comparison(float_model, reloaded, processor, check_data, before, after)
+        write_png(out_dir / "comparison.png", picture)
+    print_summary(take_inventory(reloaded), out_dir, (before, after))
+    say(f"picture: {out_dir / 'comparison.png'}")
+
+
+def _recipe(
+    method: str, bits: str, effort: str, steps: int | None, settings: Sequence[str], *, deploy: bool
+) -> Recipe:
+    """The recipe that the options describe."""
+    recipe = recipe_for(method, bits, effort)
+    if deploy:
+        recipe = deployable(recipe)
+    recipe = with_settings(recipe, settings)
+    if steps is not None:
+        if recipe.reconstruction is None:
+            raise ValueError(f"--steps: {method} learns nothing")
+        recipe = dataclasses.replace(
+            recipe, reconstruction=dataclasses.replace(recipe.reconstruction, steps=steps)
+        )
+    return recipe
+
+
+def evaluate(
+    model: str,
+    *,
+    data: str,
+    prompt: str,
+    detections: Path | None,
+    limit: int | None,
+    json_file: Path | None,
+    device: str,
+) -> None:
+    """Score a model."""
+    if json_file is not None:
+        check_file_writable(json_file)
+    dataset = _open_labelled(data, "--data", limit)
+    sam, processor = _load(model, device)
+    with progress_bars() as bars:
+        result = saqsam.evaluate(
+            sam,
+            processor,
+            dataset,
+            prompt=cast(PromptKind, prompt),
+            detections=detections,
+            limit=limit,
+            progress=bar(bars, f"evaluating on {dataset.name}"),
+        )
+    inventory = None if quantization_config_of(sam) is None else take_inventory(sam)
+    if json_file is not None:
+        _write_json(json_file, {"model": model, **_describe(inventory), **result.to_dict()})
+    print_evaluation(result, model, inventory)
+
+
+def _describe(inventory: Inventory | None) -> dict[str, Any]:
+    """What a row of results says of a model beside its name; nothing but float for a float one."""
+    if inventory is None:
+        return {"recipe": "float"}
+    return {
+        "recipe": inventory.name,
+        "share_of_bytes": inventory.share_of_bytes(),
+        "share_of_macs": inventory.share_of_macs(),
+    }
+
+
+def segment(
+    model: str,
+    image: Path,
+    path: Path,
+    *,
+    boxes: Sequence[Prompt],
+    points: Sequence[Prompt],
+    device: str,
+) -> None:
+    """Segment from boxes and points, and draw the masks into `path`."""
+    picture = read_image(image)
+    if path.exists() and path.samefile(image):
+        raise ValueError(f"--out: {path} is the picture to segment; choose another name")
+    check_file_writable(path)
+    sam, processor = _load(model, device)
+    predictor = Predictor(sam, processor)
+    with busy(f"segmenting {image}"):
+        predictor.set_image(picture)
+        found = [predictor.predict(box=np.array(b), multimask_output=False) for _, b in boxes]
+        found += [predictor.predict(np.array([p]), np.array([1]), multimask_output=True) for _, p in points]
+        best = [int(ious.argmax()) for _, ious, _ in found]  # of one mask: that one
+        masks = np.stack([masks[i] for (masks, _, _), i in zip(found, best, strict=True)]).astype(bool)
+        write_png(path, overlay_masks(picture, masks))
+    table = result_table("prompt", "predicted IoU", "pixels", right=2)
+    prompts = [f"box {text}" for text, _ in boxes] + [f"point {text}" for text, _ in points]
+    for name, mask, (_, ious, _), i in zip(prompts, masks, found, best, strict=True):
+        table.add_row(name, f"{ious[i]:.3f}", f"{mask.sum():,}")
+    out.print(table)
+    say(f"picture: {path}")
+
+
+def inspect(folder: Path, *, json_file: Path | None) -> None:
+    """Show what is in a checkpoint."""
+    if json_file is not None:
+        check_file_writable(json_file)
+    with busy(f"reading {folder}"):
+        inventory = take_inventory(load_checkpoint(folder))
+    if json_file is not None:
+        _write_json(json_file, inventory.to_dict())
+    print_inventory(inventory, str(folder))
+
+
+def _load(model: str, device: str) -> tuple[SamModel, SamProcessor]:
+    with busy(f"loading {model}"):
+        return load(model, device=_device(device))
+
+
+def _device(name: str) -> str:
+    """The device, tried out: torch finds out that one is not there only when it is used."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def _open_labelled(spec: str, option: str, limit: int | None) -> Dataset:
+    """A data set that can be scored on, cut to `limit` images; scenes are made longer for it."""
+    dataset = open_dataset(spec, limit=limit)
+    if isinstance(dataset, ImageFolder):
+        raise ValueError(f"{option} {spec}: images without annotations.json cannot be scored on")
+    return dataset
+
+
+def _score(model: SamModel, processor: SamProcessor, data: Dataset, count: int, name: str) -> Evaluation:
+    with progress_bars() as bars:
+        progress = bar(bars, f"scoring, {name}")
+        return saqsam.evaluate(model, processor, data, limit=count, progress=progress)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

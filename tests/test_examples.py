@@ -1,0 +1,115 @@
+"""The examples run, and print what the package computes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import saqsam
+from coco_folder import make_coco, picture
+from saqsam.data.images import read_image
+from tiny_sam import tiny_processor, tiny_sam
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def run(script: str, *arguments: str | Path) -> list[str]:
+    """Run an example in a process of its own; the lines that it prints."""
+    source = Path(saqsam.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / script, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(source)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_sam().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tiny: Path) -> tuple[Path, list[str]]:
+    """The checkpoint that the first example writes and the next two read, and what it printed."""
+    out = tiny.parent / "w4a4"
+    return out, run("quantize_and_segment.py", tiny, "--images", "2", "--out", out)
+
+
+def box_masks(model: Path, boxes: list[tuple[float, ...]]) -> list[np.ndarray]:
+    predictor = saqsam.Predictor(*saqsam.load(model))
+    predictor.set_image(saqsam.open_dataset("scenes", limit=1)[0].image)
+    return [predictor.predict(box=box, multimask_output=False)[0][0] for box in boxes]
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+def test_quantize_and_segment(tiny: Path, made: tuple[Path, list[str]]) -> None:
+    out, printed = made
+    scene = saqsam.open_dataset("scenes", limit=1)[0]
+    boxes = [instance.box for instance in scene.instances]
+    agreement = [iou(*pair) for pair in zip(box_masks(tiny, boxes), box_masks(out, boxes), strict=True)]
+    assert [line.split()[-1] for line in printed[:-1]] == [f"{value:.3f}" for value in agreement]
+    assert min(agreement) < 1  # the masks are those of two models
+    assert saqsam.recipe_of(saqsam.load_checkpoint(out)).calibration.images == 2
+    assert read_image(out / "masks.png").shape == scene.image.shape
+
+
+def test_quantize_and_segment_a_photograph(tiny: Path, tmp_path: Path) -> None:
+    Image.fromarray(picture((40, 60))).save(tmp_path / "photo.png")
+    arguments = ("--image", tmp_path / "photo.png", "--box", "5,5,30,30", "--box", "10,2,50,38")
+    printed = run("quantize_and_segment.py", tiny, *arguments, "--images", "1", "--out", tmp_path / "q")
+    assert [line.split(":")[0] for line in printed[:-1]] == ["box 5, 5, 30, 30", "box 10, 2, 50, 38"]
+    assert read_image(tmp_path / "q" / "masks.png").shape == (40, 60, 3)
+
+
+def test_replace_sam_predictor(made: tuple[Path, list[str]]) -> None:
+    printed = run("replace_sam_predictor.py", made[0])
+    target = max(saqsam.open_dataset("scenes", limit=1)[0].instances, key=lambda instance: instance.area)
+    (mask,) = box_masks(made[0], [target.box])
+    assert printed[0] == f"box: {mask.sum()} pixels, IoU {iou(mask, target.mask()):.3f}"
+    assert [line.split(":")[0] for line in printed[1:]] == ["point", "point, point beside, mask"]
+    assert len(set(printed)) == 3
+
+
+def test_transformers_native_gives_the_masks_of_the_predictor(made: tuple[Path, list[str]]) -> None:
+    printed = run("transformers_native.py", made[0])
+    instances = saqsam.open_dataset("scenes", limit=1)[0].instances
+    masks = box_masks(made[0], [instance.box for instance in instances])
+    for line, instance, mask in zip(printed[:-1], instances, masks, strict=True):
+        pixels, found = int(line.split()[0]), float(line.split()[3].rstrip(","))
+        # All boxes at once here, one by one there: a logit next to 0 may fall to either side.
+        assert abs(pixels - int(mask.sum())) <= 0.01 * mask.size
+        assert found == pytest.approx(iou(mask, instance.mask()), abs=0.02)
+    assert printed[-1].endswith("recipe mse-w4a4")
+
+
+def test_calibrate_on_your_photos(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for seed in range(3):
+        Image.fromarray(picture((40, 60), seed)).save(tmp_path / "photos" / f"{seed}.png")
+    labelled = make_coco(tmp_path / "coco")
+    options = ("--model", tiny, "--images", "2", "--out", tmp_path / "q")
+    printed = run("calibrate_on_your_photos.py", tmp_path / "photos", *options, "--score", labelled)
+    assert printed[0] == "calibrated on 2 of 3 pictures of photos, prompted by the model's own masks"
+    data = saqsam.open_dataset(labelled)
+    for line, model in zip(printed[1:3], (tiny, tmp_path / "q"), strict=True):
+        assert f"mean IoU {saqsam.evaluate(*saqsam.load(model), data).miou:.4f} on 3 objects" in line
+
+
+def test_every_example_is_in_the_table() -> None:
+    table = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    for script in EXAMPLES.glob("*.py"):
+        assert f"[`{script.name}`]({script.name})" in table

@@ -1,0 +1,332 @@
+"""Reconstruction: what is learned, what it is compared by, and that nothing temporary stays behind."""
+
+import copy
+import dataclasses
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import SamModel
+
+import saqsam.learn
+from saqsam.calibrate import calibrate
+from saqsam.calibration_images import CalibrationImages, choose_calibration_images
+from saqsam.learn import learning, unit_parts
+from saqsam.models.path import embed_boxes, embed_patches, flatten_image, image_positions
+from saqsam.models.structure import SamStructure
+from saqsam.prepare import activation_slots, fill_slots, prepare, round_weight, weight_sites
+from saqsam.presets import METHODS
+from saqsam.quant.affine import AffineQuantizer
+from saqsam.quant.layers import PackedTensor
+from saqsam.quant.learned import RandomDrop
+from saqsam.quant.log import LogQuantizer
+from saqsam.recipe import Recipe, Reconstruction
+from saqsam.reconstruct import reconstruct
+from saqsam.units import EncoderUnit, PromptTokens, reconstruction_units
+from tiny_quantized import quantize_tiny, tiny_data, tiny_recipe
+from tiny_sam import tiny_config, tiny_processor, tiny_sam
+
+STRUCTURE = SamStructure(tiny_config())
+LEARNED = [name for name, function in METHODS.items() if function(4, 4).reconstruction is not None]
+
+
+def learned_recipe(method: str = "saq-sam", bits: str = "w3a4", **changes: object) -> Recipe:
+    recipe = tiny_recipe(method, bits)
+    assert recipe.reconstruction is not None
+    few = {"steps": 4, "final_steps": 1, "prompts": 2, "rounding_rate": 0.05, **changes}
+    return dataclasses.replace(recipe, reconstruction=dataclasses.replace(recipe.reconstruction, **few))
+
+
+def calibrated(recipe: Recipe) -> tuple[SamModel, SamModel, CalibrationImages]:
+    """Model, its float reference, and images."""
+    model = tiny_sam()
+    images = choose_calibration_images(model, tiny_processor(), tiny_data(), recipe.calibration)
+    prepare(model, STRUCTURE, recipe)
+    reference = copy.deepcopy(model)
+    fill_slots(model, STRUCTURE, recipe, calibrate(model, STRUCTURE, recipe, images))
+    return model, reference, images
+
+
+def first_state(model: SamModel, images: CalibrationImages) -> tuple[tuple[Tensor], PromptTokens]:
+    pixels, boxes = max((images[i] for i in range(len(images))), key=lambda pair: len(pair[1]))
+    assert boxes.boxes is not None
+    tokens, dense = embed_boxes(model, boxes.boxes)
+    return (embed_patches(model, pixels),), PromptTokens(tokens, flatten_image(dense), image_positions(model))
+
+
+def units(**changes: object) -> list:
+    return reconstruction_units(STRUCTURE, 2, Reconstruction(**changes))
+
+
+# ---- units
+
+
+def test_units_cover_every_quantized_layer_and_slot_once() -> None:
+    recipe = tiny_recipe("saq-sam")
+    for unit in ("stage", "block"):
+        parts = [unit_parts(u, STRUCTURE, recipe) for u in units(unit=unit)]
+        layers = [site.name for part in parts for site, _ in part.layers]
+        slots = [slot for part in parts for slot in part.slots]
+        assert sorted(layers) == sorted(site.name for site, _ in weight_sites(STRUCTURE, recipe))
+        assert sorted(slots) == sorted(slot.name for slot in activation_slots(STRUCTURE, recipe))
+
+
+def test_stages_end_at_global_attention() -> None:
+    assert [u.name for u in units()] == [
+        "encoder stage 1",
+        "encoder stage 2",
+        "neck",
+        "decoder layer 1",
+        "decoder layer 2",
+        "final attention",
+    ]
+    assert [list(u.blocks) for u in units()[:2]] == [[0, 1], [2, 3]]
+    assert [list(u.blocks) for u in units(unit="block")[:4]] == [[0], [1], [2], [3]]
+    assert [u.steps for u in units(final_steps=7)] == [1, 1, 1, 1, 1, 7]
+
+
+@torch.no_grad()
+def test_running_all_units_gives_the_model_s_own_transformer() -> None:
+    model, _, images = calibrated(tiny_recipe("saq-sam"))
+    state, prompts = first_state(model, images)
+    seen = {}
+    final = model.mask_decoder.transformer.final_attn_token_to_image
+    handle = final.register_forward_hook(lambda _m, _a, out: seen.update(out=out[0]))
+    pixels, boxes = max((images[i] for i in range(len(images))), key=lambda pair: len(pair[1]))
+    assert boxes.boxes is not None
+    model(pixel_values=pixels, input_boxes=boxes.boxes[None], multimask_output=False)
+    handle.remove()
+    for unit in units():
+        state = unit.run(model, state, prompts)
+    torch.testing.assert_close(state[0].flatten(0, 1), seen["out"].flatten(0, 1), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_layer_skipping_leaves_out_the_later_blocks_alone() -> None:
+    _, reference, images = calibrated(tiny_recipe("saq-sam"))
+    state, prompts = first_state(reference, images)
+    skipping, running = units()[0], units(skip_layers=False)[0]
+    direct = skipping.response(reference, reference, state, prompts)[0]
+    whole = running.response(reference, reference, state, prompts)[0]
+    broken = copy.deepcopy(reference)
+    broken.vision_encoder.layers[3].mlp.lin2.weight.zero_()
+    assert torch.equal(skipping.response(broken, broken, state, prompts)[0], direct)
+    assert not torch.equal(running.response(broken, broken, state, prompts)[0], whole)
+    # Without skipping, the response of the first unit is that of the last one to the float prefix.
+    (after,) = skipping.run(reference, state, prompts)
+    torch.testing.assert_close(units()[1].response(reference, reference, (after,), prompts)[0], whole)
+
+
+@torch.no_grad()
+def test_the_prompt_decides_about_the_response() -> None:
+    _, reference, images = calibrated(tiny_recipe("saq-sam"))
+    state, prompts = first_state(reference, images)
+    assert len(prompts.tokens) > 1
+    (image,) = units()[0].response(reference, reference, state, prompts)
+    assert image.shape == (len(prompts.tokens), 1, 64, 32)
+    assert not torch.equal(image[0], image[1])
+    (alone,) = units()[0].response(reference, reference, state, prompts[torch.tensor([1])])
+    torch.testing.assert_close(alone[0], image[1])
+    (own,) = units(loss="output")[0].response(reference, reference, state, prompts)
+    assert own.shape == (1, 8, 8, 32)
+
+
+def test_the_loss_is_summed_over_channels_and_averaged_over_the_rest() -> None:
+    unit = units()[0]
+    found, target = torch.zeros(2, 1, 64, 32), torch.zeros(2, 1, 64, 32)
+    found[0, 0, 5] = 2.0
+    assert float(unit.loss((found,), (target,))) == pytest.approx(32 * 4 / 128)
+    layer = next(u for u in units(token_weight=0.01) if u.name == "decoder layer 1")
+    tokens, one = torch.zeros(2, 1, 7, 32), torch.ones(2, 1, 7, 32)
+    assert float(layer.loss((one, target, tokens), (tokens, target, tokens))) == pytest.approx(0.32)
+    assert float(layer.loss((tokens, target, one), (tokens, target, tokens))) == pytest.approx(32.0)
+    assert float(layer.loss((tokens, found, tokens), (tokens, target, tokens))) == pytest.approx(1.0)
+
+
+# ---- learning
+
+
+def kinds(model: nn.Module) -> dict[str, str]:
+    return {name: type(module).__name__ for name, module in model.named_modules()}
+
+
+def test_a_unit_is_packed_after_learning_and_as_it_was_after_an_error() -> None:
+    recipe = learned_recipe()
+    model, _, _ = calibrated(recipe)
+    parts = unit_parts(units()[0], STRUCTURE, recipe)
+    before = kinds(model)
+    spec = recipe.reconstruction
+    assert spec is not None
+    with pytest.raises(ZeroDivisionError), learning(model, parts, recipe, spec, torch.Generator()):  # noqa: PT012
+        assert any(isinstance(module, RandomDrop) for module in model.modules())
+        raise ZeroDivisionError
+    assert kinds(model) == before
+    with learning(model, parts, recipe, spec, torch.Generator()) as learned:
+        assert learned.roundings.keys() == {site.name for site, _ in parts.layers}
+        assert learned.scales
+    after = kinds(model)
+    assert {after[site.name] for site, _ in parts.layers} == {"PackedLinear"}
+    assert {after[slot] for slot in parts.slots} == {"AffineQuantizer", "LogQuantizer"}
+    assert not any(isinstance(module, RandomDrop) for module in model.modules())
+
+
+@pytest.mark.parametrize("method", LEARNED)
+def test_every_weight_is_one_of_its_two_neighbours_on_a_grid_of_b_bits(method: str) -> None:
+    recipe = learned_recipe(method)
+    quantized = quantize_tiny(recipe)
+    original = tiny_sam()
+    moved = 0
+    for site, bits in weight_sites(STRUCTURE, recipe):
+        packed = quantized.get_submodule(f"{site.name}.weight")
+        assert isinstance(packed, PackedTensor)
+        codes = packed.unpack()
+        channels = codes.movedim(packed.axis, 0).flatten(1)
+        assert max(len(row.unique()) for row in channels) <= 2**bits == 8
+        layer = original.get_submodule(site.name)
+        nearest = round_weight(layer, bits, recipe)
+        assert torch.equal(nearest.scale, packed.scale)
+        assert (codes.int() - nearest.unpack().int()).abs().max() <= 1
+        moved += int((codes != nearest.unpack()).sum())
+    assert moved > 0
+    allowed = {"AffineQuantizer", "LogQuantizer"}
+    assert {
+        type(quantized.get_submodule(s.name)).__name__ for s in activation_slots(STRUCTURE, recipe)
+    } <= allowed
+
+
+def response_error(
+    model: SamModel, reference: SamModel, images: CalibrationImages, unit: EncoderUnit
+) -> float:
+    state, prompts = first_state(reference, images)
+    with torch.no_grad():
+        target = unit.response(reference, reference, state, prompts)
+        return float(unit.loss(unit.response(model, reference, state, prompts), target))
+
+
+def test_learning_answers_prompts_better_than_rounding_to_nearest() -> None:
+    recipe = learned_recipe(bits="w3a8", steps=80, drop=0.5, warmup=0.1)
+    model, reference, images = calibrated(recipe)
+    nearest = copy.deepcopy(model)
+    for site, bits in weight_sites(STRUCTURE, recipe):
+        if site.name.startswith("vision_encoder.layers"):
+            layer = nearest.get_submodule(site.name)
+            layer.weight.data = round_weight(layer, bits, recipe)()
+    reconstruct(model, reference, STRUCTURE, recipe, images, memory=2**30)
+    unit = units()[0]
+    assert response_error(model, reference, images, unit) < 0.75 * response_error(
+        nearest, reference, images, unit
+    )
+
+
+def test_scales_are_learned_only_if_wanted_and_zero_points_never() -> None:
+    for scales in (True, False):
+        recipe = learned_recipe("qdrop", scales=scales)
+        model, reference, images = calibrated(recipe)
+        before = {
+            s.name: copy.deepcopy(model.get_submodule(s.name)) for s in activation_slots(STRUCTURE, recipe)
+        }
+        reconstruct(model, reference, STRUCTURE, recipe, images, memory=2**30)
+        changed = 0
+        for name, old in before.items():
+            new = model.get_submodule(name)
+            assert isinstance(old, AffineQuantizer)
+            assert isinstance(new, AffineQuantizer)
+            assert torch.equal(new.zero_point, old.zero_point)
+            changed += not torch.equal(new.scale, old.scale)
+        assert changed > 0.9 * len(before) if scales else changed == 0
+
+
+def test_logarithmic_probabilities_keep_what_calibration_chose() -> None:
+    recipe = learned_recipe("saq-sam")
+    model, reference, images = calibrated(recipe)
+    before = {
+        n: copy.deepcopy(m.state_dict()) for n, m in model.named_modules() if isinstance(m, LogQuantizer)
+    }
+    assert len(before) == len(STRUCTURE.attentions)
+    reconstruct(model, reference, STRUCTURE, recipe, images, memory=2**30)
+    for name, state in before.items():
+        after = model.get_submodule(name).state_dict()
+        assert all(torch.equal(after[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("target", ["quantized", "float"])
+def test_two_runs_are_equal_and_the_memory_budget_changes_nothing(target: str) -> None:
+    recipe = learned_recipe(target=target)
+    states = []
+    for memory in (2**30, 2**30, 150_000):
+        model, reference, images = calibrated(recipe)
+        logs = reconstruct(model, reference, STRUCTURE, recipe, images, memory=memory)
+        states.append((model.state_dict(), [log.losses for log in logs]))
+    for state, losses in states[1:]:
+        assert losses == states[0][1]
+        assert all(torch.equal(state[key], states[0][0][key]) for key in state)
+
+
+def test_too_little_memory_for_one_image_is_said() -> None:
+    recipe = learned_recipe()
+    model, reference, images = calibrated(recipe)
+    with pytest.raises(
+        ValueError, match=r"memory of 0\.0 MiB is too little for .*: one image needs 0\.\d MiB"
+    ):
+        reconstruct(model, reference, STRUCTURE, recipe, images, memory=100)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_unit_s_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = learned_recipe(steps=8)
+    saved = []
+    original = EncoderUnit.loss
+
+    def loss(self: EncoderUnit, found: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> Tensor:
+        value = original(self, found, target)
+        return value * float("nan") if self.name == "encoder stage 2" else value
+
+    monkeypatch.setattr(EncoderUnit, "loss", loss)
+    model, reference, images = calibrated(recipe)
+    before = kinds(model.vision_encoder.layers[2])
+    with pytest.raises(ValueError, match=re.escape("the loss of encoder stage 2 became nan at step 1")):
+        reconstruct(
+            model,
+            reference,
+            STRUCTURE,
+            recipe,
+            images,
+            memory=2**30,
+            save_unit=lambda number, unit, log: saved.append(unit.name),
+        )
+    assert saved == ["encoder stage 1"]
+    assert kinds(model.vision_encoder.layers[2]) == before
+
+
+def test_progress_names_unit_loss_and_steps() -> None:
+    recipe = learned_recipe()
+    model, reference, images = calibrated(recipe)
+    seen = []
+    reconstruct(
+        model, reference, STRUCTURE, recipe, images, memory=2**30, progress=lambda *step: seen.append(step)
+    )
+    assert [step[:3] for step in seen if step[0].startswith("2/6")] == [
+        ("2/6 encoder stage 2", done, 4) for done in (1, 2, 3, 4)
+    ]
+    assert all(re.fullmatch(r"loss [\d.e+-]+", step[3]) for step in seen)
+
+
+def test_the_regulariser_waits_for_the_warm_up_and_then_decides() -> None:
+    """With it alone at work, soft rounding ends hard; without it, it does not."""
+    ends = {}
+    for weight in (0.0, 1e3):
+        recipe = learned_recipe("brecq", steps=60, regulariser=weight, rounding_rate=0.1)
+        model, reference, images = calibrated(recipe)
+        shares: list[Tensor] = []
+        original = saqsam.learn._regulariser
+
+        def watch(roundings, spec, progress, shares=shares, original=original):
+            shares[:] = [rounding.share_up().detach().flatten() for rounding in roundings]
+            return original(roundings, spec, progress)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(saqsam.learn, "_regulariser", watch)
+            reconstruct(model, reference, STRUCTURE, recipe, images, memory=2**30)
+        share = torch.cat(shares)
+        ends[weight] = float(((share < 0.01) | (share > 0.99)).float().mean())
+    assert ends[1e3] > 0.8 > 2 * ends[0.0]
