@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .affine import AffineQuantizer
+from .affine import AffineQuantizer, round_affine
 
 
 class _QuantizeWithScaleGradient(torch.autograd.Function):
@@ -27,10 +27,10 @@ class _QuantizeWithScaleGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, log_scale: Tensor, zero_point: Tensor, last: int, passes: Tensor | None
+        ctx: Any, values: Tensor, log_scale: Tensor, zero_point: Tensor, bits: int, passes: Tensor | None
     ) -> Tensor:
-        scale = log_scale.exp()
-        rounded = torch.fake_quantize_per_tensor_affine(values, scale, zero_point, 0, last)
+        scale, last = log_scale.exp(), 2**bits - 1
+        rounded = round_affine(values, scale, zero_point, bits)
         if passes is not None:
             rounded = torch.where(passes, values, rounded)
         low, high = (-0.5 - zero_point) * scale, (last + 0.5 - zero_point) * scale
@@ -77,7 +77,7 @@ class LearnedAffineQuantizer(nn.Module):
             passes: Mask, bool in the shape of `values`, of those that stay as they are.
         """
         rounded: Tensor = _QuantizeWithScaleGradient.apply(  # type: ignore[no-untyped-call]
-            values, self.log_scale, self.zero_point, 2**self.bits - 1, passes
+            values, self.log_scale, self.zero_point, self.bits, passes
         )
         return rounded
 
