@@ -350,8 +350,12 @@ def _keep_scores(cache: Path, key: Mapping[str, str | int | None], result: Evalu
         iou=np.array([score.iou for score in result.scores]),
         predicted_iou=np.array([score.predicted_iou for score in result.scores]),
     )
-    name = "_".join(str(key[column]) for column in KEY if key[column] not in ("", None))
-    write_whole(cache / "scores" / f"{name}.npz", buffer.getvalue())
+    write_whole(scores_file(cache, [key[column] for column in KEY]), buffer.getvalue())
+
+
+def scores_file(cache: Path, key: Sequence[object]) -> Path:
+    """Where the scores of single objects lie that belong to the row of a key."""
+    return cache / "scores" / f"{'_'.join(str(value) for value in key if value not in ('', None))}.npz"
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from benchmark_row import BENCHMARK_ROW
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
@@ -32,39 +34,7 @@ def tables(scripts):
 
 
 def values(**changes: Any) -> dict[str, Any]:
-    return {
-        "date": "2026-01-02T03:04:05Z",
-        "commit": "0123456789ab",
-        "saqsam": "0.1",
-        "torch": "2.13.0",
-        "transformers": "5.23.0",
-        "machine": "Some CPU @ 2 GHz, 1 thread",
-        "model": "sam-mini",
-        "model_hash": "aaaa",
-        "recipe": "mse-w4a4",
-        "method": "mse",
-        "bits": "w4a4",
-        "settings": "",
-        "steps": None,
-        "calibration": "coco_train",
-        "calibration_images": 32,
-        "seed": 0,
-        "data": "coco_val",
-        "prompt": "box",
-        "miou": 0.5,
-        "instances": 1346,
-        "images_evaluated": 153,
-        "segm_ap": 0.125,
-        "segm_ap50": 0.25,
-        "checkpoint": "cccc",
-        "checkpoint_bytes": 1_000_000,
-        "float32_bytes": 6_500_000,
-        "low_width_macs": 0.91,
-        "mac_shares": "w4a4:0.8 a4a4:0.11 float:0.09",
-        "byte_shares": "w4:0.8 float16:0.2",
-        "seconds_quantize": 1.5,
-        "seconds_evaluate": 2.5,
-    } | changes
+    return BENCHMARK_ROW | changes
 
 
 UNQUANTIZED = {"calibration": "", "calibration_images": None, "seed": None, "low_width_macs": None}

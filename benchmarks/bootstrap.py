@@ -1,0 +1,156 @@
+"""Is one method ahead of another? Paired bootstrap over objects: results/bootstrap.csv from the rows of methods.csv.
+
+    python benchmarks/bootstrap.py                    # saq-sam against every rival, at all bits and on all data
+
+Pairs are the IoUs of two methods on the same object, each the mean over the seeds that both were measured with. The
+scores of single objects lie in the cache of `ptq.py`, so this runs where the rows were measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import ptq
+from rows import FILL_BOX, Row, read_rows
+from saqsam.output import write_whole
+
+RESULTS = ptq.ROOT / "benchmarks" / "results"
+METHOD = "saq-sam"
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Mean IoU of a method less that of a rival.
+
+    Attributes:
+        model_hash: Weights of the float model.
+        bits: Of both.
+        calibration: Data set of the calibration.
+        data: Data set of the evaluation.
+        prompt: `box` or `point`.
+        method: The one.
+        rival: The other; `float` for the float model.
+        seeds: How many seeds the IoUs are means of.
+        instances: Number of objects.
+        difference: Mean over the objects, above 0 where the method is ahead.
+        low: 2.5 % quantile of the resampled means.
+        high: 97.5 % quantile.
+    """
+
+    model_hash: str
+    bits: str
+    calibration: str
+    data: str
+    prompt: str
+    method: str
+    rival: str
+    seeds: int
+    instances: int
+    difference: float
+    low: float
+    high: float
+
+
+def interval(differences: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean, from resamples drawn with replacement."""
+    random, count = np.random.default_rng(seed), len(differences)
+    means = [differences[random.integers(0, count, count)].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def compare(rows: Sequence[Row], cache: Path, method: str = METHOD) -> Iterator[Comparison]:
+    """A method against all others that were measured in the same circumstances.
+
+    Raises:
+        ValueError: If the scores of a row are missing, or are of other objects.
+    """
+
+    def circumstances(row: Row) -> tuple[str, ...]:
+        return row.model_hash, row.bits, row.calibration, row.data, row.prompt
+
+    plain = sorted((row for row in rows if not row.settings), key=circumstances)
+    references = {(row.model_hash, row.data, row.prompt): row for row in plain if row.method == "float"}
+    for key, group in groupby(plain, circumstances):
+        of_method: dict[str, dict[int | None, Row]] = {}
+        for row in group:
+            of_method.setdefault(row.method, {})[row.seed] = row
+        own = of_method.pop(method, {})
+        reference = references.get((key[0], key[3], key[4]))
+        if own and reference is not None:
+            of_method["float"] = dict.fromkeys(own, reference)
+        for rival, others in of_method.items():
+            seeds = sorted(own.keys() & others.keys(), key=str)
+            if rival == FILL_BOX or not seeds:
+                continue
+            ids, mine = _mean_scores([own[seed] for seed in seeds], cache)
+            other_ids, theirs = _mean_scores([others[seed] for seed in seeds], cache)
+            if not np.array_equal(ids, other_ids):
+                raise ValueError(f"{method} and {rival} at {key[1]} on {key[3]} were scored on other objects")
+            differences = mine - theirs
+            low, high = interval(differences)
+            yield Comparison(*key, method, rival, len(seeds), len(ids), float(differences.mean()), low, high)
+
+
+def _mean_scores(rows: Sequence[Row], cache: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Image and instance ids [N, 2], and mean IoU [N] over the rows."""
+    total: NDArray[np.float64] | float = 0.0
+    ids = np.zeros((0, 2), dtype=np.int64)
+    for row in rows:
+        path = ptq.scores_file(cache, row.key)
+        if not path.is_file():
+            raise ValueError(f"{path}: no scores of single objects; measure the row here")
+        with np.load(path) as file:
+            ids = np.stack([file["image_id"], file["instance_id"]], 1)
+            total = total + file["iou"]
+    return ids, np.asarray(total) / len(rows)
+
+
+def to_csv(found: Sequence[Comparison]) -> str:
+    """Lines of the results file."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Comparison)], lineterminator="\n")
+    writer.writeheader()
+    for comparison in found:
+        values = asdict(comparison)
+        writer.writerow({k: f"{v:.6f}" if isinstance(v, float) else v for k, v in values.items()})
+    return text.getvalue()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Paired bootstrap of a method against its rivals.")
+    parser.add_argument("--csv", type=Path, default=RESULTS / "methods.csv", help="rows")
+    parser.add_argument("--cache", type=Path, default=ptq.CACHE, help="as of ptq.py")
+    parser.add_argument("--method", default=METHOD)
+    parser.add_argument("--out", type=Path, default=RESULTS / "bootstrap.csv")
+    options = parser.parse_args(arguments)
+    try:
+        found = list(compare(read_rows(options.csv), options.cache, options.method))
+        if not found:
+            raise ValueError(f"{options.csv}: nothing to compare {options.method} with")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    write_whole(options.out, to_csv(found).encode())
+    for comparison in found:
+        print(
+            f"{comparison.bits} {comparison.data} {comparison.prompt}: {comparison.method} - {comparison.rival}"
+            f" = {comparison.difference:+.4f} [{comparison.low:+.4f}, {comparison.high:+.4f}]"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
