@@ -202,7 +202,7 @@ def test_unknown_names_are_refused_with_the_nearest_right_one(
         ({"clipping": {"include_range": "yes"}}, "include_range must be bool, got 'yes'"),
         ({"reconstruction": []}, "reconstruction must be a mapping, got list"),
         ({"reconstruction": {"unit": "layer"}}, "unit must be one of block, stage, got 'layer'"),
-        ({"reconstruction": {"loss": "mse"}}, "loss must be one of output, prompt, got 'mse'"),
+        ({"reconstruction": {"loss": "mse"}}, "loss must be one of output, prompt, mask, got 'mse'"),
         ({"reconstruction": {"target": None}}, "target must be one of quantized, float, got None"),
         ({"reconstruction": {"skip_layers": 0}}, "skip_layers must be bool, got 0"),
         ({"reconstruction": {"scales": None}}, "scales must be bool, got None"),

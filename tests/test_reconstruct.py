@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import SamModel
 
 import saqsam.learn
+from saqsam.backend import TorchBackend
 from saqsam.calibrate import calibrate
 from saqsam.calibration_images import CalibrationImages, choose_calibration_images
 from saqsam.learn import learning, unit_parts
@@ -23,7 +24,7 @@ from saqsam.quant.learned import RandomDrop
 from saqsam.quant.log import LogQuantizer
 from saqsam.recipe import Recipe, Reconstruction
 from saqsam.reconstruct import reconstruct
-from saqsam.units import EncoderUnit, PromptTokens, reconstruction_units
+from saqsam.units import EncoderUnit, PromptTokens, mask_error, reconstruction_units
 from tiny_quantized import quantize_tiny, tiny_data, tiny_recipe
 from tiny_sam import tiny_config, tiny_processor, tiny_sam
 
@@ -147,6 +148,33 @@ def test_the_loss_is_summed_over_channels_and_averaged_over_the_rest() -> None:
 # ---- learning
 
 
+@torch.no_grad()
+def test_with_the_mask_loss_every_unit_answers_the_model_s_own_masks() -> None:
+    _, reference, images = calibrated(tiny_recipe("saq-sam"))
+    state, prompts = first_state(reference, images)
+    backend = TorchBackend(reference)
+    pixels, boxes = max((images[i] for i in range(len(images))), key=lambda pair: len(pair[1]))
+    masks, ious = backend.decode(backend.encode(pixels), boxes, multimask_output=False)
+    for unit in units(loss="mask", skip_layers=False):
+        answer = unit.response(reference, reference, state, prompts)
+        torch.testing.assert_close(answer[0][:, :1], masks, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(answer[1][:, :1], ious, rtol=1e-4, atol=1e-4)
+        assert float(unit.loss(answer, answer)) == pytest.approx(0, abs=1e-6)
+        state = unit.run(reference, state, prompts)
+
+
+def test_the_mask_error_counts_pixels_that_could_go_either_way() -> None:
+    target = (torch.tensor([[[[0.0, 8.0]]]]), torch.tensor([[0.5]]))
+    undecided = (torch.tensor([[[[2.0, 8.0]]]]), torch.tensor([[0.5]]))
+    decided = (torch.tensor([[[[0.0, 10.0]]]]), torch.tensor([[0.5]]))
+    assert float(mask_error(undecided, target)) > 100 * float(mask_error(decided, target)) > 0
+    probability = torch.tensor(2.0).sigmoid()
+    divergence = -0.5 * (torch.log(2 * probability) + torch.log(2 * (1 - probability)))
+    assert float(mask_error(undecided, target)) == pytest.approx(float(divergence) / 2, rel=1e-4)
+    other_iou = (target[0], torch.tensor([[0.8]]))
+    assert float(mask_error(other_iou, target)) == pytest.approx(0.09, rel=1e-4)
+
+
 def kinds(model: nn.Module) -> dict[str, str]:
     return {name: type(module).__name__ for name, module in model.named_modules()}
 
@@ -171,9 +199,10 @@ def test_a_unit_is_packed_after_learning_and_as_it_was_after_an_error() -> None:
     assert not any(isinstance(module, RandomDrop) for module in model.modules())
 
 
-@pytest.mark.parametrize("method", LEARNED)
+@pytest.mark.parametrize("method", [*LEARNED, "saq-sam with masks"])
 def test_every_weight_is_one_of_its_two_neighbours_on_a_grid_of_b_bits(method: str) -> None:
-    recipe = learned_recipe(method)
+    name, _, with_masks = method.partition(" ")
+    recipe = learned_recipe(name, **({"loss": "mask"} if with_masks else {}))
     quantized = quantize_tiny(recipe)
     original = tiny_sam()
     moved = 0

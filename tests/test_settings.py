@@ -183,7 +183,7 @@ def test_fields_of_what_a_method_lacks_are_refused_with_what_to_do(key: str) -> 
         ("calibration.percentile=high", "calibration: "),
         ("clipping.theta=1.5", "theta must be a number from 0.001 to 0.999, got 1.5"),
         ("reconstruction.drop=NaN", "drop must be a number from 0 to 1, got nan"),
-        ("reconstruction.loss=mse", "loss must be one of output, prompt, got 'mse'"),
+        ("reconstruction.loss=mse", "loss must be one of output, prompt, mask, got 'mse'"),
         (
             "clipping=true",
             "clipping must be none or default, got True; its fields are set by clipping.FIELD=VALUE",

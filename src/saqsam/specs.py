@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from saqsam.quant.affine import check_bits
 from saqsam.quant.ranges import RANGE_METHODS, RangeMethod
@@ -115,6 +115,9 @@ class Clipping:
         check_type("include_range", self.include_range, bool)
 
 
+ReconstructionLoss = Literal["output", "prompt", "mask"]
+
+
 @dataclass(frozen=True)
 class Reconstruction:
     """Learned rounding and activation scales, unit by unit (AdaRound, BRECQ, QDrop; and SAQ-SAM's prompts).
@@ -123,8 +126,8 @@ class Reconstruction:
         unit: Of the encoder: `block`, or `stage` (the blocks up to and including a global one).
         loss: `output` compares what the unit itself gives. `prompt` (prompt-aware reconstruction) compares what the
             two-way decoder makes of it with real prompts: for encoder units its image tokens, for decoder
-            layers its output tokens beside the layer's own.
-        skip_layers: With `prompt`: an encoder unit's output skips all later blocks on its way to the decoder.
+            layers its output tokens beside the layer's own. `mask` compares the masks (not of the paper).
+        skip_layers: But for `output`: what an encoder unit gives skips all later blocks on its way to the decoder.
         target: What the float unit is run on for its target: the `quantized` or the `float` prefix's output.
         scales: Whether activation scales are learned too.
         drop: Probability that an activation stays float while learning (QDrop); 1 learns with float activations.
@@ -140,7 +143,7 @@ class Reconstruction:
     """
 
     unit: Literal["block", "stage"] = "stage"
-    loss: Literal["output", "prompt"] = "prompt"
+    loss: ReconstructionLoss = "prompt"
     skip_layers: bool = True
     target: Literal["quantized", "float"] = "quantized"
     scales: bool = True
@@ -156,7 +159,7 @@ class Reconstruction:
 
     def __post_init__(self) -> None:
         check_choice("unit", self.unit, ("block", "stage"))
-        check_choice("loss", self.loss, ("output", "prompt"))
+        check_choice("loss", self.loss, get_args(ReconstructionLoss))
         check_choice("target", self.target, ("quantized", "float"))
         for name in ("skip_layers", "scales"):
             check_type(name, getattr(self, name), bool)

@@ -9,7 +9,8 @@ run in, so that the same lines compute learned output and float target.
 
 Losses are squared differences, summed over channels and averaged over the rest. Of an encoder unit it is taken, with
 `loss = prompt`, over the image tokens after the float two-way decoder has read, with real prompts, the unit's output:
-past all later blocks if layers are skipped, else through the float later blocks.
+past all later blocks if layers are skipped, else through the float later blocks. With `loss = mask` (not of the paper)
+the response of every unit is what a user gets: the masks and predicted IoUs that the float rest of the model makes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import SamModel
 
@@ -26,11 +28,12 @@ from saqsam.models.path import (
     run_blocks,
     run_decoder_layer,
     run_final_attention,
+    run_mask_head,
     run_neck,
     run_transformer,
 )
 from saqsam.models.structure import SamStructure
-from saqsam.specs import Reconstruction
+from saqsam.specs import Reconstruction, ReconstructionLoss
 
 State = tuple[Tensor, ...]
 """Within the encoder (hidden [1, h, w, C],); after the neck (image tokens [1, 1, h * w, C],); after decoder layers
@@ -87,6 +90,27 @@ def squared_error(found: Tensor, target: Tensor, channel_axis: int = -1) -> Tens
     return (found - target).square().sum(channel_axis).mean()
 
 
+def mask_error(found: State, target: State) -> Tensor:
+    """How far masks (logits, first) and predicted IoUs (second) are from their targets; 0 where they are equal.
+
+    Kullback-Leibler divergence of each pixel's probability, averaged, and squared difference of the IoUs: a logit
+    matters where the mask could go either way, not far inside or outside of it.
+    """
+    wanted = target[0].sigmoid()
+    cross = F.binary_cross_entropy_with_logits(found[0], wanted)
+    return cross - F.binary_cross_entropy_with_logits(target[0], wanted) + F.mse_loss(found[1], target[1])
+
+
+def _masks(
+    reference: SamModel, first: int, tokens: Tensor, image: Tensor, prompts: PromptTokens
+) -> tuple[Tensor, Tensor]:
+    """Masks and predicted IoUs from the tokens and image tokens that layer `first` is given."""
+    tokens, image = run_transformer(
+        reference, first, tokens, image, prompts.tokens, prompts.positions, with_final=True
+    )
+    return run_mask_head(reference, tokens, image)
+
+
 class EncoderUnit(Unit):
     """Encoder blocks.
 
@@ -94,11 +118,13 @@ class EncoderUnit(Unit):
         name: For people.
         blocks: The blocks.
         later: Blocks between the unit and the neck that its response runs through, in float.
-        with_prompts: Whether the response is that of the decoder.
+        loss: What is compared: the blocks' `output`, the decoder's image tokens (`prompt`), or its masks (`mask`).
     """
 
-    def __init__(self, name: str, blocks: Sequence[int], later: Sequence[int], *, with_prompts: bool) -> None:
-        self.name, self.blocks, self.later, self.with_prompts = name, blocks, later, with_prompts
+    def __init__(
+        self, name: str, blocks: Sequence[int], later: Sequence[int], *, loss: ReconstructionLoss
+    ) -> None:
+        self.name, self.blocks, self.later, self.compared = name, blocks, later, loss
         self.modules = tuple(f"vision_encoder.layers.{index}" for index in blocks)
 
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
@@ -106,12 +132,14 @@ class EncoderUnit(Unit):
         return (run_blocks(model, self.blocks, state[0]),)
 
     def response(self, model: SamModel, reference: SamModel, state: State, prompts: PromptTokens) -> State:
-        """The blocks' output [1, h, w, C], or the image tokens [P, 1, h * w, C] that the decoder makes of it."""
+        """The blocks' output [1, h, w, C], the decoder's image tokens [P, 1, h * w, C], or its masks and IoUs."""
         hidden = run_blocks(model, self.blocks, state[0])
-        if not self.with_prompts:
+        if self.compared == "output":
             return (hidden,)
         embedding = flatten_image(run_neck(reference, run_blocks(reference, self.later, hidden)))
         image = embedding + prompts.dense
+        if self.compared == "mask":
+            return _masks(reference, 0, prompts.tokens, image, prompts)
         _, image = run_transformer(
             reference, 0, prompts.tokens, image, prompts.tokens, prompts.positions, with_final=False
         )
@@ -119,32 +147,38 @@ class EncoderUnit(Unit):
 
     def loss(self, found: State, target: State) -> Tensor:
         """See `Unit.loss`."""
-        return squared_error(found[0], target[0])
+        return mask_error(found, target) if self.compared == "mask" else squared_error(found[0], target[0])
 
 
 class NeckUnit(Unit):
-    """The neck, by its own output."""
+    """The neck, by its own output, or by the masks."""
 
     name, modules = "neck", ("vision_encoder.neck",)
+
+    def __init__(self, *, loss: ReconstructionLoss) -> None:
+        self.compared = loss
 
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
         """See `Unit.run`."""
         return (flatten_image(run_neck(model, state[0])),)
 
     def response(self, model: SamModel, reference: SamModel, state: State, prompts: PromptTokens) -> State:
-        """Image tokens [1, 1, h * w, C]."""
-        return self.run(model, state, prompts)
+        """Image tokens [1, 1, h * w, C], or masks and IoUs."""
+        (embedding,) = self.run(model, state, prompts)
+        if self.compared == "mask":
+            return _masks(reference, 0, prompts.tokens, embedding + prompts.dense, prompts)
+        return (embedding,)
 
     def loss(self, found: State, target: State) -> Tensor:
         """See `Unit.loss`."""
-        return squared_error(found[0], target[0])
+        return mask_error(found, target) if self.compared == "mask" else squared_error(found[0], target[0])
 
 
 class DecoderUnit(Unit):
-    """A two-way layer, by its own tokens and image tokens and, with `with_prompts`, the whole transformer's tokens."""
+    """A two-way layer, by its own tokens and image tokens and, with `prompt`, the whole transformer's tokens too."""
 
-    def __init__(self, index: int, *, with_prompts: bool, token_weight: float) -> None:
-        self.index, self.with_prompts, self.token_weight = index, with_prompts, token_weight
+    def __init__(self, index: int, *, loss: ReconstructionLoss, token_weight: float) -> None:
+        self.index, self.compared, self.token_weight = index, loss, token_weight
         self.name = f"decoder layer {index + 1}"
         self.modules = (f"mask_decoder.transformer.layers.{index}",)
 
@@ -154,10 +188,12 @@ class DecoderUnit(Unit):
         return run_decoder_layer(model, self.index, tokens, image, prompts.tokens, prompts.positions)
 
     def response(self, model: SamModel, reference: SamModel, state: State, prompts: PromptTokens) -> State:
-        """Tokens, image tokens and, with prompts, the transformer's tokens [P, 1, T, C]."""
+        """Tokens, image tokens and, with `prompt`, the transformer's tokens [P, 1, T, C]; or masks and IoUs."""
         tokens, image = self.run(model, state, prompts)
-        if not self.with_prompts:
+        if self.compared == "output":
             return tokens, image
+        if self.compared == "mask":
+            return _masks(reference, self.index + 1, tokens, image, prompts)
         output, _ = run_transformer(
             reference, self.index + 1, tokens, image, prompts.tokens, prompts.positions, with_final=True
         )
@@ -165,8 +201,10 @@ class DecoderUnit(Unit):
 
     def loss(self, found: State, target: State) -> Tensor:
         """See `Unit.loss`."""
+        if self.compared == "mask":
+            return mask_error(found, target)
         loss = self.token_weight * squared_error(found[0], target[0]) + squared_error(found[1], target[1])
-        return loss + squared_error(found[2], target[2]) if self.with_prompts else loss
+        return loss + squared_error(found[2], target[2]) if self.compared == "prompt" else loss
 
     def _start(self, state: State, prompts: PromptTokens) -> tuple[Tensor, Tensor]:
         if self.index == 0:
@@ -175,25 +213,29 @@ class DecoderUnit(Unit):
 
 
 class FinalAttentionUnit(Unit):
-    """The decoder's final attention of tokens to the image, by its own output."""
+    """The decoder's final attention of tokens to the image, by its own output, or by the masks."""
 
     name = "final attention"
     modules = ("mask_decoder.transformer.final_attn_token_to_image",)
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    def __init__(self, steps: int, *, loss: ReconstructionLoss) -> None:
+        self.steps, self.compared = steps, loss
 
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
         """See `Unit.run`."""
         return (run_final_attention(model, state[0], state[1], prompts.tokens, prompts.positions),)
 
     def response(self, model: SamModel, reference: SamModel, state: State, prompts: PromptTokens) -> State:
-        """Output [P, 1, T, C]."""
-        return self.run(model, state, prompts)
+        """Output [P, 1, T, C], or masks and IoUs."""
+        (attended,) = self.run(model, state, prompts)
+        if self.compared == "mask":
+            tokens = reference.mask_decoder.transformer.layer_norm_final_attn(state[0] + attended)
+            return run_mask_head(reference, tokens, state[1])
+        return (attended,)
 
     def loss(self, found: State, target: State) -> Tensor:
         """See `Unit.loss`."""
-        return squared_error(found[0], target[0])
+        return mask_error(found, target) if self.compared == "mask" else squared_error(found[0], target[0])
 
 
 def reconstruction_units(structure: SamStructure, decoder_layers: int, spec: Reconstruction) -> list[Unit]:
@@ -205,7 +247,6 @@ def reconstruction_units(structure: SamStructure, decoder_layers: int, spec: Rec
         spec: Stages or blocks, and the losses.
     """
     last = structure.stages[-1].stop
-    with_prompts = spec.loss == "prompt"
     if spec.unit == "stage":
         named = [(f"encoder stage {i + 1}", blocks) for i, blocks in enumerate(structure.stages)]
     else:
@@ -213,9 +254,9 @@ def reconstruction_units(structure: SamStructure, decoder_layers: int, spec: Rec
     units: list[Unit] = []
     for name, blocks in named:
         later = range(0) if spec.skip_layers else range(blocks.stop, last)
-        units.append(EncoderUnit(name, blocks, later, with_prompts=with_prompts))
-    units.append(NeckUnit())
+        units.append(EncoderUnit(name, blocks, later, loss=spec.loss))
+    units.append(NeckUnit(loss=spec.loss))
     for index in range(decoder_layers):
-        units.append(DecoderUnit(index, with_prompts=with_prompts, token_weight=spec.token_weight))
-    units.append(FinalAttentionUnit(spec.final_steps))
+        units.append(DecoderUnit(index, loss=spec.loss, token_weight=spec.token_weight))
+    units.append(FinalAttentionUnit(spec.final_steps, loss=spec.loss))
     return units

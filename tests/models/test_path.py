@@ -19,6 +19,7 @@ from saqsam.models.path import (
     run_blocks,
     run_decoder_layer,
     run_final_attention,
+    run_mask_head,
     run_neck,
     run_transformer,
 )
@@ -167,6 +168,20 @@ def test_the_whole_path_is_the_model_s_forward() -> None:
     # There prompts are the second axis, not the first.
     close(tokens.transpose(0, 1), expected[TRANSFORMER][0])
     close(image[:, 0], expected[TRANSFORMER][1].reshape(3, 64, 32))
+
+
+@torch.inference_mode()
+def test_the_mask_head_gives_all_masks_and_ious_of_the_model(model: SamModel) -> None:
+    backend = TorchBackend(model)
+    embedding = backend.encode(tiny_pixels())
+    prompt, image, positions = start_decoder(model)
+    found = run_mask_head(
+        model, *run_transformer(model, 0, prompt, image, prompt, positions, with_final=True)
+    )
+    single = backend.decode(embedding, Prompts(boxes=BOXES), multimask_output=False)
+    several = backend.decode(embedding, Prompts(boxes=BOXES), multimask_output=True)
+    for index in range(2):
+        close(found[index], torch.cat([single[index], several[index]], 1))
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ Prompts are the batch of the decoder, as in `backend.py`: tokens [P, 1, T, C], i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -117,3 +118,29 @@ def run_transformer(
         attended = run_final_attention(model, tokens, image, prompt, positions)
         tokens = transformer.layer_norm_final_attn(tokens + attended)
     return tokens, image
+
+
+def run_mask_head(model: SamModel, tokens: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """All masks and predicted IoUs that the decoder makes of what its transformer gives.
+
+    Args:
+        model: The model.
+        tokens: [P, 1, T, C], with the final attention.
+        image: Image tokens [P, 1, h * w, C]; the input is square.
+
+    Returns:
+        Logits [P, M, 4 h, 4 w] of the M masks (the single one first) and predicted IoUs [P, M].
+    """
+    decoder = model.mask_decoder
+    side = math.isqrt(image.shape[2])
+    features = image[:, 0].transpose(1, 2)
+    features = features.reshape(*features.shape[:2], side, side)
+    features = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(features)))
+    features = decoder.activation(decoder.upscale_conv2(features))
+    count = decoder.num_mask_tokens
+    weights = torch.stack(
+        [mlp(tokens[:, 0, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps[:count])], 1
+    )
+    masks = torch.einsum("pmc,pchw->pmhw", weights, features)
+    ious: Tensor = decoder.iou_prediction_head(tokens[:, 0, 0])
+    return masks, ious
