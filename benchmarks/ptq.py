@@ -478,6 +478,11 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="of learning, over all units; those of the effort standard",
     )
+    add(
+        "--no-detections",
+        action="store_true",
+        help="leave out the AP on a detector's boxes: ten times as many prompts as objects",
+    )
     add("--threads", type=int, metavar="N", help="of torch; all by default")
     add("--device", default="cpu", help="cpu, cuda, ...")
     add("--out", type=Path, default=ROOT / "benchmarks" / "results" / "ptq.csv", metavar="CSV", help="rows")
@@ -504,7 +509,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         methods=methods,
         bits=list(dict.fromkeys(bits.lower() for bits in options.bits)),
         data=data,
-        detections=detections,
+        detections={} if options.no_detections else detections,
         calibration=_open_calibration(options.calibration, options.data_root, options.images, options.seed),
         images=options.images,
         seed=options.seed,

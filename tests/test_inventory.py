@@ -15,7 +15,7 @@ from saqsam.models.structure import FLOAT_PARTS, PAPER_PARTS
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedTensor
 from saqsam.quant.log import LogQuantizer
-from saqsam.recipe import Override, ProbabilitySpec
+from saqsam.recipe import ATTENTION_PARTS, Override, ProbabilitySpec
 from tiny_quantized import mixed_recipe, mixed_tiny, quantize_tiny, quantized_tiny, tiny_recipe
 from tiny_sam import tiny_config, tiny_processor, tiny_sam
 
@@ -66,18 +66,18 @@ def test_multiply_accumulates_of_the_tiny_sam_are_those_counted_by_hand() -> Non
         "iou_head": 2 * 32**2 + 32 * 4,
         "mask_product": 4 * low_res**2 * 4,
     }
-    assert count_macs(tiny_config()) == expected
+    assert count_macs(tiny_config()).parts == expected
 
 
 def test_decoder_work_grows_with_prompts_and_encoder_work_does_not() -> None:
-    one, three = count_macs(tiny_config()), count_macs(tiny_config(), prompts=3)
+    one, three = count_macs(tiny_config()).parts, count_macs(tiny_config(), prompts=3).parts
     for part, count in one.items():
         in_encoder = part.startswith("encoder") or part in ("patch_embedding", "neck", "relative_positions")
         assert three[part] == (count if in_encoder else 3 * count), part
 
 
 def test_sam_b_has_the_known_number_of_multiply_accumulates() -> None:
-    macs = count_macs(SamConfig())
+    macs = count_macs(SamConfig()).parts
     encoder = sum(count for part, count in macs.items() if part.startswith("encoder"))
     total = encoder + macs["patch_embedding"] + macs["neck"] + macs["relative_positions"]
     assert total / 1e9 == pytest.approx(488, rel=0.01)
@@ -180,6 +180,21 @@ def test_an_override_moves_the_mean() -> None:
     assert mixed_name(tiny_recipe(), [encoder, decoder]) == "min-max-w4a4"
 
 
+def test_probabilities_of_other_bits_are_told_apart(uniform: Inventory) -> None:
+    # The product of probabilities and values is half of what an attention multiplies.
+    probabilities = count_macs(tiny_config()).probabilities
+    encoder = by_part(uniform)["encoder.attention"]
+    assert probabilities["encoder.attention"] == encoder.macs / 2
+    assert set(probabilities) == set(ATTENTION_PARTS)
+    own = dataclasses.replace(encoder, probability_bits=8)
+    other = dataclasses.replace(uniform, parts=(own,))
+    assert other.share_of_macs() == {"a4a4": 0.5, "a8a4": 0.5}
+    recipe = tiny_recipe(probabilities=ProbabilitySpec(bits=8))
+    weights = by_part(uniform)["encoder.qkv"]
+    rest = dataclasses.replace(weights, macs=encoder.macs)
+    assert mixed_name(recipe, [rest, own]) == "min-max-w4a4-mixed-w4.00a4.50"
+
+
 def test_shares_are_of_the_whole_and_ordered(uniform: Inventory, mixed: Inventory) -> None:
     for inventory in (uniform, mixed):
         for shares in (inventory.share_of_bytes(), inventory.share_of_macs()):
@@ -187,7 +202,7 @@ def test_shares_are_of_the_whole_and_ordered(uniform: Inventory, mixed: Inventor
             assert list(shares.values()) == sorted(shares.values(), reverse=True)
             assert min(shares.values()) > 0
     macs = sum(part.macs for part in uniform.parts if mac_width(part) == "w4a4")
-    assert uniform.share_of_macs()["w4a4"] == macs / sum(count_macs(tiny_config()).values())
+    assert uniform.share_of_macs()["w4a4"] == macs / count_macs(tiny_config()).parts.total()
     assert set(uniform.share_of_macs()) == {"w4a4", "a4a4", "float"}
 
 

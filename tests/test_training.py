@@ -10,11 +10,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from transformers import SamModel
 
 from saqsam.data.scenes import ScenesDataset
 
 TRAINING = Path(__file__).resolve().parents[1] / "training"
-MODULES = ("train", "evaluation", "forward", "samples", "pack")
+MODULES = ("train", "evaluation", "forward", "samples", "pack", "widen")
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +81,64 @@ def test_a_new_run_can_start_from_exported_weights(training, tmp_path) -> None:
     expected = train.SamModel.from_pretrained(weights, dtype=torch.float32).state_dict()
     found = run.averaged_model().state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@torch.inference_mode()
+def test_widening_changes_no_output_and_no_two_copies_stay_tied(training) -> None:
+    torch.manual_seed(0)
+    narrow = SamModel(training["forward"].sam_mini_config(64)).eval()
+    training["forward"].initialise(narrow)
+    for name, parameter in narrow.named_parameters():
+        if name.endswith("bias") or "layer_norm" in name:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    wide = training["widen"].widen(narrow).eval()
+    pixels = torch.randn(1, 3, 256, 256)
+    prompts = [
+        {"input_boxes": torch.tensor([[[20.0, 30, 100, 120], [3, 4, 10, 12]]])},
+        {"input_points": torch.tensor([[[[50.0, 60.0]]]]), "input_masks": torch.randn(1, 1, 128, 128)},
+    ]
+    for prompt in prompts:
+        before, after = (model(pixel_values=pixels, **prompt) for model in (narrow, wide))
+        torch.testing.assert_close(after.pred_masks, before.pred_masks, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(after.iou_scores, before.iou_scores, atol=1e-4, rtol=1e-4)
+    weight = wide.mask_decoder.transformer.layers[0].mlp.lin1.weight
+    assert (weight[:, :32] - weight[:, 32:64]).abs().min() > 0
+
+
+def test_a_box_lies_between_pixels_where_the_mask_does(training) -> None:
+    fine = training["samples"].FINE
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:20, 12:30] = 255
+    mask[10:20, 11] = 64  # a quarter of that column is covered
+    x0, y0, x1, y1 = training["samples"].subpixel_box(mask) * fine
+    assert (y0, x1, y1) == pytest.approx((10, 30, 20), abs=0.51)
+    assert 11.5 < x0 < 12
+    mask[:] = 255
+    assert training["samples"].subpixel_box(mask).tolist() == [0, 0, 60 / fine, 40 / fine]
+
+
+def test_logits_are_compared_on_a_fine_grid_over_the_object(training) -> None:
+    """The region's samples of a mask and of the logits that draw it agree, and everything else is far."""
+    module, fine = training["samples"], training["samples"].FINE
+    window = 32
+    rows, columns = np.mgrid[: window * fine, : window * fine]
+    centre = (columns - 30) ** 2 + (rows - 26) ** 2
+    mask = np.where(centre < 12**2, 255, 0).astype(np.uint8)
+    box = module.subpixel_box(mask)
+    region, samples = module.cut_region(np.random.default_rng(0), mask, box)
+    cells = window // 2
+    covered = torch.from_numpy(mask).float().reshape(cells, 2 * fine, cells, 2 * fine).mean((1, 3)) / 255
+    truth = training["train"].Truth(
+        covered[None], torch.from_numpy(region)[None] / 2, torch.from_numpy(samples)[None].float() / 255
+    )
+    y, x = torch.meshgrid(*[(torch.arange(cells) + 0.5) * 2 * fine - 0.5] * 2, indexing="ij")
+    logits = (12 - ((x - 30) ** 2 + (y - 26) ** 2).sqrt())[None, None]
+    found = truth.sample(logits) > 0
+    assert (found == (truth.samples > 0.5)).float().mean() > 0.97
+    assert training["train"].true_iou(logits, truth).item() > 0.93
+    far = logits.clone()
+    far[..., 0, 0] = 9.0  # a cell beyond the region counts with its area
+    share = float(training["train"].true_iou(logits, truth) / training["train"].true_iou(far, truth))
+    assert share == pytest.approx(1 + 1 / (np.count_nonzero(mask) / (2 * fine) ** 2), rel=0.05)
+    losses = training["train"].mask_loss(torch.cat([logits, far, -logits], 1), truth, balance=0.0)[0]
+    assert losses[0] < losses[1] < losses[2]

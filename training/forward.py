@@ -16,17 +16,20 @@ from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEnc
 from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention
 
 
-def sam_mini_config() -> SamConfig:
-    """The bundled model: 256 px, patches of 8, four stages of one windowed and one global block."""
+def sam_mini_config(width: int = 256) -> SamConfig:
+    """The bundled model: 256 px, patches of 8, four stages of one windowed and one global block.
+
+    Prompt encoder and mask decoder have the width, heads and layers of the published models, and half their MLP.
+    """
     size = {"image_size": 256, "patch_size": 8}
     return SamConfig(
         vision_config=SamVisionConfig(
-            hidden_size=192, output_channels=128, num_hidden_layers=8, num_attention_heads=3, window_size=8,
-            global_attn_indexes=[1, 3, 5, 7], num_pos_feats=64, initializer_range=0.02, **size,
+            hidden_size=192, output_channels=width, num_hidden_layers=8, num_attention_heads=3, window_size=8,
+            global_attn_indexes=[1, 3, 5, 7], num_pos_feats=width // 2, initializer_range=0.02, **size,
         ).to_dict(),
-        prompt_encoder_config=SamPromptEncoderConfig(hidden_size=128, **size).to_dict(),
+        prompt_encoder_config=SamPromptEncoderConfig(hidden_size=width, **size).to_dict(),
         mask_decoder_config=SamMaskDecoderConfig(
-            hidden_size=128, mlp_dim=1024, num_attention_heads=4, iou_head_hidden_dim=128
+            hidden_size=width, mlp_dim=1024, num_attention_heads=width // 32, iou_head_hidden_dim=128
         ).to_dict(),
     )  # fmt: skip
 

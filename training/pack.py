@@ -31,7 +31,7 @@ from saqsam.data.coco import CocoDataset
 from saqsam.data.datasets import Dataset
 from saqsam.data.scenes import ScenesDataset
 
-MIN_MASK_PIXELS = 24
+MIN_MASK_PIXELS = 12
 """Smaller objects (in packed pixels) carry no boundary to learn from."""
 
 
@@ -96,7 +96,7 @@ def main() -> None:
     )
     parser.add_argument("--scenes", type=int, default=0, help="number of procedural scenes")
     parser.add_argument("--seed", type=int, default=1_000_003, help="of the scenes; evaluation uses 0")
-    parser.add_argument("--max-side", type=int, default=448)
+    parser.add_argument("--max-side", type=int, default=640)
     parser.add_argument("--quality", type=int, default=90)
     args = parser.parse_args()
 

@@ -21,8 +21,14 @@ STD = np.array([0.229, 0.224, 0.225], np.float32)
 BOX_LABELS = (2, 3)
 NOT_A_POINT = -1
 
-MIN_PIXELS = 8
+MIN_PIXELS = 6.0
 """Smaller objects (in window pixels) are left out."""
+
+FINE = 2
+"""Masks are made at this multiple of the window's resolution: objects of a few pixels have edges between them."""
+
+REGION = 28
+"""Samples on each side of the grid over an object's surroundings, see `Region`."""
 
 
 class Pack:
@@ -111,10 +117,10 @@ class SampleSet(Dataset[dict[str, torch.Tensor]]):
         instances = pack.instances_of[number]
         matrix, content = self._placement(rng, pack, number, source)
         image = warp_image(pack.read(number), matrix, spec.window)
-        masks = warp_masks(pack, instances, matrix, content, spec.window)
+        masks = warp_masks(pack, instances, matrix * FINE, content, spec.window)
         if rng.random() < 0.3 and source != "nuclei_train":
             image, masks = self._paste(rng, image, masks, content)
-        masks = [m for m in masks if cv2.countNonZero((m > 127).astype(np.uint8)) >= MIN_PIXELS]
+        masks = [m for m in masks if np.count_nonzero(m > 127) >= MIN_PIXELS * FINE**2]
         if not masks:
             return None
         image = photometric(rng, image, microscopy=source == "nuclei_train")
@@ -126,18 +132,25 @@ class SampleSet(Dataset[dict[str, torch.Tensor]]):
         chosen = pick_instances(rng, masks, spec.prompts)
         grid = spec.window // 2
         targets = np.stack([cv2.resize(masks[i], (grid, grid), interpolation=cv2.INTER_AREA) for i in chosen])
-        prompts = [self._prompt(rng, masks[i], k) for k, i in enumerate(chosen)]
+        boxes = [subpixel_box(masks[i]) for i in chosen]
+        prompts = [self._prompt(rng, masks[i], box) for i, box in zip(chosen, boxes, strict=True)]
+        regions = [cut_region(rng, masks[i], box) for i, box in zip(chosen, boxes, strict=True)]
         return {
             "pixels": torch.from_numpy(pixels.transpose(2, 0, 1).copy()),
             "targets": torch.from_numpy(targets),
             "coords": torch.from_numpy(np.stack([p[0] for p in prompts])),
             "labels": torch.from_numpy(np.stack([p[1] for p in prompts])),
+            "regions": torch.from_numpy(np.stack([r[0] for r in regions])),
+            "region_targets": torch.from_numpy(np.stack([r[1] for r in regions])),
         }
 
     def _placement(
         self, rng: np.random.Generator, pack: Pack, number: int, source: str
     ) -> tuple[np.ndarray, tuple[int, int]]:
-        """A 2x3 matrix from picture to window pixels, and (width, height) of the window that holds picture."""
+        """A 2x3 matrix from picture to window, and (width, height) of the window that holds picture.
+
+        Coordinates are continuous: the first pixel spans 0 to 1, as for prompts and for boxes.
+        """
         spec = self.spec
         height, width = (int(v) for v in pack.image[number, :2])
         long_side = max(height, width)
@@ -180,34 +193,34 @@ class SampleSet(Dataset[dict[str, torch.Tensor]]):
         scale = side / max(w, h)
         to = rng.uniform(0, 1, 2) * np.array(content)
         matrix = np.array([[scale, 0, to[0] - (x + w / 2) * scale], [0, scale, to[1] - (y + h / 2) * scale]])
-        found = warp_masks(pack, [instance], matrix, content, self.spec.window)
+        found = warp_masks(pack, [instance], matrix * FINE, content, self.spec.window)
         if not found:  # mostly outside of the window
             return image, masks
         (mask,) = found
-        alpha = mask[..., None].astype(np.float32) / 255
+        cover = mask.astype(np.float32) / 255
+        alpha = cv2.resize(cover, image.shape[1::-1], interpolation=cv2.INTER_AREA)[..., None]
         pasted = warp_image(pack.read(number), matrix, self.spec.window)
         image = (image * (1 - alpha) + pasted * alpha).astype(np.uint8)
         keep = []
         for other in masks:
-            visible = (other * (1 - alpha[..., 0])).astype(np.uint8)
+            visible = (other * (1 - cover)).astype(np.uint8)
             if visible.sum(dtype=np.int64) > 0.4 * other.sum(dtype=np.int64):
                 keep.append(visible)
         return image, [*keep, mask]
 
     def _prompt(
-        self, rng: np.random.Generator, mask: np.ndarray, order: int
+        self, rng: np.random.Generator, mask: np.ndarray, box: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Two (x, y) in window pixels and their labels: the corners of a box, or a point and a padding."""
-        hard = (mask > 127).astype(np.uint8)
-        x, y, w, h = cv2.boundingRect(hard)
         if rng.random() < self.spec.box_share:
             # Users draw boxes loosely, detectors less so, annotations fit exactly.
-            relative = (0.0, 0.015, 0.08)[int(rng.choice(3, p=(0.35, 0.35, 0.3)))]
-            noise = np.clip(rng.normal(0, relative, 4), -0.2, 0.2) * np.array([w, h, w, h])
-            corners = np.array([x, y, x + w, y + h], np.float32) + noise
-            if corners[2] - corners[0] < 2 or corners[3] - corners[1] < 2:
-                corners = np.array([x, y, x + w, y + h], np.float32)
+            relative = (0.0, 0.015, 0.08)[int(rng.choice(3, p=(0.5, 0.25, 0.25)))]
+            size = np.tile(box[2:] - box[:2], 2)
+            corners = box + np.clip(rng.normal(0, relative, 4), -0.2, 0.2) * size
+            if (corners[2:] - corners[:2] < 1).any():
+                corners = box
             return corners.reshape(2, 2).astype(np.float32), np.array(BOX_LABELS, np.int64)
+        hard = (mask > 127).astype(np.uint8)
         if rng.random() < 0.5:
             distance = cv2.distanceTransform(np.pad(hard, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
             row, column = np.unravel_index(int(distance.argmax()), distance.shape)
@@ -215,7 +228,52 @@ class SampleSet(Dataset[dict[str, torch.Tensor]]):
             rows, columns = np.nonzero(hard)
             pick = int(rng.integers(len(rows)))
             row, column = rows[pick], columns[pick]
-        return np.array([[column, row], [0, 0]], np.float32), np.array([1, NOT_A_POINT], np.int64)
+        # The model adds half a pixel to every prompt, as the published one does.
+        point = (np.array([column, row]) + 0.5) / FINE - 0.5
+        return np.stack([point, np.zeros(2)]).astype(np.float32), np.array([1, NOT_A_POINT], np.int64)
+
+
+def subpixel_box(mask: np.ndarray) -> np.ndarray:
+    """(x0, y0, x1, y1) in window pixels of fine coverage HW: where rows and columns cross one half, interpolated."""
+
+    def ends(cover: np.ndarray) -> tuple[float, float]:
+        over = np.flatnonzero(cover >= 0.5)
+        first, last = int(over[0]), int(over[-1])
+        low, high = float(first), float(last + 1)
+        if first > 0:
+            low += 0.5 - (cover[first] - 0.5) / (cover[first] - cover[first - 1])
+        if last + 1 < len(cover):
+            high += (cover[last] - 0.5) / (cover[last] - cover[last + 1]) - 0.5
+        return low, high
+
+    x0, x1 = ends(mask.max(0).astype(np.float32) / 255)
+    y0, y1 = ends(mask.max(1).astype(np.float32) / 255)
+    return np.array([x0, y0, x1, y1]) / FINE
+
+
+def cut_region(rng: np.random.Generator, mask: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The object's surroundings at a resolution of their own.
+
+    Returns:
+        (x0, y0, x1, y1) in window pixels: the box and a margin of about a quarter on each side, at least 1.5 pixels.
+        uint8 [REGION, REGION] in {0, 255}: the mask at the centres of a grid of that many cells.
+    """
+    size = box[2:] - box[:2]
+    margin = np.maximum(rng.uniform(0.15, 0.35, (2, 2)) * size, 1.5)
+    low, high = box[:2] - margin[0], box[2:] + margin[1]
+    cell = (high - low) * FINE / REGION
+    # Index i of the grid lies at low + (i + 0.5) * cell; index j of the mask at j + 0.5.
+    inverse = np.array(
+        [[cell[0], 0, low[0] * FINE + 0.5 * cell[0] - 0.5], [0, cell[1], low[1] * FINE + 0.5 * cell[1] - 0.5]]
+    )
+    cut = cv2.warpAffine(mask, inverse, (REGION, REGION), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    return np.concatenate([low, high]).astype(np.float32), np.where(cut > 127, 255, 0).astype(np.uint8)
+
+
+def to_indices(matrix: np.ndarray) -> np.ndarray:
+    """The matrix between continuous coordinates as OpenCV wants it, between indices of pixels."""
+    offset = matrix[:, 2] + matrix[:, :2] @ np.array([0.5, 0.5]) - 0.5
+    return np.concatenate([matrix[:, :2], offset[:, None]], 1)
 
 
 def fill_window(rng: np.random.Generator, low: np.ndarray, high: np.ndarray, window: int) -> np.ndarray:
@@ -229,39 +287,48 @@ def fill_window(rng: np.random.Generator, low: np.ndarray, high: np.ndarray, win
     return shift
 
 
+def reduce_first(picture: np.ndarray, matrix: np.ndarray, below: float) -> tuple[np.ndarray, np.ndarray]:
+    """Average a picture that the matrix makes smaller than `below`, so that it does not alias; the matrix left."""
+    scale = abs(float(np.linalg.det(matrix[:, :2]))) ** 0.5
+    height, width = picture.shape[:2]
+    if scale >= below or min(height, width) * scale < 2:
+        return picture, matrix
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    left = matrix[:, :2] @ np.diag([width / size[0], height / size[1]])
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.concatenate([left, matrix[:, 2:]], 1)
+
+
 def warp_image(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
     """Map a picture into the window; large reductions are averaged first so that they do not alias."""
-    scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
-    if scale < 0.75:
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        matrix = np.concatenate([matrix[:, :2] / scale, matrix[:, 2:]], 1)
+    image, matrix = reduce_first(image, matrix, 0.75)
     border = tuple(float(v) for v in MEAN * 255)
-    return cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_LINEAR, borderValue=border)
+    return cv2.warpAffine(image, to_indices(matrix), (side, side), flags=cv2.INTER_LINEAR, borderValue=border)
 
 
 def warp_masks(
-    pack: Pack, instances: list[int], matrix: np.ndarray, content: tuple[int, int], side: int
+    pack: Pack, instances: list[int], matrix: np.ndarray, content: tuple[int, int], window: int
 ) -> list[np.ndarray]:
-    """Masks of the instances that lie in the window to at least a quarter: HW uint8 coverage (0..255)."""
+    """Masks of the instances that lie in the window to at least a quarter: HW uint8 coverage (0..255).
+
+    The matrix maps the picture to fine pixels, and the masks are FINE times the window in size.
+    """
+    side = window * FINE
     area_scale = abs(float(np.linalg.det(matrix[:, :2])))
     masks = []
     for instance in instances:
         x, y, w, h = (float(v) for v in pack.instance[instance, 1:])
         corners = matrix[:, :2] @ np.array([[x, x + w, x, x + w], [y, y, y + h, y + h]]) + matrix[:, 2:]
-        if corners[0].max() < 4 or corners[1].max() < 4 or corners.min(1).max() > side - 4:
+        if corners.max(1).min() < 2 * FINE or corners.min(1).max() > side - 2 * FINE:
             continue
         crop, x0, y0 = pack.read_mask(instance)
         full = int(np.count_nonzero(crop > 127)) * area_scale
-        scale = area_scale**0.5
         local = matrix.copy()
         local[:, 2] += matrix[:, :2] @ np.array([x0, y0])
-        if scale < 0.6 and min(crop.shape) * scale >= 2:
-            crop = cv2.resize(crop, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-            local = np.concatenate([local[:, :2] / scale, local[:, 2:]], 1)
-        mask = cv2.warpAffine(crop, local, (side, side), flags=cv2.INTER_LINEAR)
-        mask[content[1] :] = 0
-        mask[:, content[0] :] = 0
-        if np.count_nonzero(mask > 127) >= max(MIN_PIXELS, 0.25 * full):
+        crop, local = reduce_first(crop, local, 0.6)
+        mask = cv2.warpAffine(crop, to_indices(local), (side, side), flags=cv2.INTER_LINEAR)
+        mask[content[1] * FINE :] = 0
+        mask[:, content[0] * FINE :] = 0
+        if np.count_nonzero(mask > 127) >= max(MIN_PIXELS * FINE**2, 0.25 * full):
             masks.append(mask)
     return masks
 

@@ -27,7 +27,12 @@ def observing(model: SamModel, structure: SamStructure, recipe: Recipe) -> Itera
         site, _, kind = slot.name.rpartition(".")
         if slot.is_log:
             taps[site] = ValueTap()
-            observers[slot.name] = GranularityObserver(slot.bits, taps[site])
+            observers[slot.name] = GranularityObserver(
+                slot.bits,
+                taps[site],
+                finest=recipe.probabilities.finest,
+                row_scaled=recipe.probabilities.scale == "row",
+            )
         elif recipe.bimodal and slot.part in TOKEN_TO_IMAGE_PARTS and kind in _MERGED:
             observers[slot.name] = ChannelHistogramObserver(axes=(1, 3))
         else:

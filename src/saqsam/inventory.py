@@ -16,7 +16,7 @@ from saqsam.models.structure import PARTS, SamStructure
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedTensor
 from saqsam.quant.log import LogQuantizer
-from saqsam.recipe import Recipe
+from saqsam.recipe import ATTENTION_PARTS, Recipe
 
 OTHER = "other"
 
@@ -41,6 +41,8 @@ class PartInventory:
         macs: Multiply-accumulates for one image and one box prompt.
         low: Lowest end of the activation ranges, None where there are none.
         high: Highest end.
+        probability_bits: Bits of the attention's probabilities, None where there are none.
+        probability_macs: Those of the multiply-accumulates that have a probability for an operand.
     """
 
     part: str
@@ -54,6 +56,8 @@ class PartInventory:
     macs: int
     low: float | None = None
     high: float | None = None
+    probability_bits: int | None = None
+    probability_macs: int = 0
 
     @property
     def bytes(self) -> int:
@@ -101,7 +105,7 @@ class Inventory:
 
     def share_of_macs(self) -> dict[str, float]:
         """Share of the multiply-accumulates at each pair of widths, such as `w4a4` or `float`."""
-        return _shares((mac_width(part), part.macs) for part in self.parts)
+        return _shares((width, macs) for part in self.parts for width, macs, _ in _products(part))
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain JSON types."""
@@ -124,6 +128,15 @@ def mac_width(part: PartInventory) -> str:
     if part.weight_bits is None:
         return f"a{part.activation_bits}a{part.activation_bits}"
     return f"w{part.weight_bits}" + ("" if part.activation_bits is None else f"a{part.activation_bits}")
+
+
+def _products(part: PartInventory) -> list[tuple[str, int, float | None]]:
+    """Widths, multiply-accumulates and mean activation bits of a part's products."""
+    bits, own = part.activation_bits, part.probability_bits
+    if bits is None or own is None or own == bits:
+        return [(mac_width(part), part.macs, bits)]
+    rest = part.macs - part.probability_macs
+    return [(mac_width(part), rest, bits), (f"a{own}a{bits}", part.probability_macs, (own + bits) / 2)]
 
 
 def _shares(counted: Iterable[tuple[str, int]]) -> dict[str, float]:
@@ -149,7 +162,7 @@ def take_inventory(model: SamModel) -> Inventory:
     packed, sizes = _count_stored(model, part_of)
     parts = []
     for part in (*PARTS, RELATIVE_POSITIONS, MASK_PRODUCT, OTHER):
-        if not (parameters[part] or macs.get(part)):
+        if not (parameters[part] or macs.parts[part]):
             continue
         weight_bits, activation_bits = recipe.bits_of(part) if part in PARTS else (None, None)
         low, high = ranges.get(part, (None, None))
@@ -163,9 +176,11 @@ def take_inventory(model: SamModel) -> Inventory:
                 code_bytes=sizes[part, "codes"],
                 scale_bytes=sizes[part, "scales"],
                 float_bytes=sizes[part, "floats"],
-                macs=macs.get(part, 0),
+                macs=macs.parts[part],
                 low=low,
                 high=high,
+                probability_bits=recipe.probability_bits(part) if part in ATTENTION_PARTS else None,
+                probability_macs=macs.probabilities[part],
             )
         )
     return Inventory(recipe, mixed_name(recipe, parts), tuple(parts), 4 * parameters.total())
@@ -180,11 +195,11 @@ def mixed_name(recipe: Recipe, parts: Sequence[PartInventory]) -> str:
     if not recipe.name.endswith("-mixed"):
         return recipe.name
     weights = _mean((part.weight_bits, part.packed) for part in parts)
-    activations = _mean((part.activation_bits, part.macs) for part in parts)
+    activations = _mean((bits, macs) for part in parts for _, macs, bits in _products(part))
     return f"{recipe.name}-w{weights:.2f}a{activations:.2f}"
 
 
-def _mean(weighted: Iterable[tuple[int | None, int]]) -> float:
+def _mean(weighted: Iterable[tuple[float | None, int]]) -> float:
     known = [(bits, weight) for bits, weight in weighted if bits is not None]
     return sum(bits * weight for bits, weight in known) / sum(weight for _, weight in known)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +20,20 @@ MASK_PRODUCT = "mask_product"
 """The decoder's product of the hypernetworks' output and the upscaled embedding: the masks."""
 
 
-def count_macs(config: SamConfig, prompts: int = 1) -> dict[str, int]:
+@dataclass(frozen=True)
+class MacCounts:
+    """Multiply-accumulates.
+
+    Attributes:
+        parts: By part, with `relative_positions` and `mask_product` for those two products.
+        probabilities: Those among them that multiply attention's probabilities by values, whose bits can differ.
+    """
+
+    parts: Counter[str]
+    probabilities: Counter[str]
+
+
+def count_macs(config: SamConfig, prompts: int = 1) -> MacCounts:
     """Multiply-accumulates of each part for one image and a number of box prompts.
 
     Counted on a float model of this configuration that holds no data. Softmax, normalisation and other elementwise
@@ -27,15 +42,16 @@ def count_macs(config: SamConfig, prompts: int = 1) -> dict[str, int]:
     Args:
         config: Configuration of the model.
         prompts: Number of box prompts.
-
-    Returns:
-        Multiply-accumulates by part, with `relative_positions` and `mask_product` for those two products.
     """
     structure = SamStructure(config)
-    counts: dict[str, int] = {}
+    counts = MacCounts(Counter(), Counter())
 
     def add(part: str, count: int) -> None:
-        counts[part] = counts.get(part, 0) + count
+        counts.parts[part] += count
+
+    def add_attention(part: str, one_product: int) -> None:
+        counts.parts[part] += 2 * one_product
+        counts.probabilities[part] += one_product
 
     def count_layer(part: str) -> Callable[..., None]:
         def hook(layer: Any, _: Any, output: torch.Tensor) -> None:
@@ -53,7 +69,7 @@ def count_macs(config: SamConfig, prompts: int = 1) -> dict[str, int]:
         def hook(attention: SamVisionAttention, _: Any, kwargs: dict[str, Any], __: Any) -> None:
             batch, height, width, channels = kwargs["hidden_states"].shape
             tokens = height * width
-            add(part, 2 * batch * tokens * tokens * channels)
+            add_attention(part, batch * tokens * tokens * channels)
             if attention.use_rel_pos:
                 add(RELATIVE_POSITIONS, batch * tokens * (height + width) * channels)
 
@@ -62,7 +78,7 @@ def count_macs(config: SamConfig, prompts: int = 1) -> dict[str, int]:
     def count_decoder_attention(part: str) -> Callable[..., None]:
         def hook(attention: SamAttention, _: Any, kwargs: dict[str, Any], __: Any) -> None:
             query, key = kwargs["query"], kwargs["key"]
-            add(part, 2 * query.shape[:3].numel() * key.shape[2] * attention.internal_dim)
+            add_attention(part, query.shape[:3].numel() * key.shape[2] * attention.internal_dim)
 
         return hook
 

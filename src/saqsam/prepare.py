@@ -97,7 +97,11 @@ def prepare(model: SamModel, structure: SamStructure, recipe: Recipe) -> None:
         raise ValueError("extra.position_embedding: this model has no absolute position embedding")
     for site in structure.attentions:
         attention = model.get_submodule(site.name)
-        new = to_quant_attention(attention, quantized_rel_pos_query=recipe.quantized_rel_pos_query)
+        new = to_quant_attention(
+            attention,
+            quantized_rel_pos_query=recipe.quantized_rel_pos_query,
+            row_scaled=recipe.probabilities.scale == "row",
+        )
         replace_module(model, site.name, new)
     for site, _ in weight_sites(structure, recipe):
         replace_module(model, site.name, to_quant_layer(model.get_submodule(site.name)))

@@ -53,9 +53,14 @@ def qdrop(weight_bits: int, activation_bits: int) -> Recipe:
 
 
 def ptq4sam_s(weight_bits: int, activation_bits: int) -> Recipe:
-    """PTQ4SAM without reconstruction: bimodal integration and adaptive granularity (arXiv 2405.03144)."""
+    """PTQ4SAM without reconstruction: bimodal integration and adaptive granularity (arXiv 2405.03144).
+
+    The paper tries 1, 2 and 4 steps an octave. With more than 4 bits most codes would then lie octaves below anything
+    that counts, so the finest grid tried still covers four octaves.
+    """
     start = mse(weight_bits, activation_bits)
-    return replace(start, method="ptq4sam-s", bimodal=True, probabilities=ProbabilitySpec("log"))
+    granularity = ProbabilitySpec("log", finest=min(32, max(4, 2 ** (activation_bits - 2))))
+    return replace(start, method="ptq4sam-s", bimodal=True, probabilities=granularity)
 
 
 def ptq4sam(weight_bits: int, activation_bits: int) -> Recipe:
@@ -110,12 +115,15 @@ def with_effort(recipe: Recipe, effort: str) -> Recipe:
 
 
 def deployable(recipe: Recipe) -> Recipe:
-    """The variant that integer kernels take: symmetric signed weights, probabilities as uniform 8-bit codes."""
+    """The variant that integer kernels take: symmetric signed weights, probabilities as uniform 8-bit codes.
+
+    Of the numerators of each row: uniform codes of the softmax itself are all 0 where a row looks at many keys.
+    """
     return replace(
         recipe,
         method=f"{recipe.method}-deploy",
         weights=replace(recipe.weights, symmetric=True),
-        probabilities=ProbabilitySpec("uniform", 8),
+        probabilities=ProbabilitySpec("uniform", 8, scale="row"),
     )
 
 

@@ -38,13 +38,22 @@ class ProbabilitySpec:
     Attributes:
         kind: `uniform` (as all activations) or `log` (adaptive granularity of PTQ4SAM, arXiv 2405.03144).
         bits: 2 to 8; None for the bits of the part's activations.
+        scale: `tensor`: the softmax is quantized, as in the papers. `row`: its numerators are, which lie in [0, 1] in
+            every row, and their sum divides the product with the values.
+        finest: For `log`: the most steps an octave that are tried (tau), a power of 2; the paper's are 1, 2 and 4.
     """
 
     kind: Literal["uniform", "log"] = "uniform"
     bits: int | None = None
+    scale: Literal["tensor", "row"] = "tensor"
+    finest: int = 4
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, ("uniform", "log"))
+        check_choice("scale", self.scale, ("tensor", "row"))
+        check_positive("finest", self.finest)
+        if self.finest not in (1, 2, 4, 8, 16, 32):
+            raise ValueError(f"finest must be a power of 2 up to 32, got {self.finest}")
         if self.bits is not None:
             check_bits(self.bits, "probabilities.bits")
 

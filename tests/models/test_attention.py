@@ -11,6 +11,8 @@ from saqsam.models.attention import (
     SLOTS,
     QuantDecoderAttention,
     QuantVisionAttention,
+    RowScaledProduct,
+    SoftmaxProduct,
     to_quant_attention,
 )
 from saqsam.models.structure import SamStructure, replace_module
@@ -239,3 +241,45 @@ def test_other_modules_are_no_attention() -> None:
     with pytest.raises(AssertionError):
         to_quant_attention(nn.Linear(2, 2))
     assert issubclass(QuantDecoderAttention, SamAttention)
+
+
+@pytest.mark.parametrize("name", [WINDOWED, GLOBAL])
+@torch.inference_mode()
+def test_rows_scaled_with_empty_slots_is_the_same_function(model: SamModel, name: str) -> None:
+    attention, hidden = vision(model, name)
+    for found, expected in zip(
+        to_quant_attention(attention, row_scaled=True)(hidden),
+        to_quant_attention(attention)(hidden),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+@torch.inference_mode()
+def test_rows_scaled_in_the_decoder_is_the_same_function(model: SamModel) -> None:
+    attention = model.get_submodule(TOKEN_TO_IMAGE)
+    for found, expected in zip(
+        to_quant_attention(attention, row_scaled=True)(**decoder_inputs()),
+        to_quant_attention(attention)(**decoder_inputs()),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_row_that_looks_at_many_keys_survives_uniform_codes_only_if_rows_are_scaled() -> None:
+    logits = random(1, 4, 2048) * 0.3  # probabilities about 1 / 2048, half a step of 8 bits is 1 / 510
+    value = random(1, 2048, 8, seed=1)
+    quantizer = AffineQuantizer(8, torch.tensor(1 / 255), torch.tensor(0))
+    exact = torch.softmax(logits, -1) @ value
+    lost, zeros = SoftmaxProduct()(logits, value, quantizer)
+    assert not lost.any()
+    assert not zeros.any()
+    kept, rows = RowScaledProduct()(logits, value, quantizer)
+    assert (kept - exact).norm() < 0.05 * exact.norm()
+    torch.testing.assert_close(rows.sum(-1), torch.ones(1, 4))
+
+
+def test_a_row_whose_numerators_all_round_to_zero_gives_zeros() -> None:
+    quantizer = AffineQuantizer(2, torch.tensor(100.0), torch.tensor(0))
+    output, _ = RowScaledProduct()(random(1, 3, 5), random(1, 5, 2, seed=1), quantizer)
+    assert torch.equal(output, torch.zeros(1, 3, 2))

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saqsam.quant.log import TAUS, GranularityObserver, LogQuantizer, ValueTap, dequantize_log, quantize_log
+from saqsam.quant.log import GranularityObserver, LogQuantizer, ValueTap, dequantize_log, quantize_log
 
 examples = settings(max_examples=40, deadline=None, derandomize=True)
 all_bits = st.integers(2, 8)
-taus = st.sampled_from(TAUS)
+TAUS = (1, 2, 4)
+taus = st.sampled_from((*TAUS, 8, 16, 32))
 scales = st.floats(2.0**-8, 1.0, width=32)
 SCALES = [2.0 ** (-i / 2) for i in range(17)]
 
@@ -142,6 +143,10 @@ def product_error(calls: Sequence[tuple[Tensor, Tensor]], bits: int, tau: int, s
     return total
 
 
+def random_values(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
 def attention(seed: int, keys: int = 24, sharpness: float = 3.0, shift: float = 0.0) -> tuple[Tensor, Tensor]:
     """P [2, 3, 7, K] and V [2, 3, K, 5]."""
     generator = torch.Generator().manual_seed(seed + 1000)
@@ -161,6 +166,22 @@ def test_the_least_error_of_the_product_is_found(bits: int, sharpness: float, sh
     # The first of those whose error is the least: where no probability exceeds the scale, some differ by nothing.
     least = next(grid for grid, error in zip(grids, errors, strict=True) if error <= 1.0001 * min(errors))
     assert (int(found.tau), float(found.scale)) == pytest.approx(least)
+
+
+@pytest.mark.parametrize("finest", [1, 4, 16])
+def test_finer_steps_are_tried_up_to_the_finest(finest: int) -> None:
+    # Probabilities within one octave: the more steps it has, the better.
+    p, v = attention(0, sharpness=0.1)
+    assert int(observe(8, (p, v), finest=finest).quantizer().tau) == finest
+
+
+def test_with_rows_scaled_the_product_is_divided_before_it_is_compared() -> None:
+    # Every probability is rounded up by the same share, which the division undoes.
+    rows, values = torch.full((1, 1, 3, 4), 2.0**-0.25), random_values(1, 1, 4, 5)
+    found = observe(4, (rows, values), row_scaled=True)
+    assert float(found.errors.min()) < 1e-12
+    assert float(found.errors[0, 0]) < 1e-12
+    assert float(observe(4, (rows, values)).errors[0, 0]) > 1e-3
 
 
 def test_the_error_counts_after_the_product_and_not_before() -> None:

@@ -14,7 +14,35 @@ from torch import Tensor, nn
 from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention
 
 PROBABILITIES = "probability_quantizer"
+_LEAST_SUM = 1e-6
+"""Of a row of quantized numerators, which a learned scale could round to nothing."""
 SLOTS = ("query_quantizer", "key_quantizer", "value_quantizer", PROBABILITIES)
+
+
+class SoftmaxProduct(nn.Module):
+    """The values' mean by the quantized softmax of the logits, as in the papers."""
+
+    def forward(self, logits: Tensor, value: Tensor, quantizer: nn.Module) -> tuple[Tensor, Tensor]:
+        """Logits [..., Q, K] and values [..., K, D] to output [..., Q, D] and probabilities [..., Q, K]."""
+        probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32).to(value.dtype)
+        probabilities = quantizer(probabilities)
+        return probabilities @ value, probabilities
+
+
+class RowScaledProduct(nn.Module):
+    """The same with the softmax's numerators exp(x - row maximum) quantized, and divided by their sum afterwards.
+
+    Each row then has the range to itself, where otherwise the probabilities of a row that looks at a thousand keys are
+    all less than half a step of a range that other rows need. The product still has two static operands; what comes
+    after it is one division for each row (as in SageAttention, arXiv 2410.02367).
+    """
+
+    def forward(self, logits: Tensor, value: Tensor, quantizer: nn.Module) -> tuple[Tensor, Tensor]:
+        """See `SoftmaxProduct.forward`."""
+        numerators = (logits - logits.amax(-1, keepdim=True)).exp()
+        numerators = quantizer(numerators.to(value.dtype))
+        total = numerators.sum(-1, keepdim=True).clamp_min(_LEAST_SUM)
+        return (numerators @ value) / total, numerators / total
 
 
 class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
@@ -28,6 +56,7 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
     key_quantizer: nn.Module
     value_quantizer: nn.Module
     probability_quantizer: nn.Module
+    product: SoftmaxProduct | RowScaledProduct
     quantized_rel_pos_query: bool
 
     def forward(self, hidden_states: Tensor, output_attentions: bool | None = None) -> tuple[Tensor, Tensor]:
@@ -47,10 +76,8 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
             source = rounded_query if self.quantized_rel_pos_query else query
             rel_pos = self.get_decomposed_rel_pos(source, self.rel_pos_h, self.rel_pos_w, size, size)
             logits = logits + rel_pos.reshape_as(logits)
-        value = self.value_quantizer(value)
-        probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32).to(query.dtype)
-        probabilities = self.probability_quantizer(probabilities)
-        output = (probabilities @ value).reshape(batch, heads, height, width, -1)
+        output, probabilities = self.product(logits, self.value_quantizer(value), self.probability_quantizer)
+        output = output.reshape(batch, heads, height, width, -1)
         output = output.permute(0, 2, 3, 1, 4).reshape(batch, height, width, channels)
         return self.proj(output), probabilities
 
@@ -62,6 +89,7 @@ class QuantDecoderAttention(SamAttention):  # type: ignore[misc]
     key_quantizer: nn.Module
     value_quantizer: nn.Module
     probability_quantizer: nn.Module
+    product: SoftmaxProduct | RowScaledProduct
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_similarity: Tensor | None = None, **_: Any
@@ -85,16 +113,17 @@ class QuantDecoderAttention(SamAttention):  # type: ignore[misc]
         logits = (q @ k.transpose(2, 3)) * self.scaling
         if attention_similarity is not None:
             logits = logits + attention_similarity
-        probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32).to(q.dtype)
-        probabilities = self.probability_quantizer(probabilities)
-        output = (probabilities @ v).transpose(1, 2).contiguous()
+        output, probabilities = self.product(logits, v, self.probability_quantizer)
+        output = output.transpose(1, 2).contiguous()
         return self.out_proj(self._recombine_heads(output, prompts)), probabilities
 
 
 QuantAttention = QuantVisionAttention | QuantDecoderAttention
 
 
-def to_quant_attention(attention: nn.Module, *, quantized_rel_pos_query: bool = False) -> QuantAttention:
+def to_quant_attention(
+    attention: nn.Module, *, quantized_rel_pos_query: bool = False, row_scaled: bool = False
+) -> QuantAttention:
     """An attention with empty slots that shares the layers and parameters of a transformers attention."""
     new: QuantAttention
     if isinstance(attention, SamVisionAttention):
@@ -105,6 +134,7 @@ def to_quant_attention(attention: nn.Module, *, quantized_rel_pos_query: bool = 
     new.__dict__ = {**attention.__dict__, "_modules": dict(attention._modules)}
     for slot in SLOTS:
         setattr(new, slot, nn.Identity())
+    new.product = RowScaledProduct() if row_scaled else SoftmaxProduct()
     if isinstance(new, QuantVisionAttention):
         new.quantized_rel_pos_query = quantized_rel_pos_query
     return new

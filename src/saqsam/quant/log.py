@@ -4,8 +4,8 @@ Adaptive granularity, after PTQ4SAM (arXiv 2405.03144): a probability p has the 
 
     q = round(-tau * log2(p / s)), at least 0,   and comes back as   s * 2**(-q / tau),
 
-with tau in {1, 2, 4}: the greater tau, the finer the steps and the sooner small probabilities become 0. What is wanted
-is a good product `P @ V`, not a good P, so (tau, s) minimise the error of the product.
+with tau a power of 2, in the paper {1, 2, 4}: the greater tau, the finer the steps and the sooner small probabilities
+become 0. What is wanted is a good product `P @ V`, not a good P, so (tau, s) minimise the error of the product.
 
 Deviation: codes are strictly b bits. The last code stands for 0, where public code keeps all 2**b codes for powers and
 has 0 beside them, one level more than fits into b bits.
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from .affine import check_bits
 
-TAUS = (1, 2, 4)
+FINEST = 4
+"""The greatest tau of the paper."""
 _SCALES = 2.0 ** (-0.5 * torch.arange(17))
 """Largest values that are tried, 1 to 1/256: where attention spreads over thousands of keys, P stays far below 1."""
 _TIE = 1e-4
@@ -98,12 +99,25 @@ class GranularityObserver(nn.Module):
         tap: Sees the values before the probabilities come.
         most: Probabilities of one call that are looked at, at most: whole rows (at least one), drawn with a fixed seed.
         calls: Calls that are looked at; later ones pass.
+        finest: The greatest tau that is tried, a power of 2.
+        row_scaled: Whether it sees numerators, by whose sum the product is divided.
     """
 
-    def __init__(self, bits: int, tap: ValueTap, *, most: int = 2**17, calls: int = 8) -> None:
+    def __init__(
+        self,
+        bits: int,
+        tap: ValueTap,
+        *,
+        most: int = 2**17,
+        calls: int = 8,
+        finest: int = FINEST,
+        row_scaled: bool = False,
+    ) -> None:
         super().__init__()
         self.bits, self.tap, self.most, self.calls = bits, tap, most, calls
-        self.errors = torch.zeros(len(TAUS), len(_SCALES), dtype=torch.float64)
+        self.taus = [2**i for i in range(finest.bit_length())]
+        self.row_scaled = row_scaled
+        self.errors = torch.zeros(len(self.taus), len(_SCALES), dtype=torch.float64)
         self.count = 0
 
     def forward(self, probabilities: Tensor) -> Tensor:
@@ -134,14 +148,18 @@ class GranularityObserver(nn.Module):
         return rows, values
 
     def _add(self, rows: Tensor, values: Tensor) -> None:
-        exact = rows @ values
+        exact = self._product(rows, values)
         last = 2**self.bits - 1
         exponent = -torch.log2(rows)
-        for i, tau in enumerate(TAUS):
+        for i, tau in enumerate(self.taus):
             for j, scale in enumerate(_SCALES.tolist()):
                 codes = torch.round(tau * (exponent + torch.log2(torch.tensor(scale)))).clamp_(0, last)
                 rounded = torch.where(codes == last, 0.0, scale * torch.exp2(codes.mul(-1 / tau)))
-                self.errors[i, j] += float((rounded @ values - exact).square().mean())
+                self.errors[i, j] += float((self._product(rounded, values) - exact).square().mean())
+
+    def _product(self, rows: Tensor, values: Tensor) -> Tensor:
+        product = rows @ values
+        return product / rows.sum(-1, keepdim=True).clamp_min(1e-6) if self.row_scaled else product
 
     def merge(self, other: GranularityObserver) -> None:
         """Add what another observer saw."""
@@ -158,5 +176,5 @@ class GranularityObserver(nn.Module):
             raise ValueError("no calibration value reached this quantizer")
         # Grids that differ beyond the probabilities alone have one error, but for its rounding.
         best = int((self.errors <= self.errors.min() * (1 + _TIE)).flatten().nonzero()[0])
-        tau, scale = TAUS[best // len(_SCALES)], _SCALES[best % len(_SCALES)]
+        tau, scale = self.taus[best // len(_SCALES)], _SCALES[best % len(_SCALES)]
         return LogQuantizer(self.bits, scale, torch.tensor(tau))

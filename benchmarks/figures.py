@@ -1,0 +1,221 @@
+"""Draws the figures of docs/results.md from checkpoints reloaded from disk, on scenes of the bundled generator.
+
+    python benchmarks/figures.py                 # docs/images/focus.png, masks.png and learning.png
+
+- `focus.png`: where a mask token looks in the image, in float, with ranges of least error, and clipped by the focus.
+- `masks.png`: the masks of one model after another at the hardest bits.
+- `learning.png`: loss curves of SAQ-SAM's units and the focus deviation before and after clipping.
+
+Checkpoints are made as by `ptq.py` and kept in its cache, so that the figures show models of the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import SamModel, SamProcessor
+
+import ptq
+import saqsam
+from saqsam.data.datasets import Sample, open_dataset
+from saqsam.models.attention import QuantDecoderAttention
+from saqsam.models.structure import TOKEN_TO_IMAGE_PARTS, SamStructure
+from saqsam.output import write_whole
+from saqsam.predictor import Predictor
+from saqsam.prepare import prepare
+from saqsam.quantize import QuantizationLog
+from saqsam.report import LOG_PICTURE, write_report
+from saqsam.visualize import overlay_masks
+from saqsam_cli.terminal import progress_bars
+
+IMAGES = ptq.ROOT / "docs" / "images"
+BITS = "w4a4"
+FOCUS = ("mse", "saq-sam-s")
+MASKS = ("mse", "ptq4sam", "saq-sam")
+FOCUS_SCENE, MASK_SCENES = 3, (1, 5, 8)
+MOST_BOXES = 8
+MASK_TOKEN = 1
+"""Of the decoder's tokens: the first is that of the predicted IoU, the second that of the single mask."""
+
+
+class Models:
+    """The float model and checkpoints of it, by method."""
+
+    def __init__(self, plan: ptq.Plan) -> None:
+        self.plan = plan
+
+    @property
+    def float(self) -> tuple[SamModel, SamProcessor]:
+        """The float model."""
+        return self.plan.model.loaded
+
+    def quantized(self, method: str) -> tuple[SamModel, SamProcessor]:
+        """A checkpoint of the method, reloaded."""
+        with progress_bars() as bars:
+            folder, _ = ptq._checkpoint(self.plan, method, BITS, bars)
+        return saqsam.load(folder)
+
+
+def draw_focus(models: Models, scene: Sample) -> Figure:
+    """A row for each attention of tokens to the image: probabilities of the mask token, mean over heads."""
+    box = max((i for i in scene.instances if not i.is_crowd), key=lambda i: i.area).box
+    float_model, processor = models.float
+    recipe = saqsam.recipe_for("mse", BITS)
+    structure = SamStructure(float_model.config)
+    sites = [site.name for site in structure.attentions if site.part in TOKEN_TO_IMAGE_PARTS]
+    prepare(float_model, structure, recipe)  # empty slots: still the float model
+    columns = {"float": _probabilities(float_model, processor, scene.image, box, sites)}
+    titles = {"mse": "ranges of least error", "saq-sam-s": "clipped by the focus"}
+    for method in FOCUS:
+        columns[titles[method]] = _probabilities(*models.quantized(method), scene.image, box, sites)
+    figure = Figure(figsize=(2.9 * (len(columns) + 1), 2.75 * len(sites)), layout="constrained")
+    grid = figure.subplots(len(sites), len(columns) + 1, squeeze=False)
+    names = [f"layer {i + 1}" for i in range(len(sites) - 1)] + ["final attention"]
+    height, width = scene.image.shape[:2]
+    for row, (site, name) in enumerate(zip(sites, names, strict=True)):
+        for axes in grid[row]:
+            axes.set_xticks([])
+            axes.set_yticks([])
+        grid[row][0].imshow(scene.image)
+        grid[row][0].set_ylabel(f"tokens to image, {name}", fontsize=9)
+        x0, y0, x1, y1 = box
+        grid[row][0].plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="white", linewidth=1.5)
+        exact = columns["float"][site]
+        for column, (title, found) in enumerate(columns.items(), start=1):
+            axes, probabilities = grid[row][column], found[site]
+            side = math.isqrt(probabilities.shape[-1])
+            scale = side / max(height, width)
+            inner = (math.ceil(height * scale), math.ceil(width * scale))
+            picture = probabilities[0, :, MASK_TOKEN].mean(0).reshape(side, side)[: inner[0], : inner[1]]
+            axes.imshow(picture.sqrt(), cmap="magma", vmin=0, vmax=float(picture.max().sqrt()))
+            deviation = "" if column == 1 else f"focus deviation {_deviation(exact, probabilities):.3f}"
+            axes.set_xlabel(deviation, fontsize=8)
+            if row == 0:
+                axes.set_title(title, fontsize=10)
+    return figure
+
+
+def _probabilities(
+    model: SamModel,
+    processor: SamProcessor,
+    image: NDArray[np.uint8],
+    box: Sequence[float],
+    sites: Sequence[str],
+) -> dict[str, Tensor]:
+    """Probabilities [1, N, Q, K] of each attention for one box."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> object:
+        def hook(_module: nn.Module, _inputs: object, output: tuple[Tensor, Tensor]) -> None:
+            found[name] = output[1].detach()
+
+        return hook
+
+    handles = []
+    for name in sites:
+        attention = model.get_submodule(name)
+        assert isinstance(attention, QuantDecoderAttention)
+        handles.append(attention.register_forward_hook(keep(name)))
+    predictor = Predictor(model, processor)
+    predictor.set_image(image)
+    predictor.predict(box=np.array(box), multimask_output=False)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def _deviation(exact: Tensor, found: Tensor, theta: float = 0.5) -> float:
+    """1 - IoU of the focus, mean over heads."""
+    masks = [p > theta * p.amax(-1, keepdim=True) for p in (exact, found)]
+    both, union = (masks[0] & masks[1]).sum((-2, -1)), (masks[0] | masks[1]).sum((-2, -1))
+    return float((1 - both / union).mean())
+
+
+def draw_masks(models: Models, scenes: Sequence[Sample]) -> Figure:
+    """A row for each scene: the masks of the same boxes by each model, and their mean IoU."""
+    columns = {"float": models.float, **{f"{m}, {BITS}": models.quantized(m) for m in MASKS}}
+    figure = Figure(figsize=(2.7 * (len(columns) + 1), 2.6 * len(scenes)), layout="constrained")
+    grid = figure.subplots(len(scenes), len(columns) + 1, squeeze=False)
+    for row, scene in enumerate(scenes):
+        instances = [i for i in scene.instances if not i.is_crowd][:MOST_BOXES]
+        truth = np.stack([i.mask() for i in instances])
+        boxes = np.array([i.box for i in instances])
+        panels = {"ground truth": truth}
+        for name, (model, processor) in columns.items():
+            predictor = Predictor(model, processor)
+            predictor.set_image(scene.image)
+            masks, _, _ = predictor.predict_batch(boxes=boxes, multimask_output=False)
+            panels[name] = masks[:, 0].cpu().numpy()
+        for axes, (name, masks) in zip(grid[row], panels.items(), strict=True):
+            axes.set_axis_off()
+            axes.imshow(overlay_masks(scene.image, masks))
+            iou = _mean_iou(masks, truth) if name != "ground truth" else None
+            note = "" if iou is None else f"mean IoU {iou:.3f}"
+            axes.set_title(f"{name}\n{note}" if row == 0 else note, fontsize=9)
+    return figure
+
+
+def _mean_iou(masks: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    both = (masks & truth).sum((1, 2))
+    return float((both / np.maximum(1, (masks | truth).sum((1, 2)))).mean())
+
+
+def write_learning(plan: ptq.Plan, path: Path) -> None:
+    """The picture that `saqsam quantize` leaves beside a checkpoint."""
+    model, processor = plan.model.loaded
+    recipe, log = plan.recipe("saq-sam", BITS), QuantizationLog()
+    folder = plan.cache / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    with progress_bars() as bars, ptq._bar(bars, "learning") as step:
+        saqsam.quantize(
+            model,
+            processor,
+            recipe,
+            plan.calibration[1],
+            log=log,
+            progress=lambda _, done, whole, __: step(done, whole),
+        )
+    write_report(log, recipe, folder)
+    write_whole(path, (folder / LOG_PICTURE).read_bytes())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Draw the figures; more options are those of ptq.py.")
+    parser.add_argument("--figures", nargs="+", choices=("focus", "masks", "learning"))
+    options, others = parser.parse_known_args(arguments)
+    chosen = options.figures or ("learning", "masks", "focus")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        plan = ptq.make_plan(ptq._parse_arguments(["--data", "scenes", *others]))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    data = open_dataset("scenes", limit=max(FOCUS_SCENE, *MASK_SCENES) + 1)
+    models = Models(plan)
+    for name in chosen:
+        path = IMAGES / f"{name}.png"
+        with torch.inference_mode():
+            if name == "masks":
+                draw_masks(models, [data[i] for i in MASK_SCENES]).savefig(path, dpi=100)
+            elif name == "focus":
+                draw_focus(models, data[FOCUS_SCENE]).savefig(path, dpi=100)
+        if name == "learning":
+            write_learning(plan, path)
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""Are the outliers there that SAQ-SAM clips? Ranges of activations of the float model: results/ranges.csv.
+
+    python benchmarks/ranges.py
+
+- `decoder`: queries, keys and what they are projected from, for each attention of the mask decoder: the largest
+  absolute value against the 99th percentile. About 100 in SAM-B (arXiv 2503.06515).
+- `encoder`: the largest absolute value of each token at the input of the encoder's linear layers: the largest over the
+  median token. The same of the original SAM encoders, where their measured ranges lie in the data root.
+
+32 calibration images of `coco_train`, or of scenes where there are no photographs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import SamModel
+
+import ptq
+import saqsam
+from saqsam.backend import TorchBackend
+from saqsam.calibration_images import CalibrationImages, choose_calibration_images
+from saqsam.clipping import SEARCHED
+from saqsam.models.structure import DECODER_PARTS, SamStructure
+from saqsam.output import write_whole
+from saqsam.prepare import prepare
+
+OUT = ptq.ROOT / "benchmarks" / "results" / "ranges.csv"
+ORIGINAL = "sam_encoder_activation_ranges.json"
+ENCODER_PARTS = {"qkv": "attn.qkv", "proj": "attn.proj", "lin1": "mlp.lin1", "lin2": "mlp.lin2"}
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How far the largest value is from the common ones.
+
+    Attributes:
+        model: Of which it was measured.
+        where: `decoder` or `encoder`.
+        tensor: Slot and attention, or kind of layer; layers of one kind are one row.
+        largest: Largest absolute value.
+        common: Decoder: 99th percentile of the absolute values. Encoder: of the median token.
+        ratio: Largest by common; encoder: the median over the layers.
+        highest_ratio: Encoder: the highest over the layers.
+    """
+
+    model: str
+    where: str
+    tensor: str
+    largest: float
+    common: float
+    ratio: float
+    highest_ratio: float
+
+
+def measure(model: SamModel, name: str, images: CalibrationImages) -> Iterator[Ratio]:
+    """Ratios of a float model."""
+    structure = SamStructure(model.config)
+    prepare(model, structure, saqsam.recipe_for("mse", "w4a4"))  # slots to watch; outputs stay
+    decoder: dict[str, list[Tensor]] = {}
+    encoder: dict[str, list[Tensor]] = {}
+    handles = []
+
+    def watch(module: nn.Module, store: dict[str, list[Tensor]], key: str, *, by_token: bool) -> None:
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], _output: object) -> None:
+            magnitude = inputs[0].detach().abs()
+            values = magnitude.amax(-1).flatten() if by_token else magnitude.flatten()
+            store.setdefault(key, []).append(values.cpu())
+
+        handles.append(module.register_forward_hook(hook))
+
+    for site in structure.attentions:
+        if site.part in DECODER_PARTS:
+            for slot in SEARCHED:
+                path = f"{site.name}.{slot}"
+                watch(model.get_submodule(path), decoder, path, by_token=False)
+    for site in structure.layers:
+        if site.part.removeprefix("encoder.") in ENCODER_PARTS:
+            watch(model.get_submodule(site.name), encoder, site.name, by_token=True)
+    backend = TorchBackend(model)
+    with torch.inference_mode():
+        for i in range(len(images)):
+            pixels, prompts = images[i]
+            backend.decode(backend.encode(pixels), prompts, multimask_output=False)
+    for handle in handles:
+        handle.remove()
+    for path, parts in decoder.items():
+        values = torch.cat(parts)
+        common = float(values.kthvalue(max(1, round(0.99 * len(values)))).values)
+        largest = float(values.max())
+        short = path.removeprefix("mask_decoder.transformer.")
+        yield Ratio(name, "decoder", short, largest, common, largest / common, largest / common)
+    layers = {path: torch.cat(parts) for path, parts in encoder.items()}
+    for part, suffix in ENCODER_PARTS.items():
+        pairs = [(float(v.max()), float(v.median())) for path, v in layers.items() if path.endswith(suffix)]
+        yield _summary(name, part, pairs)
+
+
+def original(path: Path) -> Iterator[Ratio]:
+    """The same of the original encoders, from their measured ranges."""
+    for name, layers in json.loads(path.read_text(encoding="utf-8"))["encoders"].items():
+        for part, suffix in ENCODER_PARTS.items():
+            pairs = [(layer["max"], layer["p50"]) for layer in layers if layer["layer"].endswith(suffix)]
+            yield _summary(f"SAM {name.replace('_', '-')}", part, pairs)
+
+
+def _summary(model: str, part: str, pairs: Sequence[tuple[float, float]]) -> Ratio:
+    ratios = [largest / common for largest, common in pairs]
+    largest, common = max(pairs)
+    return Ratio(model, "encoder", part, largest, common, statistics.median(ratios), max(ratios))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Measure outliers; more options are those of ptq.py.")
+    parser.add_argument("--ranges-out", type=Path, default=OUT)
+    options, others = parser.parse_known_args(arguments)
+    plain = ptq._parse_arguments(["--data", "scenes", *others])
+    try:
+        plan = ptq.make_plan(plain)
+        model, processor = plan.model.loaded
+        spec = plan.recipe("mse", "w4a4").calibration
+        images = choose_calibration_images(model, processor, plan.calibration[1], spec)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    ratios = list(measure(model, plan.model.name, images))
+    if (plain.data_root / ORIGINAL).is_file():
+        ratios += original(plain.data_root / ORIGINAL)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(field.name for field in fields(Ratio))
+    for ratio in ratios:
+        writer.writerow(f"{v:.4f}" if isinstance(v, float) else v for v in astuple(ratio))
+        print(
+            f"{ratio.model:12} {ratio.where} {ratio.tensor:55} {ratio.largest:9.3f} / {ratio.common:7.3f}"
+            f" = {ratio.ratio:.2f} (highest {ratio.highest_ratio:.2f})"
+        )
+    write_whole(options.ranges_out, text.getvalue().encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
