@@ -10,15 +10,17 @@ for one data set. `TABLES` holds the names.
 from __future__ import annotations
 
 import argparse
+import csv
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rows import FILL_BOX, FLOAT, Row, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 BUNDLED = "sam-mini"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 HEADLINE_BITS = "w4a4"
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(description="Write the tables of the documentation from measured rows.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is stale")
-    parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks" / "results" / "ptq.csv", help="rows")
+    parser.add_argument("--csv", type=Path, default=RESULTS / "ptq.csv", help="rows")
     parser.add_argument("pages", nargs="*", type=Path, default=list(PAGES), help="Markdown files")
     options = parser.parse_args(arguments)
     try:
@@ -78,9 +80,13 @@ def fill_tables(text: str, rows: Sequence[Row]) -> str:
 
     def fill(found: re.Match[str]) -> str:
         name, data = found[1], found[2]
-        if name not in TABLES:
-            raise ValueError(f"no table {name!r}; there are {', '.join(TABLES)}")
-        table = TABLES[name]([row for row in rows if data in (None, row.data)]) or NOTHING_YET
+        if name in OTHER_TABLES:
+            file, make = OTHER_TABLES[name]
+            table = make(read_plain(RESULTS / file)) or NOTHING_YET
+        elif name in TABLES:
+            table = TABLES[name]([row for row in rows if data in (None, row.data)]) or NOTHING_YET
+        else:
+            raise ValueError(f"no table {name!r}; there are {', '.join([*TABLES, *OTHER_TABLES])}")
         return f"<!-- table:{name}{f' {data}' if data else ''} -->\n\n{table}\n\n<!-- /table -->"
 
     blocks = list(_BLOCK.finditer(text))
@@ -188,6 +194,51 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "headline": headline,
     "provenance": provenance,
 }
+
+
+def read_plain(path: Path) -> list[dict[str, str]]:
+    """Lines of a CSV file by column; none if it is not there."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def outliers(lines: Sequence[Mapping[str, str]]) -> str:
+    """Largest against common values: the decoder's tensors in order, the encoder's layers by kind beside SAM's."""
+    if not lines:
+        return ""
+    decoder = [line for line in lines if line["where"] == "decoder"]
+    model = decoder[0]["model"]
+    slots = list(dict.fromkeys(line["tensor"].rpartition(".")[2] for line in decoder))
+    names = {"input_quantizer": "projected from", "query_quantizer": "queries", "key_quantizer": "keys"}
+    rows = []
+    for slot in slots:
+        of_slot = [line for line in decoder if line["tensor"].endswith(slot)]
+        ratios = [float(line["ratio"]) for line in of_slot]
+        largest = max(float(line["largest"]) for line in of_slot)
+        rows.append([names[slot], f"{largest:.1f}", f"{min(ratios):.1f}", f"{max(ratios):.1f}"])
+    heading = [f"decoder of {model}", "largest", "largest / 99 %, least", "most"]
+    first = _markdown(heading, rows, right=3)
+    encoder = [line for line in lines if line["where"] == "encoder"]
+    models = list(dict.fromkeys(line["model"] for line in encoder))
+    kinds = list(dict.fromkeys(line["tensor"] for line in encoder))
+    by_key = {(line["model"], line["tensor"]): line for line in encoder}
+    rows = [
+        [name, *(_ratio_cell(by_key[name, kind]) for kind in kinds if (name, kind) in by_key)]
+        for name in models
+    ]
+    return first + "\n\n" + _markdown(["encoder, input of", *kinds], rows, right=len(kinds))
+
+
+def _ratio_cell(line: Mapping[str, str]) -> str:
+    return f"{float(line['ratio']):.1f} (up to {float(line['highest_ratio']):.1f})"
+
+
+OTHER_TABLES: dict[str, tuple[str, Callable[[Sequence[Mapping[str, str]]], str]]] = {
+    "outliers": ("ranges.csv", outliers),
+}
+"""Tables of other files than the rows of `ptq.py`, in the folder of the results."""
 
 
 def _blocks(rows: Sequence[Row], measure: str, score: Callable[[Row], float]) -> str:

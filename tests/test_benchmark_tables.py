@@ -233,3 +233,29 @@ def test_check_finds_stale_pages_and_leaves_them(rows, tables, made, tmp_path, c
     document.write_text(page("nonsense"))
     assert tables.main(["--check", *arguments]) == 2
     assert "page.md: no table 'nonsense'" in capsys.readouterr().err
+
+
+def test_the_outlier_table_sums_up_slots_and_kinds_of_layers(tables: ModuleType) -> None:
+    def line(
+        model: str, where: str, tensor: str, largest: float, ratio: float, highest: float
+    ) -> dict[str, str]:
+        values = {"largest": largest, "common": largest / ratio, "ratio": ratio, "highest_ratio": highest}
+        return {"model": model, "where": where, "tensor": tensor} | {k: str(v) for k, v in values.items()}
+
+    lines = [
+        line("m", "decoder", "layers.0.self_attn.key_quantizer", 4.0, 2.0, 2.0),
+        line("m", "decoder", "layers.1.self_attn.key_quantizer", 3.0, 1.5, 1.5),
+        line("m", "encoder", "qkv", 9.0, 1.25, 3.0),
+        line("SAM vit-b", "encoder", "qkv", 18.0, 1.8, 2.4),
+    ]
+    assert tables.outliers(lines).splitlines() == [
+        "| decoder of m | largest | largest / 99 %, least | most |",
+        "| --- | ---: | ---: | ---: |",
+        "| keys | 4.0 | 1.5 | 2.0 |",
+        "",
+        "| encoder, input of | qkv |",
+        "| --- | ---: |",
+        "| m | 1.2 (up to 3.0) |",
+        "| SAM vit-b | 1.8 (up to 2.4) |",
+    ]
+    assert tables.outliers([]) == ""

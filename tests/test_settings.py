@@ -41,6 +41,8 @@ def other(value: Any, name: str) -> Any:
         "activations.range": "percentile",
         "probabilities.kind": "uniform",
         "probabilities.bits": 7,
+        "probabilities.scale": "row",
+        "probabilities.finest": 16,
         "reconstruction.unit": "block",
         "reconstruction.loss": "output",
         "reconstruction.target": "float",
