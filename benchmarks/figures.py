@@ -12,6 +12,7 @@ Checkpoints are made as by `ptq.py` and kept in its cache, so that the figures s
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from transformers import SamModel, SamProcessor
 import ptq
 import saqsam
 from saqsam.data.datasets import Sample, open_dataset
+from saqsam.evaluate import mask_iou
 from saqsam.models.attention import QuantDecoderAttention
 from saqsam.models.structure import TOKEN_TO_IMAGE_PARTS, SamStructure
 from saqsam.output import write_whole
@@ -73,6 +75,7 @@ def draw_focus(models: Models, scene: Sample) -> Figure:
     recipe = saqsam.recipe_for("mse", BITS)
     structure = SamStructure(float_model.config)
     sites = [site.name for site in structure.attentions if site.part in TOKEN_TO_IMAGE_PARTS]
+    float_model = copy.deepcopy(float_model)
     prepare(float_model, structure, recipe)  # empty slots: still the float model
     columns = {"float": _probabilities(float_model, processor, scene.image, box, sites)}
     titles = {"mse": "ranges of least error", "saq-sam-s": "clipped by the focus"}
@@ -159,15 +162,10 @@ def draw_masks(models: Models, scenes: Sequence[Sample]) -> Figure:
         for axes, (name, masks) in zip(grid[row], panels.items(), strict=True):
             axes.set_axis_off()
             axes.imshow(overlay_masks(scene.image, masks))
-            iou = _mean_iou(masks, truth) if name != "ground truth" else None
-            note = "" if iou is None else f"mean IoU {iou:.3f}"
+            iou = float(mask_iou(torch.from_numpy(masks), torch.from_numpy(truth)).mean())
+            note = "" if name == "ground truth" else f"mean IoU {iou:.3f}"
             axes.set_title(f"{name}\n{note}" if row == 0 else note, fontsize=9)
     return figure
-
-
-def _mean_iou(masks: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    both = (masks & truth).sum((1, 2))
-    return float((both / np.maximum(1, (masks | truth).sum((1, 2)))).mean())
 
 
 def write_learning(plan: ptq.Plan, path: Path) -> None:

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import io
 import json
@@ -64,7 +65,8 @@ class Ratio:
 
 
 def measure(model: SamModel, name: str, images: CalibrationImages) -> Iterator[Ratio]:
-    """Ratios of a float model."""
+    """Ratios of a float model, which stays as it is."""
+    model = copy.deepcopy(model)
     structure = SamStructure(model.config)
     prepare(model, structure, saqsam.recipe_for("mse", "w4a4"))  # slots to watch; outputs stay
     decoder: dict[str, list[Tensor]] = {}
