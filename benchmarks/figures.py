@@ -42,7 +42,8 @@ from saqsam_cli.terminal import progress_bars
 
 IMAGES = ptq.ROOT / "docs" / "images"
 BITS = "w4a4"
-FOCUS = ("mse", "saq-sam-s")
+FOCUS = ("ptq4sam-s", "saq-sam-s")
+"""They differ in the clipping alone."""
 MASKS = ("mse", "ptq4sam", "saq-sam")
 FOCUS_SCENE, MASK_SCENES = 3, (1, 5, 8)
 MOST_BOXES = 8
@@ -78,7 +79,7 @@ def draw_focus(models: Models, scene: Sample) -> Figure:
     float_model = copy.deepcopy(float_model)
     prepare(float_model, structure, recipe)  # empty slots: still the float model
     columns = {"float": _probabilities(float_model, processor, scene.image, box, sites)}
-    titles = {"mse": "ranges of least error", "saq-sam-s": "clipped by the focus"}
+    titles = {"ptq4sam-s": "ranges of least error", "saq-sam-s": "clipped by the focus"}
     for method in FOCUS:
         columns[titles[method]] = _probabilities(*models.quantized(method), scene.image, box, sites)
     figure = Figure(figsize=(2.9 * (len(columns) + 1), 2.75 * len(sites)), layout="constrained")
@@ -204,12 +205,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     models = Models(plan)
     for name in chosen:
         path = IMAGES / f"{name}.png"
-        with torch.inference_mode():
-            if name == "masks":
-                draw_masks(models, [data[i] for i in MASK_SCENES]).savefig(path, dpi=100)
-            elif name == "focus":
-                draw_focus(models, data[FOCUS_SCENE]).savefig(path, dpi=100)
-        if name == "learning":
+        if name == "masks":
+            draw_masks(models, [data[i] for i in MASK_SCENES]).savefig(path, dpi=100)
+        elif name == "focus":
+            draw_focus(models, data[FOCUS_SCENE]).savefig(path, dpi=100)
+        else:
             write_learning(plan, path)
         print(path)
     return 0

@@ -1,5 +1,3 @@
-import importlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -9,17 +7,13 @@ import numpy as np
 import pytest
 
 from benchmark_row import BENCHMARK_ROW
-
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+from script_modules import scripts
 
 
 @pytest.fixture(scope="module")
 def bootstrap() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("bootstrap")
-        for name in ("rows", "ptq", "bootstrap"):
-            sys.modules.pop(name)
+    with scripts("benchmarks", ["bootstrap"]) as found:
+        yield found["bootstrap"]
 
 
 def measured(bootstrap: ModuleType, cache: Path, ious: np.ndarray, ids: Any = None, **changes: Any) -> Any:

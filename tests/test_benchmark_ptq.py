@@ -1,5 +1,3 @@
-import importlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -9,18 +7,14 @@ import pytest
 
 import saqsam
 from saqsam.evaluate import fill_box_iou
+from script_modules import scripts
 from tiny_sam import tiny_processor, tiny_sam
-
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def ptq() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("ptq")
-        for name in ("ptq", "rows"):
-            sys.modules.pop(name)
+    with scripts("benchmarks", ["ptq"]) as found:
+        yield found["ptq"]
 
 
 @pytest.fixture(scope="module")

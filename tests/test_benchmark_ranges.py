@@ -1,6 +1,4 @@
-import importlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -11,20 +9,17 @@ import torch
 from saqsam.calibration_images import choose_calibration_images
 from saqsam.clipping import SEARCHED
 from saqsam.models.structure import DECODER_PARTS, SamStructure
+from script_modules import scripts
 from tiny_quantized import tiny_data, tiny_recipe
 from tiny_sam import tiny_config, tiny_processor, tiny_sam
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 SLOT = "layers.0.cross_attn_token_to_image.key_quantizer"
 
 
 @pytest.fixture(scope="module")
 def ranges() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("ranges")
-        for name in ("rows", "ptq", "ranges"):
-            sys.modules.pop(name)
+    with scripts("benchmarks", ["ranges"]) as found:
+        yield found["ranges"]
 
 
 def measured(ranges: ModuleType, *, plant: bool) -> dict[str, float]:

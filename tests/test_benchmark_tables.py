@@ -1,36 +1,28 @@
 import dataclasses
-import importlib
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
 from benchmark_row import BENCHMARK_ROW
-
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+from script_modules import scripts
 
 
 @pytest.fixture(scope="module")
-def scripts() -> Iterator[tuple[ModuleType, ModuleType]]:
-    """`rows` and `tables`, scripts that find each other because they lie in one folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("rows"), importlib.import_module("tables")
-        for name in ("rows", "tables"):
-            sys.modules.pop(name)
+def modules() -> Iterator[dict[str, ModuleType]]:
+    with scripts("benchmarks", ["rows", "tables"]) as found:
+        yield found
 
 
 @pytest.fixture
-def rows(scripts):
-    return scripts[0]
+def rows(modules):
+    return modules["rows"]
 
 
 @pytest.fixture
-def tables(scripts):
-    return scripts[1]
+def tables(modules):
+    return modules["tables"]
 
 
 def values(**changes: Any) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """The training of sam-mini goes on where it stopped, and starts from exported weights."""
 
-import importlib
 import itertools
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,18 +11,15 @@ import torch
 from transformers import SamModel
 
 from saqsam.data.scenes import ScenesDataset
+from script_modules import scripts
 
-TRAINING = Path(__file__).resolve().parents[1] / "training"
 MODULES = ("train", "evaluation", "forward", "samples", "pack", "widen")
 
 
 @pytest.fixture(scope="module")
 def training() -> Iterator[dict[str, ModuleType]]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(TRAINING))
-        yield {name: importlib.import_module(name) for name in MODULES}
-        for name in MODULES:
-            sys.modules.pop(name)
+    with scripts("training", MODULES) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
