@@ -37,6 +37,7 @@ import saqsam
 from rows import FILL_BOX, FLOAT, KEY, Row, append_row, read_rows
 from saqsam.checkpoint import quantization_config_of
 from saqsam.data.datasets import SCENES, SCENES_COUNT, Dataset
+from saqsam.data.detections import Detections, load_detections
 from saqsam.evaluate import Evaluation, InstanceScore, mask_iou
 from saqsam.evaluate.iou import MeanIoU, fill_box
 from saqsam.inventory import take_inventory
@@ -107,7 +108,8 @@ class Plan:
         methods: Names of methods, `float` and `fill-box` among them.
         bits: Such as `w4a4`.
         data: Data sets by name.
-        detections: Detections file of those that come with one.
+        detections: A detector's boxes for those that come with them.
+        most_detections: How many of each image's.
         calibration: Name and data set for the calibration.
         images: How many of its images.
         seed: Which of them.
@@ -124,7 +126,8 @@ class Plan:
     methods: Sequence[str]
     bits: Sequence[str]
     data: Mapping[str, Dataset]
-    detections: Mapping[str, Path]
+    detections: Mapping[str, Detections]
+    most_detections: int
     calibration: tuple[str, Dataset]
     images: int
     seed: int
@@ -319,6 +322,7 @@ def _measure(plan: Plan, subject: Subject, key: Mapping[str, str | int | None], 
         "instances": result.instances,
         "segm_ap": result.segm_ap,
         "segm_ap50": result.segm_ap50,
+        "detections": None if result.segm_ap is None else plan.most_detections,
         "seconds_evaluate": seconds,
     }
     return Row(**plan.circumstances, **subject.columns, **key, **measured)  # type: ignore[arg-type]
@@ -412,18 +416,19 @@ def _processor() -> str:
 
 
 def _open_data(
-    names: Sequence[str], root: Path, limit: int | None
-) -> tuple[dict[str, Dataset], dict[str, Path]]:
-    """The data sets that are there, and the detections files of those that have one."""
+    names: Sequence[str], root: Path, limit: int | None, most_detections: int
+) -> tuple[dict[str, Dataset], dict[str, Detections]]:
+    """The data sets that are there, and the best detections of those that come with some."""
     data: dict[str, Dataset] = {}
-    detections: dict[str, Path] = {}
+    detections: dict[str, Detections] = {}
     for name in names:
         if name == SCENES:
             data[name] = saqsam.open_dataset(SCENES, limit=limit)
         elif (root / name).is_dir():
             data[name] = saqsam.open_dataset(root / name, limit=limit)
             found = sorted((root / name).glob("detections*.json"))
-            detections.update({name: found[0]} if found else {})
+            if found and most_detections:
+                detections[name] = load_detections(found[0], data[name]).best(most_detections)
         else:
             err.print(f"{name}: skipped, there is no such folder in the data root (--data-root)")
     return data, detections
@@ -479,9 +484,11 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="of learning, over all units; those of the effort standard",
     )
     add(
-        "--no-detections",
-        action="store_true",
-        help="leave out the AP on a detector's boxes: ten times as many prompts as objects",
+        "--detections",
+        type=int,
+        default=20,
+        metavar="N",
+        help="AP on a detector's boxes, the N of the best scores of each image; 0 leaves it out",
     )
     add("--threads", type=int, metavar="N", help="of torch; all by default")
     add("--device", default="cpu", help="cpu, cuda, ...")
@@ -503,13 +510,16 @@ def make_plan(options: argparse.Namespace) -> Plan:
     methods = list(dict.fromkeys(options.methods))
     if options.prompt == "point" and FILL_BOX in methods:
         methods.remove(FILL_BOX)
-    data, detections = _open_data(list(dict.fromkeys(options.data)), options.data_root, options.limit)
+    data, detections = _open_data(
+        list(dict.fromkeys(options.data)), options.data_root, options.limit, options.detections
+    )
     return Plan(
         model=FloatModel(options.model, options.device),
         methods=methods,
         bits=list(dict.fromkeys(bits.lower() for bits in options.bits)),
         data=data,
-        detections={} if options.no_detections else detections,
+        detections=detections,
+        most_detections=options.detections,
         calibration=_open_calibration(options.calibration, options.data_root, options.images, options.seed),
         images=options.images,
         seed=options.seed,

@@ -58,6 +58,7 @@ class Row:
         images_evaluated: How many images were looked at, from the first on.
         segm_ap: COCO mask AP on a detector's boxes, where the data set comes with them.
         segm_ap50: The same at IoU 0.50.
+        detections: Boxes of each image that got a mask for it, those of the best scores.
         checkpoint: First 12 digits of the content hash of the checkpoint that was evaluated.
         checkpoint_bytes: Size of its tensor file; for float, of the float model's weights as they are stored.
         float32_bytes: What the model's parameters take as float32.
@@ -91,6 +92,7 @@ class Row:
     images_evaluated: int
     segm_ap: float | None
     segm_ap50: float | None
+    detections: int | None
     checkpoint: str
     checkpoint_bytes: int | None
     float32_bytes: int | None

@@ -24,6 +24,7 @@ BENCHMARK_ROW = {
     "images_evaluated": 153,
     "segm_ap": 0.125,
     "segm_ap50": 0.25,
+    "detections": 20,
     "checkpoint": "cccc",
     "checkpoint_bytes": 1_000_000,
     "float32_bytes": 6_500_000,

@@ -79,8 +79,8 @@ def test_a_file_gives_back_the_rows_that_were_appended(rows, made, tmp_path):
         (lambda text: text.replace("miou", "mIoU", 1), "expected the columns"),
         (lambda text: text + text.splitlines()[1] + "\n", "line 8: this was measured already"),
         (lambda text: text.replace("0.310000", "good"), "line 6: miou: could not convert"),
-        (lambda text: text.rpartition(",")[0] + "\n", "line 7: expected 31 values"),
-        (lambda text: text.rstrip() + ",1\n", "line 7: expected 31 values"),
+        (lambda text: text.rpartition(",")[0] + "\n", "line 7: expected 32 values"),
+        (lambda text: text.rstrip() + ",1\n", "line 7: expected 32 values"),
     ],
 )
 def test_damaged_files_are_refused(rows, made, tmp_path, damage, message):

@@ -28,8 +28,10 @@ from tiny_quantized import tiny_data, tiny_recipe
 from tiny_sam import tiny_processor, tiny_sam
 
 def run(folder, progress=None, log=None):
-    recipe = tiny_recipe("saq-sam", "w3a4")
-    few = dataclasses.replace(recipe.reconstruction, steps={STEPS}, final_steps=1, prompts=2, rounding_rate=0.05)
+    recipe = tiny_recipe("saq-sam-plus", "w3a4")
+    few = dataclasses.replace(
+        recipe.reconstruction, steps={STEPS}, final_steps=1, joint_steps=1, prompts=2, rounding_rate=0.05
+    )
     recipe = dataclasses.replace(recipe, reconstruction=few)
     return quantize(
         tiny_sam(), tiny_processor(), recipe, tiny_data(), unfinished=folder, progress=progress, log=log
@@ -54,7 +56,7 @@ def test_killed_at_several_points_it_ends_byte_equal(tmp_path: Path) -> None:
     unfinished = tmp_path / "unfinished"
     script = SCRIPT + "run(sys.argv[1], progress=lambda *step: time.sleep(0.01))"
     environment = {**os.environ, "PYTHONPATH": str(HERE)}
-    for point in ("ranges", "unit-01", "unit-03"):
+    for point in ("ranges", "unit-01", "unit-03", "unit-05"):
         process = subprocess.Popen([sys.executable, "-c", script, str(unfinished)], env=environment)
         deadline = time.monotonic() + 120
         while not (unfinished / f"{point}.safetensors").exists():
@@ -65,7 +67,7 @@ def test_killed_at_several_points_it_ends_byte_equal(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     finished = sorted(path.stem for path in unfinished.glob("*.safetensors"))
-    assert "unit-03" in finished
+    assert "unit-05" in finished
     again = QuantizationLog()
     saqsam.save_checkpoint(run_here(unfinished, again), tiny_processor(), tmp_path / "resumed")
     for name in ("model.safetensors", "config.json"):

@@ -45,7 +45,7 @@ def test_methods_give_recipes_of_their_name_and_bits(method: str, bits: str) -> 
     assert recipe.calibration == Calibration(images=32, prompts=16, seed=0, percentile=99.99, power=2.4)
 
 
-def test_there_are_nine_methods_and_no_two_are_one() -> None:
+def test_there_are_ten_methods_and_no_two_are_one() -> None:
     assert list(METHODS) == [
         "min-max",
         "percentile",
@@ -56,6 +56,7 @@ def test_there_are_nine_methods_and_no_two_are_one() -> None:
         "ptq4sam",
         "saq-sam-s",
         "saq-sam",
+        "saq-sam-plus",
     ]
     assert all(differences(a, b) for a, b in itertools.combinations(METHODS, 2))
 
@@ -91,7 +92,13 @@ def test_methods_differ_in_what_their_papers_add() -> None:
     assert set(differences("saq-sam-s", "saq-sam")) == learned
     clipping = {name for name in fields(recipe_for("saq-sam")) if name.startswith("clipping")}
     assert set(differences("ptq4sam", "saq-sam")) - clipping == {
-        f"reconstruction.{name}" for name in ("unit", "loss", "target")
+        f"reconstruction.{name}" for name in ("unit", "loss")
+    }
+    assert differences("saq-sam", "saq-sam-plus") == {
+        "equalized": (False, True),
+        "probabilities.scale": ("tensor", "row"),
+        "reconstruction.affine": (False, True),
+        "reconstruction.joint_steps": (0, 8),
     }
 
 
@@ -101,7 +108,7 @@ def test_the_paper_s_numbers() -> None:
         unit="stage",
         loss="prompt",
         skip_layers=True,
-        target="quantized",
+        target="float",
         scales=True,
         drop=0.5,
         steps=2000,

@@ -41,7 +41,7 @@ clippings = st.builds(
 reconstructions = st.builds(
     Reconstruction,
     unit=st.sampled_from(["block", "stage"]),
-    loss=st.sampled_from(["output", "prompt"]),
+    loss=st.sampled_from(["output", "prompt", "mask"]),
     skip_layers=st.booleans(),
     target=st.sampled_from(["quantized", "float"]),
     scales=st.booleans(),
@@ -54,6 +54,9 @@ reconstructions = st.builds(
     regulariser=shares,
     warmup=shares,
     token_weight=st.floats(0, 1000),
+    affine=st.booleans(),
+    affine_rate=shares,
+    joint_steps=st.integers(0, 9),
 )
 prefixes = sorted({*PAPER_PARTS, *(part.split(".")[0] for part in PAPER_PARTS)})
 recipes = st.builds(
@@ -68,6 +71,7 @@ recipes = st.builds(
         scale=st.sampled_from(["tensor", "row"]),
         finest=st.sampled_from([1, 2, 4, 8, 16, 32]),
     ),
+    equalized=st.booleans(),
     bimodal=st.booleans(),
     clipping=st.none() | clippings,
     reconstruction=st.none() | reconstructions,
@@ -228,6 +232,8 @@ def test_unknown_names_are_refused_with_the_nearest_right_one(
         ({"reconstruction": {"regulariser": "0"}}, "regulariser must be a number"),
         ({"reconstruction": {"warmup": -0.1}}, "warmup must be a number from 0 to 1, got -0.1"),
         ({"reconstruction": {"token_weight": 1e4}}, "token_weight must be a number"),
+        ({"reconstruction": {"joint_steps": 0.5}}, "joint_steps must be int"),
+        ({"reconstruction": {"joint_steps": -1}}, "joint_steps must be a number from 0"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
@@ -398,6 +404,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"probabilities": ProbabilitySpec("log", 8, finest=1)},
         {"probabilities": ProbabilitySpec("log", 8, finest=32)},
     ),
+    "equalized": ({}, {"equalized": True}),
     "bimodal": ({}, {"bimodal": True}),
     "clipping": ({}, {"clipping": Clipping(passes=1)}),
     "clipping.theta": (clipped(), clipped(theta=0.2)),
@@ -419,6 +426,12 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "reconstruction.regulariser": learned(regulariser=0.01),
     "reconstruction.warmup": learned(warmup=1.0),
     "reconstruction.token_weight": learned(token_weight=1.0),
+    "reconstruction.affine": learned(affine=True),
+    "reconstruction.affine_rate": (
+        {"reconstruction": dataclasses.replace(LEARNED, affine=True)},
+        {"reconstruction": dataclasses.replace(LEARNED, affine=True, affine_rate=0.1)},
+    ),
+    "reconstruction.joint_steps": learned(joint_steps=2),
 }
 # These have their own tests: the name, and the version, of which there is one.
 IN_NAME_ALONE = {"method", "version"}

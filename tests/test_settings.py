@@ -45,7 +45,7 @@ def other(value: Any, name: str) -> Any:
         "probabilities.finest": 16,
         "reconstruction.unit": "block",
         "reconstruction.loss": "output",
-        "reconstruction.target": "float",
+        "reconstruction.target": "quantized",
     }
     if name in choices:
         return choices[name]

@@ -58,6 +58,7 @@ class Learned:
 
     roundings: dict[str, LearnedRounding]
     scales: dict[str, LearnedAffineQuantizer]
+    affine: dict[str, nn.Parameter]
 
 
 @dataclass(frozen=True)
@@ -67,26 +68,38 @@ class UnitParts:
     Attributes:
         layers: Layers and their weight bits.
         slots: Names of its activation slots.
+        affine: Names of the biases and normalisation parameters that are learned.
     """
 
     layers: tuple[tuple[Site, int], ...]
     slots: tuple[str, ...]
+    affine: tuple[str, ...] = ()
 
 
-def unit_parts(unit: Unit, structure: SamStructure, recipe: Recipe) -> UnitParts:
-    """The quantized layers and slots inside a unit."""
+def unit_parts(unit: Unit, model: SamModel, structure: SamStructure, recipe: Recipe) -> UnitParts:
+    """What the recipe has to learn inside a unit."""
 
     def inside(name: str) -> bool:
         return any(name.startswith(f"{module}.") for module in unit.modules)
 
     layers = tuple((site, bits) for site, bits in weight_sites(structure, recipe) if inside(site.name))
     slots = tuple(slot.name for slot in activation_slots(structure, recipe) if inside(slot.name))
-    return UnitParts(layers, slots)
+    spec = recipe.reconstruction
+    affine: tuple[str, ...] = ()
+    if spec is not None and spec.affine:
+        # Biases and normalisations alone are vectors; of packed layers they are all that is a parameter.
+        affine = tuple(n for n, p in model.named_parameters() if inside(n) and p.dim() == 1)
+    return UnitParts(() if unit.is_joint else layers, slots, affine)
 
 
 @contextmanager
 def learning(
-    model: SamModel, parts: UnitParts, recipe: Recipe, spec: Reconstruction, generator: torch.Generator
+    model: SamModel,
+    parts: UnitParts,
+    recipe: Recipe,
+    scales: bool,
+    drop: float,
+    generator: torch.Generator,
 ) -> Iterator[Learned]:
     """Soft rounding, learned scales and random dropping in a unit while the block runs.
 
@@ -94,14 +107,18 @@ def learning(
     block raises, the unit is what it was before.
     """
     before = {name: model.get_submodule(name) for name in parts.slots}
-    learned = Learned({}, {})
+    affine = {name: model.get_parameter(name) for name in parts.affine}
+    affine_before = {name: parameter.detach().clone() for name, parameter in affine.items()}
+    learned = Learned({}, {}, affine)
     packed: dict[str, PackedTensor] = {}
     try:
+        for parameter in affine.values():
+            parameter.requires_grad_(True)
         for name, quantizer in before.items():
             inner: StraightThrough | LearnedAffineQuantizer = StraightThrough(quantizer)
-            if spec.scales and isinstance(quantizer, AffineQuantizer):
+            if scales and isinstance(quantizer, AffineQuantizer):
                 inner = learned.scales[name] = LearnedAffineQuantizer(quantizer)
-            replace_module(model, name, RandomDrop(inner, spec.drop, generator))
+            replace_module(model, name, RandomDrop(inner, drop, generator))
         for site, bits in parts.layers:
             layer = model.get_submodule(site.name)
             axis = channel_axis(layer)
@@ -119,7 +136,12 @@ def learning(
             replace_module(model, name, quantizer)
         for site, _ in parts.layers:
             replace_module(model, f"{site.name}.weight_quantizer", nn.Identity())
+        for name, parameter in affine.items():
+            parameter.requires_grad_(False).copy_(affine_before[name])
         raise
+    for parameter in affine.values():
+        # A checkpoint stores float16.
+        parameter.requires_grad_(False).copy_(parameter.half())
     for name, quantizer in before.items():
         fixed = learned.scales[name].fixed() if name in learned.scales else quantizer
         replace_module(model, name, fixed.to(model.device))
@@ -153,10 +175,11 @@ def learn_unit(
     device = model.device
     log = UnitLog(unit.name)
     choose = torch.Generator().manual_seed(seed)
-    drop = torch.Generator(device).manual_seed(seed + 1)
+    dropping = torch.Generator(device).manual_seed(seed + 1)
+    probability = 0.0 if unit.is_joint else spec.drop
     steps = spec.steps * unit.steps
     note = max(1, steps // LOGGED)
-    with learning(model, parts, recipe, spec, drop) as learned:
+    with learning(model, parts, recipe, spec.scales, probability, dropping) as learned:
         roundings = list(learned.roundings.values())
         scales = [quantizer.log_scale for quantizer in learned.scales.values()]
         nearest = [rounding.codes() for rounding in roundings]
@@ -164,12 +187,15 @@ def learn_unit(
             [
                 {"params": [rounding.variable for rounding in roundings], "lr": spec.rounding_rate},
                 {"params": scales, "lr": spec.scale_rate},
+                {"params": list(learned.affine.values()), "lr": spec.affine_rate},
             ]
         )
         unlearned = _nearest_loss(model, reference, unit, roundings, captured, spec, seed)
         since: list[float] = []
         for step in range(steps):
-            optimizer.param_groups[1]["lr"] = spec.scale_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+            fall = 0.5 * (1 + math.cos(math.pi * step / steps))
+            optimizer.param_groups[1]["lr"] = spec.scale_rate * fall
+            optimizer.param_groups[2]["lr"] = spec.affine_rate * fall
             state, target, prompts = captured.draw(choose, spec.prompts)
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
                 loss = unit.loss(unit.response(model, reference, state, prompts), target)
@@ -218,7 +244,7 @@ def _nearest_loss(
 
 def _regulariser(roundings: list[LearnedRounding], spec: Reconstruction, progress: float) -> Tensor | float:
     """What drives rounding to 0 or 1; beta falls from 20 to 2 by a cosine after the warm-up."""
-    if progress < spec.warmup or spec.regulariser == 0:
+    if progress < spec.warmup or spec.regulariser == 0 or not roundings:
         return 0.0
     share = (progress - spec.warmup) / max(1e-9, 1 - spec.warmup)
     beta = BETA_END + 0.5 * (BETA_START - BETA_END) * (1 + math.cos(math.pi * share))

@@ -20,6 +20,7 @@ from saqsam.checkpoint import attach_quantizer, quantization_config_of
 from saqsam.clipping import AttentionClipping, Clip, clip_attentions
 from saqsam.data.datasets import Dataset
 from saqsam.data.detections import Detections
+from saqsam.equalize import equalize
 from saqsam.journal import Journal
 from saqsam.learn import UnitLog, unit_parts
 from saqsam.models.structure import SamStructure
@@ -113,6 +114,9 @@ def quantize(
     if unfinished is not None:
         journal = Journal(Path(unfinished), _arguments(quantized, recipe, images))
 
+    if recipe.equalized:
+        equalize(quantized, structure, images, _brief(progress))
+        round_float_parameters(quantized, structure, recipe)
     prepare(quantized, structure, recipe)
     reference = _set_ranges(quantized, structure, recipe, images, log, journal, progress)
     if recipe.reconstruction is not None:
@@ -123,7 +127,7 @@ def quantize(
 
         def save_unit(number: int, unit: Unit, unit_log: UnitLog) -> None:
             if journal is not None:
-                tensors = unit_tensors(quantized, unit_parts(unit, structure, recipe))
+                tensors = unit_tensors(quantized, unit_parts(unit, quantized, structure, recipe))
                 journal.save(f"unit-{number:02}", tensors, asdict(unit_log))
 
         log.units = reconstruct(
@@ -195,7 +199,7 @@ def _load_unit(
     if done is None:
         return None
     tensors, notes = done
-    parts = unit_parts(unit, structure, recipe)
+    parts = unit_parts(unit, model, structure, recipe)
     for site, bits in parts.layers:
         place_empty_weight(model, site, bits)
     place_unit_tensors(model, tensors)

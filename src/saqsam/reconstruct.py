@@ -22,7 +22,7 @@ from saqsam.models.path import embed_boxes, embed_patches, flatten_image, image_
 from saqsam.models.structure import SamStructure
 from saqsam.recipe import Recipe
 from saqsam.store import MemoryBudget, TensorStore
-from saqsam.units import PromptTokens, State, Unit, reconstruction_units
+from saqsam.units import JointUnit, PromptTokens, State, Unit, reconstruction_units
 
 StepProgress = Callable[[str, int, int, str], None]
 """Called with unit, steps done, steps in all, and what is to be said of them."""
@@ -74,6 +74,15 @@ def reconstruct(
         # The float prefix's outputs, only where targets are computed from them.
         floats = _first_states(reference, images, budget)[1] if spec.target == "float" else states
         for number, unit in enumerate(units):
+            if isinstance(unit, JointUnit):
+                states.clear()
+                floats.clear()
+                _, first = _first_states(model, images, budget)
+                states = _capture(f"the input of {unit.name}", budget, first, prompts, _enter(unit, model))
+                floats = _capture(
+                    f"the input of {unit.name}", budget, first, prompts, _enter(unit, reference)
+                )
+                first.clear()
             log = None if load_unit is None else load_unit(number, unit)
             if log is None:
                 targets = _capture(
@@ -91,7 +100,7 @@ def reconstruct(
                         model,
                         reference,
                         unit,
-                        unit_parts(unit, structure, recipe),
+                        unit_parts(unit, model, structure, recipe),
                         recipe,
                         captured,
                         seed=recipe.calibration.seed * 1000 + 2 * number,
@@ -101,7 +110,7 @@ def reconstruct(
                 if save_unit is not None:
                     save_unit(number, unit, log)
             logs.append(log)
-            if number + 1 < len(units):
+            if number + 1 < len(units) and not isinstance(units[number + 1], JointUnit):
                 what = f"the output of {unit.name}"
                 after = _capture(what, budget, states, prompts, _step(unit, model))
                 if spec.target == "float":
@@ -136,6 +145,10 @@ def _answer(unit: Unit, reference: SamModel) -> _Compute:
     return lambda state, prompts: unit.response(reference, reference, state, prompts)
 
 
+def _enter(unit: JointUnit, model: SamModel) -> _Compute:
+    return lambda state, prompts: unit.enter(model, state, prompts)
+
+
 def _step(unit: Unit, model: SamModel) -> _Compute:
     return lambda state, prompts: unit.run(model, state, prompts)
 
@@ -153,11 +166,13 @@ def _capture(
 def unit_tensors(model: SamModel, parts: UnitParts) -> dict[str, Tensor]:
     """All that learning changed in a unit: codes, scales and zero points, by name in the model."""
     modules = [f"{site.name}.weight" for site, _ in parts.layers] + list(parts.slots)
-    return {
-        f"{module}.{name}": tensor.detach().cpu().contiguous().clone()
+    found = {
+        f"{module}.{name}": tensor
         for module in modules
         for name, tensor in model.get_submodule(module).state_dict().items()
     }
+    found.update({name: model.get_parameter(name) for name in parts.affine})
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items()}
 
 
 def place_unit_tensors(model: SamModel, tensors: Mapping[str, Tensor]) -> None:

@@ -149,6 +149,11 @@ class Reconstruction:
             rounding to nearest gives.
         warmup: Share of the steps without it.
         token_weight: Weight of a decoder layer's own token error.
+        affine: Whether a unit's biases and normalisations are learned too (not of the paper): they are float in a
+            checkpoint anyway, and take up the mean error of what is rounded.
+        affine_rate: Adam's learning rate of them; falls to 0 by a cosine.
+        joint_steps: Steps at the end, as a multiple of `steps`, in which all scales (and, with `affine`, biases and
+            normalisations) are learned together by the masks, every quantizer on (not of the paper); 0 for none.
     """
 
     unit: Literal["block", "stage"] = "stage"
@@ -165,18 +170,29 @@ class Reconstruction:
     regulariser: float = 1.0
     warmup: float = 0.2
     token_weight: float = 0.01
+    affine: bool = False
+    affine_rate: float = 1e-3
+    joint_steps: int = 0
 
     def __post_init__(self) -> None:
         check_choice("unit", self.unit, ("block", "stage"))
         check_choice("loss", self.loss, get_args(ReconstructionLoss))
         check_choice("target", self.target, ("quantized", "float"))
-        for name in ("skip_layers", "scales"):
+        for name in ("skip_layers", "scales", "affine"):
             check_type(name, getattr(self, name), bool)
         for name in ("steps", "final_steps", "prompts"):
             check_positive(name, getattr(self, name))
+        check_type("joint_steps", self.joint_steps, int)
         for name in ("drop", "warmup"):
             check_number(name, getattr(self, name), 0, 1)
-        for name in ("rounding_rate", "scale_rate", "regulariser", "token_weight"):
+        for name in (
+            "rounding_rate",
+            "scale_rate",
+            "affine_rate",
+            "regulariser",
+            "token_weight",
+            "joint_steps",
+        ):
             check_number(name, getattr(self, name), 0, 1e3)
 
 

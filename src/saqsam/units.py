@@ -66,11 +66,13 @@ class Unit(ABC):
         name: For people.
         modules: Names of the modules that it consists of.
         steps: Optimizer steps, as a multiple of the recipe's.
+        is_joint: Whether other units have learned and packed the same modules before.
     """
 
     name: str
     modules: tuple[str, ...]
     steps: int = 1
+    is_joint: bool = False
 
     @abstractmethod
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
@@ -93,12 +95,17 @@ def squared_error(found: Tensor, target: Tensor, channel_axis: int = -1) -> Tens
 def mask_error(found: State, target: State) -> Tensor:
     """How far masks (logits, first) and predicted IoUs (second) are from their targets; 0 where they are equal.
 
-    Kullback-Leibler divergence of each pixel's probability, averaged, and squared difference of the IoUs: a logit
-    matters where the mask could go either way, not far inside or outside of it.
+    Kullback-Leibler divergence of each pixel's probability, averaged: a logit matters where the mask could go either
+    way, not far inside or outside of it. One minus the Dice coefficient of the probabilities (arXiv 1606.04797), mean
+    over masks: of a small object as much as of a large one. Squared difference of the IoUs.
     """
     wanted = target[0].sigmoid()
     cross = F.binary_cross_entropy_with_logits(found[0], wanted)
-    return cross - F.binary_cross_entropy_with_logits(target[0], wanted) + F.mse_loss(found[1], target[1])
+    divergence = cross - F.binary_cross_entropy_with_logits(target[0], wanted)
+    given = found[0].sigmoid()
+    common, both = (given * wanted).sum((-2, -1)), (given.square() + wanted.square()).sum((-2, -1))
+    dice = 1 - (2 * common / both.clamp_min(1e-6)).mean()
+    return divergence + dice + F.mse_loss(found[1], target[1])
 
 
 def _masks(
@@ -238,6 +245,36 @@ class FinalAttentionUnit(Unit):
         return mask_error(found, target) if self.compared == "mask" else squared_error(found[0], target[0])
 
 
+class JointUnit(Unit):
+    """The two-way transformer as a whole, by the masks: what is left of the encoder's error and of its own.
+
+    Learned with every quantizer on, as it will be used.
+    """
+
+    name = "whole decoder"
+    modules = ("mask_decoder.transformer",)
+    is_joint = True
+
+    def __init__(self, blocks: int, steps: int) -> None:
+        self.blocks, self.steps = range(blocks), steps
+
+    def enter(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
+        """The image embedding [1, 1, h * w, C] of a patch embedding [1, h, w, C]."""
+        return (flatten_image(run_neck(model, run_blocks(model, self.blocks, state[0]))),)
+
+    def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
+        """Masks and predicted IoUs."""
+        return _masks(model, 0, prompts.tokens, state[0] + prompts.dense, prompts)
+
+    def response(self, model: SamModel, reference: SamModel, state: State, prompts: PromptTokens) -> State:
+        """The same; nothing comes after it."""
+        return self.run(model, state, prompts)
+
+    def loss(self, found: State, target: State) -> Tensor:
+        """See `Unit.loss`."""
+        return mask_error(found, target)
+
+
 def reconstruction_units(structure: SamStructure, decoder_layers: int, spec: Reconstruction) -> list[Unit]:
     """The units of a model in the order of computation.
 
@@ -259,4 +296,6 @@ def reconstruction_units(structure: SamStructure, decoder_layers: int, spec: Rec
     for index in range(decoder_layers):
         units.append(DecoderUnit(index, loss=spec.loss, token_weight=spec.token_weight))
     units.append(FinalAttentionUnit(spec.final_steps, loss=spec.loss))
+    if spec.joint_steps:
+        units.append(JointUnit(last, spec.joint_steps))
     return units

@@ -78,7 +78,7 @@ def quantize(
         typer.Option(
             metavar="NAME",
             help="min-max, percentile, mse (statistics); brecq, qdrop (learned rounding); ptq4sam-s, ptq4sam; "
-            "saq-sam-s, saq-sam. A final -s: without learning.",
+            "saq-sam-s, saq-sam, saq-sam-plus. A final -s: without learning.",
         ),
     ] = "saq-sam",
     bits: Annotated[

@@ -9,7 +9,7 @@ import pytest
 
 from coco_folder import make_coco
 from saqsam.data.coco import CocoDataset
-from saqsam.data.detections import Detections, load_detections
+from saqsam.data.detections import Detections, ImageDetections, load_detections
 from saqsam.data.images import ImageFolder
 
 
@@ -98,3 +98,17 @@ def test_only_coco_data_has_detections(tmp_path: Path) -> None:
     make_coco(tmp_path)
     with pytest.raises(ValueError, match="expected a data set in COCO format, got 'images'"):
         load_detections(tmp_path / "found.json", ImageFolder(tmp_path / "images"))
+
+
+def test_the_best_of_each_image_keep_their_order() -> None:
+    found = ImageDetections(
+        boxes=np.arange(12, dtype=np.float64).reshape(3, 4),
+        scores=np.array([0.2, 0.9, 0.5]),
+        category_ids=np.array([1, 2, 3]),
+    )
+    detections = Detections({7: found, 8: found}, {"x": 1})
+    best = detections.best(2)
+    assert best.by_image[7].category_ids.tolist() == [2, 3]
+    assert best.by_image[8].boxes[:, 0].tolist() == [4, 8]
+    assert best.skipped == {"x": 1}
+    assert detections.best(5).by_image[7].scores.tolist() == [0.2, 0.9, 0.5]

@@ -1,5 +1,7 @@
 """COCO results files: what any detector found, as box prompts."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -42,6 +44,16 @@ class Detections:
 
     by_image: dict[int, ImageDetections]
     skipped: dict[str, int] = field(default_factory=dict)
+
+    def best(self, count: int) -> Detections:
+        """Of each image the `count` detections of the highest scores, in the order that they were in."""
+        kept = {}
+        for image_id, found in self.by_image.items():
+            chosen = np.sort(np.argsort(-found.scores, kind="stable")[:count])
+            kept[image_id] = ImageDetections(
+                found.boxes[chosen], found.scores[chosen], found.category_ids[chosen]
+            )
+        return Detections(kept, dict(self.skipped))
 
 
 def load_detections(path: str | Path, dataset: Dataset) -> Detections:
