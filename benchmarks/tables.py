@@ -21,6 +21,7 @@ from rows import FILL_BOX, FLOAT, Row, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+ROWS = (RESULTS / "ptq.csv", RESULTS / "methods.csv")
 BUNDLED = "sam-mini"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 HEADLINE_BITS = "w4a4"
@@ -41,11 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(description="Write the tables of the documentation from measured rows.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is stale")
-    parser.add_argument("--csv", type=Path, default=RESULTS / "ptq.csv", help="rows")
+    parser.add_argument(
+        "--csv", type=Path, action="append", help="rows; can be repeated, the last file's count"
+    )
     parser.add_argument("pages", nargs="*", type=Path, default=list(PAGES), help="Markdown files")
     options = parser.parse_args(arguments)
     try:
-        stale = update_pages(options.pages, read_rows(options.csv), write=not options.check)
+        rows = {row.key: row for path in options.csv or ROWS for row in read_rows(path)}
+        stale = update_pages(options.pages, list(rows.values()), write=not options.check)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
