@@ -505,6 +505,8 @@ def make_plan(options: argparse.Namespace) -> Plan:
     """
     for bits in options.bits:
         parse_bits(bits)
+    if options.detections < 0:
+        raise ValueError(f"--detections must be 0 or more, got {options.detections}")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     methods = list(dict.fromkeys(options.methods))

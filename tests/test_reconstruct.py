@@ -247,13 +247,13 @@ def test_biases_and_normalisations_are_learned_as_float16_or_left_as_they_were()
     assert not any("rel_pos" in name or "layers.2." in name for name in parts.affine)
     name = parts.affine[0]
     before = model.get_parameter(name).clone()
-    with pytest.raises(ZeroDivisionError), learning(model, parts, recipe, True, 0.5, torch.Generator()):  # noqa: PT012
+    with pytest.raises(ZeroDivisionError), learning(model, parts, recipe, 0.5, torch.Generator()):  # noqa: PT012
         with torch.no_grad():
             model.get_parameter(name).add_(0.1234567)
         raise ZeroDivisionError
     assert torch.equal(model.get_parameter(name), before)
     assert not model.get_parameter(name).requires_grad
-    with torch.no_grad(), learning(model, parts, recipe, True, 0.5, torch.Generator()) as learned:
+    with torch.no_grad(), learning(model, parts, recipe, 0.5, torch.Generator()) as learned:
         assert learned.affine.keys() == set(parts.affine)
         learned.affine[name].add_(0.1234567)
     after = model.get_parameter(name)
@@ -270,11 +270,11 @@ def test_a_unit_is_packed_after_learning_and_as_it_was_after_an_error() -> None:
     model, _, _ = calibrated(recipe)
     parts = unit_parts(units()[0], model, STRUCTURE, recipe)
     before = kinds(model)
-    with pytest.raises(ZeroDivisionError), learning(model, parts, recipe, True, 0.5, torch.Generator()):  # noqa: PT012
+    with pytest.raises(ZeroDivisionError), learning(model, parts, recipe, 0.5, torch.Generator()):  # noqa: PT012
         assert any(isinstance(module, RandomDrop) for module in model.modules())
         raise ZeroDivisionError
     assert kinds(model) == before
-    with learning(model, parts, recipe, True, 0.5, torch.Generator()) as learned:
+    with learning(model, parts, recipe, 0.5, torch.Generator()) as learned:
         assert learned.roundings.keys() == {site.name for site, _ in parts.layers}
         assert learned.scales
     after = kinds(model)

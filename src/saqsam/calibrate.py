@@ -77,11 +77,16 @@ def calibrate(
     Raises:
         ValueError: If an activation is not finite.
     """
-    backend = TorchBackend(model)
     with observing(model, structure, recipe) as observers:
-        for step in range(len(images)):
-            pixel_values, prompts = images[step]
-            backend.decode(backend.encode(pixel_values), prompts, multimask_output=False)
-            if progress is not None:
-                progress("calibrating", step + 1, len(images))
+        show_images(model, images, "calibrating", progress)
     return observers
+
+
+def show_images(model: SamModel, images: CalibrationImages, what: str, progress: Progress | None) -> None:
+    """Run a model on all images and prompts, for those who watch it; progress is reported as `what`."""
+    backend = TorchBackend(model)
+    for step in range(len(images)):
+        pixel_values, prompts = images[step]
+        backend.decode(backend.encode(pixel_values), prompts, multimask_output=False)
+        if progress is not None:
+            progress(what, step + 1, len(images))

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 from transformers import SamModel
 
-from saqsam.backend import TorchBackend
+from saqsam.calibrate import show_images
 from saqsam.calibration_images import CalibrationImages
 from saqsam.models.structure import DECODER_PARTS, SamStructure
+from saqsam.prepare import Progress
 
-Progress = Callable[[str, int, int], None]
 LEAST = 1 / 32
 """Half ranges below this share of the widest count as that: a dead channel must not make weights huge."""
 
@@ -81,15 +81,10 @@ def equalize(
         model: Float model, not prepared yet.
         structure: Its structure.
         images: Calibration images.
-        progress: Called with "equalizing channels", images done, images in all.
+        progress: See `Progress`.
     """
     with _observing(model, structure) as ranges:
-        backend = TorchBackend(model)
-        for step in range(len(images)):
-            pixel_values, prompts = images[step]
-            backend.decode(backend.encode(pixel_values), prompts, multimask_output=False)
-            if progress is not None:
-                progress("equalizing channels", step + 1, len(images))
+        show_images(model, images, "equalizing channels", progress)
     vision = model.config.vision_config
     grid = vision.image_size // vision.patch_size
     for index, block in enumerate(model.vision_encoder.layers):

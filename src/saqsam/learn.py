@@ -27,7 +27,7 @@ from saqsam.quant.rounding import LearnedRounding
 from saqsam.recipe import Recipe
 from saqsam.specs import Reconstruction
 from saqsam.store import TensorStore
-from saqsam.units import PromptTokens, State, Unit
+from saqsam.units import JointUnit, PromptTokens, State, Unit
 
 BETA_START, BETA_END = 20.0, 2.0
 SCALE_DRAWS = 4
@@ -89,7 +89,7 @@ def unit_parts(unit: Unit, model: SamModel, structure: SamStructure, recipe: Rec
     if spec is not None and spec.affine:
         # Biases and normalisations alone are vectors; of packed layers they are all that is a parameter.
         affine = tuple(n for n, p in model.named_parameters() if inside(n) and p.dim() == 1)
-    return UnitParts(() if unit.is_joint else layers, slots, affine)
+    return UnitParts(() if isinstance(unit, JointUnit) else layers, slots, affine)
 
 
 @contextmanager
@@ -97,15 +97,23 @@ def learning(
     model: SamModel,
     parts: UnitParts,
     recipe: Recipe,
-    scales: bool,
     drop: float,
     generator: torch.Generator,
 ) -> Iterator[Learned]:
     """Soft rounding, learned scales and random dropping in a unit while the block runs.
 
-    After it the unit's layers are packed, with every weight on its grid, and its slots hold plain quantizers. If the
-    block raises, the unit is what it was before.
+    After it the unit's layers are packed, with every weight on its grid, its slots hold plain quantizers, and biases
+    and normalisations are float16 values. If the block raises, the unit is what it was before.
+
+    Args:
+        model: Calibrated model.
+        parts: What is learned.
+        recipe: With `reconstruction`.
+        drop: Probability that an activation stays float.
+        generator: Draws which, on the model's device.
     """
+    spec = recipe.reconstruction
+    assert spec is not None
     before = {name: model.get_submodule(name) for name in parts.slots}
     affine = {name: model.get_parameter(name) for name in parts.affine}
     affine_before = {name: parameter.detach().clone() for name, parameter in affine.items()}
@@ -116,7 +124,7 @@ def learning(
             parameter.requires_grad_(True)
         for name, quantizer in before.items():
             inner: StraightThrough | LearnedAffineQuantizer = StraightThrough(quantizer)
-            if scales and isinstance(quantizer, AffineQuantizer):
+            if spec.scales and isinstance(quantizer, AffineQuantizer):
                 inner = learned.scales[name] = LearnedAffineQuantizer(quantizer)
             replace_module(model, name, RandomDrop(inner, drop, generator))
         for site, bits in parts.layers:
@@ -176,10 +184,10 @@ def learn_unit(
     log = UnitLog(unit.name)
     choose = torch.Generator().manual_seed(seed)
     dropping = torch.Generator(device).manual_seed(seed + 1)
-    probability = 0.0 if unit.is_joint else spec.drop
+    probability = 0.0 if isinstance(unit, JointUnit) else spec.drop
     steps = spec.steps * unit.steps
     note = max(1, steps // LOGGED)
-    with learning(model, parts, recipe, spec.scales, probability, dropping) as learned:
+    with learning(model, parts, recipe, probability, dropping) as learned:
         roundings = list(learned.roundings.values())
         scales = [quantizer.log_scale for quantizer in learned.scales.values()]
         nearest = [rounding.codes() for rounding in roundings]

@@ -74,17 +74,12 @@ def reconstruct(
         # The float prefix's outputs, only where targets are computed from them.
         floats = _first_states(reference, images, budget)[1] if spec.target == "float" else states
         for number, unit in enumerate(units):
-            if isinstance(unit, JointUnit):
-                states.clear()
-                floats.clear()
-                _, first = _first_states(model, images, budget)
-                states = _capture(f"the input of {unit.name}", budget, first, prompts, _enter(unit, model))
-                floats = _capture(
-                    f"the input of {unit.name}", budget, first, prompts, _enter(unit, reference)
-                )
-                first.clear()
             log = None if load_unit is None else load_unit(number, unit)
             if log is None:
+                if isinstance(unit, JointUnit):
+                    states.clear()
+                    floats.clear()
+                    states, floats = _joint_states(unit, model, reference, images, budget, prompts)
                 targets = _capture(
                     f"the targets of {unit.name}", budget, floats, prompts, _answer(unit, reference)
                 )
@@ -145,12 +140,25 @@ def _answer(unit: Unit, reference: SamModel) -> _Compute:
     return lambda state, prompts: unit.response(reference, reference, state, prompts)
 
 
-def _enter(unit: JointUnit, model: SamModel) -> _Compute:
-    return lambda state, prompts: unit.enter(model, state, prompts)
-
-
 def _step(unit: Unit, model: SamModel) -> _Compute:
     return lambda state, prompts: unit.run(model, state, prompts)
+
+
+def _joint_states(
+    unit: JointUnit,
+    model: SamModel,
+    reference: SamModel,
+    images: CalibrationImages,
+    budget: MemoryBudget,
+    prompts: list[PromptTokens],
+) -> tuple[TensorStore, TensorStore]:
+    """What the unit is given by the quantized encoder, and by the float one."""
+    _, first = _first_states(model, images, budget)
+    what = f"the input of {unit.name}"
+    states = _capture(what, budget, first, prompts, lambda *given: unit.enter(model, *given))
+    floats = _capture(what, budget, first, prompts, lambda *given: unit.enter(reference, *given))
+    first.clear()
+    return states, floats
 
 
 def _capture(

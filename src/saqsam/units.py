@@ -66,13 +66,11 @@ class Unit(ABC):
         name: For people.
         modules: Names of the modules that it consists of.
         steps: Optimizer steps, as a multiple of the recipe's.
-        is_joint: Whether other units have learned and packed the same modules before.
     """
 
     name: str
     modules: tuple[str, ...]
     steps: int = 1
-    is_joint: bool = False
 
     @abstractmethod
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
@@ -248,12 +246,11 @@ class FinalAttentionUnit(Unit):
 class JointUnit(Unit):
     """The two-way transformer as a whole, by the masks: what is left of the encoder's error and of its own.
 
-    Learned with every quantizer on, as it will be used.
+    Other units have learned and packed its layers before; it is learned with every quantizer on, as it will be used.
     """
 
     name = "whole decoder"
     modules = ("mask_decoder.transformer",)
-    is_joint = True
 
     def __init__(self, blocks: int, steps: int) -> None:
         self.blocks, self.steps = range(blocks), steps
