@@ -25,7 +25,7 @@ from rows import FILL_BOX, Row, read_rows
 from saqsam.output import write_whole
 
 RESULTS = ptq.ROOT / "benchmarks" / "results"
-METHOD = "saq-sam"
+METHODS = ("saq-sam", "saq-sam-plus")
 RESAMPLES = 10_000
 
 
@@ -70,7 +70,7 @@ def interval(differences: NDArray[np.float64], seed: int = 0) -> tuple[float, fl
     return float(low), float(high)
 
 
-def compare(rows: Sequence[Row], cache: Path, method: str = METHOD) -> Iterator[Comparison]:
+def compare(rows: Sequence[Row], cache: Path, method: str = METHODS[0]) -> Iterator[Comparison]:
     """A method against all others that were measured in the same circumstances.
 
     Raises:
@@ -133,13 +133,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Paired bootstrap of a method against its rivals.")
     parser.add_argument("--csv", type=Path, default=RESULTS / "methods.csv", help="rows")
     parser.add_argument("--cache", type=Path, default=ptq.CACHE, help="as of ptq.py")
-    parser.add_argument("--method", default=METHOD)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--out", type=Path, default=RESULTS / "bootstrap.csv")
     options = parser.parse_args(arguments)
     try:
-        found = list(compare(read_rows(options.csv), options.cache, options.method))
+        rows = read_rows(options.csv)
+        found = [c for method in options.methods for c in compare(rows, options.cache, method)]
         if not found:
-            raise ValueError(f"{options.csv}: nothing to compare {options.method} with")
+            raise ValueError(f"{options.csv}: nothing to compare {' or '.join(options.methods)} with")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

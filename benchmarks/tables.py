@@ -239,8 +239,31 @@ def _ratio_cell(line: Mapping[str, str]) -> str:
     return f"{float(line['ratio']):.1f} (up to {float(line['highest_ratio']):.1f})"
 
 
+def ahead(lines: Sequence[Mapping[str, str]]) -> str:
+    """By how much a method is ahead of others, with the interval: a table for each method and bits."""
+    blocks = []
+    for method, bits in dict.fromkeys((line["method"], line["bits"]) for line in lines):
+        shown = [line for line in lines if (line["method"], line["bits"]) == (method, bits)]
+        data = _ordered({line["data"] for line in shown}, DATA)
+        cells = {(line["rival"], line["data"]): _interval_cell(line) for line in shown}
+        rows = [
+            [_method_label(rival), *(cells.get((rival, name), "") for name in data)]
+            for rival in _ordered({line["rival"] for line in shown}, METHODS)
+        ]
+        seeds = _listed(line["seeds"] for line in shown)
+        title = f"**`{method}`** at {bits}, ahead of (seeds: {seeds})"
+        blocks.append(f"{title}\n\n{_markdown(['', *data], rows, right=len(data))}")
+    return "\n\n".join(blocks)
+
+
+def _interval_cell(line: Mapping[str, str]) -> str:
+    difference, low, high = (_signed(float(line[name])) for name in ("difference", "low", "high"))
+    return f"{difference} [{low}, {high}]"
+
+
 OTHER_TABLES: dict[str, tuple[str, Callable[[Sequence[Mapping[str, str]]], str]]] = {
     "outliers": ("ranges.csv", outliers),
+    "ahead": ("bootstrap.csv", ahead),
 }
 """Tables of other files than the rows of `ptq.py`, in the folder of the results."""
 

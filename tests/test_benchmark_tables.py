@@ -251,3 +251,21 @@ def test_the_outlier_table_sums_up_slots_and_kinds_of_layers(tables: ModuleType)
         "| SAM vit-b | 1.8 (up to 2.4) |",
     ]
     assert tables.outliers([]) == ""
+
+
+def test_the_table_of_who_is_ahead_has_rivals_down_and_data_across(tables: ModuleType) -> None:
+    def line(rival: str, data: str, difference: float) -> dict[str, str]:
+        numbers = {"difference": difference, "low": difference - 0.01, "high": difference + 0.01}
+        names = {"method": "saq-sam", "bits": "w4a4", "rival": rival, "data": data, "seeds": "1"}
+        return names | {name: f"{value:.6f}" for name, value in numbers.items()}
+
+    lines = [line("ptq4sam", "coco_val", 0.02), line("mse", "coco_val", 0.03), line("mse", "scenes", -0.01)]
+    assert tables.ahead(lines).splitlines() == [
+        "**`saq-sam`** at w4a4, ahead of (seeds: 1)",
+        "",
+        "|  | scenes | coco_val |",
+        "| --- | ---: | ---: |",
+        "| `mse` | −0.010 [−0.020, 0.000] | +0.030 [+0.020, +0.040] |",
+        "| `ptq4sam` |  | +0.020 [+0.010, +0.030] |",
+    ]
+    assert tables.ahead([]) == ""
