@@ -1,11 +1,11 @@
-"""Compares the methods, and the parts of SAQ-SAM: rows in results/methods.csv, resumed where it stopped.
+"""Compares the methods, and the parts of SAQ-SAM: rows in results/GROUP.csv, resumed where it stopped.
 
     python benchmarks/methods.py                      # all groups, in the order of GROUPS
     python benchmarks/methods.py --groups ablation
 
 All methods that learn get the same number of optimizer steps in all, whatever their units. Calibrated on 32 images of
 `coco_train` with box prompts, evaluated with box prompts and, on `coco_val`, with the boxes of a detector. Each row is
-made by `ptq.py`, from a checkpoint reloaded from disk.
+made by `ptq.py`, from a checkpoint reloaded from disk. Groups but `methods` hold what departs from the methods' rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import ptq
 
-OUT = ptq.ROOT / "benchmarks" / "results" / "methods.csv"
+RESULTS = ptq.ROOT / "benchmarks" / "results"
 DATA = ("coco_val", "nuclei_val", "aerial_val")
 METHODS = (
     *("min-max", "percentile", "mse", "brecq", "qdrop"),
@@ -26,16 +26,19 @@ METHODS = (
 BITS = ("w4a4", "w6a6", "w8a8", "w4a8")
 SEEDS = {"w4a4": (0, 1, 2), "w6a6": (0, 1, 2)}
 TOTAL_STEPS = 2400
+CURVE = (300, 600, 1200, 4800, 9600)
 
 # Each line adds to or changes the parts of SAQ-SAM, or what goes beyond it: method and settings.
 ABLATION: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("mse", ()),
     ("mse", ("bimodal=true",)),
-    ("ptq4sam-s", ()),
-    ("saq-sam-s", ()),
+    ("mse", ("clipping=default",)),
+    ("ptq4sam-s", ("bimodal=false",)),
+    ("ptq4sam-s", ("equalized=true",)),
+    ("ptq4sam-s", ("probabilities.scale=row",)),
+    ("ptq4sam-s", ("equalized=true", "probabilities.scale=row")),
     ("saq-sam-s", ("clipping.include_range=true",)),
     ("saq-sam-s", ("clipping.images=8",)),
-    ("saq-sam", ()),
+    ("saq-sam-s", ("clipping.measure=output",)),
     ("saq-sam", ("clipping=none",)),
     ("saq-sam", ("reconstruction.skip_layers=false",)),
     ("saq-sam", ("reconstruction.unit=block",)),
@@ -43,11 +46,9 @@ ABLATION: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("saq-sam", ("reconstruction.loss=output", "reconstruction.unit=block")),
     ("saq-sam", ("reconstruction.target=quantized",)),
     ("saq-sam", ("reconstruction.loss=mask",)),
-    ("ptq4sam-s", ("equalized=true",)),
-    ("ptq4sam-s", ("probabilities.scale=row",)),
     ("saq-sam", ("probabilities.scale=row",)),
-    ("saq-sam-plus", ()),
     ("saq-sam-plus", ("clipping=none",)),
+    ("saq-sam-plus", ("clipping.measure=focus",)),
     ("saq-sam-plus", ("reconstruction.affine=false",)),
     ("saq-sam-plus", ("reconstruction.joint_steps=0",)),
 )
@@ -63,8 +64,9 @@ class Experiment:
     calibration: str = "coco_train"
     settings: tuple[str, ...] = ()
     data: tuple[str, ...] = DATA
+    total_steps: int = TOTAL_STEPS
 
-    def arguments(self, total_steps: int) -> list[str]:
+    def arguments(self) -> list[str]:
         """As `ptq.py` takes them."""
         found = [
             "--methods",
@@ -76,7 +78,7 @@ class Experiment:
             "--data",
             *self.data,
         ]
-        found += ["--calibration", self.calibration, "--total-steps", str(total_steps)]
+        found += ["--calibration", self.calibration, "--total-steps", str(self.total_steps)]
         for setting in self.settings:
             found += ["--set", setting]
         return found
@@ -102,23 +104,26 @@ def shift() -> Iterator[Experiment]:
         yield Experiment(method, "w4a4", calibration="nuclei_train", data=("coco_val", "nuclei_val"))
 
 
-GROUPS = {"ablation": ablation, "methods": methods, "shift": shift}
+def steps() -> Iterator[Experiment]:
+    """How accuracy grows with the steps of learning."""
+    for count in CURVE:
+        for method in ("saq-sam", "saq-sam-plus"):
+            yield Experiment(method, "w4a4", data=("scenes", "coco_val"), total_steps=count)
+
+
+GROUPS = {"methods": methods, "ablation": ablation, "shift": shift, "steps": steps}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code. Options that are not its own go to `ptq.py`."""
     parser = argparse.ArgumentParser(description="Compare the methods; more options are those of ptq.py.")
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
-    parser.add_argument(
-        "--total-steps", type=int, default=TOTAL_STEPS, metavar="N", help="of learning, over all units"
-    )
     options, others = parser.parse_known_args(arguments)
-    reference = ["--methods", ptq.FILL_BOX, ptq.FLOAT, "--data", *DATA]
-    for plan in (
-        reference,
-        *(e.arguments(options.total_steps) for name in options.groups for e in GROUPS[name]()),
-    ):
-        code = ptq.main(["--out", str(OUT), *plan, *others])
+    reference = ["--methods", ptq.FILL_BOX, ptq.FLOAT, "--data", "scenes", *DATA]
+    plans = [("methods", reference)]
+    plans += [(name, experiment.arguments()) for name in options.groups for experiment in GROUPS[name]()]
+    for group, plan in plans:
+        code = ptq.main(["--out", str(RESULTS / f"{group}.csv"), *plan, *others])
         if code:
             return code
     return 0

@@ -84,13 +84,18 @@ def fill_tables(text: str, rows: Sequence[Row]) -> str:
 
     def fill(found: re.Match[str]) -> str:
         name, data = found[1], found[2]
-        if name in OTHER_TABLES:
+        if name in VARIANT_TABLES:
+            variants = [row for row in current(read_rows(RESULTS / f"{name}.csv")) if row.prompt == "box"]
+            plain = [row for row in rows if row.prompt == "box" and row.bits == HEADLINE_BITS]
+            table = VARIANT_TABLES[name](variants, plain) or NOTHING_YET
+        elif name in OTHER_TABLES:
             file, make = OTHER_TABLES[name]
             table = make(read_plain(RESULTS / file)) or NOTHING_YET
         elif name in TABLES:
             table = TABLES[name]([row for row in rows if data in (None, row.data)]) or NOTHING_YET
         else:
-            raise ValueError(f"no table {name!r}; there are {', '.join([*TABLES, *OTHER_TABLES])}")
+            known = [*TABLES, *VARIANT_TABLES, *OTHER_TABLES]
+            raise ValueError(f"no table {name!r}; there are {', '.join(known)}")
         return f"<!-- table:{name}{f' {data}' if data else ''} -->\n\n{table}\n\n<!-- /table -->"
 
     blocks = list(_BLOCK.finditer(text))
@@ -198,6 +203,67 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "headline": headline,
     "provenance": provenance,
 }
+
+
+def ablation(variants: Sequence[Row], plain: Sequence[Row]) -> str:
+    """Methods with a part changed, each below the method as it is; in brackets the difference to that."""
+    data = _ordered({row.data for row in variants}, DATA)
+    lines = []
+    for method in _ordered({row.method for row in variants}, METHODS):
+        as_is = {row.data: row.miou for row in plain if row.method == method and row.seed == 0}
+        if as_is:
+            lines.append([_method_label(method), "", *(_number(as_is.get(name)) for name in data)])
+        for settings in dict.fromkeys(row.settings for row in variants if row.method == method):
+            found = {
+                row.data: row.miou for row in variants if (row.method, row.settings) == (method, settings)
+            }
+            cells = [_number(found.get(name), as_is.get(name)) for name in data]
+            lines.append(["", " ".join(f"`{setting}`" for setting in settings.split()), *cells])
+    return _markdown(["method", "changed", *data], lines, right=len(data)) if lines else ""
+
+
+def shift(variants: Sequence[Row], plain: Sequence[Row]) -> str:
+    """Each method calibrated on other data, beside what it gives calibrated as in the other tables."""
+    data = _ordered({row.data for row in variants}, DATA)
+    calibrations = _ordered({row.calibration for row in [*plain, *variants] if row.calibration}, ())
+    by_key = {(r.method, r.calibration, r.data): r.miou for r in [*plain, *variants] if r.seed in (None, 0)}
+    lines = []
+    for method in _ordered({row.method for row in variants}, METHODS):
+        cells = [_number(by_key.get((method, c, name))) for name in data for c in calibrations]
+        lines.append([_method_label(method), *cells])
+    heading = ["calibrated on", *(f"{c}: {name}" for name in data for c in calibrations)]
+    return _markdown(heading, lines, right=len(heading) - 1) if lines else ""
+
+
+def steps(variants: Sequence[Row], plain: Sequence[Row]) -> str:
+    """Accuracy over the steps of learning, and the time that quantizing took."""
+    methods = _ordered({row.method for row in variants}, METHODS)
+    data = _ordered({row.data for row in variants}, DATA)
+    rows = [row for row in [*plain, *variants] if row.method in methods and row.seed == 0]
+    lines = []
+    for method in methods:
+        for count in sorted({row.steps for row in rows if row.method == method and row.steps}):
+            here = {row.data: row for row in rows if (row.method, row.steps) == (method, count)}
+            minutes = max(row.seconds_quantize or 0.0 for row in here.values()) / 60
+            cells = [_number(here[name].miou if name in here else None) for name in data]
+            lines.append([_method_label(method), f"{count:,}", f"{minutes:.1f}", *cells])
+    return (
+        _markdown(["method", "steps in all", "minutes", *data], lines, right=2 + len(data)) if lines else ""
+    )
+
+
+def _number(value: float | None, reference: float | None = None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" + ("" if reference is None else f" ({_signed(value - reference)})")
+
+
+VARIANT_TABLES: dict[str, Callable[[Sequence[Row], Sequence[Row]], str]] = {
+    "ablation": ablation,
+    "shift": shift,
+    "steps": steps,
+}
+"""Tables of rows that depart from a method's own recipe, from the file of that name, beside those of the methods."""
 
 
 def read_plain(path: Path) -> list[dict[str, str]]:

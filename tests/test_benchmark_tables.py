@@ -269,3 +269,41 @@ def test_the_table_of_who_is_ahead_has_rivals_down_and_data_across(tables: Modul
         "| `ptq4sam` |  | +0.020 [+0.010, +0.030] |",
     ]
     assert tables.ahead([]) == ""
+
+
+SHOWN = {"bits": "w4a4", "data": "coco_val", "seed": 0, "calibration": "coco_train"}
+
+
+def test_ablation_puts_each_change_below_the_method_as_it_is(rows, tables):
+    plain = [rows.Row(**values(**SHOWN, miou=0.5)), rows.Row(**values(**SHOWN | {"seed": 1}, miou=0.9))]
+    changed = [
+        rows.Row(**values(**SHOWN, settings="bimodal=true", miou=0.52)),
+        rows.Row(**values(**SHOWN, settings="clipping=default equalized=true", miou=0.49)),
+    ]
+    assert tables.ablation(changed, plain).splitlines()[2:] == [
+        "| `mse` |  | 0.500 |",
+        "|  | `bimodal=true` | 0.520 (+0.020) |",
+        "|  | `clipping=default` `equalized=true` | 0.490 (−0.010) |",
+    ]
+    assert tables.ablation([], plain) == ""
+
+
+def test_shift_sets_calibrations_side_by_side(rows, tables):
+    plain = [rows.Row(**values(**SHOWN, miou=0.5))]
+    other = [rows.Row(**values(**SHOWN | {"calibration": "nuclei_train"}, miou=0.4))]
+    assert tables.shift(other, plain).splitlines() == [
+        "| calibrated on | coco_train: coco_val | nuclei_train: coco_val |",
+        "| --- | ---: | ---: |",
+        "| `mse` | 0.500 | 0.400 |",
+    ]
+
+
+def test_steps_go_up_and_name_the_minutes(rows, tables):
+    learned = {"method": "saq-sam", "seconds_quantize": 90.0}
+    plain = [rows.Row(**values(**SHOWN | learned, steps=2400, miou=0.5)), rows.Row(**values(**SHOWN))]
+    curve = [rows.Row(**values(**SHOWN | learned, steps=count, miou=count / 10_000)) for count in (4800, 300)]
+    assert tables.steps(curve, plain).splitlines()[2:] == [
+        "| `saq-sam` | 300 | 1.5 | 0.030 |",
+        "| `saq-sam` | 2,400 | 1.5 | 0.500 |",
+        "| `saq-sam` | 4,800 | 1.5 | 0.480 |",
+    ]

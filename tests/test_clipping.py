@@ -10,7 +10,7 @@ from transformers import SamModel
 
 from saqsam.calibrate import calibrate
 from saqsam.calibration_images import CalibrationImages, choose_calibration_images
-from saqsam.clipping import QUANTILES, SEARCHED, FocusSearch, clip_attentions
+from saqsam.clipping import QUANTILES, SEARCHED, AttentionInputs, FocusSearch, clip_attentions
 from saqsam.models.attention import QuantDecoderAttention
 from saqsam.models.structure import SamStructure
 from saqsam.prepare import activation_slots, fill_slots, prepare
@@ -18,6 +18,7 @@ from saqsam.quant.affine import AffineQuantizer, affine_parameters
 from saqsam.quant.observers import HistogramObserver
 from saqsam.quant.ranges import activation_parameters
 from saqsam.recipe import Clipping, Recipe
+from saqsam.specs import ClippingMeasure
 from tiny_quantized import tiny_data, tiny_recipe
 from tiny_sam import tiny_config, tiny_processor, tiny_sam
 
@@ -39,12 +40,14 @@ def attention_of(model: SamModel, index: int = 0) -> QuantDecoderAttention:
     return attention
 
 
-def random_inputs(count: int = 1, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+def random_inputs(count: int = 1, seed: int = 0) -> list[AttentionInputs]:
     generator = torch.Generator().manual_seed(seed)
-    return [
-        (torch.randn(3, 1, 7, 32, generator=generator), torch.randn(1, 1, 64, 32, generator=generator))
-        for _ in range(count)
-    ]
+    shapes = ((3, 1, 7, 32), (1, 1, 64, 32), (1, 1, 64, 32))
+    found = []
+    for _ in range(count):
+        query, key, value = (torch.randn(shape, generator=generator) for shape in shapes)
+        found.append((query, key, value))
+    return found
 
 
 def empty_attention() -> QuantDecoderAttention:
@@ -67,9 +70,9 @@ def probabilities(attention: QuantDecoderAttention, query: Tensor, key: Tensor) 
 @pytest.mark.parametrize("theta", [0.1, 0.5, 0.9])
 def test_the_focus_is_where_the_probability_exceeds_theta_times_the_row_maximum(theta: float) -> None:
     attention = empty_attention()
-    (pair,) = random_inputs()
-    search = FocusSearch(attention, [pair], theta)
-    found = probabilities(attention, *pair)
+    ((query, key, value),) = random_inputs()
+    search = FocusSearch(attention, [(query, key, value)], theta)
+    found = probabilities(attention, query, key)
     assert torch.equal(search.focus[0], found > theta * found.amax(-1, keepdim=True))
     assert search.focus[0].any(-1).all(), "the largest of a row is always in focus"
 
@@ -214,8 +217,9 @@ def test_with_the_old_range_among_the_candidates_none_is_worse_at_its_own_step()
 def test_ties_go_to_the_widest_range() -> None:
     attention = empty_attention()
     # All keys alike: every key is in focus whatever is done to the queries.
-    query, key = random_inputs()[0]
-    search = FocusSearch(attention, [(query, key[:, :, :1].expand(-1, -1, 64, -1).contiguous())], 0.5)
+    query, key, value = random_inputs()[0]
+    alike = key[:, :, :1].expand(-1, -1, 64, -1).contiguous()
+    search = FocusSearch(attention, [(query, alike, value)], 0.5)
     candidates = search.candidates(0, "query_quantizer", 4, symmetric=False)
     assert [share for share, _ in candidates] == sorted(QUANTILES, reverse=True)
     assert search.best(0, "query_quantizer", [q for _, q in candidates], EMPTY) == 0
@@ -255,7 +259,7 @@ def both_quantizers(search: FocusSearch, bits: int) -> tuple[AffineQuantizer, Af
 
 
 @torch.no_grad()
-def planted(strength: float, bits: int = 4) -> tuple[float, float]:
+def planted(strength: float, measure: ClippingMeasure = "focus", bits: int = 4) -> tuple[float, float]:
     generator = torch.Generator().manual_seed(3)
     attention = copy.deepcopy(empty_attention())
     query = torch.randn(1, 1, 400, 32, generator=generator)
@@ -263,16 +267,17 @@ def planted(strength: float, bits: int = 4) -> tuple[float, float]:
     without = probabilities(attention, plant(attention, query, 0.0), key)
     query = plant(attention, query, strength)
     torch.testing.assert_close(probabilities(attention, query, key), without, rtol=1e-3, atol=1e-4)
-    search = FocusSearch(attention, [(query, key)], 0.5)
+    search = FocusSearch(attention, [(query, key, key)], 0.5, measure)
     (queries,), keys = search.side(0, EMPTY), search.side(1, EMPTY)
     mse, clipped = both_quantizers(search, bits)
     return search.deviation([mse(queries)], keys), search.deviation([clipped(queries)], keys)
 
 
-def test_planted_outliers_break_least_error_and_not_the_search() -> None:
-    calm_mse, calm = planted(0.0)
+@pytest.mark.parametrize("measure", ["focus", "output"])
+def test_planted_outliers_break_least_error_and_not_the_search(measure: ClippingMeasure) -> None:
+    calm_mse, calm = planted(0.0, measure)
     for strength in (30.0, 100.0):
-        mse, clipped = planted(strength)
+        mse, clipped = planted(strength, measure)
         assert mse > 2 * calm_mse, "the outliers stretch the least-error range"
         assert clipped < 1.3 * calm, "clipping them costs the focus nothing"
         assert clipped < 0.6 * mse
@@ -283,23 +288,40 @@ def test_clipping_loses_where_sharpness_matters_and_the_focus_does_not_show_it()
     """A tenth of the queries are four times as long: their focus is one key, clipped or not, but clipping blurs it.
 
     The focus of the many decides, so the search clips the few, whose probabilities then spread: the attention's output
-    is further from float than with the range of least error.
+    is further from float than with the range of least error. Chosen by that output, the range is the better one.
     """
     generator = torch.Generator().manual_seed(4)
     attention = copy.deepcopy(empty_attention())
     query = torch.randn(1, 1, 400, 32, generator=generator)
     key = 2 * torch.randn(1, 1, 64, 32, generator=generator)
     query[:, :, ::10] *= 4
-    search = FocusSearch(attention, [(query, key)], 0.5)
-    mse, clipped = both_quantizers(search, 6)
+    value = torch.randn(1, 1, 64, 32, generator=generator)
+    search = FocusSearch(attention, [(query, key, value)], 0.5)
+    by_output = FocusSearch(attention, [(query, key, value)], 0.5, "output")
+    mse, by_focus = both_quantizers(search, 6)
     (exact,), keys = search.side(0, EMPTY), search.side(1, EMPTY)
-    value = torch.randn(1, 4, 64, 8, generator=generator)
-
-    def output(queries: Tensor) -> Tensor:
-        return torch.softmax(queries @ keys[0].transpose(2, 3) * attention.scaling, -1) @ value
 
     def error(quantizer: AffineQuantizer) -> float:
-        return float((output(quantizer(exact)) - output(exact)).square().mean())
+        return by_output.error([quantizer(exact)], keys)
 
-    assert search.deviation([clipped(exact)], keys) <= search.deviation([mse(exact)], keys)
-    assert error(clipped) > 1.5 * error(mse)
+    assert search.deviation([by_focus(exact)], keys) <= search.deviation([mse(exact)], keys)
+    assert error(by_focus) > 1.5 * error(mse)
+    assert error(both_quantizers(by_output, 6)[1]) <= 1.05 * error(mse)
+
+
+@torch.no_grad()
+def test_the_error_of_the_output_is_that_of_the_attention_itself() -> None:
+    attention = empty_attention()
+    ((query, key, value),) = random_inputs()
+    search = FocusSearch(attention, [(query, key, value)], 0.5, "output")
+    queries, keys = search.side(0, EMPTY), search.side(1, EMPTY)
+    assert search.error(queries, keys) == 0
+    shared = (tensor.expand(3, -1, -1, -1) for tensor in (key, value))
+    exact = attention(query, *shared)[0] - attention.out_proj.bias
+    put = AffineQuantizer(3, torch.tensor(0.4), torch.tensor(4))
+    attention.query_quantizer = put
+    found = (
+        attention(query, key.expand(3, -1, -1, -1), value.expand(3, -1, -1, -1))[0] - attention.out_proj.bias
+    )
+    expected = float((found - exact).square().mean() / exact.square().mean())
+    assert search.error([put(queries[0])], keys) == pytest.approx(expected, rel=1e-4)

@@ -97,6 +97,9 @@ def test_methods_differ_in_what_their_papers_add() -> None:
     assert differences("saq-sam", "saq-sam-plus") == {
         "equalized": (False, True),
         "probabilities.scale": ("tensor", "row"),
+        "clipping.images": (1, 4),
+        "clipping.include_range": (False, True),
+        "clipping.measure": ("focus", "output"),
         "reconstruction.affine": (False, True),
         "reconstruction.joint_steps": (0, 8),
     }

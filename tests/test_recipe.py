@@ -37,6 +37,7 @@ clippings = st.builds(
     images=st.integers(1, 99),
     passes=st.integers(1, 9),
     include_range=st.booleans(),
+    measure=st.sampled_from(["focus", "output"]),
 )
 reconstructions = st.builds(
     Reconstruction,
@@ -213,6 +214,7 @@ def test_unknown_names_are_refused_with_the_nearest_right_one(
         ({"clipping": {"images": 0}}, "images must be at least 1, got 0"),
         ({"clipping": {"passes": 1.0}}, "passes must be int, got 1.0"),
         ({"clipping": {"include_range": "yes"}}, "include_range must be bool, got 'yes'"),
+        ({"clipping": {"measure": "mask"}}, "measure must be one of focus, output, got 'mask'"),
         ({"reconstruction": []}, "reconstruction must be a mapping, got list"),
         ({"reconstruction": {"unit": "layer"}}, "unit must be one of block, stage, got 'layer'"),
         ({"reconstruction": {"loss": "mse"}}, "loss must be one of output, prompt, mask, got 'mse'"),
@@ -411,6 +413,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "clipping.images": (clipped(), clipped(images=2)),
     "clipping.passes": (clipped(), clipped(passes=2)),
     "clipping.include_range": (clipped(), clipped(include_range=True)),
+    "clipping.measure": (clipped(), clipped(measure="output")),
     "reconstruction": ({}, {"reconstruction": LEARNED}),
     "reconstruction.unit": learned(unit="block"),
     "reconstruction.loss": learned(loss="output"),

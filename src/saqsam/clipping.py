@@ -15,6 +15,10 @@ the least squared error never finds these ranges.
 
 Deviations: none in the search. Weights are float while searching, as the paper does not say. Whatever is not searched
 (one side of the product, the projection of what is fixed) is computed once, not once for each candidate.
+
+Beyond the paper: `clipping.measure = output` compares what the attention gives instead, by its relative squared error.
+That too forgives huge queries and keys that shift a row of logits by a constant, but it also sees what a focus does
+not: keys outside of it that share a row between them.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from saqsam.models.structure import DECODER_PARTS, SamStructure, replace_module
 from saqsam.prepare import Progress, activation_slots, emptied
 from saqsam.quant.affine import AffineQuantizer, affine_parameters
 from saqsam.recipe import Recipe
+from saqsam.specs import ClippingMeasure
 
 # fmt: off
 QUANTILES = (
@@ -44,6 +49,9 @@ QUANTILES = (
 # fmt: on
 SEARCHED = ("q_proj.input_quantizer", "k_proj.input_quantizer", "query_quantizer", "key_quantizer")
 """The four slots of an attention, in the order of the search."""
+
+AttentionInputs = tuple[Tensor, Tensor, Tensor]
+"""Of the query, key and value projections of an attention."""
 
 
 @dataclass(frozen=True)
@@ -85,18 +93,33 @@ class FocusSearch:
 
     Args:
         attention: With float projections; its slots do not matter.
-        inputs: For each image the inputs of the query projection [P or 1, 1, Q, C] and of the key projection
-            [P or 1, 1, K, C]; 1 where all prompts share them.
+        inputs: For each image the inputs of the query projection [P or 1, 1, Q, C], of the key projection
+            [P or 1, 1, K, C] and of the value projection, shaped like that; 1 where all prompts share them.
         theta: Of the focus mask.
+        measure: What candidates are chosen by: the `focus`, or the attention's `output`.
     """
 
     def __init__(
-        self, attention: QuantDecoderAttention, inputs: Sequence[tuple[Tensor, Tensor]], theta: float
+        self,
+        attention: QuantDecoderAttention,
+        inputs: Sequence[AttentionInputs],
+        theta: float,
+        measure: ClippingMeasure = "focus",
     ) -> None:
-        self.attention, self.inputs, self.margin = attention, inputs, math.log(theta)
+        self.attention, self.inputs, self.margin, self.measure = attention, inputs, math.log(theta), measure
         empty = {slot: nn.Identity() for slot in SEARCHED}
-        sides = zip(self.side(0, empty), self.side(1, empty), strict=True)
+        sides = list(zip(self.side(0, empty), self.side(1, empty), strict=True))
         self.focus = [self._focus(query, key) for query, key in sides]
+        if measure == "output":
+            layer, heads = attention.v_proj, attention.num_attention_heads
+            self.values = [
+                attention._separate_heads(nn.functional.linear(value, layer.weight, layer.bias), heads)
+                for _, _, value in inputs
+            ]
+            self.outputs = [
+                self._attend(query, key, value)
+                for (query, key), value in zip(sides, self.values, strict=True)
+            ]
 
     def side(self, index: int, quantizers: Mapping[str, nn.Module]) -> list[Tensor]:
         """Queries (index 0) or keys (1) of every image, [P or 1, N, T, D]."""
@@ -114,6 +137,16 @@ class FocusSearch:
             union = (focus | found).sum((-2, -1))
             total += float((1 - both / union).mean())
         return total / len(self.focus)
+
+    def error(self, queries: Sequence[Tensor], keys: Sequence[Tensor]) -> float:
+        """What candidates are chosen by: the focus deviation, or the mean of the output's relative squared error."""
+        if self.measure == "focus":
+            return self.deviation(queries, keys)
+        total = 0.0
+        for output, query, key, value in zip(self.outputs, queries, keys, self.values, strict=True):
+            error = (self._attend(query, key, value) - output).square().mean()
+            total += float(error / output.square().mean().clamp_min(1e-30))
+        return total / len(self.outputs)
 
     def candidates(
         self, index: int, slot: str, bits: int, *, symmetric: bool
@@ -139,7 +172,7 @@ class FocusSearch:
         candidates: Sequence[AffineQuantizer],
         quantizers: Mapping[str, nn.Module],
     ) -> int:
-        """Number of the candidate of least deviation, the first of equals; `quantizers` are on beside it."""
+        """Number of the candidate of least error, the first of equals; `quantizers` are on beside it."""
         other = self.side(1 - index, quantizers)
         is_input = slot.endswith("input_quantizer")
         images = range(len(self.inputs))
@@ -151,7 +184,7 @@ class FocusSearch:
                 this = self.side(index, chosen)
             else:
                 this = [self._output(index, tensor, chosen) for tensor in projected]
-            errors.append(self.deviation(this, other) if index == 0 else self.deviation(other, this))
+            errors.append(self.error(this, other) if index == 0 else self.error(other, this))
         return int(np.argmin(errors))
 
     def _project(self, index: int, image: int, quantizers: Mapping[str, nn.Module]) -> Tensor:
@@ -163,6 +196,12 @@ class FocusSearch:
     def _output(self, index: int, projected: Tensor, quantizers: Mapping[str, nn.Module]) -> Tensor:
         quantized: Tensor = quantizers[SEARCHED[2 + index]](projected)
         return quantized
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[P, Q, C]: what the attention gives, with its output projection but without its bias."""
+        logits = (query @ key.transpose(-2, -1)) * self.attention.scaling
+        attended = (logits.softmax(-1) @ value).transpose(1, 2).flatten(2)
+        return nn.functional.linear(attended, self.attention.out_proj.weight)
 
     def _focus(self, query: Tensor, key: Tensor) -> Tensor:
         """[P, N, Q, K] bool."""
@@ -201,7 +240,7 @@ def clip_attentions(
     for step, site in enumerate(sites):
         attention = model.get_submodule(site.name)
         assert isinstance(attention, QuantDecoderAttention)
-        search = FocusSearch(attention, [found.pop(site.name) for found in inputs], spec.theta)
+        search = FocusSearch(attention, [found.pop(site.name) for found in inputs], spec.theta, spec.measure)
         names = {slot: f"{site.name}.{slot}" for slot in SEARCHED}
         before = {slot: model.get_submodule(name) for slot, name in names.items()}
         chosen: dict[str, nn.Module] = {slot: nn.Identity() for slot in SEARCHED}
@@ -242,13 +281,13 @@ def _rounds(passes: int) -> Iterator[tuple[str, int, int]]:
 
 def _attention_inputs(
     model: SamModel, names: Sequence[str], images: CalibrationImages, index: int
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Inputs of the query and key projection of each attention for one image, [P or 1, 1, T, C]."""
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+) -> dict[str, AttentionInputs]:
+    """Inputs of the query, key and value projections of each attention for one image, [P or 1, 1, T, C]."""
+    found: dict[str, AttentionInputs] = {}
 
     def keep(name: str) -> object:
         def hook(_module: nn.Module, _args: object, kwargs: dict[str, Tensor]) -> None:
-            found[name] = (_shared(kwargs["query"]), _shared(kwargs["key"]))
+            found[name] = (_shared(kwargs["query"]), _shared(kwargs["key"]), _shared(kwargs["value"]))
 
         return hook
 

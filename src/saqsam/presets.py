@@ -83,8 +83,8 @@ def saq_sam(weight_bits: int, activation_bits: int) -> Recipe:
 def saq_sam_plus(weight_bits: int, activation_bits: int) -> Recipe:
     """SAQ-SAM and what the paper does not have, all of it free at run time.
 
-    Channels equalized; rows of probabilities with a scale of their own; biases and normalisations learned with each
-    unit; at the end the whole decoder, by its masks.
+    Channels equalized; rows of probabilities with a scale of their own; clipping by what an attention gives; biases and
+    normalisations learned with each unit; at the end the whole decoder, by its masks.
     """
     start = saq_sam(weight_bits, activation_bits)
     assert start.reconstruction is not None
@@ -93,6 +93,7 @@ def saq_sam_plus(weight_bits: int, activation_bits: int) -> Recipe:
         method="saq-sam-plus",
         equalized=True,
         probabilities=replace(start.probabilities, scale="row"),
+        clipping=Clipping(images=4, include_range=True, measure="output"),
         reconstruction=replace(start.reconstruction, affine=True, joint_steps=8),
     )
 

@@ -101,6 +101,9 @@ class Calibration:
             raise ValueError(f"power must lie in [0.5, 8], got {self.power}")
 
 
+ClippingMeasure = Literal["focus", "output"]
+
+
 @dataclass(frozen=True)
 class Clipping:
     """Perceptual-consistency clipping of the mask decoder's attentions (SAQ-SAM, arXiv 2503.06515).
@@ -110,18 +113,22 @@ class Clipping:
         images: Calibration images that the focus deviation is averaged over; the paper takes one.
         passes: How often the four tensors of an attention are searched, one after another.
         include_range: Whether the range of `activations.range` is a candidate too.
+        measure: What ranges are chosen by: the `focus` deviation, or the relative squared error of the attention's
+            `output` (not of the paper).
     """
 
     theta: float = 0.5
     images: int = 1
     passes: int = 2
     include_range: bool = False
+    measure: ClippingMeasure = "focus"
 
     def __post_init__(self) -> None:
         check_number("theta", self.theta, 0.001, 0.999)
         check_positive("images", self.images)
         check_positive("passes", self.passes)
         check_type("include_range", self.include_range, bool)
+        check_choice("measure", self.measure, get_args(ClippingMeasure))
 
 
 ReconstructionLoss = Literal["output", "prompt", "mask"]
