@@ -327,9 +327,35 @@ def _interval_cell(line: Mapping[str, str]) -> str:
     return f"{difference} [{low}, {high}]"
 
 
+def cost(lines: Sequence[Mapping[str, str]]) -> str:
+    """Seconds of each phase on sam-mini; the clipping search's ratio; steps and projections on SAM-B."""
+    blocks = []
+    mini = [line for line in lines if line["subject"] == "sam-mini"]
+    if mini:
+        rows = [[line["what"], line["seconds"], f"{100 * float(line['ratio']):.1f} %"] for line in mini]
+        blocks.append(_markdown([f"{mini[0]['recipe']} of sam-mini", "seconds", "share"], rows, right=2))
+    search = {line["what"]: line for line in lines if line["subject"] == "search"}
+    if search:
+        rows = [[what, line["seconds"], f"{float(line['ratio']):.1f}x"] for what, line in search.items()]
+        blocks.append(_markdown(["clipping search, all attentions once", "seconds", "speed"], rows, right=2))
+    large = [line for line in lines if line["subject"] == "sam-b"]
+    if large:
+        rows = []
+        for line in large:
+            is_total = not line["steps"]
+            seconds = f"{float(line['seconds']) / 3600:.1f} h in all" if is_total else line["seconds"]
+            steps = f"{int(line['steps']):,}" if line["steps"] else ""
+            rows.append([line["recipe"], line["what"], seconds, steps, line["peak_gib"]])
+        heading = ["SAM-B, 1024 px", "unit", "seconds a step", "published steps", "peak GiB"]
+        blocks.append(_markdown(heading, rows, right=3))
+    machines = _listed(f"{line['machine']}, torch {line['torch']}" for line in lines)
+    return "\n\n".join([*blocks, f"Measured on {machines}."]) if lines else ""
+
+
 OTHER_TABLES: dict[str, tuple[str, Callable[[Sequence[Mapping[str, str]]], str]]] = {
     "outliers": ("ranges.csv", outliers),
     "ahead": ("bootstrap.csv", ahead),
+    "cost": ("ptq_cost.csv", cost),
 }
 """Tables of other files than the rows of `ptq.py`, in the folder of the results."""
 

@@ -268,14 +268,28 @@ def test_config_json_says_what_it_is(saved: dict[str, Path]) -> None:
         "quant_method": "saqsam",
         "format_version": checkpoint.FORMAT_VERSION,
         "saqsam_version": saqsam.__version__,
-        "content_sha256": content_hash(load_file(saved["mixed"] / WEIGHTS), mixed_recipe()),
+        "content_sha256": content_hash(load_file(saved["mixed"] / WEIGHTS), mixed_recipe().to_dict()),
         "recipe": mixed_recipe().to_dict(),
     }
     assert Recipe.from_dict(quantization["recipe"]) == mixed_recipe()
 
 
+def test_a_checkpoint_of_a_version_without_later_fields_loads(saved: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved["mixed"], tmp_path / "older"))
+    config = json.loads((folder / "config.json").read_text())
+    quantization = config["quantization_config"]
+    del quantization["recipe"]["equalized"], quantization["recipe"]["probabilities"]["finest"]
+    quantization["content_sha256"] = content_hash(load_file(folder / WEIGHTS), quantization["recipe"])
+    (folder / "config.json").write_text(json.dumps(config))
+    for model in (load_checkpoint(folder), SamModel.from_pretrained(folder)):
+        assert recipe_of(model) == mixed_recipe()
+        saved_again = tmp_path / type(model).__name__
+        save_checkpoint(model, tiny_processor(), saved_again, overwrite=True)
+        load_checkpoint(saved_again)
+
+
 def test_the_hash_covers_names_dtypes_shapes_values_and_the_recipe() -> None:
-    recipe = tiny_recipe()
+    recipe = tiny_recipe().to_dict()
     tensors = {"a": torch.arange(6, dtype=torch.int32), "b": torch.ones(()), "c": torch.zeros(0)}
     original = content_hash(tensors, recipe)
     assert original == content_hash(dict(reversed(tensors.items())), recipe)
@@ -289,7 +303,7 @@ def test_the_hash_covers_names_dtypes_shapes_values_and_the_recipe() -> None:
         {"a": tensors["a"], "b": tensors["b"]},
     ]
     hashes = {original, *(content_hash(other, recipe) for other in others)}
-    hashes.add(content_hash(tensors, tiny_recipe(quantized_rel_pos_query=True)))
+    hashes.add(content_hash(tensors, tiny_recipe(quantized_rel_pos_query=True).to_dict()))
     assert len(hashes) == len(others) + 2
 
 

@@ -42,7 +42,7 @@ class SaqsamConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """The `quantization_config` of a checkpoint.
 
     Attributes:
-        recipe: The recipe as plain JSON.
+        recipe: The recipe as plain JSON, as it is stored: one that an older version wrote lacks later fields.
         format_version: Version of the file format.
         content_sha256: Hash of the recipe and all tensors, see `content_hash`; None until saved.
         saqsam_version: Version of the package that wrote it.
@@ -69,7 +69,8 @@ class SaqsamConfig(QuantizationConfigMixin):  # type: ignore[misc]
         if recipe is None:
             raise ValueError("quantization_config has no recipe")
         self.quant_method = QUANT_METHOD
-        self.recipe = Recipe.from_dict(recipe).to_dict()
+        Recipe.from_dict(recipe)
+        self.recipe = dict(recipe)
         self.format_version = format_version
         self.content_sha256 = content_sha256
         self.saqsam_version = saqsam_version
@@ -97,16 +98,18 @@ class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
     def get_state_dict_and_metadata(self, model: SamModel) -> tuple[dict[str, Tensor], dict[str, str]]:
         """What `save_pretrained` writes."""
         tensors = checkpoint_tensors(model)
-        model.config.quantization_config.content_sha256 = content_hash(tensors, recipe_of(model))
+        model.config.quantization_config.content_sha256 = content_hash(
+            tensors, model.config.quantization_config.recipe
+        )
         return tensors, {}
 
     def _process_model_before_weight_loading(
         self, model: SamModel, checkpoint_files: list[str] | None = None, **_: Any
     ) -> None:
-        recipe = Recipe.from_dict(self.quantization_config.recipe)
-        build_packed_skeleton(model, SamStructure(model.config), recipe)
+        quantization = self.quantization_config
+        build_packed_skeleton(model, SamStructure(model.config), Recipe.from_dict(quantization.recipe))
         if checkpoint_files:
-            read_tensors(Path(checkpoint_files[0]), model, recipe, self.quantization_config.content_sha256)
+            read_tensors(Path(checkpoint_files[0]), model, quantization.recipe, quantization.content_sha256)
 
     def _process_model_after_weight_loading(self, model: SamModel, **_: Any) -> SamModel:
         with torch.no_grad():
@@ -135,9 +138,9 @@ def recipe_of(model: SamModel) -> Recipe:
     return Recipe.from_dict(config.recipe)
 
 
-def attach_quantizer(model: SamModel, recipe: Recipe, content_sha256: str | None = None) -> None:
-    """Mark a packed model as quantized, as transformers does when it loads one."""
-    config = SaqsamConfig(recipe.to_dict(), FORMAT_VERSION, content_sha256)
+def attach_quantizer(model: SamModel, recipe: Mapping[str, Any], content_sha256: str | None = None) -> None:
+    """Mark a packed model as quantized, with its recipe as JSON, as transformers does when it loads one."""
+    config = SaqsamConfig(recipe, FORMAT_VERSION, content_sha256)
     model.config.quantization_config = config
     model.config.dtype = torch.float32
     model.hf_quantizer = SaqsamQuantizer(config)
@@ -157,13 +160,14 @@ def checkpoint_tensors(model: SamModel) -> dict[str, Tensor]:
     return tensors
 
 
-def content_hash(tensors: Mapping[str, Tensor], recipe: Recipe) -> str:
-    """SHA-256 over the recipe's canonical JSON and the name, dtype, shape and bytes of every tensor.
+def content_hash(tensors: Mapping[str, Tensor], recipe: Mapping[str, Any]) -> str:
+    """SHA-256 over the recipe as JSON with sorted keys and the name, dtype, shape and bytes of every tensor.
 
     Tensors are taken in the order of their names. The recipe is part of it because it decides what is
-    computed beyond what the shapes of the tensors say.
+    computed beyond what the shapes of the tensors say. It is hashed as it is stored, so that what an older version
+    wrote without later fields stays valid.
     """
-    digest = hashlib.sha256(f"{recipe.to_json()}\0".encode())
+    digest = hashlib.sha256(f"{json.dumps(recipe, sort_keys=True)}\0".encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{list(tensor.shape)}\0".encode())
@@ -196,7 +200,8 @@ def save_checkpoint(
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
         tensors = checkpoint_tensors(model)
-        attach_quantizer(model, recipe, content_hash(tensors, recipe))
+        stored = recipe.to_dict()
+        attach_quantizer(model, stored, content_hash(tensors, stored))
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
         model.config.architectures = ["SamModel"]
         model.config.save_pretrained(partial)
@@ -274,7 +279,7 @@ def load_checkpoint(folder: str | Path, *, device: str | torch.device = "cpu") -
             build_packed_skeleton(model, SamStructure(config), recipe)
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
         raise ValueError(f"{folder / 'config.json'}: no SamModel has this configuration: {error}") from error
-    tensors = read_tensors(folder / WEIGHTS, model, recipe, quantization.content_sha256)
+    tensors = read_tensors(folder / WEIGHTS, model, quantization.recipe, quantization.content_sha256)
     expected = model.state_dict()
     state = {name: t.to(device=device, dtype=expected[name].dtype, copy=True) for name, t in tensors.items()}
     model.load_state_dict(state, strict=False, assign=True)
@@ -284,7 +289,7 @@ def load_checkpoint(folder: str | Path, *, device: str | torch.device = "cpu") -
     if recipe.bits_of("position_embedding")[0] is not None:
         unpack_position_embedding(model)
     model.requires_grad_(False)
-    attach_quantizer(model, recipe, quantization.content_sha256)
+    attach_quantizer(model, quantization.recipe, quantization.content_sha256)
     loaded: SamModel = model.eval()
     return loaded
 
@@ -309,14 +314,14 @@ def _read_config(folder: Path) -> SamConfig:
 
 
 def read_tensors(
-    path: Path, model: SamModel, recipe: Recipe, content_sha256: str | None
+    path: Path, model: SamModel, recipe: Mapping[str, Any], content_sha256: str | None
 ) -> dict[str, Tensor]:
     """Read a checkpoint's tensors and check them against the model that is to hold them.
 
     Args:
         path: The safetensors file.
         model: A model with packed modules; its state dict says which tensors are expected.
-        recipe: The recipe that the configuration holds.
+        recipe: The recipe as the configuration holds it.
         content_sha256: The hash that tensors and recipe must have.
 
     Raises:

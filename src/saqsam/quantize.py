@@ -142,7 +142,7 @@ def quantize(
             progress=progress,
         )
     pack(quantized, structure, recipe, _brief(progress))
-    attach_quantizer(quantized, recipe)
+    attach_quantizer(quantized, recipe.to_dict())
     return quantized.eval()  # the new modules too
 
 
