@@ -564,7 +564,7 @@ def test_a_float_model_has_no_recipe_and_cannot_be_saved_as_a_checkpoint(tmp_pat
 def test_attaching_marks_a_model_as_transformers_does(saved: dict[str, Path]) -> None:
     loaded = from_pretrained(saved["plain"])
     model = tiny_sam()
-    attach_quantizer(model, tiny_recipe())
+    attach_quantizer(model, tiny_recipe().to_dict())
     assert isinstance(model.config.quantization_config, SaqsamConfig)
     assert type(model.hf_quantizer) is type(loaded.hf_quantizer)
     assert model.quantization_method == loaded.quantization_method
