@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +11,13 @@ from transformers import SamModel
 
 from saqsam.backend import TorchBackend
 from saqsam.calibration_images import CalibrationImages, choose_calibration_images
-from saqsam.equalize import LEAST, ChannelRange, _observing, equalize
+from saqsam.checkpoint import load_checkpoint, save_checkpoint
+from saqsam.equalize import LEAST, ChannelRange, _observing, equalize, scale_inputs
 from saqsam.models.structure import SamStructure
+from saqsam.prepare import prepare
+from saqsam.quant.layers import ChannelScale
 from saqsam.quantize import quantize
-from saqsam.recipe import Calibration
+from saqsam.recipe import Calibration, Reconstruction
 from tiny_quantized import quantize_tiny, tiny_data, tiny_recipe
 from tiny_sam import tiny_config, tiny_processor, tiny_sam
 
@@ -134,7 +138,65 @@ def test_it_gains_where_activations_are_the_narrower_and_loses_where_weights_are
     assert (errors[1] < errors[0]) == gains, errors
 
 
+def scaled(model: SamModel, images: CalibrationImages) -> SamModel:
+    model = copy.deepcopy(model)
+    prepare(model, STRUCTURE, tiny_recipe("mse", input_scales=True))
+    scale_inputs(model, STRUCTURE, images)
+    return model
+
+
+def test_scaled_inputs_leave_the_masks_as_they_were_and_give_channels_one_range() -> None:
+    model = uneven_sam()
+    images = images_of(model)
+    found = scaled(model, images)
+    for found_masks, expected in zip(masks(found, images), masks(model, images), strict=True):
+        torch.testing.assert_close(found_masks, expected, rtol=1e-3, atol=1e-3)
+    before = ranges_of(model, images)
+    with_scale = [name for name, module in found.named_modules() if isinstance(module, ChannelScale)]
+    assert {name.removesuffix(".input_scale") for name in with_scale} == set(STRUCTURE.residual_readers)
+    assert len(with_scale) == 2 * (3 * 3 + 1) + 3
+    for name in STRUCTURE.residual_readers:
+        scale = found.get_submodule(f"{name}.input_scale")
+        seen = before[f"{name} input"]
+        half, middle = seen.half, seen.middle
+        torch.testing.assert_close(
+            scale(middle), torch.zeros_like(middle), rtol=0, atol=2e-3 * float(half.max())
+        )
+        torch.testing.assert_close(scale(middle + half), half.mean().expand_as(half), rtol=5e-3, atol=1e-3)
+
+
+def test_scaled_inputs_gain_where_activations_are_narrow_and_survive_the_file(tmp_path: Path) -> None:
+    model = uneven_sam()
+    with torch.no_grad():
+        for layer in model.mask_decoder.transformer.layers:
+            for norm in (layer.layer_norm1, layer.layer_norm2, layer.layer_norm3, layer.layer_norm4):
+                norm.weight.mul_(torch.linspace(0.1, 4, 32))
+    images = images_of(model)
+    exact = masks(model, images)
+    errors = []
+    for input_scales in (False, True):
+        recipe = tiny_recipe("mse", "w8a4", input_scales=input_scales)
+        quantized = quantize(model, tiny_processor(), recipe, tiny_data())
+        folder = save_checkpoint(quantized, tiny_processor(), tmp_path / f"{input_scales}")
+        found = masks(load_checkpoint(folder), images)
+        for a, b in zip(found, masks(quantized, images), strict=True):
+            assert torch.equal(a, b)
+        errors.append(sum(float((f - e).square().mean()) for f, e in zip(found, exact, strict=True)))
+    assert errors[1] < errors[0], errors
+
+
+def test_gains_and_offsets_are_learned_with_biases() -> None:
+    spec = {"equalized": True, "input_scales": True}
+    plain = quantize_tiny(tiny_recipe("mse", **spec))
+    learned = Reconstruction(steps=4, prompts=2, affine=True, affine_rate=0.01)
+    found = quantize_tiny(tiny_recipe("mse", **spec, reconstruction=learned))
+    for name in STRUCTURE.residual_readers:
+        before, after = (m.get_submodule(f"{name}.input_scale") for m in (plain, found))
+        assert not torch.equal(before.gain, after.gain), name
+        assert not torch.equal(before.offset, after.offset), name
+
+
 def test_what_stays_float_is_float16_after_equalization_too() -> None:
-    quantized = quantize_tiny(tiny_recipe("mse", equalized=True))
+    quantized = quantize_tiny(tiny_recipe("mse", equalized=True, input_scales=True))
     for name, parameter in quantized.named_parameters():
         assert torch.equal(parameter, parameter.half().float()), name

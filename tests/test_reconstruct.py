@@ -13,7 +13,6 @@ import saqsam.learn
 from saqsam.backend import TorchBackend
 from saqsam.calibrate import calibrate
 from saqsam.calibration_images import CalibrationImages, choose_calibration_images
-from saqsam.equalize import equalize
 from saqsam.learn import learning, unit_parts
 from saqsam.models.path import embed_boxes, embed_patches, flatten_image, image_positions
 from saqsam.models.structure import SamStructure
@@ -30,6 +29,7 @@ from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedTensor
 from saqsam.quant.learned import RandomDrop
 from saqsam.quant.log import LogQuantizer
+from saqsam.quantize import prepare_equalized
 from saqsam.recipe import Recipe, Reconstruction
 from saqsam.reconstruct import reconstruct
 from saqsam.units import EncoderUnit, JointUnit, PromptTokens, mask_error, reconstruction_units
@@ -292,7 +292,7 @@ def test_every_weight_is_one_of_its_two_neighbours_on_a_grid_of_b_bits(method: s
     if recipe.equalized:
         round_float_parameters(original, STRUCTURE, recipe)
         images = choose_calibration_images(original, tiny_processor(), tiny_data(), recipe.calibration)
-        equalize(original, STRUCTURE, images)
+        prepare_equalized(original, STRUCTURE, recipe, images)
     moved = 0
     for site, bits in weight_sites(STRUCTURE, recipe):
         packed = quantized.get_submodule(f"{site.name}.weight")

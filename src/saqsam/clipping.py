@@ -106,7 +106,12 @@ class FocusSearch:
         theta: float,
         measure: ClippingMeasure = "focus",
     ) -> None:
-        self.attention, self.inputs, self.margin, self.measure = attention, inputs, math.log(theta), measure
+        self.attention, self.margin, self.measure = attention, math.log(theta), measure
+        layers = (attention.q_proj, attention.k_proj, attention.v_proj)
+        self.inputs = [
+            tuple(layer.input_scale(tensor) for layer, tensor in zip(layers, tensors, strict=True))
+            for tensors in inputs
+        ]
         empty = {slot: nn.Identity() for slot in SEARCHED}
         sides = list(zip(self.side(0, empty), self.side(1, empty), strict=True))
         self.focus = [self._focus(query, key) for query, key in sides]
@@ -114,7 +119,7 @@ class FocusSearch:
             layer, heads = attention.v_proj, attention.num_attention_heads
             self.values = [
                 attention._separate_heads(nn.functional.linear(value, layer.weight, layer.bias), heads)
-                for _, _, value in inputs
+                for _, _, value in self.inputs
             ]
             self.outputs = [
                 self._attend(query, key, value)

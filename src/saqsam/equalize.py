@@ -13,6 +13,9 @@ moved from the first into the second; the model computes the same masks as befor
 f is a channel's half range against the mean of them all, and m its middle, both of calibration images. The factor of
 queries is the one at which query and key have the same range. Left alone: post-GELU inputs, and what is also added to
 a residual stream. In the encoder the queries keep their scale, as relative positions are computed from them.
+
+The decoder's projections read residual streams that others read and write too: no factor can be moved there. With
+`input_scales` they get an offset and a gain of their own at run time (`scale_inputs`), as part of the rounding.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from saqsam.calibrate import show_images
 from saqsam.calibration_images import CalibrationImages
 from saqsam.models.structure import DECODER_PARTS, SamStructure
 from saqsam.prepare import Progress
+from saqsam.quant.layers import ChannelScale, QuantLinear
 
 LEAST = 1 / 32
 """Half ranges below this share of the widest count as that: a dead channel must not make weights huge."""
@@ -106,6 +110,33 @@ def equalize(
         factor = hidden.half / hidden.half.mean()
         _scale_outputs(layer.mlp.lin1, 1 / factor)
         _scale_inputs(layer.mlp.lin2, factor)
+
+
+@torch.no_grad()
+def scale_inputs(
+    model: SamModel, structure: SamStructure, images: CalibrationImages, progress: Progress | None = None
+) -> None:
+    """Set the channel scales of a prepared model with empty slots, in place, and the inverse in weights and biases.
+
+    Args:
+        model: Prepared model.
+        structure: Its structure.
+        images: Calibration images.
+        progress: See `Progress`.
+    """
+    with _observing(model, structure) as ranges:
+        show_images(model, images, "scaling inputs", progress)
+    for name in structure.residual_readers:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, QuantLinear)
+        assert isinstance(layer.input_scale, ChannelScale)
+        seen = ranges[f"{name} input"]
+        # A checkpoint stores float16.
+        gain, offset = (seen.half.mean() / seen.half).half().float(), seen.middle.half().float()
+        layer.input_scale.gain.copy_(gain)
+        layer.input_scale.offset.copy_(offset)
+        layer.bias.add_(layer.weight @ offset)
+        _scale_inputs(layer, 1 / gain)
 
 
 def _equalize_norm(

@@ -17,7 +17,15 @@ from transformers import SamModel
 from saqsam.models.attention import PROBABILITIES, SLOTS, to_quant_attention
 from saqsam.models.structure import PATCH_EMBEDDING, SamStructure, Site, replace_module
 from saqsam.quant.affine import AffineQuantizer
-from saqsam.quant.layers import PackedLayer, PackedTensor, channel_axis, to_packed_layer, to_quant_layer
+from saqsam.quant.layers import (
+    ChannelScale,
+    PackedLayer,
+    PackedTensor,
+    QuantLinear,
+    channel_axis,
+    to_packed_layer,
+    to_quant_layer,
+)
 from saqsam.quant.log import GranularityObserver, LogQuantizer
 from saqsam.quant.observers import ChannelHistogramObserver, HistogramObserver
 from saqsam.quant.ranges import activation_parameters, weight_parameters
@@ -104,7 +112,11 @@ def prepare(model: SamModel, structure: SamStructure, recipe: Recipe) -> None:
         )
         replace_module(model, site.name, new)
     for site, _ in weight_sites(structure, recipe):
-        replace_module(model, site.name, to_quant_layer(model.get_submodule(site.name)))
+        layer = to_quant_layer(model.get_submodule(site.name))
+        if recipe.input_scales and site.name in structure.residual_readers:
+            assert isinstance(layer, QuantLinear)
+            layer.input_scale = ChannelScale(layer.in_features).to(layer.weight.device)
+        replace_module(model, site.name, layer)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from saqsam.checkpoint import attach_quantizer, quantization_config_of
 from saqsam.clipping import AttentionClipping, Clip, clip_attentions
 from saqsam.data.datasets import Dataset
 from saqsam.data.detections import Detections
-from saqsam.equalize import equalize
+from saqsam.equalize import equalize, scale_inputs
 from saqsam.journal import Journal
 from saqsam.learn import UnitLog, unit_parts
 from saqsam.models.structure import SamStructure
@@ -114,10 +114,7 @@ def quantize(
     if unfinished is not None:
         journal = Journal(Path(unfinished), _arguments(quantized, recipe, images))
 
-    if recipe.equalized:
-        equalize(quantized, structure, images, _brief(progress))
-        round_float_parameters(quantized, structure, recipe)
-    prepare(quantized, structure, recipe)
+    prepare_equalized(quantized, structure, recipe, images, _brief(progress))
     reference = _set_ranges(quantized, structure, recipe, images, log, journal, progress)
     if recipe.reconstruction is not None:
         pack_embeddings(quantized, recipe)
@@ -144,6 +141,23 @@ def quantize(
     pack(quantized, structure, recipe, _brief(progress))
     attach_quantizer(quantized, recipe.to_dict())
     return quantized.eval()  # the new modules too
+
+
+def prepare_equalized(
+    model: SamModel,
+    structure: SamStructure,
+    recipe: Recipe,
+    images: CalibrationImages,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> None:
+    """Equalize a float model as the recipe says and give it empty slots, in place; it computes what it did."""
+    if recipe.equalized:
+        equalize(model, structure, images, progress)
+    prepare(model, structure, recipe)
+    if recipe.input_scales:
+        scale_inputs(model, structure, images, progress)
+    if recipe.equalized or recipe.input_scales:
+        round_float_parameters(model, structure, recipe)
 
 
 def _set_ranges(

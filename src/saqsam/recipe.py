@@ -44,6 +44,8 @@ class Recipe:
         activations: Layer inputs and the operands of attention products; per tensor, static.
         probabilities: Attention's probabilities, where they differ from other activations.
         equalized: Whether channels that share a grid are given ranges alike first (`equalize.py`; not of the paper).
+        input_scales: Whether inputs of the decoder that no earlier layer can be scaled for get an offset and a gain for
+            each channel (`quant.layers.ChannelScale`; not of the paper).
         bimodal: Whether the two peaks of the keys of token-to-image attention are merged (PTQ4SAM).
         clipping: Perceptual-consistency clipping of the decoder's attentions, or None.
         reconstruction: Learned rounding and scales, or None.
@@ -62,6 +64,7 @@ class Recipe:
     activations: QuantSpec
     probabilities: ProbabilitySpec = field(default_factory=ProbabilitySpec)
     equalized: bool = False
+    input_scales: bool = False
     bimodal: bool = False
     clipping: Clipping | None = None
     reconstruction: Reconstruction | None = None
@@ -80,7 +83,7 @@ class Recipe:
             raise ValueError(
                 f"recipe version {self.version} is not the {RECIPE_VERSION} that this saqsam reads"
             )
-        for name in ("quantized_rel_pos_query", "bimodal", "equalized"):
+        for name in ("quantized_rel_pos_query", "bimodal", "equalized", "input_scales"):
             check_type(name, getattr(self, name), bool)
         for name, spec in _SPECS.items():
             if not (getattr(self, name) is None and name in _OPTIONAL):

@@ -48,6 +48,7 @@ class SamStructure:
         layers: Linear layers and convolutions of the papers' tensor set, in the order of computation.
         float_layers: Those that the papers leave float.
         attentions: Attention modules whose products are quantized, encoder first.
+        residual_readers: Names of the decoder's layers whose input is a residual stream, alone or with positions.
         stages: Encoder blocks of each stage as ranges; a stage ends with a global-attention block, and what
             follows the last global block, if anything, is a stage of its own.
         position_embedding: Name of the encoder's absolute position embedding.
@@ -60,6 +61,12 @@ class SamStructure:
         self.layers = [
             *_encoder_layers(vision.num_hidden_layers),
             *_decoder_layers(decoder.num_hidden_layers),
+        ]
+        readers = ("q_proj", "k_proj", "v_proj", "lin1")
+        self.residual_readers = [
+            site.name
+            for site in self.layers
+            if site.part in DECODER_PARTS and site.name.rpartition(".")[2] in readers
         ]
         self.float_layers = list(_float_layers(decoder.num_multimask_outputs + 1, decoder.iou_head_depth))
         self.attentions = [

@@ -76,15 +76,38 @@ class PackedTensor(nn.Module):
         return f"shape={tuple(self.shape)}, bits={self.bits}, axis={self.axis}"
 
 
-class QuantLinear(nn.Linear):
-    """`nn.Linear` with quantizer slots."""
+class ChannelScale(nn.Module):
+    """An offset and a gain for each channel of a layer's input, before it is quantized.
 
+    What is quantized is (x - offset) * gain, so that channels of different ranges share one grid; the layer's weight
+    and bias hold the inverse. At run time it is one multiply-add, part of the rounding that follows it.
+
+    Attributes:
+        offset: Parameter, float32 [K].
+        gain: Parameter, float32 [K].
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.zeros(channels))
+        self.gain = nn.Parameter(torch.ones(channels))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Scale input [..., K]."""
+        return (input - self.offset) * self.gain
+
+
+class QuantLinear(nn.Linear):
+    """`nn.Linear` with quantizer slots and, before its input's, a place for a `ChannelScale`."""
+
+    input_scale: nn.Module
     input_quantizer: nn.Module
     weight_quantizer: nn.Module
 
     def forward(self, input: Tensor) -> Tensor:
         """Map input [..., K] to [..., C]."""
-        return F.linear(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias)
+        values = self.input_quantizer(self.input_scale(input))
+        return F.linear(values, self.weight_quantizer(self.weight), self.bias)
 
 
 class QuantConv2d(nn.Conv2d):
@@ -146,6 +169,8 @@ def to_quant_layer(layer: nn.Module) -> QuantLayer:
     new.__dict__ = {**layer.__dict__, "_modules": {}}
     new.input_quantizer = nn.Identity()
     new.weight_quantizer = nn.Identity()
+    if isinstance(new, QuantLinear):
+        new.input_scale = nn.Identity()
     assert isinstance(new, (QuantLinear, QuantConv2d, QuantConvTranspose2d))
     return new
 
@@ -156,17 +181,21 @@ class PackedLinear(nn.Module):
     Attributes:
         weight: PackedTensor [C, K].
         bias: Parameter float32 [C] or None.
+        input_scale: `ChannelScale` of the input, `nn.Identity` where it has none.
         input_quantizer: Quantizer of the input, `nn.Identity` where it stays float.
     """
 
-    def __init__(self, weight: PackedTensor, bias: Tensor | None, input_quantizer: nn.Module) -> None:
+    def __init__(
+        self, weight: PackedTensor, bias: Tensor | None, input_scale: nn.Module, input_quantizer: nn.Module
+    ) -> None:
         super().__init__()
-        self.weight, self.bias, self.input_quantizer = weight, bias, input_quantizer
+        self.weight, self.bias = weight, bias
+        self.input_scale, self.input_quantizer = input_scale, input_quantizer
         self.out_features, self.in_features = weight.shape
 
     def forward(self, input: Tensor) -> Tensor:
         """Map input [..., K] to [..., C]."""
-        return F.linear(self.input_quantizer(input), self.weight(), self.bias)
+        return F.linear(self.input_quantizer(self.input_scale(input)), self.weight(), self.bias)
 
 
 class PackedConv2d(nn.Module):
@@ -209,7 +238,8 @@ PackedLayer = PackedLinear | PackedConv2d | PackedConvTranspose2d
 def to_packed_layer(layer: nn.Module, weight: PackedTensor, input_quantizer: nn.Module) -> PackedLayer:
     """The packed form of a float or quant layer, with its bias, stride and padding."""
     if isinstance(layer, nn.Linear):
-        return PackedLinear(weight, layer.bias, input_quantizer)
+        input_scale = layer.input_scale if isinstance(layer, QuantLinear) else nn.Identity()
+        return PackedLinear(weight, layer.bias, input_scale, input_quantizer)
     if isinstance(layer, nn.ConvTranspose2d):
         return PackedConvTranspose2d(weight, layer.bias, input_quantizer, layer.stride)
     if isinstance(layer, nn.Conv2d):
