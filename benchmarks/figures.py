@@ -1,10 +1,11 @@
 """Draws the figures of docs/results.md from checkpoints reloaded from disk, on scenes of the bundled generator.
 
-    python benchmarks/figures.py                 # docs/images/focus.png, masks.png and learning.png
+    python benchmarks/figures.py                 # docs/images/focus.png, masks.png, learning.png and steps.png
 
 - `focus.png`: where a mask token looks in the image, in float, with ranges of least error, and clipped by the focus.
 - `masks.png`: the masks of one model after another at the hardest bits.
 - `learning.png`: loss curves of SAQ-SAM's units and the focus deviation before and after clipping.
+- `steps.png`: accuracy over the steps of learning, from the rows in results/steps.csv and results/methods.csv.
 
 Checkpoints are made as by `ptq.py` and kept in its cache, so that the figures show models of the tables.
 """
@@ -28,6 +29,7 @@ from transformers import SamModel, SamProcessor
 
 import ptq
 import saqsam
+from rows import FLOAT, Row, read_rows
 from saqsam.data.datasets import Sample, open_dataset
 from saqsam.evaluate import mask_iou
 from saqsam.models.attention import QuantDecoderAttention
@@ -40,11 +42,13 @@ from saqsam.report import LOG_PICTURE, write_report
 from saqsam.visualize import overlay_masks
 from saqsam_cli.terminal import progress_bars
 
+FIGURES = ("learning", "masks", "focus", "steps")
 IMAGES = ptq.ROOT / "docs" / "images"
+RESULTS = ptq.ROOT / "benchmarks" / "results"
 BITS = "w4a4"
 FOCUS = ("ptq4sam-s", "saq-sam-s")
 """They differ in the clipping alone."""
-MASKS = ("mse", "ptq4sam", "saq-sam")
+MASKS = ("mse", "ptq4sam", "saq-sam", "saq-sam-plus")
 FOCUS_SCENE, MASK_SCENES = 3, (1, 5, 8)
 MOST_BOXES = 8
 MASK_TOKEN = 1
@@ -188,12 +192,46 @@ def write_learning(plan: ptq.Plan, path: Path) -> None:
     write_whole(path, (folder / LOG_PICTURE).read_bytes())
 
 
+def draw_steps(rows: Sequence[Row]) -> Figure:
+    """A panel for each data set: mean IoU over learning steps, on a logarithmic axis, a line for each method."""
+    data = list(dict.fromkeys(row.data for row in rows if row.steps))
+    figure = Figure(figsize=(4.5 * len(data), 3.2), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(data), squeeze=False)[0], data, strict=True):
+        here = [row for row in rows if row.data == name]
+        for method in dict.fromkeys(row.method for row in here if row.steps):
+            points = sorted((row.steps, row.miou) for row in here if row.method == method and row.steps)
+            axes.plot(*zip(*points, strict=True), marker="o", label=method)
+        for row in here:
+            if row.method == FLOAT:
+                axes.axhline(row.miou, color="0.5", linestyle="--", label="float")
+        axes.set_xscale("log")
+        axes.set_title(f"{name}, {BITS}", fontsize=9)
+        axes.set_xlabel("steps in all")
+        axes.set_ylabel("mean IoU")
+        axes.legend(fontsize=8, frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def steps_rows() -> list[Row]:
+    """Rows of the curve, and those of the same methods at the steps of the comparison; float."""
+    curve = read_rows(RESULTS / "steps.csv")
+    methods, data = {row.method for row in curve}, {row.data for row in curve}
+    others = [
+        row
+        for row in read_rows(RESULTS / "methods.csv")
+        if row.data in data
+        and (row.method == FLOAT or (row.method in methods and row.bits == BITS and not row.seed))
+    ]
+    return [*curve, *others]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(description="Draw the figures; more options are those of ptq.py.")
-    parser.add_argument("--figures", nargs="+", choices=("focus", "masks", "learning"))
+    parser.add_argument("--figures", nargs="+", choices=FIGURES)
     options, others = parser.parse_known_args(arguments)
-    chosen = options.figures or ("learning", "masks", "focus")
+    chosen = options.figures or FIGURES
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -209,6 +247,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             draw_masks(models, [data[i] for i in MASK_SCENES]).savefig(path, dpi=100)
         elif name == "focus":
             draw_focus(models, data[FOCUS_SCENE]).savefig(path, dpi=100)
+        elif name == "steps":
+            draw_steps(steps_rows()).savefig(path, dpi=100)
         else:
             write_learning(plan, path)
         print(path)

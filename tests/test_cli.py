@@ -1,3 +1,4 @@
+import inspect
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from coco_folder import good_annotations, make_coco, picture
 from saqsam import checkpoint, reconstruct
 from saqsam.checkpoint import load_checkpoint, save_checkpoint
 from saqsam.data.images import read_image
+from saqsam.presets import DEFAULT_METHOD
 from saqsam_cli import app, commands, tables, terminal
 from tiny_quantized import assert_same_outputs, quantized_tiny
 from tiny_sam import tiny_processor, tiny_sam
@@ -233,12 +235,17 @@ def test_what_transformers_logs_is_silenced_while_a_command_runs_and_no_longer()
 # --- quantize
 
 
+def test_the_method_of_the_command_line_is_the_library_s() -> None:
+    # Written out in both places: the command line's help does not import torch.
+    assert inspect.signature(app.quantize).parameters["method"].default == DEFAULT_METHOD
+
+
 def test_quantize_compares_float_with_what_is_on_disk(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "q"
     result = run("quantize", tiny, "--out", out, "--images", "2", "--check-images", "2", "--steps", "1")
     assert_done(result)
     reloaded, processor = saqsam.load(out)
-    assert saqsam.recipe_of(reloaded).name == "saq-sam-w4a4"
+    assert saqsam.recipe_of(reloaded).name == "saq-sam-plus-w4a4"
     assert saqsam.recipe_of(reloaded).calibration.images == 2
     data = saqsam.open_dataset("scenes", limit=2)
     before = saqsam.evaluate(*saqsam.load(tiny), data)
@@ -259,9 +266,10 @@ def test_quantize_compares_float_with_what_is_on_disk(tiny: Path, tmp_path: Path
     # Progress, and nothing else.
     assert [re.split(", loss|━", line)[0].strip() for line in result.stderr.splitlines()] == [
         "scoring, float",
-        *("choosing prompts", "calibrating", "activation ranges", "clipping attentions"),
-        *("1/6 encoder stage 1", "2/6 encoder stage 2", "3/6 neck", "4/6 decoder layer 1"),
-        *("5/6 decoder layer 2", "6/6 final attention", "packing weights"),
+        *("choosing prompts", "equalizing channels", "scaling inputs"),
+        *("calibrating", "activation ranges", "clipping attentions"),
+        *("1/7 encoder stage 1", "2/7 encoder stage 2", "3/7 neck", "4/7 decoder layer 1"),
+        *("5/7 decoder layer 2", "6/7 final attention", "7/7 whole decoder", "packing weights"),
         "scoring, quantized",
     ]
 

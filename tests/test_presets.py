@@ -96,6 +96,7 @@ def test_methods_differ_in_what_their_papers_add() -> None:
     }
     assert differences("saq-sam", "saq-sam-plus") == {
         "equalized": (False, True),
+        "input_scales": (False, True),
         "probabilities.scale": ("tensor", "row"),
         "clipping.images": (1, 4),
         "clipping.include_range": (False, True),
@@ -124,10 +125,10 @@ def test_the_paper_s_numbers() -> None:
     )
 
 
-def test_the_default_is_saq_sam_at_four_bits_with_standard_effort() -> None:
-    assert recipe_for() == recipe_for("saq-sam", "w4a4", "standard")
+def test_the_default_is_saq_sam_plus_at_four_bits_with_standard_effort() -> None:
+    assert recipe_for() == recipe_for("saq-sam-plus", "w4a4", "standard")
     assert (
-        dataclasses.replace(METHODS["saq-sam"](4, 4), reconstruction=recipe_for().reconstruction)
+        dataclasses.replace(METHODS["saq-sam-plus"](4, 4), reconstruction=recipe_for().reconstruction)
         == recipe_for()
     )
 

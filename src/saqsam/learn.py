@@ -22,7 +22,12 @@ from saqsam.models.structure import SamStructure, Site, replace_module
 from saqsam.prepare import activation_slots, pack_layer, round_weight, weight_sites
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedTensor, channel_axis
-from saqsam.quant.learned import LearnedAffineQuantizer, RandomDrop, StraightThrough
+from saqsam.quant.learned import (
+    LearnedAffineQuantizer,
+    LearnedWeightScale,
+    RandomDrop,
+    StraightThrough,
+)
 from saqsam.quant.rounding import LearnedRounding
 from saqsam.recipe import Recipe
 from saqsam.specs import Reconstruction
@@ -58,6 +63,7 @@ class Learned:
 
     roundings: dict[str, LearnedRounding]
     scales: dict[str, LearnedAffineQuantizer]
+    weight_scales: dict[str, LearnedWeightScale]
     affine: dict[str, nn.Parameter]
 
 
@@ -67,6 +73,7 @@ class UnitParts:
 
     Attributes:
         layers: Layers and their weight bits.
+        packed: Names of the weights that are packed already, whose scales are learned.
         slots: Names of its activation slots.
         affine: Names of the biases and normalisation parameters that are learned.
     """
@@ -74,6 +81,7 @@ class UnitParts:
     layers: tuple[tuple[Site, int], ...]
     slots: tuple[str, ...]
     affine: tuple[str, ...] = ()
+    packed: tuple[str, ...] = ()
 
 
 def unit_parts(unit: Unit, model: SamModel, structure: SamStructure, recipe: Recipe) -> UnitParts:
@@ -89,7 +97,9 @@ def unit_parts(unit: Unit, model: SamModel, structure: SamStructure, recipe: Rec
     if spec is not None and spec.affine:
         # Biases and normalisations alone are vectors; of packed layers they are all that is a parameter.
         affine = tuple(n for n, p in model.named_parameters() if inside(n) and p.dim() == 1)
-    return UnitParts(() if isinstance(unit, JointUnit) else layers, slots, affine)
+    if isinstance(unit, JointUnit):
+        return UnitParts((), slots, affine, tuple(f"{site.name}.weight" for site, _ in layers))
+    return UnitParts(layers, slots, affine)
 
 
 @contextmanager
@@ -117,7 +127,8 @@ def learning(
     before = {name: model.get_submodule(name) for name in parts.slots}
     affine = {name: model.get_parameter(name) for name in parts.affine}
     affine_before = {name: parameter.detach().clone() for name, parameter in affine.items()}
-    learned = Learned({}, {}, affine)
+    weights = {name: model.get_submodule(name) for name in parts.packed}
+    learned = Learned({}, {}, {}, affine)
     packed: dict[str, PackedTensor] = {}
     try:
         for parameter in affine.values():
@@ -127,6 +138,10 @@ def learning(
             if spec.scales and isinstance(quantizer, AffineQuantizer):
                 inner = learned.scales[name] = LearnedAffineQuantizer(quantizer)
             replace_module(model, name, RandomDrop(inner, drop, generator))
+        for name, weight in weights.items():
+            assert isinstance(weight, PackedTensor)
+            learned.weight_scales[name] = LearnedWeightScale(weight)
+            replace_module(model, name, learned.weight_scales[name])
         for site, bits in parts.layers:
             layer = model.get_submodule(site.name)
             axis = channel_axis(layer)
@@ -144,6 +159,8 @@ def learning(
             replace_module(model, name, quantizer)
         for site, _ in parts.layers:
             replace_module(model, f"{site.name}.weight_quantizer", nn.Identity())
+        for name, weight in weights.items():
+            replace_module(model, name, weight)
         for name, parameter in affine.items():
             parameter.requires_grad_(False).copy_(affine_before[name])
         raise
@@ -153,6 +170,8 @@ def learning(
     for name, quantizer in before.items():
         fixed = learned.scales[name].fixed() if name in learned.scales else quantizer
         replace_module(model, name, fixed.to(model.device))
+    for name, weight_scale in learned.weight_scales.items():
+        replace_module(model, name, weight_scale.fixed())
     for site, bits in parts.layers:
         nearest, rounding = packed[site.name], learned.roundings[site.name]
         codes = rounding.codes()
@@ -190,12 +209,13 @@ def learn_unit(
     with learning(model, parts, recipe, probability, dropping) as learned:
         roundings = list(learned.roundings.values())
         scales = [quantizer.log_scale for quantizer in learned.scales.values()]
+        gains = [weight.log_gain for weight in learned.weight_scales.values()]
         nearest = [rounding.codes() for rounding in roundings]
         optimizer = torch.optim.Adam(
             [
                 {"params": [rounding.variable for rounding in roundings], "lr": spec.rounding_rate},
                 {"params": scales, "lr": spec.scale_rate},
-                {"params": list(learned.affine.values()), "lr": spec.affine_rate},
+                {"params": [*learned.affine.values(), *gains], "lr": spec.affine_rate},
             ]
         )
         unlearned = _nearest_loss(model, reference, unit, roundings, captured, spec, seed)

@@ -10,7 +10,7 @@ from saqsam.quant.affine import check_bits
 from saqsam.recipe import Recipe
 from saqsam.specs import Clipping, ProbabilitySpec, QuantSpec, Reconstruction, nearest
 
-DEFAULT_METHOD = "saq-sam"
+DEFAULT_METHOD = "saq-sam-plus"
 
 
 def min_max(weight_bits: int, activation_bits: int) -> Recipe:
@@ -83,8 +83,9 @@ def saq_sam(weight_bits: int, activation_bits: int) -> Recipe:
 def saq_sam_plus(weight_bits: int, activation_bits: int) -> Recipe:
     """SAQ-SAM and what the paper does not have, all of it free at run time.
 
-    Channels equalized; rows of probabilities with a scale of their own; clipping by what an attention gives; biases and
-    normalisations learned with each unit; at the end the whole decoder, by its masks.
+    Channels equalized, and inputs scaled by channel where the decoder reads a residual stream; rows of probabilities
+    with a scale of their own; clipping by what an attention gives; biases and normalisations learned with each unit; at
+    the end the whole decoder, by its masks.
     """
     start = saq_sam(weight_bits, activation_bits)
     assert start.reconstruction is not None
@@ -92,6 +93,7 @@ def saq_sam_plus(weight_bits: int, activation_bits: int) -> Recipe:
         start,
         method="saq-sam-plus",
         equalized=True,
+        input_scales=True,
         probabilities=replace(start.probabilities, scale="row"),
         clipping=Clipping(images=4, include_range=True, measure="output"),
         reconstruction=replace(start.reconstruction, affine=True, joint_steps=8),

@@ -173,7 +173,7 @@ def _capture(
 
 def unit_tensors(model: SamModel, parts: UnitParts) -> dict[str, Tensor]:
     """All that learning changed in a unit: codes, scales and zero points, by name in the model."""
-    modules = [f"{site.name}.weight" for site, _ in parts.layers] + list(parts.slots)
+    modules = [*(f"{site.name}.weight" for site, _ in parts.layers), *parts.packed, *parts.slots]
     found = {
         f"{module}.{name}": tensor
         for module in modules

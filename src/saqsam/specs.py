@@ -159,8 +159,9 @@ class Reconstruction:
         affine: Whether a unit's biases and normalisations are learned too (not of the paper): they are float in a
             checkpoint anyway, and take up the mean error of what is rounded.
         affine_rate: Adam's learning rate of them; falls to 0 by a cosine.
-        joint_steps: Steps at the end, as a multiple of `steps`, in which all scales (and, with `affine`, biases and
-            normalisations) are learned together by the masks, every quantizer on (not of the paper); 0 for none.
+        joint_steps: Steps at the end, as a multiple of `steps`, in which all scales of the decoder, also those of its
+            weights (and, with `affine`, biases and normalisations), are learned together by the masks, every
+            quantizer on (not of the paper); 0 for none.
     """
 
     unit: Literal["block", "stage"] = "stage"

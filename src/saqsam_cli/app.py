@@ -80,7 +80,7 @@ def quantize(
             help="min-max, percentile, mse (statistics); brecq, qdrop (learned rounding); ptq4sam-s, ptq4sam; "
             "saq-sam-s, saq-sam, saq-sam-plus. A final -s: without learning.",
         ),
-    ] = "saq-sam",
+    ] = "saq-sam-plus",
     bits: Annotated[
         str, typer.Option(metavar="wXaY", help="X bits for weights, Y for activations, 2 to 8 each.")
     ] = "w4a4",

@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from saqsam.quant.affine import AffineQuantizer, affine_parameters
-from saqsam.quant.learned import LearnedAffineQuantizer, RandomDrop, StraightThrough
+from saqsam.quant.layers import PackedTensor
+from saqsam.quant.learned import (
+    LearnedAffineQuantizer,
+    LearnedWeightScale,
+    RandomDrop,
+    StraightThrough,
+)
 from saqsam.quant.log import LogQuantizer
 
 examples = settings(max_examples=40, deadline=None, derandomize=True)
@@ -242,3 +248,24 @@ def test_gradients_pass_dropped_values_and_quantized_ones() -> None:
     assert not gradient[outside & ~passed].any()
     (whole,) = torch.autograd.grad(learned(values.detach())[~passed].sum(), learned.log_scale)
     torch.testing.assert_close(scale, whole)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_scales_of_a_packed_weight_are_learned_and_its_codes_stay(axis: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    codes = torch.randint(0, 8, (5, 3), generator=generator).to(torch.uint8)
+    channels = codes.shape[axis]
+    packed = PackedTensor.from_codes(codes, torch.rand(channels) + 0.1, torch.full((channels,), 4), 3, axis)
+    before = packed()
+    learned = LearnedWeightScale(packed)
+    assert torch.equal(learned(), before)
+    (slope,) = torch.autograd.grad(learned().sum(), learned.log_gain)
+    torch.testing.assert_close(slope, before.sum(1 - axis))
+    with torch.no_grad():
+        learned.log_gain[1] = torch.tensor(2.0).log()
+    expected = before.clone()
+    expected.select(axis, 1).mul_(2)
+    torch.testing.assert_close(learned(), expected)
+    fixed = learned.fixed()
+    torch.testing.assert_close(fixed(), expected)
+    assert torch.equal(fixed.unpack(), codes)

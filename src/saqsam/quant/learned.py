@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .affine import AffineQuantizer, round_affine
+from .layers import PackedTensor
 
 
 class _QuantizeWithScaleGradient(torch.autograd.Function):
@@ -85,6 +86,31 @@ class LearnedAffineQuantizer(nn.Module):
     def fixed(self) -> AffineQuantizer:
         """The quantizer that a finished model holds."""
         return AffineQuantizer(self.bits, self.log_scale.exp(), self.zero_point)
+
+
+class LearnedWeightScale(nn.Module):
+    """A packed weight whose scales are learned, a factor for each output channel; its codes stay.
+
+    Attributes:
+        log_gain: Parameter, float32 [C]: natural logarithm of the factor.
+    """
+
+    def __init__(self, packed: PackedTensor) -> None:
+        super().__init__()
+        self.packed = packed
+        self.log_gain = nn.Parameter(torch.zeros_like(packed.scale))
+
+    def forward(self) -> Tensor:
+        """The weight in float32; gradients reach the factors."""
+        shape = [size if axis == self.packed.axis else 1 for axis, size in enumerate(self.packed.shape)]
+        weight: Tensor = self.packed() * self.log_gain.exp().reshape(shape)
+        return weight
+
+    @torch.no_grad()
+    def fixed(self) -> PackedTensor:
+        """The packed weight that a finished model holds: the one that was given, with other scales."""
+        self.packed.scale.mul_(self.log_gain.exp())
+        return self.packed
 
 
 class StraightThrough(nn.Module):
