@@ -28,6 +28,7 @@ SEEDS = {"w4a4": (0, 1, 2), "w6a6": (0, 1, 2)}
 TOTAL_STEPS = 2400
 CURVE = (300, 600, 1200, 4800, 9600)
 
+ROW_SCALED = ("equalized=true", "probabilities.scale=row")
 # Each line adds to or changes the parts of SAQ-SAM, or what goes beyond it: method and settings.
 ABLATION: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("mse", ("bimodal=true",)),
@@ -35,7 +36,11 @@ ABLATION: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("ptq4sam-s", ("bimodal=false",)),
     ("ptq4sam-s", ("equalized=true",)),
     ("ptq4sam-s", ("probabilities.scale=row",)),
-    ("ptq4sam-s", ("equalized=true", "probabilities.scale=row")),
+    ("ptq4sam-s", ROW_SCALED),
+    ("ptq4sam-s", (*ROW_SCALED, "input_scales=true")),
+    ("ptq4sam-s", (*ROW_SCALED, "overrides.encoder.activations=8")),
+    ("ptq4sam-s", (*ROW_SCALED, "overrides.decoder.activations=8")),
+    ("ptq4sam-s", (*ROW_SCALED, "overrides.decoder.image_to_token.activations=8")),
     ("saq-sam-s", ("clipping.include_range=true",)),
     ("saq-sam-s", ("clipping.images=8",)),
     ("saq-sam-s", ("clipping.measure=output",)),
@@ -47,6 +52,7 @@ ABLATION: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("saq-sam", ("reconstruction.target=quantized",)),
     ("saq-sam", ("reconstruction.loss=mask",)),
     ("saq-sam", ("probabilities.scale=row",)),
+    ("saq-sam-plus", ("input_scales=false",)),
     ("saq-sam-plus", ("clipping=none",)),
     ("saq-sam-plus", ("clipping.measure=focus",)),
     ("saq-sam-plus", ("reconstruction.affine=false",)),
