@@ -3,6 +3,7 @@
     python benchmarks/ptq_cost.py            # rows in results/ptq_cost.csv; those that are there are not measured again
 
 - `sam-mini`: `saq-sam` w4a4 at the effort `standard`, phase by phase, calibrated on 32 scenes.
+- `sam-mini-plus`: the same of `saq-sam-plus`.
 - `search`: the clipping search of all decoder attentions of sam-mini against a plain one, a forward of the attention
   for each candidate; both on the same tensors, in turn.
 - `sam-b`: a SAM-B of random weights, one image: seconds a step of each unit, for SAQ-SAM's stages and for plain
@@ -119,10 +120,10 @@ class Phases:
         self.last = now
 
 
-def measure_sam_mini(device: str) -> list[dict[str, object]]:
-    """Seconds of each phase of the default method on the bundled model."""
+def measure_sam_mini(device: str, method: str = "saq-sam") -> list[dict[str, object]]:
+    """Seconds of each phase of a method on the bundled model."""
     model, processor = saqsam.load("sam-mini", device=device)
-    recipe = saqsam.recipe_for("saq-sam", "w4a4")
+    recipe = saqsam.recipe_for(method, "w4a4")
     data = saqsam.open_dataset("scenes", limit=100, seed=1_000_000)
     phases, start = Phases(), time.perf_counter()
     saqsam.quantize(model, processor, recipe, data, progress=phases)
@@ -260,6 +261,7 @@ SUBJECTS: dict[str, Callable[[str], list[dict[str, object]]]] = {
     "sam-mini": measure_sam_mini,
     "search": measure_search,
     "sam-b": measure_sam_b,
+    "sam-mini-plus": lambda device: measure_sam_mini(device, "saq-sam-plus"),
 }
 
 

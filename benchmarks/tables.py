@@ -330,8 +330,10 @@ def _interval_cell(line: Mapping[str, str]) -> str:
 def cost(lines: Sequence[Mapping[str, str]]) -> str:
     """Seconds of each phase on sam-mini; the clipping search's ratio; steps and projections on SAM-B."""
     blocks = []
-    mini = [line for line in lines if line["subject"] == "sam-mini"]
-    if mini:
+    for subject in ("sam-mini", "sam-mini-plus"):
+        mini = [line for line in lines if line["subject"] == subject]
+        if not mini:
+            continue
         rows = [[line["what"], line["seconds"], f"{100 * float(line['ratio']):.1f} %"] for line in mini]
         blocks.append(_markdown([f"{mini[0]['recipe']} of sam-mini", "seconds", "share"], rows, right=2))
     search = {line["what"]: line for line in lines if line["subject"] == "search"}

@@ -307,3 +307,29 @@ def test_steps_go_up_and_name_the_minutes(rows, tables):
         "| `saq-sam` | 2,400 | 1.5 | 0.500 |",
         "| `saq-sam` | 4,800 | 1.5 | 0.480 |",
     ]
+
+
+def test_cost_has_a_table_for_each_subject(tables):
+    common = {
+        "recipe": "saq-sam-w4a4",
+        "steps": "",
+        "peak_gib": "",
+        "ratio": "",
+        "machine": "m, 2 threads",
+        "torch": "2",
+    }
+    lines = [
+        common | {"subject": "sam-mini", "what": "clipping attentions", "seconds": "10.00", "ratio": "0.025"},
+        common | {"subject": "sam-mini", "what": "total", "seconds": "400.00", "ratio": "1.0"},
+        common | {"subject": "search", "what": "plain", "seconds": "9.000", "ratio": "1.0"},
+        common | {"subject": "search", "what": "search", "seconds": "3.000", "ratio": "3.0"},
+        common | {"subject": "sam-b", "what": "1/8 encoder stage 1", "seconds": "20.5", "steps": "2000"},
+        common | {"subject": "sam-b", "what": "projected total", "seconds": "36000", "peak_gib": "7.5"},
+    ]
+    text = tables.cost(lines)
+    assert "| clipping attentions | 10.00 | 2.5 % |" in text
+    assert "| search | 3.000 | 3.0x |" in text
+    assert "| saq-sam-w4a4 | 1/8 encoder stage 1 | 20.5 | 2,000 |  |" in text
+    assert "| saq-sam-w4a4 | projected total | 10.0 h in all |  | 7.5 |" in text
+    assert text.endswith("Measured on m, 2 threads, torch 2.")
+    assert tables.cost([]) == ""
