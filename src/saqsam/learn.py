@@ -122,64 +122,95 @@ def learning(
         drop: Probability that an activation stays float.
         generator: Draws which, on the model's device.
     """
-    spec = recipe.reconstruction
-    assert spec is not None
-    before = {name: model.get_submodule(name) for name in parts.slots}
-    affine = {name: model.get_parameter(name) for name in parts.affine}
-    affine_before = {name: parameter.detach().clone() for name, parameter in affine.items()}
-    weights = {name: model.get_submodule(name) for name in parts.packed}
-    learned = Learned({}, {}, {}, affine)
-    packed: dict[str, PackedTensor] = {}
+    kept = _Kept(model, parts)
+    learned = Learned({}, {}, {}, kept.affine)
+    nearest: dict[str, PackedTensor] = {}
     try:
-        for parameter in affine.values():
-            parameter.requires_grad_(True)
-        for name, quantizer in before.items():
-            inner: StraightThrough | LearnedAffineQuantizer = StraightThrough(quantizer)
-            if spec.scales and isinstance(quantizer, AffineQuantizer):
-                inner = learned.scales[name] = LearnedAffineQuantizer(quantizer)
-            replace_module(model, name, RandomDrop(inner, drop, generator))
-        for name, weight in weights.items():
-            assert isinstance(weight, PackedTensor)
-            learned.weight_scales[name] = LearnedWeightScale(weight)
-            replace_module(model, name, learned.weight_scales[name])
-        for site, bits in parts.layers:
-            layer = model.get_submodule(site.name)
-            axis = channel_axis(layer)
-            packed[site.name] = nearest = round_weight(layer, bits, recipe)
-            assert isinstance(layer.weight, Tensor)
-            shape = [size if i == axis else 1 for i, size in enumerate(layer.weight.shape)]
-            rounding = LearnedRounding(
-                layer.weight, nearest.scale.reshape(shape), nearest.zero_point.float().reshape(shape), bits
-            )
-            learned.roundings[site.name] = rounding
-            replace_module(model, f"{site.name}.weight_quantizer", rounding)
+        _place_activations(model, parts, recipe, drop, generator, learned)
+        _place_weights(model, parts, recipe, learned, nearest)
         yield learned
     except BaseException:
-        for name, quantizer in before.items():
-            replace_module(model, name, quantizer)
-        for site, _ in parts.layers:
-            replace_module(model, f"{site.name}.weight_quantizer", nn.Identity())
-        for name, weight in weights.items():
-            replace_module(model, name, weight)
-        for name, parameter in affine.items():
-            parameter.requires_grad_(False).copy_(affine_before[name])
+        kept.restore()
         raise
-    for parameter in affine.values():
+    _finish(model, parts, kept, learned, nearest)
+
+
+class _Kept:
+    """What a unit consists of before it is learned, and the way back."""
+
+    def __init__(self, model: SamModel, parts: UnitParts) -> None:
+        self.model, self.layers = model, [site.name for site, _ in parts.layers]
+        self.modules = {name: model.get_submodule(name) for name in (*parts.slots, *parts.packed)}
+        self.affine = {name: model.get_parameter(name) for name in parts.affine}
+        self.values = {name: parameter.detach().clone() for name, parameter in self.affine.items()}
+
+    def restore(self) -> None:
+        for name, module in self.modules.items():
+            replace_module(self.model, name, module)
+        for name in self.layers:
+            replace_module(self.model, f"{name}.weight_quantizer", nn.Identity())
+        for name, parameter in self.affine.items():
+            parameter.requires_grad_(False).copy_(self.values[name])
+
+
+def _place_activations(
+    model: SamModel,
+    parts: UnitParts,
+    recipe: Recipe,
+    drop: float,
+    generator: torch.Generator,
+    learned: Learned,
+) -> None:
+    """Put what learns in the place of activation quantizers; biases and normalisations get gradients."""
+    assert recipe.reconstruction is not None
+    for parameter in learned.affine.values():
+        parameter.requires_grad_(True)
+    for name in parts.slots:
+        quantizer = model.get_submodule(name)
+        inner: StraightThrough | LearnedAffineQuantizer = StraightThrough(quantizer)
+        if recipe.reconstruction.scales and isinstance(quantizer, AffineQuantizer):
+            inner = learned.scales[name] = LearnedAffineQuantizer(quantizer)
+        replace_module(model, name, RandomDrop(inner, drop, generator))
+
+
+def _place_weights(
+    model: SamModel, parts: UnitParts, recipe: Recipe, learned: Learned, nearest: dict[str, PackedTensor]
+) -> None:
+    """Put soft rounding beside float weights, and learned scales around packed ones."""
+    for name in parts.packed:
+        weight = model.get_submodule(name)
+        assert isinstance(weight, PackedTensor)
+        learned.weight_scales[name] = LearnedWeightScale(weight)
+        replace_module(model, name, learned.weight_scales[name])
+    for site, bits in parts.layers:
+        layer = model.get_submodule(site.name)
+        axis = channel_axis(layer)
+        start = nearest[site.name] = round_weight(layer, bits, recipe)
+        assert isinstance(layer.weight, Tensor)
+        shape = [size if i == axis else 1 for i, size in enumerate(layer.weight.shape)]
+        rounding = LearnedRounding(
+            layer.weight, start.scale.reshape(shape), start.zero_point.float().reshape(shape), bits
+        )
+        learned.roundings[site.name] = rounding
+        replace_module(model, f"{site.name}.weight_quantizer", rounding)
+
+
+def _finish(
+    model: SamModel, parts: UnitParts, kept: _Kept, learned: Learned, nearest: dict[str, PackedTensor]
+) -> None:
+    """Leave the unit as a finished model holds it."""
+    for parameter in learned.affine.values():
         # A checkpoint stores float16.
         parameter.requires_grad_(False).copy_(parameter.half())
-    for name, quantizer in before.items():
-        fixed = learned.scales[name].fixed() if name in learned.scales else quantizer
-        replace_module(model, name, fixed.to(model.device))
+    for name in parts.slots:
+        quantizer = learned.scales[name].fixed() if name in learned.scales else kept.modules[name]
+        replace_module(model, name, quantizer.to(model.device))
     for name, weight_scale in learned.weight_scales.items():
         replace_module(model, name, weight_scale.fixed())
     for site, bits in parts.layers:
-        nearest, rounding = packed[site.name], learned.roundings[site.name]
-        codes = rounding.codes()
-        pack_layer(
-            model,
-            site.name,
-            PackedTensor.from_codes(codes, nearest.scale, nearest.zero_point, bits, nearest.axis),
-        )
+        start, codes = nearest[site.name], learned.roundings[site.name].codes()
+        packed = PackedTensor.from_codes(codes, start.scale, start.zero_point, bits, start.axis)
+        pack_layer(model, site.name, packed)
 
 
 def learn_unit(

@@ -9,7 +9,8 @@ runs the whole model.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from saqsam.learn import Captured, UnitLog, UnitParts, learn_unit, unit_parts
 from saqsam.models.path import embed_boxes, embed_patches, flatten_image, image_positions
 from saqsam.models.structure import SamStructure
 from saqsam.recipe import Recipe
+from saqsam.specs import Reconstruction
 from saqsam.store import MemoryBudget, TensorStore
 from saqsam.units import JointUnit, PromptTokens, State, Unit, reconstruction_units
 
@@ -69,53 +71,94 @@ def reconstruct(
     reference.requires_grad_(False)
     logs = []
     with tempfile.TemporaryDirectory(prefix="saqsam-") as folder, torch.no_grad():
-        budget = MemoryBudget(memory, Path(folder))
-        prompts, states = _first_states(model, images, budget)
-        # The float prefix's outputs, only where targets are computed from them.
-        floats = _first_states(reference, images, budget)[1] if spec.target == "float" else states
+        inputs = _Inputs(model, reference, images, MemoryBudget(memory, Path(folder)), spec)
         for number, unit in enumerate(units):
             log = None if load_unit is None else load_unit(number, unit)
             if log is None:
                 if isinstance(unit, JointUnit):
-                    states.clear()
-                    floats.clear()
-                    states, floats = _joint_states(unit, model, reference, images, budget, prompts)
-                targets = _capture(
-                    f"the targets of {unit.name}", budget, floats, prompts, _answer(unit, reference)
-                )
-                captured = Captured(states, targets, prompts, model.device)
-                what = f"{number + 1}/{len(units)} {unit.name}"
-
-                def report(done: int, total: int, note: str, what: str = what) -> None:
-                    if progress is not None:
-                        progress(what, done, total, note)
-
-                with torch.enable_grad():
-                    log = learn_unit(
-                        model,
-                        reference,
-                        unit,
-                        unit_parts(unit, model, structure, recipe),
-                        recipe,
-                        captured,
-                        seed=recipe.calibration.seed * 1000 + 2 * number,
-                        progress=report,
-                    )
-                targets.clear()
+                    inputs.enter(unit)
+                parts = unit_parts(unit, model, structure, recipe)
+                seed = recipe.calibration.seed * 1000 + 2 * number
+                report = _reporter(progress, f"{number + 1}/{len(units)} {unit.name}")
+                with inputs.captured(unit) as captured, torch.enable_grad():
+                    log = learn_unit(model, reference, unit, parts, recipe, captured, seed, report)
                 if save_unit is not None:
                     save_unit(number, unit, log)
             logs.append(log)
             if number + 1 < len(units) and not isinstance(units[number + 1], JointUnit):
-                what = f"the output of {unit.name}"
-                after = _capture(what, budget, states, prompts, _step(unit, model))
-                if spec.target == "float":
-                    float_after = _capture(what, budget, floats, prompts, _step(unit, reference))
-                    floats.clear()
-                else:
-                    float_after = after
-                states.clear()
-                states, floats = after, float_after
+                inputs.advance(unit)
     return logs
+
+
+def _reporter(progress: StepProgress | None, what: str) -> Callable[[int, int, str], None] | None:
+    if progress is None:
+        return None
+    return lambda done, total, note: progress(what, done, total, note)
+
+
+class _Inputs:
+    """What the next unit is given, for all images.
+
+    Attributes:
+        quantized: By the units before it as they have been learned.
+        float: By those of the float model; the same store where the recipe's target is of the `quantized` prefix.
+    """
+
+    def __init__(
+        self,
+        model: SamModel,
+        reference: SamModel,
+        images: CalibrationImages,
+        budget: MemoryBudget,
+        spec: Reconstruction,
+    ) -> None:
+        self._model, self._reference, self._images, self._budget = model, reference, images, budget
+        self._with_float = spec.target == "float"
+        self._prompts, self.quantized = _first_states(model, images, budget)
+        # Only where targets are computed from them.
+        self.float = _first_states(reference, images, budget)[1] if self._with_float else self.quantized
+
+    @contextmanager
+    def captured(self, unit: Unit) -> Iterator[Captured]:
+        """Inputs and targets of a unit, the targets for as long as the block runs."""
+        reference = self._reference
+
+        def answer(state: State, prompts: PromptTokens) -> State:
+            return unit.response(reference, reference, state, prompts)
+
+        targets = self._capture(f"the targets of {unit.name}", self.float, answer)
+        yield Captured(self.quantized, targets, self._prompts, self._model.device)
+        targets.clear()
+
+    def advance(self, unit: Unit) -> None:
+        """Go past a unit."""
+        what = f"the output of {unit.name}"
+        after = self._capture(what, self.quantized, lambda *given: unit.run(self._model, *given))
+        if self._with_float:
+            floats = self._capture(what, self.float, lambda *given: unit.run(self._reference, *given))
+            self.float.clear()
+        else:
+            floats = after
+        self.quantized.clear()
+        self.quantized, self.float = after, floats
+
+    def enter(self, unit: JointUnit) -> None:
+        """Go to where a joint unit begins: what the quantized encoder gives, and what the float one does."""
+        self.quantized.clear()
+        self.float.clear()
+        _, first = _first_states(self._model, self._images, self._budget)
+        what = f"the input of {unit.name}"
+        self.quantized = self._capture(what, first, lambda *given: unit.enter(self._model, *given))
+        self.float = self._capture(what, first, lambda *given: unit.enter(self._reference, *given))
+        first.clear()
+
+    def _capture(
+        self, what: str, states: TensorStore, compute: Callable[[State, PromptTokens], State]
+    ) -> TensorStore:
+        store = TensorStore(self._budget, what)
+        for index, prompts in enumerate(self._prompts):
+            store.append(compute(states.get(index, prompts.tokens.device), prompts))
+        return store
 
 
 def _first_states(
@@ -131,44 +174,6 @@ def _first_states(
         prompts.append(PromptTokens(tokens, flatten_image(dense), positions))
         states.append((embed_patches(model, pixel_values.to(model.device)),))
     return prompts, states
-
-
-_Compute = Callable[[State, PromptTokens], State]
-
-
-def _answer(unit: Unit, reference: SamModel) -> _Compute:
-    return lambda state, prompts: unit.response(reference, reference, state, prompts)
-
-
-def _step(unit: Unit, model: SamModel) -> _Compute:
-    return lambda state, prompts: unit.run(model, state, prompts)
-
-
-def _joint_states(
-    unit: JointUnit,
-    model: SamModel,
-    reference: SamModel,
-    images: CalibrationImages,
-    budget: MemoryBudget,
-    prompts: list[PromptTokens],
-) -> tuple[TensorStore, TensorStore]:
-    """What the unit is given by the quantized encoder, and by the float one."""
-    _, first = _first_states(model, images, budget)
-    what = f"the input of {unit.name}"
-    states = _capture(what, budget, first, prompts, lambda *given: unit.enter(model, *given))
-    floats = _capture(what, budget, first, prompts, lambda *given: unit.enter(reference, *given))
-    first.clear()
-    return states, floats
-
-
-def _capture(
-    what: str, budget: MemoryBudget, states: TensorStore, prompts: list[PromptTokens], compute: _Compute
-) -> TensorStore:
-    store = TensorStore(budget, what)
-    for index, image_prompts in enumerate(prompts):
-        state = states.get(index, image_prompts.tokens.device)
-        store.append(compute(state, image_prompts))
-    return store
 
 
 def unit_tensors(model: SamModel, parts: UnitParts) -> dict[str, Tensor]:
