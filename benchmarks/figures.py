@@ -7,13 +7,15 @@
 - `learning.png`: loss curves of SAQ-SAM's units and the focus deviation before and after clipping.
 - `steps.png`: accuracy over the steps of learning, from the rows in results/steps.csv and results/methods.csv.
 
-Checkpoints are made as by `ptq.py` and kept in its cache, so that the figures show models of the tables.
+Checkpoints are those of the rows in results/methods.csv if the cache of `ptq.py` still has them, else made anew as
+`ptq.py` does.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -67,10 +69,25 @@ class Models:
         return self.plan.model.loaded
 
     def quantized(self, method: str) -> tuple[SamModel, SamProcessor]:
-        """A checkpoint of the method, reloaded."""
-        with progress_bars() as bars:
-            folder, _ = ptq._checkpoint(self.plan, method, BITS, bars)
+        """A checkpoint of the method, reloaded: that of the tables if it is there."""
+        folder = self._measured(method)
+        if folder is None:
+            with progress_bars() as bars:
+                folder, _ = ptq._checkpoint(self.plan, method, BITS, bars)
         return saqsam.load(folder)
+
+    def _measured(self, method: str) -> Path | None:
+        hashes = {
+            row.checkpoint
+            for row in read_rows(RESULTS / "methods.csv")
+            if (row.method, row.bits, row.seed, row.settings) == (method, BITS, 0, "")
+            and row.model_hash == self.plan.model.hash
+        }
+        for path in sorted((self.plan.cache / "checkpoints").glob(f"{method}-{BITS}-*/config.json")):
+            config = json.loads(path.read_text(encoding="utf-8"))["quantization_config"]
+            if config["content_sha256"][:12] in hashes:
+                return path.parent
+        return None
 
 
 def draw_focus(models: Models, scene: Sample) -> Figure:
