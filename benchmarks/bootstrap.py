@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ptq
-from rows import FILL_BOX, Row, read_rows
+from plan import CACHE
+from rows import FILL_BOX, RESULTS, Row, read_rows
 from saqsam.output import write_whole
 
-RESULTS = ptq.ROOT / "benchmarks" / "results"
 METHODS = ("saq-sam", "saq-sam-plus")
 RESAMPLES = 10_000
 
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(description="Paired bootstrap of a method against its rivals.")
     parser.add_argument("--csv", type=Path, default=RESULTS / "methods.csv", help="rows")
-    parser.add_argument("--cache", type=Path, default=ptq.CACHE, help="as of ptq.py")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="as of ptq.py")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--out", type=Path, default=RESULTS / "bootstrap.csv")
     options = parser.parse_args(arguments)

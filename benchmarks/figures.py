@@ -31,7 +31,8 @@ from transformers import SamModel, SamProcessor
 
 import ptq
 import saqsam
-from rows import FLOAT, Row, read_rows
+from plan import ROOT, Plan, make_plan, parse_arguments
+from rows import FLOAT, RESULTS, Row, read_rows
 from saqsam.data.datasets import Sample, open_dataset
 from saqsam.evaluate import mask_iou
 from saqsam.models.attention import QuantDecoderAttention
@@ -43,10 +44,10 @@ from saqsam.quantize import QuantizationLog
 from saqsam.report import LOG_PICTURE, write_report
 from saqsam.visualize import overlay_masks
 from saqsam_cli.terminal import progress_bars
+from tables import current
 
 FIGURES = ("learning", "masks", "focus", "steps")
-IMAGES = ptq.ROOT / "docs" / "images"
-RESULTS = ptq.ROOT / "benchmarks" / "results"
+IMAGES = ROOT / "docs" / "images"
 BITS = "w4a4"
 FOCUS = ("ptq4sam-s", "saq-sam-s")
 """They differ in the clipping alone."""
@@ -60,7 +61,7 @@ MASK_TOKEN = 1
 class Models:
     """The float model and checkpoints of it, by method."""
 
-    def __init__(self, plan: ptq.Plan) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
 
     @property
@@ -73,7 +74,7 @@ class Models:
         folder = self._measured(method)
         if folder is None:
             with progress_bars() as bars:
-                folder, _ = ptq._checkpoint(self.plan, method, BITS, bars)
+                folder, _ = ptq.make_checkpoint(self.plan, method, BITS, bars)
         return saqsam.load(folder)
 
     def _measured(self, method: str) -> Path | None:
@@ -190,13 +191,13 @@ def draw_masks(models: Models, scenes: Sequence[Sample]) -> Figure:
     return figure
 
 
-def write_learning(plan: ptq.Plan, path: Path) -> None:
+def write_learning(plan: Plan, path: Path) -> None:
     """The picture that `saqsam quantize` leaves beside a checkpoint."""
     model, processor = plan.model.loaded
     recipe, log = plan.recipe("saq-sam", BITS), QuantizationLog()
     folder = plan.cache / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    with progress_bars() as bars, ptq._bar(bars, "learning") as step:
+    with progress_bars() as bars, ptq.bar(bars, "learning") as step:
         saqsam.quantize(
             model,
             processor,
@@ -232,11 +233,11 @@ def draw_steps(rows: Sequence[Row]) -> Figure:
 
 def steps_rows() -> list[Row]:
     """Rows of the curve, and those of the same methods at the steps of the comparison; float."""
-    curve = read_rows(RESULTS / "steps.csv")
+    curve = current(read_rows(RESULTS / "steps.csv"))
     methods, data = {row.method for row in curve}, {row.data for row in curve}
     others = [
         row
-        for row in read_rows(RESULTS / "methods.csv")
+        for row in current(read_rows(RESULTS / "methods.csv"))
         if row.data in data
         and (row.method == FLOAT or (row.method in methods and row.bits == BITS and not row.seed))
     ]
@@ -252,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        plan = ptq.make_plan(ptq._parse_arguments(["--data", "scenes", *others]))
+        plan = make_plan(parse_arguments(["--data", "scenes", *others]))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import ptq
+from rows import FILL_BOX, FLOAT, RESULTS
 
-RESULTS = ptq.ROOT / "benchmarks" / "results"
 DATA = ("coco_val", "nuclei_val", "aerial_val")
 METHODS = (
     *("min-max", "percentile", "mse", "brecq", "qdrop"),
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compare the methods; more options are those of ptq.py.")
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
     options, others = parser.parse_known_args(arguments)
-    reference = ["--methods", ptq.FILL_BOX, ptq.FLOAT, "--data", "scenes", *DATA]
+    reference = ["--methods", FILL_BOX, FLOAT, "--data", "scenes", *DATA]
     plans = [("methods", reference)]
     plans += [(name, experiment.arguments()) for name in options.groups for experiment in GROUPS[name]()]
     for group, plan in plans:

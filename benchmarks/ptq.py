@@ -8,23 +8,17 @@ already is not measured again.
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import hashlib
 import importlib.resources
 import io
 import json
 import math
-import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -34,156 +28,20 @@ from rich.progress import Progress
 from transformers import SamModel, SamProcessor
 
 import saqsam
+from plan import Plan, make_plan, parse_arguments
 from rows import FILL_BOX, FLOAT, KEY, Row, append_row, read_rows
 from saqsam.checkpoint import quantization_config_of
-from saqsam.data.datasets import SCENES, SCENES_COUNT, Dataset
-from saqsam.data.detections import Detections, load_detections
+from saqsam.data.datasets import Dataset
 from saqsam.evaluate import Evaluation, InstanceScore, mask_iou
 from saqsam.evaluate.iou import MeanIoU, fill_box
 from saqsam.inventory import take_inventory
-from saqsam.models.loading import BUNDLED
-from saqsam.models.structure import SamStructure
 from saqsam.output import write_whole
-from saqsam.presets import METHODS, parse_bits
+from saqsam.presets import parse_bits
 from saqsam.recipe import Recipe
-from saqsam.settings import with_settings
-from saqsam.units import reconstruction_units
-from saqsam_cli.commands import CALIBRATION_SCENES_SEED
 from saqsam_cli.terminal import err, progress_bars
-
-ROOT = Path(__file__).resolve().parents[1]
-CACHE = ROOT / "work" / "benchmarks"
-CALIBRATION = "coco_train"
-FLOAT_BITS = "w32a32"
 
 Steps = Callable[[int, int], None]
 """Called with steps done and steps in all."""
-
-
-class FloatModel:
-    """The model to quantize: its name and the hash of its weights at once, the model itself when asked for."""
-
-    def __init__(self, source: str, device: str) -> None:
-        self._source, self._device = source, device
-        self.files = _weights_files(source)
-        digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(file.read_bytes())
-        self.hash = digest.hexdigest()[:12]
-        # Rows are published: the name of the folder or file, not where it lies.
-        path = Path(source).resolve()
-        self.name = source if source == BUNDLED else path.name if path.is_dir() else path.stem
-
-    @cached_property
-    def loaded(self) -> tuple[SamModel, SamProcessor]:
-        """Model and processor.
-
-        Raises:
-            ValueError: If the model is quantized already.
-        """
-        model, processor = saqsam.load(self._source, device=self._device)
-        if quantization_config_of(model) is not None:
-            raise ValueError(f"{self._source} is quantized already; the benchmark starts from a float model")
-        return model, processor
-
-
-def _weights_files(source: str) -> list[Path]:
-    path = Path(source)
-    if source == BUNDLED:
-        path = Path(str(importlib.resources.files("saqsam.models") / "sam_mini"))
-    if path.is_file():
-        return [path]
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"no weights in {path}; --model takes {BUNDLED}, a local folder, or a .pth file")
-    return files
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be measured, and in which circumstances.
-
-    Attributes:
-        model: The float model.
-        methods: Names of methods, `float` and `fill-box` among them.
-        bits: Such as `w4a4`.
-        data: Data sets by name.
-        detections: A detector's boxes for those that come with them.
-        most_detections: How many of each image's.
-        calibration: Name and data set for the calibration.
-        images: How many of its images.
-        seed: Which of them.
-        prompt: `box` or `point`.
-        settings: Fields of the recipe that differ from the method's, as `saqsam quantize --set` takes them.
-        total_steps: Learning steps over all units, dealt out evenly; None for those of the effort `standard`.
-        device: Where the models run.
-        circumstances: Columns that are the same in all rows: commit, versions, machine.
-        out: The CSV file.
-        cache: Folder for checkpoints and the scores of single instances.
-    """
-
-    model: FloatModel
-    methods: Sequence[str]
-    bits: Sequence[str]
-    data: Mapping[str, Dataset]
-    detections: Mapping[str, Detections]
-    most_detections: int
-    calibration: tuple[str, Dataset]
-    images: int
-    seed: int
-    prompt: str
-    settings: Sequence[str]
-    total_steps: int | None
-    device: str
-    circumstances: Mapping[str, str]
-    out: Path
-    cache: Path
-
-    def variants(self) -> list[tuple[str, str]]:
-        """Method and bits of all that is evaluated."""
-        fixed = {FILL_BOX: [""], FLOAT: [FLOAT_BITS]}
-        return [(method, bits) for method in self.methods for bits in fixed.get(method, self.bits)]
-
-    def recipe(self, method: str, bits: str) -> Recipe:
-        """The recipe of a method in these circumstances."""
-        recipe = with_settings(saqsam.recipe_for(method, bits), self.settings)
-        recipe = dataclasses.replace(
-            recipe, calibration=dataclasses.replace(recipe.calibration, images=self.images, seed=self.seed)
-        )
-        spec = recipe.reconstruction
-        if spec is None or self.total_steps is None:
-            return recipe
-        steps = max(1, round(self.total_steps * spec.steps / (self.learning_steps(recipe) or 1)))
-        return dataclasses.replace(recipe, reconstruction=dataclasses.replace(spec, steps=steps))
-
-    def learning_steps(self, recipe: Recipe) -> int | None:
-        """Steps over all units of the model; None for a recipe that learns nothing."""
-        spec = recipe.reconstruction
-        if spec is None:
-            return None
-        config = self.model.loaded[0].config
-        layers = config.mask_decoder_config.num_hidden_layers
-        return sum(
-            spec.steps * unit.steps for unit in reconstruction_units(SamStructure(config), layers, spec)
-        )
-
-    def key_columns(self, method: str, bits: str, data: str) -> dict[str, str | int | None]:
-        """The `KEY` columns of a row."""
-        is_quantized = method not in (FILL_BOX, FLOAT)
-        return {
-            "model": "" if method == FILL_BOX else self.model.name,
-            "model_hash": "" if method == FILL_BOX else self.model.hash,
-            "method": method,
-            "bits": bits,
-            "settings": " ".join(self.settings) if is_quantized else "",
-            "steps": self.learning_steps(self.recipe(method, bits)) if is_quantized else None,
-            "calibration": self.calibration[0] if is_quantized else "",
-            "calibration_images": self.images if is_quantized else None,
-            "seed": self.seed if is_quantized else None,
-            "data": data,
-            "images_evaluated": len(self.data[data]),
-            "prompt": self.prompt,
-        }
 
 
 @dataclass(frozen=True)
@@ -241,7 +99,7 @@ def _subject(plan: Plan, method: str, bits: str, bars: Progress) -> Subject:
         size = sum(file.stat().st_size for file in plan.model.files)
         float32 = 4 * sum(parameter.numel() for parameter in model.parameters())
         return Subject((model, processor), {**nothing, "checkpoint_bytes": size, "float32_bytes": float32})
-    folder, seconds = _checkpoint(plan, method, bits, bars)
+    folder, seconds = make_checkpoint(plan, method, bits, bars)
     model, processor = saqsam.load(folder, device=plan.device)  # never the model in memory
     config = quantization_config_of(model)
     assert config is not None
@@ -262,7 +120,7 @@ def _subject(plan: Plan, method: str, bits: str, bars: Progress) -> Subject:
     return Subject((model, processor), columns)
 
 
-def _checkpoint(plan: Plan, method: str, bits: str, bars: Progress) -> tuple[Path, float]:
+def make_checkpoint(plan: Plan, method: str, bits: str, bars: Progress) -> tuple[Path, float]:
     """Folder of a checkpoint and the seconds it took, from the cache if the same code has made it before."""
     recipe = plan.recipe(method, bits)
     folder = plan.cache / "checkpoints" / f"{recipe.name}-{_cache_key(plan, recipe)}"
@@ -270,7 +128,7 @@ def _checkpoint(plan: Plan, method: str, bits: str, bars: Progress) -> tuple[Pat
     if not (folder.is_dir() and timing.is_file()):
         model, processor = plan.model.loaded
         start = time.perf_counter()
-        with _bar(bars, recipe.name) as step:
+        with bar(bars, recipe.name) as step:
             quantized = saqsam.quantize(
                 model,
                 processor,
@@ -301,7 +159,7 @@ def _measure(plan: Plan, subject: Subject, key: Mapping[str, str | int | None], 
     # AP is of boxes, whatever the prompt: once is enough.
     detections = plan.detections.get(name) if plan.prompt == "box" else None
     start = time.perf_counter()
-    with _bar(bars, f"{key['method']} {key['bits']} {name}") as step:
+    with bar(bars, f"{key['method']} {key['bits']} {name}") as step:
         if subject.model is None:
             result = _evaluate_filled_boxes(dataset, step)
         else:
@@ -363,7 +221,7 @@ def scores_file(cache: Path, key: Sequence[object]) -> Path:
 
 
 @contextmanager
-def _bar(bars: Progress, description: str) -> Iterator[Steps]:
+def bar(bars: Progress, description: str) -> Iterator[Steps]:
     """A progress bar that is gone after the block."""
     task = bars.add_task(description, total=None)
     try:
@@ -376,168 +234,9 @@ def _share_text(shares: Mapping[str, float]) -> str:
     return " ".join(f"{name}:{share:.4f}" for name, share in shares.items())
 
 
-def _circumstances(device: str) -> dict[str, str]:
-    return {
-        "commit": _commit(),
-        "saqsam": saqsam.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": _machine(device),
-    }
-
-
-def _commit() -> str:
-    try:
-        revision = _git("rev-parse", "--short=12", "HEAD")
-        return f"{revision}-dirty" if _git("status", "--porcelain", "--", "src") else revision
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-def _machine(device: str) -> str:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text(encoding="utf-8").splitlines() if info.is_file() else ():
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine()
-
-
-def _open_data(
-    names: Sequence[str], root: Path, limit: int | None, most_detections: int
-) -> tuple[dict[str, Dataset], dict[str, Detections]]:
-    """The data sets that are there, and the best detections of those that come with some."""
-    data: dict[str, Dataset] = {}
-    detections: dict[str, Detections] = {}
-    for name in names:
-        if name == SCENES:
-            data[name] = saqsam.open_dataset(SCENES, limit=limit)
-        elif (root / name).is_dir():
-            data[name] = saqsam.open_dataset(root / name, limit=limit)
-            found = sorted((root / name).glob("detections*.json"))
-            if found and most_detections:
-                detections[name] = load_detections(found[0], data[name]).best(most_detections)
-        else:
-            err.print(f"{name}: skipped, there is no such folder in the data root (--data-root)")
-    return data, detections
-
-
-def _open_calibration(name: str | None, root: Path, images: int, seed: int) -> tuple[str, Dataset]:
-    """Name and data: the one wanted, or photographs where there are any, else scenes, as `saqsam quantize` does."""
-    if name is None:
-        name = CALIBRATION if (root / CALIBRATION).is_dir() else SCENES
-        err.print(f"calibrating on {images} images of {name}")
-    if name != SCENES:
-        return name, saqsam.open_dataset(root / name)
-    count, seed = max(images, SCENES_COUNT), CALIBRATION_SCENES_SEED + seed
-    return name, saqsam.open_dataset(SCENES, limit=count, seed=seed)
-
-
-def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Measure quantized models; one CSV row per (model, method, bits, data).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    default_root = os.environ.get("SAQSAM_DATA", ROOT.parent / "shared" / "data")
-    methods = [FILL_BOX, FLOAT, *METHODS]
-    add = parser.add_argument
-    add("--model", default=BUNDLED, help=f"{BUNDLED}, a folder of transformers, or an official .pth")
-    add("--methods", nargs="+", choices=methods, default=methods, metavar="METHOD", help=", ".join(methods))
-    add("--bits", nargs="+", default=["w8a8", "w6a6", "w4a8", "w4a4"], metavar="wXaY", help="for each method")
-    data = [SCENES, "coco_val", "nuclei_val", "aerial_val"]
-    add("--data", nargs="+", default=data, metavar="NAME", help="scenes, or a folder in the data root")
-    add("--data-root", type=Path, default=Path(default_root), metavar="DIR", help="also: SAQSAM_DATA")
-    add("--prompt", choices=["box", "point"], default="box", help="made from each object")
-    add(
-        "--limit",
-        type=int,
-        metavar="N",
-        help="only the first N images; such rows are kept apart from full ones",
-    )
-    add("--calibration", metavar="NAME", help=f"as --data; {CALIBRATION} if it is there, else scenes")
-    add("--images", type=int, default=32, metavar="N", help="for the calibration")
-    add("--seed", type=int, default=0, metavar="N", help="of the calibration")
-    add(
-        "--set",
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="as saqsam quantize --set",
-    )
-    add(
-        "--total-steps",
-        type=int,
-        metavar="N",
-        help="of learning, over all units; those of the effort standard",
-    )
-    add(
-        "--detections",
-        type=int,
-        default=20,
-        metavar="N",
-        help="AP on a detector's boxes, the N of the best scores of each image; 0 leaves it out",
-    )
-    add("--threads", type=int, metavar="N", help="of torch; all by default")
-    add("--device", default="cpu", help="cpu, cuda, ...")
-    add("--out", type=Path, default=ROOT / "benchmarks" / "results" / "ptq.csv", metavar="CSV", help="rows")
-    add("--cache", type=Path, default=CACHE, metavar="DIR", help="checkpoints and scores of single objects")
-    return parser.parse_args(arguments)
-
-
-def make_plan(options: argparse.Namespace) -> Plan:
-    """Open everything that the options name, before any long work.
-
-    Raises:
-        ValueError: Something is wrong with them.
-    """
-    for bits in options.bits:
-        parse_bits(bits)
-    if options.detections < 0:
-        raise ValueError(f"--detections must be 0 or more, got {options.detections}")
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    methods = list(dict.fromkeys(options.methods))
-    if options.prompt == "point" and FILL_BOX in methods:
-        methods.remove(FILL_BOX)
-    data, detections = _open_data(
-        list(dict.fromkeys(options.data)), options.data_root, options.limit, options.detections
-    )
-    return Plan(
-        model=FloatModel(options.model, options.device),
-        methods=methods,
-        bits=list(dict.fromkeys(bits.lower() for bits in options.bits)),
-        data=data,
-        detections=detections,
-        most_detections=options.detections,
-        calibration=_open_calibration(options.calibration, options.data_root, options.images, options.seed),
-        images=options.images,
-        seed=options.seed,
-        prompt=options.prompt,
-        settings=tuple(options.settings),
-        total_steps=options.total_steps,
-        device=options.device,
-        circumstances=_circumstances(options.device),
-        out=options.out,
-        cache=options.cache,
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    options = _parse_arguments(arguments)
+    options = parse_arguments(arguments)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:

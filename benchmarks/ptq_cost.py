@@ -26,8 +26,9 @@ import torch
 from torch import nn
 from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
 
-import ptq
 import saqsam
+from plan import circumstances
+from rows import RESULTS
 from saqsam.calibration_images import choose_calibration_images
 from saqsam.clipping import SEARCHED, FocusSearch, _attention_inputs
 from saqsam.models.attention import QuantDecoderAttention
@@ -37,7 +38,7 @@ from saqsam.prepare import prepare
 from saqsam.quantize import DEFAULT_MEMORY
 from saqsam.recipe import Recipe
 
-OUT = ptq.ROOT / "benchmarks" / "results" / "ptq_cost.csv"
+OUT = RESULTS / "ptq_cost.csv"
 COLUMNS = (
     "date",
     "commit",
@@ -94,7 +95,7 @@ def append(path: Path, rows: Sequence[dict[str, object]]) -> None:
 
 def common(device: str) -> dict[str, object]:
     """Columns that are the same in all rows of a call."""
-    found = ptq._circumstances(device)
+    found = circumstances(device)
     day = time.strftime("%Y-%m-%d", time.gmtime())
     return {"date": day, **{name: found[name] for name in ("commit", "torch", "machine")}}
 

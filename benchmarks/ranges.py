@@ -27,8 +27,9 @@ import torch
 from torch import Tensor, nn
 from transformers import SamModel
 
-import ptq
 import saqsam
+from plan import make_plan, parse_arguments
+from rows import RESULTS
 from saqsam.backend import TorchBackend
 from saqsam.calibration_images import CalibrationImages, choose_calibration_images
 from saqsam.clipping import SEARCHED
@@ -36,7 +37,7 @@ from saqsam.models.structure import DECODER_PARTS, SamStructure
 from saqsam.output import write_whole
 from saqsam.prepare import prepare
 
-OUT = ptq.ROOT / "benchmarks" / "results" / "ranges.csv"
+OUT = RESULTS / "ranges.csv"
 ORIGINAL = "sam_encoder_activation_ranges.json"
 ENCODER_PARTS = {"qkv": "attn.qkv", "proj": "attn.proj", "lin1": "mlp.lin1", "lin2": "mlp.lin2"}
 
@@ -127,9 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Measure outliers; more options are those of ptq.py.")
     parser.add_argument("--ranges-out", type=Path, default=OUT)
     options, others = parser.parse_known_args(arguments)
-    plain = ptq._parse_arguments(["--data", "scenes", *others])
+    plain = parse_arguments(["--data", "scenes", *others])
     try:
-        plan = ptq.make_plan(plain)
+        plan = make_plan(plain)
         model, processor = plan.model.loaded
         spec = plan.recipe("mse", "w4a4").calibration
         images = choose_calibration_images(model, processor, plan.calibration[1], spec)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+RESULTS = Path(__file__).resolve().parent / "results"
 FLOAT = "float"
 FILL_BOX = "fill-box"
 

@@ -11,7 +11,7 @@ from script_modules import scripts
 
 @pytest.fixture(scope="module")
 def modules() -> Iterator[dict[str, ModuleType]]:
-    with scripts("benchmarks", ["rows", "tables"]) as found:
+    with scripts("benchmarks", ["rows", "tables", "row_tables", "other_tables"]) as found:
         yield found
 
 
@@ -23,6 +23,16 @@ def rows(modules):
 @pytest.fixture
 def tables(modules):
     return modules["tables"]
+
+
+@pytest.fixture
+def row_tables(modules):
+    return modules["row_tables"]
+
+
+@pytest.fixture
+def other_tables(modules):
+    return modules["other_tables"]
 
 
 def values(**changes: Any) -> dict[str, Any]:
@@ -170,9 +180,9 @@ def test_headline_shows_the_hardest_bits(tables, made):
     ]
 
 
-def test_changed_recipes_are_not_shown_under_a_method_s_name(tables, rows, made):
+def test_changed_recipes_are_not_shown_under_a_method_s_name(tables, rows, made, row_tables):
     changed = rows.Row(**values(settings="clipping=none", miou=0.1))
-    for name in tables.TABLES:
+    for name in row_tables.TABLES:
         assert tables.fill_tables(page(name), [*made, changed]) == tables.fill_tables(page(name), made)
 
 
@@ -227,7 +237,7 @@ def test_check_finds_stale_pages_and_leaves_them(rows, tables, made, tmp_path, c
     assert "page.md: no table 'nonsense'" in capsys.readouterr().err
 
 
-def test_the_outlier_table_sums_up_slots_and_kinds_of_layers(tables: ModuleType) -> None:
+def test_the_outlier_table_sums_up_slots_and_kinds_of_layers(tables: ModuleType, other_tables) -> None:
     def line(
         model: str, where: str, tensor: str, largest: float, ratio: float, highest: float
     ) -> dict[str, str]:
@@ -240,7 +250,7 @@ def test_the_outlier_table_sums_up_slots_and_kinds_of_layers(tables: ModuleType)
         line("m", "encoder", "qkv", 9.0, 1.25, 3.0),
         line("SAM vit-b", "encoder", "qkv", 18.0, 1.8, 2.4),
     ]
-    assert tables.outliers(lines).splitlines() == [
+    assert other_tables.outliers(lines).splitlines() == [
         "| decoder of m | largest | largest / 99 %, least | most |",
         "| --- | ---: | ---: | ---: |",
         "| keys | 4.0 | 1.5 | 2.0 |",
@@ -250,17 +260,17 @@ def test_the_outlier_table_sums_up_slots_and_kinds_of_layers(tables: ModuleType)
         "| m | 1.2 (up to 3.0) |",
         "| SAM vit-b | 1.8 (up to 2.4) |",
     ]
-    assert tables.outliers([]) == ""
+    assert other_tables.outliers([]) == ""
 
 
-def test_the_table_of_who_is_ahead_has_rivals_down_and_data_across(tables: ModuleType) -> None:
+def test_the_table_of_who_is_ahead_has_rivals_down_and_data_across(tables: ModuleType, other_tables) -> None:
     def line(rival: str, data: str, difference: float) -> dict[str, str]:
         numbers = {"difference": difference, "low": difference - 0.01, "high": difference + 0.01}
         names = {"method": "saq-sam", "bits": "w4a4", "rival": rival, "data": data, "seeds": "1"}
         return names | {name: f"{value:.6f}" for name, value in numbers.items()}
 
     lines = [line("ptq4sam", "coco_val", 0.02), line("mse", "coco_val", 0.03), line("mse", "scenes", -0.01)]
-    assert tables.ahead(lines).splitlines() == [
+    assert other_tables.ahead(lines).splitlines() == [
         "**`saq-sam`** at w4a4, ahead of (seeds: 1)",
         "",
         "|  | scenes | coco_val |",
@@ -268,48 +278,48 @@ def test_the_table_of_who_is_ahead_has_rivals_down_and_data_across(tables: Modul
         "| `mse` | −0.010 [−0.020, 0.000] | +0.030 [+0.020, +0.040] |",
         "| `ptq4sam` |  | +0.020 [+0.010, +0.030] |",
     ]
-    assert tables.ahead([]) == ""
+    assert other_tables.ahead([]) == ""
 
 
 SHOWN = {"bits": "w4a4", "data": "coco_val", "seed": 0, "calibration": "coco_train"}
 
 
-def test_ablation_puts_each_change_below_the_method_as_it_is(rows, tables):
+def test_ablation_puts_each_change_below_the_method_as_it_is(rows, row_tables):
     plain = [rows.Row(**values(**SHOWN, miou=0.5)), rows.Row(**values(**SHOWN | {"seed": 1}, miou=0.9))]
     changed = [
         rows.Row(**values(**SHOWN, settings="bimodal=true", miou=0.52)),
         rows.Row(**values(**SHOWN, settings="clipping=default equalized=true", miou=0.49)),
     ]
-    assert tables.ablation(changed, plain).splitlines()[2:] == [
+    assert row_tables.ablation(changed, plain).splitlines()[2:] == [
         "| `mse` |  | 0.500 |",
         "|  | `bimodal=true` | 0.520 (+0.020) |",
         "|  | `clipping=default` `equalized=true` | 0.490 (−0.010) |",
     ]
-    assert tables.ablation([], plain) == ""
+    assert row_tables.ablation([], plain) == ""
 
 
-def test_shift_sets_calibrations_side_by_side(rows, tables):
+def test_shift_sets_calibrations_side_by_side(rows, row_tables):
     plain = [rows.Row(**values(**SHOWN, miou=0.5))]
     other = [rows.Row(**values(**SHOWN | {"calibration": "nuclei_train"}, miou=0.4))]
-    assert tables.shift(other, plain).splitlines() == [
+    assert row_tables.shift(other, plain).splitlines() == [
         "| calibrated on | coco_train: coco_val | nuclei_train: coco_val |",
         "| --- | ---: | ---: |",
         "| `mse` | 0.500 | 0.400 |",
     ]
 
 
-def test_steps_go_up_and_name_the_minutes(rows, tables):
+def test_steps_go_up_and_name_the_minutes(rows, row_tables):
     learned = {"method": "saq-sam", "seconds_quantize": 90.0}
     plain = [rows.Row(**values(**SHOWN | learned, steps=2400, miou=0.5)), rows.Row(**values(**SHOWN))]
     curve = [rows.Row(**values(**SHOWN | learned, steps=count, miou=count / 10_000)) for count in (4800, 300)]
-    assert tables.steps(curve, plain).splitlines()[2:] == [
+    assert row_tables.steps(curve, plain).splitlines()[2:] == [
         "| `saq-sam` | 300 | 1.5 | 0.030 |",
         "| `saq-sam` | 2,400 | 1.5 | 0.500 |",
         "| `saq-sam` | 4,800 | 1.5 | 0.480 |",
     ]
 
 
-def test_cost_has_a_table_for_each_subject(tables):
+def test_cost_has_a_table_for_each_subject(other_tables):
     common = {
         "recipe": "saq-sam-w4a4",
         "steps": "",
@@ -326,10 +336,10 @@ def test_cost_has_a_table_for_each_subject(tables):
         common | {"subject": "sam-b", "what": "1/8 encoder stage 1", "seconds": "20.5", "steps": "2000"},
         common | {"subject": "sam-b", "what": "projected total", "seconds": "36000", "peak_gib": "7.5"},
     ]
-    text = tables.cost(lines)
+    text = other_tables.cost(lines)
     assert "| clipping attentions | 10.00 | 2.5 % |" in text
     assert "| search | 3.000 | 3.0x |" in text
     assert "| saq-sam-w4a4 | 1/8 encoder stage 1 | 20.5 | 2,000 |  |" in text
     assert "| saq-sam-w4a4 | projected total | 10.0 h in all |  | 7.5 |" in text
     assert text.endswith("Measured on m, 2 threads, torch 2.")
-    assert tables.cost([]) == ""
+    assert other_tables.cost([]) == ""

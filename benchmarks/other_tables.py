@@ -1,0 +1,105 @@
+"""Tables of what is not an evaluation: outliers, intervals, costs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from table_text import DATA, METHODS, listed, markdown, method_label, ordered, signed
+
+
+def read_plain(path: Path) -> list[dict[str, str]]:
+    """Lines of a CSV file by column; none if it is not there."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def outliers(lines: Sequence[Mapping[str, str]]) -> str:
+    """Largest against common values: the decoder's tensors in order, the encoder's layers by kind beside SAM's."""
+    if not lines:
+        return ""
+    decoder = [line for line in lines if line["where"] == "decoder"]
+    model = decoder[0]["model"]
+    slots = list(dict.fromkeys(line["tensor"].rpartition(".")[2] for line in decoder))
+    names = {"input_quantizer": "projected from", "query_quantizer": "queries", "key_quantizer": "keys"}
+    rows = []
+    for slot in slots:
+        of_slot = [line for line in decoder if line["tensor"].endswith(slot)]
+        ratios = [float(line["ratio"]) for line in of_slot]
+        largest = max(float(line["largest"]) for line in of_slot)
+        rows.append([names[slot], f"{largest:.1f}", f"{min(ratios):.1f}", f"{max(ratios):.1f}"])
+    heading = [f"decoder of {model}", "largest", "largest / 99 %, least", "most"]
+    first = markdown(heading, rows, right=3)
+    encoder = [line for line in lines if line["where"] == "encoder"]
+    models = list(dict.fromkeys(line["model"] for line in encoder))
+    kinds = list(dict.fromkeys(line["tensor"] for line in encoder))
+    by_key = {(line["model"], line["tensor"]): line for line in encoder}
+    rows = [
+        [name, *(_ratio_cell(by_key[name, kind]) for kind in kinds if (name, kind) in by_key)]
+        for name in models
+    ]
+    return first + "\n\n" + markdown(["encoder, input of", *kinds], rows, right=len(kinds))
+
+
+def _ratio_cell(line: Mapping[str, str]) -> str:
+    return f"{float(line['ratio']):.1f} (up to {float(line['highest_ratio']):.1f})"
+
+
+def ahead(lines: Sequence[Mapping[str, str]]) -> str:
+    """By how much a method is ahead of others, with the interval: a table for each method and bits."""
+    blocks = []
+    for method, bits in dict.fromkeys((line["method"], line["bits"]) for line in lines):
+        shown = [line for line in lines if (line["method"], line["bits"]) == (method, bits)]
+        data = ordered({line["data"] for line in shown}, DATA)
+        cells = {(line["rival"], line["data"]): _interval_cell(line) for line in shown}
+        rows = [
+            [method_label(rival), *(cells.get((rival, name), "") for name in data)]
+            for rival in ordered({line["rival"] for line in shown}, METHODS)
+        ]
+        seeds = listed(line["seeds"] for line in shown)
+        title = f"**`{method}`** at {bits}, ahead of (seeds: {seeds})"
+        blocks.append(f"{title}\n\n{markdown(['', *data], rows, right=len(data))}")
+    return "\n\n".join(blocks)
+
+
+def _interval_cell(line: Mapping[str, str]) -> str:
+    difference, low, high = (signed(float(line[name])) for name in ("difference", "low", "high"))
+    return f"{difference} [{low}, {high}]"
+
+
+def cost(lines: Sequence[Mapping[str, str]]) -> str:
+    """Seconds of each phase on sam-mini; the clipping search's ratio; steps and projections on SAM-B."""
+    blocks = []
+    for subject in ("sam-mini", "sam-mini-plus"):
+        mini = [line for line in lines if line["subject"] == subject]
+        if not mini:
+            continue
+        rows = [[line["what"], line["seconds"], f"{100 * float(line['ratio']):.1f} %"] for line in mini]
+        blocks.append(markdown([f"{mini[0]['recipe']} of sam-mini", "seconds", "share"], rows, right=2))
+    search = {line["what"]: line for line in lines if line["subject"] == "search"}
+    if search:
+        rows = [[what, line["seconds"], f"{float(line['ratio']):.1f}x"] for what, line in search.items()]
+        blocks.append(markdown(["clipping search, all attentions once", "seconds", "speed"], rows, right=2))
+    large = [line for line in lines if line["subject"] == "sam-b"]
+    if large:
+        rows = []
+        for line in large:
+            is_total = not line["steps"]
+            seconds = f"{float(line['seconds']) / 3600:.1f} h in all" if is_total else line["seconds"]
+            steps = f"{int(line['steps']):,}" if line["steps"] else ""
+            rows.append([line["recipe"], line["what"], seconds, steps, line["peak_gib"]])
+        heading = ["SAM-B, 1024 px", "unit", "seconds a step", "published steps", "peak GiB"]
+        blocks.append(markdown(heading, rows, right=3))
+    machines = listed(f"{line['machine']}, torch {line['torch']}" for line in lines)
+    return "\n\n".join([*blocks, f"Measured on {machines}."]) if lines else ""
+
+
+OTHER_TABLES: dict[str, tuple[str, Callable[[Sequence[Mapping[str, str]]], str]]] = {
+    "outliers": ("ranges.csv", outliers),
+    "ahead": ("bootstrap.csv", ahead),
+    "cost": ("ptq_cost.csv", cost),
+}
+"""Tables of other files than the rows of `ptq.py`, in the folder of the results."""

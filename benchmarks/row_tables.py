@@ -1,0 +1,226 @@
+"""Tables of the rows of `ptq.py` and `methods.py`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+
+from rows import FILL_BOX, FLOAT, Row
+from table_text import BITS, DATA, METHODS, PROMPTS, listed, markdown, method_label, ordered, rank, signed
+
+BUNDLED = "sam-mini"
+HEADLINE_BITS = "w4a4"
+
+
+def accuracy(rows: Sequence[Row]) -> str:
+    """Mean IoU by method and bits: a table for each data set, prompt, model and calibration."""
+    return _blocks(rows, "mean IoU, {prompt} prompts", _miou)
+
+
+def detections(rows: Sequence[Row]) -> str:
+    """COCO mask AP on a detector's boxes, as `accuracy`."""
+    with_ap = [row for row in rows if row.segm_ap is not None]
+    return _blocks(with_ap, "COCO mask AP on a detector's boxes", lambda row: row.segm_ap or 0.0)
+
+
+def sizes(rows: Sequence[Row]) -> str:
+    """Bytes on disk, and what share of the computation has the low width."""
+    lines = []
+    for model in ordered({row.model for row in rows if row.method != FILL_BOX}, ()):
+        of_model = [row for row in rows if row.model == model]
+        seen: dict[tuple[str, int, float | None], list[str]] = {}
+        for row in sorted(of_model, key=lambda row: rank(row.method, METHODS)):
+            assert row.checkpoint_bytes is not None
+            same = seen.setdefault((row.bits, row.checkpoint_bytes, row.low_width_macs), [])
+            if row.method not in same:
+                same.append(row.method)
+        float32 = max(row.float32_bytes or 0 for row in of_model)
+        for (bits, size, share), methods in sorted(seen.items(), key=lambda item: rank(item[0][0], BITS)):
+            if methods == [FLOAT]:
+                continue
+            percent = "" if share is None else f"{100 * share:.1f} %"
+            smaller = f"{float32 / size:.2f}x"
+            lines.append([model, bits, ", ".join(methods), f"{size:,}", smaller, percent])
+    heading = ["model", "bits", "methods", "bytes on disk", "smaller than float32", "MACs at these bits"]
+    return markdown(heading, lines, right=3) if lines else ""
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """The hardest bits with box prompts: a line for each method, a column for each data set; one model alone."""
+    rows = [row for row in rows if row.prompt == "box"]
+    quantized = [row for row in rows if row.bits == HEADLINE_BITS]
+    if not quantized:
+        return ""
+    model = ordered({row.model for row in quantized}, (BUNDLED,))[0]
+    calibration = statistics.mode(sorted(_calibration(row) for row in quantized if row.model == model))
+    shown = [
+        row
+        for row in rows
+        if row.model in ("", model)
+        and (row.method in (FILL_BOX, FLOAT) or (row.bits, _calibration(row)) == (HEADLINE_BITS, calibration))
+    ]
+    data = ordered({row.data for row in shown}, DATA)
+    lines = []
+    for method in ordered({row.method for row in shown}, METHODS):
+        cells = []
+        for name in data:
+            here = [row for row in shown if row.data == name]
+            reference = None if method in (FILL_BOX, FLOAT) else _float_score(here, _miou)
+            cells.append(_cell([row for row in here if row.method == method], _miou, reference))
+        lines.append([method_label(method), *cells])
+    note = f"{model} at `{HEADLINE_BITS}`, calibrated on {calibration}; box prompts; in brackets, difference to float."
+    return f"{markdown(['mean IoU on', *data], lines, right=len(data))}\n\n{note}"
+
+
+def provenance(rows: Sequence[Row]) -> str:
+    """Where, when and with what the rows were measured."""
+    if not rows:
+        return ""
+    lines = [
+        ["weights (SHA-256)", listed(f"{row.model} {row.model_hash}" for row in rows if row.model)],
+        ["machine", listed(row.machine for row in rows)],
+        ["commit", listed(row.commit for row in rows)],
+        ["saqsam", listed(row.saqsam for row in rows)],
+        ["torch", listed(row.torch for row in rows)],
+        ["transformers", listed(row.transformers for row in rows)],
+        ["days", listed(row.date[:10] for row in rows)],
+    ]
+    return markdown(["", ""], lines)
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
+    "ptq": accuracy,
+    "detections": detections,
+    "sizes": sizes,
+    "headline": headline,
+    "provenance": provenance,
+}
+
+
+def ablation(variants: Sequence[Row], plain: Sequence[Row]) -> str:
+    """Methods with a part changed, each below the method as it is; in brackets the difference to that."""
+    data = ordered({row.data for row in variants}, DATA)
+    lines = []
+    for method in ordered({row.method for row in variants}, METHODS):
+        as_is = {row.data: row.miou for row in plain if row.method == method and row.seed == 0}
+        if as_is:
+            lines.append([method_label(method), "", *(_number(as_is.get(name)) for name in data)])
+        for settings in dict.fromkeys(row.settings for row in variants if row.method == method):
+            found = {
+                row.data: row.miou for row in variants if (row.method, row.settings) == (method, settings)
+            }
+            cells = [_number(found.get(name), as_is.get(name)) for name in data]
+            lines.append(["", " ".join(f"`{setting}`" for setting in settings.split()), *cells])
+    return markdown(["method", "changed", *data], lines, right=len(data)) if lines else ""
+
+
+def shift(variants: Sequence[Row], plain: Sequence[Row]) -> str:
+    """Each method calibrated on other data, beside what it gives calibrated as in the other tables."""
+    data = ordered({row.data for row in variants}, DATA)
+    calibrations = ordered({row.calibration for row in [*plain, *variants] if row.calibration}, ())
+    by_key = {(r.method, r.calibration, r.data): r.miou for r in [*plain, *variants] if r.seed in (None, 0)}
+    lines = []
+    for method in ordered({row.method for row in variants}, METHODS):
+        cells = [_number(by_key.get((method, c, name))) for name in data for c in calibrations]
+        lines.append([method_label(method), *cells])
+    heading = ["calibrated on", *(f"{c}: {name}" for name in data for c in calibrations)]
+    return markdown(heading, lines, right=len(heading) - 1) if lines else ""
+
+
+def steps(variants: Sequence[Row], plain: Sequence[Row]) -> str:
+    """Accuracy over the steps of learning, and the time that quantizing took."""
+    methods = ordered({row.method for row in variants}, METHODS)
+    data = ordered({row.data for row in variants}, DATA)
+    rows = [row for row in [*plain, *variants] if row.method in methods and row.seed == 0]
+    lines = []
+    for method in methods:
+        for count in sorted({row.steps for row in rows if row.method == method and row.steps}):
+            here = {row.data: row for row in rows if (row.method, row.steps) == (method, count)}
+            minutes = max(row.seconds_quantize or 0.0 for row in here.values()) / 60
+            cells = [_number(here[name].miou if name in here else None) for name in data]
+            lines.append([method_label(method), f"{count:,}", f"{minutes:.1f}", *cells])
+    return markdown(["method", "steps in all", "minutes", *data], lines, right=2 + len(data)) if lines else ""
+
+
+def _number(value: float | None, reference: float | None = None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" + ("" if reference is None else f" ({signed(value - reference)})")
+
+
+VARIANT_TABLES: dict[str, Callable[[Sequence[Row], Sequence[Row]], str]] = {
+    "ablation": ablation,
+    "shift": shift,
+    "steps": steps,
+}
+"""Tables of rows that depart from a method's own recipe, from the file of that name, beside those of the methods."""
+
+
+def _blocks(rows: Sequence[Row], measure: str, score: Callable[[Row], float]) -> str:
+    blocks = []
+    for data in ordered({row.data for row in rows}, DATA):
+        for prompt in ordered({row.prompt for row in rows if row.data == data}, PROMPTS):
+            same_task = [row for row in rows if (row.data, row.prompt) == (data, prompt)]
+            counts = {(row.instances, row.images_evaluated) for row in same_task}
+            if len(counts) > 1:
+                raise ValueError(f"rows of {data} differ in what they hold: {sorted(counts)}")
+            for model in ordered({row.model for row in same_task if row.model}, ()):
+                of_model = [row for row in same_task if row.model in ("", model)]
+                for calibration in _calibrations(of_model) or [""]:
+                    shown = [row for row in of_model if _calibration(row) in ("", calibration)]
+                    blocks.append(_block(shown, measure, score, model, calibration))
+    return "\n\n".join(blocks)
+
+
+def _block(
+    rows: Sequence[Row], measure: str, score: Callable[[Row], float], model: str, calibration: str
+) -> str:
+    """One table: methods down, bits across."""
+    first = rows[0]
+    columns = ordered({row.bits for row in rows if row.method not in (FILL_BOX, FLOAT)}, BITS)
+    reference = _float_score(rows, score)
+    lines = []
+    for method in ordered({row.method for row in rows}, METHODS):
+        of_method = [row for row in rows if row.method == method]
+        if method in (FILL_BOX, FLOAT):
+            against = None if method == FLOAT else reference
+            lines.append([method_label(method), _cell(of_method, score, against), *([""] * len(columns))])
+        else:
+            cells = (
+                _cell([row for row in of_method if row.bits == bits], score, reference) for bits in columns
+            )
+            lines.append([method_label(method), "", *cells])
+    what = f"{first.instances:,} objects in {first.images_evaluated:,} images"
+    title = f"**{first.data}**, {measure.format(prompt=first.prompt)} ({what}); {model}"
+    title += f" calibrated on {calibration}" if calibration else ""
+    return f"{title}\n\n{markdown(['method', 'float', *columns], lines, right=1 + len(columns))}"
+
+
+def _miou(row: Row) -> float:
+    return row.miou
+
+
+def _cell(rows: Sequence[Row], score: Callable[[Row], float], reference: float | None) -> str:
+    """Mean over the rows, which differ in the seed, and in brackets the difference to float."""
+    if not rows:
+        return ""
+    scores = [score(row) for row in rows]
+    mean = statistics.fmean(scores)
+    text = f"{mean:.3f}"
+    if len(scores) > 1:
+        text += f" ± {statistics.stdev(scores):.3f}"
+    if reference is not None:
+        text += f" ({signed(mean - reference)})"
+    return text
+
+
+def _float_score(rows: Iterable[Row], score: Callable[[Row], float]) -> float | None:
+    return next((score(row) for row in rows if row.method == FLOAT), None)
+
+
+def _calibrations(rows: Iterable[Row]) -> list[str]:
+    return sorted({_calibration(row) for row in rows} - {""})
+
+
+def _calibration(row: Row) -> str:
+    return f"{row.calibration_images} images of {row.calibration}" if row.calibration else ""

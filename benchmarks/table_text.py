@@ -1,0 +1,47 @@
+"""Markdown of measured figures: what all tables share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rows import FILL_BOX, FLOAT
+
+BITS = ("w8a8", "w6a6", "w4a8", "w4a4")
+METHODS = (
+    *(FILL_BOX, FLOAT, "min-max", "percentile", "mse", "brecq", "qdrop"),
+    *("ptq4sam-s", "ptq4sam", "saq-sam-s", "saq-sam", "saq-sam-plus"),
+)
+DATA = ("scenes", "coco_val", "nuclei_val", "aerial_val")
+PROMPTS = ("box", "point")
+
+
+def method_label(method: str) -> str:
+    """A method as a table shows it."""
+    return {FILL_BOX: "the box itself", FLOAT: "float model"}.get(method, f"`{method}`")
+
+
+def signed(value: float) -> str:
+    """A difference to three digits, with its sign."""
+    text = f"{value:+.3f}"
+    return "0.000" if text in ("+0.000", "-0.000") else text.replace("-", "−")
+
+
+def ordered(names: Iterable[str], order: Sequence[str]) -> list[str]:
+    """Those of a known order first, in it; the others by name."""
+    return sorted(names, key=lambda name: rank(name, order))
+
+
+def rank(name: str, order: Sequence[str]) -> tuple[int, str]:
+    """The key that `ordered` sorts by."""
+    return (order.index(name) if name in order else len(order), name)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Each once, by name."""
+    return "; ".join(sorted(set(names)))
+
+
+def markdown(heading: Sequence[str], lines: Sequence[Sequence[str]], right: int = 0) -> str:
+    """A Markdown table; the last `right` columns are aligned to the right."""
+    rule = ["---"] * (len(heading) - right) + ["---:"] * right
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heading, rule, *lines))
