@@ -116,11 +116,7 @@ class FocusSearch:
         sides = list(zip(self.side(0, empty), self.side(1, empty), strict=True))
         self.focus = [self._focus(query, key) for query, key in sides]
         if measure == "output":
-            layer, heads = attention.v_proj, attention.num_attention_heads
-            self.values = [
-                attention._separate_heads(nn.functional.linear(value, layer.weight, layer.bias), heads)
-                for _, _, value in self.inputs
-            ]
+            self.values = [self._heads(attention.v_proj, value) for _, _, value in self.inputs]
             self.outputs = [
                 self._attend(query, key, value)
                 for (query, key), value in zip(sides, self.values, strict=True)
@@ -195,6 +191,10 @@ class FocusSearch:
     def _project(self, index: int, image: int, quantizers: Mapping[str, nn.Module]) -> Tensor:
         layer = (self.attention.q_proj, self.attention.k_proj)[index]
         values = quantizers[SEARCHED[index]](self.inputs[image][index])
+        return self._heads(layer, values)
+
+    def _heads(self, layer: nn.Linear, values: Tensor) -> Tensor:
+        """[P or 1, N, T, D]: a projection of values as they are, neither scaled nor quantized."""
         projected = nn.functional.linear(values, layer.weight, layer.bias)
         return self.attention._separate_heads(projected, self.attention.num_attention_heads)  # type: ignore[no-any-return]
 

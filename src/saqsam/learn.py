@@ -73,9 +73,9 @@ class UnitParts:
 
     Attributes:
         layers: Layers and their weight bits.
-        packed: Names of the weights that are packed already, whose scales are learned.
         slots: Names of its activation slots.
-        affine: Names of the biases and normalisation parameters that are learned.
+        affine: Names of the biases, normalisation parameters and channel scales that are learned.
+        packed: Names of the weights that are packed already, whose scales are learned.
     """
 
     layers: tuple[tuple[Site, int], ...]
@@ -95,7 +95,7 @@ def unit_parts(unit: Unit, model: SamModel, structure: SamStructure, recipe: Rec
     spec = recipe.reconstruction
     affine: tuple[str, ...] = ()
     if spec is not None and spec.affine:
-        # Biases and normalisations alone are vectors; of packed layers they are all that is a parameter.
+        # Biases, normalisations and channel scales alone are vectors; of packed layers nothing else is a parameter.
         affine = tuple(n for n, p in model.named_parameters() if inside(n) and p.dim() == 1)
     if isinstance(unit, JointUnit):
         return UnitParts((), slots, affine, tuple(f"{site.name}.weight" for site, _ in layers))
@@ -112,8 +112,8 @@ def learning(
 ) -> Iterator[Learned]:
     """Soft rounding, learned scales and random dropping in a unit while the block runs.
 
-    After it the unit's layers are packed, with every weight on its grid, its slots hold plain quantizers, and biases
-    and normalisations are float16 values. If the block raises, the unit is what it was before.
+    After it the unit's layers are packed, with every weight on its grid, its slots hold plain quantizers, and what
+    stays float holds float16 values. If the block raises, the unit is what it was before.
 
     Args:
         model: Calibrated model.

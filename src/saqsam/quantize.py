@@ -117,27 +117,7 @@ def quantize(
     prepare_equalized(quantized, structure, recipe, images, _brief(progress))
     reference = _set_ranges(quantized, structure, recipe, images, log, journal, progress)
     if recipe.reconstruction is not None:
-        pack_embeddings(quantized, recipe)
-
-        def load_unit(number: int, unit: Unit) -> UnitLog | None:
-            return _load_unit(journal, quantized, structure, recipe, number, unit)
-
-        def save_unit(number: int, unit: Unit, unit_log: UnitLog) -> None:
-            if journal is not None:
-                tensors = unit_tensors(quantized, unit_parts(unit, quantized, structure, recipe))
-                journal.save(f"unit-{number:02}", tensors, asdict(unit_log))
-
-        log.units = reconstruct(
-            quantized,
-            reference,
-            structure,
-            recipe,
-            images,
-            memory=memory,
-            load_unit=load_unit,
-            save_unit=save_unit,
-            progress=progress,
-        )
+        log.units = _learn(quantized, reference, structure, recipe, images, memory, journal, progress)
     pack(quantized, structure, recipe, _brief(progress))
     attach_quantizer(quantized, recipe.to_dict())
     return quantized.eval()  # the new modules too
@@ -198,6 +178,40 @@ def _set_ranges(
             journal.save("ranges", tensors, {"clipping": [asdict(entry) for entry in log.clipping]})
     log.signs = {name: int((sign < 0).sum()) for name, sign in signs.items()}
     return reference
+
+
+def _learn(
+    quantized: SamModel,
+    reference: SamModel,
+    structure: SamStructure,
+    recipe: Recipe,
+    images: CalibrationImages,
+    memory: int,
+    journal: Journal | None,
+    progress: Progress | None,
+) -> list[UnitLog]:
+    """Reconstruct all units in place, from where the journal ends, and keep each in it."""
+    pack_embeddings(quantized, recipe)
+
+    def load_unit(number: int, unit: Unit) -> UnitLog | None:
+        return _load_unit(journal, quantized, structure, recipe, number, unit)
+
+    def save_unit(number: int, unit: Unit, unit_log: UnitLog) -> None:
+        if journal is not None:
+            tensors = unit_tensors(quantized, unit_parts(unit, quantized, structure, recipe))
+            journal.save(f"unit-{number:02}", tensors, asdict(unit_log))
+
+    return reconstruct(
+        quantized,
+        reference,
+        structure,
+        recipe,
+        images,
+        memory=memory,
+        load_unit=load_unit,
+        save_unit=save_unit,
+        progress=progress,
+    )
 
 
 def _load_unit(

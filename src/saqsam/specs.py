@@ -156,8 +156,8 @@ class Reconstruction:
             rounding to nearest gives.
         warmup: Share of the steps without it.
         token_weight: Weight of a decoder layer's own token error.
-        affine: Whether a unit's biases and normalisations are learned too (not of the paper): they are float in a
-            checkpoint anyway, and take up the mean error of what is rounded.
+        affine: Whether a unit's biases, normalisations and channel scales are learned too (not of the paper): they are
+            float in a checkpoint anyway, and take up the mean error of what is rounded.
         affine_rate: Adam's learning rate of them; falls to 0 by a cosine.
         joint_steps: Steps at the end, as a multiple of `steps`, in which all scales of the decoder, also those of its
             weights (and, with `affine`, biases and normalisations), are learned together by the masks, every

@@ -19,7 +19,7 @@ import saqsam
 from saqsam.checkpoint import check_target, load_checkpoint, quantization_config_of, save_checkpoint
 from saqsam.comparison import draw_comparison
 from saqsam.data.datasets import SCENES, SCENES_COUNT, Dataset, open_dataset
-from saqsam.data.detections import load_detections
+from saqsam.data.detections import Detections, load_detections
 from saqsam.data.images import ImageFolder, read_image
 from saqsam.evaluate import Evaluation, PromptKind
 from saqsam.inventory import Inventory, take_inventory
@@ -97,17 +97,46 @@ def quantize(
         check_images = 24 if float_model.config.vision_config.image_size <= 512 else 2
     # Before the long work, so that nothing wrong with this data can come after it.
     before = None if check_data is None else _score(float_model, processor, check_data, check_images, "float")
+    _quantize_into(
+        out_dir, float_model, processor, recipe, data, detections=found, memory=budget, overwrite=overwrite
+    )
+    with busy(f"reading {out_dir}"):
+        reloaded = load_checkpoint(out_dir, device=float_model.device)
+    say(f"checkpoint: {out_dir}")
+    if check_data is None or before is None:
+        print_summary(take_inventory(reloaded), out_dir)
+        return
+    after = _score(reloaded, processor, check_data, check_images, "quantized")
+    with busy("drawing the comparison"):
+        picture = draw_comparison(float_model, reloaded, processor, check_data, before, after)
+        write_png(out_dir / "comparison.png", picture)
+    print_summary(take_inventory(reloaded), out_dir, (before, after))
+    say(f"picture: {out_dir / 'comparison.png'}")
+
+
+def _quantize_into(
+    out_dir: Path,
+    model: SamModel,
+    processor: SamProcessor,
+    recipe: Recipe,
+    data: Dataset,
+    *,
+    detections: Detections | None,
+    memory: int,
+    overwrite: bool,
+) -> None:
+    """Quantize and write the checkpoint with its log; an unfinished run is kept, and said to be."""
     unfinished = out_dir.with_name(f"{out_dir.name}.unfinished")
     log = QuantizationLog()
     try:
         with progress_bars() as bars:
             quantized = saqsam.quantize(
-                float_model,
+                model,
                 processor,
                 recipe,
                 data,
-                detections=found,
-                memory=budget,
+                detections=detections,
+                memory=memory,
                 unfinished=unfinished,
                 log=log,
                 progress=stage_bars(bars),
@@ -122,19 +151,6 @@ def quantize(
                 f"finished steps are kept in {unfinished}; the same command goes on from them", soft_wrap=True
             )
         raise
-    with busy(f"reading {out_dir}"):
-        del quantized
-        reloaded = load_checkpoint(out_dir, device=float_model.device)
-    say(f"checkpoint: {out_dir}")
-    if check_data is None or before is None:
-        print_summary(take_inventory(reloaded), out_dir)
-        return
-    after = _score(reloaded, processor, check_data, check_images, "quantized")
-    with busy("drawing the comparison"):
-        picture = draw_comparison(float_model, reloaded, processor, check_data, before, after)
-        write_png(out_dir / "comparison.png", picture)
-    print_summary(take_inventory(reloaded), out_dir, (before, after))
-    say(f"picture: {out_dir / 'comparison.png'}")
 
 
 def _recipe(
