@@ -191,14 +191,13 @@ def _fast(search: FocusSearch) -> None:
 
 def _plain(search: FocusSearch) -> None:
     """A forward of the whole attention for each candidate, softmax and all."""
-    query, key = search.inputs[0]
-    prompts = max(len(query), len(key))
-    query, key = (tensor.expand(prompts, -1, -1, -1) for tensor in (query, key))
+    prompts = max(map(len, search.inputs[0]))
+    query, key, value = (tensor.expand(prompts, -1, -1, -1) for tensor in search.inputs[0])
     for position, slot in enumerate(SEARCHED):
         old = search.attention.get_submodule(slot)
         for _, quantizer in search.candidates(position % 2, slot, 4, symmetric=False):
             replace_module(search.attention, slot, quantizer)
-            probabilities = search.attention(query, key, key)[1]
+            probabilities = search.attention(query, key, value)[1]
             found = probabilities > 0.5 * probabilities.amax(-1, keepdim=True)
             ((found & search.focus[0]).sum((-2, -1)) / (found | search.focus[0]).sum((-2, -1))).mean().item()
         replace_module(search.attention, slot, old)
