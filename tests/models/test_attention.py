@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from transformers import SamModel
 from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention
 
+import saqsam.models.attention as attention_module
 from saqsam.models.attention import (
     PROBABILITIES,
     SLOTS,
@@ -17,6 +18,7 @@ from saqsam.models.attention import (
 )
 from saqsam.models.structure import SamStructure, replace_module
 from saqsam.quant.affine import AffineQuantizer
+from saqsam.quant.learned import LearnedAffineQuantizer, RandomDrop, StraightThrough
 from tiny_sam import tiny_config, tiny_pixels, tiny_sam
 
 WINDOWED, GLOBAL = "vision_encoder.layers.0.attn", "vision_encoder.layers.1.attn"
@@ -283,3 +285,53 @@ def test_a_row_whose_numerators_all_round_to_zero_gives_zeros() -> None:
     quantizer = AffineQuantizer(2, torch.tensor(100.0), torch.tensor(0))
     output, _ = RowScaledProduct()(random(1, 3, 5), random(1, 5, 2, seed=1), quantizer)
     assert torch.equal(output, torch.zeros(1, 3, 2))
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+@pytest.mark.parametrize("at_once", [1, 64**2, 3 * 64**2])
+def test_heads_computed_a_few_at_a_time_give_the_same_gradients(
+    model: SamModel, monkeypatch: pytest.MonkeyPatch, drop: float, at_once: int
+) -> None:
+    original, hidden = vision(model, GLOBAL)
+    found = []
+    for limit in (2**25, at_once):
+        monkeypatch.setattr(attention_module, "LOGITS_AT_ONCE", limit)
+        attention = to_quant_attention(original, row_scaled=True)
+        for slot in SLOTS:
+            quantizer = LearnedAffineQuantizer(AffineQuantizer(4, torch.tensor(0.1), torch.tensor(7)))
+            # A group of heads draws after another; all heads at once draw in the same order only if none is dropped.
+            generator = torch.Generator().manual_seed(0)
+            setattr(attention, slot, RandomDrop(quantizer, drop if slot != PROBABILITIES else 0.0, generator))
+        given = hidden.clone().requires_grad_(True)
+        output, _ = attention(given)
+        output.square().sum().backward()
+        scales = [getattr(attention, slot).quantizer.log_scale.grad for slot in SLOTS]
+        found.append([output, given.grad, *scales])
+    for whole, grouped in zip(*found, strict=True):
+        assert whole.abs().max() > 0
+        torch.testing.assert_close(grouped, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_groups_of_heads_are_recomputed_with_the_draws_of_the_first_time(
+    model: SamModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, hidden = vision(model, GLOBAL)
+    monkeypatch.setattr(attention_module, "LOGITS_AT_ONCE", 1)
+    attention = to_quant_attention(original)
+    generator = torch.Generator().manual_seed(0)
+    drop = RandomDrop(StraightThrough(Zero()), 0.5, generator)
+    calls: list[Tensor] = []
+    drop.register_forward_hook(lambda _, __, output: calls.append(output.detach()))
+    setattr(attention, PROBABILITIES, drop)
+    given = hidden.clone().requires_grad_(True)
+    output, probabilities = attention(given)
+    assert probabilities is None
+    groups, after = len(calls), generator.get_state()
+    output.sum().backward()
+    assert len(calls) == 2 * groups
+    assert not calls[0].equal(calls[1])
+    recomputed = {tuple(c.flatten().tolist()) for c in calls[groups:]}
+    assert recomputed == {tuple(c.flatten().tolist()) for c in calls[:groups]}
+    assert generator.get_state().equal(after)
+    with torch.no_grad():
+        assert attention(hidden)[1] is not None

@@ -7,15 +7,20 @@ what transformers' eager attentions compute (tested).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention
 
 PROBABILITIES = "probability_quantizer"
 _LEAST_SUM = 1e-6
 """Of a row of quantized numerators, which a learned scale could round to nothing."""
+LOGITS_AT_ONCE = 2**25
+"""Of an encoder attention, while gradients are kept: more are computed a few heads at a time, and once more for the
+gradients. A global attention at 1024 px has 2e8, and learning keeps about eight values of each."""
 SLOTS = ("query_quantizer", "key_quantizer", "value_quantizer", PROBABILITIES)
 
 
@@ -59,27 +64,74 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
     product: SoftmaxProduct | RowScaledProduct
     quantized_rel_pos_query: bool
 
-    def forward(self, hidden_states: Tensor, output_attentions: bool | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, hidden_states: Tensor, output_attentions: bool | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Attend within hidden_states [B, h, w, C].
 
         Returns:
-            Output [B, h, w, C] and probabilities [B * N, h * w, h * w].
+            Output [B, h, w, C] and probabilities [B * N, h * w, h * w]; None for these where gradients are kept and
+            there are more than `LOGITS_AT_ONCE`.
         """
         batch, height, width, channels = hidden_states.shape
         heads, tokens = self.num_attention_heads, height * width
         qkv = self.qkv(hidden_states).reshape(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
         query, key, value = qkv.reshape(3, batch * heads, tokens, -1).unbind(0)
         rounded_query = self.query_quantizer(query)
-        logits = (rounded_query * self.scale) @ self.key_quantizer(key).transpose(-2, -1)
-        if self.use_rel_pos:
-            size = (height, width)
-            source = rounded_query if self.quantized_rel_pos_query else query
-            rel_pos = self.get_decomposed_rel_pos(source, self.rel_pos_h, self.rel_pos_w, size, size)
-            logits = logits + rel_pos.reshape_as(logits)
-        output, probabilities = self.product(logits, self.value_quantizer(value), self.probability_quantizer)
+        key, value = self.key_quantizer(key), self.value_quantizer(value)
+        source = rounded_query if self.quantized_rel_pos_query else query
+        operands = (rounded_query, key, value, source)
+        at_once = max(1, LOGITS_AT_ONCE // tokens**2)
+        if torch.is_grad_enabled() and at_once < batch * heads:
+            starts = range(0, batch * heads, at_once)
+            groups = [tuple(operand[start : start + at_once] for operand in operands) for start in starts]
+            output = torch.cat([self._recomputed((height, width), *group) for group in groups])
+            probabilities = None
+        else:
+            output, probabilities = self._attend((height, width), *operands)
         output = output.reshape(batch, heads, height, width, -1)
         output = output.permute(0, 2, 3, 1, 4).reshape(batch, height, width, channels)
         return self.proj(output), probabilities
+
+    def _attend(
+        self, size: tuple[int, int], query: Tensor, key: Tensor, value: Tensor, source: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Output [M, h * w, D] and probabilities [M, h * w, h * w] of M heads; `source` gives relative positions."""
+        logits = (query * self.scale) @ key.transpose(-2, -1)
+        if self.use_rel_pos:
+            rel_pos = self.get_decomposed_rel_pos(source, self.rel_pos_h, self.rel_pos_w, size, size)
+            logits = logits + rel_pos.reshape_as(logits)
+        found: tuple[Tensor, Tensor] = self.product(logits, value, self.probability_quantizer)
+        return found
+
+    def _recomputed(self, size: tuple[int, int], *operands: Tensor) -> Tensor:
+        """The output of `_attend`, computed once more for the gradients, with the same random draws."""
+        generator: torch.Generator | None = getattr(self.probability_quantizer, "generator", None)
+        attend = _with_same_draws(lambda *given: self._attend(size, *given)[0], generator)
+        output: Tensor = checkpoint(attend, *operands, use_reentrant=False, preserve_rng_state=False)
+        return output
+
+
+def _with_same_draws(
+    compute: Callable[..., Tensor], generator: torch.Generator | None
+) -> Callable[..., Tensor]:
+    """`compute`, which draws from a generator the same each time it is called; calls but the first leave it alone."""
+    if generator is None:
+        return compute
+    first: list[Tensor] = []
+
+    def again(*given: Tensor) -> Tensor:
+        if not first:
+            first.append(generator.get_state())
+            return compute(*given)
+        now = generator.get_state()
+        generator.set_state(first[0])
+        try:
+            return compute(*given)
+        finally:
+            generator.set_state(now)
+
+    return again
 
 
 class QuantDecoderAttention(SamAttention):  # type: ignore[misc]
