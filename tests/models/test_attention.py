@@ -19,6 +19,7 @@ from saqsam.models.attention import (
 from saqsam.models.structure import SamStructure, replace_module
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.learned import LearnedAffineQuantizer, RandomDrop, StraightThrough
+from saqsam.quant.log import LogQuantizer
 from tiny_sam import tiny_config, tiny_pixels, tiny_sam
 
 WINDOWED, GLOBAL = "vision_encoder.layers.0.attn", "vision_encoder.layers.1.attn"
@@ -335,3 +336,30 @@ def test_groups_of_heads_are_recomputed_with_the_draws_of_the_first_time(
     assert generator.get_state().equal(after)
     with torch.no_grad():
         assert attention(hidden)[1] is not None
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_heads_computed_a_few_at_a_time_give_the_same_output(
+    model: SamModel, monkeypatch: pytest.MonkeyPatch, bits: int | None
+) -> None:
+    original, hidden = vision(model, GLOBAL)
+    attention = to_quant_attention(original)
+    if bits is not None:
+        setattr(attention, PROBABILITIES, LogQuantizer(bits, torch.tensor(0.5), torch.tensor(2)))
+    with torch.no_grad():
+        whole = attention(hidden)
+        monkeypatch.setattr(attention_module, "LOGITS_AT_ONCE", 3 * 64**2)
+        grouped = attention(hidden)
+    for one, other in zip(whole, grouped, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
+
+
+def test_an_observer_sees_all_probabilities_at_once(model: SamModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, hidden = vision(model, GLOBAL)
+    attention = to_quant_attention(original)
+    keep = Keep()
+    setattr(attention, PROBABILITIES, keep)
+    monkeypatch.setattr(attention_module, "LOGITS_AT_ONCE", 1)
+    with torch.no_grad():
+        _, probabilities = attention(hidden)
+    assert keep.seen.shape == probabilities.shape

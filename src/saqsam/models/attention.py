@@ -15,13 +15,21 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention
 
+from saqsam.quant.affine import AffineQuantizer
+from saqsam.quant.learned import RandomDrop
+from saqsam.quant.log import LogQuantizer
+
 PROBABILITIES = "probability_quantizer"
 _LEAST_SUM = 1e-6
 """Of a row of quantized numerators, which a learned scale could round to nothing."""
 LOGITS_AT_ONCE = 2**25
-"""Of an encoder attention, while gradients are kept: more are computed a few heads at a time, and once more for the
-gradients. A global attention at 1024 px has 2e8, and learning keeps about eight values of each."""
+"""Of an encoder attention: more are computed a few heads at a time and, where gradients are kept, once more for these.
+A global attention of SAM-B at 1024 px has 2e8; quantizing takes about five values of each at once, learning eight."""
 SLOTS = ("query_quantizer", "key_quantizer", "value_quantizer", PROBABILITIES)
+
+
+_ELEMENTWISE = (nn.Identity, AffineQuantizer, LogQuantizer, RandomDrop)
+"""What may be given the probabilities in parts; an observer may not."""
 
 
 class SoftmaxProduct(nn.Module):
@@ -81,12 +89,10 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
         key, value = self.key_quantizer(key), self.value_quantizer(value)
         source = rounded_query if self.quantized_rel_pos_query else query
         operands = (rounded_query, key, value, source)
-        at_once = max(1, LOGITS_AT_ONCE // tokens**2)
-        if torch.is_grad_enabled() and at_once < batch * heads:
-            starts = range(0, batch * heads, at_once)
-            groups = [tuple(operand[start : start + at_once] for operand in operands) for start in starts]
-            output = torch.cat([self._recomputed((height, width), *group) for group in groups])
-            probabilities = None
+        if batch * heads * tokens**2 > LOGITS_AT_ONCE and isinstance(
+            self.probability_quantizer, _ELEMENTWISE
+        ):
+            output, probabilities = self._attend_in_groups((height, width), *operands)
         else:
             output, probabilities = self._attend((height, width), *operands)
         output = output.reshape(batch, heads, height, width, -1)
@@ -103,6 +109,20 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
             logits = logits + rel_pos.reshape_as(logits)
         found: tuple[Tensor, Tensor] = self.product(logits, value, self.probability_quantizer)
         return found
+
+    def _attend_in_groups(self, size: tuple[int, int], *operands: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`_attend`, some heads at a time; the probabilities are None where gradients are kept."""
+        matrices, tokens = operands[0].shape[:2]
+        at_once = max(1, LOGITS_AT_ONCE // tokens**2)
+        groups = [slice(start, start + at_once) for start in range(0, matrices, at_once)]
+        if torch.is_grad_enabled():
+            return torch.cat(
+                [self._recomputed(size, *(o[group] for o in operands)) for group in groups]
+            ), None
+        output, probabilities = torch.empty_like(operands[2]), operands[0].new_empty(matrices, tokens, tokens)
+        for group in groups:
+            output[group], probabilities[group] = self._attend(size, *(o[group] for o in operands))
+        return output, probabilities
 
     def _recomputed(self, size: tuple[int, int], *operands: Tensor) -> Tensor:
         """The output of `_attend`, computed once more for the gradients, with the same random draws."""
