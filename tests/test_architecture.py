@@ -15,8 +15,11 @@ import pytest
 import saqsam
 
 ROOT = Path(saqsam.__file__).parent
-# Third parties that the library does without, or that only the command line and the plots need.
-NOT_AT_IMPORT = ("torchvision", "segment_anything", "typer", "rich", "saqsam_cli", "matplotlib")
+# Third parties that the library does without, or that only the command line, the plots and exports need.
+NOT_AT_IMPORT = (
+    *("torchvision", "segment_anything", "typer", "rich", "saqsam_cli", "matplotlib"),
+    *("onnx", "onnxruntime", "openvino", "executorch"),
+)
 
 
 def module_name(path: Path) -> str:

@@ -154,15 +154,16 @@ def test_effort_is_steps_and_what_goes_with_them_and_nothing_else(method: str) -
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bits", ["w4a4", "w8a8"])
-def test_what_is_deployable_has_symmetric_weights_and_row_scaled_probabilities_of_8_bits(
+def test_what_is_deployable_has_symmetric_weights_integer_biases_and_row_scaled_probabilities(
     method: str, bits: str
 ) -> None:
     recipe = recipe_for(method, bits)
     made = deployable(recipe)
     assert made.weights == dataclasses.replace(recipe.weights, symmetric=True)
     assert made.probabilities == ProbabilitySpec("uniform", 8, scale="row")
+    assert made.integer_biases
     kept = {"method": recipe.method, "weights": recipe.weights, "probabilities": recipe.probabilities}
-    assert dataclasses.replace(made, **kept) == recipe
+    assert dataclasses.replace(made, **kept, integer_biases=False) == recipe
     # Probabilities of 8 bits beside activations of 4 are a mixture, and the name says so.
     assert made.name == f"{method}-deploy-{bits}" + ("-mixed" if bits == "w4a4" else "")
     assert Recipe.from_dict(made.to_dict()) == made

@@ -392,6 +392,8 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "overrides.activations": ({}, {"overrides": {"neck": Override(activations=5)}}),
     "extra": ({}, {"extra": {"upscaling": 8}}),
     "quantized_rel_pos_query": ({}, {"quantized_rel_pos_query": True}),
+    "encoder_products": ({}, {"encoder_products": "float"}),
+    "integer_biases": ({}, {"integer_biases": True}),
     "calibration.images": ({}, {"calibration": Calibration(images=2, prompts=2)}),
     "calibration.prompts": ({}, {"calibration": Calibration(images=1, prompts=1)}),
     "calibration.seed": ({}, {"calibration": Calibration(images=1, prompts=2, seed=1)}),

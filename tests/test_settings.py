@@ -43,6 +43,7 @@ def other(value: Any, name: str) -> Any:
         "probabilities.bits": 7,
         "probabilities.scale": "row",
         "probabilities.finest": 16,
+        "encoder_products": "float",
         "clipping.measure": "output",
         "reconstruction.unit": "block",
         "reconstruction.loss": "output",

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from saqsam._version import __version__
 from saqsam.models.structure import SamStructure
-from saqsam.prepare import build_packed_skeleton, unpack_position_embedding
+from saqsam.output import whole_folder
+from saqsam.prepare import build_packed_skeleton, complete_loading
 from saqsam.recipe import Recipe
 
 FORMAT_VERSION = 1
@@ -116,7 +115,7 @@ class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
             # Tensors mapped from a file are not aligned, which changes the last bits of some products.
             for tensor in [*model.parameters(), *model.buffers()]:
                 tensor.data = tensor.data.clone()
-        unpack_position_embedding(model)
+        complete_loading(model, SamStructure(model.config), Recipe.from_dict(self.quantization_config.recipe))
         return model.requires_grad_(False)
 
 
@@ -196,9 +195,7 @@ def save_checkpoint(
     folder = Path(folder)
     recipe = recipe_of(model)
     check_target(folder, overwrite=overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-    try:
+    with whole_folder(folder) as partial:
         tensors = checkpoint_tensors(model)
         stored = recipe.to_dict()
         attach_quantizer(model, stored, content_hash(tensors, stored))
@@ -206,13 +203,7 @@ def save_checkpoint(
         model.config.architectures = ["SamModel"]
         model.config.save_pretrained(partial)
         processor.save_pretrained(partial)
-        # Made for their owner alone: the folder by mkdtemp, the tensor file by safetensors.
-        partial.chmod(0o755)
-        (partial / WEIGHTS).chmod(0o644)
-        _put_in_place(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        (partial / WEIGHTS).chmod(0o644)  # safetensors makes files for their owner alone
     return folder
 
 
@@ -235,22 +226,6 @@ def _is_replaceable(path: Path) -> bool:
     except ValueError:
         return not any(path.iterdir())
     return True
-
-
-def _put_in_place(partial: Path, folder: Path) -> None:
-    """Rename `partial` to `folder`; an old folder is removed only after the new one is there."""
-    if not folder.exists():
-        partial.rename(folder)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
-    folder.rename(old / folder.name)
-    try:
-        partial.rename(folder)
-    except BaseException:
-        (old / folder.name).rename(folder)
-        old.rmdir()
-        raise
-    shutil.rmtree(old)
 
 
 def load_checkpoint(folder: str | Path, *, device: str | torch.device = "cpu") -> SamModel:
@@ -286,9 +261,8 @@ def load_checkpoint(folder: str | Path, *, device: str | torch.device = "cpu") -
     model.prompt_encoder.shared_embedding.positional_embedding = (
         model.shared_image_embedding.positional_embedding
     )
-    if recipe.bits_of("position_embedding")[0] is not None:
-        unpack_position_embedding(model)
     model.requires_grad_(False)
+    complete_loading(model, SamStructure(config), recipe)
     attach_quantizer(model, quantization.recipe, quantization.content_sha256)
     loaded: SamModel = model.eval()
     return loaded

@@ -1,10 +1,13 @@
-"""Files that appear under their name only when whole."""
+"""Files and folders that appear under their name only when whole."""
 
 from __future__ import annotations
 
 import io
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +49,38 @@ def write_whole(path: Path, content: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of `folder` when the block ends, and is gone if it raises.
+
+    An old folder of that name is removed only after the new one is there.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)  # mkdtemp's folders are for their owner alone
+        _put_in_place(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    if not folder.exists():
+        partial.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
+    folder.rename(old / folder.name)
+    try:
+        partial.rename(folder)
+    except BaseException:
+        (old / folder.name).rename(folder)
+        old.rmdir()
+        raise
+    shutil.rmtree(old)
 
 
 def write_png(path: Path, picture: NDArray[np.uint8]) -> None:

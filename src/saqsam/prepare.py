@@ -178,7 +178,25 @@ def pack(model: SamModel, structure: SamStructure, recipe: Recipe, progress: Pro
         if progress is not None:
             progress("packing weights", step + 1, len(sites))
     pack_embeddings(model, recipe)
+    if recipe.integer_biases:
+        round_biases(model, structure, recipe)
     model.requires_grad_(False)
+
+
+@torch.no_grad()
+def round_biases(model: SamModel, structure: SamStructure, recipe: Recipe) -> None:
+    """Round the biases of packed layers to multiples of their products' step, in place.
+
+    Integer kernels add biases to sums of products of codes. Without rounded inputs there is no such step. A checkpoint
+    stores float16, so the multiples are those that are nearest to what it stores, and loading finds them again.
+    """
+    for site, _ in weight_sites(structure, recipe):
+        layer = model.get_submodule(site.name)
+        assert isinstance(layer, PackedLayer)
+        if layer.bias is not None and isinstance(layer.input_quantizer, AffineQuantizer):
+            step = layer.input_quantizer.scale * layer.weight.scale
+            stored = (torch.round(layer.bias / step) * step).half()
+            layer.bias.copy_(torch.round(stored.float() / step) * step)
 
 
 def pack_embeddings(model: SamModel, recipe: Recipe) -> None:
@@ -229,6 +247,13 @@ def build_packed_skeleton(model: SamModel, structure: SamStructure, recipe: Reci
         shape = tuple(model.vision_encoder.pos_embed.shape)
         _place_position_embedding(model, PackedTensor(shape, bits_or_none, 3).to(model.device))
     model.requires_grad_(False)
+
+
+def complete_loading(model: SamModel, structure: SamStructure, recipe: Recipe) -> None:
+    """What follows from a checkpoint's tensors without being stored, in place."""
+    unpack_position_embedding(model)
+    if recipe.integer_biases:
+        round_biases(model, structure, recipe)
 
 
 def place_empty_quantizers(model: SamModel, structure: SamStructure, recipe: Recipe) -> None:

@@ -136,7 +136,7 @@ def with_effort(recipe: Recipe, effort: str) -> Recipe:
 
 
 def deployable(recipe: Recipe) -> Recipe:
-    """The variant that integer kernels take: symmetric signed weights, probabilities as uniform 8-bit codes.
+    """The variant that integer kernels take: symmetric signed weights, integer biases, uniform 8-bit probabilities.
 
     Of the numerators of each row: uniform codes of the softmax itself are all 0 where a row looks at many keys.
     """
@@ -145,6 +145,7 @@ def deployable(recipe: Recipe) -> Recipe:
         method=f"{recipe.method}-deploy",
         weights=replace(recipe.weights, symmetric=True),
         probabilities=ProbabilitySpec("uniform", 8, scale="row"),
+        integer_biases=True,
     )
 
 

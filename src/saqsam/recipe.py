@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from saqsam.models.structure import FLOAT_PARTS, PAPER_PARTS, PARTS
 from saqsam.quant.affine import check_bits
@@ -22,6 +22,7 @@ from saqsam.specs import (
     ProbabilitySpec,
     QuantSpec,
     Reconstruction,
+    check_choice,
     check_mapping,
     check_type,
     nearest,
@@ -30,6 +31,7 @@ from saqsam.specs import (
 __all__ = ["Calibration", "Clipping", "Override", "ProbabilitySpec", "QuantSpec", "Recipe", "Reconstruction"]
 
 RECIPE_VERSION = 1
+EncoderProducts = Literal["quantized", "float"]
 ATTENTION_PARTS = tuple(part for part in PAPER_PARTS if "attention" in part or "_to_" in part)
 _Spec = TypeVar("_Spec")
 
@@ -55,6 +57,10 @@ class Recipe:
             `position_embedding` (weights only), `upscaling`, `hypernetworks`, `iou_head`.
         quantized_rel_pos_query: Compute relative positions from the quantized query; the papers use the float
             one.
+        encoder_products: `float` leaves the operands of the encoder's attention products float, for runtimes whose
+            integer kernels are no faster there; the papers quantize them.
+        integer_biases: Whether biases of quantized layers are multiples of the products' step, as integer kernels add
+            them (32 bits wide).
         calibration: The calibration.
         version: Version of this format.
     """
@@ -71,6 +77,8 @@ class Recipe:
     overrides: Mapping[str, Override] = field(default_factory=dict)
     extra: Mapping[str, int] = field(default_factory=dict)
     quantized_rel_pos_query: bool = False
+    encoder_products: EncoderProducts = "quantized"
+    integer_biases: bool = False
     calibration: Calibration = field(default_factory=Calibration)
     version: int = RECIPE_VERSION
 
@@ -83,7 +91,8 @@ class Recipe:
             raise ValueError(
                 f"recipe version {self.version} is not the {RECIPE_VERSION} that this saqsam reads"
             )
-        for name in ("quantized_rel_pos_query", "bimodal", "equalized", "input_scales"):
+        check_choice("encoder_products", self.encoder_products, get_args(EncoderProducts))
+        for name in ("quantized_rel_pos_query", "bimodal", "equalized", "input_scales", "integer_biases"):
             check_type(name, getattr(self, name), bool)
         for name, spec in _SPECS.items():
             if not (getattr(self, name) is None and name in _OPTIONAL):
@@ -119,6 +128,8 @@ class Recipe:
             if _covers(name, part):
                 weights = self.overrides[name].weights or weights
                 activations = self.overrides[name].activations or activations
+        if part == "encoder.attention" and self.encoder_products == "float":
+            return weights, None
         return weights, activations
 
     def probability_bits(self, part: str) -> int | None:

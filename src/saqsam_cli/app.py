@@ -1,4 +1,4 @@
-"""`saqsam quantize | evaluate | segment | inspect`: what the commands take, and refusing what needs no model."""
+"""`saqsam quantize | evaluate | segment | inspect | export`: what commands take, and refusing what needs no model."""
 
 from __future__ import annotations
 
@@ -32,8 +32,20 @@ ModelArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="sam-mini, a checkpoint of saqsam, a transformers folder or hub id, or an official sam_vit_*.pth.",
+        help="sam-mini, a checkpoint or export of saqsam, a transformers folder or hub id, or an official "
+        "sam_vit_*.pth.",
     ),
+]
+RuntimeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="For an exported folder: onnxruntime, openvino or executorch.",
+        show_default="what its format is for",
+    ),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Threads of torch or the runtime.", show_default="all")
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to it.")]
 
@@ -183,8 +195,10 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N images.")] = None,
     json_file: JsonOption = None,
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = None,
+    threads: ThreadsOption = None,
 ) -> None:
-    """Score a float model or a checkpoint: mean IoU, and COCO mask AP with --detections."""
+    """Score a model, a checkpoint or, in its runtime, an export: mean IoU, and COCO mask AP with --detections."""
     if prompt not in PROMPTS:
         raise ValueError(f"--prompt: expected box or point, got {prompt!r}")
     with _library():
@@ -198,6 +212,8 @@ def evaluate(
             limit=limit,
             json_file=json_file,
             device=device,
+            runtime=runtime,
+            threads=threads,
         )
 
 
@@ -205,7 +221,7 @@ def evaluate(
 @guarded
 def segment(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="sam-mini, a checkpoint, or any other model.")
+        str, typer.Argument(metavar="MODEL", help="sam-mini, a checkpoint, an export, or any other model.")
     ],
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to segment.")],
     *,
@@ -223,6 +239,8 @@ def segment(
         ),
     ] = None,
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = None,
+    threads: ThreadsOption = None,
 ) -> None:
     """Segment objects of a picture from boxes and points; each gives a mask of its own."""
     boxes = [(text, _numbers(text, 4, "--box", "x0,y0,x1,y1")) for text in box or []]
@@ -235,7 +253,16 @@ def segment(
     with _library():
         from saqsam_cli import commands
 
-        commands.segment(model, image, path, boxes=boxes, points=points, device=device)
+        commands.segment(
+            model,
+            image,
+            path,
+            boxes=boxes,
+            points=points,
+            device=device,
+            runtime=runtime,
+            threads=threads,
+        )
 
 
 def _numbers(text: str, count: int, option: str, form: str) -> list[float]:
@@ -262,3 +289,27 @@ def inspect(
         from saqsam_cli import commands
 
         commands.inspect(folder, json_file=json_file)
+
+
+@app.command()
+@guarded
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint of saqsam.")],
+    *,
+    out_dir: Annotated[Path, typer.Option("--out", metavar="OUT", help="The folder to write.")],
+    format: Annotated[str, typer.Option(metavar="NAME", help="onnx, openvino or executorch.")] = "onnx",
+    single_mask: Annotated[
+        bool,
+        typer.Option(
+            "--single-mask", help="One mask a prompt, chosen as the official export does, not four."
+        ),
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the export at --out.")] = False,
+) -> None:
+    """Write a checkpoint as files for another runtime, encoder and decoder, and compare their masks with torch's."""
+    if not checkpoint.is_dir():
+        raise ValueError(f"no checkpoint folder {checkpoint}")
+    with _library():
+        from saqsam_cli import commands
+
+        commands.export(checkpoint, out_dir, format=format, single_mask=single_mask, overwrite=overwrite)

@@ -16,12 +16,21 @@ from transformers import SamModel, SamProcessor
 from transformers.utils import logging
 
 import saqsam
-from saqsam.checkpoint import check_target, load_checkpoint, quantization_config_of, save_checkpoint
+from saqsam.backend import Backend
+from saqsam.checkpoint import (
+    check_target,
+    load_checkpoint,
+    quantization_config_of,
+    recipe_of,
+    save_checkpoint,
+)
 from saqsam.comparison import draw_comparison
 from saqsam.data.datasets import SCENES, SCENES_COUNT, Dataset, open_dataset
 from saqsam.data.detections import Detections, load_detections
 from saqsam.data.images import ImageFolder, read_image
 from saqsam.evaluate import Evaluation, PromptKind
+from saqsam.export import check_export, export_model, is_export, read_manifest
+from saqsam.export.parity import compare_with_torch
 from saqsam.inventory import Inventory, take_inventory
 from saqsam.models import load
 from saqsam.output import check_file_writable, check_writable, write_png, write_whole
@@ -30,15 +39,18 @@ from saqsam.presets import deployable, recipe_for
 from saqsam.quantize import QuantizationLog
 from saqsam.recipe import Recipe
 from saqsam.report import write_report
+from saqsam.runtimes import load_runtime
 from saqsam.settings import with_settings
 from saqsam.store import parse_size
 from saqsam.visualize import overlay_masks
-from saqsam_cli.tables import print_evaluation, print_inventory, print_summary
+from saqsam_cli.tables import print_evaluation, print_export, print_inventory, print_summary
 from saqsam_cli.terminal import bar, busy, err, out, progress_bars, result_table, say, stage_bars
 
 CALIBRATION_SCENES_SEED = 1_000_000
 """Added to the seed of scenes used for calibration: those of seed 0 are for evaluation."""
 NO_CHECK = "none"
+PARITY_IMAGES = 4
+"""Scenes that an export is compared with torch on."""
 
 Prompt = tuple[str, Sequence[float]]
 """Coordinates in pixels, xyxy or x, y, with the text in which they were given."""
@@ -179,12 +191,14 @@ def evaluate(
     limit: int | None,
     json_file: Path | None,
     device: str,
+    runtime: str | None,
+    threads: int | None,
 ) -> None:
     """Score a model."""
     if json_file is not None:
         check_file_writable(json_file)
     dataset = _open_labelled(data, "--data", limit)
-    sam, processor = _load(model, device)
+    sam, processor, recipe = _open_model(model, device, runtime, threads)
     with progress_bars() as bars:
         result = saqsam.evaluate(
             sam,
@@ -195,16 +209,17 @@ def evaluate(
             limit=limit,
             progress=bar(bars, f"evaluating on {dataset.name}"),
         )
-    inventory = None if quantization_config_of(sam) is None else take_inventory(sam)
+    is_packed = isinstance(sam, SamModel) and quantization_config_of(sam) is not None
+    inventory = take_inventory(sam) if is_packed else None
     if json_file is not None:
-        _write_json(json_file, {"model": model, **_describe(inventory), **result.to_dict()})
+        _write_json(json_file, {"model": model, **_describe(recipe, inventory), **result.to_dict()})
     print_evaluation(result, model, inventory)
 
 
-def _describe(inventory: Inventory | None) -> dict[str, Any]:
-    """What a row of results says of a model beside its name; nothing but float for a float one."""
+def _describe(recipe: str, inventory: Inventory | None) -> dict[str, Any]:
+    """What a row of results says of a model beside its name; nothing but the recipe without an inventory."""
     if inventory is None:
-        return {"recipe": "float"}
+        return {"recipe": recipe}
     return {
         "recipe": inventory.name,
         "share_of_bytes": inventory.share_of_bytes(),
@@ -220,13 +235,15 @@ def segment(
     boxes: Sequence[Prompt],
     points: Sequence[Prompt],
     device: str,
+    runtime: str | None,
+    threads: int | None,
 ) -> None:
     """Segment from boxes and points, and draw the masks into `path`."""
     picture = read_image(image)
     if path.exists() and path.samefile(image):
         raise ValueError(f"--out: {path} is the picture to segment; choose another name")
     check_file_writable(path)
-    sam, processor = _load(model, device)
+    sam, processor, _ = _open_model(model, device, runtime, threads)
     predictor = Predictor(sam, processor)
     with busy(f"segmenting {image}"):
         predictor.set_image(picture)
@@ -252,6 +269,42 @@ def inspect(folder: Path, *, json_file: Path | None) -> None:
     if json_file is not None:
         _write_json(json_file, inventory.to_dict())
     print_inventory(inventory, str(folder))
+
+
+def export(checkpoint: Path, out_dir: Path, *, format: str, single_mask: bool, overwrite: bool) -> None:
+    """Write files for another runtime, load them there, and compare."""
+    check_export(format, out_dir, overwrite=overwrite)
+    check_writable(out_dir)
+    model, processor = _load(str(checkpoint), "cpu")
+    with busy(f"writing {out_dir}"):
+        manifest = export_model(
+            model, processor, out_dir, format=format, single_mask=single_mask, overwrite=overwrite
+        )
+    backend, _ = load_runtime(out_dir)
+    data = open_dataset(SCENES, limit=PARITY_IMAGES)
+    with progress_bars() as bars:
+        progress = bar(bars, "comparing with torch")
+        parity = compare_with_torch(backend, model, processor, data, progress=progress)
+    _write_json(out_dir / "parity.json", parity.to_dict())
+    sizes = {name: (out_dir / name).stat().st_size for name in manifest.files}
+    print_export(manifest, sizes, take_inventory(model).float32_bytes, parity)
+    say(f"export: {out_dir}")
+
+
+def _open_model(
+    model: str, device: str, runtime: str | None, threads: int | None
+) -> tuple[SamModel | Backend, SamProcessor, str]:
+    """A model of torch or an exported folder in its runtime, its processor, and the name of its recipe."""
+    if runtime not in (None, "torch") or is_export(model):
+        if runtime == "torch":
+            raise ValueError(f"{model} is an export; torch runs the checkpoint that it was made of")
+        with busy(f"loading {model}"):
+            backend, processor = load_runtime(model, runtime, threads=threads)
+        return backend, processor, read_manifest(model).name
+    if threads is not None:
+        torch.set_num_threads(threads)
+    sam, processor = _load(model, device)
+    return sam, processor, "float" if quantization_config_of(sam) is None else recipe_of(sam).name
 
 
 def _load(model: str, device: str) -> tuple[SamModel, SamProcessor]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from saqsam.evaluate import Evaluation
+from saqsam.export import Manifest
+from saqsam.export.parity import Parity
 from saqsam.inventory import Inventory, mac_width
 from saqsam_cli.terminal import out, result_table, say
 
@@ -90,3 +93,22 @@ def _end(value: float) -> str:
     """An end of a range in at most five characters, for values below ten thousand."""
     decimals = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
     return f"{value:.{decimals}f}"
+
+
+def print_export(manifest: Manifest, sizes: Mapping[str, int], float32_bytes: int, parity: Parity) -> None:
+    """Sizes of exported files, and how far their runtime is from torch."""
+    table = result_table("file", "MB", "of float32", right=2)
+    total = sum(sizes.values())
+    for name, size in [*sizes.items(), ("together", total)]:
+        table.add_row(
+            name, f"{size / 1e6:.2f}", f"1/{float32_bytes / size:.1f}" if name == "together" else ""
+        )
+    out.print(table)
+    table = result_table("tensor", "largest difference", "relative", right=2)
+    for tensor in parity.tensors:
+        table.add_row(tensor.name, f"{tensor.largest:.3g}", f"{tensor.relative:.2g}")
+    out.print(table)
+    say(
+        f"masks of {manifest.name} against torch: IoU {parity.mask_iou:.4f}, at least {parity.least_mask_iou:.4f}, "
+        f"over {parity.masks} objects"
+    )

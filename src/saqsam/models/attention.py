@@ -20,7 +20,7 @@ from saqsam.quant.learned import RandomDrop
 from saqsam.quant.log import LogQuantizer
 
 PROBABILITIES = "probability_quantizer"
-_LEAST_SUM = 1e-6
+LEAST_SUM = 1e-6
 """Of a row of quantized numerators, which a learned scale could round to nothing."""
 LOGITS_AT_ONCE = 2**25
 """Of an encoder attention: more are computed a few heads at a time and, where gradients are kept, once more for these.
@@ -54,7 +54,7 @@ class RowScaledProduct(nn.Module):
         """See `SoftmaxProduct.forward`."""
         numerators = (logits - logits.amax(-1, keepdim=True)).exp()
         numerators = quantizer(numerators.to(value.dtype))
-        total = numerators.sum(-1, keepdim=True).clamp_min(_LEAST_SUM)
+        total = numerators.sum(-1, keepdim=True).clamp_min(LEAST_SUM)
         return (numerators @ value) / total, numerators / total
 
 

@@ -163,9 +163,9 @@ def _load_folder(folder: Path, device: torch.device) -> tuple[SamModel, SamProce
         from saqsam.checkpoint import load_checkpoint  # it builds on this package
 
         model = load_checkpoint(folder, device=device)
-        return model, _load_processor(folder, model.config)
+        return model, load_processor(folder, model.config)
     config = _parse_config(raw, folder)
-    processor = _load_processor(folder, config)
+    processor = load_processor(folder, config)
     return build_model(config, read_folder(folder), source=str(folder), device=device), processor
 
 
@@ -196,7 +196,7 @@ def _load_hub(model_id: str, device: torch.device) -> tuple[SamModel, SamProcess
     if any(folder.glob("model*.safetensors")) or not pickled.is_file():
         return _load_folder(folder, device)
     config = _parse_config(_read_config(folder), folder)
-    processor = _load_processor(folder, config)
+    processor = load_processor(folder, config)
     return build_model(
         config, tensors_only(read_torch(pickled), pickled), source=model_id, device=device
     ), processor
@@ -236,7 +236,7 @@ def _parse_config(raw: dict[str, Any], folder: Path) -> SamConfig:
     return config
 
 
-def _load_processor(folder: Path, config: SamConfig) -> SamProcessor:
+def load_processor(folder: Path, config: SamConfig) -> SamProcessor:
     """The folder's own processor, else `build_processor`; always the Pillow one, so that pixels agree."""
     names = ("processor_config.json", "preprocessor_config.json")
     present = [name for name in names if (folder / name).is_file()]

@@ -1,0 +1,86 @@
+"""Quantized models as files for other runtimes, encoder and decoder."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from transformers import SamModel, SamProcessor
+
+from saqsam.checkpoint import quantization_config_of, recipe_of
+from saqsam.export.manifest import FORMATS, MANIFEST, Manifest, file_hash, is_export, read_manifest
+from saqsam.output import whole_folder
+
+_NEEDS = {"onnx": ("onnx",), "openvino": ("onnx", "openvino"), "executorch": ("executorch",)}
+
+
+def export_model(
+    model: SamModel,
+    processor: SamProcessor,
+    folder: str | Path,
+    *,
+    format: str = "onnx",
+    single_mask: bool = False,
+    overwrite: bool = False,
+) -> Manifest:
+    """Write a quantized model as files that other runtimes run.
+
+    Args:
+        model: Quantized model, as `saqsam.load` gives it of a checkpoint.
+        processor: Its processor; saved beside the files.
+        folder: Where to; appears under its name only when whole.
+        format: `onnx`, `openvino` or `executorch`.
+        single_mask: Let the decoder return one mask a prompt, chosen as the official export chooses it.
+        overwrite: Replace an export that is there.
+
+    Returns:
+        What `export.json` in the folder says.
+
+    Raises:
+        ValueError: If the model is float, the recipe has what the target's integer kernels cannot run (the message
+            names the field to change), a package is missing, or the folder exists and is not to be replaced.
+    """
+    folder = Path(folder)
+    check_export(format, folder, overwrite=overwrite)
+    config = quantization_config_of(model)
+    if config is None or config.content_sha256 is None:
+        raise ValueError(
+            "this model is float: quantize it first (saqsam quantize ... --deploy), then export the checkpoint"
+        )
+    recipe = recipe_of(model)
+    plain = model.config.to_dict()
+    plain.pop("quantization_config", None)
+    metadata = {"saqsam_recipe": recipe.to_json(), "saqsam_checkpoint": config.content_sha256}
+    with whole_folder(folder) as partial:
+        if format == "onnx":
+            from saqsam.export.encoder import EncoderOptions
+            from saqsam.export.to_onnx import write_onnx
+
+            write_onnx(model, partial, metadata, single_mask=single_mask, options=EncoderOptions())
+        else:
+            raise ValueError(f"format {format!r} is not written yet")
+        files = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
+        processor.save_pretrained(partial)
+        manifest = Manifest(
+            format, single_mask, recipe.to_dict(), recipe.name, config.content_sha256, plain, files
+        )
+        (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def check_export(format: str, folder: Path, *, overwrite: bool) -> None:
+    """Raise ValueError if `export_model` would refuse; to be asked before a model is loaded."""
+    if format not in FORMATS:
+        raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
+    for package in _NEEDS[format]:
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"{format} needs the package {package}: pip install 'saqsam[{format}]'")
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise ValueError(f"{folder} exists; choose another name, or overwrite it (--overwrite)")
+    if not (folder.is_dir() and (is_export(folder) or not any(folder.iterdir()))):
+        raise ValueError(f"{folder} is not an export of saqsam and is never overwritten; choose another name")
+
+
+__all__ = ["FORMATS", "Manifest", "check_export", "export_model", "is_export", "read_manifest"]

@@ -1,0 +1,321 @@
+"""The image encoder of a SAM as an ONNX graph: pixels to embedding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor, nn
+from transformers import SamModel
+
+from saqsam.export.graph import Graph, Value
+from saqsam.export.layers import (
+    Codes,
+    activation,
+    affine,
+    gemm,
+    layer_input,
+    layer_norm,
+    linear,
+    move,
+    quantize,
+    rounded,
+    signed_codes,
+    slot,
+    weighted_mean,
+)
+from saqsam.quant.layers import PackedConv2d, PackedLinear, PackedTensor
+
+RelativePositions = Literal["sum", "channels"]
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """How the encoder's graph is shaped; none of it changes what is computed.
+
+    Attributes:
+        relative_positions: `sum` adds them to the logits. `channels` makes them part of the product of queries and
+            keys, as channels that a key holds a one in at its row and column; only where that product is float.
+    """
+
+    relative_positions: RelativePositions = "channels"
+
+
+@dataclass(frozen=True)
+class _Window:
+    """How tokens lie in windows: `size` on a side, padded grid of `rows` x `columns` windows; one, if global."""
+
+    size: tuple[int, int]
+    rows: int
+    columns: int
+    pad: tuple[int, int]
+
+    @property
+    def count(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def tokens(self) -> int:
+        return self.size[0] * self.size[1]
+
+
+def write_encoder(graph: Graph, model: SamModel, options: EncoderOptions) -> None:
+    """Add the encoder: input `pixel_values` [1, 3, S, S] to output `image_embeddings` [1, C, h, w], both float32."""
+    config, encoder = model.config.vision_config, model.vision_encoder
+    side = config.image_size // config.patch_size
+    pixels = graph.input("pixel_values", (1, config.num_channels, config.image_size, config.image_size))
+    with graph.scope("patch_embed"):
+        rows = _patches(graph, encoder, pixels, side)
+    for index, layer in enumerate(encoder.layers):
+        with graph.scope(f"layers.{index}"):
+            rows = _block(graph, layer, rows, side, options, f"vision_encoder.layers.{index}")
+    with graph.scope("neck"):
+        embedding = _neck(graph, encoder.neck, rows, side)
+    graph.output(embedding, "image_embeddings", (1, config.output_channels, side, side))
+
+
+def _patches(graph: Graph, encoder: Any, pixels: Value, side: int) -> Value:
+    """Patch embedding with positions, rows [h * w, C]."""
+    projection = encoder.patch_embed.projection
+    if isinstance(projection, PackedConv2d):
+        weight = packed_weight(graph, projection.weight)
+    else:
+        weight = graph.parameter(projection.weight, "weight")
+    bias = () if projection.bias is None else (graph.parameter(projection.bias, "bias"),)
+    size = encoder.patch_embed.patch_size
+    patches = graph.op("Conv", pixels, weight, *bias, strides=list(size), kernel_shape=list(size))
+    channels = projection.weight.shape[0]
+    flat = graph.op("Reshape", patches, graph.ints(channels, side * side))
+    rows = graph.op("Transpose", flat, perm=[1, 0])
+    packed = encoder._modules.get("packed_pos_embed")
+    if isinstance(packed, PackedTensor):
+        positions = graph.op(
+            "Reshape", packed_weight(graph, packed), graph.ints(side * side, channels), name="positions"
+        )
+    elif encoder.pos_embed is not None:
+        positions = graph.parameter(encoder.pos_embed.reshape(side * side, channels), "positions")
+    else:
+        return rows
+    return graph.op("Add", rows, positions)
+
+
+def packed_weight(graph: Graph, packed: PackedTensor) -> Value:
+    """A packed tensor that is only stored small: float32 in the graph."""
+    codes = graph.codes(packed.unpack().cpu().numpy(), packed.bits, signed=False, name="codes")
+    scale = graph.constant(packed.scale.cpu().numpy(), "weight_scale")
+    zero_point = graph.constant(packed.zero_point.cpu().numpy().astype(np.uint8), "weight_zero_point")
+    return graph.op("DequantizeLinear", codes, scale, zero_point, axis=packed.axis)
+
+
+def _block(graph: Graph, layer: Any, rows: Value, side: int, options: EncoderOptions, where: str) -> Value:
+    with graph.scope("attn"):
+        window = _window(layer.window_size, side)
+        normal = layer_norm(graph, layer.layer_norm1, rows)
+        attended = _attention(graph, layer.attn, normal, side, window, options, f"{where}.attn")
+        rows = graph.op("Add", rows, attended)
+    with graph.scope("mlp"):
+        mlp = layer.mlp
+        normal = layer_norm(graph, layer.layer_norm2, rows)
+        hidden = linear(graph, mlp.lin1, layer_input(graph, mlp.lin1, normal, f"{where}.mlp.lin1"), where)
+        hidden = activation(graph, mlp.act, hidden)
+        out = linear(graph, mlp.lin2, layer_input(graph, mlp.lin2, hidden, f"{where}.mlp.lin2"), where)
+        return graph.op("Add", rows, out)
+
+
+def _window(size: int, side: int) -> _Window:
+    if size == 0:
+        return _Window((side, side), 1, 1, (0, 0))
+    count = -(-side // size)
+    return _Window((size, size), count, count, (count * size - side,) * 2)
+
+
+def _attention(
+    graph: Graph,
+    attention: Any,
+    normal: Value,
+    side: int,
+    window: _Window,
+    options: EncoderOptions,
+    where: str,
+) -> Value:
+    """Rows [h * w, C] to rows [h * w, C]."""
+    heads = attention.num_attention_heads
+    given = _partition(graph, layer_input(graph, attention.qkv, normal, f"{where}.qkv"), side, window)
+    parts = [_part(graph, attention.qkv, given, index, f"{where}.qkv") for index in range(3)]
+    shape = graph.ints(window.count, window.tokens, heads, -1)
+    query, key, value = (graph.op("Reshape", part, shape) for part in parts)
+    query = graph.op("Transpose", query, perm=[0, 2, 1, 3])  # [W, N, L, D]
+    value = graph.op("Transpose", value, perm=[0, 2, 1, 3])
+    logits = _logits(graph, attention, query, key, window, options, where)
+    value = rounded(graph, value, slot(attention, "value_quantizer"), where)
+    mean = weighted_mean(graph, attention, logits, value, where)
+    flat = graph.op(
+        "Reshape",
+        graph.op("Transpose", mean, perm=[0, 2, 1, 3]),
+        graph.ints(window.count * window.tokens, -1),
+    )
+    given = layer_input(graph, attention.proj, flat, f"{where}.proj")
+    return linear(graph, attention.proj, _unpartition(graph, given, side, window), f"{where}.proj")
+
+
+def _logits(
+    graph: Graph,
+    attention: Any,
+    query: Value,
+    key: Value,
+    window: _Window,
+    options: EncoderOptions,
+    where: str,
+) -> Value:
+    """Scaled products of queries [W, N, L, D] and keys [W, L, N, D] plus relative positions: [W, N, L, L]."""
+    is_float = isinstance(slot(attention, "query_quantizer"), nn.Identity)
+    scale = float(attention.scale)
+    transposed = [0, 2, 3, 1]  # [W, N, D, L]
+    if is_float:
+        scaled = graph.op("Mul", query, graph.scalar(scale))
+        keys = graph.op("Transpose", key, perm=transposed)
+        if not attention.use_rel_pos:
+            return graph.op("MatMul", scaled, keys)
+        by_row, by_column = _relative_positions(graph, attention, query, window)
+        if options.relative_positions == "channels":
+            joined = graph.op("Concat", scaled, by_row, by_column, axis=-1)
+            ones = graph.op(
+                "Expand",
+                graph.constant(_one_hot(window)[None, None], "places"),
+                graph.ints(window.count, attention.num_attention_heads, 1, 1),
+            )
+            return graph.op("MatMul", joined, graph.op("Concat", keys, ones, axis=2))
+        logits = graph.op("MatMul", scaled, keys)
+    else:
+        query_codes = quantize(graph, query, affine(slot(attention, "query_quantizer"), where))
+        key_codes = move(
+            graph,
+            quantize(graph, key, affine(slot(attention, "key_quantizer"), where)),
+            "Transpose",
+            perm=transposed,
+        )
+        logits = graph.op("MatMul", query_codes.read(graph, scale), key_codes.read(graph))
+        if not attention.use_rel_pos:
+            return logits
+        source = query_codes.read(graph) if attention.quantized_rel_pos_query else query
+        by_row, by_column = _relative_positions(graph, attention, source, window)
+    high, wide = window.size
+    count = (window.count, attention.num_attention_heads)
+    logits = graph.op("Reshape", logits, graph.ints(*count, window.tokens, high, wide))
+    logits = graph.op("Add", logits, graph.op("Unsqueeze", by_row, graph.ints(-1)))
+    logits = graph.op("Add", logits, graph.op("Unsqueeze", by_column, graph.ints(-2)))
+    return graph.op("Reshape", logits, graph.ints(*count, window.tokens, window.tokens))
+
+
+def _relative_positions(graph: Graph, attention: Any, query: Value, window: _Window) -> tuple[Value, Value]:
+    """What each query [W, N, L, D] adds to logits by a key's row [W, N, L, h], and by its column [W, N, L, w]."""
+    (high, wide), heads = window.size, attention.num_attention_heads
+    grid = graph.op("Reshape", query, graph.ints(window.count * heads, high, wide, -1))
+    rows = attention.get_rel_pos(high, high, attention.rel_pos_h).detach().transpose(1, 2)  # [h, D, h]
+    columns = attention.get_rel_pos(wide, wide, attention.rel_pos_w).detach().transpose(1, 2)
+    by_row = graph.op("MatMul", grid, graph.parameter(rows, "rel_pos_h"))
+    turned = graph.op("Transpose", grid, perm=[0, 2, 1, 3])
+    by_column = graph.op("MatMul", turned, graph.parameter(columns, "rel_pos_w"))
+    by_column = graph.op("Transpose", by_column, perm=[0, 2, 1, 3])
+    shape = graph.ints(window.count, heads, window.tokens, -1)
+    return graph.op("Reshape", by_row, shape), graph.op("Reshape", by_column, shape)
+
+
+def _one_hot(window: _Window) -> np.ndarray:
+    """[h + w, L]: ones where a token's row and column are."""
+    high, wide = window.size
+    rows = np.repeat(np.eye(high, dtype=np.float32), wide, axis=1)
+    columns = np.tile(np.eye(wide, dtype=np.float32), (1, high))
+    return np.concatenate([rows, columns])
+
+
+def _part(graph: Graph, layer: Any, given: Value | Codes, index: int, where: str) -> Value:
+    """One third of a layer's outputs: queries, keys or values of the rows."""
+    count = layer.out_features // 3
+    part = slice(index * count, (index + 1) * count)
+    bias = None if layer.bias is None else layer.bias[part]
+    with graph.scope("qkv"[index]):
+        if isinstance(layer, PackedLinear):
+            codes, scale = signed_codes(layer.weight, where)
+            return gemm(graph, given, codes[part].T, scale[part], layer.weight.bits, bias)
+        assert isinstance(given, str)
+        biases = () if bias is None else (graph.parameter(bias, "bias"),)
+        return graph.op("Gemm", given, graph.parameter(layer.weight[part].T, "weight"), *biases)
+
+
+def _partition(graph: Graph, given: Value | Codes, side: int, window: _Window) -> Value | Codes:
+    """Rows [h * w, C] in the order of windows, padded with zeros: [W * L, C]."""
+    if window.count == 1 and not any(window.pad):
+        return given
+    (high, wide), (down, right) = window.size, window.pad
+    given = move(graph, given, "Reshape", graph.ints(side, side, -1))
+    if down or right:
+        zero = given.zero_point if isinstance(given, Codes) else graph.scalar(0.0)
+        given = move(graph, given, "Pad", graph.ints(0, 0, 0, down, right, 0), zero)
+    given = move(graph, given, "Reshape", graph.ints(window.rows, high, window.columns, wide, -1))
+    given = move(graph, given, "Transpose", perm=[0, 2, 1, 3, 4])
+    return move(graph, given, "Reshape", graph.ints(window.count * window.tokens, -1))
+
+
+def _unpartition(graph: Graph, given: Value | Codes, side: int, window: _Window) -> Value | Codes:
+    """The way back: [W * L, C] to [h * w, C]."""
+    if window.count == 1 and not any(window.pad):
+        return given
+    (high, wide), (down, right) = window.size, window.pad
+    given = move(graph, given, "Reshape", graph.ints(window.rows, window.columns, high, wide, -1))
+    given = move(graph, given, "Transpose", perm=[0, 2, 1, 3, 4])
+    if down or right:
+        given = move(graph, given, "Reshape", graph.ints(side + down, side + right, -1))
+        given = move(graph, given, "Slice", graph.ints(0, 0), graph.ints(side, side), graph.ints(0, 1))
+    return move(graph, given, "Reshape", graph.ints(side * side, -1))
+
+
+def _neck(graph: Graph, neck: Any, rows: Value, side: int) -> Value:
+    """Rows [h * w, C] to the embedding [1, C', h, w]."""
+    hidden = _convolution(graph, neck.conv1, rows, side, "neck.conv1")
+    hidden = layer_norm(graph, neck.layer_norm1, hidden)
+    hidden = _convolution(graph, neck.conv2, hidden, side, "neck.conv2")
+    hidden = layer_norm(graph, neck.layer_norm2, hidden)
+    turned = graph.op("Transpose", hidden, perm=[1, 0])
+    return graph.op("Reshape", turned, graph.ints(1, neck.conv2.weight.shape[0], side, side))
+
+
+def _convolution(graph: Graph, layer: Any, rows: Value, side: int, where: str) -> Value:
+    """A convolution that keeps the size, of rows [h * w, K], as one product: rows [h * w, C].
+
+    The values under the kernel are copied beside each other, in 8 bits where they are rounded: integer kernels for
+    products are faster than those for convolutions, and need no rounding of what comes out.
+    """
+    channels, _, high, wide = layer.weight.shape
+    quantizer = slot(layer, "input_quantizer")
+    given: Value | Codes = rows
+    if not isinstance(quantizer, nn.Identity):
+        given = quantize(graph, rows, affine(quantizer, where))
+    if (high, wide) != (1, 1):
+        given = _neighbours(graph, given, side, high, wide)
+    if isinstance(layer, PackedConv2d):
+        codes, scale = signed_codes(layer.weight, where)
+        matrix = codes.transpose(2, 3, 1, 0).reshape(-1, channels)
+        return gemm(graph, given, matrix, scale, layer.weight.bits, layer.bias)
+    assert isinstance(given, str)
+    weight: Tensor = layer.weight.detach().permute(2, 3, 1, 0).reshape(-1, channels)
+    biases = () if layer.bias is None else (graph.parameter(layer.bias, "bias"),)
+    return graph.op("Gemm", given, graph.parameter(weight, "weight"), *biases)
+
+
+def _neighbours(graph: Graph, given: Value | Codes, side: int, high: int, wide: int) -> Value | Codes:
+    """Rows [h * w, K] to [h * w, high * wide * K]: each with those around it, zeros beyond the border."""
+    zero: Any = given.zero_point if isinstance(given, Codes) else graph.scalar(0.0)
+    grid = move(graph, given, "Reshape", graph.ints(side, side, -1))
+    up, left = high // 2, wide // 2
+    grid = move(graph, grid, "Pad", graph.ints(up, left, 0, up, left, 0), zero)
+    moved = [
+        move(graph, grid, "Slice", graph.ints(y, x), graph.ints(y + side, x + side), graph.ints(0, 1))
+        for y in range(high)
+        for x in range(wide)
+    ]
+    names = [m.value if isinstance(m, Codes) else m for m in moved]
+    joined = graph.op("Concat", *names, axis=-1)
+    flat = graph.op("Reshape", joined, graph.ints(side * side, -1))
+    return Codes(flat, grid.scale, grid.zero_point, grid.scale_value) if isinstance(grid, Codes) else flat

@@ -1,0 +1,162 @@
+"""Writing an ONNX graph node by node: names, constants and the few patterns that all of saqsam's graphs share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 21
+"""The first with 4-bit integers as types of Q/DQ and Cast."""
+IR_VERSION = 10
+"""What belongs to opset 21; runtimes that know the opset may refuse a newer one."""
+
+_CODE_TYPES = {
+    False: {4: TensorProto.UINT4, 8: TensorProto.UINT8},
+    True: {4: TensorProto.INT4, 8: TensorProto.INT8},
+}
+
+Value = str
+"""A tensor of the graph, by name."""
+
+
+class Graph:
+    """An ONNX graph under construction.
+
+    Args:
+        name: Of the graph.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, onnx.TensorProto] = {}
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._made: dict[tuple[Any, ...], Value] = {}
+        self._taken: set[str] = set()
+        self._scope: list[str] = []
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Names of what is made inside begin with `name`."""
+        self._scope.append(name)
+        try:
+            yield
+        finally:
+            self._scope.pop()
+
+    def input(self, name: str, shape: Sequence[int | str], kind: int = TensorProto.FLOAT) -> Value:
+        """Declare an input; a dimension that is a string is dynamic."""
+        self._inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        self._taken.add(name)
+        return name
+
+    def output(self, value: Value, name: str, shape: Sequence[int | str]) -> None:
+        """Declare an output, float32."""
+        self._nodes.append(helper.make_node("Identity", [value], [name], name=f"/{name}"))
+        self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+
+    def op(self, kind: str, *inputs: Value, name: str | None = None, **attributes: Any) -> Value:
+        """Add a node with one output; an empty string is an input that is left out."""
+        return self.ops(kind, 1, *inputs, name=name, **attributes)[0]
+
+    def ops(
+        self, kind: str, outputs: int, *inputs: Value, name: str | None = None, **attributes: Any
+    ) -> list[Value]:
+        """Add a node with several outputs."""
+        path = self._unique(name or kind)
+        names = [f"{path}_{i}" if outputs > 1 else path for i in range(outputs)]
+        self._nodes.append(helper.make_node(kind, inputs, names, name=path, **attributes))
+        return names
+
+    def constant(self, values: Any, name: str = "constant") -> Value:
+        """An initializer of the array's own type; equal ones are stored once."""
+        array = np.asarray(values)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._made:
+            self._made[key] = self._initializer(numpy_helper.from_array(array), name)
+        return self._made[key]
+
+    def ints(self, *values: int) -> Value:
+        """A constant int64 [n]: a shape, axes, the bounds of a slice."""
+        return self.constant(np.array(values, dtype=np.int64), "ints")
+
+    def scalar(self, value: float) -> Value:
+        """A constant float32 []."""
+        return self.constant(np.array(value, dtype=np.float32), "scalar")
+
+    def parameter(self, values: torch.Tensor, name: str) -> Value:
+        """A float tensor, stored in float16 (as a checkpoint does) where that loses nothing; float32 in the graph."""
+        array = values.detach().float().cpu().contiguous().numpy()
+        half = array.astype(np.float16)
+        if not np.array_equal(half.astype(np.float32), array):
+            return self.constant(array, name)
+        key = ("half", array.shape, half.tobytes())
+        if key not in self._made:
+            stored = self.constant(half, name)
+            self._made[key] = self.op("Cast", stored, name=f"{name}_float", to=TensorProto.FLOAT)
+        return self._made[key]
+
+    def codes(self, codes: NDArray[Any], bits: int, *, signed: bool, name: str) -> Value:
+        """Integer codes, stored in 4 bits where they fit into them, 8 bits wide in the graph.
+
+        The widening is a Cast of a constant, which runtimes fold when they load: kernels then see 8 bits, the file
+        holds 4.
+        """
+        wide = np.int8 if signed else np.uint8
+        if bits > 4:
+            return self.constant(codes.astype(wide), name)
+        tensor = helper.make_tensor(name, _CODE_TYPES[signed][4], codes.shape, _pack_nibbles(codes), raw=True)
+        stored = self._initializer(tensor, name)
+        return self.op("Cast", stored, name=f"{name}_wide", to=_CODE_TYPES[signed][8])
+
+    def once(self, key: tuple[Any, ...], make: Callable[[], Value]) -> Value:
+        """The value made under this key before, else what `make()` gives."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def _initializer(self, tensor: onnx.TensorProto, name: str) -> Value:
+        path = self._unique(name)
+        tensor.name = path
+        self._initializers[path] = tensor
+        return path
+
+    def _unique(self, name: str) -> str:
+        base = "/".join(["", *self._scope, name])
+        path, number = base, 1
+        while path in self._taken:
+            number += 1
+            path = f"{base}_{number}"
+        self._taken.add(path)
+        return path
+
+    def model(self, metadata: dict[str, str]) -> onnx.ModelProto:
+        """The finished model, checked."""
+        graph = helper.make_graph(
+            self._nodes, self.name, self._inputs, self._outputs, list(self._initializers.values())
+        )
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="saqsam",
+        )
+        helper.set_model_props(model, metadata)
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+
+def _pack_nibbles(codes: NDArray[Any]) -> bytes:
+    """Two 4-bit values a byte, the first in the low half, as ONNX stores INT4 and UINT4."""
+    flat = codes.astype(np.int16).ravel() & 0xF
+    if len(flat) % 2:
+        flat = np.append(flat, 0)
+    return (flat[0::2] | (flat[1::2] << 4)).astype(np.uint8).tobytes()

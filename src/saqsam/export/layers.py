@@ -1,0 +1,208 @@
+"""Layers of a quantized SAM as ONNX nodes: quantizers, linear layers, normalisations, products of attention.
+
+Patterns are those that runtimes turn into integer kernels: `DequantizeLinear` right before a product, on both operands,
+`QuantizeLinear` where a tensor is rounded. Linear layers are `Gemm` on [rows, channels] with the bias as int32 codes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from saqsam.export.graph import Graph, Value
+from saqsam.models.attention import LEAST_SUM, SoftmaxProduct
+from saqsam.quant.affine import AffineQuantizer
+from saqsam.quant.layers import ChannelScale, PackedLinear, PackedTensor
+from saqsam.quant.log import LogQuantizer
+
+_Moved = TypeVar("_Moved", Value, "Codes", "Value | Codes")
+_EMPTY = nn.Identity()
+
+
+class ExportError(ValueError):
+    """What an export cannot express; the message names the field of the recipe to change."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A rounded tensor: 8-bit codes, and how to read them.
+
+    Attributes:
+        value: uint8, any shape.
+        scale: Value, float32 [].
+        zero_point: Value, uint8 [].
+        scale_value: The scale.
+    """
+
+    value: Value
+    scale: Value
+    zero_point: Value
+    scale_value: float
+
+    def read(self, graph: Graph, factor: float = 1.0) -> Value:
+        """The float tensor that the codes stand for, times `factor`, which costs nothing."""
+        scale = self.scale if factor == 1 else graph.constant(np.float32(self.scale_value * factor), "scale")
+        return graph.op("DequantizeLinear", self.value, scale, self.zero_point)
+
+
+def quantize(graph: Graph, value: Value, quantizer: AffineQuantizer) -> Codes:
+    """Round a float tensor to codes; each pair of tensor and quantizer once.
+
+    Codes of fewer than 8 bits live in uint8 too. `QuantizeLinear` would let them grow to 255, so the range is cut
+    before it.
+    """
+    scale, zero_point = float(quantizer.scale), int(quantizer.zero_point)
+    scale_name = graph.constant(np.array(scale, dtype=np.float32), "scale")
+    zero_name = graph.constant(np.array(zero_point, dtype=np.uint8), "zero_point")
+
+    def make() -> Value:
+        source = value
+        if quantizer.bits < 8:
+            low, high = (float(np.float32(end)) for end in quantizer.range)
+            source = graph.op("Clip", value, graph.scalar(low), graph.scalar(high))
+        return graph.op("QuantizeLinear", source, scale_name, zero_name)
+
+    codes = graph.once(("codes", value, scale, zero_point, quantizer.bits), make)
+    return Codes(codes, scale_name, zero_name, scale)
+
+
+def rounded(graph: Graph, value: Value, quantizer: nn.Module, where: str) -> Value:
+    """A tensor after a slot's quantizer; the tensor itself if the slot is empty."""
+    if isinstance(quantizer, nn.Identity):
+        return value
+    return quantize(graph, value, affine(quantizer, where)).read(graph)
+
+
+def slot(module: Any, name: str) -> nn.Module:
+    """What is in a slot; nothing in a module that has none."""
+    found: nn.Module = getattr(module, name, _EMPTY)
+    return found
+
+
+def affine(quantizer: nn.Module, where: str) -> AffineQuantizer:
+    """The quantizer, if standard operators have it.
+
+    Raises:
+        ExportError: If not.
+    """
+    if isinstance(quantizer, LogQuantizer):
+        raise ExportError(
+            f"{where}: logarithmic codes of probabilities have no operator; quantize with --deploy, or with "
+            "--set probabilities.kind=uniform"
+        )
+    if not isinstance(quantizer, AffineQuantizer):
+        raise ExportError(f"{where}: a {type(quantizer).__name__} cannot be exported")
+    return quantizer
+
+
+def signed_codes(packed: PackedTensor, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Signed codes (int8, in the weight's shape) and scales (float32 [C]) of a weight.
+
+    Raises:
+        ExportError: If its zero points are not the middle code.
+    """
+    middle = 2 ** (packed.bits - 1)
+    if not bool((packed.zero_point == middle).all()):
+        raise ExportError(
+            f"{where}: integer kernels take signed weights without zero points; quantize with --deploy, or with "
+            "--set weights.symmetric=true"
+        )
+    codes = packed.unpack().cpu().numpy().astype(np.int16) - middle
+    return codes.astype(np.int8), packed.scale.detach().cpu().float().numpy()
+
+
+def linear(graph: Graph, layer: Any, given: Value | Codes, where: str) -> Value:
+    """A linear layer of rows [R, K]: [R, C]. Codes are what `quantize` gave for the layer's own input quantizer."""
+    if isinstance(layer, PackedLinear):
+        codes, scale = signed_codes(layer.weight, where)
+        return gemm(graph, given, codes.T, scale, layer.weight.bits, layer.bias)
+    assert isinstance(layer, nn.Linear)
+    assert isinstance(given, str)
+    weight = graph.parameter(layer.weight.T, "weight")
+    bias = () if layer.bias is None else (graph.parameter(layer.bias, "bias"),)
+    return graph.op("Gemm", given, weight, *bias)
+
+
+def gemm(
+    graph: Graph,
+    given: Value | Codes,
+    codes: np.ndarray,
+    scale: np.ndarray,
+    bits: int,
+    bias: torch.Tensor | None,
+) -> Value:
+    """Rows [R, K] times integer weights [K, C] with a scale [C] for each column, plus a bias [C]."""
+    weight = graph.codes(codes, bits, signed=True, name="weight")
+    weight = graph.op("DequantizeLinear", weight, graph.constant(scale, "weight_scale"), axis=1)
+    if isinstance(given, str):
+        biases = () if bias is None else (graph.parameter(bias, "bias"),)
+        return graph.op("Gemm", given, weight, *biases)
+    inputs = [given.read(graph), weight]
+    if bias is not None:
+        product = (np.float32(given.scale_value) * scale).astype(np.float32)
+        wanted = np.rint(bias.detach().cpu().double().numpy() / product.astype(np.float64))
+        integers = graph.constant(np.clip(wanted, -(2**31), 2**31 - 1).astype(np.int32), "bias")
+        inputs.append(graph.op("DequantizeLinear", integers, graph.constant(product, "bias_scale"), axis=0))
+    return graph.op("Gemm", *inputs)
+
+
+def layer_input(graph: Graph, layer: Any, value: Value, where: str) -> Value | Codes:
+    """What a linear layer reads of a float tensor: codes where it is quantized, after its channel scale if any."""
+    if not isinstance(layer, PackedLinear):
+        return value
+    if isinstance(layer.input_scale, ChannelScale):
+        gain = layer.input_scale.gain.detach()
+        shift = -layer.input_scale.offset.detach() * gain
+        value = graph.op("Mul", value, graph.parameter(gain, "gain"))
+        value = graph.op("Add", value, graph.parameter(shift, "shift"))
+    if isinstance(layer.input_quantizer, nn.Identity):
+        return value
+    return quantize(graph, value, affine(layer.input_quantizer, where))
+
+
+def move(graph: Graph, given: _Moved, kind: str, *inputs: Value, **attributes: Any) -> _Moved:
+    """Apply an operator that only moves values (Reshape, Transpose, Slice, ...) to codes or floats alike."""
+    if isinstance(given, Codes):
+        return dataclasses.replace(given, value=graph.op(kind, given.value, *inputs, **attributes))
+    return graph.op(kind, given, *inputs, **attributes)
+
+
+def layer_norm(graph: Graph, norm: nn.LayerNorm, value: Value) -> Value:
+    """Normalise the last axis."""
+    weight, bias = graph.parameter(norm.weight, "norm_weight"), graph.parameter(norm.bias, "norm_bias")
+    return graph.op("LayerNormalization", value, weight, bias, axis=-1, epsilon=float(norm.eps))
+
+
+def activation(graph: Graph, module: nn.Module, value: Value) -> Value:
+    """ReLU or the exact GELU.
+
+    Raises:
+        ExportError: For any other.
+    """
+    if isinstance(module, nn.ReLU):
+        return graph.op("Relu", value)
+    if type(module).__name__ in ("GELU", "GELUActivation"):
+        return graph.op("Gelu", value)
+    raise ExportError(f"no operator for the activation {type(module).__name__}")
+
+
+def weighted_mean(graph: Graph, attention: Any, logits: Value, value: Value, where: str) -> Value:
+    """Values [..., K, D] averaged by the softmax of logits [..., Q, K]: [..., Q, D]; see `models.attention`."""
+    quantizer = slot(attention, "probability_quantizer")
+    if isinstance(quantizer, nn.Identity):
+        return graph.op("MatMul", graph.op("Softmax", logits, axis=-1), value)
+    if isinstance(attention.product, SoftmaxProduct):
+        return graph.op(
+            "MatMul", rounded(graph, graph.op("Softmax", logits, axis=-1), quantizer, where), value
+        )
+    last = graph.ints(-1)
+    below = graph.op("Sub", logits, graph.op("ReduceMax", logits, last, keepdims=1))
+    codes = quantize(graph, graph.op("Exp", below), affine(quantizer, where))
+    total = graph.op("ReduceSum", codes.read(graph), last, keepdims=1)
+    total = graph.op("Max", total, graph.scalar(LEAST_SUM))
+    return graph.op("Div", graph.op("MatMul", codes.read(graph), value), total)

@@ -1,0 +1,56 @@
+"""Running exported folders: each runtime is a `Backend`, as torch is."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from transformers import SamProcessor
+
+from saqsam.backend import Backend
+from saqsam.export.manifest import read_manifest
+
+RUNTIMES = {"onnxruntime": ("onnx",), "openvino": ("openvino", "onnx"), "executorch": ("executorch",)}
+"""Runtimes, and the formats that they run."""
+
+
+def load_runtime(
+    folder: str | Path, runtime: str | None = None, *, threads: int | None = None
+) -> tuple[Backend, SamProcessor]:
+    """Load an exported folder into a runtime.
+
+    Args:
+        folder: What `saqsam export` wrote.
+        runtime: `onnxruntime`, `openvino` or `executorch`; None for that of the folder's format.
+        threads: Of the runtime; None for all cores.
+
+    Returns:
+        A `Backend` for `Predictor` and `evaluate`, and the processor that goes with it.
+
+    Raises:
+        ValueError: If the folder is damaged or no export, or the runtime is missing or does not run its format.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if runtime is None:
+        runtime = next(name for name, formats in RUNTIMES.items() if manifest.format in formats)
+    if runtime not in RUNTIMES:
+        raise ValueError(f"runtime: expected one of {', '.join(RUNTIMES)}, got {runtime!r}")
+    if manifest.format not in RUNTIMES[runtime]:
+        raise ValueError(f"{folder} holds files of {manifest.format}, which {runtime} does not run")
+    if importlib.util.find_spec(runtime) is None:
+        extra = "onnx" if runtime == "onnxruntime" else runtime
+        raise ValueError(f"the package {runtime} is missing: pip install 'saqsam[{extra}]'")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads: expected at least 1, got {threads}")
+    backend: Backend
+    if runtime == "onnxruntime":
+        from saqsam.runtimes.onnxruntime import OnnxRuntimeBackend
+
+        backend = OnnxRuntimeBackend(folder, manifest, threads)
+    else:
+        raise ValueError(f"runtime {runtime!r} is not there yet")
+    return backend, manifest.processor(folder)
+
+
+__all__ = ["RUNTIMES", "load_runtime"]

@@ -1,0 +1,71 @@
+"""From prompts to the inputs of the official SAM decoder export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from saqsam.prompts import Prompts
+
+BOX_LABELS = (2, 3)
+PADDING_LABEL = -1
+
+
+def decoder_inputs(embedding: NDArray[np.float32], prompts: Prompts) -> dict[str, NDArray[Any]]:
+    """Inputs of a decoder without large masks, for P prompts.
+
+    Args:
+        embedding: float32 [1, C, h, w].
+        prompts: In the pixels of the model's input.
+
+    Returns:
+        By name, all float32. A box is two points; without one, a padding point closes the list, as SAM was trained.
+    """
+    count = len(prompts)
+    coords, labels = [], []
+    if prompts.points is not None and prompts.labels is not None:
+        coords.append(prompts.points)
+        labels.append(prompts.labels)
+    if prompts.boxes is not None:
+        coords.append(prompts.boxes.reshape(count, 2, 2))
+        labels.append(torch.tensor(BOX_LABELS).expand(count, 2))
+    else:
+        coords.append(torch.zeros(count, 1, 2))
+        labels.append(torch.full((count, 1), PADDING_LABEL))
+    side = 4 * embedding.shape[-1]
+    masks = prompts.mask_inputs
+    given = np.zeros((1, 1, side, side), np.float32) if masks is None else as_array(masks[:, None])
+    return {
+        "image_embeddings": embedding,
+        "point_coords": as_array(torch.cat([part.float() for part in coords], 1)),
+        "point_labels": as_array(torch.cat([part.float() for part in labels], 1)),
+        "mask_input": given,
+        "has_mask_input": np.array([masks is not None], dtype=np.float32),
+    }
+
+
+def as_array(tensor: torch.Tensor) -> NDArray[np.float32]:
+    """A tensor as a contiguous float32 array."""
+    return np.ascontiguousarray(tensor.detach().cpu().float().numpy())
+
+
+def choose_masks(
+    logits: NDArray[np.float32], ious: NDArray[np.float32], multimask_output: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of a prompt's four masks the first, or the three others, with their predicted IoUs.
+
+    Raises:
+        ValueError: If three are wanted of a decoder that was exported to return one.
+    """
+    if logits.shape[1] == 1:
+        if multimask_output:
+            raise ValueError(
+                "this decoder was exported with --single-mask: it has no three masks for a point"
+            )
+        chosen = slice(0, 1)
+    else:
+        chosen = slice(1, None) if multimask_output else slice(0, 1)
+    return torch.from_numpy(logits[:, chosen].copy()), torch.from_numpy(ious[:, chosen].copy())

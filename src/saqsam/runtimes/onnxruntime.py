@@ -1,0 +1,51 @@
+"""ONNX Runtime as a backend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+import torch
+
+from saqsam.export.manifest import Manifest
+from saqsam.export.to_onnx import DECODER, ENCODER, without_masks
+from saqsam.prompts import Prompts
+from saqsam.runtimes.inputs import as_array, choose_masks, decoder_inputs
+
+
+class OnnxRuntimeBackend:
+    """Runs `encoder.onnx` and `decoder.onnx` on the CPU; see `Backend`.
+
+    Args:
+        folder: The exported folder.
+        manifest: Its manifest.
+        threads: Of a session; None for all cores.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, threads: int | None = None) -> None:
+        self.manifest = manifest
+        self._encoder = session(str(folder / ENCODER), threads)
+        # Large masks are the predictor's: it makes only those that are chosen.
+        self._decoder = session(without_masks(folder / DECODER).SerializeToString(), threads)
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """See `Backend.encode`."""
+        (embedding,) = self._encoder.run(None, {"pixel_values": as_array(pixel_values)})
+        return torch.from_numpy(embedding)
+
+    def decode(
+        self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Backend.decode`."""
+        inputs = decoder_inputs(as_array(embedding), prompts)
+        ious, logits = self._decoder.run(["iou_predictions", "low_res_masks"], inputs)
+        return choose_masks(logits, ious, multimask_output)
+
+
+def session(model: str | bytes, threads: int | None) -> onnxruntime.InferenceSession:
+    """An inference session on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
