@@ -163,9 +163,10 @@ def test_what_is_deployable_has_symmetric_weights_integer_biases_and_row_scaled_
     assert made.probabilities == ProbabilitySpec("uniform", 8, scale="row")
     assert made.integer_biases
     kept = {"method": recipe.method, "weights": recipe.weights, "probabilities": recipe.probabilities}
-    assert dataclasses.replace(made, **kept, integer_biases=False) == recipe
-    # Probabilities of 8 bits beside activations of 4 are a mixture, and the name says so.
-    assert made.name == f"{method}-deploy-{bits}" + ("-mixed" if bits == "w4a4" else "")
+    kept |= {"integer_biases": False, "encoder_products": "quantized"}
+    assert dataclasses.replace(made, **kept) == recipe
+    # Float products in the encoder make it a mixture, and the name says so.
+    assert made.name == f"{method}-deploy-{bits}-mixed"
     assert Recipe.from_dict(made.to_dict()) == made
 
 

@@ -138,13 +138,15 @@ def with_effort(recipe: Recipe, effort: str) -> Recipe:
 def deployable(recipe: Recipe) -> Recipe:
     """The variant that integer kernels take: symmetric signed weights, integer biases, uniform 8-bit probabilities.
 
-    Of the numerators of each row: uniform codes of the softmax itself are all 0 where a row looks at many keys.
+    Probabilities are the numerators of each row: uniform codes of the softmax itself are all 0 where a row looks at
+    many keys. The encoder's attention products stay float: 8-bit kernels gain less on them than rounding costs.
     """
     return replace(
         recipe,
         method=f"{recipe.method}-deploy",
         weights=replace(recipe.weights, symmetric=True),
         probabilities=ProbabilitySpec("uniform", 8, scale="row"),
+        encoder_products="float",
         integer_biases=True,
     )
 

@@ -46,7 +46,9 @@ PROMPTS = {
 
 
 def deployed(bits: str = "w8a8", **changes: Any) -> SamModel:
-    return quantize_tiny(dataclasses.replace(deployable(tiny_recipe(bits=bits)), **changes))
+    """A deployable recipe, and the encoder's products quantized too unless `changes` say otherwise."""
+    recipe = dataclasses.replace(deployable(tiny_recipe(bits=bits)), encoder_products="quantized")
+    return quantize_tiny(dataclasses.replace(recipe, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +134,27 @@ def test_each_linear_layer_is_torchs(models: dict[str, SamModel], which: str, na
     (found,) = session(graph.model({})).run(None, {"rows": rows.numpy()})
     wanted = layer(rows).detach().numpy()
     np.testing.assert_allclose(found, wanted, atol=1e-6 * np.abs(wanted).max(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["float", "w8a8", "w8a8, float products", "w8a8, tensor probabilities"])
+@pytest.mark.parametrize("at_once", [1, 16 * GRID**2, 2 * GRID**4])
+def test_global_attention_in_blocks_is_the_same(models: dict[str, SamModel], name: str, at_once: int) -> None:
+    found = []
+    for options in (EncoderOptions(logits_at_once=None), EncoderOptions(logits_at_once=at_once)):
+        written = encoder(models[name], options)
+        shapes = {
+            tuple(d.dim_value for d in value.type.tensor_type.shape.dim) for value in all_values(written)
+        }
+        found.append(session(written).run(None, {"pixel_values": tiny_pixels().numpy()})[0])
+    assert (
+        not {shape for shape in shapes if len(shape) == 4 and shape[2:] == (GRID**2, GRID**2)}
+        or at_once > GRID**4
+    )
+    np.testing.assert_allclose(found[1], found[0], atol=2e-5)
+
+
+def all_values(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    return list(onnx.shape_inference.infer_shapes(model, data_prop=True).graph.value_info)
 
 
 @pytest.mark.parametrize("prompts", PROMPTS)

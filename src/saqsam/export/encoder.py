@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +20,6 @@ from saqsam.export.layers import (
     linear,
     move,
     quantize,
-    rounded,
     signed_codes,
     slot,
     weighted_mean,
@@ -30,6 +29,10 @@ from saqsam.quant.layers import PackedConv2d, PackedLinear, PackedTensor
 RelativePositions = Literal["sum", "channels"]
 
 
+LOGITS_AT_ONCE = 2**22
+"""16 MiB of float32: what stays in a processor's caches while it is added to, normalised and multiplied."""
+
+
 @dataclass(frozen=True)
 class EncoderOptions:
     """How the encoder's graph is shaped; none of it changes what is computed.
@@ -37,9 +40,11 @@ class EncoderOptions:
     Attributes:
         relative_positions: `sum` adds them to the logits. `channels` makes them part of the product of queries and
             keys, as channels that a key holds a one in at its row and column; only where that product is float.
+        logits_at_once: Global attentions with more logits are computed in blocks of so many; None: never.
     """
 
-    relative_positions: RelativePositions = "channels"
+    relative_positions: RelativePositions = "sum"
+    logits_at_once: int | None = LOGITS_AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -147,9 +152,12 @@ def _attention(
     query, key, value = (graph.op("Reshape", part, shape) for part in parts)
     query = graph.op("Transpose", query, perm=[0, 2, 1, 3])  # [W, N, L, D]
     value = graph.op("Transpose", value, perm=[0, 2, 1, 3])
-    logits = _logits(graph, attention, query, key, window, options, where)
-    value = rounded(graph, value, slot(attention, "value_quantizer"), where)
-    mean = weighted_mean(graph, attention, logits, value, where)
+    operands = _operands(graph, attention, query, key, value, window, options, where)
+    blocks = _blocks(heads, window, options)
+    if len(blocks) == 1:
+        mean = _mean(graph, attention, operands, blocks[0], window, where)
+    else:
+        mean = _mean_in_blocks(graph, attention, operands, blocks, window, where)
     flat = graph.op(
         "Reshape",
         graph.op("Transpose", mean, perm=[0, 2, 1, 3]),
@@ -159,53 +167,133 @@ def _attention(
     return linear(graph, attention.proj, _unpartition(graph, given, side, window), f"{where}.proj")
 
 
-def _logits(
+@dataclass(frozen=True)
+class _Operands:
+    """What an attention's products read; `by_row` and `by_column` are empty where there is nothing to add to logits.
+
+    Attributes:
+        query: [W, N, L, D], scaled if it is float.
+        key: [W, N, D, L].
+        value: [W, N, L, D].
+        by_row: [W, N, L, h], what a key's row adds.
+        by_column: [W, N, L, w].
+    """
+
+    query: Value | Codes
+    key: Value | Codes
+    value: Value | Codes
+    by_row: Value = ""
+    by_column: Value = ""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Heads and queries that are computed at once."""
+
+    heads: int
+    queries: int
+
+
+def _blocks(heads: int, window: _Window, options: EncoderOptions) -> list[_Block]:
+    """All at once, or head by head with so many queries that their logits are no more than wanted."""
+    logits = window.count * heads * window.tokens**2
+    if window.count > 1 or options.logits_at_once is None or logits <= options.logits_at_once:
+        return [_Block(heads, window.tokens)]
+    queries = window.tokens
+    while queries % 2 == 0 and queries * window.tokens > options.logits_at_once:
+        queries //= 2
+    return [_Block(1, queries)] * (heads * window.tokens // queries)
+
+
+def _operands(
     graph: Graph,
     attention: Any,
     query: Value,
     key: Value,
+    value: Value,
     window: _Window,
     options: EncoderOptions,
     where: str,
+) -> _Operands:
+    """Of queries [W, N, L, D], keys [W, L, N, D] and values [W, N, L, D], all float."""
+    kept = slot(attention, "value_quantizer")
+    rounded_value: Value | Codes = value
+    if not isinstance(kept, nn.Identity):
+        rounded_value = quantize(graph, value, affine(kept, where))
+    turned = [0, 2, 3, 1]
+    quantizer = slot(attention, "query_quantizer")
+    if not isinstance(quantizer, nn.Identity):
+        codes = quantize(graph, query, affine(quantizer, where))
+        keys = quantize(graph, key, affine(slot(attention, "key_quantizer"), where))
+        keys = move(graph, keys, "Transpose", perm=turned)
+        source = codes.read(graph) if attention.use_rel_pos and attention.quantized_rel_pos_query else query
+        added = _relative_positions(graph, attention, source, window) if attention.use_rel_pos else ("", "")
+        return _Operands(codes, keys, rounded_value, *added)
+    scaled = graph.op("Mul", query, graph.scalar(float(attention.scale)))
+    float_keys = graph.op("Transpose", key, perm=turned)
+    if not attention.use_rel_pos:
+        return _Operands(scaled, float_keys, rounded_value)
+    by_row, by_column = _relative_positions(graph, attention, query, window)
+    if options.relative_positions == "sum":
+        return _Operands(scaled, float_keys, rounded_value, by_row, by_column)
+    places = graph.constant(_one_hot(window)[None, None], "places")
+    heads = graph.ints(window.count, attention.num_attention_heads, 1, 1)
+    return _Operands(
+        graph.op("Concat", scaled, by_row, by_column, axis=-1),
+        graph.op("Concat", float_keys, graph.op("Expand", places, heads), axis=2),
+        rounded_value,
+    )
+
+
+def _mean(
+    graph: Graph, attention: Any, given: _Operands, block: _Block, window: _Window, where: str
 ) -> Value:
-    """Scaled products of queries [W, N, L, D] and keys [W, L, N, D] plus relative positions: [W, N, L, L]."""
-    is_float = isinstance(slot(attention, "query_quantizer"), nn.Identity)
+    """What a block of queries makes of the values: [W, heads, queries, D]."""
     scale = float(attention.scale)
-    transposed = [0, 2, 3, 1]  # [W, N, D, L]
-    if is_float:
-        scaled = graph.op("Mul", query, graph.scalar(scale))
-        keys = graph.op("Transpose", key, perm=transposed)
-        if not attention.use_rel_pos:
-            return graph.op("MatMul", scaled, keys)
-        by_row, by_column = _relative_positions(graph, attention, query, window)
-        if options.relative_positions == "channels":
-            joined = graph.op("Concat", scaled, by_row, by_column, axis=-1)
-            ones = graph.op(
-                "Expand",
-                graph.constant(_one_hot(window)[None, None], "places"),
-                graph.ints(window.count, attention.num_attention_heads, 1, 1),
-            )
-            return graph.op("MatMul", joined, graph.op("Concat", keys, ones, axis=2))
-        logits = graph.op("MatMul", scaled, keys)
-    else:
-        query_codes = quantize(graph, query, affine(slot(attention, "query_quantizer"), where))
-        key_codes = move(
-            graph,
-            quantize(graph, key, affine(slot(attention, "key_quantizer"), where)),
-            "Transpose",
-            perm=transposed,
-        )
-        logits = graph.op("MatMul", query_codes.read(graph, scale), key_codes.read(graph))
-        if not attention.use_rel_pos:
-            return logits
-        source = query_codes.read(graph) if attention.quantized_rel_pos_query else query
-        by_row, by_column = _relative_positions(graph, attention, source, window)
-    high, wide = window.size
-    count = (window.count, attention.num_attention_heads)
-    logits = graph.op("Reshape", logits, graph.ints(*count, window.tokens, high, wide))
-    logits = graph.op("Add", logits, graph.op("Unsqueeze", by_row, graph.ints(-1)))
-    logits = graph.op("Add", logits, graph.op("Unsqueeze", by_column, graph.ints(-2)))
-    return graph.op("Reshape", logits, graph.ints(*count, window.tokens, window.tokens))
+    query = given.query.read(graph, scale) if isinstance(given.query, Codes) else given.query
+    logits = graph.op("MatMul", query, _read(graph, given.key))
+    if given.by_row:
+        shape = (window.count, block.heads, block.queries)
+        logits = graph.op("Reshape", logits, graph.ints(*shape, *window.size))
+        logits = graph.op("Add", logits, graph.op("Unsqueeze", given.by_row, graph.ints(-1)))
+        logits = graph.op("Add", logits, graph.op("Unsqueeze", given.by_column, graph.ints(-2)))
+        logits = graph.op("Reshape", logits, graph.ints(*shape, window.tokens))
+    return weighted_mean(graph, attention, logits, _read(graph, given.value), where)
+
+
+def _read(graph: Graph, given: Value | Codes) -> Value:
+    return given.read(graph) if isinstance(given, Codes) else given
+
+
+def _mean_in_blocks(
+    graph: Graph, attention: Any, given: _Operands, blocks: list[_Block], window: _Window, where: str
+) -> Value:
+    """`_mean` of one window head by head, some queries at a time: no tensor of all logits is ever in memory."""
+    heads, count = attention.num_attention_heads, window.tokens // blocks[0].queries
+    given_parts: dict[str, Value | Codes] = {name: value for name, value in vars(given).items() if value}
+    by_head = {name: _split(graph, value, heads, 1) for name, value in given_parts.items()}
+    means = []
+    for head in range(heads):
+        own = {name: parts[head] for name, parts in by_head.items()}
+        slabs = {
+            name: _split(graph, own[name], count, 2)
+            for name in ("query", "by_row", "by_column")
+            if name in own
+        }
+        for index in range(count):
+            part: dict[str, Any] = dict(own)
+            part.update((name, parts[index]) for name, parts in slabs.items())
+            means.append(_mean(graph, attention, _Operands(**part), blocks[0], window, where))
+    joined = [graph.op("Concat", *means[h * count : (h + 1) * count], axis=2) for h in range(heads)]
+    return graph.op("Concat", *joined, axis=1)
+
+
+def _split(graph: Graph, given: Value | Codes, count: int, axis: int) -> list[Value] | list[Codes]:
+    """Equal parts along an axis."""
+    if isinstance(given, Codes):
+        parts = graph.ops("Split", count, given.value, axis=axis, num_outputs=count)
+        return [replace(given, value=part) for part in parts]
+    return graph.ops("Split", count, given, axis=axis, num_outputs=count)
 
 
 def _relative_positions(graph: Graph, attention: Any, query: Value, window: _Window) -> tuple[Value, Value]:

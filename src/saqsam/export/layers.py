@@ -138,7 +138,9 @@ def gemm(
 ) -> Value:
     """Rows [R, K] times integer weights [K, C] with a scale [C] for each column, plus a bias [C]."""
     weight = graph.codes(codes, bits, signed=True, name="weight")
-    weight = graph.op("DequantizeLinear", weight, graph.constant(scale, "weight_scale"), axis=1)
+    # Zeros that say nothing new, but without which ONNX Runtime finds no integer kernel.
+    zeros = graph.constant(np.zeros(len(scale), dtype=np.int8), "weight_zero_point")
+    weight = graph.op("DequantizeLinear", weight, graph.constant(scale, "weight_scale"), zeros, axis=1)
     if isinstance(given, str):
         biases = () if bias is None else (graph.parameter(bias, "bias"),)
         return graph.op("Gemm", given, weight, *biases)
@@ -147,7 +149,10 @@ def gemm(
         product = (np.float32(given.scale_value) * scale).astype(np.float32)
         wanted = np.rint(bias.detach().cpu().double().numpy() / product.astype(np.float64))
         integers = graph.constant(np.clip(wanted, -(2**31), 2**31 - 1).astype(np.int32), "bias")
-        inputs.append(graph.op("DequantizeLinear", integers, graph.constant(product, "bias_scale"), axis=0))
+        zeros = graph.constant(np.zeros(len(scale), dtype=np.int32), "bias_zero_point")
+        inputs.append(
+            graph.op("DequantizeLinear", integers, graph.constant(product, "bias_scale"), zeros, axis=0)
+        )
     return graph.op("Gemm", *inputs)
 
 
