@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from saqsam.models.structure import FLOAT_PARTS
 from saqsam.presets import EFFORTS, METHODS, deployable, parse_bits, recipe_for, with_effort
 from saqsam.recipe import Calibration, Clipping, ProbabilitySpec, QuantSpec, Recipe, Reconstruction
 
@@ -162,8 +163,9 @@ def test_what_is_deployable_has_symmetric_weights_integer_biases_and_row_scaled_
     assert made.weights == dataclasses.replace(recipe.weights, symmetric=True)
     assert made.probabilities == ProbabilitySpec("uniform", 8, scale="row")
     assert made.integer_biases
+    assert set(made.extra) == set(FLOAT_PARTS)
     kept = {"method": recipe.method, "weights": recipe.weights, "probabilities": recipe.probabilities}
-    kept |= {"integer_biases": False, "encoder_products": "quantized"}
+    kept |= {"integer_biases": False, "encoder_products": "quantized", "extra": {}}
     assert dataclasses.replace(made, **kept) == recipe
     # Float products in the encoder make it a mixture, and the name says so.
     assert made.name == f"{method}-deploy-{bits}-mixed"

@@ -87,8 +87,8 @@ def write_decoder(graph: Graph, model: SamModel, *, single_mask: bool = False) -
         tokens = graph.op("Concat", start, points, axis=1)  # [P, T, C]
         image = graph.op("Transpose", graph.op("Reshape", embedding, graph.ints(channels, -1)), perm=[1, 0])
         image = graph.op("Add", dense, image)  # [M, h * w, C]
-        positions = model.get_image_wide_positional_embeddings().detach().flatten(2)[0].T
-        transformer = _Transformer(graph, decoder.transformer, sizes, graph.parameter(positions, "positions"))
+        positions = _grid_positions(graph, model.prompt_encoder, side)
+        transformer = _Transformer(graph, decoder.transformer, sizes, positions)
         tokens, image = transformer.run(tokens, image)
         masks, ious = _heads(graph, decoder, tokens, image, sizes)
     if single_mask:
@@ -108,10 +108,7 @@ def _points(graph: Graph, encoder: Any, coords: Value, labels: Value, size: int)
     """
     # 2 * (x + 0.5) / S - 1
     scaled = graph.op("Mul", coords, graph.scalar(2 / size))
-    centred = graph.op("Add", scaled, graph.scalar(1 / size - 1))
-    waves = graph.parameter(2 * math.pi * encoder.shared_embedding.positional_embedding, "frequencies")
-    angles = graph.op("MatMul", centred, waves)
-    wave = graph.op("Concat", graph.op("Sin", angles), graph.op("Cos", angles), axis=-1)
+    wave = _waves(graph, encoder, graph.op("Add", scaled, graph.scalar(1 / size - 1)))
     kinds = [encoder.not_a_point_embed.weight, *(embed.weight for embed in encoder.point_embed)]
     table = graph.parameter(torch.cat(kinds).detach(), "labels")
     index = graph.op("Cast", labels, to=TensorProto.INT64)
@@ -121,6 +118,20 @@ def _points(graph: Graph, encoder: Any, coords: Value, labels: Value, size: int)
     )
     kept = graph.op("Mul", wave, graph.op("Unsqueeze", is_point, graph.ints(-1)))
     return graph.op("Add", kept, label)
+
+
+def _waves(graph: Graph, encoder: Any, places: Value) -> Value:
+    """Positional embedding [..., C] of places [..., 2] in [-1, 1]."""
+    frequencies = graph.parameter(encoder.shared_embedding.positional_embedding, "frequencies")
+    angles = graph.op("Mul", graph.op("MatMul", places, frequencies), graph.scalar(2 * math.pi))
+    return graph.op("Concat", graph.op("Sin", angles), graph.op("Cos", angles), axis=-1)
+
+
+def _grid_positions(graph: Graph, encoder: Any, side: int) -> Value:
+    """Positions of the image tokens, [h * w, C]; runtimes compute them when they load."""
+    middles = ((np.arange(side) + 0.5) * 2 / side - 1).astype(np.float32)
+    places = np.stack(np.meshgrid(middles, middles), axis=-1).reshape(-1, 2)
+    return _waves(graph, encoder, graph.constant(places, "places"))
 
 
 def _dense(graph: Graph, encoder: Any, mask_input: Value, has_mask: Value, sizes: _Sizes) -> Value:

@@ -12,6 +12,7 @@ from transformers import SamModel
 from saqsam.export.graph import Graph, Value
 from saqsam.export.layers import (
     Codes,
+    ExportError,
     activation,
     affine,
     gemm,
@@ -300,14 +301,25 @@ def _relative_positions(graph: Graph, attention: Any, query: Value, window: _Win
     """What each query [W, N, L, D] adds to logits by a key's row [W, N, L, h], and by its column [W, N, L, w]."""
     (high, wide), heads = window.size, attention.num_attention_heads
     grid = graph.op("Reshape", query, graph.ints(window.count * heads, high, wide, -1))
-    rows = attention.get_rel_pos(high, high, attention.rel_pos_h).detach().transpose(1, 2)  # [h, D, h]
-    columns = attention.get_rel_pos(wide, wide, attention.rel_pos_w).detach().transpose(1, 2)
-    by_row = graph.op("MatMul", grid, graph.parameter(rows, "rel_pos_h"))
+    by_row = graph.op("MatMul", grid, _distances(graph, attention.rel_pos_h, high, "rel_pos_h"))
     turned = graph.op("Transpose", grid, perm=[0, 2, 1, 3])
-    by_column = graph.op("MatMul", turned, graph.parameter(columns, "rel_pos_w"))
+    by_column = graph.op("MatMul", turned, _distances(graph, attention.rel_pos_w, wide, "rel_pos_w"))
     by_column = graph.op("Transpose", by_column, perm=[0, 2, 1, 3])
     shape = graph.ints(window.count, heads, window.tokens, -1)
     return graph.op("Reshape", by_row, shape), graph.op("Reshape", by_column, shape)
+
+
+def _distances(graph: Graph, table: Tensor, size: int, name: str) -> Value:
+    """From a learned vector for each distance [2 S - 1, D] to one for each query and key: [S, D, S].
+
+    Stored is the table; runtimes compute the rest of it when they load.
+    """
+    if len(table) != 2 * size - 1:
+        raise ExportError(f"{name}: expected {2 * size - 1} distances for {size} positions, got {len(table)}")
+    places = np.arange(size)
+    index = graph.constant(places[:, None] - places[None, :] + size - 1, "distances")
+    found = graph.op("Gather", graph.parameter(table, name), index, axis=0)
+    return graph.op("Transpose", found, perm=[0, 2, 1])
 
 
 def _one_hot(window: _Window) -> np.ndarray:

@@ -150,9 +150,8 @@ def gemm(
         wanted = np.rint(bias.detach().cpu().double().numpy() / product.astype(np.float64))
         integers = graph.constant(np.clip(wanted, -(2**31), 2**31 - 1).astype(np.int32), "bias")
         zeros = graph.constant(np.zeros(len(scale), dtype=np.int32), "bias_zero_point")
-        inputs.append(
-            graph.op("DequantizeLinear", integers, graph.constant(product, "bias_scale"), zeros, axis=0)
-        )
+        step = graph.constant(product, "bias_scale")
+        inputs.append(graph.op("DequantizeLinear", integers, step, zeros, axis=0))
     return graph.op("Gemm", *inputs)
 
 
