@@ -24,10 +24,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
 
 import saqsam
 from plan import circumstances
+from random_models import random_sam_b
 from rows import RESULTS
 from saqsam.calibration_images import choose_calibration_images
 from saqsam.clipping import SEARCHED, FocusSearch, _attention_inputs
@@ -238,23 +238,6 @@ def _few_steps(recipe: Recipe) -> Recipe:
     return dataclasses.replace(
         recipe, reconstruction=learned, calibration=dataclasses.replace(recipe.calibration, images=1)
     )
-
-
-def random_sam_b() -> SamModel:
-    """ViT-B at 1024 px with weights of a sensible spread; the same each time."""
-    torch.manual_seed(0)
-    config = SamConfig(
-        vision_config=SamVisionConfig(initializer_range=0.02).to_dict(),
-        prompt_encoder_config=SamPromptEncoderConfig().to_dict(),
-        mask_decoder_config=SamMaskDecoderConfig().to_dict(),
-    )
-    model = SamModel(config)
-    with torch.no_grad():
-        model.shared_image_embedding.positional_embedding.normal_()
-        for name, parameter in model.named_parameters():
-            if "rel_pos" in name or "pos_embed" in name:
-                parameter.normal_(std=0.02)
-    return model.eval()
 
 
 SUBJECTS: dict[str, Callable[[str], list[dict[str, object]]]] = {

@@ -52,13 +52,7 @@ def export_model(
     plain.pop("quantization_config", None)
     metadata = {"saqsam_recipe": recipe.to_json(), "saqsam_checkpoint": config.content_sha256}
     with whole_folder(folder) as partial:
-        if format == "onnx":
-            from saqsam.export.encoder import EncoderOptions
-            from saqsam.export.to_onnx import write_onnx
-
-            write_onnx(model, partial, metadata, single_mask=single_mask, options=EncoderOptions())
-        else:
-            raise ValueError(f"format {format!r} is not written yet")
+        _write(format, model, partial, metadata, single_mask)
         files = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
         processor.save_pretrained(partial)
         manifest = Manifest(
@@ -66,6 +60,21 @@ def export_model(
         )
         (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+def _write(format: str, model: SamModel, folder: Path, metadata: dict[str, str], single_mask: bool) -> None:
+    from saqsam.export.encoder import EncoderOptions  # the packages of the formats are extras
+
+    if format == "onnx":
+        from saqsam.export.to_onnx import write_onnx
+
+        write_onnx(model, folder, metadata, single_mask=single_mask, options=EncoderOptions())
+    elif format == "openvino":
+        from saqsam.export.to_openvino import write_openvino
+
+        write_openvino(model, folder, metadata, single_mask=single_mask, options=EncoderOptions())
+    else:
+        raise ValueError(f"format {format!r} is not written yet")
 
 
 def check_export(format: str, folder: Path, *, overwrite: bool) -> None:

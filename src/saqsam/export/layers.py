@@ -140,17 +140,19 @@ def gemm(
     weight = graph.codes(codes, bits, signed=True, name="weight")
     # Zeros that say nothing new, but without which ONNX Runtime finds no integer kernel.
     zeros = graph.constant(np.zeros(len(scale), dtype=np.int8), "weight_zero_point")
-    weight = graph.op("DequantizeLinear", weight, graph.constant(scale, "weight_scale"), zeros, axis=1)
+    scales = graph.constant(scale.astype(np.float32), "weight_scale")
+    weight = graph.op("DequantizeLinear", weight, scales, zeros, axis=1)
     if isinstance(given, str):
         biases = () if bias is None else (graph.parameter(bias, "bias"),)
         return graph.op("Gemm", given, weight, *biases)
     inputs = [given.read(graph), weight]
     if bias is not None:
-        product = (np.float32(given.scale_value) * scale).astype(np.float32)
+        product = np.float32(given.scale_value) * scale
         wanted = np.rint(bias.detach().cpu().double().numpy() / product.astype(np.float64))
         integers = graph.constant(np.clip(wanted, -(2**31), 2**31 - 1).astype(np.int32), "bias")
         zeros = graph.constant(np.zeros(len(scale), dtype=np.int32), "bias_zero_point")
-        step = graph.constant(product, "bias_scale")
+        # Computed when a runtime loads: it would be half of what biases take in the file.
+        step = graph.op("Mul", given.scale, scales)
         inputs.append(graph.op("DequantizeLinear", integers, step, zeros, axis=0))
     return graph.op("Gemm", *inputs)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 from transformers import SamModel
 
-from saqsam.export.decoder import write_decoder
+from saqsam.export.decoder import LOW_RES_OUTPUTS, write_decoder
 from saqsam.export.encoder import EncoderOptions, write_encoder
 from saqsam.export.graph import Graph
 
@@ -27,7 +27,7 @@ def write_onnx(
 
 def without_masks(path: Path) -> onnx.ModelProto:
     """A decoder whose masks stay at low resolution: the nodes that make the large ones are gone."""
-    return keep_outputs(onnx.load(path), {"iou_predictions", "low_res_masks"})
+    return keep_outputs(onnx.load(path), set(LOW_RES_OUTPUTS))
 
 
 def keep_outputs(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:

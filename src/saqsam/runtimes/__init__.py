@@ -48,6 +48,10 @@ def load_runtime(
         from saqsam.runtimes.onnxruntime import OnnxRuntimeBackend
 
         backend = OnnxRuntimeBackend(folder, manifest, threads)
+    elif runtime == "openvino":
+        from saqsam.runtimes.openvino import OpenVinoBackend
+
+        backend = OpenVinoBackend(folder, manifest, threads)
     else:
         raise ValueError(f"runtime {runtime!r} is not there yet")
     return backend, manifest.processor(folder)

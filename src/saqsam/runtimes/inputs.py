@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from saqsam.export.manifest import Manifest
 from saqsam.prompts import Prompts
 
 BOX_LABELS = (2, 3)
@@ -45,6 +46,14 @@ def decoder_inputs(embedding: NDArray[np.float32], prompts: Prompts) -> dict[str
         "mask_input": given,
         "has_mask_input": np.array([masks is not None], dtype=np.float32),
     }
+
+
+def check_pixels(manifest: Manifest, pixel_values: torch.Tensor) -> None:
+    """Raise ValueError if pixels are not of the size that an encoder was exported for."""
+    vision = manifest.sam_config.vision_config
+    wanted = (1, vision.num_channels, vision.image_size, vision.image_size)
+    if tuple(pixel_values.shape) != wanted:
+        raise ValueError(f"pixel_values: this encoder takes {wanted}, got {tuple(pixel_values.shape)}")
 
 
 def as_array(tensor: torch.Tensor) -> NDArray[np.float32]:

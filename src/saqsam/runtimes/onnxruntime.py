@@ -7,10 +7,11 @@ from pathlib import Path
 import onnxruntime
 import torch
 
+from saqsam.export.decoder import LOW_RES_OUTPUTS
 from saqsam.export.manifest import Manifest
 from saqsam.export.to_onnx import DECODER, ENCODER, without_masks
 from saqsam.prompts import Prompts
-from saqsam.runtimes.inputs import as_array, choose_masks, decoder_inputs
+from saqsam.runtimes.inputs import as_array, check_pixels, choose_masks, decoder_inputs
 
 
 class OnnxRuntimeBackend:
@@ -30,6 +31,7 @@ class OnnxRuntimeBackend:
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """See `Backend.encode`."""
+        check_pixels(self.manifest, pixel_values)
         (embedding,) = self._encoder.run(None, {"pixel_values": as_array(pixel_values)})
         return torch.from_numpy(embedding)
 
@@ -38,7 +40,7 @@ class OnnxRuntimeBackend:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Backend.decode`."""
         inputs = decoder_inputs(as_array(embedding), prompts)
-        ious, logits = self._decoder.run(["iou_predictions", "low_res_masks"], inputs)
+        ious, logits = self._decoder.run(list(LOW_RES_OUTPUTS), inputs)
         return choose_masks(logits, ious, multimask_output)
 
 

@@ -1,0 +1,78 @@
+"""One turn of `latency.py` in a process of its own: loads a model into a runtime, prints seconds and memory as JSON.
+
+Imports no more than the runtime, so that its memory is what is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def prepare(order: dict[str, Any]) -> Callable[[], object]:
+    """Load what an order names; returns what runs it once."""
+    with np.load(order["inputs"]) as file:
+        given = {name: file[name] for name in file.files}
+    if order["runtime"] == "torch":
+        return _eager(order, given)
+    if order["runtime"] == "onnxruntime":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = order["threads"]
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(order["model"], options, providers=["CPUExecutionProvider"])
+        feed = {value.name: given[value.name] for value in session.get_inputs()}
+        return lambda: session.run(None, feed)
+    import openvino
+
+    settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": order["threads"]}
+    if order["runtime"] == "openvino":
+        settings["INFERENCE_PRECISION_HINT"] = "f32"
+    compiled = openvino.Core().compile_model(order["model"], "CPU", settings)
+    feed = {value.get_any_name(): given[value.get_any_name()] for value in compiled.inputs}
+    request = compiled.create_infer_request()
+    return lambda: request.infer(feed)
+
+
+def _eager(order: dict[str, Any], given: dict[str, np.ndarray]) -> Callable[[], object]:
+    import torch
+
+    from latency import INPUT_NAMES, SUBJECTS, wrapped
+
+    torch.set_num_threads(order["threads"])
+    module = wrapped(SUBJECTS[order["subject"]](), order["part"])
+    example = [torch.from_numpy(given[name]) for name in INPUT_NAMES[order["part"]]]
+
+    def run() -> object:
+        with torch.inference_mode():
+            return module(*example)
+
+    return run
+
+
+def main() -> int:
+    """Entry point: the order is the only argument, as JSON."""
+    order = json.loads(sys.argv[1])
+    sys.path.insert(0, str(Path(__file__).parent))
+    run = prepare(order)
+    run()
+    seconds = []
+    for _ in range(order["runs"]):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({"seconds": seconds, "peak_gib": round(peak, 2)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""OpenVINO IR of a quantized SAM, converted from the ONNX graphs: `encoder.xml` and `decoder.xml` with their `.bin`."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import openvino
+from transformers import SamModel
+
+from saqsam.export.encoder import EncoderOptions
+from saqsam.export.to_onnx import DECODER, ENCODER, write_onnx
+
+NAMES = {ENCODER: "encoder.xml", DECODER: "decoder.xml"}
+
+
+def write_openvino(
+    model: SamModel, folder: Path, metadata: dict[str, str], *, single_mask: bool, options: EncoderOptions
+) -> None:
+    """Write both models into a folder; what stays float is stored in float16."""
+    core = openvino.Core()
+    with tempfile.TemporaryDirectory(prefix="saqsam-") as name:
+        write_onnx(model, Path(name), metadata, single_mask=single_mask, options=options)
+        for onnx_name, xml in NAMES.items():
+            # Read, not converted: conversion would widen 4-bit weights and store what follows from others.
+            converted = core.read_model(Path(name) / onnx_name)
+            for key, value in metadata.items():
+                converted.set_rt_info(value, ["saqsam", key])
+            openvino.save_model(converted, folder / xml, compress_to_fp16=False)
