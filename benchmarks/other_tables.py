@@ -97,9 +97,95 @@ def cost(lines: Sequence[Mapping[str, str]]) -> str:
     return "\n\n".join([*blocks, f"Measured on {machines}."]) if lines else ""
 
 
+_RUNTIMES = {
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO, float32 beside integers",
+    "openvino-native": "OpenVINO, as it chooses",
+    "torch": "PyTorch",
+}
+_VARIANTS = {
+    "default": "float32, `torch.onnx.export`",
+    "dynamic": "the same, `quantize_dynamic`",
+    "static": "the same, `quantize_static`",
+    "float": "float32, saqsam's graph",
+    "w8a8-all": "`w8a8`, encoder's products too",
+    "eager": "float32, eager",
+}
+
+
+def latency(lines: Sequence[Mapping[str, str]]) -> str:
+    """Milliseconds, speed against the default export, memory: a table for each subject and part."""
+    blocks = []
+    for key in dict.fromkeys((line["subject"], line["part"], line["prompts"]) for line in lines):
+        shown = [line for line in lines if (line["subject"], line["part"], line["prompts"]) == key]
+        rows = [
+            [
+                _RUNTIMES[line["runtime"]],
+                _VARIANTS.get(line["variant"], f"`{line['variant']}`"),
+                f"{1000 * float(line['seconds']):.1f}",
+                f"{1000 * float(line['fastest']):.1f} to {1000 * float(line['slowest']):.1f}",
+                f"{float(line['ratio']):.2f}x",
+                line["peak_gib"],
+                line["file_mb"],
+            ]
+            for line in shown
+        ]
+        subject, part, prompts = key
+        title = f"**{subject}, {part}**" + (
+            f", {prompts} prompt{'s' if prompts != '1' else ''}" if prompts else ""
+        )
+        heading = ["", "", "ms", "fastest to slowest", "speed", "GiB", "MB"]
+        blocks.append(f"{title}, {shown[0]['machine']}\n\n{markdown(heading, rows, right=5)}")
+    return "\n\n".join(blocks)
+
+
+_SHOWN_SPEED = (
+    ("torch", "eager"),
+    ("onnxruntime", "default"),
+    ("onnxruntime", "dynamic"),
+    ("onnxruntime", "w4a8"),
+    ("openvino", "float"),
+    ("openvino", "w4a8"),
+    ("openvino-native", "float"),
+    ("openvino-native", "w4a8"),
+)
+
+
+def speed(lines: Sequence[Mapping[str, str]]) -> str:
+    """The large model's encoder, and its decoder for many prompts, in a few rows."""
+    shown = {
+        (line["part"], line["runtime"], line["variant"]): line
+        for line in lines
+        if line["subject"] == "sam-b" and line["prompts"] in ("", "32")
+    }
+    rows = []
+    for runtime, variant in _SHOWN_SPEED:
+        cells = [shown.get((part, runtime, variant)) for part in ("encoder", "decoder")]
+        if None in cells:
+            return ""
+        encoder, decoder = (cell for cell in cells if cell is not None)
+        size = sum(float(cell["file_mb"] or 0) for cell in (encoder, decoder))
+        rows.append(
+            [
+                _RUNTIMES[runtime],
+                _VARIANTS.get(variant, f"saqsam `{variant}`"),
+                *(
+                    f"{float(cell['seconds']):.2f} ({float(cell['ratio']):.1f}x)"
+                    for cell in (encoder, decoder)
+                ),
+                encoder["peak_gib"],
+                f"{size:.0f}" if size else "",
+            ]
+        )
+    heading = ["SAM-B, 1024 px", "", "encoder, s", "decoder, 32 boxes, s", "peak GiB", "MB"]
+    return markdown(heading, rows, right=4) if rows else ""
+
+
 OTHER_TABLES: dict[str, tuple[str, Callable[[Sequence[Mapping[str, str]]], str]]] = {
     "outliers": ("ranges.csv", outliers),
     "ahead": ("bootstrap.csv", ahead),
     "cost": ("ptq_cost.csv", cost),
+    "latency": ("latency.csv", latency),
+    "speed": ("latency.csv", speed),
 }
 """Tables of other files than the rows of `ptq.py`, in the folder of the results."""

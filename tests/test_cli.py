@@ -25,9 +25,9 @@ from coco_folder import good_annotations, make_coco, picture
 from saqsam import checkpoint, reconstruct
 from saqsam.checkpoint import load_checkpoint, save_checkpoint
 from saqsam.data.images import read_image
-from saqsam.presets import DEFAULT_METHOD
+from saqsam.presets import DEFAULT_METHOD, deployable
 from saqsam_cli import app, commands, tables, terminal
-from tiny_quantized import assert_same_outputs, quantized_tiny
+from tiny_quantized import assert_same_outputs, quantize_tiny, quantized_tiny, tiny_recipe
 from tiny_sam import tiny_processor, tiny_sam
 
 Folders = dict[str, Path]
@@ -857,3 +857,59 @@ def test_ctrl_c_ends_a_process_and_leaves_nothing(tiny: Path, tmp_path: Path) ->
     assert "Traceback" not in stderr
     assert stderr.splitlines()[-1] == "interrupted"
     assert not list(tmp_path.glob("out/*"))
+
+
+# ---- export, and exported folders
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny SAM as a deployed checkpoint, to be changed by no test."""
+    folder = tmp_path_factory.mktemp("models") / "deployed"
+    return save_checkpoint(quantize_tiny(deployable(tiny_recipe(bits="w8a8"))), tiny_processor(), folder)
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_an_export_is_written_compared_and_scored(
+    deployed: Path, labelled: Path, tmp_path: Path, format: str
+) -> None:
+    out = tmp_path / "export"
+    done = run("export", deployed, "--out", out, "--format", format)
+    assert_done(done)
+    assert "against torch: IoU" in done.stdout
+    assert json.loads((out / "parity.json").read_text())["mask_iou"] > 0.9
+    assert_refused(run("export", deployed, "--out", out, "--format", format), "exists", "--overwrite")
+    assert_done(run("export", deployed, "--out", out, "--format", format, "--overwrite"))
+    scored = run("evaluate", out, "--data", labelled, "--json", tmp_path / "a.json", "--threads", "1")
+    assert_done(scored)
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["recipe"] == "min-max-deploy-w8a8-mixed"
+    assert "min-max-deploy-w8a8-mixed" in scored.stdout
+    assert_done(run("evaluate", deployed, "--data", labelled, "--json", tmp_path / "b.json"))
+    assert found["miou"] == pytest.approx(json.loads((tmp_path / "b.json").read_text())["miou"], abs=0.05)
+
+
+def test_exported_masks_are_drawn(deployed: Path, tmp_path: Path) -> None:
+    assert_done(run("export", deployed, "--out", tmp_path / "export"))
+    Image.fromarray(picture((40, 60))).save(tmp_path / "photo.png")
+    drawn = run(
+        *("segment", tmp_path / "export", tmp_path / "photo.png", "--box", "5,5,30,30", "--point", "20,20"),
+        *("--runtime", "openvino"),
+    )
+    assert_done(drawn)
+    assert read_image(tmp_path / "photo.masks.png").shape == (40, 60, 3)
+
+
+def test_what_cannot_be_exported_is_refused(packed: Path, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert_refused(run("export", packed, "--out", out), "weights.symmetric=true")
+    assert_refused(run("export", tiny, "--out", out), "is float", "--deploy")
+    assert_refused(run("export", tmp_path / "nothing", "--out", out), "no checkpoint folder")
+    assert_refused(run("export", packed, "--out", out, "--format", "tflite"), "expected one of onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_runtime_for_what_is_no_export_is_refused(packed: Path, labelled: Path) -> None:
+    assert_refused(
+        run("evaluate", packed, "--data", labelled, "--runtime", "onnxruntime"), "no export of saqsam"
+    )

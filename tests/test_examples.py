@@ -1,17 +1,25 @@
 """The examples run, and print what the package computes."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import saqsam
 from coco_folder import make_coco, picture
 from saqsam.data.images import read_image
+from saqsam.export import export_model
+from saqsam.predictor import preprocess
+from saqsam.presets import deployable
+from saqsam.prompts import Prompts
+from saqsam.runtimes import load_runtime
+from tiny_quantized import quantize_tiny, tiny_recipe
 from tiny_sam import tiny_processor, tiny_sam
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -109,7 +117,56 @@ def test_calibrate_on_your_photos(tiny: Path, tmp_path: Path) -> None:
         assert f"mean IoU {saqsam.evaluate(*saqsam.load(model), data).miou:.4f} on 3 objects" in line
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of the tiny SAM."""
+    folder = tmp_path_factory.mktemp("exported") / "onnx"
+    export_model(quantize_tiny(deployable(tiny_recipe(bits="w8a8"))), tiny_processor(), folder)
+    return folder
+
+
+@pytest.mark.parametrize("client", ["onnx_client.py", "openvino_client.py"])
+def test_clients_of_a_runtime_give_the_masks_of_the_predictor(
+    exported: Path, tmp_path: Path, client: str
+) -> None:
+    photo = picture((40, 60))
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    box = (5, 4, 50, 33)
+    (printed,) = run(client, exported, tmp_path / "photo.png", *map(str, box), tmp_path / "mask.png")
+    predictor = saqsam.Predictor(*load_runtime(exported))
+    predictor.set_image(photo)
+    (wanted,), _, _ = predictor.predict(box=np.array(box), multimask_output=False)
+    mask = np.asarray(Image.open(tmp_path / "mask.png"))
+    assert iou(mask, wanted) > 0.9
+    assert printed.startswith(f"{mask.sum()} pixels")
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no Node.js here")
+def test_the_javascript_client_gives_the_masks_of_the_predictor(exported: Path, tmp_path: Path) -> None:
+    client = EXAMPLES / "javascript"
+    if not (client / "node_modules" / "onnxruntime-web").is_dir():
+        pytest.skip("examples/javascript has no node_modules: npm install onnxruntime-web")
+    backend, processor = load_runtime(exported)
+    pixels, _ = preprocess(processor, picture((40, 60)))
+    pixels.numpy().astype("<f4").tofile(tmp_path / "pixels.f32")
+    box = [5, 4, 50, 33]
+    command = [
+        "node",
+        "segment.mjs",
+        exported,
+        tmp_path / "pixels.f32",
+        *map(str, box),
+        tmp_path / "logits.f32",
+    ]
+    done = subprocess.run(command, cwd=client, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = np.fromfile(tmp_path / "logits.f32", "<f4").reshape(4, 32, 32)[0]
+    prompts = Prompts(boxes=torch.tensor([box], dtype=torch.float32))
+    wanted, _ = backend.decode(backend.encode(pixels), prompts, False)
+    assert iou(found > 0, wanted[0, 0].numpy() > 0) > 0.9
+
+
 def test_every_example_is_in_the_table() -> None:
     table = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    for script in EXAMPLES.glob("*.py"):
-        assert f"[`{script.name}`]({script.name})" in table
+    for script in [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("javascript/*.mjs")]:
+        assert f"[`{script.name}`]({script.relative_to(EXAMPLES)})" in table

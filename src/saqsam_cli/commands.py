@@ -211,9 +211,10 @@ def evaluate(
         )
     is_packed = isinstance(sam, SamModel) and quantization_config_of(sam) is not None
     inventory = take_inventory(sam) if is_packed else None
+    recipe = recipe if inventory is None else inventory.name  # with the mean bits of a mixture
     if json_file is not None:
         _write_json(json_file, {"model": model, **_describe(recipe, inventory), **result.to_dict()})
-    print_evaluation(result, model, inventory)
+    print_evaluation(result, model, recipe, inventory)
 
 
 def _describe(recipe: str, inventory: Inventory | None) -> dict[str, Any]:
@@ -221,7 +222,7 @@ def _describe(recipe: str, inventory: Inventory | None) -> dict[str, Any]:
     if inventory is None:
         return {"recipe": recipe}
     return {
-        "recipe": inventory.name,
+        "recipe": recipe,
         "share_of_bytes": inventory.share_of_bytes(),
         "share_of_macs": inventory.share_of_macs(),
     }

@@ -29,9 +29,8 @@ def print_summary(
         say(f"scored on {before.instances} objects in {before.images} images of {before.dataset}")
 
 
-def print_evaluation(result: Evaluation, model: str, inventory: Inventory | None) -> None:
-    """Scores of one model; of a quantized one its recipe and its widths too."""
-    recipe = "float" if inventory is None else inventory.name
+def print_evaluation(result: Evaluation, model: str, recipe: str, inventory: Inventory | None) -> None:
+    """Scores of one model and the name of its recipe; of a checkpoint its widths too."""
     say(f"{model} ({recipe}) on {result.dataset}, {result.prompt} prompts")
     table = result_table("", "", right=1)
     table.add_row("mean IoU", f"{result.miou:.4f}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import SamModel, SamProcessor
 
-from saqsam.checkpoint import quantization_config_of, recipe_of
+from saqsam.checkpoint import checkpoint_tensors, content_hash, quantization_config_of, recipe_of
 from saqsam.export.manifest import FORMATS, MANIFEST, Manifest, file_hash, is_export, read_manifest
 from saqsam.output import whole_folder
 
@@ -43,21 +43,20 @@ def export_model(
     folder = Path(folder)
     check_export(format, folder, overwrite=overwrite)
     config = quantization_config_of(model)
-    if config is None or config.content_sha256 is None:
+    if config is None:
         raise ValueError(
             "this model is float: quantize it first (saqsam quantize ... --deploy), then export the checkpoint"
         )
     recipe = recipe_of(model)
+    checkpoint = config.content_sha256 or content_hash(checkpoint_tensors(model), recipe.to_dict())
     plain = model.config.to_dict()
     plain.pop("quantization_config", None)
-    metadata = {"saqsam_recipe": recipe.to_json(), "saqsam_checkpoint": config.content_sha256}
+    metadata = {"saqsam_recipe": recipe.to_json(), "saqsam_checkpoint": checkpoint}
     with whole_folder(folder) as partial:
         _write(format, model, partial, metadata, single_mask)
         files = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
         processor.save_pretrained(partial)
-        manifest = Manifest(
-            format, single_mask, recipe.to_dict(), recipe.name, config.content_sha256, plain, files
-        )
+        manifest = Manifest(format, single_mask, recipe.to_dict(), recipe.name, checkpoint, plain, files)
         (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
