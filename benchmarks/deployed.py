@@ -1,0 +1,128 @@
+"""Accuracy of deployed checkpoints in torch and in runtimes, and the IoU between their masks: results/deployed.csv.
+
+    python benchmarks/deployed.py --methods mse saq-sam-plus --bits w8a8 w4a8
+
+Each checkpoint is made once by `saqsam.quantize` with a deployable recipe, written, exported, and each evaluated as
+reloaded from disk. A row that is in the file already is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import saqsam
+from other_tables import read_plain
+from plan import CACHE, circumstances
+from ptq import bar
+from rows import RESULTS
+from saqsam.export import export_model, read_manifest
+from saqsam.export.parity import compare_with_torch
+from saqsam.presets import METHODS, deployable
+from saqsam.runtimes import load_runtime
+from saqsam_cli.terminal import progress_bars
+
+OUT = RESULTS / "deployed.csv"
+RUNTIMES = {"torch": "", "onnxruntime": "onnx", "openvino": "openvino"}
+"""And the format of their files."""
+COLUMNS = (
+    *(
+        "date",
+        "commit",
+        "torch",
+        "machine",
+        "recipe",
+        "checkpoint",
+        "runtime",
+        "data",
+        "images",
+        "miou",
+        "instances",
+    ),
+    *("mask_iou", "least_mask_iou", "embedding_error", "file_mb"),
+)
+CALIBRATION, SEED = "coco_train", 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Measure deployed checkpoints in their runtimes.")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["mse", "saq-sam-plus"])
+    parser.add_argument("--bits", nargs="+", default=["w8a8", "w4a8", "w4a4"])
+    parser.add_argument("--runtimes", nargs="+", choices=list(RUNTIMES), default=list(RUNTIMES))
+    parser.add_argument("--data", default="coco_val", help="a folder in the data root")
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--cache", type=Path, default=CACHE / "deployed")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    data = saqsam.open_dataset(options.data_root / options.data, limit=options.limit)
+    with progress_bars() as bars:
+        for method in options.methods:
+            for bits in options.bits:
+                checkpoint = make_checkpoint(method, bits, options, bars)
+                for runtime in options.runtimes:
+                    measure(checkpoint, runtime, data, options, bars)
+    return 0
+
+
+def make_checkpoint(method: str, bits: str, options: argparse.Namespace, bars) -> Path:  # type: ignore[no-untyped-def]
+    """The folder of a deployed checkpoint."""
+    folder: Path = options.cache / f"{method}-{bits}"
+    if not folder.exists():
+        model, processor = saqsam.load("sam-mini")
+        recipe = deployable(saqsam.recipe_for(method, bits))
+        recipe = replace(recipe, calibration=replace(recipe.calibration, seed=SEED))
+        calibration = saqsam.open_dataset(options.data_root / CALIBRATION)
+        with bar(bars, f"making {folder.name}") as step:
+            quantized = saqsam.quantize(
+                model, processor, recipe, calibration, progress=lambda _, done, total, __: step(done, total)
+            )
+        saqsam.save_checkpoint(quantized, processor, folder)
+    return folder
+
+
+def measure(checkpoint: Path, runtime: str, data, options: argparse.Namespace, bars) -> None:  # type: ignore[no-untyped-def]
+    """Add one row, unless it is there."""
+    model, processor = saqsam.load(checkpoint)
+    recipe, sha = saqsam.recipe_of(model), model.config.quantization_config.content_sha256[:12]
+    key = {"checkpoint": sha, "runtime": runtime, "data": options.data, "images": str(len(data))}
+    if any(all(row[name] == value for name, value in key.items()) for row in read_plain(options.out)):
+        return
+    found = circumstances("cpu")
+    row: dict[str, object] = {name: found[name] for name in ("commit", "torch", "machine")}
+    row |= {**key, "date": time.strftime("%Y-%m-%d", time.gmtime()), "recipe": recipe.name}
+    subject, files = model, list(checkpoint.glob("*.safetensors"))
+    if runtime != "torch":
+        folder = checkpoint.with_name(f"{checkpoint.name}-{RUNTIMES[runtime]}")
+        export_model(model, processor, folder, format=RUNTIMES[runtime], overwrite=True)
+        subject, _ = load_runtime(folder, runtime, threads=options.threads)
+        files = [folder / name for name in read_manifest(folder).files]
+        with bar(bars, f"{checkpoint.name} in {runtime} against torch") as step:
+            parity = compare_with_torch(subject, model, processor, data, progress=step)
+        row |= {"mask_iou": round(parity.mask_iou, 5), "least_mask_iou": round(parity.least_mask_iou, 4)}
+        row["embedding_error"] = round(parity.tensors[0].relative, 5)
+    with bar(bars, f"{checkpoint.name} in {runtime}") as step:
+        result = saqsam.evaluate(subject, processor, data, progress=step)
+    row |= {"miou": round(result.miou, 6), "instances": result.instances}
+    row["file_mb"] = round(sum(file.stat().st_size for file in files) / 1e6, 3)
+    is_new = not options.out.exists()
+    with options.out.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerow(row)
+    bars.console.print(f"{recipe.name} in {runtime} on {options.data}: mean IoU {result.miou:.4f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
