@@ -139,6 +139,32 @@ def latency(lines: Sequence[Mapping[str, str]]) -> str:
     return "\n\n".join(blocks)
 
 
+def deployed(lines: Sequence[Mapping[str, str]]) -> str:
+    """Mean IoU of deployed checkpoints by runtime, and how far their masks are from torch's."""
+    rows = [
+        [
+            f"`{line['recipe']}`",
+            {"torch": "torch, de-quantized", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}[
+                line["runtime"]
+            ],
+            line["data"],
+            f"{float(line['miou']):.4f}",
+            f"{float(line['mask_iou']):.4f}" if line["mask_iou"] else "",
+            line["file_mb"],
+        ]
+        for line in lines
+    ]
+    heading = [
+        "deployed checkpoint of sam-mini",
+        "runtime",
+        "data",
+        "mean IoU",
+        "IoU with torch's masks",
+        "MB",
+    ]
+    return markdown(heading, rows, right=3) if rows else ""
+
+
 _SHOWN_SPEED = (
     ("torch", "eager"),
     ("onnxruntime", "default"),
@@ -187,5 +213,6 @@ OTHER_TABLES: dict[str, tuple[str, Callable[[Sequence[Mapping[str, str]]], str]]
     "cost": ("ptq_cost.csv", cost),
     "latency": ("latency.csv", latency),
     "speed": ("latency.csv", speed),
+    "deployed": ("deployed.csv", deployed),
 }
 """Tables of other files than the rows of `ptq.py`, in the folder of the results."""

@@ -17,7 +17,8 @@ from transformers import SamModel
 
 from saqsam.backend import TorchBackend
 from saqsam.export.decoder import write_decoder
-from saqsam.export.encoder import EncoderOptions, write_encoder
+from saqsam.export.encoder import write_encoder
+from saqsam.export.encoder_attention import EncoderOptions
 from saqsam.export.graph import Graph
 from saqsam.export.layers import ExportError, layer_input, linear
 from saqsam.export.to_onnx import keep_outputs

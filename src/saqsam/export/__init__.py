@@ -62,7 +62,7 @@ def export_model(
 
 
 def _write(format: str, model: SamModel, folder: Path, metadata: dict[str, str], single_mask: bool) -> None:
-    from saqsam.export.encoder import EncoderOptions  # the packages of the formats are extras
+    from saqsam.export.encoder_attention import EncoderOptions  # the packages of the formats are extras
 
     if format == "onnx":
         from saqsam.export.to_onnx import write_onnx

@@ -11,7 +11,6 @@ order of pixels at the very end, when there are four values a pixel and no longe
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -44,15 +43,6 @@ _FEW_POINTS = 2.5
 """With more points than this, `--single-mask` takes the mask for unambiguous prompts."""
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """Values that hold a dynamic dimension: shapes for Reshape."""
-
-    prompts: Value  # int64 [1]
-    pixels: int
-    side: int
-
-
 def write_decoder(graph: Graph, model: SamModel, *, single_mask: bool = False) -> None:
     """Add prompt encoder, mask decoder and the resizing of masks.
 
@@ -72,10 +62,9 @@ def write_decoder(graph: Graph, model: SamModel, *, single_mask: bool = False) -
     original = graph.input("orig_im_size", (2,))
     shape = graph.op("Shape", coords)
     prompts = graph.op("Slice", shape, graph.ints(0), graph.ints(1))
-    sizes = _Sizes(prompts, side * side, side)
     with graph.scope("prompt_encoder"):
         points = _points(graph, model.prompt_encoder, coords, labels, size)
-        dense = _dense(graph, model.prompt_encoder, mask_input, has_mask, sizes)
+        dense = _dense(graph, model.prompt_encoder, mask_input, has_mask, side)
     decoder = model.mask_decoder
     with graph.scope("mask_decoder"):
         output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).detach()
@@ -88,9 +77,9 @@ def write_decoder(graph: Graph, model: SamModel, *, single_mask: bool = False) -
         image = graph.op("Transpose", graph.op("Reshape", embedding, graph.ints(channels, -1)), perm=[1, 0])
         image = graph.op("Add", dense, image)  # [M, h * w, C]
         positions = _grid_positions(graph, model.prompt_encoder, side)
-        transformer = _Transformer(graph, decoder.transformer, sizes, positions)
+        transformer = _Transformer(graph, decoder.transformer, positions)
         tokens, image = transformer.run(tokens, image)
-        masks, ious = _heads(graph, decoder, tokens, image, sizes)
+        masks, ious = _heads(graph, decoder, tokens, image, side)
     if single_mask:
         masks, ious = _select(graph, masks, ious, shape)
     count = 1 if single_mask else decoder.num_mask_tokens
@@ -134,7 +123,7 @@ def _grid_positions(graph: Graph, encoder: Any, side: int) -> Value:
     return _waves(graph, encoder, graph.constant(places, "places"))
 
 
-def _dense(graph: Graph, encoder: Any, mask_input: Value, has_mask: Value, sizes: _Sizes) -> Value:
+def _dense(graph: Graph, encoder: Any, mask_input: Value, has_mask: Value, side: int) -> Value:
     """Rows [M, h * w, C] of the masks [M, 1, 4 h, 4 w], or of there being none."""
     embed = encoder.mask_embed
     grid = mask_input
@@ -156,7 +145,7 @@ def _dense(graph: Graph, encoder: Any, mask_input: Value, has_mask: Value, sizes
         if norm is not None:
             hidden = activation(graph, embed.activation, layer_norm(graph, norm, hidden))
             grid = graph.op("Transpose", hidden, perm=[0, 3, 1, 2])
-    rows = graph.op("Reshape", hidden, graph.ints(0, sizes.pixels, -1))
+    rows = graph.op("Reshape", hidden, graph.ints(0, side * side, -1))
     none = graph.parameter(encoder.no_mask_embed.weight.detach()[None], "no_mask")
     # A mask that is not meant may hold anything, so it is not multiplied by 0.
     return graph.op("Where", graph.op("Greater", has_mask, graph.scalar(0.5)), rows, none)
@@ -165,8 +154,8 @@ def _dense(graph: Graph, encoder: Any, mask_input: Value, has_mask: Value, sizes
 class _Transformer:
     """The two-way transformer on rows: tokens [P, T, C], image tokens [M, h * w, C] with M of 1 or P."""
 
-    def __init__(self, graph: Graph, transformer: Any, sizes: _Sizes, positions: Value) -> None:
-        self.graph, self.transformer, self.sizes, self.positions = graph, transformer, sizes, positions
+    def __init__(self, graph: Graph, transformer: Any, positions: Value) -> None:
+        self.graph, self.transformer, self.positions = graph, transformer, positions
         self.where = "mask_decoder.transformer"
 
     def run(self, tokens: Value, image: Value) -> tuple[Value, Value]:
@@ -254,9 +243,9 @@ class _Transformer:
             return self._linear(attention.out_proj, joined, f"{where}.out_proj")
 
 
-def _heads(graph: Graph, decoder: Any, tokens: Value, image: Value, sizes: _Sizes) -> tuple[Value, Value]:
+def _heads(graph: Graph, decoder: Any, tokens: Value, image: Value, side: int) -> tuple[Value, Value]:
     """Masks [P, M, 4 h, 4 w] and predicted IoUs [P, M]."""
-    count, side = decoder.num_mask_tokens, sizes.side
+    count = decoder.num_mask_tokens
     with graph.scope("upscaling"):
         rows = graph.op("Reshape", image, graph.ints(-1, decoder.upscale_conv1.weight.shape[0]))
         fine = _upscale(graph, decoder.upscale_conv1, rows, "mask_decoder.upscale_conv1")
@@ -264,7 +253,7 @@ def _heads(graph: Graph, decoder: Any, tokens: Value, image: Value, sizes: _Size
         fine = _upscale(graph, decoder.upscale_conv2, fine, "mask_decoder.upscale_conv2")
         fine = activation(graph, decoder.activation, fine)
         fine = graph.op(
-            "Reshape", fine, graph.ints(-1, 16 * sizes.pixels, decoder.upscale_conv2.weight.shape[1])
+            "Reshape", fine, graph.ints(-1, 16 * side * side, decoder.upscale_conv2.weight.shape[1])
         )
     with graph.scope("hypernetworks"):
         weights = []

@@ -8,7 +8,8 @@ import onnx
 from transformers import SamModel
 
 from saqsam.export.decoder import LOW_RES_OUTPUTS, write_decoder
-from saqsam.export.encoder import EncoderOptions, write_encoder
+from saqsam.export.encoder import write_encoder
+from saqsam.export.encoder_attention import EncoderOptions
 from saqsam.export.graph import Graph
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"

@@ -8,7 +8,7 @@ from pathlib import Path
 import openvino
 from transformers import SamModel
 
-from saqsam.export.encoder import EncoderOptions
+from saqsam.export.encoder_attention import EncoderOptions
 from saqsam.export.to_onnx import DECODER, ENCODER, write_onnx
 
 NAMES = {ENCODER: "encoder.xml", DECODER: "decoder.xml"}
