@@ -12,26 +12,31 @@ import argparse
 import csv
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 import saqsam
 from other_tables import read_plain
 from plan import CACHE, circumstances
 from ptq import bar
 from rows import RESULTS
+from saqsam.backend import TorchBackend
 from saqsam.export import export_model, read_manifest
 from saqsam.export.parity import compare_with_torch
 from saqsam.presets import METHODS, deployable
+from saqsam.prompts import Prompts
 from saqsam.runtimes import load_runtime
 from saqsam_cli.terminal import progress_bars
 
 OUT = RESULTS / "deployed.csv"
-RUNTIMES = {"torch": "", "onnxruntime": "onnx", "openvino": "openvino"}
-"""And the format of their files."""
+RUNTIMES = {"torch": "", "torch-float64": "", "onnxruntime": "onnx", "openvino": "openvino"}
+"""And the format of their files. `torch-float64` sums the products of linear layers in float64, which no rounding of the
+recipe notices but for values at the border of two codes: how far two right answers are from each other."""
 COLUMNS = (
     *(
         "date",
@@ -49,6 +54,37 @@ COLUMNS = (
     *("mask_iou", "least_mask_iou", "embedding_error", "file_mb"),
 )
 CALIBRATION, SEED = "coco_train", 0
+
+
+class Float64Sums(TorchBackend):
+    """Torch, with the products of linear layers summed in float64."""
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """See `Backend.encode`."""
+        with _float64_sums():
+            return super().encode(pixel_values)
+
+    def decode(
+        self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Backend.decode`."""
+        with _float64_sums():
+            return super().decode(embedding, prompts, multimask_output)
+
+
+@contextmanager
+def _float64_sums() -> Iterator[None]:
+    plain = F.linear
+
+    def linear(given: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        wide = None if bias is None else bias.double()
+        return plain(given.double(), weight.double(), wide).float()
+
+    F.linear = linear
+    try:
+        yield
+    finally:
+        F.linear = plain
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,11 +138,14 @@ def measure(checkpoint: Path, runtime: str, data, options: argparse.Namespace, b
     row: dict[str, object] = {name: found[name] for name in ("commit", "torch", "machine")}
     row |= {**key, "date": time.strftime("%Y-%m-%d", time.gmtime()), "recipe": recipe.name}
     subject, files = model, list(checkpoint.glob("*.safetensors"))
-    if runtime != "torch":
+    if runtime == "torch-float64":
+        subject = Float64Sums(model)
+    elif runtime != "torch":
         folder = checkpoint.with_name(f"{checkpoint.name}-{RUNTIMES[runtime]}")
         export_model(model, processor, folder, format=RUNTIMES[runtime], overwrite=True)
         subject, _ = load_runtime(folder, runtime, threads=options.threads)
         files = [folder / name for name in read_manifest(folder).files]
+    if runtime != "torch":
         with bar(bars, f"{checkpoint.name} in {runtime} against torch") as step:
             parity = compare_with_torch(subject, model, processor, data, progress=step)
         row |= {"mask_iou": round(parity.mask_iou, 5), "least_mask_iou": round(parity.least_mask_iou, 4)}

@@ -139,6 +139,14 @@ def latency(lines: Sequence[Mapping[str, str]]) -> str:
     return "\n\n".join(blocks)
 
 
+_DEPLOYED = {
+    "torch": "torch, de-quantized",
+    "torch-float64": "the same, sums in float64",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+}
+
+
 def deployed(lines: Sequence[Mapping[str, str]]) -> str:
     """Mean IoU of deployed checkpoints by runtime, and how far their masks are from torch's."""
     rows = [
