@@ -35,8 +35,8 @@ from saqsam_cli.terminal import progress_bars
 
 OUT = RESULTS / "deployed.csv"
 RUNTIMES = {"torch": "", "torch-float64": "", "onnxruntime": "onnx", "openvino": "openvino"}
-"""And the format of their files. `torch-float64` sums the products of linear layers in float64, which no rounding of the
-recipe notices but for values at the border of two codes: how far two right answers are from each other."""
+"""And the format of their files. `torch-float64` sums the products of linear layers in float64, which no rounding of
+the recipe notices but for values at the border of two codes: how far two right answers are from each other."""
 COLUMNS = (
     *(
         "date",
