@@ -152,9 +152,7 @@ def deployed(lines: Sequence[Mapping[str, str]]) -> str:
     rows = [
         [
             f"`{line['recipe']}`",
-            {"torch": "torch, de-quantized", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}[
-                line["runtime"]
-            ],
+            _DEPLOYED[line["runtime"]],
             line["data"],
             f"{float(line['miou']):.4f}",
             f"{float(line['mask_iou']):.4f}" if line["mask_iou"] else "",
