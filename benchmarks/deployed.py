@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from rich.progress import Progress
 
 import saqsam
 from other_tables import read_plain
@@ -26,6 +27,7 @@ from plan import CACHE, circumstances
 from ptq import bar
 from rows import RESULTS
 from saqsam.backend import TorchBackend
+from saqsam.data.datasets import Dataset
 from saqsam.export import export_model, read_manifest
 from saqsam.export.parity import compare_with_torch
 from saqsam.presets import METHODS, deployable
@@ -34,9 +36,16 @@ from saqsam.runtimes import load_runtime
 from saqsam_cli.terminal import progress_bars
 
 OUT = RESULTS / "deployed.csv"
-RUNTIMES = {"torch": "", "torch-float64": "", "onnxruntime": "onnx", "openvino": "openvino"}
+RUNTIMES = {
+    "torch": "",
+    "torch-float64": "",
+    "onnxruntime": "onnx",
+    "openvino": "openvino",
+    "openvino-native": "openvino",
+}
 """And the format of their files. `torch-float64` sums the products of linear layers in float64, which no rounding of
-the recipe notices but for values at the border of two codes: how far two right answers are from each other."""
+the recipe notices but for values at the border of two codes: how far two right answers are from each other.
+`openvino-native` leaves it to OpenVINO in what to compute beside integers."""
 COLUMNS = (
     *(
         "date",
@@ -111,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def make_checkpoint(method: str, bits: str, options: argparse.Namespace, bars) -> Path:  # type: ignore[no-untyped-def]
+def make_checkpoint(method: str, bits: str, options: argparse.Namespace, bars: Progress) -> Path:
     """The folder of a deployed checkpoint."""
     folder: Path = options.cache / f"{method}-{bits}"
     if not folder.exists():
@@ -127,7 +136,9 @@ def make_checkpoint(method: str, bits: str, options: argparse.Namespace, bars) -
     return folder
 
 
-def measure(checkpoint: Path, runtime: str, data, options: argparse.Namespace, bars) -> None:  # type: ignore[no-untyped-def]
+def measure(
+    checkpoint: Path, runtime: str, data: Dataset, options: argparse.Namespace, bars: Progress
+) -> None:
     """Add one row, unless it is there."""
     model, processor = saqsam.load(checkpoint)
     recipe, sha = saqsam.recipe_of(model), model.config.quantization_config.content_sha256[:12]
@@ -143,7 +154,8 @@ def measure(checkpoint: Path, runtime: str, data, options: argparse.Namespace, b
     elif runtime != "torch":
         folder = checkpoint.with_name(f"{checkpoint.name}-{RUNTIMES[runtime]}")
         export_model(model, processor, folder, format=RUNTIMES[runtime], overwrite=True)
-        subject, _ = load_runtime(folder, runtime, threads=options.threads)
+        name, _, native = runtime.partition("-")
+        subject, _ = load_runtime(folder, name, threads=options.threads, precision=None if native else "f32")
         files = [folder / name for name in read_manifest(folder).files]
     if runtime != "torch":
         with bar(bars, f"{checkpoint.name} in {runtime} against torch") as step:

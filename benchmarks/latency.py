@@ -36,10 +36,11 @@ import saqsam
 from plan import CACHE, circumstances
 from random_models import pack_uncalibrated, random_sam_b
 from rows import RESULTS
-from saqsam.export.decoder import LOW_RES_OUTPUTS, write_decoder
+from saqsam.export.decoder import write_decoder
 from saqsam.export.encoder import write_encoder
 from saqsam.export.encoder_attention import EncoderOptions
 from saqsam.export.graph import Graph
+from saqsam.export.manifest import LOW_RES_OUTPUTS
 from saqsam.export.to_onnx import keep_outputs
 from saqsam.presets import deployable
 

@@ -144,6 +144,7 @@ _DEPLOYED = {
     "torch-float64": "the same, sums in float64",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
+    "openvino-native": "OpenVINO, as it chooses",
 }
 
 

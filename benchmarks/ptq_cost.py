@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import resource
 import statistics
 import sys
 import time
@@ -29,6 +28,7 @@ import saqsam
 from plan import circumstances
 from random_models import random_sam_b
 from rows import RESULTS
+from run_once import peak_gib
 from saqsam.calibration_images import choose_calibration_images
 from saqsam.clipping import SEARCHED, FocusSearch, _attention_inputs
 from saqsam.models.attention import QuantDecoderAttention
@@ -98,11 +98,6 @@ def common(device: str) -> dict[str, object]:
     found = circumstances(device)
     day = time.strftime("%Y-%m-%d", time.gmtime())
     return {"date": day, **{name: found[name] for name in ("commit", "torch", "machine")}}
-
-
-def peak_gib() -> float:
-    """Highest resident memory of this process so far."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
 
 class Phases:

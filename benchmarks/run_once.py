@@ -60,7 +60,7 @@ def _eager(order: dict[str, Any], given: dict[str, np.ndarray]) -> Callable[[], 
 def peak_gib() -> float:
     """Highest resident memory of this process; `getrusage` would count that of the process that started it."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
+    return round(int(status.split("VmHWM:")[1].split()[0]) / 2**20, 2)
 
 
 def main() -> int:
@@ -74,7 +74,7 @@ def main() -> int:
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
-    print(json.dumps({"seconds": seconds, "peak_gib": round(peak_gib(), 2)}))
+    print(json.dumps({"seconds": seconds, "peak_gib": peak_gib()}))
     return 0
 
 

@@ -40,7 +40,7 @@ RuntimeOption = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="For an exported folder: onnxruntime, openvino or executorch.",
+        help="For an exported folder: onnxruntime or openvino.",
         show_default="what its format is for",
     ),
 ]
@@ -297,7 +297,7 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint of saqsam.")],
     *,
     out_dir: Annotated[Path, typer.Option("--out", metavar="OUT", help="The folder to write.")],
-    format: Annotated[str, typer.Option(metavar="NAME", help="onnx, openvino or executorch.")] = "onnx",
+    format: Annotated[str, typer.Option(metavar="NAME", help="onnx or openvino.")] = "onnx",
     single_mask: Annotated[
         bool,
         typer.Option(

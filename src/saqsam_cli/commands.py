@@ -29,7 +29,7 @@ from saqsam.data.datasets import SCENES, SCENES_COUNT, Dataset, open_dataset
 from saqsam.data.detections import Detections, load_detections
 from saqsam.data.images import ImageFolder, read_image
 from saqsam.evaluate import Evaluation, PromptKind
-from saqsam.export import check_export, export_model, is_export, read_manifest
+from saqsam.export import check_export, export_model, is_export
 from saqsam.export.parity import compare_with_torch
 from saqsam.inventory import Inventory, take_inventory
 from saqsam.models import load
@@ -288,7 +288,7 @@ def export(checkpoint: Path, out_dir: Path, *, format: str, single_mask: bool, o
         parity = compare_with_torch(backend, model, processor, data, progress=progress)
     _write_json(out_dir / "parity.json", parity.to_dict())
     sizes = {name: (out_dir / name).stat().st_size for name in manifest.files}
-    print_export(manifest, sizes, take_inventory(model).float32_bytes, parity)
+    print_export(manifest, sizes, take_inventory(model), parity)
     say(f"export: {out_dir}")
 
 
@@ -301,7 +301,7 @@ def _open_model(
             raise ValueError(f"{model} is an export; torch runs the checkpoint that it was made of")
         with busy(f"loading {model}"):
             backend, processor = load_runtime(model, runtime, threads=threads)
-        return backend, processor, read_manifest(model).name
+        return backend, processor, backend.manifest.name
     if threads is not None:
         torch.set_num_threads(threads)
     sam, processor = _load(model, device)

@@ -94,15 +94,16 @@ def _end(value: float) -> str:
     return f"{value:.{decimals}f}"
 
 
-def print_export(manifest: Manifest, sizes: Mapping[str, int], float32_bytes: int, parity: Parity) -> None:
-    """Sizes of exported files, and how far their runtime is from torch."""
+def print_export(manifest: Manifest, sizes: Mapping[str, int], inventory: Inventory, parity: Parity) -> None:
+    """Sizes of exported files, what they compute at which width, and how far their runtime is from torch."""
     table = result_table("file", "MB", "of float32", right=2)
     total = sum(sizes.values())
     for name, size in [*sizes.items(), ("together", total)]:
         table.add_row(
-            name, f"{size / 1e6:.2f}", f"1/{float32_bytes / size:.1f}" if name == "together" else ""
+            name, f"{size / 1e6:.2f}", f"1/{inventory.float32_bytes / size:.1f}" if name == "together" else ""
         )
     out.print(table)
+    _print_shares(inventory)
     table = result_table("tensor", "largest difference", "relative", right=2)
     for tensor in parity.tensors:
         table.add_row(tensor.name, f"{tensor.largest:.3g}", f"{tensor.relative:.2g}")

@@ -1,8 +1,5 @@
 """Our decoder in the place of the official ONNX export: the same inputs, by the official notebook's steps."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import onnxruntime
 import pytest
@@ -10,15 +7,13 @@ import torch
 
 from saqsam.export.decoder import write_decoder
 from saqsam.export.graph import Graph
+from small_official import GRID, IMAGE, WIDTH, convert, small_official
 from torchvision_stub import import_segment_anything
 
 import_segment_anything()
 from segment_anything.modeling import Sam  # noqa: E402
 from segment_anything.utils.onnx import SamOnnxModel  # noqa: E402
 from segment_anything.utils.transforms import ResizeLongestSide  # noqa: E402
-
-sys.path.append(str(Path(__file__).parents[1] / "models"))
-from test_official import GRID, IMAGE, WIDTH, convert, small_official  # noqa: E402
 
 SIZE = (75, 120)  # height and width of the picture
 

@@ -11,7 +11,7 @@ from saqsam.checkpoint import checkpoint_tensors, content_hash, quantization_con
 from saqsam.export.manifest import FORMATS, MANIFEST, Manifest, file_hash, is_export, read_manifest
 from saqsam.output import whole_folder
 
-_NEEDS = {"onnx": ("onnx",), "openvino": ("onnx", "openvino"), "executorch": ("executorch",)}
+_NEEDS = {"onnx": ("onnx",), "openvino": ("onnx", "openvino")}
 
 
 def export_model(
@@ -29,7 +29,7 @@ def export_model(
         model: Quantized model, as `saqsam.load` gives it of a checkpoint.
         processor: Its processor; saved beside the files.
         folder: Where to; appears under its name only when whole.
-        format: `onnx`, `openvino` or `executorch`.
+        format: `onnx` or `openvino`.
         single_mask: Let the decoder return one mask a prompt, chosen as the official export chooses it.
         overwrite: Replace an export that is there.
 
@@ -64,16 +64,11 @@ def export_model(
 def _write(format: str, model: SamModel, folder: Path, metadata: dict[str, str], single_mask: bool) -> None:
     from saqsam.export.encoder_attention import EncoderOptions  # the packages of the formats are extras
 
-    if format == "onnx":
-        from saqsam.export.to_onnx import write_onnx
-
-        write_onnx(model, folder, metadata, single_mask=single_mask, options=EncoderOptions())
-    elif format == "openvino":
-        from saqsam.export.to_openvino import write_openvino
-
-        write_openvino(model, folder, metadata, single_mask=single_mask, options=EncoderOptions())
+    if format == "openvino":
+        from saqsam.export.to_openvino import write_openvino as write
     else:
-        raise ValueError(f"format {format!r} is not written yet")
+        from saqsam.export.to_onnx import write_onnx as write
+    write(model, folder, metadata, single_mask=single_mask, options=EncoderOptions())
 
 
 def check_export(format: str, folder: Path, *, overwrite: bool) -> None:

@@ -15,29 +15,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto
-from torch import Tensor, nn
+from torch import nn
 from transformers import SamModel
 
 from saqsam.export.graph import Graph, Value
 from saqsam.export.layers import (
     activation,
     affine,
-    gemm,
     layer_input,
     layer_norm,
     linear,
     move,
+    product,
     quantize,
+    read,
     rounded,
-    signed_codes,
     slot,
     weighted_mean,
 )
-from saqsam.quant.layers import PackedConvTranspose2d
 
-LOW_RES_OUTPUTS = ("iou_predictions", "low_res_masks")
-"""What costs nothing of the original image's size."""
 _PADDING, _FIRST_LABEL = -1, 0
 _FEW_POINTS = 2.5
 """With more points than this, `--single-mask` takes the mask for unambiguous prompts."""
@@ -236,8 +234,8 @@ class _Transformer:
             key_codes = quantize(graph, parts[1], affine(key_quantizer, where))
             key_codes = move(graph, key_codes, "Transpose", perm=turned)
             logits = graph.op("MatMul", query_codes.read(graph, scaling), key_codes.read(graph))
-        v = rounded(graph, v, slot(attention, "value_quantizer"), where)
-        mean = weighted_mean(graph, attention, logits, v, where)
+        v_read = read(graph, rounded(graph, v, slot(attention, "value_quantizer"), where))
+        mean = weighted_mean(graph, attention, logits, v_read, where)
         joined = graph.op("Reshape", graph.op("Transpose", mean, perm=[0, 2, 1, 3]), graph.ints(0, 0, -1))
         with graph.scope("out_proj"):
             return self._linear(attention.out_proj, joined, f"{where}.out_proj")
@@ -284,18 +282,13 @@ def _mlp(graph: Graph, mlp: Any, rows: Value, where: str) -> Value:
 
 def _upscale(graph: Graph, layer: Any, rows: Value, where: str) -> Value:
     """A transposed convolution, 2 x 2 with stride 2, of rows [R, K]: rows [4 R, C], those of one input together."""
-    packed = isinstance(layer, PackedConvTranspose2d)
-    channels = layer.weight.shape[1]
-    bias: Tensor = layer.bias.detach().repeat(4)
-    if packed:
-        codes, scale = signed_codes(layer.weight, where)
-        quantizer = slot(layer, "input_quantizer")
-        given = quantize(graph, rows, affine(quantizer, where))
-        matrix = codes.transpose(0, 2, 3, 1).reshape(len(codes), -1)
-        found = gemm(graph, given, matrix, np.tile(scale, 4), layer.weight.bits, bias)
-    else:
-        weight = layer.weight.detach().permute(0, 2, 3, 1).flatten(1)
-        found = graph.op("Gemm", rows, graph.parameter(weight, "weight"), graph.parameter(bias, "bias"))
+    given = rounded(graph, rows, slot(layer, "input_quantizer"), where)
+    inputs, channels = layer.weight.shape[:2]
+
+    def arrange(weight: NDArray[Any]) -> NDArray[Any]:
+        return weight.transpose(0, 2, 3, 1).reshape(inputs, -1)
+
+    found = product(graph, given, layer.weight, layer.bias.detach().repeat(4), where, arrange)
     return graph.op("Reshape", found, graph.ints(-1, channels))
 
 

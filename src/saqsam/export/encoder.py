@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from numpy.typing import NDArray
 from transformers import SamModel
 
 from saqsam.export.encoder_attention import EncoderOptions, window_of, write_attention
@@ -13,14 +14,12 @@ from saqsam.export.graph import Graph, Value
 from saqsam.export.layers import (
     Codes,
     activation,
-    affine,
-    gemm,
     layer_input,
     layer_norm,
     linear,
     move,
-    quantize,
-    signed_codes,
+    product,
+    rounded,
     slot,
 )
 from saqsam.quant.layers import PackedConv2d, PackedTensor
@@ -106,20 +105,14 @@ def _convolution(graph: Graph, layer: Any, rows: Value, side: int, where: str) -
     products are faster than those for convolutions, and need no rounding of what comes out.
     """
     channels, _, high, wide = layer.weight.shape
-    quantizer = slot(layer, "input_quantizer")
-    given: Value | Codes = rows
-    if not isinstance(quantizer, nn.Identity):
-        given = quantize(graph, rows, affine(quantizer, where))
+    given = rounded(graph, rows, slot(layer, "input_quantizer"), where)
     if (high, wide) != (1, 1):
         given = _neighbours(graph, given, side, high, wide)
-    if isinstance(layer, PackedConv2d):
-        codes, scale = signed_codes(layer.weight, where)
-        matrix = codes.transpose(2, 3, 1, 0).reshape(-1, channels)
-        return gemm(graph, given, matrix, scale, layer.weight.bits, layer.bias)
-    assert isinstance(given, str)
-    weight: Tensor = layer.weight.detach().permute(2, 3, 1, 0).reshape(-1, channels)
-    biases = () if layer.bias is None else (graph.parameter(layer.bias, "bias"),)
-    return graph.op("Gemm", given, graph.parameter(weight, "weight"), *biases)
+
+    def arrange(weight: NDArray[Any]) -> NDArray[Any]:
+        return weight.transpose(2, 3, 1, 0).reshape(-1, channels)
+
+    return product(graph, given, layer.weight, layer.bias, where, arrange)
 
 
 def _neighbours(graph: Graph, given: Value | Codes, side: int, high: int, wide: int) -> Value | Codes:
@@ -136,4 +129,4 @@ def _neighbours(graph: Graph, given: Value | Codes, side: int, high: int, wide: 
     names = [m.value if isinstance(m, Codes) else m for m in moved]
     joined = graph.op("Concat", *names, axis=-1)
     flat = graph.op("Reshape", joined, graph.ints(side * side, -1))
-    return Codes(flat, grid.scale, grid.zero_point, grid.scale_value) if isinstance(grid, Codes) else flat
+    return replace(grid, value=flat) if isinstance(grid, Codes) else flat

@@ -13,19 +13,18 @@ from saqsam.export.layers import (
     Codes,
     ExportError,
     affine,
-    gemm,
     layer_input,
     linear,
     move,
+    product,
     quantize,
-    signed_codes,
+    read,
+    rounded,
     slot,
     weighted_mean,
 )
-from saqsam.quant.layers import PackedLinear
 
 RelativePositions = Literal["sum", "channels"]
-
 
 LOGITS_AT_ONCE = 2**22
 """16 MiB of float32: what stays in a processor's caches while it is added to, normalised and multiplied."""
@@ -91,11 +90,11 @@ def write_attention(
     query = graph.op("Transpose", query, perm=[0, 2, 1, 3])  # [W, N, L, D]
     value = graph.op("Transpose", value, perm=[0, 2, 1, 3])
     operands = _operands(graph, attention, query, key, value, window, options, where)
-    blocks = _blocks(heads, window, options)
-    if len(blocks) == 1:
-        mean = _mean(graph, attention, operands, blocks[0], window, where)
+    queries = _queries_at_once(heads, window, options)
+    if queries is None:
+        mean = _mean(graph, attention, operands, (heads, window.tokens), window, where)
     else:
-        mean = _mean_in_blocks(graph, attention, operands, blocks, window, where)
+        mean = _mean_in_blocks(graph, attention, operands, queries, window, where)
     flat = graph.op(
         "Reshape",
         graph.op("Transpose", mean, perm=[0, 2, 1, 3]),
@@ -124,23 +123,15 @@ class _Operands:
     by_column: Value = ""
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Heads and queries that are computed at once."""
-
-    heads: int
-    queries: int
-
-
-def _blocks(heads: int, window: Window, options: EncoderOptions) -> list[_Block]:
-    """All at once, or head by head with so many queries that their logits are no more than wanted."""
+def _queries_at_once(heads: int, window: Window, options: EncoderOptions) -> int | None:
+    """None for all at once; else so many queries of one head that their logits are no more than wanted."""
     logits = window.count * heads * window.tokens**2
     if window.count > 1 or options.logits_at_once is None or logits <= options.logits_at_once:
-        return [_Block(heads, window.tokens)]
+        return None
     queries = window.tokens
     while queries % 2 == 0 and queries * window.tokens > options.logits_at_once:
         queries //= 2
-    return [_Block(1, queries)] * (heads * window.tokens // queries)
+    return queries
 
 
 def _operands(
@@ -154,10 +145,7 @@ def _operands(
     where: str,
 ) -> _Operands:
     """Of queries [W, N, L, D], keys [W, L, N, D] and values [W, N, L, D], all float."""
-    kept = slot(attention, "value_quantizer")
-    rounded_value: Value | Codes = value
-    if not isinstance(kept, nn.Identity):
-        rounded_value = quantize(graph, value, affine(kept, where))
+    rounded_value = rounded(graph, value, slot(attention, "value_quantizer"), where)
     turned = [0, 2, 3, 1]
     quantizer = slot(attention, "query_quantizer")
     if not isinstance(quantizer, nn.Identity):
@@ -183,29 +171,27 @@ def _operands(
     )
 
 
-def _mean(graph: Graph, attention: Any, given: _Operands, block: _Block, window: Window, where: str) -> Value:
-    """What a block of queries makes of the values: [W, heads, queries, D]."""
+def _mean(
+    graph: Graph, attention: Any, given: _Operands, size: tuple[int, int], window: Window, where: str
+) -> Value:
+    """What queries, `size` being the number of heads and of queries of each, make of the values: [W, *size, D]."""
     scale = float(attention.scale)
     query = given.query.read(graph, scale) if isinstance(given.query, Codes) else given.query
-    logits = graph.op("MatMul", query, _read(graph, given.key))
+    logits = graph.op("MatMul", query, read(graph, given.key))
     if given.by_row:
-        shape = (window.count, block.heads, block.queries)
+        shape = (window.count, *size)
         logits = graph.op("Reshape", logits, graph.ints(*shape, *window.size))
         logits = graph.op("Add", logits, graph.op("Unsqueeze", given.by_row, graph.ints(-1)))
         logits = graph.op("Add", logits, graph.op("Unsqueeze", given.by_column, graph.ints(-2)))
         logits = graph.op("Reshape", logits, graph.ints(*shape, window.tokens))
-    return weighted_mean(graph, attention, logits, _read(graph, given.value), where)
-
-
-def _read(graph: Graph, given: Value | Codes) -> Value:
-    return given.read(graph) if isinstance(given, Codes) else given
+    return weighted_mean(graph, attention, logits, read(graph, given.value), where)
 
 
 def _mean_in_blocks(
-    graph: Graph, attention: Any, given: _Operands, blocks: list[_Block], window: Window, where: str
+    graph: Graph, attention: Any, given: _Operands, queries: int, window: Window, where: str
 ) -> Value:
     """`_mean` of one window head by head, some queries at a time: no tensor of all logits is ever in memory."""
-    heads, count = attention.num_attention_heads, window.tokens // blocks[0].queries
+    heads, count = attention.num_attention_heads, window.tokens // queries
     given_parts: dict[str, Value | Codes] = {name: value for name, value in vars(given).items() if value}
     by_head = {name: _split(graph, value, heads, 1) for name, value in given_parts.items()}
     means = []
@@ -219,7 +205,7 @@ def _mean_in_blocks(
         for index in range(count):
             part: dict[str, Any] = dict(own)
             part.update((name, parts[index]) for name, parts in slabs.items())
-            means.append(_mean(graph, attention, _Operands(**part), blocks[0], window, where))
+            means.append(_mean(graph, attention, _Operands(**part), (1, queries), window, where))
     joined = [graph.op("Concat", *means[h * count : (h + 1) * count], axis=2) for h in range(heads)]
     return graph.op("Concat", *joined, axis=1)
 
@@ -271,12 +257,7 @@ def _part(graph: Graph, layer: Any, given: Value | Codes, index: int, where: str
     part = slice(index * count, (index + 1) * count)
     bias = None if layer.bias is None else layer.bias[part]
     with graph.scope("qkv"[index]):
-        if isinstance(layer, PackedLinear):
-            codes, scale = signed_codes(layer.weight, where)
-            return gemm(graph, given, codes[part].T, scale[part], layer.weight.bits, bias)
-        assert isinstance(given, str)
-        biases = () if bias is None else (graph.parameter(bias, "bias"),)
-        return graph.op("Gemm", given, graph.parameter(layer.weight[part].T, "weight"), *biases)
+        return product(graph, given, layer.weight, bias, where, lambda weight: weight[part].T)
 
 
 def _partition(graph: Graph, given: Value | Codes, side: int, window: Window) -> Value | Codes:

@@ -6,12 +6,13 @@ Patterns are those that runtimes turn into integer kernels: `DequantizeLinear` r
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from saqsam.export.graph import Graph, Value
@@ -71,11 +72,14 @@ def quantize(graph: Graph, value: Value, quantizer: AffineQuantizer) -> Codes:
     return Codes(codes, scale_name, zero_name, scale)
 
 
-def rounded(graph: Graph, value: Value, quantizer: nn.Module, where: str) -> Value:
-    """A tensor after a slot's quantizer; the tensor itself if the slot is empty."""
-    if isinstance(quantizer, nn.Identity):
-        return value
-    return quantize(graph, value, affine(quantizer, where)).read(graph)
+def rounded(graph: Graph, value: Value, quantizer: nn.Module, where: str) -> Value | Codes:
+    """A float tensor after a slot's quantizer: codes, or the tensor itself if the slot is empty."""
+    return value if isinstance(quantizer, nn.Identity) else quantize(graph, value, affine(quantizer, where))
+
+
+def read(graph: Graph, given: Value | Codes) -> Value:
+    """The float tensor that codes stand for; floats as they are."""
+    return given.read(graph) if isinstance(given, Codes) else given
 
 
 def slot(module: Any, name: str) -> nn.Module:
@@ -100,8 +104,8 @@ def affine(quantizer: nn.Module, where: str) -> AffineQuantizer:
     return quantizer
 
 
-def signed_codes(packed: PackedTensor, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Signed codes (int8, in the weight's shape) and scales (float32 [C]) of a weight.
+def signed_codes(packed: PackedTensor, where: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Signed codes (int8, in the weight's shape) and scales (float32, broadcasting to it) of a weight.
 
     Raises:
         ExportError: If its zero points are not the middle code.
@@ -113,48 +117,67 @@ def signed_codes(packed: PackedTensor, where: str) -> tuple[np.ndarray, np.ndarr
             "--set weights.symmetric=true"
         )
     codes = packed.unpack().cpu().numpy().astype(np.int16) - middle
-    return codes.astype(np.int8), packed.scale.detach().cpu().float().numpy()
+    shape = [-1 if axis == packed.axis else 1 for axis in range(codes.ndim)]
+    return codes.astype(np.int8), packed.scale.detach().cpu().numpy().reshape(shape)
 
 
 def linear(graph: Graph, layer: Any, given: Value | Codes, where: str) -> Value:
-    """A linear layer of rows [R, K]: [R, C]. Codes are what `quantize` gave for the layer's own input quantizer."""
-    if isinstance(layer, PackedLinear):
-        codes, scale = signed_codes(layer.weight, where)
-        return gemm(graph, given, codes.T, scale, layer.weight.bits, layer.bias)
-    assert isinstance(layer, nn.Linear)
-    assert isinstance(given, str)
-    weight = graph.parameter(layer.weight.T, "weight")
-    bias = () if layer.bias is None else (graph.parameter(layer.bias, "bias"),)
-    return graph.op("Gemm", given, weight, *bias)
+    """A linear layer of rows [R, K]: [R, C]. Codes are what `layer_input` gave for it."""
+    return product(graph, given, layer.weight, layer.bias, where, lambda weight: weight.T)
 
 
-def gemm(
+def product(
     graph: Graph,
     given: Value | Codes,
-    codes: np.ndarray,
-    scale: np.ndarray,
-    bits: int,
+    weight: PackedTensor | torch.Tensor,
     bias: torch.Tensor | None,
+    where: str,
+    arrange: Callable[[NDArray[Any]], NDArray[Any]],
 ) -> Value:
-    """Rows [R, K] times integer weights [K, C] with a scale [C] for each column, plus a bias [C]."""
-    weight = graph.codes(codes, bits, signed=True, name="weight")
+    """Rows [R, K] times a weight, packed or float, plus a bias [C]: [R, C].
+
+    Args:
+        graph: The graph.
+        given: Rows.
+        weight: Of any shape.
+        bias: Float, or None.
+        where: Name of the layer, for errors.
+        arrange: From an array in the weight's shape to [K, C].
+    """
+    if not isinstance(weight, PackedTensor):
+        matrix = graph.parameter(torch.from_numpy(arrange(weight.detach().cpu().numpy())), "weight")
+        return graph.op("Gemm", read(graph, given), matrix, *_float_bias(graph, bias))
+    codes, scale = signed_codes(weight, where)
+    columns = np.ascontiguousarray(arrange(np.broadcast_to(scale, codes.shape))[0])
+    integers = graph.codes(arrange(codes), weight.bits, signed=True, name="weight")
+    scales = graph.constant(columns, "weight_scale")
     # Zeros that say nothing new, but without which ONNX Runtime finds no integer kernel.
-    zeros = graph.constant(np.zeros(len(scale), dtype=np.int8), "weight_zero_point")
-    scales = graph.constant(scale.astype(np.float32), "weight_scale")
-    weight = graph.op("DequantizeLinear", weight, scales, zeros, axis=1)
-    if isinstance(given, str):
-        biases = () if bias is None else (graph.parameter(bias, "bias"),)
-        return graph.op("Gemm", given, weight, *biases)
-    inputs = [given.read(graph), weight]
-    if bias is not None:
-        product = np.float32(given.scale_value) * scale
-        wanted = np.rint(bias.detach().cpu().double().numpy() / product.astype(np.float64))
-        integers = graph.constant(np.clip(wanted, -(2**31), 2**31 - 1).astype(np.int32), "bias")
-        zeros = graph.constant(np.zeros(len(scale), dtype=np.int32), "bias_zero_point")
-        # Computed when a runtime loads: it would be half of what biases take in the file.
-        step = graph.op("Mul", given.scale, scales)
-        inputs.append(graph.op("DequantizeLinear", integers, step, zeros, axis=0))
-    return graph.op("Gemm", *inputs)
+    zeros = graph.constant(np.zeros(len(columns), dtype=np.int8), "weight_zero_point")
+    operand = graph.op("DequantizeLinear", integers, scales, zeros, axis=1)
+    if isinstance(given, Codes):
+        biases = _integer_bias(graph, bias, given, columns, scales)
+    else:
+        biases = _float_bias(graph, bias)
+    return graph.op("Gemm", read(graph, given), operand, *biases)
+
+
+def _float_bias(graph: Graph, bias: torch.Tensor | None) -> tuple[Value, ...]:
+    return () if bias is None else (graph.parameter(bias, "bias"),)
+
+
+def _integer_bias(
+    graph: Graph, bias: torch.Tensor | None, given: Codes, columns: NDArray[np.float32], scales: Value
+) -> tuple[Value, ...]:
+    """A bias as int32 multiples of the product of both scales."""
+    if bias is None:
+        return ()
+    step = (np.float32(given.scale_value) * columns).astype(np.float64)
+    wanted = np.rint(bias.detach().cpu().double().numpy() / step)
+    integers = graph.constant(np.clip(wanted, -(2**31), 2**31 - 1).astype(np.int32), "bias")
+    zeros = graph.constant(np.zeros(len(columns), dtype=np.int32), "bias_zero_point")
+    # Computed when a runtime loads: it would be half of what biases take in the file.
+    both = graph.op("Mul", given.scale, scales)
+    return (graph.op("DequantizeLinear", integers, both, zeros, axis=0),)
 
 
 def layer_input(graph: Graph, layer: Any, value: Value, where: str) -> Value | Codes:
@@ -166,15 +189,13 @@ def layer_input(graph: Graph, layer: Any, value: Value, where: str) -> Value | C
         shift = -layer.input_scale.offset.detach() * gain
         value = graph.op("Mul", value, graph.parameter(gain, "gain"))
         value = graph.op("Add", value, graph.parameter(shift, "shift"))
-    if isinstance(layer.input_quantizer, nn.Identity):
-        return value
-    return quantize(graph, value, affine(layer.input_quantizer, where))
+    return rounded(graph, value, layer.input_quantizer, where)
 
 
 def move(graph: Graph, given: _Moved, kind: str, *inputs: Value, **attributes: Any) -> _Moved:
     """Apply an operator that only moves values (Reshape, Transpose, Slice, ...) to codes or floats alike."""
     if isinstance(given, Codes):
-        return dataclasses.replace(given, value=graph.op(kind, given.value, *inputs, **attributes))
+        return replace(given, value=graph.op(kind, given.value, *inputs, **attributes))
     return graph.op(kind, given, *inputs, **attributes)
 
 
@@ -203,9 +224,8 @@ def weighted_mean(graph: Graph, attention: Any, logits: Value, value: Value, whe
     if isinstance(quantizer, nn.Identity):
         return graph.op("MatMul", graph.op("Softmax", logits, axis=-1), value)
     if isinstance(attention.product, SoftmaxProduct):
-        return graph.op(
-            "MatMul", rounded(graph, graph.op("Softmax", logits, axis=-1), quantizer, where), value
-        )
+        probabilities = rounded(graph, graph.op("Softmax", logits, axis=-1), quantizer, where)
+        return graph.op("MatMul", read(graph, probabilities), value)
     last = graph.ints(-1)
     below = graph.op("Sub", logits, graph.op("ReduceMax", logits, last, keepdims=1))
     codes = quantize(graph, graph.op("Exp", below), affine(quantizer, where))

@@ -15,7 +15,10 @@ from saqsam.models.loading import load_processor
 
 MANIFEST = "export.json"
 MANIFEST_VERSION = 1
-FORMATS = ("onnx", "openvino", "executorch")
+FORMATS = {"onnx": "onnx", "openvino": "xml"}
+"""And how the names of their models end."""
+LOW_RES_OUTPUTS = ("iou_predictions", "low_res_masks")
+"""Outputs of a decoder that do not depend on the size of the original image."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +26,13 @@ class Manifest:
     """What an exported folder holds.
 
     Attributes:
-        format: `onnx`, `openvino` or `executorch`.
+        format: `onnx` or `openvino`.
         single_mask: Whether the decoder returns one mask a prompt instead of four.
         recipe: The checkpoint's recipe, as JSON types; `name` is its name.
         name: Name of the recipe.
         checkpoint: Content hash of the checkpoint.
         config: The model's `SamConfig`, as JSON types.
         files: SHA-256 of each file by name.
-        notes: What is worth knowing of this export, for people.
         version: Of this file's format.
     """
 
@@ -41,12 +43,15 @@ class Manifest:
     checkpoint: str
     config: Mapping[str, Any]
     files: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
     version: int = MANIFEST_VERSION
 
     def to_json(self) -> str:
         """As `export.json` holds it."""
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+    def model_file(self, folder: Path, part: str) -> Path:
+        """The file of a part, `encoder` or `decoder`, that a runtime opens."""
+        return folder / f"{part}.{FORMATS[self.format]}"
 
     @property
     def sam_config(self) -> SamConfig:
@@ -81,7 +86,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         found = values.get("version") if isinstance(values, dict) else None
         raise ValueError(f"{path}: expected version {MANIFEST_VERSION}, got {found!r}; export it again")
     try:
-        manifest = Manifest(**{**values, "notes": tuple(values.get("notes", ()))})
+        manifest = Manifest(**values)
     except TypeError as error:
         raise ValueError(f"{path} is not what saqsam writes: {error}") from error
     for name, wanted in manifest.files.items():

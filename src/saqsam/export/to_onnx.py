@@ -7,12 +7,11 @@ from pathlib import Path
 import onnx
 from transformers import SamModel
 
-from saqsam.export.decoder import LOW_RES_OUTPUTS, write_decoder
+from saqsam.export.decoder import write_decoder
 from saqsam.export.encoder import write_encoder
 from saqsam.export.encoder_attention import EncoderOptions
 from saqsam.export.graph import Graph
-
-ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
+from saqsam.export.manifest import LOW_RES_OUTPUTS
 
 
 def write_onnx(
@@ -22,8 +21,8 @@ def write_onnx(
     encoder, decoder = Graph("encoder"), Graph("decoder")
     write_encoder(encoder, model, options)
     write_decoder(decoder, model, single_mask=single_mask)
-    onnx.save(encoder.model(metadata), folder / ENCODER)
-    onnx.save(decoder.model(metadata), folder / DECODER)
+    onnx.save(encoder.model(metadata), folder / "encoder.onnx")
+    onnx.save(decoder.model(metadata), folder / "decoder.onnx")
 
 
 def without_masks(path: Path) -> onnx.ModelProto:

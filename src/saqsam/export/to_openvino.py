@@ -9,9 +9,7 @@ import openvino
 from transformers import SamModel
 
 from saqsam.export.encoder_attention import EncoderOptions
-from saqsam.export.to_onnx import DECODER, ENCODER, write_onnx
-
-NAMES = {ENCODER: "encoder.xml", DECODER: "decoder.xml"}
+from saqsam.export.to_onnx import write_onnx
 
 
 def write_openvino(
@@ -21,9 +19,9 @@ def write_openvino(
     core = openvino.Core()
     with tempfile.TemporaryDirectory(prefix="saqsam-") as name:
         write_onnx(model, Path(name), metadata, single_mask=single_mask, options=options)
-        for onnx_name, xml in NAMES.items():
+        for part in ("encoder", "decoder"):
             # Read, not converted: conversion would widen 4-bit weights and store what follows from others.
-            converted = core.read_model(Path(name) / onnx_name)
+            converted = core.read_model(Path(name) / f"{part}.onnx")
             for key, value in metadata.items():
                 converted.set_rt_info(value, ["saqsam", key])
-            openvino.save_model(converted, folder / xml, compress_to_fp16=False)
+            openvino.save_model(converted, folder / f"{part}.xml", compress_to_fp16=False)

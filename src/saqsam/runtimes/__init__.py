@@ -4,28 +4,45 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Protocol
 
 from transformers import SamProcessor
 
 from saqsam.backend import Backend
-from saqsam.export.manifest import read_manifest
+from saqsam.export.manifest import Manifest, read_manifest
 
-RUNTIMES = {"onnxruntime": ("onnx",), "openvino": ("openvino", "onnx"), "executorch": ("executorch",)}
+RUNTIMES = {"onnxruntime": ("onnx",), "openvino": ("openvino", "onnx")}
 """Runtimes, and the formats that they run."""
 
 
+class Runtime(Backend, Protocol):
+    """A backend that runs an exported folder.
+
+    Attributes:
+        manifest: What the folder says of itself.
+    """
+
+    manifest: Manifest
+
+
 def load_runtime(
-    folder: str | Path, runtime: str | None = None, *, threads: int | None = None
-) -> tuple[Backend, SamProcessor]:
+    folder: str | Path,
+    runtime: str | None = None,
+    *,
+    threads: int | None = None,
+    precision: str | None = "f32",
+) -> tuple[Runtime, SamProcessor]:
     """Load an exported folder into a runtime.
 
     Args:
         folder: What `saqsam export` wrote.
-        runtime: `onnxruntime`, `openvino` or `executorch`; None for that of the folder's format.
+        runtime: `onnxruntime` or `openvino`; None for that of the folder's format.
         threads: Of the runtime; None for all cores.
+        precision: For OpenVINO, see `OpenVinoBackend`: what computes beside the integers, `f32` as elsewhere, or None
+            for its own choice, which is faster and differs from one processor to another.
 
     Returns:
-        A `Backend` for `Predictor` and `evaluate`, and the processor that goes with it.
+        A backend for `Predictor` and `evaluate`, and the processor that goes with it.
 
     Raises:
         ValueError: If the folder is damaged or no export, or the runtime is missing or does not run its format.
@@ -43,18 +60,16 @@ def load_runtime(
         raise ValueError(f"the package {runtime} is missing: pip install 'saqsam[{extra}]'")
     if threads is not None and threads < 1:
         raise ValueError(f"threads: expected at least 1, got {threads}")
-    backend: Backend
-    if runtime == "onnxruntime":
+    backend: Runtime
+    if runtime == "openvino":
+        from saqsam.runtimes.openvino import OpenVinoBackend
+
+        backend = OpenVinoBackend(folder, manifest, threads, precision)
+    else:
         from saqsam.runtimes.onnxruntime import OnnxRuntimeBackend
 
         backend = OnnxRuntimeBackend(folder, manifest, threads)
-    elif runtime == "openvino":
-        from saqsam.runtimes.openvino import OpenVinoBackend
-
-        backend = OpenVinoBackend(folder, manifest, threads)
-    else:
-        raise ValueError(f"runtime {runtime!r} is not there yet")
     return backend, manifest.processor(folder)
 
 
-__all__ = ["RUNTIMES", "load_runtime"]
+__all__ = ["RUNTIMES", "Runtime", "load_runtime"]

@@ -7,9 +7,8 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from saqsam.export.decoder import LOW_RES_OUTPUTS
-from saqsam.export.manifest import Manifest
-from saqsam.export.to_onnx import DECODER, ENCODER, without_masks
+from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
+from saqsam.export.to_onnx import without_masks
 from saqsam.prompts import Prompts
 from saqsam.runtimes.inputs import as_array, check_pixels, choose_masks, decoder_inputs
 
@@ -25,9 +24,10 @@ class OnnxRuntimeBackend:
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int | None = None) -> None:
         self.manifest = manifest
-        self._encoder = session(str(folder / ENCODER), threads)
+        self._encoder = session(str(manifest.model_file(folder, "encoder")), threads)
         # Large masks are the predictor's: it makes only those that are chosen.
-        self._decoder = session(without_masks(folder / DECODER).SerializeToString(), threads)
+        decoder = without_masks(manifest.model_file(folder, "decoder"))
+        self._decoder = session(decoder.SerializeToString(), threads)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """See `Backend.encode`."""

@@ -8,12 +8,9 @@ from typing import Any
 import openvino
 import torch
 
-from saqsam.export.decoder import LOW_RES_OUTPUTS
-from saqsam.export.manifest import Manifest
+from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
 from saqsam.prompts import Prompts
 from saqsam.runtimes.inputs import as_array, check_pixels, choose_masks, decoder_inputs
-
-PRECISIONS = ("f32", "bf16", "f16")
 
 
 class OpenVinoBackend:
@@ -31,15 +28,16 @@ class OpenVinoBackend:
         self, folder: Path, manifest: Manifest, threads: int | None = None, precision: str | None = "f32"
     ) -> None:
         self.manifest = manifest
-        suffix = "xml" if manifest.format == "openvino" else "onnx"
         settings: dict[str, Any] = {}
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
         if precision is not None:
             settings["INFERENCE_PRECISION_HINT"] = precision
         core = openvino.Core()
-        self._encoder = core.compile_model(core.read_model(folder / f"encoder.{suffix}"), "CPU", settings)
-        decoder = keep_results(core.read_model(folder / f"decoder.{suffix}"), LOW_RES_OUTPUTS)
+        self._encoder = core.compile_model(
+            core.read_model(manifest.model_file(folder, "encoder")), "CPU", settings
+        )
+        decoder = keep_results(core.read_model(manifest.model_file(folder, "decoder")), LOW_RES_OUTPUTS)
         self._decoder = core.compile_model(decoder, "CPU", settings)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
