@@ -909,6 +909,13 @@ def test_what_cannot_be_exported_is_refused(packed: Path, tiny: Path, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
+def test_an_export_is_no_checkpoint(deployed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "export"
+    assert_done(run("export", deployed, "--out", out))
+    assert_refused(run("inspect", out), "is an export", "checkpoint")
+    assert_refused(run("quantize", out, "--out", tmp_path / "q"), "an export for other runtimes")
+
+
 def test_a_runtime_for_what_is_no_export_is_refused(packed: Path, labelled: Path) -> None:
     assert_refused(
         run("evaluate", packed, "--data", labelled, "--runtime", "onnxruntime"), "no export of saqsam"

@@ -263,6 +263,8 @@ def segment(
 
 def inspect(folder: Path, *, json_file: Path | None) -> None:
     """Show what is in a checkpoint."""
+    if is_export(folder):
+        raise ValueError(f"{folder} is an export; inspect the checkpoint that it was made of")
     if json_file is not None:
         check_file_writable(json_file)
     with busy(f"reading {folder}"):

@@ -207,9 +207,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ValueError(
-            f"{folder}: expected a folder of transformers, got one without config.json"
-        ) from error
+        # The name is that of `export.manifest.MANIFEST`, which builds on this package.
+        what = (
+            "an export for other runtimes"
+            if (folder / "export.json").is_file()
+            else "one without config.json"
+        )
+        raise ValueError(f"{folder}: expected a folder of transformers, got {what}") from error
     except ValueError as error:  # malformed JSON, or not UTF-8
         raise ValueError(f"{path}: expected JSON: {first_line(error)}") from error
     if not isinstance(raw, dict):
