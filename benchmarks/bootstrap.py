@@ -3,7 +3,7 @@
     python benchmarks/bootstrap.py                    # saq-sam against every rival, at all bits and on all data
 
 Pairs are the IoUs of two methods on the same object, each the mean over the seeds that both were measured with. The
-scores of single objects lie in the cache of `ptq.py`, so this runs where the rows were measured.
+scores of single objects lie in results/scores. Comparisons of rows that have none there stay as they were.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import csv
 import io
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from itertools import groupby
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
-import ptq
-from plan import CACHE
 from rows import FILL_BOX, RESULTS, Row, read_rows
 from saqsam.output import write_whole
+from scores import read_scores, scores_file
 
 METHODS = ("saq-sam", "saq-sam-plus")
 RESAMPLES = 10_000
@@ -70,17 +70,18 @@ def interval(differences: NDArray[np.float64], seed: int = 0) -> tuple[float, fl
     return float(low), float(high)
 
 
-def compare(rows: Sequence[Row], cache: Path, method: str = METHODS[0]) -> Iterator[Comparison]:
-    """A method against all others that were measured in the same circumstances.
+def compare(rows: Sequence[Row], csv_file: Path, method: str = METHODS[0]) -> Iterator[Comparison]:
+    """A method against all others that were measured in the same circumstances and whose scores are there.
 
     Raises:
-        ValueError: If the scores of a row are missing, or are of other objects.
+        ValueError: If the scores are of other objects.
     """
 
     def circumstances(row: Row) -> tuple[str, ...]:
         return row.model_hash, row.bits, row.calibration, row.data, row.prompt
 
-    plain = sorted((row for row in rows if not row.settings), key=circumstances)
+    plain = [row for row in rows if not row.settings and scores_file(csv_file, row.key).is_file()]
+    plain.sort(key=circumstances)
     references = {(row.model_hash, row.data, row.prompt): row for row in plain if row.method == "float"}
     for key, group in groupby(plain, circumstances):
         of_method: dict[str, dict[int | None, Row]] = {}
@@ -94,27 +95,40 @@ def compare(rows: Sequence[Row], cache: Path, method: str = METHODS[0]) -> Itera
             seeds = sorted(own.keys() & others.keys(), key=str)
             if rival == FILL_BOX or not seeds:
                 continue
-            ids, mine = _mean_scores([own[seed] for seed in seeds], cache)
-            other_ids, theirs = _mean_scores([others[seed] for seed in seeds], cache)
-            if not np.array_equal(ids, other_ids):
+            ids, mine = _mean_scores([own[seed] for seed in seeds], csv_file)
+            other_ids, theirs = _mean_scores([others[seed] for seed in seeds], csv_file)
+            if ids != other_ids:
                 raise ValueError(f"{method} and {rival} at {key[1]} on {key[3]} were scored on other objects")
             differences = mine - theirs
             low, high = interval(differences)
-            yield Comparison(*key, method, rival, len(seeds), len(ids), float(differences.mean()), low, high)
+            yield Comparison(*key, method, rival, len(seeds), len(mine), float(differences.mean()), low, high)
 
 
-def _mean_scores(rows: Sequence[Row], cache: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Image and instance ids [N, 2], and mean IoU [N] over the rows."""
-    total: NDArray[np.float64] | float = 0.0
-    ids = np.zeros((0, 2), dtype=np.int64)
-    for row in rows:
-        path = ptq.scores_file(cache, row.key)
-        if not path.is_file():
-            raise ValueError(f"{path}: no scores of single objects; measure the row here")
-        with np.load(path) as file:
-            ids = np.stack([file["image_id"], file["instance_id"]], 1)
-            total = total + file["iou"]
-    return ids, np.asarray(total) / len(rows)
+def _mean_scores(rows: Sequence[Row], csv_file: Path) -> tuple[set[int], NDArray[np.float64]]:
+    """Checksums of the ids, one if all rows are of the same objects, and mean IoU [N] over the rows."""
+    found = [read_scores(scores_file(csv_file, row.key)) for row in rows]
+    ids = {checksum for _, checksum in found}
+    if len(ids) > 1:
+        raise ValueError(f"{rows[0].method} at {rows[0].bits} on {rows[0].data}: seeds of different objects")
+    return ids, np.asarray(sum(ious for ious, _ in found) / len(found))
+
+
+def read_csv(path: Path) -> list[Comparison]:
+    """The comparisons of a results file; none if there is no file."""
+    if not path.is_file():
+        return []
+    kinds = get_type_hints(Comparison)
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            Comparison(**{name: kinds[name](value) for name, value in line.items()})
+            for line in csv.DictReader(file)
+        ]
+
+
+def merge(old: Sequence[Comparison], new: Sequence[Comparison]) -> list[Comparison]:
+    """The new comparisons, and those old ones that they do not replace, in a fixed order."""
+    merged = {astuple(found)[:7]: found for found in [*old, *new]}
+    return [merged[key] for key in sorted(merged)]
 
 
 def to_csv(found: Sequence[Comparison]) -> str:
@@ -132,19 +146,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(description="Paired bootstrap of a method against its rivals.")
     parser.add_argument("--csv", type=Path, default=RESULTS / "methods.csv", help="rows")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="as of ptq.py")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--out", type=Path, default=RESULTS / "bootstrap.csv")
     options = parser.parse_args(arguments)
     try:
         rows = read_rows(options.csv)
-        found = [c for method in options.methods for c in compare(rows, options.cache, method)]
+        found = [c for method in options.methods for c in compare(rows, options.csv, method)]
         if not found:
             raise ValueError(f"{options.csv}: nothing to compare {' or '.join(options.methods)} with")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write_whole(options.out, to_csv(found).encode())
+    write_whole(options.out, to_csv(merge(read_csv(options.out), found)).encode())
     for comparison in found:
         print(
             f"{comparison.bits} {comparison.data} {comparison.prompt}: {comparison.method} - {comparison.rival}"

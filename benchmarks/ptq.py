@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
-import io
 import json
 import math
 import sys
@@ -21,7 +20,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
 from rich.progress import Progress
@@ -39,6 +37,7 @@ from saqsam.output import write_whole
 from saqsam.presets import parse_bits
 from saqsam.recipe import Recipe
 from saqsam_cli.terminal import err, progress_bars
+from scores import scores_file, write_scores
 
 Steps = Callable[[int, int], None]
 """Called with steps done and steps in all."""
@@ -173,7 +172,8 @@ def _measure(plan: Plan, subject: Subject, key: Mapping[str, str | int | None], 
     seconds = time.perf_counter() - start
     for reason, number in result.skipped.items():
         bars.console.print(f"{name}: left out: {reason}: {number}")
-    _keep_scores(plan.cache, key, result)
+    if not key["settings"]:  # methods as they are get compared object by object
+        write_scores(scores_file(plan.out, [key[column] for column in KEY]), result.scores)
     measured = {
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "miou": result.miou,
@@ -200,24 +200,6 @@ def _evaluate_filled_boxes(dataset: Dataset, progress: Steps) -> Evaluation:
             scores.append(InstanceScore(sample.image_id, instance.id, iou.item(), math.nan))
         progress(index + 1, len(dataset))
     return Evaluation(dataset.name, "box", mean.compute(), len(mean), len(dataset), tuple(scores))
-
-
-def _keep_scores(cache: Path, key: Mapping[str, str | int | None], result: Evaluation) -> None:
-    """Write the score of every instance, so that two rows can be compared pairwise later."""
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        image_id=np.array([score.image_id for score in result.scores], dtype=np.int64),
-        instance_id=np.array([score.instance_id for score in result.scores], dtype=np.int64),
-        iou=np.array([score.iou for score in result.scores]),
-        predicted_iou=np.array([score.predicted_iou for score in result.scores]),
-    )
-    write_whole(scores_file(cache, [key[column] for column in KEY]), buffer.getvalue())
-
-
-def scores_file(cache: Path, key: Sequence[object]) -> Path:
-    """Where the scores of single objects lie that belong to the row of a key."""
-    return cache / "scores" / f"{'_'.join(str(value) for value in key if value not in ('', None))}.npz"
 
 
 @contextmanager
