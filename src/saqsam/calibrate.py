@@ -24,6 +24,8 @@ def observing(model: SamModel, structure: SamStructure, recipe: Recipe) -> Itera
     observers: dict[str, Observer] = {}
     taps: dict[str, ValueTap] = {}
     for slot in activation_slots(structure, recipe):
+        if slot.dynamic_dims:
+            continue  # there is nothing to set beforehand
         site, _, kind = slot.name.rpartition(".")
         if slot.is_log:
             taps[site] = ValueTap()
@@ -78,7 +80,8 @@ def calibrate(
         ValueError: If an activation is not finite.
     """
     with observing(model, structure, recipe) as observers:
-        show_images(model, images, "calibrating", progress)
+        if observers:
+            show_images(model, images, "calibrating", progress)
     return observers
 
 

@@ -41,7 +41,7 @@ class PartInventory:
         macs: Multiply-accumulates for one image and one box prompt.
         low: Lowest end of the activation ranges, None where there are none.
         high: Highest end.
-        probability_bits: Bits of the attention's probabilities, None where there are none.
+        probability_bits: Bits of the attention's probabilities, None where these are float or there are none.
         probability_macs: Those of the multiply-accumulates that have a probability for an operand.
     """
 
@@ -133,6 +133,9 @@ def mac_width(part: PartInventory) -> str:
 def _products(part: PartInventory) -> list[tuple[str, int, float | None]]:
     """Widths, multiply-accumulates and mean activation bits of a part's products."""
     bits, own = part.activation_bits, part.probability_bits
+    products = 2 * part.probability_macs  # those of queries and keys are as many
+    if bits is not None and own is None and 0 < products < part.macs:
+        return [(mac_width(part), part.macs - products, bits), ("float", products, None)]
     if bits is None or own is None or own == bits:
         return [(mac_width(part), part.macs, bits)]
     rest = part.macs - part.probability_macs

@@ -16,7 +16,7 @@ from transformers import SamModel
 
 from saqsam.models.attention import PROBABILITIES, SLOTS, to_quant_attention
 from saqsam.models.structure import PATCH_EMBEDDING, SamStructure, Site, replace_module
-from saqsam.quant.affine import AffineQuantizer
+from saqsam.quant.affine import AffineQuantizer, DynamicQuantizer
 from saqsam.quant.layers import (
     ChannelScale,
     PackedLayer,
@@ -35,17 +35,30 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, the number of steps done, and their total."""
 
 Observer = HistogramObserver | ChannelHistogramObserver | GranularityObserver
-Quantizer = AffineQuantizer | LogQuantizer
+Quantizer = AffineQuantizer | DynamicQuantizer | LogQuantizer
+
+
+ROW_DIMS, IMAGE_DIMS = 1, 3
+"""Axes of a linear layer's input [..., K], and of a convolution's [B, K, H, W], that share a dynamic grid."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for an activation quantizer: its module name, part and bits, and whether it is logarithmic."""
+    """A place for an activation quantizer: its module name, part and bits, and which kind of quantizer.
+
+    Attributes:
+        name: Module name.
+        part: Part that it belongs to.
+        bits: Bits.
+        is_log: Whether it is logarithmic.
+        dynamic_dims: Not 0 where it is dynamic: how many of the last axes share a grid.
+    """
 
     name: str
     part: str
     bits: int
     is_log: bool = False
+    dynamic_dims: int = 0
 
 
 def activation_slots(structure: SamStructure, recipe: Recipe) -> Iterator[Slot]:
@@ -53,9 +66,12 @@ def activation_slots(structure: SamStructure, recipe: Recipe) -> Iterator[Slot]:
     for site in [*structure.layers, *structure.float_layers]:
         bits = recipe.bits_of(site.part)[1]
         if bits is not None:
-            yield Slot(f"{site.name}.input_quantizer", site.part, bits)
+            dims = 0
+            if recipe.activations.dynamic:
+                dims = IMAGE_DIMS if site.part in ("neck", "upscaling") else ROW_DIMS
+            yield Slot(f"{site.name}.input_quantizer", site.part, bits, dynamic_dims=dims)
     for site in structure.attentions:
-        bits = recipe.bits_of(site.part)[1]
+        bits = recipe.operand_bits(site.part)
         probability_bits = recipe.probability_bits(site.part)
         if bits is not None and probability_bits is not None:
             for slot in SLOTS:
@@ -143,12 +159,17 @@ def fill_slots(
     slots = list(activation_slots(structure, recipe))
     for step, slot in enumerate(slots):
         try:
-            quantizer = _quantizer(observers[slot.name], slot, recipe)
+            quantizer = _dynamic(slot) or _quantizer(observers[slot.name], slot, recipe)
         except ValueError as error:
             raise ValueError(f"{slot.name}: {error}") from error
         replace_module(model, slot.name, quantizer.to(model.device))
         if progress is not None:
             progress("activation ranges", step + 1, len(slots))
+
+
+def _dynamic(slot: Slot) -> DynamicQuantizer | None:
+    """The quantizer of a slot that needs nothing to be known; None for other slots."""
+    return DynamicQuantizer(slot.bits, slot.dynamic_dims) if slot.dynamic_dims else None
 
 
 def _quantizer(observer: Observer, slot: Slot, recipe: Recipe) -> Quantizer:
@@ -259,7 +280,7 @@ def complete_loading(model: SamModel, structure: SamStructure, recipe: Recipe) -
 def place_empty_quantizers(model: SamModel, structure: SamStructure, recipe: Recipe) -> None:
     """Put a quantizer whose parameters are yet to load into every slot of a prepared model."""
     for slot in activation_slots(structure, recipe):
-        empty = (LogQuantizer if slot.is_log else AffineQuantizer).empty(slot.bits)
+        empty = _dynamic(slot) or (LogQuantizer if slot.is_log else AffineQuantizer).empty(slot.bits)
         replace_module(model, slot.name, empty.to(model.device))
 
 

@@ -31,7 +31,7 @@ from saqsam.specs import (
 __all__ = ["Calibration", "Clipping", "Override", "ProbabilitySpec", "QuantSpec", "Recipe", "Reconstruction"]
 
 RECIPE_VERSION = 1
-EncoderProducts = Literal["quantized", "float"]
+Products = Literal["quantized", "float"]
 ATTENTION_PARTS = tuple(part for part in PAPER_PARTS if "attention" in part or "_to_" in part)
 _Spec = TypeVar("_Spec")
 
@@ -43,7 +43,7 @@ class Recipe:
     Attributes:
         method: Name of the method, as in `presets.METHODS`.
         weights: Weights of the papers' tensor set; per output channel.
-        activations: Layer inputs and the operands of attention products; per tensor, static.
+        activations: Layer inputs and the operands of attention products; per tensor and static, unless `dynamic`.
         probabilities: Attention's probabilities, where they differ from other activations.
         equalized: Whether channels that share a grid are given ranges alike first (`equalize.py`; not of the paper).
         input_scales: Whether inputs of the decoder that no earlier layer can be scaled for get an offset and a gain for
@@ -59,6 +59,8 @@ class Recipe:
             one.
         encoder_products: `float` leaves the operands of the encoder's attention products float, for runtimes whose
             integer kernels are no faster there; the papers quantize them.
+        decoder_products: The same of the decoder's attentions, for runtimes that have no integer kernels for products of
+            two activations.
         integer_biases: Whether biases of quantized layers are multiples of the products' step, as integer kernels add
             them (32 bits wide).
         calibration: The calibration.
@@ -77,7 +79,8 @@ class Recipe:
     overrides: Mapping[str, Override] = field(default_factory=dict)
     extra: Mapping[str, int] = field(default_factory=dict)
     quantized_rel_pos_query: bool = False
-    encoder_products: EncoderProducts = "quantized"
+    encoder_products: Products = "quantized"
+    decoder_products: Products = "quantized"
     integer_biases: bool = False
     calibration: Calibration = field(default_factory=Calibration)
     version: int = RECIPE_VERSION
@@ -91,7 +94,8 @@ class Recipe:
             raise ValueError(
                 f"recipe version {self.version} is not the {RECIPE_VERSION} that this saqsam reads"
             )
-        check_choice("encoder_products", self.encoder_products, get_args(EncoderProducts))
+        for name in ("encoder_products", "decoder_products"):
+            check_choice(name, getattr(self, name), get_args(Products))
         for name in ("quantized_rel_pos_query", "bimodal", "equalized", "input_scales", "integer_biases"):
             check_type(name, getattr(self, name), bool)
         for name, spec in _SPECS.items():
@@ -107,6 +111,21 @@ class Recipe:
             if name not in FLOAT_PARTS:
                 raise ValueError(f"no extra part {name!r}{nearest(name, FLOAT_PARTS)}")
             check_bits(bits, f"extra.{name}")
+        self._check_dynamic()
+
+    def _check_dynamic(self) -> None:
+        """Raise ValueError where a field needs what `activations.dynamic` or float products leave out."""
+        if self.weights.dynamic:
+            raise ValueError("weights.dynamic: only activations have ranges that are found anew")
+        if self.activations.dynamic and self.integer_biases:
+            raise ValueError(
+                "integer_biases must be false with activations.dynamic: there is no step to be multiples of"
+            )
+        if self.clipping is not None and (self.activations.dynamic or self.decoder_products == "float"):
+            raise ValueError(
+                "clipping chooses static ranges of the decoder's attentions, which activations.dynamic and "
+                "decoder_products=float leave out: set clipping=none"
+            )
 
     @property
     def name(self) -> str:
@@ -132,9 +151,15 @@ class Recipe:
             return weights, None
         return weights, activations
 
+    def operand_bits(self, part: str) -> int | None:
+        """Bits of the queries, keys and values of a part's attentions; None is float."""
+        if part.startswith("decoder.") and self.decoder_products == "float":
+            return None
+        return self.bits_of(part)[1]
+
     def probability_bits(self, part: str) -> int | None:
         """Bits of a part's attention probabilities; None is float."""
-        bits = self.bits_of(part)[1]
+        bits = self.operand_bits(part)
         return bits if bits is None else self.probabilities.bits or bits
 
     def to_dict(self) -> dict[str, Any]:

@@ -19,15 +19,21 @@ class QuantSpec:
         bits: 2 to 8.
         symmetric: Whether the zero point is fixed at the middle code.
         range: How the range is chosen: `min-max`, `percentile` or `mse`.
+        dynamic: For activations: inputs of layers have no range that is set beforehand, each row of a linear layer's
+            input (each image of a convolution's) spans its own, asymmetrically. Operands of attention stay static.
     """
 
     bits: int
     symmetric: bool = False
     range: RangeMethod = "mse"
+    dynamic: bool = False
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
         check_type("symmetric", self.symmetric, bool)
+        check_type("dynamic", self.dynamic, bool)
+        if self.dynamic and self.symmetric:
+            raise ValueError("dynamic ranges are asymmetric: symmetric must be false with them")
         check_choice("range", self.range, RANGE_METHODS)
 
 

@@ -32,9 +32,9 @@ from saqsam.export.layers import (
     quantize,
     read,
     rounded,
-    slot,
     weighted_mean,
 )
+from saqsam.export.packed import slot
 
 _PADDING, _FIRST_LABEL = -1, 0
 _FEW_POINTS = 2.5

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import SamModel
 
-from saqsam.export.encoder_attention import EncoderOptions, window_of, write_attention
+from saqsam.export.encoder_attention import EncoderOptions, write_attention
 from saqsam.export.graph import Graph, Value
 from saqsam.export.layers import (
     Codes,
@@ -20,8 +20,9 @@ from saqsam.export.layers import (
     move,
     product,
     rounded,
-    slot,
 )
+from saqsam.export.packed import slot
+from saqsam.export.windows import window_of
 from saqsam.quant.layers import PackedConv2d, PackedTensor
 
 

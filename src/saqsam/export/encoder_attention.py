@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from saqsam.export.graph import Graph, Value
 from saqsam.export.layers import (
     Codes,
-    ExportError,
     affine,
     layer_input,
     linear,
@@ -20,14 +19,12 @@ from saqsam.export.layers import (
     quantize,
     read,
     rounded,
-    slot,
     weighted_mean,
 )
+from saqsam.export.packed import ExportError, slot
+from saqsam.export.windows import LOGITS_AT_ONCE, Window, queries_at_once
 
 RelativePositions = Literal["sum", "channels"]
-
-LOGITS_AT_ONCE = 2**22
-"""16 MiB of float32: what stays in a processor's caches while it is added to, normalised and multiplied."""
 
 
 @dataclass(frozen=True)
@@ -42,34 +39,6 @@ class EncoderOptions:
 
     relative_positions: RelativePositions = "sum"
     logits_at_once: int | None = LOGITS_AT_ONCE
-
-
-@dataclass(frozen=True)
-class Window:
-    """How tokens lie in windows: `size` on a side, padded grid of `rows` x `columns` windows; one, if global."""
-
-    size: tuple[int, int]
-    rows: int
-    columns: int
-    pad: tuple[int, int]
-
-    @property
-    def count(self) -> int:
-        """Number of windows."""
-        return self.rows * self.columns
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of one window."""
-        return self.size[0] * self.size[1]
-
-
-def window_of(size: int, side: int) -> Window:
-    """The windows of a block; a size of 0 is global attention."""
-    if size == 0:
-        return Window((side, side), 1, 1, (0, 0))
-    count = -(-side // size)
-    return Window((size, size), count, count, (count * size - side,) * 2)
 
 
 def write_attention(
@@ -90,7 +59,7 @@ def write_attention(
     query = graph.op("Transpose", query, perm=[0, 2, 1, 3])  # [W, N, L, D]
     value = graph.op("Transpose", value, perm=[0, 2, 1, 3])
     operands = _operands(graph, attention, query, key, value, window, options, where)
-    queries = _queries_at_once(heads, window, options)
+    queries = queries_at_once(heads, window, options.logits_at_once)
     if queries is None:
         mean = _mean(graph, attention, operands, (heads, window.tokens), window, where)
     else:
@@ -121,17 +90,6 @@ class _Operands:
     value: Value | Codes
     by_row: Value = ""
     by_column: Value = ""
-
-
-def _queries_at_once(heads: int, window: Window, options: EncoderOptions) -> int | None:
-    """None for all at once; else so many queries of one head that their logits are no more than wanted."""
-    logits = window.count * heads * window.tokens**2
-    if window.count > 1 or options.logits_at_once is None or logits <= options.logits_at_once:
-        return None
-    queries = window.tokens
-    while queries % 2 == 0 and queries * window.tokens > options.logits_at_once:
-        queries //= 2
-    return queries
 
 
 def _operands(

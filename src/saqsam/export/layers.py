@@ -16,17 +16,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from saqsam.export.graph import Graph, Value
+from saqsam.export.packed import ExportError, signed_codes, slot
 from saqsam.models.attention import LEAST_SUM, SoftmaxProduct
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import ChannelScale, PackedLinear, PackedTensor
 from saqsam.quant.log import LogQuantizer
 
 _Moved = TypeVar("_Moved", Value, "Codes", "Value | Codes")
-_EMPTY = nn.Identity()
-
-
-class ExportError(ValueError):
-    """What an export cannot express; the message names the field of the recipe to change."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +78,6 @@ def read(graph: Graph, given: Value | Codes) -> Value:
     return given.read(graph) if isinstance(given, Codes) else given
 
 
-def slot(module: Any, name: str) -> nn.Module:
-    """What is in a slot; nothing in a module that has none."""
-    found: nn.Module = getattr(module, name, _EMPTY)
-    return found
-
-
 def affine(quantizer: nn.Module, where: str) -> AffineQuantizer:
     """The quantizer, if standard operators have it.
 
@@ -102,23 +92,6 @@ def affine(quantizer: nn.Module, where: str) -> AffineQuantizer:
     if not isinstance(quantizer, AffineQuantizer):
         raise ExportError(f"{where}: a {type(quantizer).__name__} cannot be exported")
     return quantizer
-
-
-def signed_codes(packed: PackedTensor, where: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Signed codes (int8, in the weight's shape) and scales (float32, broadcasting to it) of a weight.
-
-    Raises:
-        ExportError: If its zero points are not the middle code.
-    """
-    middle = 2 ** (packed.bits - 1)
-    if not bool((packed.zero_point == middle).all()):
-        raise ExportError(
-            f"{where}: integer kernels take signed weights without zero points; quantize with --deploy, or with "
-            "--set weights.symmetric=true"
-        )
-    codes = packed.unpack().cpu().numpy().astype(np.int16) - middle
-    shape = [-1 if axis == packed.axis else 1 for axis in range(codes.ndim)]
-    return codes.astype(np.int8), packed.scale.detach().cpu().numpy().reshape(shape)
 
 
 def linear(graph: Graph, layer: Any, given: Value | Codes, where: str) -> Value:

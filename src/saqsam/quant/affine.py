@@ -113,3 +113,42 @@ class AffineQuantizer(nn.Module):
     def extra_repr(self) -> str:
         """For printing."""
         return f"bits={self.bits}"
+
+
+def round_dynamic(values: Tensor, bits: int, dims: int) -> Tensor:
+    """Quantize and dequantize, each slice of the last `dims` axes on a grid that spans its own values and 0.
+
+    Steps are those of XNNPACK's `qd8` inputs, its reciprocals included, so that codes fall where that runtime's do.
+    """
+    axes, levels = tuple(range(-dims, 0)), 2**bits - 1
+    given = values.float()
+    low = given.amin(axes, keepdim=True).clamp(max=0.0)
+    high = given.amax(axes, keepdim=True).clamp(min=0.0)
+    steps = torch.where(high > low, levels / (high - low), torch.ones_like(low))
+    # Both ends give the same zero point but for its last bits.
+    from_low, from_high = -low * steps, levels - high * steps
+    zero_point = torch.where((low + high) * steps > 1, from_low, from_high).clamp(0, levels).round()
+    rounded = torch.mul(given, steps).round_().add_(zero_point).clamp_(0, levels)
+    return rounded.sub_(zero_point).mul_(1 / steps).to(values.dtype)
+
+
+class DynamicQuantizer(nn.Module):
+    """Asymmetric quantization whose grid is found anew for each slice of an activation; it has no parameters.
+
+    Attributes:
+        bits: 2 to 8.
+        dims: How many of the last axes share a grid: 1 for the rows of a linear layer's input, 3 for the images of a
+            convolution's.
+    """
+
+    def __init__(self, bits: int, dims: int) -> None:
+        super().__init__()
+        self.bits, self.dims = check_bits(bits), dims
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Round `values` (float, at least `dims` axes) to the grids; not differentiable, see `learned`."""
+        return round_dynamic(values, self.bits, self.dims)
+
+    def extra_repr(self) -> str:
+        """For printing."""
+        return f"bits={self.bits}, dims={self.dims}"
