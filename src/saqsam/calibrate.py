@@ -24,7 +24,7 @@ def observing(model: SamModel, structure: SamStructure, recipe: Recipe) -> Itera
     observers: dict[str, Observer] = {}
     taps: dict[str, ValueTap] = {}
     for slot in activation_slots(structure, recipe):
-        if slot.dynamic_dims:
+        if slot.dynamic_axis is not None:
             continue  # there is nothing to set beforehand
         site, _, kind = slot.name.rpartition(".")
         if slot.is_log:

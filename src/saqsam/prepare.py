@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import SamModel
 
 from saqsam.models.attention import PROBABILITIES, SLOTS, to_quant_attention
-from saqsam.models.structure import PATCH_EMBEDDING, SamStructure, Site, replace_module
+from saqsam.models.structure import CONVOLUTIONS, PATCH_EMBEDDING, SamStructure, Site, replace_module
 from saqsam.quant.affine import AffineQuantizer, DynamicQuantizer
 from saqsam.quant.layers import (
     ChannelScale,
@@ -38,8 +38,8 @@ Observer = HistogramObserver | ChannelHistogramObserver | GranularityObserver
 Quantizer = AffineQuantizer | DynamicQuantizer | LogQuantizer
 
 
-ROW_DIMS, IMAGE_DIMS = 1, 3
-"""Axes of a linear layer's input [..., K], and of a convolution's [B, K, H, W], that share a dynamic grid."""
+LINEAR_CHANNELS, IMAGE_CHANNELS = -1, -3
+"""Axis of the channels in a linear layer's input [..., K], and in a convolution's [B, K, H, W]."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ class Slot:
         part: Part that it belongs to.
         bits: Bits.
         is_log: Whether it is logarithmic.
-        dynamic_dims: Not 0 where it is dynamic: how many of the last axes share a grid.
+        dynamic_axis: Axis of the channels where it is dynamic, else None.
     """
 
     name: str
     part: str
     bits: int
     is_log: bool = False
-    dynamic_dims: int = 0
+    dynamic_axis: int | None = None
 
 
 def activation_slots(structure: SamStructure, recipe: Recipe) -> Iterator[Slot]:
@@ -66,10 +66,10 @@ def activation_slots(structure: SamStructure, recipe: Recipe) -> Iterator[Slot]:
     for site in [*structure.layers, *structure.float_layers]:
         bits = recipe.bits_of(site.part)[1]
         if bits is not None:
-            dims = 0
+            axis = None
             if recipe.activations.dynamic:
-                dims = IMAGE_DIMS if site.part in ("neck", "upscaling") else ROW_DIMS
-            yield Slot(f"{site.name}.input_quantizer", site.part, bits, dynamic_dims=dims)
+                axis = IMAGE_CHANNELS if site.part in CONVOLUTIONS else LINEAR_CHANNELS
+            yield Slot(f"{site.name}.input_quantizer", site.part, bits, dynamic_axis=axis)
     for site in structure.attentions:
         bits = recipe.operand_bits(site.part)
         probability_bits = recipe.probability_bits(site.part)
@@ -169,7 +169,7 @@ def fill_slots(
 
 def _dynamic(slot: Slot) -> DynamicQuantizer | None:
     """The quantizer of a slot that needs nothing to be known; None for other slots."""
-    return DynamicQuantizer(slot.bits, slot.dynamic_dims) if slot.dynamic_dims else None
+    return None if slot.dynamic_axis is None else DynamicQuantizer(slot.bits, slot.dynamic_axis)
 
 
 def _quantizer(observer: Observer, slot: Slot, recipe: Recipe) -> Quantizer:

@@ -59,8 +59,8 @@ class Recipe:
             one.
         encoder_products: `float` leaves the operands of the encoder's attention products float, for runtimes whose
             integer kernels are no faster there; the papers quantize them.
-        decoder_products: The same of the decoder's attentions, for runtimes that have no integer kernels for products of
-            two activations.
+        decoder_products: The same of the decoder's attentions, for runtimes that have no integer kernels for
+            products of two activations.
         integer_biases: Whether biases of quantized layers are multiples of the products' step, as integer kernels add
             them (32 bits wide).
         calibration: The calibration.

@@ -19,8 +19,8 @@ class QuantSpec:
         bits: 2 to 8.
         symmetric: Whether the zero point is fixed at the middle code.
         range: How the range is chosen: `min-max`, `percentile` or `mse`.
-        dynamic: For activations: inputs of layers have no range that is set beforehand, each row of a linear layer's
-            input (each image of a convolution's) spans its own, asymmetrically. Operands of attention stay static.
+        dynamic: For activations: inputs of layers have no range that is set beforehand; each row (a token's or a
+            pixel's channels) spans its own, asymmetrically. Operands of attention stay static.
     """
 
     bits: int

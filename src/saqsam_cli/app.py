@@ -40,7 +40,7 @@ RuntimeOption = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="For an exported folder: onnxruntime or openvino.",
+        help="For an exported folder: onnxruntime, openvino or executorch.",
         show_default="what its format is for",
     ),
 ]
@@ -134,6 +134,13 @@ def quantize(
             "--deploy", help="What integer kernels take: symmetric weights, 8-bit uniform probabilities."
         ),
     ] = False,
+    deploy_for: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The same for a format of saqsam export: executorch has other kernels than onnx and openvino.",
+        ),
+    ] = None,
     memory: Annotated[
         str, typer.Option(metavar="SIZE", help="Captured activations held in memory; the rest goes to disk.")
     ] = "4GiB",
@@ -170,7 +177,7 @@ def quantize(
             effort=effort,
             steps=steps,
             settings=settings or [],
-            deploy=deploy,
+            deploy=deploy_for or ("onnx" if deploy else None),
             memory=memory,
             check=check,
             check_images=check_images,
@@ -297,7 +304,7 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint of saqsam.")],
     *,
     out_dir: Annotated[Path, typer.Option("--out", metavar="OUT", help="The folder to write.")],
-    format: Annotated[str, typer.Option(metavar="NAME", help="onnx or openvino.")] = "onnx",
+    format: Annotated[str, typer.Option(metavar="NAME", help="onnx, openvino or executorch.")] = "onnx",
     single_mask: Annotated[
         bool,
         typer.Option(

@@ -83,7 +83,7 @@ def quantize(
     effort: str,
     steps: int | None,
     settings: Sequence[str],
-    deploy: bool,
+    deploy: str | None,
     memory: str,
     check: str,
     check_images: int | None,
@@ -166,12 +166,12 @@ def _quantize_into(
 
 
 def _recipe(
-    method: str, bits: str, effort: str, steps: int | None, settings: Sequence[str], *, deploy: bool
+    method: str, bits: str, effort: str, steps: int | None, settings: Sequence[str], *, deploy: str | None
 ) -> Recipe:
     """The recipe that the options describe."""
     recipe = recipe_for(method, bits, effort)
-    if deploy:
-        recipe = deployable(recipe)
+    if deploy is not None:
+        recipe = deployable(recipe, deploy)
     recipe = with_settings(recipe, settings)
     if steps is not None:
         if recipe.reconstruction is None:

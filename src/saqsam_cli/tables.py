@@ -104,6 +104,7 @@ def print_export(manifest: Manifest, sizes: Mapping[str, int], inventory: Invent
         )
     out.print(table)
     _print_shares(inventory)
+    _print_details(manifest)
     table = result_table("tensor", "largest difference", "relative", right=2)
     for tensor in parity.tensors:
         table.add_row(tensor.name, f"{tensor.largest:.3g}", f"{tensor.relative:.2g}")
@@ -112,3 +113,20 @@ def print_export(manifest: Manifest, sizes: Mapping[str, int], inventory: Invent
         f"masks of {manifest.name} against torch: IoU {parity.mask_iou:.4f}, at least {parity.least_mask_iou:.4f}, "
         f"over {parity.masks} objects"
     )
+
+
+def _print_details(manifest: Manifest) -> None:
+    """What a format says of its files: who runs them, in which arithmetic, and what has another form in them."""
+    for part, found in manifest.details.get("delegation", {}).items():
+        outside = sum(found["outside"].values())
+        say(
+            f"{part}: {100 * found['share']:.1f} % of {found['delegated'] + outside} nodes run in XNNPACK; "
+            f"integer products: {_counts(found['integer_products'])}; float products: {_counts(found['float_products'])}; "
+            f"other kernels: {_counts(found['outside'])}"
+        )
+    for line in manifest.details.get("substitutions", ()):
+        say(f"stored otherwise: {line}")
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"

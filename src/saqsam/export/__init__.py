@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from transformers import SamModel, SamProcessor
 
@@ -11,7 +12,7 @@ from saqsam.checkpoint import checkpoint_tensors, content_hash, quantization_con
 from saqsam.export.manifest import FORMATS, MANIFEST, Manifest, file_hash, is_export, read_manifest
 from saqsam.output import whole_folder
 
-_NEEDS = {"onnx": ("onnx",), "openvino": ("onnx", "openvino")}
+_NEEDS = {"onnx": ("onnx",), "openvino": ("onnx", "openvino"), "executorch": ("executorch",)}
 
 
 def export_model(
@@ -29,7 +30,7 @@ def export_model(
         model: Quantized model, as `saqsam.load` gives it of a checkpoint.
         processor: Its processor; saved beside the files.
         folder: Where to; appears under its name only when whole.
-        format: `onnx` or `openvino`.
+        format: `onnx`, `openvino` or `executorch`.
         single_mask: Let the decoder return one mask a prompt, chosen as the official export chooses it.
         overwrite: Replace an export that is there.
 
@@ -53,22 +54,32 @@ def export_model(
     plain.pop("quantization_config", None)
     metadata = {"saqsam_recipe": recipe.to_json(), "saqsam_checkpoint": checkpoint}
     with whole_folder(folder) as partial:
-        _write(format, model, partial, metadata, single_mask)
+        details = _write(format, model, partial, metadata, single_mask)
         files = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
         processor.save_pretrained(partial)
-        manifest = Manifest(format, single_mask, recipe.to_dict(), recipe.name, checkpoint, plain, files)
+        manifest = Manifest(
+            format, single_mask, recipe.to_dict(), recipe.name, checkpoint, plain, files, details
+        )
         (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
 
-def _write(format: str, model: SamModel, folder: Path, metadata: dict[str, str], single_mask: bool) -> None:
-    from saqsam.export.encoder_attention import EncoderOptions  # the packages of the formats are extras
+def _write(
+    format: str, model: SamModel, folder: Path, metadata: dict[str, str], single_mask: bool
+) -> dict[str, Any]:
+    """Write the files of a format, whose packages are extras; what `export.json` says of them."""
+    if format == "executorch":
+        from saqsam.export.to_executorch import write_executorch
+
+        return write_executorch(model, folder, single_mask=single_mask)
+    from saqsam.export.encoder_attention import EncoderOptions
 
     if format == "openvino":
         from saqsam.export.to_openvino import write_openvino as write
     else:
         from saqsam.export.to_onnx import write_onnx as write
     write(model, folder, metadata, single_mask=single_mask, options=EncoderOptions())
+    return {}
 
 
 def check_export(format: str, folder: Path, *, overwrite: bool) -> None:

@@ -15,7 +15,7 @@ from saqsam.models.loading import load_processor
 
 MANIFEST = "export.json"
 MANIFEST_VERSION = 1
-FORMATS = {"onnx": "onnx", "openvino": "xml"}
+FORMATS = {"onnx": "onnx", "openvino": "xml", "executorch": "pte"}
 """And how the names of their models end."""
 LOW_RES_OUTPUTS = ("iou_predictions", "low_res_masks")
 """Outputs of a decoder that do not depend on the size of the original image."""
@@ -26,13 +26,14 @@ class Manifest:
     """What an exported folder holds.
 
     Attributes:
-        format: `onnx` or `openvino`.
+        format: `onnx`, `openvino` or `executorch`.
         single_mask: Whether the decoder returns one mask a prompt instead of four.
         recipe: The checkpoint's recipe, as JSON types; `name` is its name.
         name: Name of the recipe.
         checkpoint: Content hash of the checkpoint.
         config: The model's `SamConfig`, as JSON types.
         files: SHA-256 of each file by name.
+        details: What else a format says of its files, as JSON types.
         version: Of this file's format.
     """
 
@@ -43,6 +44,7 @@ class Manifest:
     checkpoint: str
     config: Mapping[str, Any]
     files: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
     version: int = MANIFEST_VERSION
 
     def to_json(self) -> str:

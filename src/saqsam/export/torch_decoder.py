@@ -1,7 +1,7 @@
 """The prompt encoder and mask decoder of a SAM as a torch module to be traced, up to the masks of low resolution.
 
-The number of prompts P is free in the trace. The number of points N is not: lists of points are filled up with places of
-the label `EMPTY`, which attention does not see, so that what a prompt gives does not depend on how many there are.
+The number of prompts P is free in the trace. The number of points N is not: lists of points are filled up with places
+of the label `EMPTY`, which attention does not see, so that what a prompt gives does not depend on how many there are.
 (The label -1 is another thing: a point that SAM was trained to see where a list of points ends without a box.)
 
 What all prompts share is computed once: while keys come from the image alone, their projections are those of one image,
@@ -18,9 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import SamModel
 
-from saqsam.export.packed import ExportError
-from saqsam.export.torch_layers import check_products, linear_of, normalise
-from saqsam.quant.layers import PackedConvTranspose2d
+from saqsam.export.torch_layers import RowProduct, check_products, linear_of, normalise
 
 EMPTY = -2
 """Label of a place without a point."""
@@ -105,7 +103,7 @@ class _Points(nn.Module):
         self.register_buffer("frequencies", encoder.shared_embedding.positional_embedding.detach().clone())
 
     def forward(self, coords: Tensor, labels: Tensor) -> Tensor:
-        count, points, channels = len(coords), coords.shape[1], self.labels.shape[1]
+        count, points, channels = coords.shape[0], coords.shape[1], self.labels.shape[1]
         # 2 * (x + 0.5) / S - 1
         places = coords * (2 / self.size) + (1 / self.size - 1)
         wave = _waves(places.reshape(1, -1, 2), self.frequencies).reshape(count, points, channels)
@@ -194,8 +192,8 @@ class _Layer(nn.Module):
         super().__init__()
         self.is_first = layer.skip_first_layer_pe
         self.self_attn = _Attention(layer.self_attn, f"{where}.self_attn")
-        for name in ("cross_attn_token_to_image", "cross_attn_image_to_token"):
-            setattr(self, name, _Attention(getattr(layer, name), f"{where}.{name}"))
+        self.to_image = _Attention(layer.cross_attn_token_to_image, f"{where}.cross_attn_token_to_image")
+        self.to_tokens = _Attention(layer.cross_attn_image_to_token, f"{where}.cross_attn_image_to_token")
         self.lin1 = linear_of(layer.mlp.lin1, f"{where}.mlp.lin1")
         self.lin2 = linear_of(layer.mlp.lin2, f"{where}.mlp.lin2")
         self.activation = layer.mlp.act
@@ -211,10 +209,10 @@ class _Layer(nn.Module):
             tokens = tokens + self.self_attn(query, query, tokens, hidden)
         tokens = normalise(self.norms[0], tokens)
         placed = image + positions
-        found = self.cross_attn_token_to_image(tokens + points, placed, image)
+        found = self.to_image(tokens + points, placed, image)
         tokens = normalise(self.norms[1], tokens + found)
         tokens = normalise(self.norms[2], tokens + self.lin2(self.activation(self.lin1(tokens))))
-        found = self.cross_attn_image_to_token(placed, tokens + points, tokens, hidden)
+        found = self.to_tokens(placed, tokens + points, tokens, hidden)
         return tokens, normalise(self.norms[3], image + found)
 
 
@@ -225,8 +223,10 @@ class _Attention(nn.Module):
         super().__init__()
         check_products(attention, where)
         self.heads, self.scaling = attention.num_attention_heads, float(attention.scaling)
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            setattr(self, name, linear_of(getattr(attention, name), f"{where}.{name}"))
+        self.q_proj = linear_of(attention.q_proj, f"{where}.q_proj")
+        self.k_proj = linear_of(attention.k_proj, f"{where}.k_proj")
+        self.v_proj = linear_of(attention.v_proj, f"{where}.v_proj")
+        self.out_proj = linear_of(attention.out_proj, f"{where}.out_proj")
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None = None) -> Tensor:
         q, k, v = self.q_proj(query) * self.scaling, self.k_proj(key), self.v_proj(value)
@@ -301,30 +301,16 @@ class _Heads(nn.Module):
 
 
 class _Upscale(nn.Module):
-    """A transposed convolution, 2 x 2 with stride 2, of rows [P, R, K]: rows [P, 4 R, C], those of one input together.
-
-    Attributes:
-        weight: Buffer, float32 [4 C, K].
-        bias: Buffer, float32 [4 C].
-    """
-
-    weight: Tensor
-    bias: Tensor
+    """A transposed convolution, 2 x 2 with stride 2, of rows [P, R, K]: rows [P, 4 R, C], one input's together."""
 
     def __init__(self, layer: Any, where: str) -> None:
         super().__init__()
-        if isinstance(layer, PackedConvTranspose2d):
-            raise ExportError(
-                f"{where}: XNNPACK's export has it in float alone; quantize without extra.upscaling"
-            )
         inputs, self.channels = layer.weight.shape[:2]
-        self.register_buffer(
-            "weight", layer.weight.detach().permute(2, 3, 1, 0).reshape(-1, inputs).contiguous()
-        )
-        self.register_buffer("bias", layer.bias.detach().repeat(4))
+        bias = layer.bias.detach().repeat(4)
+        self.product = RowProduct(layer, where, lambda w: w.permute(2, 3, 1, 0).reshape(-1, inputs), bias)
 
     def forward(self, rows: Tensor) -> Tensor:
-        found = F.linear(rows, self.weight, self.bias)
+        found: Tensor = self.product(rows)
         return found.reshape(found.shape[0], 4 * found.shape[1], self.channels)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import SamModel
 
 from saqsam.export.packed import ExportError
-from saqsam.export.torch_layers import StoredTensor, check_products, convolution_of, linear_of, normalise
+from saqsam.export.torch_layers import RowConvolution, StoredTensor, check_products, linear_of, normalise
 from saqsam.export.windows import LOGITS_AT_ONCE, Window, queries_at_once, window_of
 from saqsam.quant.layers import PackedConv2d, PackedTensor
 
@@ -184,7 +184,9 @@ class _Attention(nn.Module):
 
 
 class _Distances(nn.Module):
-    """From a learned vector for each distance [2 S - 1, D] to one for each query and key, [S, D, S]; stored is the table.
+    """From a learned vector for each distance [2 S - 1, D] to one for each query and key, [S, D, S].
+
+    Stored is the table; the rest is computed in each run.
 
     Attributes:
         index: Buffer, int64 [S, S].
@@ -212,12 +214,11 @@ class _Neck(nn.Module):
     def __init__(self, neck: Any, side: int) -> None:
         super().__init__()
         self.side = side
-        self.conv1 = convolution_of(neck.conv1, "vision_encoder.neck.conv1")
-        self.conv2 = convolution_of(neck.conv2, "vision_encoder.neck.conv2")
+        self.conv1 = RowConvolution(neck.conv1, side, "vision_encoder.neck.conv1")
+        self.conv2 = RowConvolution(neck.conv2, side, "vision_encoder.neck.conv2")
         self.norm1, self.norm2 = neck.layer_norm1, neck.layer_norm2
 
     def forward(self, rows: Tensor) -> Tensor:
-        image = rows.reshape(1, self.side, self.side, -1).permute(0, 3, 1, 2)
-        for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2)):
-            image = normalise(norm, conv(image).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return image.contiguous()
+        rows = normalise(self.norm1, self.conv1(rows))
+        rows = normalise(self.norm2, self.conv2(rows))
+        return rows.transpose(1, 2).reshape(1, -1, self.side, self.side)

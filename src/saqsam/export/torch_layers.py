@@ -1,31 +1,37 @@
 """Layers of a quantized SAM as torch modules whose traces XNNPACK turns into integer kernels.
 
-The patterns are those of `qd8` kernels: what a layer reads is rounded to 8 bits right before it, on a grid found from the
-values themselves, and the weight is dequantized right before it, by output channel. Outputs and biases are float.
+The pattern is that of `qd8` kernels: the rows that a product reads are rounded to 8 bits right before it, each on a
+grid of its own, and its weight is dequantized right before it, by output channel. Outputs and biases are float.
+Convolutions are products on rows too, as XNNPACK has 4-bit kernels for these alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+import torch.ao.quantization.fx._decomposed
 import torch.nn.functional as F
-import torch.ao.quantization.fx._decomposed  # noqa: F401, I001  (registers the operators)
 from torch import Tensor, nn
 
 from saqsam.export.packed import ExportError, signed_codes, slot
 from saqsam.quant.affine import DynamicQuantizer
-from saqsam.quant.layers import ChannelScale, PackedConv2d, PackedLinear, PackedTensor
+from saqsam.quant.layers import ChannelScale, PackedTensor
 
-_OPS = torch.ops.quantized_decomposed
+_OPS = torch.ops.quantized_decomposed  # registered by the import above
 _LOW, _HIGH = -128, 127
+
+Arrange = Callable[[Tensor], Tensor]
+"""From a weight's own shape to [C, K]."""
 
 
 class QuantizedWeight(nn.Module):
-    """Signed codes of a weight, 4 bits wide in the file where they fit and the kernel takes them.
+    """Signed codes of a weight, 4 bits wide in the file where they fit.
 
     Attributes:
-        codes: Buffer, int8 [C, ...].
+        codes: Buffer, int8 [C, K].
         scale: Buffer, float32 [C].
         zero_point: Buffer, int64 [C], all 0.
         bits: Of the file: 4 or 8.
@@ -35,16 +41,17 @@ class QuantizedWeight(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, packed: PackedTensor, where: str, *, has_4bit_kernel: bool = True) -> None:
+    def __init__(self, packed: PackedTensor, where: str, arrange: Arrange) -> None:
         super().__init__()
         codes, scale = signed_codes(packed, where)
-        self.bits = 4 if packed.bits <= 4 and has_4bit_kernel else 8
-        self.register_buffer("codes", torch.from_numpy(codes).contiguous())
-        self.register_buffer("scale", torch.from_numpy(scale.reshape(-1).copy()))
-        self.register_buffer("zero_point", torch.zeros(len(codes), dtype=torch.int64))
+        scales = torch.from_numpy(np.ascontiguousarray(np.broadcast_to(scale, codes.shape)))
+        self.bits = 4 if packed.bits <= 4 else 8
+        self.register_buffer("codes", arrange(torch.from_numpy(codes)).contiguous())
+        self.register_buffer("scale", arrange(scales)[:, 0].contiguous())
+        self.register_buffer("zero_point", torch.zeros(len(self.codes), dtype=torch.int64))
 
     def forward(self) -> Tensor:
-        """The weight in float32, [C, ...]; no kernel ever computes it."""
+        """The weight in float32, [C, K]; no kernel ever computes it."""
         last = 2 ** (self.bits - 1) - 1
         found: Tensor = _OPS.dequantize_per_channel(
             self.codes, self.scale, self.zero_point, 0, -last - 1, last, torch.int8
@@ -52,41 +59,63 @@ class QuantizedWeight(nn.Module):
         return found
 
 
-class QuantizedLinear(nn.Module):
-    """A packed linear layer with a dynamic grid for each row."""
+class RowProduct(nn.Module):
+    """Rows [..., K] times a weight [C, K], plus a bias [C]; quantized where the checkpoint's layer is.
 
-    def __init__(self, layer: PackedLinear, where: str) -> None:
+    Args:
+        layer: A linear layer or convolution, float or packed.
+        where: Its name, for errors.
+        arrange: From its weight to [C, K].
+        bias: Of the product; None for none.
+    """
+
+    def __init__(self, layer: Any, where: str, arrange: Arrange, bias: Tensor | None) -> None:
         super().__init__()
-        check_quantizer(layer.input_quantizer, where)
-        self.weight, self.bias = QuantizedWeight(layer.weight, where), layer.bias
-        self.input_scale = layer.input_scale
+        self.bias, self.is_quantized = bias, isinstance(layer.weight, PackedTensor)
+        self.input_scale = slot(layer, "input_scale")
+        if self.is_quantized:
+            check_quantizer(layer.input_quantizer, where)
+            self.packed = QuantizedWeight(layer.weight, where, arrange)
+        else:
+            self.weight = nn.Parameter(arrange(layer.weight.detach()).contiguous(), requires_grad=False)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Map rows [..., K] to [..., C]."""
         if isinstance(self.input_scale, ChannelScale):
             rows = self.input_scale(rows)
+        if not self.is_quantized:
+            return F.linear(rows, self.weight, self.bias)
         scale, zero_point = _OPS.choose_qparams_per_token_asymmetric(rows, torch.int8)
         codes = _OPS.quantize_per_token(rows, scale, zero_point, _LOW, _HIGH, torch.int8)
         rows = _OPS.dequantize_per_token(codes, scale, zero_point, _LOW, _HIGH, torch.int8, torch.float32)
-        return F.linear(rows, self.weight(), self.bias)
+        return F.linear(rows, self.packed(), self.bias)
 
 
-class QuantizedConv2d(nn.Module):
-    """A packed convolution with a dynamic grid for the image."""
+class RowConvolution(nn.Module):
+    """A convolution that keeps the size, of rows [1, h * w, K]: [1, h * w, C].
 
-    def __init__(self, layer: PackedConv2d, where: str) -> None:
+    One product gives what every pixel adds to each of its neighbours; what they give one another is then summed.
+    """
+
+    def __init__(self, layer: Any, side: int, where: str) -> None:
         super().__init__()
-        check_quantizer(layer.input_quantizer, where)
-        self.weight = QuantizedWeight(layer.weight, where, has_4bit_kernel=False)
-        self.bias, self.stride, self.padding = layer.bias, layer.stride, layer.padding
+        self.channels, inputs, self.high, self.wide = layer.weight.shape
+        self.side, self.bias = side, layer.bias
+        self.product = RowProduct(layer, where, lambda w: w.permute(2, 3, 0, 1).reshape(-1, inputs), None)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Map an image [1, K, H, W] to [1, C, H', W']."""
-        least = torch.finfo(torch.float32).eps
-        scale, zero_point = _OPS.choose_qparams.tensor(image, _LOW, _HIGH, least, torch.int8)
-        codes = _OPS.quantize_per_tensor.tensor(image, scale, zero_point, _LOW, _HIGH, torch.int8)
-        image = _OPS.dequantize_per_tensor.tensor(codes, scale, zero_point, _LOW, _HIGH, torch.int8)
-        return F.conv2d(image, self.weight(), self.bias, self.stride, self.padding)
+    def forward(self, rows: Tensor) -> Tensor:
+        """Convolve."""
+        found: Tensor = self.product(rows)
+        side = self.side
+        if (self.high, self.wide) != (1, 1):
+            up, left = self.high // 2, self.wide // 2
+            grid = F.pad(found.reshape(1, side, side, -1), (0, 0, left, left, up, up))
+            parts = [
+                grid[:, y : y + side, x : x + side, number * self.channels : (number + 1) * self.channels]
+                for number, (y, x) in enumerate(np.ndindex(self.high, self.wide))
+            ]
+            found = sum(parts[1:], start=parts[0]).reshape(1, side * side, self.channels)
+        return found if self.bias is None else found + self.bias
 
 
 class StoredTensor(nn.Module):
@@ -114,11 +143,16 @@ class StoredTensor(nn.Module):
         return (self.codes.float() - self.zero_point) * self.scale
 
 
+def linear_of(layer: Any, where: str) -> RowProduct:
+    """A linear layer for the trace."""
+    return RowProduct(layer, where, lambda weight: weight, layer.bias)
+
+
 def check_quantizer(quantizer: nn.Module, where: str) -> None:
     """Raise ExportError unless a layer's input is rounded as XNNPACK's kernels round it."""
     if not isinstance(quantizer, DynamicQuantizer):
         raise ExportError(
-            f"{where}: XNNPACK's integer kernels with float outputs find the range of each input themselves; quantize "
+            f"{where}: XNNPACK's integer kernels with float outputs find the range of each row themselves; quantize "
             "with --deploy-for executorch, or with --set activations.dynamic=true"
         )
     if quantizer.bits != 8:
@@ -128,30 +162,14 @@ def check_quantizer(quantizer: nn.Module, where: str) -> None:
         )
 
 
-def linear_of(layer: Any, where: str) -> nn.Module:
-    """A linear layer for the trace: quantized where the checkpoint's is, float where that is."""
-    if isinstance(layer, PackedLinear):
-        return QuantizedLinear(layer, where)
-    assert isinstance(layer, nn.Linear)
-    return layer
-
-
-def convolution_of(layer: Any, where: str) -> nn.Module:
-    """The same for a convolution."""
-    if isinstance(layer, PackedConv2d):
-        return QuantizedConv2d(layer, where)
-    assert isinstance(layer, nn.Conv2d)
-    return layer
-
-
 def check_products(attention: Any, where: str) -> None:
     """Raise ExportError if an attention's products are quantized, which XNNPACK multiplies in float alone."""
     for name in ("query_quantizer", "key_quantizer", "value_quantizer", "probability_quantizer"):
         if not isinstance(slot(attention, name), nn.Identity):
             part = "encoder" if where.startswith("vision_encoder") else "decoder"
             raise ExportError(
-                f"{where}: XNNPACK has no integer kernel for products of attention; quantize with --deploy-for executorch, "
-                f"or with --set {part}_products=float"
+                f"{where}: XNNPACK has no integer kernel for products of attention; quantize with "
+                f"--deploy-for executorch, or with --set {part}_products=float"
             )
 
 

@@ -30,6 +30,8 @@ TOKEN_TO_IMAGE_PARTS = ("decoder.token_to_image", "decoder.final_attention")
 # What the papers leave float although it has weights that can be packed.
 FLOAT_PARTS = ("patch_embedding", "position_embedding", "upscaling", "hypernetworks", "iou_head")
 PARTS = PAPER_PARTS + FLOAT_PARTS
+# Parts whose layers are convolutions.
+CONVOLUTIONS = ("neck", "patch_embedding", "upscaling")
 PATCH_EMBEDDING = "vision_encoder.patch_embed.projection"
 
 

@@ -115,15 +115,14 @@ class AffineQuantizer(nn.Module):
         return f"bits={self.bits}"
 
 
-def round_dynamic(values: Tensor, bits: int, dims: int) -> Tensor:
-    """Quantize and dequantize, each slice of the last `dims` axes on a grid that spans its own values and 0.
+def round_dynamic(values: Tensor, bits: int, axis: int) -> Tensor:
+    """Quantize and dequantize at once, each row along `axis` on a grid that spans its own values and 0.
 
-    Steps are those of XNNPACK's `qd8` inputs, its reciprocals included, so that codes fall where that runtime's do.
+    Steps are those of XNNPACK's `qd8` inputs, reciprocals included, so that codes fall where that runtime's do.
     """
-    axes, levels = tuple(range(-dims, 0)), 2**bits - 1
-    given = values.float()
-    low = given.amin(axes, keepdim=True).clamp(max=0.0)
-    high = given.amax(axes, keepdim=True).clamp(min=0.0)
+    levels, given = 2**bits - 1, values.float()
+    low = given.amin(axis, keepdim=True).clamp(max=0.0)
+    high = given.amax(axis, keepdim=True).clamp(min=0.0)
     steps = torch.where(high > low, levels / (high - low), torch.ones_like(low))
     # Both ends give the same zero point but for its last bits.
     from_low, from_high = -low * steps, levels - high * steps
@@ -133,22 +132,21 @@ def round_dynamic(values: Tensor, bits: int, dims: int) -> Tensor:
 
 
 class DynamicQuantizer(nn.Module):
-    """Asymmetric quantization whose grid is found anew for each slice of an activation; it has no parameters.
+    """Asymmetric quantization whose grid is found anew for each row of an activation; it has no parameters.
 
     Attributes:
         bits: 2 to 8.
-        dims: How many of the last axes share a grid: 1 for the rows of a linear layer's input, 3 for the images of a
-            convolution's.
+        axis: Of the channels: a row is what lies along it.
     """
 
-    def __init__(self, bits: int, dims: int) -> None:
+    def __init__(self, bits: int, axis: int) -> None:
         super().__init__()
-        self.bits, self.dims = check_bits(bits), dims
+        self.bits, self.axis = check_bits(bits), axis
 
     def forward(self, values: Tensor) -> Tensor:
-        """Round `values` (float, at least `dims` axes) to the grids; not differentiable, see `learned`."""
-        return round_dynamic(values, self.bits, self.dims)
+        """Round `values` (any shape, float) to the grids of their rows; not differentiable, see `learned`."""
+        return round_dynamic(values, self.bits, self.axis)
 
     def extra_repr(self) -> str:
         """For printing."""
-        return f"bits={self.bits}, dims={self.dims}"
+        return f"bits={self.bits}, axis={self.axis}"

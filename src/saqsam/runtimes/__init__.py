@@ -11,7 +11,7 @@ from transformers import SamProcessor
 from saqsam.backend import Backend
 from saqsam.export.manifest import Manifest, read_manifest
 
-RUNTIMES = {"onnxruntime": ("onnx",), "openvino": ("openvino", "onnx")}
+RUNTIMES = {"onnxruntime": ("onnx",), "openvino": ("openvino", "onnx"), "executorch": ("executorch",)}
 """Runtimes, and the formats that they run."""
 
 
@@ -36,7 +36,7 @@ def load_runtime(
 
     Args:
         folder: What `saqsam export` wrote.
-        runtime: `onnxruntime` or `openvino`; None for that of the folder's format.
+        runtime: `onnxruntime`, `openvino` or `executorch`; None for that of the folder's format.
         threads: Of the runtime; None for all cores.
         precision: For OpenVINO, see `OpenVinoBackend`: what computes beside the integers, `f32` as elsewhere, or None
             for its own choice, which is faster and differs from one processor to another.
@@ -65,6 +65,10 @@ def load_runtime(
         from saqsam.runtimes.openvino import OpenVinoBackend
 
         backend = OpenVinoBackend(folder, manifest, threads, precision)
+    elif runtime == "executorch":
+        from saqsam.runtimes.executorch import ExecuTorchBackend
+
+        backend = ExecuTorchBackend(folder, manifest, threads)
     else:
         from saqsam.runtimes.onnxruntime import OnnxRuntimeBackend
 
