@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,9 @@ def main() -> None:
 @contextmanager
 def _library() -> Iterator[None]:
     """Import what the commands do, saying so, and keep what transformers logs for programmers out of it."""
+    # What torch and transformers import tells programmers while it is imported, where ExecuTorch is installed.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with busy("starting"):
         from saqsam_cli.commands import quiet_transformers
     with quiet_transformers():

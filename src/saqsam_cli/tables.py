@@ -121,8 +121,8 @@ def _print_details(manifest: Manifest) -> None:
         outside = sum(found["outside"].values())
         say(
             f"{part}: {100 * found['share']:.1f} % of {found['delegated'] + outside} nodes run in XNNPACK; "
-            f"integer products: {_counts(found['integer_products'])}; float products: {_counts(found['float_products'])}; "
-            f"other kernels: {_counts(found['outside'])}"
+            f"integer products: {_counts(found['integer_products'])}; "
+            f"float products: {_counts(found['float_products'])}; other kernels: {_counts(found['outside'])}"
         )
     for line in manifest.details.get("substitutions", ()):
         say(f"stored otherwise: {line}")

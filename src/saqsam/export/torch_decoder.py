@@ -71,7 +71,9 @@ class TracedDecoder(nn.Module):
         points = self.points(point_coords, point_labels)
         output = torch.cat([self.iou_token, self.mask_tokens])
         count = points.shape[0]
-        tokens = torch.cat([output.unsqueeze(0).expand(count, -1, -1), points], dim=1)  # [P, T, C]
+        tokens = torch.cat(
+            [output.reshape(1, *output.shape).expand(count, -1, -1), points], dim=1
+        )  # [P, T, C]
         # 0 where a key is there; a label of -2 makes it -_HIDDEN.
         hidden = (point_labels + 1.0).clamp(max=0.0) * _HIDDEN
         hidden = F.pad(hidden, (len(output), 0)).reshape(count, 1, 1, -1)
@@ -110,12 +112,12 @@ class _Points(nn.Module):
         is_point = (labels + 1.0).clamp(0.0, 1.0)  # labels are whole numbers
         index = (labels - EMPTY).reshape(-1).to(torch.int64)
         kinds = F.embedding(index, self.labels).reshape(count, points, channels)
-        return wave * is_point.unsqueeze(-1) + kinds
+        return wave * is_point.reshape(count, points, 1) + kinds
 
 
 def _waves(places: Tensor, frequencies: Tensor) -> Tensor:
     """Positional embedding [1, R, C] of places [1, R, 2] in [-1, 1]."""
-    angles = torch.bmm(places, frequencies.unsqueeze(0)) * (2 * math.pi)
+    angles = torch.bmm(places, frequencies.reshape(1, *frequencies.shape)) * (2 * math.pi)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
@@ -159,7 +161,7 @@ class _MaskEmbedding(nn.Module):
             image = self.activation(hidden).permute(0, 3, 1, 2)
         rows = self.conv3(image).permute(0, 2, 3, 1).reshape(1, self.rows, -1)
         # A mask that is not meant may hold anything, so it is not multiplied by 0.
-        return torch.where(has_mask_input.reshape(1, 1, 1) > 0.5, rows, self.none.unsqueeze(0))
+        return torch.where(has_mask_input.reshape(1, 1, 1) > 0.5, rows, self.none.reshape(1, 1, -1))
 
 
 class _Transformer(nn.Module):
@@ -292,12 +294,14 @@ class _Heads(nn.Module):
         side, prompts = self.side, tokens.shape[0]
         fine = self.activation(normalise(self.norm, self.upscale1(image)))
         fine = self.activation(self.upscale2(fine))  # [P, 16 * h * w, C / 8]
-        weights = [mlp(tokens[:, 1 + index]) for index, mlp in enumerate(self.hypernetworks)]
-        masks = torch.bmm(torch.stack(weights, dim=1), fine.transpose(1, 2))
+        weights = [
+            mlp(tokens[:, 1 + index : 2 + index]) for index, mlp in enumerate(self.hypernetworks)
+        ]  # each [P, 1, C / 8]
+        masks = torch.bmm(torch.cat(weights, dim=1), fine.transpose(1, 2))
         # Each place with its 2 x 2 pixels with their 2 x 2 pixels, into the order of pixels.
         masks = masks.reshape(prompts * self.count * side, side, 2, 2, 2, 2).permute(0, 2, 4, 1, 3, 5)
         masks = masks.reshape(prompts, self.count, 4 * side, 4 * side)
-        return masks, self.iou_head(tokens[:, 0])
+        return masks, self.iou_head(tokens[:, :1]).reshape(prompts, self.count)
 
 
 class _Upscale(nn.Module):
@@ -315,7 +319,7 @@ class _Upscale(nn.Module):
 
 
 class _Mlp(nn.Module):
-    """A small network on rows [P, C]."""
+    """A small network on rows [P, 1, C]."""
 
     def __init__(self, mlp: Any, where: str) -> None:
         super().__init__()

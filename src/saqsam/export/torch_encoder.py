@@ -109,7 +109,9 @@ class _Attention(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         count, tokens, heads = self.window.count, self.window.tokens, self.heads
         qkv = self.qkv(self._partition(rows))  # [W, L, 3 * C]
-        parts = [part.reshape(count, tokens, heads, -1).transpose(1, 2) for part in qkv.chunk(3, dim=-1)]
+        width = qkv.shape[-1] // 3
+        thirds = [qkv[..., start : start + width] for start in (0, width, 2 * width)]
+        parts = [part.reshape(count, tokens, heads, -1).transpose(1, 2) for part in thirds]
         query, key, value = (part.reshape(count * heads, tokens, -1) for part in parts)
         key = key.transpose(1, 2)
         added = self._relative_positions(query)
@@ -125,9 +127,9 @@ class _Attention(nn.Module):
         """Values [B, L, D] averaged for queries [B, Q, D] of keys [B, D, L]; `added` as they give it."""
         logits = torch.bmm(query * self.scale, key)
         if added:
-            shape = logits.shape
-            logits = logits.reshape(*shape[:2], *self.window.size)
-            logits = (logits + added[0].unsqueeze(-1) + added[1].unsqueeze(-2)).reshape(shape)
+            shape, (high, wide) = logits.shape, self.window.size
+            logits = logits.reshape(*shape[:2], high, wide) + added[0].reshape(*shape[:2], high, 1)
+            logits = (logits + added[1].reshape(*shape[:2], 1, wide)).reshape(shape)
         return torch.bmm(logits.softmax(-1), value)
 
     def _mean_in_blocks(
