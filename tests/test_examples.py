@@ -141,6 +141,22 @@ def test_clients_of_a_runtime_give_the_masks_of_the_predictor(
     assert printed.startswith(f"{mask.sum()} pixels")
 
 
+def test_the_executorch_client_gives_the_masks_of_the_predictor(tmp_path: Path) -> None:
+    pytest.importorskip("executorch", reason="executorch is not installed: pip install '.[executorch]'")
+    model = quantize_tiny(deployable(tiny_recipe(bits="w8a8"), "executorch"))
+    export_model(model, tiny_processor(), tmp_path / "export", format="executorch")
+    photo, box = picture((40, 60)), (5, 4, 50, 33)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    arguments = (tmp_path / "export", tmp_path / "photo.png", *map(str, box), tmp_path / "mask.png")
+    (printed,) = run("executorch_client.py", *arguments)
+    predictor = saqsam.Predictor(*load_runtime(tmp_path / "export"))
+    predictor.set_image(photo)
+    (wanted,), _, _ = predictor.predict(box=np.array(box), multimask_output=False)
+    mask = np.asarray(Image.open(tmp_path / "mask.png"))
+    assert iou(mask, wanted) > 0.9
+    assert printed.startswith(f"{mask.sum()} pixels")
+
+
 @pytest.mark.skipif(shutil.which("node") is None, reason="no Node.js here")
 def test_the_javascript_client_gives_the_masks_of_the_predictor(exported: Path, tmp_path: Path) -> None:
     client = EXAMPLES / "javascript"

@@ -50,8 +50,8 @@ PROMPTS = {
 }
 EXACT = 1e-5
 CHAOS = 0.05
-"""A value at the border of two codes falls to either side by its last bits, and later layers see another code. Exact are
-the float model, and the layers, each on its own."""
+"""A value at the border of two codes falls to either side by its last bits, and later layers see another code. Exact
+are the float model, and the layers, each on its own."""
 
 
 def deployed(method: str = "min-max", bits: str = "w4a8", **changes: Any) -> SamModel:
