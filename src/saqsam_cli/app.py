@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from saqsam_cli.options import EvaluationOptions, check_tasks
 from saqsam_cli.terminal import busy, guarded, say
 
 app = typer.Typer(
@@ -21,7 +22,6 @@ app = typer.Typer(
 )
 
 SCENES = "scenes"
-PROMPTS = ("box", "point")
 
 DATA_HELP = (
     "scenes (made by the package), a folder with images/ and annotations.json (COCO format), or an image folder "
@@ -48,6 +48,33 @@ ThreadsOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Threads of torch or the runtime.", show_default="all")
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to it.")]
+DataOption = Annotated[str, typer.Option(metavar="DATA", help=DATA_HELP)]
+TaskOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="prompt, instance; repeatable.",
+        show_default="prompt; instance too with --detections",
+    ),
+]
+PromptOption = Annotated[
+    str,
+    typer.Option(
+        metavar="box|point|clicks",
+        help="Of task prompt: each object's box, the point deepest inside, or 5 clicks, each where the mask is wrong.",
+    ),
+]
+DetectionsOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Of task instance: COCO results of any detector, whose boxes are prompts."
+    ),
+]
+LimitOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N images.")]
+MemoryOption = Annotated[
+    str, typer.Option(metavar="SIZE", help="For the prompts that are decoded at once, beside the model.")
+]
+WorkersOption = Annotated[int, typer.Option(min=0, metavar="N", help="Threads that read images ahead.")]
 
 
 def main() -> None:
@@ -184,32 +211,30 @@ def quantize(
 def evaluate(
     model: ModelArgument = "sam-mini",
     *,
-    data: Annotated[str, typer.Option(metavar="DATA", help=DATA_HELP)] = SCENES,
-    prompt: Annotated[
-        str, typer.Option(metavar="box|point", help="Each object's box, or the point deepest inside it.")
-    ] = "box",
-    detections: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="COCO results of any detector: adds mask AP on its boxes."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N images.")] = None,
+    data: DataOption = SCENES,
+    task: TaskOption = None,
+    prompt: PromptOption = "box",
+    detections: DetectionsOption = None,
+    limit: LimitOption = None,
     json_file: JsonOption = None,
+    memory: MemoryOption = "1GiB",
+    workers: WorkersOption = 2,
     device: DeviceOption = "auto",
     runtime: RuntimeOption = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Score a model, a checkpoint or, in its runtime, an export: mean IoU, and COCO mask AP with --detections."""
-    if prompt not in PROMPTS:
-        raise ValueError(f"--prompt: expected box or point, got {prompt!r}")
-    with _library():
-        from saqsam_cli import commands
+    """Score a model, a checkpoint or, in its runtime, an export, on one task or several.
 
-        commands.evaluate(
+    With --json, what has been scored is kept in FILE.unfinished until all is: interrupted, the same command goes on.
+    Started by torchrun (torchrun --nproc-per-node 2 -m saqsam evaluate ...), processes share the images.
+    """
+    check_tasks(task, prompt)
+    with _library():
+        from saqsam_cli import evaluation
+
+        evaluation.evaluate(
             model,
-            data=data,
-            prompt=prompt,
-            detections=detections,
-            limit=limit,
+            EvaluationOptions(data, task, prompt, detections, limit, memory, workers),
             json_file=json_file,
             device=device,
             runtime=runtime,

@@ -11,6 +11,14 @@ from saqsam.export.parity import Parity
 from saqsam.inventory import Inventory, mac_width
 from saqsam_cli.terminal import out, result_table, say
 
+METRIC_NAMES = {
+    "miou": "mean IoU",
+    "boundary_iou": "mean boundary IoU",
+    "share_above_90": "share above IoU 0.9",
+    "instances": "objects",
+}
+"""Of figures whose own names say little."""
+
 
 def print_summary(
     inventory: Inventory, folder: Path, scores: tuple[Evaluation, Evaluation] | None = None
@@ -30,19 +38,25 @@ def print_summary(
 
 
 def print_evaluation(result: Evaluation, model: str, recipe: str, inventory: Inventory | None) -> None:
-    """Scores of one model and the name of its recipe; of a checkpoint its widths too."""
-    say(f"{model} ({recipe}) on {result.dataset}, {result.prompt} prompts")
-    table = result_table("", "", right=1)
-    table.add_row("mean IoU", f"{result.miou:.4f}")
-    table.add_row("objects", str(result.instances))
-    table.add_row("images", str(result.images))
-    for name, value in result.ap.items():
-        table.add_row(name, "-" if value is None else f"{value:.4f}")
+    """Figures of each task for one model and the name of its recipe; of a checkpoint its widths too."""
+    say(f"{model} ({recipe}) on {result.dataset}, {result.images} images")
+    for task, metrics in result.metrics.items():
+        options = ", ".join(
+            f"{k} {v}" for k, v in result.options[task].items() if isinstance(v, int | str) and v
+        )
+        table = result_table(f"{task}: {options}" if options else task, "", right=1)
+        for name, value in metrics.items():
+            table.add_row(METRIC_NAMES.get(name, name), figure(value))
+        out.print(table)
     for reason, number in result.skipped.items():
-        table.add_row(f"left out: {reason}", str(number))
-    out.print(table)
+        say(f"left out: {reason}: {number}")
     if inventory is not None:
         _print_shares(inventory)
+
+
+def figure(value: float | int | None) -> str:
+    """A figure as tables show it: counts whole, the rest with four digits, what was not there as a dash."""
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}"
 
 
 def print_inventory(inventory: Inventory, source: str) -> None:
