@@ -528,8 +528,10 @@ def test_evaluate_is_deterministic_and_writes_its_figures(packed: Path, tmp_path
     assert (tmp_path / "new/a.json").read_bytes() == (tmp_path / "new/b.json").read_bytes()
     figures = json.loads((tmp_path / "new/a.json").read_text())
     expected = saqsam.evaluate(*saqsam.load(packed), saqsam.open_dataset("scenes", limit=2))
-    assert figures["miou"] == expected.miou
-    assert figures["instances"] == expected.instances == len(figures["scores"])
+    assert figures["tasks"]["prompt"]["metrics"]["miou"] == expected.miou
+    scored = [found for record in figures["records"] for found in record["prompt"]["instances"]]
+    assert figures["tasks"]["prompt"]["metrics"]["instances"] == expected.instances == len(scored)
+    assert not (tmp_path / "new/a.json.unfinished").exists()
     assert (figures["model"], figures["recipe"], figures["dataset"]) == (
         str(packed),
         "min-max-w4a4",
@@ -537,7 +539,7 @@ def test_evaluate_is_deterministic_and_writes_its_figures(packed: Path, tmp_path
     )
     assert sum(figures["share_of_macs"].values()) == pytest.approx(1)
     assert sum(figures["share_of_bytes"].values()) == pytest.approx(1)
-    assert "segm_ap" not in figures
+    assert figures["tasks"].keys() == {"prompt"}
     assert f"{expected.miou:.4f}" in result.stdout
     assert "MACs" in result.stdout
 
@@ -546,8 +548,10 @@ def test_evaluate_a_float_model_with_points(tiny: Path, labelled: Path, tmp_path
     result = run("evaluate", tiny, "--data", labelled, "--prompt", "point", "--json", tmp_path / "p.json")
     assert_done(result)
     figures = json.loads((tmp_path / "p.json").read_text())
-    assert (figures["recipe"], figures["prompt"], figures["instances"]) == ("float", "point", 3)
-    assert "(float) on coco, point prompts" in result.stdout
+    prompt = figures["tasks"]["prompt"]
+    assert (figures["recipe"], prompt["options"]["prompt"], prompt["metrics"]["instances"]) == ("float", "point", 3)
+    assert "(float) on coco, " in result.stdout
+    assert "prompt: prompt point" in result.stdout
 
 
 def test_evaluate_detections_adds_ap(packed: Path, labelled: Path, tmp_path: Path) -> None:
@@ -558,8 +562,9 @@ def test_evaluate_detections_adds_ap(packed: Path, labelled: Path, tmp_path: Pat
     result = run(*arguments, "--json", tmp_path / "ap.json")
     assert_done(result)
     figures = json.loads((tmp_path / "ap.json").read_text())
-    assert 0 <= figures["segm_ap"] <= figures["segm_ap50"] <= 1
-    assert "segm_ap_agnostic" in figures
+    metrics = figures["tasks"]["instance"]["metrics"]
+    assert 0 <= metrics["segm_ap"] <= metrics["segm_ap50"] <= 1
+    assert "segm_ap_agnostic" in metrics
     assert figures["skipped"] == {"detection: box without area": 1}
     assert "left out: detection: box without area" in result.stdout
     assert "segm_ap50" in result.stdout
