@@ -39,11 +39,24 @@ from saqsam.presets import deployable, recipe_for
 from saqsam.quantize import QuantizationLog
 from saqsam.recipe import Recipe
 from saqsam.report import write_report
-from saqsam.runtimes import load_runtime
+from saqsam.runtimes import (
+    TORCH_INTEGER,
+    compare_with_float,
+    find_integer_layers,
+    load_runtime,
+    use_integer_kernels,
+)
 from saqsam.settings import with_settings
 from saqsam.store import parse_size
 from saqsam.visualize import overlay_masks
-from saqsam_cli.tables import print_evaluation, print_export, print_inventory, print_summary
+from saqsam_cli.tables import (
+    print_evaluation,
+    print_export,
+    print_integer_layers,
+    print_inventory,
+    print_speed,
+    print_summary,
+)
 from saqsam_cli.terminal import bar, busy, err, out, progress_bars, result_table, say, stage_bars
 
 CALIBRATION_SCENES_SEED = 1_000_000
@@ -212,9 +225,25 @@ def evaluate(
     is_packed = isinstance(sam, SamModel) and quantization_config_of(sam) is not None
     inventory = take_inventory(sam) if is_packed else None
     recipe = recipe if inventory is None else inventory.name  # with the mean bits of a mixture
-    if json_file is not None:
-        _write_json(json_file, {"model": model, **_describe(recipe, inventory), **result.to_dict()})
     print_evaluation(result, model, recipe, inventory)
+    integer = _report_integers(sam) if runtime == TORCH_INTEGER else {}
+    if json_file is not None:
+        figures = {"model": model, **_describe(recipe, inventory), **result.to_dict(), **integer}
+        _write_json(json_file, figures)
+
+
+def _report_integers(model: SamModel | Backend) -> dict[str, Any]:
+    """Say how many layers run on integers and, timed now, how fast that is beside float; the same for JSON."""
+    assert isinstance(model, SamModel)
+    layers = find_integer_layers(model)
+    with busy("timing against float"):
+        speeds = compare_with_float(model)
+    print_integer_layers(layers)
+    print_speed(speeds)
+    return {
+        "integer_layers": dataclasses.asdict(layers),
+        "speed": {speed.part: {**dataclasses.asdict(speed), "ratio": speed.ratio} for speed in speeds},
+    }
 
 
 def _describe(recipe: str, inventory: Inventory | None) -> dict[str, Any]:
@@ -259,6 +288,8 @@ def segment(
         table.add_row(name, f"{ious[i]:.3f}", f"{mask.sum():,}")
     out.print(table)
     say(f"picture: {path}")
+    if runtime == TORCH_INTEGER:
+        _report_integers(sam)
 
 
 def inspect(folder: Path, *, json_file: Path | None) -> None:
@@ -268,10 +299,12 @@ def inspect(folder: Path, *, json_file: Path | None) -> None:
     if json_file is not None:
         check_file_writable(json_file)
     with busy(f"reading {folder}"):
-        inventory = take_inventory(load_checkpoint(folder))
+        model = load_checkpoint(folder)
+        inventory, layers = take_inventory(model), find_integer_layers(model)
     if json_file is not None:
-        _write_json(json_file, inventory.to_dict())
+        _write_json(json_file, {**inventory.to_dict(), "integer_layers": dataclasses.asdict(layers)})
     print_inventory(inventory, str(folder))
+    print_integer_layers(layers)
 
 
 def export(checkpoint: Path, out_dir: Path, *, format: str, single_mask: bool, overwrite: bool) -> None:
@@ -298,8 +331,8 @@ def _open_model(
     model: str, device: str, runtime: str | None, threads: int | None
 ) -> tuple[SamModel | Backend, SamProcessor, str]:
     """A model of torch or an exported folder in its runtime, its processor, and the name of its recipe."""
-    if runtime not in (None, "torch") or is_export(model):
-        if runtime == "torch":
+    if runtime not in (None, "torch", TORCH_INTEGER) or is_export(model):
+        if runtime in ("torch", TORCH_INTEGER):
             raise ValueError(f"{model} is an export; torch runs the checkpoint that it was made of")
         with busy(f"loading {model}"):
             backend, processor = load_runtime(model, runtime, threads=threads)
@@ -307,7 +340,13 @@ def _open_model(
     if threads is not None:
         torch.set_num_threads(threads)
     sam, processor = _load(model, device)
-    return sam, processor, "float" if quantization_config_of(sam) is None else recipe_of(sam).name
+    if quantization_config_of(sam) is None:
+        if runtime == TORCH_INTEGER:
+            raise ValueError(f"--runtime {runtime}: {model} is float; quantize it first")
+        return sam, processor, "float"
+    if runtime == TORCH_INTEGER:
+        use_integer_kernels(sam)
+    return sam, processor, recipe_of(sam).name
 
 
 def _load(model: str, device: str) -> tuple[SamModel, SamProcessor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from saqsam.evaluate import Evaluation
 from saqsam.export import Manifest
 from saqsam.export.parity import Parity
 from saqsam.inventory import Inventory, mac_width
+from saqsam.runtimes.torch_integer import TORCH_INTEGER, IntegerLayers, Speed
 from saqsam_cli.terminal import out, result_table, say
 
 
@@ -72,6 +73,25 @@ def _print_shares(inventory: Inventory) -> None:
         ("MACs (1 image, 1 box)", inventory.share_of_macs()),
     ):
         say(f"{what}: " + ", ".join(f"{100 * share:.1f} % {width}" for width, share in shares.items()))
+
+
+def print_integer_layers(layers: IntegerLayers) -> None:
+    """How many linear layers torch's integer kernels take on this machine, and why they do not take the others."""
+    say(f"{TORCH_INTEGER}: {layers.integer} of {layers.total} quantized linear layers on integers")
+    for reason, count in layers.left.items():
+        say(f"  {count} de-quantized: {reason}")
+
+
+def print_speed(speeds: Sequence[Speed]) -> None:
+    """Times of a model in torch beside those of a float one."""
+    table = result_table("", "ms", "float, ms", "speed", right=3)
+    for speed in speeds:
+        times = (f"{1000 * seconds:.1f}" for seconds in (speed.seconds, speed.float_seconds))
+        table.add_row(speed.part, *times, f"{speed.ratio:.2f}x")
+    out.print(table)
+    slower = [speed.part for speed in speeds if speed.ratio < 1]
+    if slower:
+        say(f"slower than float here: {' and '.join(slower)}; exports are what is fast (saqsam export)")
 
 
 def _megabytes(count: int) -> str:
