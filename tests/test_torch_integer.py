@@ -1,5 +1,6 @@
 """Torch's integer products against its de-quantized ones: layer by layer exactly, masks as a whole."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -31,11 +32,11 @@ def mini() -> tuple[SamModel, SamModel]:
     """sam-mini in w4a8 as deployed, de-quantized and with integer products."""
     float_model, processor = saqsam.load("sam-mini")
     recipe = dataclasses.replace(
-        deployable(saqsam.recipe_for("mse", "w4a8")), calibration=Calibration(images=2, prompts=4)
+        deployable(saqsam.recipe_for("mse", "w4a8")), calibration=Calibration(images=1, prompts=2)
     )
-    data = saqsam.open_dataset("scenes", limit=2, seed=5)
+    data = saqsam.open_dataset("scenes", limit=1, seed=5)
     plain = saqsam.quantize(float_model, processor, recipe, data)
-    integer = saqsam.quantize(saqsam.load("sam-mini")[0], processor, recipe, data)
+    integer = copy.deepcopy(plain)
     use_integer_kernels(integer)
     return plain, integer
 
@@ -45,12 +46,12 @@ def run(model: SamModel, seed: int = 0) -> tuple[Tensor, Tensor]:
     sample = saqsam.open_dataset("scenes", limit=1, seed=seed)[0]
     predictor = saqsam.Predictor(model)
     predictor.set_image(sample.image)
-    boxes = [instance.box for instance in sample.instances]
+    boxes = [instance.box for instance in sample.instances[:2]]
     _, _, low_res = predictor.predict_batch(boxes=boxes, multimask_output=False)
     return predictor.features, low_res
 
 
-def test_every_layer_of_sam_mini_has_the_sums_of_int64(mini: tuple[SamModel, SamModel]) -> None:
+def test_every_layer_of_sam_mini_has_exact_sums(mini: tuple[SamModel, SamModel]) -> None:
     _, integer = mini
     seen: list[str] = []
 
@@ -61,9 +62,9 @@ def test_every_layer_of_sam_mini_has_the_sums_of_int64(mini: tuple[SamModel, Sam
         def compare(_: nn.Module, given: tuple[Tensor], found: Tensor) -> None:
             quantizer = layer.input_quantizer
             assert isinstance(quantizer, AffineQuantizer)
-            codes = (quantizer(layer.input_scale(given[0])) / quantizer.scale).round().long()
-            weight = layer.weight.unpack().long() - layer.weight.zero_point.long()[:, None]
-            sums = (codes @ weight.T).double()
+            codes = (quantizer(layer.input_scale(given[0])) / quantizer.scale).round().double()
+            weight = layer.weight.unpack().double() - layer.weight.zero_point.double()[:, None]
+            sums = codes @ weight.T  # integers below 2**53: exact
             wanted = sums * (quantizer.scale.double() * layer.weight.scale.double())
             if layer.bias is not None:
                 wanted = wanted + layer.bias.double()
