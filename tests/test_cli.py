@@ -494,7 +494,9 @@ def test_settings_and_the_deployable_variant_are_in_the_checkpoint(tiny: Path, t
     assert_done(quantize(tiny, tmp_path / "a", "--set", "weights.symmetric=true", "--set", "bimodal=true"))
     recipe = saqsam.recipe_of(load_checkpoint(tmp_path / "a"))
     assert (recipe.method, recipe.weights.symmetric, recipe.bimodal) == ("min-max-custom", True, True)
-    assert_done(quantize(tiny, tmp_path / "b", "--deploy"))
+    done = quantize(tiny, tmp_path / "b", "--deploy")
+    assert_done(done)
+    assert "  weights.symmetric: true (the method: false); " in done.stdout
     recipe = saqsam.recipe_of(load_checkpoint(tmp_path / "b"))
     assert recipe.weights.symmetric
     assert (recipe.probabilities.kind, recipe.probabilities.bits) == ("uniform", 8)
@@ -900,6 +902,7 @@ def test_an_export_is_written_compared_and_scored(
     done = run("export", deployed, "--out", out, "--format", format)
     assert_done(done)
     assert "against torch: IoU" in done.stdout
+    assert "  encoder_products: float (the method: quantized); " in done.stdout
     assert json.loads((out / "parity.json").read_text())["mask_iou"] > 0.9
     assert_refused(run("export", deployed, "--out", out, "--format", format), "exists", "--overwrite")
     assert_done(run("export", deployed, "--out", out, "--format", format, "--overwrite"))

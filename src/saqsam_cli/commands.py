@@ -55,6 +55,7 @@ from saqsam_cli.tables import (
     print_integer_layers,
     print_inventory,
     print_speed,
+    print_substitutions,
     print_summary,
 )
 from saqsam_cli.terminal import bar, busy, err, out, progress_bars, result_table, say, stage_bars
@@ -128,6 +129,8 @@ def quantize(
     with busy(f"reading {out_dir}"):
         reloaded = load_checkpoint(out_dir, device=float_model.device)
     say(f"checkpoint: {out_dir}")
+    if deploy:
+        print_substitutions(recipe)
     if check_data is None or before is None:
         print_summary(take_inventory(reloaded), out_dir)
         return

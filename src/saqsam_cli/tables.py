@@ -9,7 +9,9 @@ from saqsam.evaluate import Evaluation
 from saqsam.export import Manifest
 from saqsam.export.parity import Parity
 from saqsam.inventory import Inventory, mac_width
+from saqsam.recipe import Recipe
 from saqsam.runtimes.torch_integer import TORCH_INTEGER, IntegerLayers, Speed
+from saqsam.substitutions import substitutions
 from saqsam_cli.terminal import out, result_table, say
 
 
@@ -114,6 +116,17 @@ def _end(value: float) -> str:
     return f"{value:.{decimals}f}"
 
 
+def print_substitutions(recipe: Recipe) -> None:
+    """What a recipe has in the place of its method's own choices for the sake of integer kernels."""
+    found = substitutions(recipe)
+    if not found:
+        return
+    say(f"{recipe.name} departs from its method for integer kernels in:")
+    for one in found:
+        say(f"  {one.field}: {one.used} (the method: {one.method}); {one.why}")
+    say("what that costs: evaluate this checkpoint, and one of the method as it is, on the same data")
+
+
 def print_export(manifest: Manifest, sizes: Mapping[str, int], inventory: Inventory, parity: Parity) -> None:
     """Sizes of exported files, what they compute at which width, and how far their runtime is from torch."""
     table = result_table("file", "MB", "of float32", right=2)
@@ -123,6 +136,7 @@ def print_export(manifest: Manifest, sizes: Mapping[str, int], inventory: Invent
             name, f"{size / 1e6:.2f}", f"1/{inventory.float32_bytes / size:.1f}" if name == "together" else ""
         )
     out.print(table)
+    print_substitutions(inventory.recipe)
     _print_shares(inventory)
     table = result_table("tensor", "largest difference", "relative", right=2)
     for tensor in parity.tensors:
