@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 
 from benchmark_row import BENCHMARK_ROW
+from saqsam.presets import deployable, recipe_for
+from saqsam.settings import with_settings
 from script_modules import scripts
 
 
 @pytest.fixture(scope="module")
 def modules() -> Iterator[dict[str, ModuleType]]:
-    with scripts("benchmarks", ["rows", "tables", "row_tables", "other_tables"]) as found:
+    with scripts("benchmarks", ["rows", "tables", "row_tables", "other_tables", "deploy_fields"]) as found:
         yield found
 
 
@@ -296,6 +298,40 @@ def test_ablation_puts_each_change_below_the_method_as_it_is(rows, row_tables):
         "|  | `clipping=default` `equalized=true` | 0.490 (−0.010) |",
     ]
     assert row_tables.ablation([], plain) == ""
+
+
+def test_substitutions_are_compared_with_the_method_as_it_is(rows, row_tables):
+    def row(settings: str, data: str, miou: float):
+        changes = {"method": "mse", "bits": "w8a8", "settings": settings, "data": data, "miou": miou}
+        return rows.Row(**{**BENCHMARK_ROW, **changes})
+
+    found = [
+        row("integer_biases=true", "coco_val", 0.498),
+        row("", "coco_val", 0.5),
+        row("", "nuclei_val", 0.7),
+        row("weights.symmetric=true", "nuclei_val", 0.71),
+    ]
+    assert row_tables.substitutions(found, []).splitlines() == [
+        "**`mse`**, w8a8, Some CPU @ 2 GHz, 1 thread",
+        "",
+        "|  | coco_val | nuclei_val |",
+        "| --- | ---: | ---: |",
+        "| the method as it is | 0.500 | 0.700 |",
+        "| symmetric weights |  | 0.710 (+0.010) |",
+        "| integer biases | 0.498 (−0.002) |  |",
+    ]
+    assert row_tables.substitutions([], []) == ""
+
+
+def test_all_substitutions_together_are_the_deployable_recipe(modules):
+    settings = modules["deploy_fields"].SUBSTITUTIONS["all together, `--deploy`"]
+    for method in ("mse", "saq-sam-s"):
+        plain = recipe_for(method, "w4a8")
+        deployed, together = deployable(plain), with_settings(plain, settings)
+        # `finest` is of logarithmic probabilities; uniform ones do not read it.
+        uniform = dataclasses.replace(together.probabilities, finest=deployed.probabilities.finest)
+        together = dataclasses.replace(together, method=deployed.method, probabilities=uniform)
+        assert together == deployed
 
 
 def test_shift_sets_calibrations_side_by_side(rows, row_tables):
