@@ -144,7 +144,7 @@ def steps(variants: Sequence[Row], plain: Sequence[Row]) -> str:
 
 
 def substitutions(variants: Sequence[Row], plain: Sequence[Row]) -> str:
-    """What each change of `--deploy` costs: a table for each method and bits, in brackets the difference to the method."""
+    """What each change of `--deploy` costs: a table for each method and bits, in brackets the difference."""
     names = {" ".join(settings): name for name, settings in SUBSTITUTIONS.items()}
     blocks = []
     for method in ordered({row.method for row in variants}, METHODS):
