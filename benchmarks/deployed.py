@@ -51,7 +51,7 @@ RUNTIMES = {
 }
 """And the format of their files. `torch-float64` sums the products of linear layers in float64, which no rounding of
 the recipe notices but for values at the border of two codes: how far two right answers are from each other.
-`torch-int8` multiplies integers in torch. `openvino-native` leaves it to OpenVINO in what to compute beside integers."""
+`torch-int8` multiplies integers in torch. `openvino-native` leaves it to OpenVINO in what to compute beside them."""
 COLUMNS = (
     *(
         "date",

@@ -154,11 +154,7 @@ def make_file(case: Case, folder: Path, path: Path) -> None:
     """Write one model."""
     partial = path.with_suffix(".partial")
     if case.variant == "default":
-        model = SUBJECTS[case.subject]()
-        given, names = inputs(model, case.part, case.prompts), INPUT_NAMES[case.part]
-        example = tuple(torch.from_numpy(given[name]) for name in names)
-        module = wrapped(model, case.part)
-        torch.onnx.export(module, example, str(partial), input_names=names, opset_version=OPSET, dynamo=False)
+        export_default(SUBJECTS[case.subject](), case.part, case.prompts, partial)
     elif case.variant in ("dynamic", "static"):
         quantize_default(case, folder, partial)
     else:
@@ -173,6 +169,14 @@ def make_file(case: Case, folder: Path, path: Path) -> None:
             write_decoder(graph, model)
             onnx.save(keep_outputs(graph.model({}), set(LOW_RES_OUTPUTS)), partial)
     partial.rename(path)
+
+
+def export_default(model: SamModel, part: str, prompts: int, path: Path) -> None:
+    """Write what `torch.onnx.export` makes of a part of a float model."""
+    given, names = inputs(model, part, prompts), INPUT_NAMES[part]
+    example = tuple(torch.from_numpy(given[name]) for name in names)
+    module = wrapped(model, part)
+    torch.onnx.export(module, example, str(path), input_names=names, opset_version=OPSET, dynamo=False)
 
 
 def quantize_default(case: Case, folder: Path, path: Path) -> None:
