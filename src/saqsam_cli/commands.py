@@ -33,12 +33,19 @@ from saqsam.presets import deployable, recipe_for
 from saqsam.quantize import QuantizationLog
 from saqsam.recipe import Recipe
 from saqsam.report import write_report
-from saqsam.runtimes import load_runtime
+from saqsam.runtimes import TORCH_INTEGER, find_integer_layers, load_runtime
 from saqsam.settings import with_settings
 from saqsam.store import parse_size
 from saqsam.visualize import overlay_masks
+from saqsam_cli.evaluation import report_integers
 from saqsam_cli.opening import load_torch, open_labelled, open_model, write_json
-from saqsam_cli.tables import print_export, print_inventory, print_summary
+from saqsam_cli.tables import (
+    print_export,
+    print_integer_layers,
+    print_inventory,
+    print_substitutions,
+    print_summary,
+)
 from saqsam_cli.terminal import bar, busy, err, out, progress_bars, result_table, say, stage_bars
 
 CALIBRATION_SCENES_SEED = 1_000_000
@@ -110,6 +117,8 @@ def quantize(
     with busy(f"reading {out_dir}"):
         reloaded = load_checkpoint(out_dir, device=float_model.device)
     say(f"checkpoint: {out_dir}")
+    if deploy:
+        print_substitutions(recipe)
     if check_data is None or before is None:
         print_summary(take_inventory(reloaded), out_dir)
         return
@@ -208,6 +217,8 @@ def segment(
         table.add_row(name, f"{ious[i]:.3f}", f"{mask.sum():,}")
     out.print(table)
     say(f"picture: {path}")
+    if runtime == TORCH_INTEGER:
+        report_integers(sam)
 
 
 def inspect(folder: Path, *, json_file: Path | None) -> None:
@@ -217,10 +228,12 @@ def inspect(folder: Path, *, json_file: Path | None) -> None:
     if json_file is not None:
         check_file_writable(json_file)
     with busy(f"reading {folder}"):
-        inventory = take_inventory(load_checkpoint(folder))
+        model = load_checkpoint(folder)
+        inventory, layers = take_inventory(model), find_integer_layers(model)
     if json_file is not None:
         write_json(json_file, inventory.to_dict())
     print_inventory(inventory, str(folder))
+    print_integer_layers(layers)
 
 
 def export(checkpoint: Path, out_dir: Path, *, format: str, single_mask: bool, overwrite: bool) -> None:

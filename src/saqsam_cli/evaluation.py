@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, cast
 from transformers import SamModel
 
 import saqsam
+from saqsam.backend import Backend
 from saqsam.checkpoint import quantization_config_of
 from saqsam.data.datasets import Dataset
 from saqsam.data.detections import load_detections
@@ -18,11 +20,12 @@ from saqsam.evaluate.memory import prompts_within
 from saqsam.evaluate.ranks import process_group, rank
 from saqsam.inventory import Inventory, take_inventory
 from saqsam.output import check_file_writable
+from saqsam.runtimes import TORCH_INTEGER, compare_with_float, find_integer_layers
 from saqsam.store import parse_size
 from saqsam_cli.opening import open_labelled, open_model, write_json
 from saqsam_cli.options import EvaluationOptions
-from saqsam_cli.tables import print_evaluation
-from saqsam_cli.terminal import bar, progress_bars
+from saqsam_cli.tables import print_evaluation, print_integer_layers, print_speed
+from saqsam_cli.terminal import bar, busy, progress_bars
 
 
 def evaluate(
@@ -60,10 +63,11 @@ def evaluate(
     is_packed = isinstance(sam, SamModel) and quantization_config_of(sam) is not None
     inventory = take_inventory(sam) if is_packed else None
     recipe = recipe if inventory is None else inventory.name  # with the mean bits of a mixture
-    if json_file is not None and unfinished is not None:
-        write_json(json_file, {"model": model, **_describe(recipe, inventory), **result.to_dict()})
-        shutil.rmtree(unfinished, ignore_errors=True)
     print_evaluation(result, model, recipe, inventory)
+    integer = report_integers(sam) if runtime == TORCH_INTEGER else {}
+    if json_file is not None and unfinished is not None:
+        write_json(json_file, {"model": model, **_describe(recipe, inventory), **result.to_dict(), **integer})
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def make_tasks(options: EvaluationOptions, dataset: Dataset, *, keep_masks: bool = False) -> list[Task]:
@@ -84,6 +88,20 @@ def make_tasks(options: EvaluationOptions, dataset: Dataset, *, keep_masks: bool
                 raise ValueError("--task instance needs --detections FILE, the boxes of a detector")
             tasks.append(InstanceTask(load_detections(options.detections, dataset)))
     return tasks
+
+
+def report_integers(model: SamModel | Backend) -> dict[str, Any]:
+    """Say how many layers run on integers and, timed now, how fast that is beside float; the same for JSON."""
+    assert isinstance(model, SamModel)
+    layers = find_integer_layers(model)
+    with busy("timing against float"):
+        speeds = compare_with_float(model)
+    print_integer_layers(layers)
+    print_speed(speeds)
+    return {
+        "integer_layers": dataclasses.asdict(layers),
+        "speed": {speed.part: {**dataclasses.asdict(speed), "ratio": speed.ratio} for speed in speeds},
+    }
 
 
 def _describe(recipe: str, inventory: Inventory | None) -> dict[str, Any]:

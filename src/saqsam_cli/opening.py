@@ -17,7 +17,7 @@ from saqsam.data.images import ImageFolder
 from saqsam.export import is_export
 from saqsam.models import load
 from saqsam.output import write_whole
-from saqsam.runtimes import load_runtime
+from saqsam.runtimes import TORCH_INTEGER, load_runtime, use_integer_kernels
 from saqsam_cli.terminal import busy
 
 
@@ -25,8 +25,8 @@ def open_model(
     model: str, device: str, runtime: str | None, threads: int | None
 ) -> tuple[SamModel | Backend, SamProcessor, str]:
     """A model of torch or an exported folder in its runtime, its processor, and the name of its recipe."""
-    if runtime not in (None, "torch") or is_export(model):
-        if runtime == "torch":
+    if runtime not in (None, "torch", TORCH_INTEGER) or is_export(model):
+        if runtime in ("torch", TORCH_INTEGER):
             raise ValueError(f"{model} is an export; torch runs the checkpoint that it was made of")
         with busy(f"loading {model}"):
             backend, processor = load_runtime(model, runtime, threads=threads)
@@ -34,7 +34,13 @@ def open_model(
     if threads is not None:
         torch.set_num_threads(threads)
     sam, processor = load_torch(model, device)
-    return sam, processor, "float" if quantization_config_of(sam) is None else recipe_of(sam).name
+    if quantization_config_of(sam) is None:
+        if runtime == TORCH_INTEGER:
+            raise ValueError(f"--runtime {runtime}: {model} is float; quantize it first")
+        return sam, processor, "float"
+    if runtime == TORCH_INTEGER:
+        use_integer_kernels(sam)
+    return sam, processor, recipe_of(sam).name
 
 
 def load_torch(model: str, device: str) -> tuple[SamModel, SamProcessor]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from saqsam.evaluate import Evaluation
 from saqsam.export import Manifest
 from saqsam.export.parity import Parity
 from saqsam.inventory import Inventory, mac_width
+from saqsam.recipe import Recipe
+from saqsam.runtimes.torch_integer import TORCH_INTEGER, IntegerLayers, Speed
+from saqsam.substitutions import substitutions
 from saqsam_cli.terminal import out, result_table, say
 
 METRIC_NAMES = {
@@ -88,6 +91,25 @@ def _print_shares(inventory: Inventory) -> None:
         say(f"{what}: " + ", ".join(f"{100 * share:.1f} % {width}" for width, share in shares.items()))
 
 
+def print_integer_layers(layers: IntegerLayers) -> None:
+    """How many linear layers torch's integer kernels take on this machine, and why they do not take the others."""
+    say(f"{TORCH_INTEGER}: {layers.integer} of {layers.total} quantized linear layers on integers")
+    for reason, count in layers.left.items():
+        say(f"  {count} de-quantized: {reason}")
+
+
+def print_speed(speeds: Sequence[Speed]) -> None:
+    """Times of a model in torch beside those of a float one."""
+    table = result_table("", "ms", "float, ms", "speed", right=3)
+    for speed in speeds:
+        times = (f"{1000 * seconds:.1f}" for seconds in (speed.seconds, speed.float_seconds))
+        table.add_row(speed.part, *times, f"{speed.ratio:.2f}x")
+    out.print(table)
+    slower = [speed.part for speed in speeds if speed.ratio < 1]
+    if slower:
+        say(f"slower than float here: {' and '.join(slower)}; exports are what is fast (saqsam export)")
+
+
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:,.2f} MB"
 
@@ -108,6 +130,17 @@ def _end(value: float) -> str:
     return f"{value:.{decimals}f}"
 
 
+def print_substitutions(recipe: Recipe) -> None:
+    """What a recipe has in the place of its method's own choices for the sake of integer kernels."""
+    found = substitutions(recipe)
+    if not found:
+        return
+    say(f"{recipe.name} departs from its method for integer kernels in:")
+    for one in found:
+        say(f"  {one.field}: {one.used} (the method: {one.method}); {one.why}")
+    say("what that costs: evaluate this checkpoint, and one of the method as it is, on the same data")
+
+
 def print_export(manifest: Manifest, sizes: Mapping[str, int], inventory: Inventory, parity: Parity) -> None:
     """Sizes of exported files, what they compute at which width, and how far their runtime is from torch."""
     table = result_table("file", "MB", "of float32", right=2)
@@ -117,6 +150,7 @@ def print_export(manifest: Manifest, sizes: Mapping[str, int], inventory: Invent
             name, f"{size / 1e6:.2f}", f"1/{inventory.float32_bytes / size:.1f}" if name == "together" else ""
         )
     out.print(table)
+    print_substitutions(inventory.recipe)
     _print_shares(inventory)
     table = result_table("tensor", "largest difference", "relative", right=2)
     for tensor in parity.tensors:
