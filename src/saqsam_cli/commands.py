@@ -231,7 +231,7 @@ def inspect(folder: Path, *, json_file: Path | None) -> None:
         model = load_checkpoint(folder)
         inventory, layers = take_inventory(model), find_integer_layers(model)
     if json_file is not None:
-        write_json(json_file, inventory.to_dict())
+        write_json(json_file, {**inventory.to_dict(), "integer_layers": dataclasses.asdict(layers)})
     print_inventory(inventory, str(folder))
     print_integer_layers(layers)
 

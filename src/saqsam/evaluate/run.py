@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -223,7 +224,13 @@ def evaluate_together(
         for number, subject in enumerate(subjects)
     ]
     made = _walk(subjects, dataset, tasks, count, folders, workers, progress)
-    return [_result(dataset, tasks, count, records) for records in made]
+    try:
+        return [_result(dataset, tasks, count, records) for records in made]
+    except ValueError:
+        # All images were looked at, so going on would end here again.
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise
 
 
 def _header(model: SamModel | Backend, dataset: Dataset, tasks: Sequence[Task], count: int) -> dict[str, Any]:
