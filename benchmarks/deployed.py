@@ -3,7 +3,8 @@
     python benchmarks/deployed.py --methods mse saq-sam-plus --bits w8a8 w4a8
 
 Each checkpoint is made once by `saqsam.quantize` with a deployable recipe, written, exported, and each evaluated as
-reloaded from disk. A row that is in the file already is not measured again.
+reloaded from disk. A row that is in the file already is not measured again. The method `nncf` is what NNCF makes of the
+float model at w8a8, in OpenVINO alone; it needs an interpreter with benchmarks/requirements.txt (--tools-python).
 """
 
 from __future__ import annotations
@@ -20,32 +21,37 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from rich.progress import Progress
+from transformers import SamModel, SamProcessor
 
 import saqsam
+from nncf_model import NAME as NNCF_NAME
+from nncf_model import nncf_backend
 from other_tables import read_plain
 from plan import CACHE, circumstances
 from ptq import bar
 from rows import RESULTS
-from saqsam.backend import TorchBackend
+from saqsam.backend import Backend, TorchBackend
 from saqsam.data.datasets import Dataset
 from saqsam.export import export_model, read_manifest
 from saqsam.export.parity import compare_with_torch
 from saqsam.presets import METHODS, deployable
 from saqsam.prompts import Prompts
-from saqsam.runtimes import load_runtime
+from saqsam.runtimes import TORCH_INTEGER, load_runtime, use_integer_kernels
+from saqsam.specs import Calibration
 from saqsam_cli.terminal import progress_bars
 
 OUT = RESULTS / "deployed.csv"
 RUNTIMES = {
     "torch": "",
     "torch-float64": "",
+    "torch-int8": "",
     "onnxruntime": "onnx",
     "openvino": "openvino",
     "openvino-native": "openvino",
 }
 """And the format of their files. `torch-float64` sums the products of linear layers in float64, which no rounding of
 the recipe notices but for values at the border of two codes: how far two right answers are from each other.
-`openvino-native` leaves it to OpenVINO in what to compute beside integers."""
+`torch-int8` multiplies integers in torch. `openvino-native` leaves it to OpenVINO in what to compute beside them."""
 COLUMNS = (
     *(
         "date",
@@ -63,6 +69,7 @@ COLUMNS = (
     *("mask_iou", "least_mask_iou", "embedding_error", "file_mb"),
 )
 CALIBRATION, SEED = "coco_train", 0
+NNCF = "nncf"
 
 
 class Float64Sums(TorchBackend):
@@ -99,13 +106,14 @@ def _float64_sums() -> Iterator[None]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(description="Measure deployed checkpoints in their runtimes.")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["mse", "saq-sam-plus"])
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, NNCF], default=["mse", "saq-sam-plus"])
     parser.add_argument("--bits", nargs="+", default=["w8a8", "w4a8", "w4a4"])
     parser.add_argument("--runtimes", nargs="+", choices=list(RUNTIMES), default=list(RUNTIMES))
     parser.add_argument("--data", default="coco_val", help="a folder in the data root")
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--tools-python", default=sys.executable, metavar="FILE", help="for nncf")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--cache", type=Path, default=CACHE / "deployed")
     options = parser.parse_args(arguments)
@@ -113,6 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = saqsam.open_dataset(options.data_root / options.data, limit=options.limit)
     with progress_bars() as bars:
         for method in options.methods:
+            if method == NNCF:
+                for runtime in options.runtimes:
+                    if RUNTIMES[runtime] == "openvino":
+                        measure_nncf(runtime, data, options, bars)
+                continue
             for bits in options.bits:
                 checkpoint = make_checkpoint(method, bits, options, bars)
                 for runtime in options.runtimes:
@@ -142,15 +155,16 @@ def measure(
     """Add one row, unless it is there."""
     model, processor = saqsam.load(checkpoint)
     recipe, sha = saqsam.recipe_of(model), model.config.quantization_config.content_sha256[:12]
-    key = {"checkpoint": sha, "runtime": runtime, "data": options.data, "images": str(len(data))}
-    if any(all(row[name] == value for name, value in key.items()) for row in read_plain(options.out)):
+    row = new_row(recipe.name, sha, runtime, data, options)
+    if row is None:
         return
-    found = circumstances("cpu")
-    row: dict[str, object] = {name: found[name] for name in ("commit", "torch", "machine")}
-    row |= {**key, "date": time.strftime("%Y-%m-%d", time.gmtime()), "recipe": recipe.name}
     subject, files = model, list(checkpoint.glob("*.safetensors"))
     if runtime == "torch-float64":
         subject = Float64Sums(model)
+    elif runtime == TORCH_INTEGER:
+        integer, _ = saqsam.load(checkpoint)
+        use_integer_kernels(integer)
+        subject = TorchBackend(integer)
     elif runtime != "torch":
         folder = checkpoint.with_name(f"{checkpoint.name}-{RUNTIMES[runtime]}")
         export_model(model, processor, folder, format=RUNTIMES[runtime], overwrite=True)
@@ -162,7 +176,52 @@ def measure(
             parity = compare_with_torch(subject, model, processor, data, progress=step)
         row |= {"mask_iou": round(parity.mask_iou, 5), "least_mask_iou": round(parity.least_mask_iou, 4)}
         row["embedding_error"] = round(parity.tensors[0].relative, 5)
-    with bar(bars, f"{checkpoint.name} in {runtime}") as step:
+    finish_row(row, subject, processor, files, data, options, bars)
+
+
+def measure_nncf(runtime: str, data: Dataset, options: argparse.Namespace, bars: Progress) -> None:
+    """Add the row of NNCF's model, unless it is there."""
+    row = new_row(NNCF_NAME, "", runtime, data, options)
+    if row is None:
+        return
+    folder = options.cache / NNCF_NAME
+    subject, processor = nncf_backend(
+        folder,
+        saqsam.open_dataset(options.data_root / CALIBRATION),
+        Calibration(seed=SEED),
+        options.tools_python,
+        options.threads,
+        None if runtime.endswith("-native") else "f32",
+    )
+    files = [*folder.glob("*.xml"), *folder.glob("*.bin")]
+    finish_row(row, subject, processor, files, data, options, bars)
+
+
+def new_row(
+    recipe: str, checkpoint: str, runtime: str, data: Dataset, options: argparse.Namespace
+) -> dict[str, object] | None:
+    """What is known of a row before it is measured; None if it is there."""
+    found = circumstances("cpu")
+    key = {"recipe": recipe, "checkpoint": checkpoint, "runtime": runtime, "machine": found["machine"]}
+    key |= {"data": options.data, "images": str(len(data))}
+    if any(all(row[name] == value for name, value in key.items()) for row in read_plain(options.out)):
+        return None
+    date = time.strftime("%Y-%m-%d", time.gmtime())
+    return {"commit": found["commit"], "torch": found["torch"], "date": date, **key}
+
+
+def finish_row(
+    row: dict[str, object],
+    subject: SamModel | Backend,
+    processor: SamProcessor,
+    files: Sequence[Path],
+    data: Dataset,
+    options: argparse.Namespace,
+    bars: Progress,
+) -> None:
+    """Evaluate, and append the row."""
+    name = f"{row['recipe']} in {row['runtime']}"
+    with bar(bars, name) as step:
         result = saqsam.evaluate(subject, processor, data, progress=step)
     row |= {"miou": round(result.miou, 6), "instances": result.instances}
     row["file_mb"] = round(sum(file.stat().st_size for file in files) / 1e6, 3)
@@ -172,7 +231,7 @@ def measure(
         if is_new:
             writer.writeheader()
         writer.writerow(row)
-    bars.console.print(f"{recipe.name} in {runtime} on {options.data}: mean IoU {result.miou:.4f}")
+    bars.console.print(f"{name} on {options.data}: mean IoU {result.miou:.4f}")
 
 
 if __name__ == "__main__":

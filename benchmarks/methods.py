@@ -7,7 +7,8 @@
 
 All methods that learn get the same number of optimizer steps in all, whatever their units. Calibrated on 32 images of
 `coco_train` with box prompts, evaluated with box prompts and, on `coco_val`, with the boxes of a detector. Each row is
-made by `ptq.py`, from a checkpoint reloaded from disk. Groups but `methods` hold what departs from the methods' rows.
+made by `ptq.py`, from a checkpoint reloaded from disk. Groups but `methods` hold what departs from the methods' rows;
+`substitutions` also the methods as they are, so that its differences are of one machine.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ptq
+from deploy_fields import SUBSTITUTIONS
 from rows import FILL_BOX, FLOAT, RESULTS
 
 DATA = ("coco_val", "nuclei_val", "aerial_val")
@@ -122,7 +124,21 @@ def steps() -> Iterator[Experiment]:
             yield Experiment(method, "w4a4", data=("scenes", "coco_val"), total_steps=count)
 
 
-GROUPS = {"methods": methods, "ablation": ablation, "shift": shift, "steps": steps}
+def substitutions() -> Iterator[Experiment]:
+    """What each field costs that `--deploy` changes."""
+    for method in ("mse", "saq-sam-s"):
+        for bits in ("w8a8", "w4a8"):
+            for settings in SUBSTITUTIONS.values():
+                yield Experiment(method, bits, settings=settings, data=("coco_val", "nuclei_val"))
+
+
+GROUPS = {
+    "methods": methods,
+    "ablation": ablation,
+    "shift": shift,
+    "steps": steps,
+    "substitutions": substitutions,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -102,11 +102,14 @@ _RUNTIMES = {
     "openvino": "OpenVINO, float32 beside integers",
     "openvino-native": "OpenVINO, as it chooses",
     "torch": "PyTorch",
+    "torch-int8": "PyTorch, integer products",
 }
 _VARIANTS = {
     "default": "float32, `torch.onnx.export`",
     "dynamic": "the same, `quantize_dynamic`",
     "static": "the same, `quantize_static`",
+    "nncf": "the same, NNCF to 8 bits",
+    "int4": "the same, weights alone in 4 bits",
     "float": "float32, saqsam's graph",
     "w8a8-all": "`w8a8`, encoder's products too",
     "eager": "float32, eager",
@@ -114,10 +117,15 @@ _VARIANTS = {
 
 
 def latency(lines: Sequence[Mapping[str, str]]) -> str:
-    """Milliseconds, speed against the default export, memory: a table for each subject and part."""
+    """Milliseconds, speed against the default export, memory: a table for each machine, subject and part.
+
+    Of a machine's rows for one case the last counts.
+    """
     blocks = []
-    for key in dict.fromkeys((line["subject"], line["part"], line["prompts"]) for line in lines):
-        shown = [line for line in lines if (line["subject"], line["part"], line["prompts"]) == key]
+    columns = ("machine", "subject", "part", "prompts")
+    for key in dict.fromkeys(tuple(line[name] for name in columns) for line in lines):
+        of_key = [line for line in lines if tuple(line[name] for name in columns) == key]
+        shown = list({(line["runtime"], line["variant"]): line for line in of_key}.values())
         rows = [
             [
                 _RUNTIMES[line["runtime"]],
@@ -130,18 +138,19 @@ def latency(lines: Sequence[Mapping[str, str]]) -> str:
             ]
             for line in shown
         ]
-        subject, part, prompts = key
+        machine, subject, part, prompts = key
         title = f"**{subject}, {part}**" + (
             f", {prompts} prompt{'s' if prompts != '1' else ''}" if prompts else ""
         )
         heading = ["", "", "ms", "fastest to slowest", "speed", "GiB", "MB"]
-        blocks.append(f"{title}, {shown[0]['machine']}\n\n{markdown(heading, rows, right=5)}")
+        blocks.append(f"{title}, {machine}\n\n{markdown(heading, rows, right=5)}")
     return "\n\n".join(blocks)
 
 
 _DEPLOYED = {
     "torch": "torch, de-quantized",
     "torch-float64": "the same, sums in float64",
+    "torch-int8": "torch, integer products",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
     "openvino-native": "OpenVINO, as it chooses",
@@ -149,27 +158,24 @@ _DEPLOYED = {
 
 
 def deployed(lines: Sequence[Mapping[str, str]]) -> str:
-    """Mean IoU of deployed checkpoints by runtime, and how far their masks are from torch's."""
-    rows = [
-        [
-            f"`{line['recipe']}`",
-            _DEPLOYED[line["runtime"]],
-            line["data"],
-            f"{float(line['miou']):.4f}",
-            f"{float(line['mask_iou']):.4f}" if line["mask_iou"] else "",
-            line["file_mb"],
+    """Mean IoU of deployed checkpoints by runtime, how far their masks are from torch's: a table for each machine."""
+    heading = ["deployed sam-mini", "runtime", "data", "mean IoU", "IoU with torch's masks", "MB"]
+    blocks = []
+    for machine in dict.fromkeys(line["machine"] for line in lines):
+        rows = [
+            [
+                f"`{line['recipe']}`",
+                _DEPLOYED[line["runtime"]],
+                line["data"],
+                f"{float(line['miou']):.4f}",
+                f"{float(line['mask_iou']):.4f}" if line["mask_iou"] else "",
+                line["file_mb"],
+            ]
+            for line in lines
+            if line["machine"] == machine
         ]
-        for line in lines
-    ]
-    heading = [
-        "deployed checkpoint of sam-mini",
-        "runtime",
-        "data",
-        "mean IoU",
-        "IoU with torch's masks",
-        "MB",
-    ]
-    return markdown(heading, rows, right=3) if rows else ""
+        blocks.append(f"{machine}\n\n{markdown(heading, rows, right=3)}")
+    return "\n\n".join(blocks)
 
 
 _SHOWN_SPEED = (
@@ -185,33 +191,30 @@ _SHOWN_SPEED = (
 
 
 def speed(lines: Sequence[Mapping[str, str]]) -> str:
-    """The large model's encoder, and its decoder for many prompts, in a few rows."""
-    shown = {
-        (line["part"], line["runtime"], line["variant"]): line
-        for line in lines
-        if line["subject"] == "sam-b" and line["prompts"] in ("", "32")
-    }
+    """The large model's encoder, and its decoder for many prompts, in a few rows of the first machine that has all."""
+    large = [line for line in lines if line["subject"] == "sam-b" and line["prompts"] in ("", "32")]
+    for machine in dict.fromkeys(line["machine"] for line in large):
+        rows = _speed_rows([line for line in large if line["machine"] == machine])
+        if rows is not None:
+            heading = ["SAM-B, 1024 px", "", "encoder, s", "decoder, 32 boxes, s", "peak GiB", "MB"]
+            return markdown(heading, rows, right=4)
+    return ""
+
+
+def _speed_rows(lines: Sequence[Mapping[str, str]]) -> list[list[str]] | None:
+    """None where one is missing."""
+    shown = {(line["part"], line["runtime"], line["variant"]): line for line in lines}
     rows = []
     for runtime, variant in _SHOWN_SPEED:
-        cells = [shown.get((part, runtime, variant)) for part in ("encoder", "decoder")]
-        if None in cells:
-            return ""
-        encoder, decoder = (cell for cell in cells if cell is not None)
+        keys = [(part, runtime, variant) for part in ("encoder", "decoder")]
+        if not all(key in shown for key in keys):
+            return None
+        encoder, decoder = (shown[key] for key in keys)
         size = sum(float(cell["file_mb"] or 0) for cell in (encoder, decoder))
-        rows.append(
-            [
-                _RUNTIMES[runtime],
-                _VARIANTS.get(variant, f"saqsam `{variant}`"),
-                *(
-                    f"{float(cell['seconds']):.2f} ({float(cell['ratio']):.1f}x)"
-                    for cell in (encoder, decoder)
-                ),
-                encoder["peak_gib"],
-                f"{size:.0f}" if size else "",
-            ]
-        )
-    heading = ["SAM-B, 1024 px", "", "encoder, s", "decoder, 32 boxes, s", "peak GiB", "MB"]
-    return markdown(heading, rows, right=4) if rows else ""
+        times = (f"{float(cell['seconds']):.2f} ({float(cell['ratio']):.1f}x)" for cell in (encoder, decoder))
+        label = _VARIANTS.get(variant, f"saqsam `{variant}`")
+        rows.append([_RUNTIMES[runtime], label, *times, encoder["peak_gib"], f"{size:.0f}" if size else ""])
+    return rows
 
 
 OTHER_TABLES: dict[str, tuple[str, Callable[[Sequence[Mapping[str, str]]], str]]] = {

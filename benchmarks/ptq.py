@@ -30,8 +30,8 @@ from plan import Plan, make_plan, parse_arguments
 from rows import FILL_BOX, FLOAT, KEY, Row, append_row, read_rows
 from saqsam.checkpoint import quantization_config_of
 from saqsam.data.datasets import Dataset
-from saqsam.evaluate import Evaluation, InstanceScore, mask_iou
-from saqsam.evaluate.iou import MeanIoU, fill_box
+from saqsam.evaluate import Evaluation, PromptTask, mask_iou
+from saqsam.evaluate.iou import fill_box
 from saqsam.inventory import take_inventory
 from saqsam.output import write_whole
 from saqsam.presets import parse_bits
@@ -188,18 +188,19 @@ def _measure(plan: Plan, subject: Subject, key: Mapping[str, str | int | None], 
 
 def _evaluate_filled_boxes(dataset: Dataset, progress: Steps) -> Evaluation:
     """As `fill_box_iou`, with the score of every instance."""
-    mean, scores = MeanIoU(), []
+    task, records = PromptTask(), []
     for index in range(len(dataset)):
-        sample = dataset[index]
+        sample, found = dataset[index], []
         for instance in sample.instances:
             if instance.is_crowd:
                 continue
             filled = torch.from_numpy(fill_box(instance.box, sample.image.shape[:2]))
-            iou = mask_iou(filled[None], torch.from_numpy(instance.mask())[None])
-            mean.update(iou)
-            scores.append(InstanceScore(sample.image_id, instance.id, iou.item(), math.nan))
+            iou = mask_iou(filled[None], torch.from_numpy(instance.mask())[None]).item()
+            found.append({"id": instance.id, "iou": iou, "boundary_iou": math.nan, "predicted_iou": math.nan})
+        records.append({"image_id": sample.image_id, task.name: {"instances": found}})
         progress(index + 1, len(dataset))
-    return Evaluation(dataset.name, "box", mean.compute(), len(mean), len(dataset), tuple(scores))
+    metrics = {task.name: task.reduce([record[task.name] for record in records])}
+    return Evaluation(dataset.name, len(dataset), {task.name: task.options()}, metrics, tuple(records))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
+from deploy_fields import SUBSTITUTIONS
 from rows import FILL_BOX, FLOAT, Row
 from table_text import BITS, DATA, METHODS, PROMPTS, listed, markdown, method_label, ordered, rank, signed
 
@@ -142,6 +143,26 @@ def steps(variants: Sequence[Row], plain: Sequence[Row]) -> str:
     return markdown(["method", "steps in all", "minutes", *data], lines, right=2 + len(data)) if lines else ""
 
 
+def substitutions(variants: Sequence[Row], plain: Sequence[Row]) -> str:
+    """What each change of `--deploy` costs: a table for each method and bits, in brackets the difference."""
+    names = {" ".join(settings): name for name, settings in SUBSTITUTIONS.items()}
+    blocks = []
+    for method in ordered({row.method for row in variants}, METHODS):
+        for bits in ordered({row.bits for row in variants if row.method == method}, BITS):
+            rows = [row for row in variants if (row.method, row.bits) == (method, bits)]
+            data = ordered({row.data for row in rows}, DATA)
+            as_is = {row.data: row.miou for row in rows if not row.settings}
+            lines = []
+            for settings, name in names.items():
+                found = {row.data: row.miou for row in rows if row.settings == settings}
+                if found:
+                    reference = as_is if settings else {}
+                    lines.append([name, *(_number(found.get(d), reference.get(d)) for d in data)])
+            title = f"**{method_label(method)}**, {bits}, {listed(row.machine for row in rows)}"
+            blocks.append(f"{title}\n\n{markdown(['', *data], lines, right=len(data))}")
+    return "\n\n".join(blocks)
+
+
 def _number(value: float | None, reference: float | None = None) -> str:
     if value is None:
         return ""
@@ -152,6 +173,7 @@ VARIANT_TABLES: dict[str, Callable[[Sequence[Row], Sequence[Row]], str]] = {
     "ablation": ablation,
     "shift": shift,
     "steps": steps,
+    "substitutions": substitutions,
 }
 """Tables of rows that depart from a method's own recipe, from the file of that name, beside those of the methods."""
 

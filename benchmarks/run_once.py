@@ -19,8 +19,8 @@ def prepare(order: dict[str, Any]) -> Callable[[], object]:
     """Load what an order names; returns what runs it once."""
     with np.load(order["inputs"]) as file:
         given = {name: file[name] for name in file.files}
-    if order["runtime"] == "torch":
-        return _eager(order, given)
+    if order["runtime"] in ("torch", "torch-int8"):
+        return _torch(order, given)
     if order["runtime"] == "onnxruntime":
         import onnxruntime
 
@@ -41,13 +41,20 @@ def prepare(order: dict[str, Any]) -> Callable[[], object]:
     return lambda: request.infer(feed)
 
 
-def _eager(order: dict[str, Any], given: dict[str, np.ndarray]) -> Callable[[], object]:
+def _torch(order: dict[str, Any], given: dict[str, np.ndarray]) -> Callable[[], object]:
     import torch
 
-    from latency import INPUT_NAMES, SUBJECTS, wrapped
+    from latency_models import INPUT_NAMES, SUBJECTS, recipe_of_variant, wrapped
+    from random_models import pack_uncalibrated
+    from saqsam.runtimes import use_integer_kernels
 
     torch.set_num_threads(order["threads"])
-    module = wrapped(SUBJECTS[order["subject"]](), order["part"])
+    model = SUBJECTS[order["subject"]]()
+    if order["variant"] != "eager":
+        pack_uncalibrated(model, recipe_of_variant(order["variant"]))
+    if order["runtime"] == "torch-int8":
+        use_integer_kernels(model)
+    module = wrapped(model, order["part"])
     example = [torch.from_numpy(given[name]) for name in INPUT_NAMES[order["part"]]]
 
     def run() -> object:

@@ -12,7 +12,12 @@ from PIL import Image
 
 folder, picture, mask_file = Path(sys.argv[1]), Image.open(sys.argv[2]).convert("RGB"), sys.argv[7]
 box = np.array(sys.argv[3:7], dtype=np.float32)
-encoder, decoder = (onnxruntime.InferenceSession(folder / f"{part}.onnx") for part in ("encoder", "decoder"))
+options = onnxruntime.SessionOptions()
+options.add_session_config_entry(
+    "session.x64quantprecision", "1"
+)  # exact where 8-bit products would saturate
+files = (folder / f"{part}.onnx" for part in ("encoder", "decoder"))
+encoder, decoder = (onnxruntime.InferenceSession(file, options) for file in files)
 
 size, side = encoder.get_inputs()[0].shape[-1], decoder.get_inputs()[3].shape[-1]
 scale = size / max(picture.size)

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 
 from benchmark_row import BENCHMARK_ROW
+from saqsam.presets import deployable, recipe_for
+from saqsam.settings import with_settings
 from script_modules import scripts
 
 
 @pytest.fixture(scope="module")
 def modules() -> Iterator[dict[str, ModuleType]]:
-    with scripts("benchmarks", ["rows", "tables", "row_tables", "other_tables"]) as found:
+    with scripts("benchmarks", ["rows", "tables", "row_tables", "other_tables", "deploy_fields"]) as found:
         yield found
 
 
@@ -298,6 +300,40 @@ def test_ablation_puts_each_change_below_the_method_as_it_is(rows, row_tables):
     assert row_tables.ablation([], plain) == ""
 
 
+def test_substitutions_are_compared_with_the_method_as_it_is(rows, row_tables):
+    def row(settings: str, data: str, miou: float):
+        changes = {"method": "mse", "bits": "w8a8", "settings": settings, "data": data, "miou": miou}
+        return rows.Row(**{**BENCHMARK_ROW, **changes})
+
+    found = [
+        row("integer_biases=true", "coco_val", 0.498),
+        row("", "coco_val", 0.5),
+        row("", "nuclei_val", 0.7),
+        row("weights.symmetric=true", "nuclei_val", 0.71),
+    ]
+    assert row_tables.substitutions(found, []).splitlines() == [
+        "**`mse`**, w8a8, Some CPU @ 2 GHz, 1 thread",
+        "",
+        "|  | coco_val | nuclei_val |",
+        "| --- | ---: | ---: |",
+        "| the method as it is | 0.500 | 0.700 |",
+        "| symmetric weights |  | 0.710 (+0.010) |",
+        "| integer biases | 0.498 (−0.002) |  |",
+    ]
+    assert row_tables.substitutions([], []) == ""
+
+
+def test_all_substitutions_together_are_the_deployable_recipe(modules):
+    settings = modules["deploy_fields"].SUBSTITUTIONS["all together, `--deploy`"]
+    for method in ("mse", "saq-sam-s"):
+        plain = recipe_for(method, "w4a8")
+        deployed, together = deployable(plain), with_settings(plain, settings)
+        # `finest` is of logarithmic probabilities; uniform ones do not read it.
+        uniform = dataclasses.replace(together.probabilities, finest=deployed.probabilities.finest)
+        together = dataclasses.replace(together, method=deployed.method, probabilities=uniform)
+        assert together == deployed
+
+
 def test_shift_sets_calibrations_side_by_side(rows, row_tables):
     plain = [rows.Row(**values(**SHOWN, miou=0.5))]
     other = [rows.Row(**values(**SHOWN | {"calibration": "nuclei_train"}, miou=0.4))]
@@ -343,3 +379,68 @@ def test_cost_has_a_table_for_each_subject(other_tables):
     assert "| saq-sam-w4a4 | projected total | 10.0 h in all |  | 7.5 |" in text
     assert text.endswith("Measured on m, 2 threads, torch 2.")
     assert other_tables.cost([]) == ""
+
+
+def latency_line(**changes: str) -> dict[str, str]:
+    line = {
+        "machine": "CPU A",
+        "subject": "sam-b",
+        "part": "encoder",
+        "prompts": "",
+        "runtime": "onnxruntime",
+    }
+    line |= {"variant": "default", "seconds": "2", "fastest": "1", "slowest": "3", "ratio": "1.000"}
+    return line | {"peak_gib": "6.5", "file_mb": "358.8"} | changes
+
+
+def test_times_of_two_machines_are_not_compared(other_tables):
+    lines = [
+        latency_line(),
+        latency_line(machine="CPU B", seconds="9"),
+        latency_line(machine="CPU B", runtime="openvino", variant="nncf", ratio="4.500"),
+        latency_line(machine="CPU B", seconds="8"),  # measured again: this one counts
+    ]
+    first, second = other_tables.latency(lines).split("\n\n**")
+    assert first.startswith("**sam-b, encoder**, CPU A\n")
+    assert "2000.0" in first
+    assert second.startswith("sam-b, encoder**, CPU B\n")
+    assert "9000.0" not in second
+    assert "8000.0" in second
+    assert (
+        "| OpenVINO, float32 beside integers | the same, NNCF to 8 bits | 2000.0 | 1000.0 to 3000.0 | 4.50x |"
+        in second
+    )
+
+
+def test_the_short_table_of_speed_is_of_one_machine_that_has_all(other_tables):
+    def complete(machine: str, seconds: str) -> list[dict[str, str]]:
+        return [
+            latency_line(
+                machine=machine, part=part, runtime=runtime, variant=variant, seconds=seconds, prompts=prompts
+            )
+            for runtime, variant in other_tables._SHOWN_SPEED
+            for part, prompts in (("encoder", ""), ("decoder", "32"))
+        ]
+
+    lines = [*complete("CPU A", "2")[1:], *complete("CPU B", "3"), *complete("CPU C", "4")]
+    table = other_tables.speed(lines)
+    assert len(table.splitlines()) == 2 + len(other_tables._SHOWN_SPEED)
+    assert "3.00 (1.0x)" in table
+    assert "4.00" not in table
+    assert other_tables.speed(complete("CPU A", "2")[1:]) == ""
+
+
+def test_accuracy_in_runtimes_has_a_table_for_each_machine(other_tables):
+    line = {
+        "machine": "CPU A",
+        "recipe": "mse-deploy-w8a8-mixed",
+        "runtime": "torch-int8",
+        "data": "coco_val",
+    }
+    line |= {"miou": "0.59612", "mask_iou": "0.98514", "file_mb": "7.766"}
+    nncf = {**line, "machine": "CPU B", "recipe": "nncf-w8a8", "runtime": "openvino", "mask_iou": ""}
+    found = other_tables.deployed([line, nncf]).split("\n\n")
+    assert [found[0], found[2]] == ["CPU A", "CPU B"]
+    assert "| torch, integer products | coco_val | 0.5961 | 0.9851 | 7.766 |" in found[1]
+    assert "| `nncf-w8a8` | OpenVINO | coco_val | 0.5961 |  | 7.766 |" in found[3]
+    assert other_tables.deployed([]) == ""

@@ -26,6 +26,8 @@ from saqsam import checkpoint, reconstruct
 from saqsam.checkpoint import load_checkpoint, save_checkpoint
 from saqsam.data.images import read_image
 from saqsam.presets import DEFAULT_METHOD, deployable
+from saqsam.quant.layers import PackedLinear
+from saqsam.runtimes import torch_integer
 from saqsam_cli import app, commands, tables, terminal
 from tiny_quantized import assert_same_outputs, quantize_tiny, quantized_tiny, tiny_recipe
 from tiny_sam import tiny_processor, tiny_sam
@@ -492,7 +494,9 @@ def test_settings_and_the_deployable_variant_are_in_the_checkpoint(tiny: Path, t
     assert_done(quantize(tiny, tmp_path / "a", "--set", "weights.symmetric=true", "--set", "bimodal=true"))
     recipe = saqsam.recipe_of(load_checkpoint(tmp_path / "a"))
     assert (recipe.method, recipe.weights.symmetric, recipe.bimodal) == ("min-max-custom", True, True)
-    assert_done(quantize(tiny, tmp_path / "b", "--deploy"))
+    done = quantize(tiny, tmp_path / "b", "--deploy")
+    assert_done(done)
+    assert "  weights.symmetric: true (the method: false); " in done.stdout
     recipe = saqsam.recipe_of(load_checkpoint(tmp_path / "b"))
     assert recipe.weights.symmetric
     assert (recipe.probabilities.kind, recipe.probabilities.bits) == ("uniform", 8)
@@ -528,8 +532,10 @@ def test_evaluate_is_deterministic_and_writes_its_figures(packed: Path, tmp_path
     assert (tmp_path / "new/a.json").read_bytes() == (tmp_path / "new/b.json").read_bytes()
     figures = json.loads((tmp_path / "new/a.json").read_text())
     expected = saqsam.evaluate(*saqsam.load(packed), saqsam.open_dataset("scenes", limit=2))
-    assert figures["miou"] == expected.miou
-    assert figures["instances"] == expected.instances == len(figures["scores"])
+    assert figures["tasks"]["prompt"]["metrics"]["miou"] == expected.miou
+    scored = [found for record in figures["records"] for found in record["prompt"]["instances"]]
+    assert figures["tasks"]["prompt"]["metrics"]["instances"] == expected.instances == len(scored)
+    assert not (tmp_path / "new/a.json.unfinished").exists()
     assert (figures["model"], figures["recipe"], figures["dataset"]) == (
         str(packed),
         "min-max-w4a4",
@@ -537,17 +543,43 @@ def test_evaluate_is_deterministic_and_writes_its_figures(packed: Path, tmp_path
     )
     assert sum(figures["share_of_macs"].values()) == pytest.approx(1)
     assert sum(figures["share_of_bytes"].values()) == pytest.approx(1)
-    assert "segm_ap" not in figures
+    assert figures["tasks"].keys() == {"prompt"}
     assert f"{expected.miou:.4f}" in result.stdout
     assert "MACs" in result.stdout
+
+
+def test_evaluate_on_torch_s_integers_says_how_fast_that_is(
+    packed: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([0.5, 0.25, 0.2, 0.8] * 10)  # encoder and decoder, quantized before float
+    monkeypatch.setattr(torch_integer, "_run_once", lambda *_: (next(times), next(times)))
+    result = run("evaluate", packed, "--limit", "1", "--runtime", "torch-int8", "--json", tmp_path / "i.json")
+    assert_done(result)
+    figures = json.loads((tmp_path / "i.json").read_text())
+    layers = figures["integer_layers"]
+    total = sum(isinstance(layer, PackedLinear) for layer in load_checkpoint(packed).modules())
+    assert layers["integer"] + sum(layers["left"].values()) == total
+    assert f"{layers['integer']} of {total} quantized linear layers" in result.stdout
+    assert figures["speed"]["encoder"]["ratio"] == pytest.approx(0.4)
+    assert figures["speed"]["decoder"]["ratio"] == pytest.approx(3.2)
+    assert "slower than float here: encoder;" in result.stdout
+    plain = saqsam.evaluate(*saqsam.load(packed), saqsam.open_dataset("scenes", limit=1))
+    assert figures["tasks"]["prompt"]["metrics"]["miou"] == pytest.approx(plain.miou, abs=0.05)
+    assert_refused(run("evaluate", tiny, "--runtime", "torch-int8"), "is float")
 
 
 def test_evaluate_a_float_model_with_points(tiny: Path, labelled: Path, tmp_path: Path) -> None:
     result = run("evaluate", tiny, "--data", labelled, "--prompt", "point", "--json", tmp_path / "p.json")
     assert_done(result)
     figures = json.loads((tmp_path / "p.json").read_text())
-    assert (figures["recipe"], figures["prompt"], figures["instances"]) == ("float", "point", 3)
-    assert "(float) on coco, point prompts" in result.stdout
+    prompt = figures["tasks"]["prompt"]
+    assert (figures["recipe"], prompt["options"]["prompt"], prompt["metrics"]["instances"]) == (
+        "float",
+        "point",
+        3,
+    )
+    assert "(float) on coco, " in result.stdout
+    assert "prompt: prompt point" in result.stdout
 
 
 def test_evaluate_detections_adds_ap(packed: Path, labelled: Path, tmp_path: Path) -> None:
@@ -558,8 +590,9 @@ def test_evaluate_detections_adds_ap(packed: Path, labelled: Path, tmp_path: Pat
     result = run(*arguments, "--json", tmp_path / "ap.json")
     assert_done(result)
     figures = json.loads((tmp_path / "ap.json").read_text())
-    assert 0 <= figures["segm_ap"] <= figures["segm_ap50"] <= 1
-    assert "segm_ap_agnostic" in figures
+    metrics = figures["tasks"]["instance"]["metrics"]
+    assert 0 <= metrics["segm_ap"] <= metrics["segm_ap50"] <= 1
+    assert "segm_ap_agnostic" in metrics
     assert figures["skipped"] == {"detection: box without area": 1}
     assert "left out: detection: box without area" in result.stdout
     assert "segm_ap50" in result.stdout
@@ -574,7 +607,7 @@ def test_evaluate_refuses_what_it_cannot_score(
     def refused(*arguments: str | Path, words: tuple[str, ...]) -> None:
         assert_refused(run("evaluate", packed, "--json", kept, *arguments), *words)
 
-    refused("--prompt", "scribble", words=("--prompt", "box or point", "scribble"))
+    refused("--prompt", "scribble", words=("--prompt", "box, point or clicks", "scribble"))
     refused("--data", bare, words=("--data", "annotations.json"))
     refused("--data", make_coco(tmp_path / "none", annotations=[]), words=("expected instances",))
     refused("--data", tmp_path / "[missing]", words=("[missing]",))
@@ -716,7 +749,7 @@ def test_inspect_fits_80_columns_uncut(packed: Path, monkeypatch: pytest.MonkeyP
     assert "w4a4" in rows["decoder.final_attention"]
     assert " to " in rows["encoder.qkv"]
     assert "float" in rows["iou_head"]
-    assert {"bytes:", "MACs", "tensors:"} <= rows.keys()
+    assert {"bytes:", "MACs", "tensors:", "torch-int8:"} <= rows.keys()
 
 
 def test_inspect_writes_all_figures(packed: Path, tmp_path: Path) -> None:
@@ -724,6 +757,7 @@ def test_inspect_writes_all_figures(packed: Path, tmp_path: Path) -> None:
     content = json.loads((tmp_path / "i.json").read_text())
     assert content["name"] == "min-max-w4a4"
     assert 0 < (packed / "model.safetensors").stat().st_size - content["bytes"] < 100_000  # the header
+    assert content["integer_layers"].keys() == {"integer", "left"}
 
 
 def test_inspect_refuses_what_is_no_checkpoint(tiny: Path, tmp_path: Path) -> None:
@@ -877,6 +911,7 @@ def test_an_export_is_written_compared_and_scored(
     done = run("export", deployed, "--out", out, "--format", format)
     assert_done(done)
     assert "against torch: IoU" in done.stdout
+    assert "  encoder_products: float (the method: quantized); " in done.stdout
     assert json.loads((out / "parity.json").read_text())["mask_iou"] > 0.9
     assert_refused(run("export", deployed, "--out", out, "--format", format), "exists", "--overwrite")
     assert_done(run("export", deployed, "--out", out, "--format", format, "--overwrite"))
@@ -886,12 +921,18 @@ def test_an_export_is_written_compared_and_scored(
     assert found["recipe"] == "min-max-deploy-w8a8-mixed"
     assert "min-max-deploy-w8a8-mixed" in scored.stdout
     assert_done(run("evaluate", deployed, "--data", labelled, "--json", tmp_path / "b.json"))
-    assert found["miou"] == pytest.approx(json.loads((tmp_path / "b.json").read_text())["miou"], abs=0.05)
+    other = json.loads((tmp_path / "b.json").read_text())
+    mious = [figures["tasks"]["prompt"]["metrics"]["miou"] for figures in (found, other)]
+    assert mious[0] == pytest.approx(mious[1], abs=0.05)
 
 
 def test_exported_masks_are_drawn(deployed: Path, tmp_path: Path) -> None:
     assert_done(run("export", deployed, "--out", tmp_path / "export"))
     Image.fromarray(picture((40, 60))).save(tmp_path / "photo.png")
+    command = ("segment", deployed, tmp_path / "photo.png", "--box", "5,5,30,30", "--runtime", "torch-int8")
+    drawn = run(*command)
+    assert_done(drawn)
+    assert "quantized linear layers on integers" in drawn.stdout
     drawn = run(
         *("segment", tmp_path / "export", tmp_path / "photo.png", "--box", "5,5,30,30", "--point", "20,20"),
         *("--runtime", "openvino"),
@@ -913,6 +954,7 @@ def test_an_export_is_no_checkpoint(deployed: Path, tmp_path: Path) -> None:
     out = tmp_path / "export"
     assert_done(run("export", deployed, "--out", out))
     assert_refused(run("inspect", out), "is an export", "checkpoint")
+    assert_refused(run("evaluate", out, "--runtime", "torch-int8"), "is an export", "checkpoint")
     assert_refused(run("quantize", out, "--out", tmp_path / "q"), "an export for other runtimes")
 
 

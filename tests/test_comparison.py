@@ -2,14 +2,17 @@ import numpy as np
 import pytest
 
 from saqsam.comparison import change_by_image, choose_images, draw_comparison
-from saqsam.evaluate import Evaluation, InstanceScore, evaluate
+from saqsam.evaluate import Evaluation, evaluate
 from tiny_quantized import quantized_tiny, tiny_data
 from tiny_sam import tiny_processor, tiny_sam
 
 
 def evaluation(scores: list[tuple[int, int, float]]) -> Evaluation:
-    entries = tuple(InstanceScore(image, instance, iou, 0.5) for image, instance, iou in scores)
-    return Evaluation("data", "box", 0.0, len(entries), 3, entries)
+    records = tuple(
+        {"image_id": image, "prompt": {"instances": [{"id": instance, "iou": iou, "predicted_iou": 0.5}]}}
+        for image, instance, iou in scores
+    )
+    return Evaluation("data", 3, {}, {}, records)
 
 
 def test_changes_are_means_over_the_objects_of_an_image() -> None:

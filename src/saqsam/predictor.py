@@ -4,6 +4,8 @@
 one image, `predict_batch` and `predict_low_res`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 import numpy as np
@@ -83,6 +85,15 @@ class Predictor:
             self._features = self.backend.encode(pixel_values)
         self._original_size = (image.shape[0], image.shape[1])
         self._input_size = (height, width)
+
+    def share_image(self, other: Predictor) -> None:
+        """Take over the image of another predictor, encoded as it is there: for decoders of one encoder.
+
+        Raises:
+            RuntimeError: No image is set there.
+        """
+        self._features = other.features
+        self._original_size, self._input_size = other.original_size, other.input_size
 
     def reset_image(self) -> None:
         """Forget the image."""

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from saqsam_cli.options import EvaluationOptions, check_tasks
 from saqsam_cli.terminal import busy, guarded, say
 
 app = typer.Typer(
@@ -22,7 +23,6 @@ app = typer.Typer(
 )
 
 SCENES = "scenes"
-PROMPTS = ("box", "point")
 
 DATA_HELP = (
     "scenes (made by the package), a folder with images/ and annotations.json (COCO format), or an image folder "
@@ -41,14 +41,42 @@ RuntimeOption = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="For an exported folder: onnxruntime, openvino or executorch.",
-        show_default="what its format is for",
+        help="For an exported folder: onnxruntime, openvino or executorch. For a checkpoint: torch, or torch-int8, "
+        "its linear layers on torch's integer kernels, timed against float.",
+        show_default="what an export's format is for; torch",
     ),
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Threads of torch or the runtime.", show_default="all")
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to it.")]
+DataOption = Annotated[str, typer.Option(metavar="DATA", help=DATA_HELP)]
+TaskOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="prompt, instance; repeatable.",
+        show_default="prompt; instance too with --detections",
+    ),
+]
+PromptOption = Annotated[
+    str,
+    typer.Option(
+        metavar="box|point|clicks",
+        help="Of task prompt: each object's box, the point deepest inside, or 5 clicks, each where the mask is wrong.",
+    ),
+]
+DetectionsOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Of task instance: COCO results of any detector, whose boxes are prompts."
+    ),
+]
+LimitOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N images.")]
+MemoryOption = Annotated[
+    str, typer.Option(metavar="SIZE", help="For the prompts that are decoded at once, beside the model.")
+]
+WorkersOption = Annotated[int, typer.Option(min=0, metavar="N", help="Threads that read images ahead.")]
 
 
 def main() -> None:
@@ -195,32 +223,30 @@ def quantize(
 def evaluate(
     model: ModelArgument = "sam-mini",
     *,
-    data: Annotated[str, typer.Option(metavar="DATA", help=DATA_HELP)] = SCENES,
-    prompt: Annotated[
-        str, typer.Option(metavar="box|point", help="Each object's box, or the point deepest inside it.")
-    ] = "box",
-    detections: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="COCO results of any detector: adds mask AP on its boxes."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N images.")] = None,
+    data: DataOption = SCENES,
+    task: TaskOption = None,
+    prompt: PromptOption = "box",
+    detections: DetectionsOption = None,
+    limit: LimitOption = None,
     json_file: JsonOption = None,
+    memory: MemoryOption = "1GiB",
+    workers: WorkersOption = 2,
     device: DeviceOption = "auto",
     runtime: RuntimeOption = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Score a model, a checkpoint or, in its runtime, an export: mean IoU, and COCO mask AP with --detections."""
-    if prompt not in PROMPTS:
-        raise ValueError(f"--prompt: expected box or point, got {prompt!r}")
-    with _library():
-        from saqsam_cli import commands
+    """Score a model, a checkpoint or, in its runtime, an export, on one task or several.
 
-        commands.evaluate(
+    With --json, what has been scored is kept in FILE.unfinished until all is: interrupted, the same command goes on.
+    Started by torchrun (torchrun --nproc-per-node 2 -m saqsam evaluate ...), processes share the images.
+    """
+    check_tasks(task, prompt)
+    with _library():
+        from saqsam_cli import evaluation
+
+        evaluation.evaluate(
             model,
-            data=data,
-            prompt=prompt,
-            detections=detections,
-            limit=limit,
+            EvaluationOptions(data, task, prompt, detections, limit, memory, workers),
             json_file=json_file,
             device=device,
             runtime=runtime,

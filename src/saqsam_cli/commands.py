@@ -3,47 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
-import torch
 from transformers import SamModel, SamProcessor
 from transformers.utils import logging
 
 import saqsam
-from saqsam.backend import Backend
 from saqsam.checkpoint import (
     check_target,
     load_checkpoint,
     quantization_config_of,
-    recipe_of,
     save_checkpoint,
 )
 from saqsam.comparison import draw_comparison
 from saqsam.data.datasets import SCENES, SCENES_COUNT, Dataset, open_dataset
 from saqsam.data.detections import Detections, load_detections
-from saqsam.data.images import ImageFolder, read_image
-from saqsam.evaluate import Evaluation, PromptKind
+from saqsam.data.images import read_image
+from saqsam.evaluate import Evaluation
 from saqsam.export import check_export, export_model, is_export
 from saqsam.export.parity import compare_with_torch
-from saqsam.inventory import Inventory, take_inventory
-from saqsam.models import load
-from saqsam.output import check_file_writable, check_writable, write_png, write_whole
+from saqsam.inventory import take_inventory
+from saqsam.output import check_file_writable, check_writable, write_png
 from saqsam.predictor import Predictor
 from saqsam.presets import deployable, recipe_for
 from saqsam.quantize import QuantizationLog
 from saqsam.recipe import Recipe
 from saqsam.report import write_report
-from saqsam.runtimes import load_runtime
+from saqsam.runtimes import TORCH_INTEGER, find_integer_layers, load_runtime
 from saqsam.settings import with_settings
 from saqsam.store import parse_size
 from saqsam.visualize import overlay_masks
-from saqsam_cli.tables import print_evaluation, print_export, print_inventory, print_summary
+from saqsam_cli.evaluation import report_integers
+from saqsam_cli.opening import load_torch, open_labelled, open_model, write_json
+from saqsam_cli.tables import (
+    print_export,
+    print_integer_layers,
+    print_inventory,
+    print_substitutions,
+    print_summary,
+)
 from saqsam_cli.terminal import bar, busy, err, out, progress_bars, result_table, say, stage_bars
 
 CALIBRATION_SCENES_SEED = 1_000_000
@@ -101,8 +103,8 @@ def quantize(
     count = max(images, SCENES_COUNT) if calibration == SCENES else None
     data = open_dataset(calibration, limit=count, seed=CALIBRATION_SCENES_SEED + seed)
     found = None if detections is None else load_detections(detections, data)
-    check_data = None if check == NO_CHECK else _open_labelled(check, "--check", check_images)
-    float_model, processor = _load(model, device)
+    check_data = None if check == NO_CHECK else open_labelled(check, "--check", check_images)
+    float_model, processor = load_torch(model, device)
     if quantization_config_of(float_model) is not None:
         raise ValueError(f"{model} is quantized already; quantize the float model")
     if check_images is None:
@@ -115,6 +117,8 @@ def quantize(
     with busy(f"reading {out_dir}"):
         reloaded = load_checkpoint(out_dir, device=float_model.device)
     say(f"checkpoint: {out_dir}")
+    if deploy:
+        print_substitutions(recipe)
     if check_data is None or before is None:
         print_summary(take_inventory(reloaded), out_dir)
         return
@@ -182,52 +186,6 @@ def _recipe(
     return recipe
 
 
-def evaluate(
-    model: str,
-    *,
-    data: str,
-    prompt: str,
-    detections: Path | None,
-    limit: int | None,
-    json_file: Path | None,
-    device: str,
-    runtime: str | None,
-    threads: int | None,
-) -> None:
-    """Score a model."""
-    if json_file is not None:
-        check_file_writable(json_file)
-    dataset = _open_labelled(data, "--data", limit)
-    sam, processor, recipe = _open_model(model, device, runtime, threads)
-    with progress_bars() as bars:
-        result = saqsam.evaluate(
-            sam,
-            processor,
-            dataset,
-            prompt=cast(PromptKind, prompt),
-            detections=detections,
-            limit=limit,
-            progress=bar(bars, f"evaluating on {dataset.name}"),
-        )
-    is_packed = isinstance(sam, SamModel) and quantization_config_of(sam) is not None
-    inventory = take_inventory(sam) if is_packed else None
-    recipe = recipe if inventory is None else inventory.name  # with the mean bits of a mixture
-    if json_file is not None:
-        _write_json(json_file, {"model": model, **_describe(recipe, inventory), **result.to_dict()})
-    print_evaluation(result, model, recipe, inventory)
-
-
-def _describe(recipe: str, inventory: Inventory | None) -> dict[str, Any]:
-    """What a row of results says of a model beside its name; nothing but the recipe without an inventory."""
-    if inventory is None:
-        return {"recipe": recipe}
-    return {
-        "recipe": recipe,
-        "share_of_bytes": inventory.share_of_bytes(),
-        "share_of_macs": inventory.share_of_macs(),
-    }
-
-
 def segment(
     model: str,
     image: Path,
@@ -244,7 +202,7 @@ def segment(
     if path.exists() and path.samefile(image):
         raise ValueError(f"--out: {path} is the picture to segment; choose another name")
     check_file_writable(path)
-    sam, processor, _ = _open_model(model, device, runtime, threads)
+    sam, processor, _ = open_model(model, device, runtime, threads)
     predictor = Predictor(sam, processor)
     with busy(f"segmenting {image}"):
         predictor.set_image(picture)
@@ -259,6 +217,8 @@ def segment(
         table.add_row(name, f"{ious[i]:.3f}", f"{mask.sum():,}")
     out.print(table)
     say(f"picture: {path}")
+    if runtime == TORCH_INTEGER:
+        report_integers(sam)
 
 
 def inspect(folder: Path, *, json_file: Path | None) -> None:
@@ -268,17 +228,19 @@ def inspect(folder: Path, *, json_file: Path | None) -> None:
     if json_file is not None:
         check_file_writable(json_file)
     with busy(f"reading {folder}"):
-        inventory = take_inventory(load_checkpoint(folder))
+        model = load_checkpoint(folder)
+        inventory, layers = take_inventory(model), find_integer_layers(model)
     if json_file is not None:
-        _write_json(json_file, inventory.to_dict())
+        write_json(json_file, {**inventory.to_dict(), "integer_layers": dataclasses.asdict(layers)})
     print_inventory(inventory, str(folder))
+    print_integer_layers(layers)
 
 
 def export(checkpoint: Path, out_dir: Path, *, format: str, single_mask: bool, overwrite: bool) -> None:
     """Write files for another runtime, load them there, and compare."""
     check_export(format, out_dir, overwrite=overwrite)
     check_writable(out_dir)
-    model, processor = _load(str(checkpoint), "cpu")
+    model, processor = load_torch(str(checkpoint), "cpu")
     with busy(f"writing {out_dir}"):
         manifest = export_model(
             model, processor, out_dir, format=format, single_mask=single_mask, overwrite=overwrite
@@ -288,59 +250,13 @@ def export(checkpoint: Path, out_dir: Path, *, format: str, single_mask: bool, o
     with progress_bars() as bars:
         progress = bar(bars, "comparing with torch")
         parity = compare_with_torch(backend, model, processor, data, progress=progress)
-    _write_json(out_dir / "parity.json", parity.to_dict())
+    write_json(out_dir / "parity.json", parity.to_dict())
     sizes = {name: (out_dir / name).stat().st_size for name in manifest.files}
     print_export(manifest, sizes, take_inventory(model), parity)
     say(f"export: {out_dir}")
-
-
-def _open_model(
-    model: str, device: str, runtime: str | None, threads: int | None
-) -> tuple[SamModel | Backend, SamProcessor, str]:
-    """A model of torch or an exported folder in its runtime, its processor, and the name of its recipe."""
-    if runtime not in (None, "torch") or is_export(model):
-        if runtime == "torch":
-            raise ValueError(f"{model} is an export; torch runs the checkpoint that it was made of")
-        with busy(f"loading {model}"):
-            backend, processor = load_runtime(model, runtime, threads=threads)
-        return backend, processor, backend.manifest.name
-    if threads is not None:
-        torch.set_num_threads(threads)
-    sam, processor = _load(model, device)
-    return sam, processor, "float" if quantization_config_of(sam) is None else recipe_of(sam).name
-
-
-def _load(model: str, device: str) -> tuple[SamModel, SamProcessor]:
-    with busy(f"loading {model}"):
-        return load(model, device=_device(device))
-
-
-def _device(name: str) -> str:
-    """The device, tried out: torch finds out that one is not there only when it is used."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
-    return name
-
-
-def _open_labelled(spec: str, option: str, limit: int | None) -> Dataset:
-    """A data set that can be scored on, cut to `limit` images; scenes are made longer for it."""
-    dataset = open_dataset(spec, limit=limit)
-    if isinstance(dataset, ImageFolder):
-        raise ValueError(f"{option} {spec}: images without annotations.json cannot be scored on")
-    return dataset
 
 
 def _score(model: SamModel, processor: SamProcessor, data: Dataset, count: int, name: str) -> Evaluation:
     with progress_bars() as bars:
         progress = bar(bars, f"scoring, {name}")
         return saqsam.evaluate(model, processor, data, limit=count, progress=progress)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from saqsam.evaluate import Evaluation
 from saqsam.export import Manifest
 from saqsam.export.parity import Parity
 from saqsam.inventory import Inventory, mac_width
+from saqsam.recipe import Recipe
+from saqsam.runtimes.torch_integer import TORCH_INTEGER, IntegerLayers, Speed
+from saqsam.substitutions import substitutions
 from saqsam_cli.terminal import out, result_table, say
+
+METRIC_NAMES = {
+    "miou": "mean IoU",
+    "boundary_iou": "mean boundary IoU",
+    "share_above_90": "share above IoU 0.9",
+    "instances": "objects",
+}
+"""Of figures whose own names say little."""
 
 
 def print_summary(
@@ -30,19 +41,25 @@ def print_summary(
 
 
 def print_evaluation(result: Evaluation, model: str, recipe: str, inventory: Inventory | None) -> None:
-    """Scores of one model and the name of its recipe; of a checkpoint its widths too."""
-    say(f"{model} ({recipe}) on {result.dataset}, {result.prompt} prompts")
-    table = result_table("", "", right=1)
-    table.add_row("mean IoU", f"{result.miou:.4f}")
-    table.add_row("objects", str(result.instances))
-    table.add_row("images", str(result.images))
-    for name, value in result.ap.items():
-        table.add_row(name, "-" if value is None else f"{value:.4f}")
+    """Figures of each task for one model and the name of its recipe; of a checkpoint its widths too."""
+    say(f"{model} ({recipe}) on {result.dataset}, {result.images} images")
+    for task, metrics in result.metrics.items():
+        options = ", ".join(
+            f"{k} {v}" for k, v in result.options[task].items() if isinstance(v, int | str) and v
+        )
+        table = result_table(f"{task}: {options}" if options else task, "", right=1)
+        for name, value in metrics.items():
+            table.add_row(METRIC_NAMES.get(name, name), figure(value))
+        out.print(table)
     for reason, number in result.skipped.items():
-        table.add_row(f"left out: {reason}", str(number))
-    out.print(table)
+        say(f"left out: {reason}: {number}")
     if inventory is not None:
         _print_shares(inventory)
+
+
+def figure(value: float | int | None) -> str:
+    """A figure as tables show it: counts whole, the rest with four digits, what was not there as a dash."""
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}"
 
 
 def print_inventory(inventory: Inventory, source: str) -> None:
@@ -74,6 +91,25 @@ def _print_shares(inventory: Inventory) -> None:
         say(f"{what}: " + ", ".join(f"{100 * share:.1f} % {width}" for width, share in shares.items()))
 
 
+def print_integer_layers(layers: IntegerLayers) -> None:
+    """How many linear layers torch's integer kernels take on this machine, and why they do not take the others."""
+    say(f"{TORCH_INTEGER}: {layers.integer} of {layers.total} quantized linear layers on integers")
+    for reason, count in layers.left.items():
+        say(f"  {count} de-quantized: {reason}")
+
+
+def print_speed(speeds: Sequence[Speed]) -> None:
+    """Times of a model in torch beside those of a float one."""
+    table = result_table("", "ms", "float, ms", "speed", right=3)
+    for speed in speeds:
+        times = (f"{1000 * seconds:.1f}" for seconds in (speed.seconds, speed.float_seconds))
+        table.add_row(speed.part, *times, f"{speed.ratio:.2f}x")
+    out.print(table)
+    slower = [speed.part for speed in speeds if speed.ratio < 1]
+    if slower:
+        say(f"slower than float here: {' and '.join(slower)}; exports are what is fast (saqsam export)")
+
+
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:,.2f} MB"
 
@@ -94,6 +130,17 @@ def _end(value: float) -> str:
     return f"{value:.{decimals}f}"
 
 
+def print_substitutions(recipe: Recipe) -> None:
+    """What a recipe has in the place of its method's own choices for the sake of integer kernels."""
+    found = substitutions(recipe)
+    if not found:
+        return
+    say(f"{recipe.name} departs from its method for integer kernels in:")
+    for one in found:
+        say(f"  {one.field}: {one.used} (the method: {one.method}); {one.why}")
+    say("what that costs: evaluate this checkpoint, and one of the method as it is, on the same data")
+
+
 def print_export(manifest: Manifest, sizes: Mapping[str, int], inventory: Inventory, parity: Parity) -> None:
     """Sizes of exported files, what they compute at which width, and how far their runtime is from torch."""
     table = result_table("file", "MB", "of float32", right=2)
@@ -103,6 +150,7 @@ def print_export(manifest: Manifest, sizes: Mapping[str, int], inventory: Invent
             name, f"{size / 1e6:.2f}", f"1/{inventory.float32_bytes / size:.1f}" if name == "together" else ""
         )
     out.print(table)
+    print_substitutions(inventory.recipe)
     _print_shares(inventory)
     _print_details(manifest)
     table = result_table("tensor", "largest difference", "relative", right=2)

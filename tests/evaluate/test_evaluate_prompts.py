@@ -7,7 +7,7 @@ from hypothesis.extra import numpy as hnp
 
 from saqsam.data.datasets import Instance
 from saqsam.data.rle import encode_mask
-from saqsam.evaluate.prompts import box_prompts, interior_point, point_prompts
+from saqsam.evaluate.prompts import box_prompts, interior_point, next_click, point_prompts
 
 
 def test_the_centre_of_a_square() -> None:
@@ -64,3 +64,27 @@ def test_prompts_of_instances() -> None:
     np.testing.assert_array_equal(points, [[[12, 6]]] * 2)
     np.testing.assert_array_equal(labels, [[1], [1]])
     assert box_prompts([]).shape == (0, 4)
+
+
+def test_the_next_click_is_where_the_largest_error_is() -> None:
+    truth = np.zeros((40, 40), dtype=bool)
+    truth[5:25, 5:25] = True
+    predicted = np.zeros_like(truth)
+    assert next_click(predicted, truth) == (interior_point(truth), 1)
+    predicted[5:25, 5:20] = True  # five columns are missing
+    predicted[30:36, 30:36] = True  # and 36 pixels too much
+    assert next_click(predicted, truth) == ((22, 7), 1)
+    predicted[5:25, 20:25] = True
+    assert next_click(predicted, truth) == ((32, 32), 0)
+    predicted[30:36, 30:36] = False
+    assert next_click(predicted, truth) is None
+
+
+def test_errors_of_both_kinds_that_touch_are_two_regions() -> None:
+    truth = np.zeros((20, 20), dtype=bool)
+    truth[5:10, 5:15] = True
+    predicted = np.zeros_like(truth)
+    predicted[10:15, 5:14] = True  # right below: 45 pixels too much, 50 missing
+    point, label = next_click(predicted, truth) or ((0, 0), -1)
+    assert label == 1
+    assert truth[point[1], point[0]]

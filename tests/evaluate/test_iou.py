@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from saqsam.evaluate.iou import MeanIoU, fill_box, mask_iou
+from saqsam.data.rle import encode_mask
+from saqsam.evaluate.iou import MeanIoU, boundary_iou, fill_box, mask_iou, rle_ious
 
 
 def test_known_pairs() -> None:
@@ -52,3 +53,54 @@ def test_mean_over_instances_not_images() -> None:
     metric.reset()
     with pytest.raises(ValueError, match="at least one instance"):
         metric.compute()
+
+
+def boundary_by_hand(mask: np.ndarray, reach: int) -> np.ndarray:
+    """Pixels of a mask with one outside it in the square of `reach` around them, the border being outside."""
+    padded = np.pad(mask, reach)
+    near = np.zeros_like(mask)
+    for y, x in np.argwhere(mask):
+        near[y, x] = not padded[y : y + 2 * reach + 1, x : x + 2 * reach + 1].all()
+    return near
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_boundary_iou_is_that_of_the_definition(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    shape = (40, 60)
+    masks = []
+    for _ in range(2):
+        mask = np.zeros(shape, dtype=bool)
+        for _ in range(3):
+            y, x = random.integers(0, 30, 2)
+            mask[y : y + random.integers(4, 25), x : x + random.integers(4, 25)] = True
+        masks.append(mask)
+    reach = round(0.05 * np.hypot(*shape))
+    one, other = (boundary_by_hand(mask, reach) for mask in masks)
+    expected = (one & other).sum() / (one | other).sum()
+    assert boundary_iou(*masks, dilation_ratio=0.05) == expected
+
+
+def test_boundary_iou_of_equal_empty_and_disjoint_masks() -> None:
+    mask, empty = np.zeros((30, 30), dtype=bool), np.zeros((30, 30), dtype=bool)
+    mask[5:20, 5:20] = True
+    assert boundary_iou(mask, mask) == 1
+    assert boundary_iou(mask, empty) == boundary_iou(empty, mask) == boundary_iou(empty, empty) == 0
+    # At least one pixel wide: here the outlines of two squares of 15 and 13 that share no pixel.
+    inner = np.zeros_like(mask)
+    inner[6:19, 6:19] = True
+    assert boundary_iou(mask, inner) == 0
+    assert mask_iou(torch.from_numpy(mask)[None], torch.from_numpy(inner)[None]).item() == pytest.approx(
+        169 / 225
+    )
+
+
+def test_ious_of_run_lengths_are_those_of_masks() -> None:
+    random = np.random.default_rng(0)
+    masks = random.random((5, 20, 30)) > 0.6
+    counts = [encode_mask(mask)["counts"].decode() for mask in masks]
+    found = rle_ious(counts[:2], counts[2:], (20, 30))
+    for i in range(2):
+        expected = mask_iou(torch.from_numpy(masks[i]).expand(3, 20, 30), torch.from_numpy(masks[2:]))
+        np.testing.assert_allclose(found[i], expected, atol=1e-12)
+    assert rle_ious([], counts, (20, 30)).shape == (0, 5)

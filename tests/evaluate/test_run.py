@@ -86,14 +86,15 @@ def test_box_prompts() -> None:
     dataset = InMemory([sample(4, instance(1, (8, 8, 24, 40)), instance(2, (32, 0, 64, 20))), sample(9)])
     result = run(dataset)
     assert result == run(dataset)
-    assert (result.dataset, result.prompt, result.instances, result.images) == ("made", "box", 2, 2)
+    assert (result.dataset, result.instances, result.images) == ("made", 2, 2)
     assert [(score.image_id, score.instance_id) for score in result.scores] == [(4, 1), (4, 2)]
     # Rectangles that fill their boxes come back but for the rounding of their corners.
     assert all(score.iou > 0.98 for score in result.scores)
     assert all(score.predicted_iou == pytest.approx(0.1) for score in result.scores)
     assert result.miou == pytest.approx(np.mean([score.iou for score in result.scores]))
     assert result.skipped == {}
-    assert (result.ap, result.segm_ap, result.segm_ap50) == ({}, None, None)
+    assert result.options == {"prompt": {"prompt": "box", "min_area": 0, "masks": False}}
+    assert (result.segm_ap, result.segm_ap50) == (None, None)
 
 
 @pytest.mark.parametrize(("own_ious", "radius"), [((0.9, 0.1, 0.5), 4), ((0.1, 0.9, 0.5), 11)])
@@ -102,7 +103,7 @@ def test_point_prompts_take_the_mask_with_the_highest_predicted_iou(
 ) -> None:
     target = instance(1, (20, 20, 41, 41))  # its deepest pixel is (30, 30)
     result = run(InMemory([sample(1, target)]), FillsBoxes(own_ious), prompt="point")
-    assert result.prompt == "point"
+    assert result.options["prompt"]["prompt"] == "point"
     (score,) = result.scores
     assert score.predicted_iou == pytest.approx(0.9)
     side = min(2 * radius, 22)
@@ -178,8 +179,8 @@ def test_detections_give_mask_ap() -> None:
         _6=ImageDetections(np.array([[0.0, 0, 9, 9]]), np.array([0.1]), np.array([1])),
     )
     result = run(dataset, detections=found)
-    assert result.segm_ap50 == result.ap["segm_ap50"] == pytest.approx(0.5, abs=0.01)
-    assert result.ap["segm_ap50_agnostic"] == pytest.approx(1)
+    assert result.segm_ap50 == result.metrics["instance"]["segm_ap50"] == pytest.approx(0.5, abs=0.01)
+    assert result.metrics["instance"]["segm_ap50_agnostic"] == pytest.approx(1)
     assert result.instances == 2
     assert result.skipped == {"detection: unknown image id": 3}
     assert result.miou == run(dataset).miou
@@ -234,17 +235,20 @@ def test_json_holds_the_figures() -> None:
     result = run(dataset, detections=detections(_4=box))
     content = json.loads(result.to_json())
     assert content == result.to_dict()
-    assert content["miou"] == result.miou
-    assert (content["instances"], content["images"]) == (1, 1)
-    assert content["segm_ap50"] == pytest.approx(1)
-    assert content["segm_ap_large"] is None
-    assert InstanceScore(**content["scores"][0]) == result.scores[0]
-    assert "segm_ap" not in json.loads(run(dataset).to_json())
+    assert content["tasks"]["prompt"]["metrics"]["miou"] == result.miou
+    assert content["images"] == 1
+    assert content["tasks"]["instance"]["metrics"]["segm_ap50"] == pytest.approx(1)
+    assert content["tasks"]["instance"]["metrics"]["segm_ap_large"] is None
+    (record,) = content["records"]
+    assert (record["image_id"], record["file_name"]) == (4, "4.png")
+    (found,) = record["prompt"]["instances"]
+    assert InstanceScore(4, 1, found["iou"], found["predicted_iou"]) == result.scores[0]
+    assert "instance" not in json.loads(run(dataset).to_json())["tasks"]
 
 
 def test_wrong_use(tmp_path: Path) -> None:
     dataset = InMemory([sample(1, instance(1, (8, 8, 24, 40)))])
-    with pytest.raises(ValueError, match="expected 'box' or 'point', got 'mask'"):
+    with pytest.raises(ValueError, match="expected 'box', 'point' or 'clicks', got 'mask'"):
         run(dataset, prompt="mask")
     with pytest.raises(ValueError, match="at least 1 image, got 0"):
         run(dataset, limit=0)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import tempfile
 from collections import Counter
 from importlib.util import find_spec
@@ -339,7 +340,10 @@ def fully_connected(path: Path) -> list[tuple[str, str, str]]:
             (Path(name) / "schema.fbs").write_bytes(xnnpack._get_schema_bytes())
             files = [str(Path(name) / file) for file in ("schema.fbs", "graph.bin")]
             _flatbuffer._flatc_decompile(name, *files, ["--raw-binary"])
-            read = json.loads((Path(name) / "graph.json").read_text())
+            text = (Path(name) / "graph.json").read_text()
+            read = json.loads(
+                re.sub(r"([:\[ ][-+]?)inf\b", r"\1Infinity", text).replace("+Infinity", "Infinity")
+            )
         tensors = [value["xvalue_union"] for value in read["xvalues"]]
         tensors = [tensor.get("tensor_value", tensor) for tensor in tensors]
         kinds = {tensor["id_out"]: tensor["datatype"].removeprefix("xnn_datatype_") for tensor in tensors}

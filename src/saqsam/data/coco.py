@@ -1,5 +1,6 @@
 """COCO instance annotations as a data set."""
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ class CocoDataset:
     Attributes:
         name: As above.
         image_ids: Ids of the kept images, in order.
+        digest: Of the annotation file.
         category_names: Name of each category id; empty where the file lists none.
 
     Raises:
@@ -75,6 +77,7 @@ class CocoDataset:
             raise ValueError(
                 f"{path}: expected images in {self._images_dir}, found none of {len(self._sizes)}"
             )
+        self.digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         self.image_ids: tuple[int, ...] = tuple(record["id"] for record in self._images)
         self._annotations = self._index_annotations(content.get("annotations", []), path)
         self._sample_skips: dict[int, dict[str, int]] = {}

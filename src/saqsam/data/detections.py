@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -54,6 +55,16 @@ class Detections:
                 found.boxes[chosen], found.scores[chosen], found.category_ids[chosen]
             )
         return Detections(kept, dict(self.skipped))
+
+    def digest(self) -> str:
+        """12 hexadecimal digits that tell these detections from others."""
+        digest = hashlib.sha256()
+        for image_id in sorted(self.by_image):
+            found = self.by_image[image_id]
+            digest.update(str(image_id).encode())
+            for part in (found.boxes, found.scores, found.category_ids):
+                digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()[:12]
 
 
 def load_detections(path: str | Path, dataset: Dataset) -> Detections:

@@ -138,6 +138,11 @@ class ScenesDataset:
     def __len__(self) -> int:
         return self.count
 
+    @property
+    def digest(self) -> str:
+        """What the scenes are made from, beside their number."""
+        return f"seed {self.seed}, size {self.size}"
+
     def scene_seed(self, i: int) -> int:
         """The seed given to `generate_scene` for sample `i`: 64 bits hashed from the split's seed and `i`."""
         return int(np.random.SeedSequence(self.seed, spawn_key=(i,)).generate_state(1, np.uint64)[0])

@@ -1,16 +1,22 @@
-"""Scoring: prompts from the ground truth, mean IoU, COCO mask AP."""
+"""Scoring: tasks, one file each, over one walk through the images."""
 
 from saqsam.evaluate.coco_ap import MaskAP
 from saqsam.evaluate.iou import MeanIoU, mask_iou
 from saqsam.evaluate.prompts import interior_point
-from saqsam.evaluate.run import Evaluation, InstanceScore, PromptKind, evaluate, fill_box_iou
+from saqsam.evaluate.run import Evaluation, InstanceScore, evaluate, fill_box_iou
+from saqsam.evaluate.task import Task
+from saqsam.evaluate.tasks.instance import InstanceTask
+from saqsam.evaluate.tasks.prompt import PromptKind, PromptTask
 
 __all__ = [
     "Evaluation",
     "InstanceScore",
+    "InstanceTask",
     "MaskAP",
     "MeanIoU",
     "PromptKind",
+    "PromptTask",
+    "Task",
     "evaluate",
     "fill_box_iou",
     "interior_point",

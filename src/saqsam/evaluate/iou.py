@@ -1,8 +1,11 @@
-"""Intersection over union of masks, and its mean over a stream of instances."""
+"""Intersection over union of masks and of their boundaries, and its mean over a stream of instances."""
 
 import math
+from collections.abc import Sequence
 
+import cv2
 import numpy as np
+import pycocotools.mask as rle_codec
 import torch
 from numpy.typing import NDArray
 
@@ -21,6 +24,61 @@ def mask_iou(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     intersection = (predicted & truth).sum(dim=(1, 2))
     union = (predicted | truth).sum(dim=(1, 2))
     return intersection.double() / union.clamp(min=1).double()
+
+
+def boundary_iou(
+    predicted: NDArray[np.bool_], truth: NDArray[np.bool_], *, dilation_ratio: float = 0.02
+) -> float:
+    """Boundary IoU (Cheng et al., CVPR 2021): IoU of the parts of two masks that lie near their own contours.
+
+    Args:
+        predicted: HW bool.
+        truth: HW bool.
+        dilation_ratio: Width of the boundary, as a share of the image's diagonal; at least one pixel. Distance to
+            the nearest pixel outside is the larger of those in x and y; the border of the image counts as outside.
+
+    Returns:
+        In [0, 1]; 0 where both masks are empty.
+    """
+    assert predicted.shape == truth.shape, (predicted.shape, truth.shape)
+    height, width = truth.shape
+    reach = max(1, round(dilation_ratio * math.hypot(height, width)))
+    one, other = _boundary(predicted, reach), _boundary(truth, reach)
+    union = np.count_nonzero(one | other)
+    return np.count_nonzero(one & other) / union if union else 0.0
+
+
+def _boundary(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
+    """The pixels of a mask at most `reach` from one outside it."""
+    boundary = np.zeros_like(mask)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if len(rows) == 0:
+        return boundary
+    inside = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    # All beyond the bounding box is outside, so a ring of zeros stands for it.
+    crop = np.pad(mask[inside].astype(np.uint8), reach)
+    square = np.ones((2 * reach + 1, 2 * reach + 1), dtype=np.uint8)
+    core = cv2.erode(crop, square)[reach:-reach, reach:-reach]
+    boundary[inside] = mask[inside] & (core == 0)
+    return boundary
+
+
+def rle_ious(one: Sequence[str], other: Sequence[str], size: Sequence[int]) -> NDArray[np.float64]:
+    """IoU of each mask of one list with each of another.
+
+    Args:
+        one: N masks as the `counts` of COCO compressed run lengths.
+        other: M masks.
+        size: (height, width) of all.
+
+    Returns:
+        [N, M] float64 in [0, 1].
+    """
+    if not one or not other:
+        return np.zeros((len(one), len(other)))
+    first, second = ([{"size": list(size), "counts": c.encode()} for c in masks] for masks in (one, other))
+    found: NDArray[np.float64] = np.asarray(rle_codec.iou(first, second, [0] * len(second)))
+    return found.reshape(len(one), len(other))
 
 
 def fill_box(box: tuple[float, float, float, float], size: tuple[int, int]) -> NDArray[np.bool_]:

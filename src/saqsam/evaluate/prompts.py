@@ -1,4 +1,4 @@
-"""Prompts made from the ground truth: an instance's box, or the one point deepest inside it."""
+"""Prompts made from the ground truth: a box, the point deepest inside an object, clicks where a mask is wrong."""
 
 from collections.abc import Sequence
 
@@ -35,6 +35,32 @@ def interior_point(mask: NDArray[np.bool_]) -> tuple[int, int]:
     distance = cv2.distanceTransform(crop, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     y, x = np.unravel_index(int(np.argmax(distance)), distance.shape)
     return (left + int(x) - 1, top + int(y) - 1)
+
+
+def next_click(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[tuple[int, int], int] | None:
+    """The click that a careful user would make next: deepest inside the largest region where the mask is wrong.
+
+    Regions are connected over edges and corners, those that are missing apart from those that are too much. Of two
+    equally large, one that is missing comes first.
+
+    Args:
+        predicted: HW bool, the mask so far; empty before the first click.
+        truth: HW bool.
+
+    Returns:
+        (x, y) in pixels, and its label: 1 where the object is missing, 0 where the mask is too large. None where the
+        mask is right everywhere.
+    """
+    largest, found = 0, None
+    for wrong, label in ((truth & ~predicted, 1), (predicted & ~truth, 0)):
+        if not wrong.any():
+            continue
+        _, regions, stats, _ = cv2.connectedComponentsWithStats(wrong.astype(np.uint8), connectivity=8)
+        best = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+        if stats[best, cv2.CC_STAT_AREA] > largest:
+            largest = int(stats[best, cv2.CC_STAT_AREA])
+            found = (interior_point(regions == best), label)
+    return found
 
 
 def box_prompts(instances: Sequence[Instance]) -> NDArray[np.float64]:

@@ -1,30 +1,37 @@
-"""Scoring a model on a data set: mean IoU of prompted masks, and mask AP on a detector's boxes."""
+"""Looking at every image of a data set once: read ahead, encoded once for all tasks and decoders, records kept."""
+
+from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-import numpy as np
 import torch
 from transformers import SamModel, SamProcessor
 
 from saqsam.backend import Backend
 from saqsam.data.coco import CocoDataset
-from saqsam.data.datasets import Dataset, Instance, Sample
-from saqsam.data.detections import Detections, ImageDetections, load_detections
-from saqsam.data.rle import encode_mask
-from saqsam.evaluate.coco_ap import MaskAP
+from saqsam.data.datasets import Dataset, Sample
+from saqsam.data.detections import Detections, load_detections
+from saqsam.evaluate import ranks
+from saqsam.evaluate.identity import dataset_identity, encoder_identity, model_identity
 from saqsam.evaluate.iou import MeanIoU, fill_box, mask_iou
-from saqsam.evaluate.prompts import box_prompts, point_prompts
+from saqsam.evaluate.records import RecordFolder
+from saqsam.evaluate.task import ImageSession, Metrics, Record, Task
+from saqsam.evaluate.tasks.instance import InstanceTask
+from saqsam.evaluate.tasks.prompt import PromptKind, PromptTask
 from saqsam.predictor import Predictor
 
-PromptKind = Literal["box", "point"]
-
-BELOW_MIN_AREA = "mask below the least area"
+Progress = Callable[[int, int], None]
+"""Called with the number of images done and the number of all."""
+WORKERS = 2
+"""Threads that read images ahead of the model."""
 
 
 @dataclass(frozen=True)
@@ -50,45 +57,65 @@ class Evaluation:
 
     Attributes:
         dataset: Name of the data set.
-        prompt: `box` or `point`.
-        miou: Mean IoU over the instances, each weighing the same.
-        instances: How many were scored: all but crowds and what was skipped.
         images: How many images were looked at.
-        scores: One entry per instance, in the order of the data set.
+        options: Of each task, by its name.
+        metrics: Figures of each task, by its name.
+        records: One an image, in the order of the data set: `index`, `image_id`, `file_name`, and what each task
+            says of it under the task's name.
         skipped: How much was left out, by reason.
-        ap: With detections, COCO mask AP under the names of `MaskAP.compute`; else empty.
     """
 
     dataset: str
-    prompt: PromptKind
-    miou: float
-    instances: int
     images: int
-    scores: tuple[InstanceScore, ...]
+    options: Mapping[str, Mapping[str, Any]]
+    metrics: Mapping[str, Metrics]
+    records: tuple[Record, ...]
     skipped: Mapping[str, int] = field(default_factory=dict)
-    ap: Mapping[str, float | None] = field(default_factory=dict)
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU of the task `prompt`, each instance weighing the same.
+
+        Raises:
+            KeyError: That task was not run.
+        """
+        return float(self.metrics[PromptTask.name]["miou"] or 0.0)
+
+    @property
+    def instances(self) -> int:
+        """How many instances the task `prompt` scored: all but crowds and what was skipped."""
+        return int(self.metrics[PromptTask.name]["instances"] or 0)
+
+    @property
+    def scores(self) -> tuple[InstanceScore, ...]:
+        """Of the task `prompt`, one entry per instance, in the order of the data set."""
+        return tuple(
+            InstanceScore(record["image_id"], found["id"], found["iou"], found["predicted_iou"])
+            for record in self.records
+            for found in record[PromptTask.name]["instances"]
+        )
 
     @property
     def segm_ap(self) -> float | None:
         """COCO mask AP over IoU 0.50 to 0.95 with the detector's classes; None without detections."""
-        return self.ap.get("segm_ap")
+        return self.metrics.get(InstanceTask.name, {}).get("segm_ap")
 
     @property
     def segm_ap50(self) -> float | None:
         """COCO mask AP at IoU 0.50 with the detector's classes; None without detections."""
-        return self.ap.get("segm_ap50")
+        return self.metrics.get(InstanceTask.name, {}).get("segm_ap50")
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures as plain values; those of `ap` stand beside the others, under their own names."""
+        """All figures and records as plain values, without times or paths: equal runs give equal ones."""
         return {
             "dataset": self.dataset,
-            "prompt": self.prompt,
-            "miou": self.miou,
-            "instances": self.instances,
             "images": self.images,
-            **self.ap,
+            "tasks": {
+                name: {"options": dict(self.options[name]), "metrics": dict(self.metrics[name])}
+                for name in self.metrics
+            },
             "skipped": dict(self.skipped),
-            "scores": [asdict(score) for score in self.scores],
+            "records": list(self.records),
         }
 
     def to_json(self) -> str:
@@ -103,70 +130,198 @@ def evaluate(
     *,
     prompt: PromptKind = "box",
     detections: str | Path | Detections | None = None,
+    tasks: Sequence[Task] | None = None,
     limit: int | None = None,
     min_area: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    prompts_at_once: int = 16,
+    unfinished: Path | None = None,
+    workers: int = WORKERS,
+    progress: Progress | None = None,
 ) -> Evaluation:
-    """Segment every instance of a data set from a prompt, and compare.
+    """Score a model on a data set: mean IoU of masks from prompts, or any other tasks.
 
-    Masks are compared at the image's original resolution, where the logit is above 0. A box prompt (the
-    instance's own box) gives one mask. A point prompt (the pixel deepest inside the instance) gives three, of
-    which the one with the highest predicted IoU counts. Crowd regions are not prompts. With detections, each
-    detected box is segmented too (one mask, whatever `prompt` is), scored with the detector's score times the
-    predicted IoU, and the masks go into COCO's AP.
+    In a process group of torch.distributed each process looks at its share of the images, and rank 0 gets the result;
+    with the same number of threads in each process it is that of one process alone, bit by bit.
 
     Args:
         model: The model, or another backend; evaluated in eval mode, and left as it was.
         processor: Its processor; None builds the one that fits the model.
         dataset: What to segment; read one image at a time.
-        prompt: `box` or `point`.
-        detections: A detector's boxes, or their COCO results file, which needs a `CocoDataset`.
+        prompt: `box`, `point` or `clicks`, see `PromptTask`; not with `tasks`.
+        detections: A detector's boxes, or their COCO results file, which needs a `CocoDataset`: adds `InstanceTask`;
+            not with `tasks`.
+        tasks: What to ask; None for what `prompt` and `detections` say.
         limit: Look at the first `limit` images only.
-        min_area: Leave out instances with fewer pixels than this; they stay in the ground truth of AP.
-        progress: Called after each image with the number done and the number of all.
+        min_area: Leave out instances with fewer pixels than this as prompts; not with `tasks`.
+        prompts_at_once: Prompts per decoder call, see `memory.prompts_within`.
+        unfinished: Folder that records are written to as they are made. Records of the same evaluation that are there
+            already are not made again. The caller removes it.
+        workers: Threads that read images ahead.
+        progress: Called after each image.
 
     Returns:
-        The scores. The same model, data and machine give the same scores, bit by bit.
+        The scores; of other ranks than 0 without records and figures.
 
     Raises:
-        ValueError: An unknown prompt, a limit below 1, no instance to score, unreadable data, or outputs of
-            the model that are not finite.
+        ValueError: An unknown prompt, a limit below 1, no instance to score, unreadable data, outputs of the model
+            that are not finite, or `unfinished` is of another evaluation.
     """
-    if prompt not in get_args(PromptKind):
-        raise ValueError(f"prompt: expected 'box' or 'point', got {prompt!r}")
-    count = _count(dataset, limit)
-    if isinstance(detections, str | Path):
-        detections = load_detections(detections, dataset)
-    predictor = Predictor(model, processor)
-    mean_iou, mask_ap = MeanIoU(), MaskAP()
-    scores: list[InstanceScore] = []
-    skipped = _index_skips(dataset, detections)
-    with _eval_mode(model):
-        for index in range(count):
-            sample = dataset[index]
-            skipped.update(sample.skipped)
-            targets = _targets(sample, min_area, skipped)
-            boxes = None if detections is None else detections.by_image.get(sample.image_id)
-            if targets or boxes is not None:
-                predictor.set_image(sample.image)
-            scores.extend(_score_instances(predictor, sample.image_id, targets, prompt))
-            if detections is not None:
-                _add_detections(mask_ap, predictor, sample, boxes)
-            if progress is not None:
-                progress(index + 1, count)
-    mean_iou.update(torch.tensor([score.iou for score in scores], dtype=torch.float64))
-    if not scores:
-        raise ValueError(f"data {dataset.name!r}: expected instances to score, found none in {count} images")
-    return Evaluation(
-        dataset=dataset.name,
-        prompt=prompt,
-        miou=mean_iou.compute(),
-        instances=len(scores),
-        images=count,
-        scores=tuple(scores),
-        skipped=dict(skipped),
-        ap={} if detections is None else mask_ap.compute(),
+    if tasks is None:
+        tasks = [PromptTask(prompt, min_area=min_area)]
+        if isinstance(detections, str | Path):
+            detections = load_detections(detections, dataset)
+        if detections is not None:
+            tasks = [*tasks, InstanceTask(detections)]
+    subject = Subject(model, processor, prompts_at_once)
+    (result,) = evaluate_together(
+        [subject], dataset, tasks, limit=limit, unfinished=unfinished, workers=workers, progress=progress
     )
+    return result
+
+
+class Subject:
+    """A model among those that are evaluated together.
+
+    Args:
+        model: As for `evaluate`.
+        processor: As for `evaluate`.
+        prompts_at_once: As for `evaluate`.
+    """
+
+    def __init__(
+        self, model: SamModel | Backend, processor: SamProcessor | None, prompts_at_once: int = 16
+    ) -> None:
+        self.model = model
+        self.predictor = Predictor(model, processor, prompts_at_once=prompts_at_once)
+
+
+def evaluate_together(
+    subjects: Sequence[Subject],
+    dataset: Dataset,
+    tasks: Sequence[Task],
+    *,
+    limit: int | None = None,
+    unfinished: Path | None = None,
+    workers: int = WORKERS,
+    progress: Progress | None = None,
+) -> list[Evaluation]:
+    """Evaluate several models image by image: each image is read once, and encoded once by models of one encoder.
+
+    Arguments, results and errors are those of `evaluate`; records of model k are kept in the folder `unfinished/k`, of
+    a single one in `unfinished`.
+    """
+    if not tasks or len({task.name for task in tasks}) < len(tasks):
+        raise ValueError(f"tasks: expected one or more different ones, got {[task.name for task in tasks]}")
+    count = _count(dataset, limit)
+    folders = [
+        None
+        if unfinished is None
+        else RecordFolder(
+            unfinished if len(subjects) == 1 else unfinished / str(number),
+            _header(subject.model, dataset, tasks, count),
+            ranks.rank(),
+        )
+        for number, subject in enumerate(subjects)
+    ]
+    made = _walk(subjects, dataset, tasks, count, folders, workers, progress)
+    try:
+        return [_result(dataset, tasks, count, records) for records in made]
+    except ValueError:
+        # All images were looked at, so going on would end here again.
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def _header(model: SamModel | Backend, dataset: Dataset, tasks: Sequence[Task], count: int) -> dict[str, Any]:
+    return {
+        "model": model_identity(model),
+        "data": {**dataset_identity(dataset), "looked_at": count},
+        "tasks": {task.name: task.options() for task in tasks},
+    }
+
+
+def _walk(
+    subjects: Sequence[Subject],
+    dataset: Dataset,
+    tasks: Sequence[Task],
+    count: int,
+    folders: Sequence[RecordFolder | None],
+    workers: int,
+    progress: Progress | None,
+) -> list[dict[int, Record]]:
+    """Records of this rank's images for each subject, by index."""
+    made: list[dict[int, Record]] = [{} if folder is None else dict(folder.records) for folder in folders]
+    own = range(ranks.rank(), count, ranks.world_size())
+    missing = [index for index in own if any(index not in records for records in made)]
+    done = len(own) - len(missing)
+    encoders = [encoder_identity(s.model) for s in subjects] if len(subjects) > 1 else [None]
+    with _eval_modes([subject.model for subject in subjects]):
+        for index, sample in _read_ahead(dataset, missing, workers):
+            encoded: dict[str, Predictor] = {}
+            for subject, records, folder, encoder in zip(subjects, made, folders, encoders, strict=True):
+                if index in records:
+                    continue
+                shared = encoded.get(encoder or "")
+                if shared is not None:
+                    subject.predictor.share_image(shared)
+                session = ImageSession(subject.predictor, sample, encoded=shared is not None)
+                records[index] = _record(index, session, tasks)
+                if folder is not None:
+                    folder.append(records[index])
+                if encoder is not None and session.is_encoded:
+                    encoded[encoder] = subject.predictor
+            done += 1
+            if progress is not None:
+                progress(done, len(own))
+    return made
+
+
+def _record(index: int, session: ImageSession, tasks: Sequence[Task]) -> Record:
+    record: Record = {
+        "index": index,
+        "image_id": session.sample.image_id,
+        "file_name": session.sample.file_name,
+    }
+    session.skipped.update(session.sample.skipped)
+    for task in tasks:
+        record[task.name] = task.score(session)
+    record["skipped"] = dict(session.skipped)
+    return record
+
+
+def _result(dataset: Dataset, tasks: Sequence[Task], count: int, own: Mapping[int, Record]) -> Evaluation:
+    gathered = ranks.gather(dict(own))
+    options = {task.name: task.options() for task in tasks}
+    if gathered is None:
+        return Evaluation(dataset.name, count, options, {}, ())
+    found = {index: record for part in gathered for index, record in part.items()}
+    records = [found[index] for index in range(count)]
+    metrics = {task.name: task.reduce([record[task.name] for record in records]) for task in tasks}
+    if metrics.get(PromptTask.name, {}).get("instances") == 0:
+        raise ValueError(f"data {dataset.name!r}: expected instances to score, found none in {count} images")
+    skipped = _index_skips(dataset, tasks)
+    for record in records:
+        skipped.update(record["skipped"])
+    return Evaluation(dataset.name, count, options, metrics, tuple(records), dict(skipped))
+
+
+def _read_ahead(dataset: Dataset, indices: Sequence[int], workers: int) -> Iterator[tuple[int, Sample]]:
+    """Samples in order, the next ones read by other threads while the caller is busy with one."""
+    if workers < 1:
+        for index in indices:
+            yield index, dataset[index]
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: list[Future[Sample]] = []
+        try:
+            for place, index in enumerate(indices):
+                for ahead in indices[place + len(waiting) : place + 1 + workers]:
+                    waiting.append(pool.submit(dataset.__getitem__, ahead))
+                yield index, waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def fill_box_iou(dataset: Dataset, *, limit: int | None = None, min_area: int = 0) -> float:
@@ -183,7 +338,9 @@ def fill_box_iou(dataset: Dataset, *, limit: int | None = None, min_area: int = 
     mean_iou = MeanIoU()
     for index in range(_count(dataset, limit)):
         sample = dataset[index]
-        for instance in _targets(sample, min_area, Counter()):
+        for instance in sample.instances:
+            if instance.is_crowd or instance.area < min_area:
+                continue
             filled = fill_box(instance.box, sample.image.shape[:2])
             mean_iou.update(mask_iou(torch.from_numpy(filled)[None], torch.from_numpy(instance.mask())[None]))
     return mean_iou.compute()
@@ -195,80 +352,21 @@ def _count(dataset: Dataset, limit: int | None) -> int:
     return len(dataset) if limit is None else min(limit, len(dataset))
 
 
-def _index_skips(dataset: Dataset, detections: Detections | None) -> Counter[str]:
+def _index_skips(dataset: Dataset, tasks: Sequence[Task]) -> Counter[str]:
     skipped = Counter(dataset.index_skipped) if isinstance(dataset, CocoDataset) else Counter()
-    if detections is not None:
-        skipped.update({f"detection: {reason}": number for reason, number in detections.skipped.items()})
+    for task in tasks:
+        if isinstance(task, InstanceTask):
+            skipped.update({f"detection: {reason}": n for reason, n in task.detections.skipped.items()})
     return skipped
 
 
-def _targets(sample: Sample, min_area: int, skipped: Counter[str]) -> list[Instance]:
-    """The instances to score; those that are too small are counted in `skipped`."""
-    targets = [instance for instance in sample.instances if not instance.is_crowd]
-    large = [instance for instance in targets if instance.area >= min_area]
-    if len(large) < len(targets):
-        skipped[BELOW_MIN_AREA] += len(targets) - len(large)
-    return large
-
-
-def _score_instances(
-    predictor: Predictor, image_id: int, instances: Sequence[Instance], prompt: PromptKind
-) -> Iterator[InstanceScore]:
-    if not instances:
-        return
-    if prompt == "box":
-        chunks = predictor.predict_low_res(boxes=box_prompts(instances), multimask_output=False)
-    else:
-        points, labels = point_prompts(instances)
-        chunks = predictor.predict_low_res(points=points, labels=labels, multimask_output=True)
-    position = 0
-    for low_res, predicted in chunks:
-        _check_finite(low_res, predicted)
-        best = predicted.argmax(dim=1)  # of one mask: that one
-        rows = torch.arange(len(best), device=best.device)
-        # Choosing before upscaling saves two thirds of the work.
-        masks = predictor.upscale(low_res[rows, best][:, None])[:, 0]
-        members = instances[position : position + len(best)]
-        truth = torch.from_numpy(np.stack([member.mask() for member in members])).to(masks.device)
-        ious = mask_iou(masks, truth).tolist()
-        for member, iou, own in zip(members, ious, predicted[rows, best].tolist(), strict=True):
-            yield InstanceScore(image_id, member.id, iou, own)
-        position += len(members)
-
-
-def _add_detections(
-    mask_ap: MaskAP, predictor: Predictor, sample: Sample, detections: ImageDetections | None
-) -> None:
-    """Segment the detected boxes of an image, which is set, and add it to the AP; None means no boxes."""
-    height, width, _ = sample.image.shape
-    if detections is None:
-        mask_ap.update(sample.image_id, (height, width), sample.instances, [], [], [])
-        return
-    rles: list[dict[str, Any]] = []
-    own: list[float] = []
-    for low_res, predicted in predictor.predict_low_res(boxes=detections.boxes, multimask_output=False):
-        _check_finite(low_res, predicted)
-        masks = predictor.upscale(low_res)[:, 0].cpu().numpy()
-        rles.extend(encode_mask(mask) for mask in masks)
-        own.extend(predicted[:, 0].tolist())
-    # The IoU head is linear: an estimate below 0 would turn the order of the detector's scores around.
-    scores = (detections.scores * np.maximum(own, 0.0)).tolist()
-    categories = detections.category_ids.tolist()
-    mask_ap.update(sample.image_id, (height, width), sample.instances, rles, scores, categories)
-
-
-def _check_finite(low_res: torch.Tensor, predicted: torch.Tensor) -> None:
-    if not (torch.isfinite(low_res).all() and torch.isfinite(predicted).all()):
-        raise ValueError("model: expected finite masks and predicted IoUs, got NaN or infinity")
-
-
 @contextmanager
-def _eval_mode(model: SamModel | Backend) -> Iterator[None]:
-    if not isinstance(model, SamModel) or not model.training:
-        yield
-        return
-    model.eval()
+def _eval_modes(models: Sequence[SamModel | Backend]) -> Iterator[None]:
+    training = [model for model in models if isinstance(model, SamModel) and model.training]
+    for model in training:
+        model.eval()
     try:
         yield
     finally:
-        model.train()
+        for model in training:
+            model.train()

@@ -76,9 +76,11 @@ class Graph:
         self._nodes.append(helper.make_node(kind, inputs, names, name=path, **attributes))
         return names
 
-    def constant(self, values: Any, name: str = "constant") -> Value:
-        """An initializer of the array's own type; equal ones are stored once."""
+    def constant(self, values: Any, name: str = "constant", *, shared: bool = True) -> Value:
+        """An initializer of the array's own type; equal ones are stored once if they are `shared`."""
         array = np.asarray(values)
+        if not shared:
+            return self._initializer(numpy_helper.from_array(array), name)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._made:
             self._made[key] = self._initializer(numpy_helper.from_array(array), name)

@@ -125,7 +125,9 @@ def product(
     integers = graph.codes(arrange(codes), weight.bits, signed=True, name="weight")
     scales = graph.constant(columns, "weight_scale")
     # Zeros that say nothing new, but without which ONNX Runtime finds no integer kernel.
-    zeros = graph.constant(np.zeros(len(columns), dtype=np.int8), "weight_zero_point")
+    # Each layer has its own: where 8-bit products could saturate ONNX Runtime makes weights unsigned, and fails on
+    # zero points that several layers share.
+    zeros = graph.constant(np.zeros(len(columns), dtype=np.int8), "weight_zero_point", shared=False)
     operand = graph.op("DequantizeLinear", integers, scales, zeros, axis=1)
     if isinstance(given, Codes):
         biases = _integer_bias(graph, bias, given, columns, scales)

@@ -1,4 +1,4 @@
-"""Running exported folders: each runtime is a `Backend`, as torch is."""
+"""Running exported folders: each runtime is a `Backend`, as torch is; and torch itself with integer products."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from transformers import SamProcessor
 
 from saqsam.backend import Backend
 from saqsam.export.manifest import Manifest, read_manifest
+from saqsam.runtimes.torch_integer import (
+    TORCH_INTEGER,
+    compare_with_float,
+    find_integer_layers,
+    use_integer_kernels,
+)
 
 RUNTIMES = {"onnxruntime": ("onnx",), "openvino": ("openvino", "onnx"), "executorch": ("executorch",)}
 """Runtimes, and the formats that they run."""
@@ -76,4 +82,12 @@ def load_runtime(
     return backend, manifest.processor(folder)
 
 
-__all__ = ["RUNTIMES", "Runtime", "load_runtime"]
+__all__ = [
+    "RUNTIMES",
+    "TORCH_INTEGER",
+    "Runtime",
+    "compare_with_float",
+    "find_integer_layers",
+    "load_runtime",
+    "use_integer_kernels",
+]

@@ -48,6 +48,9 @@ def session(model: str | bytes, threads: int | None) -> onnxruntime.InferenceSes
     """An inference session on the CPU."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # Unsigned times signed bytes saturate in 16 bits on processors without 8-bit dot products: there, and there
+    # alone, ONNX Runtime then makes the weights unsigned too.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,217 @@
+"""The models that `latency.py` times, and their files: what users would make of the float model, and saqsam's own.
+
+    python benchmarks/latency_models.py '{"subject": "sam-b", "part": "encoder", ...}' FOLDER
+
+writes the file of one case: in a process of its own, since some of it takes far more memory than what is timed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from transformers import SamModel
+
+import saqsam
+from random_models import pack_uncalibrated, random_sam_b
+from saqsam.export.decoder import write_decoder
+from saqsam.export.encoder import write_encoder
+from saqsam.export.encoder_attention import EncoderOptions
+from saqsam.export.graph import Graph
+from saqsam.export.manifest import LOW_RES_OUTPUTS
+from saqsam.export.to_onnx import keep_outputs
+from saqsam.presets import deployable
+from saqsam.recipe import Recipe
+
+SUBJECTS: dict[str, Callable[[], SamModel]] = {
+    "sam-mini": lambda: saqsam.load("sam-mini")[0],
+    "sam-b": random_sam_b,
+}
+INPUT_NAMES = {"encoder": ["pixel_values"], "decoder": ["image_embeddings", "boxes"]}
+"""Of the default exports."""
+TOOLS = ("nncf", "int4")
+"""Variants that `other_tools.py` makes of the default export; `int4` are 4-bit weights beside float activations."""
+BUILT_IN = ("default", "dynamic", "static", *TOOLS)
+"""Made of the default export, whose decoder has its number of prompts built in."""
+OPSET = 17
+"""Of the default export."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one row measures."""
+
+    subject: str
+    part: str
+    prompts: int
+    runtime: str
+    variant: str
+
+
+class DefaultEncoder(torch.nn.Module):
+    """What a user exports: the encoder as it is."""
+
+    def __init__(self, model: SamModel) -> None:
+        super().__init__()
+        self.encoder = model.vision_encoder
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pixels [1, 3, S, S] to the embedding [1, C, h, w]."""
+        embedding: torch.Tensor = self.encoder(pixel_values, return_dict=True).last_hidden_state
+        return embedding
+
+
+class DefaultDecoder(torch.nn.Module):
+    """What a user exports: prompt encoder and mask decoder as they are, for boxes."""
+
+    def __init__(self, model: SamModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, image_embeddings: torch.Tensor, boxes: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embedding [1, C, h, w] and boxes [1, P, 4] to logits [1, P, 3, 4h, 4w] and IoUs [1, P, 3]."""
+        sparse, dense = self.model.prompt_encoder(
+            input_points=None, input_labels=None, input_boxes=boxes, input_masks=None
+        )
+        masks, ious = self.model.mask_decoder(
+            image_embeddings=image_embeddings,
+            image_positional_embeddings=self.model.get_image_wide_positional_embeddings(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=True,
+        )
+        return masks, ious
+
+
+def inputs(model: SamModel, part: str, prompts: int) -> dict[str, np.ndarray]:
+    """Random inputs by the names of all variants; a session takes those that it knows."""
+    generator = np.random.default_rng(0)
+    config = model.config
+    size, patch = config.vision_config.image_size, config.vision_config.patch_size
+    side, channels = size // patch, config.prompt_encoder_config.hidden_size
+    if part == "encoder":
+        return {"pixel_values": generator.standard_normal((1, 3, size, size), dtype=np.float32)}
+    corners = np.sort(generator.random((prompts, 2, 2), dtype=np.float32) * size, axis=1)
+    return {
+        "image_embeddings": generator.standard_normal((1, channels, side, side), dtype=np.float32),
+        "boxes": corners.reshape(1, prompts, 4),
+        "point_coords": corners,
+        "point_labels": np.tile(np.array([2, 3], dtype=np.float32), (prompts, 1)),
+        "mask_input": np.zeros((1, 1, 4 * side, 4 * side), dtype=np.float32),
+        "has_mask_input": np.zeros(1, dtype=np.float32),
+    }
+
+
+def wrapped(model: SamModel, part: str) -> torch.nn.Module:
+    """The part of a model that users run and export by themselves."""
+    return (DefaultEncoder if part == "encoder" else DefaultDecoder)(model).eval()
+
+
+def inputs_file(folder: Path, case: Case) -> Path:
+    """Where the inputs of a case lie."""
+    return folder / f"{case.part}-{case.prompts}.npz"
+
+
+def file_of(folder: Path, case: Case) -> Path | None:
+    """The file of a case that a runtime opens; None for torch."""
+    if case.runtime.startswith("torch"):
+        return None
+    built_in = f"-{case.prompts}" if case.variant in BUILT_IN and case.prompts else ""
+    ending = "xml" if case.variant in TOOLS and case.runtime != "onnxruntime" else "onnx"
+    return folder / f"{case.part}-{case.variant}{built_in}.{ending}"
+
+
+def file_bytes(path: Path) -> int:
+    """Bytes of a model; OpenVINO's weights lie beside it."""
+    return path.stat().st_size + (path.with_suffix(".bin").stat().st_size if path.suffix == ".xml" else 0)
+
+
+def recipe_of_variant(variant: str) -> Recipe:
+    """The recipe of a variant of saqsam's own."""
+    recipe = deployable(saqsam.recipe_for("mse", variant.removesuffix("-all")))
+    return dataclasses.replace(recipe, encoder_products="quantized") if variant.endswith("-all") else recipe
+
+
+def make_with_tool(case: Case, folder: Path, path: Path, python: str) -> None:
+    """Let another tool make a model of the default export, in an interpreter that has it."""
+    default = file_of(folder, dataclasses.replace(case, runtime="onnxruntime", variant="default"))
+    script = Path(__file__).with_name("other_tools.py")
+    command = [python, str(script), case.variant, str(default), str(path), str(inputs_file(folder, case))]
+    subprocess.run(command, check=True)
+
+
+def make_file(case: Case, folder: Path, path: Path) -> None:
+    """Write one model."""
+    partial = path.with_suffix(".partial")
+    if case.variant == "default":
+        export_default(SUBJECTS[case.subject](), case.part, case.prompts, partial)
+    elif case.variant in ("dynamic", "static"):
+        quantize_default(case, folder, partial)
+    else:
+        model = SUBJECTS[case.subject]()
+        if case.variant != "float":
+            model = pack_uncalibrated(model, recipe_of_variant(case.variant))
+        graph = Graph(case.part)
+        if case.part == "encoder":
+            write_encoder(graph, model, EncoderOptions())
+            onnx.save(graph.model({}), partial)
+        else:
+            write_decoder(graph, model)
+            onnx.save(keep_outputs(graph.model({}), set(LOW_RES_OUTPUTS)), partial)
+    partial.rename(path)
+
+
+def export_default(model: SamModel, part: str, prompts: int, path: Path) -> None:
+    """Write what `torch.onnx.export` makes of a part of a float model."""
+    given, names = inputs(model, part, prompts), INPUT_NAMES[part]
+    example = tuple(torch.from_numpy(given[name]) for name in names)
+    module = wrapped(model, part)
+    torch.onnx.export(module, example, str(path), input_names=names, opset_version=OPSET, dynamo=False)
+
+
+def quantize_default(case: Case, folder: Path, path: Path) -> None:
+    """ONNX Runtime's own quantization of the default export."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    default = file_of(folder, dataclasses.replace(case, variant="default"))
+    assert default is not None
+    if case.variant == "dynamic":
+        quantize_dynamic(default, path)
+        return
+
+    class One(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            with np.load(inputs_file(folder, case)) as given:
+                self.left = [{name: given[name] for name in INPUT_NAMES[case.part]}]
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return self.left.pop() if self.left else None
+
+    prepared = path.with_suffix(".prepared")
+    quant_pre_process(default, prepared, skip_symbolic_shape=True)
+    quantize_static(prepared, path, One(), quant_format=QuantFormat.QDQ, per_channel=True)
+    prepared.unlink()
+
+
+def main() -> int:
+    """Entry point: a case as JSON, and the folder of its subject."""
+    case, folder = Case(**json.loads(sys.argv[1])), Path(sys.argv[2])
+    path = file_of(folder, case)
+    assert path is not None
+    make_file(case, folder, path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""What a task is: a score of each image as plain values, and figures from the scores of all images.
+
+Everything between the two (interrupted runs, several processes, comparisons of models) handles records alone and knows
+no task.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from saqsam.data.datasets import Sample
+from saqsam.predictor import Predictor
+
+Record = dict[str, Any]
+"""What JSON holds, of one image."""
+Metrics = dict[str, float | int | None]
+"""Figures by name; None where nothing was there to be measured."""
+
+
+class ImageSession:
+    """One image and the model that looks at it; encoded once, by the first task that asks.
+
+    Attributes:
+        sample: The image and its objects.
+        skipped: What tasks leave out of it, by reason; they add to it.
+    """
+
+    def __init__(self, predictor: Predictor, sample: Sample, *, encoded: bool = False) -> None:
+        self.sample = sample
+        self.skipped: Counter[str] = Counter()
+        self._predictor = predictor
+        self._is_encoded = encoded
+
+    @property
+    def predictor(self) -> Predictor:
+        """Set to the image."""
+        if not self._is_encoded:
+            self._predictor.set_image(self.sample.image)
+            self._is_encoded = True
+        return self._predictor
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether a task has asked for the predictor yet."""
+        return self._is_encoded
+
+    def new_predictor(self) -> Predictor:
+        """Another predictor of the same model, without an image: for parts of the image, say."""
+        own = self._predictor
+        return Predictor(own.backend, own.processor, prompts_at_once=own.prompts_at_once)
+
+
+class Task(ABC):
+    """What is asked of a model about each image.
+
+    Attributes:
+        name: As the command line has it, and the key of its part of a record.
+        compared: What `values` gives, in words, for tables that compare models.
+    """
+
+    name: ClassVar[str]
+    compared: ClassVar[str]
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """All that decides about scores, as plain values: runs that differ in it are different runs."""
+
+    @abstractmethod
+    def score(self, session: ImageSession) -> Record:
+        """Score an image.
+
+        Raises:
+            ValueError: Outputs of the model that are not finite.
+        """
+
+    @abstractmethod
+    def reduce(self, records: Sequence[Record]) -> Metrics:
+        """Figures from all that `score` gave, in the order of the data set."""
+
+    def values(self, record: Record) -> Mapping[str, float]:
+        """One number for each object of an image, by a key that other models' records share; higher is better."""
+        return {}
+
+    def masks(self, record: Record) -> Mapping[str, str]:
+        """Masks kept in a record: `counts` of COCO run lengths at image size, by keys that other models share."""
+        return {}
+
+
+def check_finite(low_res: torch.Tensor, predicted: torch.Tensor) -> None:
+    """Raise ValueError if a model's logits or predicted IoUs hold NaN or infinity."""
+    if not (torch.isfinite(low_res).all() and torch.isfinite(predicted).all()):
+        raise ValueError("model: expected finite masks and predicted IoUs, got NaN or infinity")

@@ -1,0 +1,92 @@
+"""Task `instance`: a mask for each box of a detector, as COCO mask AP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from saqsam.data.datasets import Instance
+from saqsam.data.detections import Detections
+from saqsam.data.rle import encode_mask
+from saqsam.evaluate.coco_ap import MaskAP
+from saqsam.evaluate.iou import rle_ious
+from saqsam.evaluate.task import ImageSession, Metrics, Record, Task, check_finite
+
+
+class InstanceTask(Task):
+    """COCO mask AP on a detector's boxes: one mask a box, scored by the detector's score times the predicted IoU.
+
+    Args:
+        detections: Of the data set, from `load_detections`.
+    """
+
+    name = "instance"
+    compared = "best IoU that an object is found with"
+
+    def __init__(self, detections: Detections) -> None:
+        self.detections = detections
+
+    def options(self) -> dict[str, Any]:
+        """See `Task.options`."""
+        return {"detections": self.detections.digest()}
+
+    def score(self, session: ImageSession) -> Record:
+        """See `Task.score`; the truth goes into the record too, so that records are all that AP needs."""
+        sample = session.sample
+        boxes = self.detections.by_image.get(sample.image_id)
+        height, width, _ = sample.image.shape
+        record: Record = {
+            "size": [height, width],
+            "truth": [
+                [i.id, i.category_id, int(i.is_crowd), _text(i.rle["counts"])] for i in sample.instances
+            ],
+            "found": [],
+        }
+        if boxes is None:
+            return record
+        position = 0
+        predictor = session.predictor
+        for low_res, predicted in predictor.predict_low_res(boxes=boxes.boxes, multimask_output=False):
+            check_finite(low_res, predicted)
+            masks = predictor.upscale(low_res)[:, 0].cpu().numpy()
+            for mask, own in zip(masks, predicted[:, 0].tolist(), strict=True):
+                # The IoU head is linear: an estimate below 0 would turn the order of the detector's scores around.
+                score = float(boxes.scores[position]) * max(own, 0.0)
+                category = int(boxes.category_ids[position])
+                record["found"].append([category, score, own, _text(encode_mask(mask)["counts"])])
+                position += 1
+        return record
+
+    def reduce(self, records: Sequence[Record]) -> Metrics:
+        """See `Task.reduce`: the figures of `MaskAP.compute`."""
+        mask_ap = MaskAP()
+        for image_id, record in enumerate(records):
+            size = record["size"]
+            rles = [{"size": size, "counts": counts.encode()} for *_, counts in record["found"]]
+            truth = [
+                Instance(
+                    number, {"size": size, "counts": counts.encode()}, (0, 0, 0, 0), category, bool(crowd)
+                )
+                for number, category, crowd, counts in record["truth"]
+            ]
+            scores = [score for _, score, _, _ in record["found"]]
+            categories = [category for category, *_ in record["found"]]
+            mask_ap.update(image_id, tuple(size), truth, rles, scores, categories)
+        return dict(mask_ap.compute())
+
+    def values(self, record: Record) -> Mapping[str, float]:
+        """See `Task.values`: of each object the best IoU that a mask of its class has with it."""
+        values = {}
+        for number, category, crowd, counts in record["truth"]:
+            if not crowd:
+                found = [text for other, _, _, text in record["found"] if other == category]
+                values[str(number)] = max(rle_ious(found, [counts], record["size"])[:, 0], default=0.0)
+        return values
+
+    def masks(self, record: Record) -> Mapping[str, str]:
+        """See `Task.masks`."""
+        return {str(place): counts for place, (*_, counts) in enumerate(record["found"])}
+
+
+def _text(counts: bytes | str) -> str:
+    return counts if isinstance(counts, str) else counts.decode()

@@ -1,0 +1,184 @@
+"""Linear layers that torch computes on integers: 8-bit codes in, 32-bit sums, scales and bias afterwards.
+
+`IntegerLinear` is a `PackedLinear` with a kernel. Both compute the same sums; the packed layer rounds its input to
+float values and multiplies these, the integer layer multiplies the codes. Kernels of torch 2.13, and what came of them:
+
+- `FbgemmKernel` (x86): reads floats and gives floats, in between 8-bit products. The fastest of those on a CPU.
+- `IntMmKernel`: `torch._int_mm`, which accelerators have. On a CPU without 8-bit dot products it is a plain loop,
+  twenty times slower than float, and not chosen there.
+- `torch.ops.onednn.qlinear_pointwise` is not used: without 8-bit dot products it refuses most shapes and saturates in
+  others.
+
+Without 8-bit dot products (VNNI, AMX) x86 adds pairs of unsigned times signed bytes in 16 bits, where they saturate:
+255 times two weights of 127 is beyond 32,767. Operands whose bits sum up to 15 cannot get there; others stay as they
+are, de-quantized.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .affine import AffineQuantizer
+from .layers import PackedLinear, PackedTensor
+
+FLOAT_INPUT = "float inputs"
+SATURATING = "8-bit operands, for which this processor has no exact product"
+NO_KERNEL = "no kernel on this device"
+
+_EXACT_BITS = 15
+"""Up to here (2**a - 1) * 2**w, the largest sum of two products of a-bit with signed w-bit codes, fits into 16 bits."""
+_FBGEMM_PRODUCT = "linear_with_input_q_dq_qweight_dq_output_fp32"
+_LEAST_ROWS, _MULTIPLE = 17, 8
+"""What `torch._int_mm` takes on CUDA: more than 16 rows, channels in eights."""
+
+
+class FbgemmKernel(nn.Module):
+    """FBGEMM's 8-bit product with float rows and float results, on x86.
+
+    Args:
+        weight: [C, K]; its zero points may be any.
+        bias: float32 [C] or None.
+        quantizer: Of the rows.
+    """
+
+    def __init__(self, weight: PackedTensor, bias: Tensor | None, quantizer: AffineQuantizer) -> None:
+        super().__init__()
+        codes, zero_point = signed_weight(weight)
+        # With the rows' scale in the weights', rows are multiples of 1: rounding them once more changes nothing.
+        step = (weight.scale * quantizer.scale).double()
+        with _fbgemm():
+            # From codes, where the public constructor would round float weights again.
+            stored = torch._make_per_channel_quantized_tensor(codes, step, zero_point.long(), 0)
+            self._packed = torch.ops.quantized.linear_prepack(stored, None if bias is None else bias.detach())
+        self._zero_point = int(quantizer.zero_point)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Rows [R, K], float32 holding codes minus zero point, to float32 [R, C]."""
+        product = getattr(torch.ops.quantized, _FBGEMM_PRODUCT)
+        found: Tensor = product(rows, 1.0, self._zero_point, self._packed)
+        return found
+
+
+class IntMmKernel(nn.Module):
+    """`torch._int_mm`: int8 times int8 to int32, zero points taken out of the sums afterwards.
+
+    Arguments are those of `FbgemmKernel`.
+    """
+
+    columns: Tensor
+    zero_point: Tensor
+    from_shift: Tensor
+    step: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: PackedTensor, bias: Tensor | None, quantizer: AffineQuantizer) -> None:
+        super().__init__()
+        codes, zero_point = signed_weight(weight)
+        channels, inputs = codes.shape
+        # Rows are stored as codes minus the middle one; `shift` is what is then left of their zero point.
+        self._shift = int(quantizer.zero_point) - 2 ** (quantizer.bits - 1)
+        padded = F.pad(codes, (0, -inputs % _MULTIPLE, 0, -channels % _MULTIPLE))
+        self.register_buffer("columns", padded.t().contiguous(), persistent=False)  # [K', C']
+        sums = (codes.long() - zero_point.long()[:, None]).sum(1)
+        self.register_buffer("from_shift", (sums * self._shift).to(torch.int32), persistent=False)
+        self.register_buffer("zero_point", zero_point, persistent=False)
+        self.register_buffer("step", weight.scale * quantizer.scale, persistent=False)
+        self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
+        self._has_zero_points = bool(zero_point.any())
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Rows [R, K], float32 holding codes minus zero point, to float32 [R, C]."""
+        count, inputs = rows.shape
+        codes = (rows + self._shift).to(torch.int8)
+        codes = F.pad(codes, (0, self.columns.shape[0] - inputs, 0, max(0, _LEAST_ROWS - count)))
+        sums = torch._int_mm(codes, self.columns)[:count, : len(self.step)]  # [R, C]
+        if self._has_zero_points:
+            sums = sums - codes[:count].sum(1, keepdim=True, dtype=torch.int32) * self.zero_point
+        found = (sums - self.from_shift).float() * self.step
+        return found if self.bias is None else found + self.bias
+
+
+Kernel = FbgemmKernel | IntMmKernel
+
+
+class IntegerLinear(PackedLinear):
+    """A packed linear layer whose product is one of integers; its tensors in a checkpoint are the same.
+
+    The kernel holds a copy of the weights in 8 bits, made when the layer is. FBGEMM's does not move to another device.
+
+    Attributes:
+        kernel: Computes the product.
+    """
+
+    def __init__(self, layer: PackedLinear, kernel: type[Kernel]) -> None:
+        assert isinstance(layer.input_quantizer, AffineQuantizer)
+        super().__init__(layer.weight, layer.bias, layer.input_scale, layer.input_quantizer)
+        self.kernel = kernel(layer.weight, layer.bias, layer.input_quantizer)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map input [..., K] to [..., C]."""
+        assert isinstance(self.input_quantizer, AffineQuantizer)
+        rows = self.input_quantizer.centred_codes(self.input_scale(input)).reshape(-1, self.in_features)
+        found: Tensor = self.kernel(rows)
+        return found.reshape(*input.shape[:-1], self.out_features).to(input.dtype)
+
+
+def choose_kernel(layer: PackedLinear) -> type[Kernel] | str:
+    """The kernel that gives a layer's exact sums on its device, or why there is none."""
+    quantizer = layer.input_quantizer
+    if not isinstance(quantizer, AffineQuantizer):
+        return FLOAT_INPUT
+    device = layer.weight.codes.device.type
+    if device == "cuda":
+        return IntMmKernel
+    if device != "cpu" or not has_fbgemm():
+        return NO_KERNEL
+    if quantizer.bits + layer.weight.bits > _EXACT_BITS and not has_exact_bytes():
+        return SATURATING
+    return FbgemmKernel
+
+
+def signed_weight(weight: PackedTensor) -> tuple[Tensor, Tensor]:
+    """A weight's codes minus the middle one, int8 [C, K], and its zero points so moved, int32 [C]."""
+    middle = 2 ** (weight.bits - 1)
+    codes = (weight.unpack().to(torch.int16) - middle).to(torch.int8)
+    return codes, weight.zero_point.to(torch.int32) - middle
+
+
+def has_fbgemm() -> bool:
+    """Whether this build of torch has FBGEMM and the processor can run it."""
+    is_there = hasattr(torch.ops.quantized, _FBGEMM_PRODUCT)
+    return is_there and "fbgemm" in torch.backends.quantized.supported_engines
+
+
+@functools.cache
+def has_exact_bytes() -> bool:
+    """Whether FBGEMM's products of full bytes are exact on this processor: tried out, not looked up."""
+    inputs = 64
+    weight = PackedTensor.from_codes(
+        torch.full((32, inputs), 255, dtype=torch.uint8), torch.ones(32), torch.full((32,), 128), 8
+    )
+    quantizer = AffineQuantizer(8, torch.ones(()), torch.zeros(()))
+    found: Tensor = FbgemmKernel(weight, None, quantizer)(torch.full((4, inputs), 255.0))
+    return bool((found == 255 * 127 * inputs).all())
+
+
+@contextmanager
+def _fbgemm() -> Iterator[None]:
+    """FBGEMM as torch's engine of quantized operators, which decides how weights are packed."""
+    kept = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "fbgemm"
+    try:
+        with warnings.catch_warnings():
+            # Tensors of quantized dtypes are to leave torch one day; packing weights for FBGEMM takes one.
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        torch.backends.quantized.engine = kept

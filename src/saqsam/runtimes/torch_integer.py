@@ -1,0 +1,155 @@
+"""Torch with integer products: the linear layers of a checkpoint on torch's own 8-bit kernels, as far as it has them.
+
+All else stays as it was: convolutions and attention products multiply de-quantized floats.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from transformers import SamConfig, SamModel
+
+from saqsam.backend import Backend, TorchBackend
+from saqsam.models.loading import build_model
+from saqsam.models.structure import replace_module
+from saqsam.prompts import Prompts
+from saqsam.quant.integer import IntegerLinear, choose_kernel
+from saqsam.quant.layers import ChannelScale, PackedLayer, PackedLinear
+
+TORCH_INTEGER = "torch-int8"
+"""Its name beside those of `RUNTIMES`, which run exported folders."""
+MOST_ROUNDS = 7
+TIMING_SECONDS = 10.0
+"""No further round is begun after so long."""
+
+
+@dataclass(frozen=True)
+class IntegerLayers:
+    """Which of a model's quantized linear layers run on integers on its device.
+
+    Attributes:
+        integer: How many do.
+        left: How many stay de-quantized, by the reason.
+    """
+
+    integer: int
+    left: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        """Quantized linear layers in all."""
+        return self.integer + sum(self.left.values())
+
+
+def find_integer_layers(model: SamModel) -> IntegerLayers:
+    """What `use_integer_kernels` would do, or has done, to a quantized model."""
+    chosen = [choose_kernel(layer) for layer in model.modules() if isinstance(layer, PackedLinear)]
+    left = Counter(reason for reason in chosen if isinstance(reason, str))
+    return IntegerLayers(len(chosen) - left.total(), dict(left))
+
+
+def use_integer_kernels(model: SamModel) -> IntegerLayers:
+    """Let the quantized linear layers of a model run on integers, in place, where torch has exact kernels for them.
+
+    What can be saved of the model stays the same. To be called after it was moved to its device.
+    """
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, PackedLinear)}
+    for name, layer in layers.items():
+        kernel = choose_kernel(layer)
+        if not isinstance(kernel, str) and not isinstance(layer, IntegerLinear):
+            replace_module(model, name, IntegerLinear(layer, kernel).train(layer.training))
+    return find_integer_layers(model)
+
+
+def dequantized(model: SamModel) -> SamModel:
+    """A float model with the weights that a quantized model's codes stand for, activations not rounded.
+
+    It is what a float model costs: transformers' own layers and attentions on the same device.
+    """
+    config = model.config.to_dict()
+    config.pop("quantization_config", None)
+    config = SamConfig.from_dict(config)
+    with torch.device("meta"):
+        known = SamModel(config).state_dict()
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name in known}
+    for name, layer in model.named_modules():
+        if isinstance(layer, PackedLayer):
+            weight, bias = layer.weight(), layer.bias
+            if isinstance(layer, PackedLinear) and isinstance(layer.input_scale, ChannelScale):
+                weight = weight * layer.input_scale.gain
+                moved = weight @ layer.input_scale.offset
+                bias = -moved if bias is None else bias - moved
+            tensors[f"{name}.weight"] = weight
+            if bias is not None:
+                tensors[f"{name}.bias"] = bias
+    if model.vision_encoder.pos_embed is not None:
+        tensors["vision_encoder.pos_embed"] = model.vision_encoder.pos_embed
+    return build_model(config, tensors, source="the quantized model", device=model.device)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of a part of a model, beside those of the float model.
+
+    Attributes:
+        part: `encoder` or `decoder`.
+        seconds: Median.
+        float_seconds: The float model's.
+    """
+
+    part: str
+    seconds: float
+    float_seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast as float: below 1, it is slower."""
+        return self.float_seconds / self.seconds
+
+
+@torch.inference_mode()
+def compare_with_float(model: SamModel, *, prompts: int = 16) -> list[Speed]:
+    """Time a quantized model against a float one on its device, a run of each in turn.
+
+    Args:
+        model: The quantized model.
+        prompts: Boxes that the decoder is given.
+
+    Returns:
+        Medians of encoder and decoder over up to `MOST_ROUNDS` rounds, one to warm up not among them; large models
+        get fewer, so that no more than about `TIMING_SECONDS` are spent.
+    """
+    size = model.config.vision_config.image_size
+    pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[0.25, 0.25, 0.75, 0.75]]).repeat(prompts, 1) * size
+    backends = (TorchBackend(model), TorchBackend(dequantized(model)))
+    rounds: list[list[float]] = []
+    start = time.perf_counter()
+    for index in range(1 + MOST_ROUNDS):
+        times = [
+            seconds for backend in backends for seconds in _run_once(backend, pixels, Prompts(boxes=boxes))
+        ]
+        if index > 0:
+            rounds.append(times)
+            if time.perf_counter() - start > TIMING_SECONDS:
+                break
+    encoder, decoder, float_encoder, float_decoder = (
+        statistics.median(times) for times in zip(*rounds, strict=True)
+    )
+    return [Speed("encoder", encoder, float_encoder), Speed("decoder", decoder, float_decoder)]
+
+
+def _run_once(backend: Backend, pixels: torch.Tensor, prompts: Prompts) -> tuple[float, float]:
+    """Seconds of encoding and of decoding."""
+    start = time.perf_counter()
+    embedding = backend.encode(pixels)
+    embedding.sum().item()  # a device that works on its own is waited for
+    middle = time.perf_counter()
+    logits, _ = backend.decode(embedding, prompts, False)
+    logits.sum().item()
+    return middle - start, time.perf_counter() - middle

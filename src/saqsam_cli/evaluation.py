@@ -1,0 +1,115 @@
+"""What the commands do that score models: `evaluate`."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import SamModel
+
+import saqsam
+from saqsam.backend import Backend
+from saqsam.checkpoint import quantization_config_of
+from saqsam.data.datasets import Dataset
+from saqsam.data.detections import load_detections
+from saqsam.evaluate import InstanceTask, PromptKind, PromptTask, Task
+from saqsam.evaluate.memory import prompts_within
+from saqsam.evaluate.ranks import process_group, rank
+from saqsam.inventory import Inventory, take_inventory
+from saqsam.output import check_file_writable
+from saqsam.runtimes import TORCH_INTEGER, compare_with_float, find_integer_layers
+from saqsam.store import parse_size
+from saqsam_cli.opening import open_labelled, open_model, write_json
+from saqsam_cli.options import EvaluationOptions
+from saqsam_cli.tables import print_evaluation, print_integer_layers, print_speed
+from saqsam_cli.terminal import bar, busy, progress_bars
+
+
+def evaluate(
+    model: str,
+    options: EvaluationOptions,
+    *,
+    json_file: Path | None,
+    device: str,
+    runtime: str | None,
+    threads: int | None,
+) -> None:
+    """Score a model, alone or as one of several processes."""
+    if json_file is not None:
+        check_file_writable(json_file)
+    memory = parse_size(options.memory)
+    dataset = open_labelled(options.data, "--data", options.limit)
+    tasks = make_tasks(options, dataset)
+    sam, processor, recipe = open_model(model, device, runtime, threads)
+    unfinished = None if json_file is None else json_file.with_name(f"{json_file.name}.unfinished")
+    with process_group(), progress_bars() as bars:
+        is_first = rank() == 0
+        result = saqsam.evaluate(
+            sam,
+            processor,
+            dataset,
+            tasks=tasks,
+            limit=options.limit,
+            prompts_at_once=prompts_within(memory, processor),
+            unfinished=unfinished,
+            workers=options.workers,
+            progress=bar(bars, f"evaluating on {dataset.name}") if is_first else None,
+        )
+    if not is_first:
+        return
+    is_packed = isinstance(sam, SamModel) and quantization_config_of(sam) is not None
+    inventory = take_inventory(sam) if is_packed else None
+    recipe = recipe if inventory is None else inventory.name  # with the mean bits of a mixture
+    print_evaluation(result, model, recipe, inventory)
+    integer = report_integers(sam) if runtime == TORCH_INTEGER else {}
+    if json_file is not None and unfinished is not None:
+        write_json(json_file, {"model": model, **_describe(recipe, inventory), **result.to_dict(), **integer})
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def make_tasks(options: EvaluationOptions, dataset: Dataset, *, keep_masks: bool = False) -> list[Task]:
+    """The tasks that options ask for.
+
+    Raises:
+        ValueError: What a task needs is not given.
+    """
+    names: Sequence[str] = options.tasks or ("prompt",)
+    if options.detections is not None and options.tasks is None:
+        names = (*names, InstanceTask.name)
+    tasks: list[Task] = []
+    for name in dict.fromkeys(names):
+        if name == PromptTask.name:
+            tasks.append(PromptTask(cast(PromptKind, options.prompt), keep_masks=keep_masks))
+        elif name == InstanceTask.name:
+            if options.detections is None:
+                raise ValueError("--task instance needs --detections FILE, the boxes of a detector")
+            tasks.append(InstanceTask(load_detections(options.detections, dataset)))
+    return tasks
+
+
+def report_integers(model: SamModel | Backend) -> dict[str, Any]:
+    """Say how many layers run on integers and, timed now, how fast that is beside float; the same for JSON."""
+    assert isinstance(model, SamModel)
+    layers = find_integer_layers(model)
+    with busy("timing against float"):
+        speeds = compare_with_float(model)
+    print_integer_layers(layers)
+    print_speed(speeds)
+    return {
+        "integer_layers": dataclasses.asdict(layers),
+        "speed": {speed.part: {**dataclasses.asdict(speed), "ratio": speed.ratio} for speed in speeds},
+    }
+
+
+def _describe(recipe: str, inventory: Inventory | None) -> dict[str, Any]:
+    """What a row of results says of a model beside its name; nothing but the recipe without an inventory."""
+    if inventory is None:
+        return {"recipe": recipe}
+    return {
+        "recipe": recipe,
+        "share_of_bytes": inventory.share_of_bytes(),
+        "share_of_macs": inventory.share_of_macs(),
+    }

@@ -1,0 +1,75 @@
+"""Models and data as commands name them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import SamModel, SamProcessor
+
+from saqsam.backend import Backend
+from saqsam.checkpoint import quantization_config_of, recipe_of
+from saqsam.data.datasets import Dataset, open_dataset
+from saqsam.data.images import ImageFolder
+from saqsam.export import is_export
+from saqsam.models import load
+from saqsam.output import write_whole
+from saqsam.runtimes import TORCH_INTEGER, load_runtime, use_integer_kernels
+from saqsam_cli.terminal import busy
+
+
+def open_model(
+    model: str, device: str, runtime: str | None, threads: int | None
+) -> tuple[SamModel | Backend, SamProcessor, str]:
+    """A model of torch or an exported folder in its runtime, its processor, and the name of its recipe."""
+    if runtime not in (None, "torch", TORCH_INTEGER) or is_export(model):
+        if runtime in ("torch", TORCH_INTEGER):
+            raise ValueError(f"{model} is an export; torch runs the checkpoint that it was made of")
+        with busy(f"loading {model}"):
+            backend, processor = load_runtime(model, runtime, threads=threads)
+        return backend, processor, backend.manifest.name
+    if threads is not None:
+        torch.set_num_threads(threads)
+    sam, processor = load_torch(model, device)
+    if quantization_config_of(sam) is None:
+        if runtime == TORCH_INTEGER:
+            raise ValueError(f"--runtime {runtime}: {model} is float; quantize it first")
+        return sam, processor, "float"
+    if runtime == TORCH_INTEGER:
+        use_integer_kernels(sam)
+    return sam, processor, recipe_of(sam).name
+
+
+def load_torch(model: str, device: str) -> tuple[SamModel, SamProcessor]:
+    """A model of torch on a device, and its processor."""
+    with busy(f"loading {model}"):
+        return load(model, device=_device(device))
+
+
+def _device(name: str) -> str:
+    """The device, tried out: torch finds out that one is not there only when it is used."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # one for each process of torchrun
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def open_labelled(spec: str, option: str, limit: int | None) -> Dataset:
+    """A data set that can be scored on, cut to `limit` images; scenes are made longer for it."""
+    dataset = open_dataset(spec, limit=limit)
+    if isinstance(dataset, ImageFolder):
+        raise ValueError(f"{option} {spec}: images without annotations.json cannot be scored on")
+    return dataset
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write plain values as a JSON file that appears when it is whole."""
+    write_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

@@ -1,0 +1,42 @@
+"""Options that several commands take together, and what can be said of them before anything is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PROMPTS = ("box", "point", "clicks")
+TASKS = ("prompt", "instance")
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What is evaluated, on what, as the command line has it.
+
+    Attributes:
+        data: As `--data`.
+        tasks: As `--task`; None for what the other options imply.
+        prompt: As `--prompt`.
+        detections: As `--detections`.
+        limit: As `--limit`.
+        memory: As `--memory`.
+        workers: As `--workers`.
+    """
+
+    data: str
+    tasks: Sequence[str] | None
+    prompt: str
+    detections: Path | None
+    limit: int | None
+    memory: str
+    workers: int
+
+
+def check_tasks(tasks: Sequence[str] | None, prompt: str) -> None:
+    """Raise ValueError for names of tasks or prompts that there are not."""
+    if prompt not in PROMPTS:
+        raise ValueError(f"--prompt: expected box, point or clicks, got {prompt!r}")
+    for name in tasks or ():
+        if name not in TASKS:
+            raise ValueError(f"--task: expected one of {', '.join(TASKS)}, got {name!r}")
