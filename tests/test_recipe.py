@@ -388,11 +388,13 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "activations.bits": ({}, {"activations": QuantSpec(7, range="min-max")}),
     "activations.symmetric": ({}, {"activations": QuantSpec(8, True, "min-max")}),
     "activations.range": ({}, BY_PERCENTILE),
+    "activations.dynamic": ({}, {"activations": QuantSpec(8, range="min-max", dynamic=True)}),
     "overrides.weights": ({}, {"overrides": {"neck": Override(weights=5)}}),
     "overrides.activations": ({}, {"overrides": {"neck": Override(activations=5)}}),
     "extra": ({}, {"extra": {"upscaling": 8}}),
     "quantized_rel_pos_query": ({}, {"quantized_rel_pos_query": True}),
     "encoder_products": ({}, {"encoder_products": "float"}),
+    "decoder_products": ({}, {"decoder_products": "float"}),
     "integer_biases": ({}, {"integer_biases": True}),
     "calibration.images": ({}, {"calibration": Calibration(images=2, prompts=2)}),
     "calibration.prompts": ({}, {"calibration": Calibration(images=1, prompts=1)}),
@@ -440,8 +442,8 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "reconstruction.joint_steps": learned(joint_steps=2),
 }
-# These have their own tests: the name, and the version, of which there is one.
-IN_NAME_ALONE = {"method", "version"}
+# These have their own tests: the name, the version, of which there is one, and what weights cannot be.
+TESTED_ELSEWHERE = {"method", "version", "weights.dynamic"}
 
 
 def leaves(kind: type, prefix: str = "") -> Iterator[str]:
@@ -457,7 +459,7 @@ def leaves(kind: type, prefix: str = "") -> Iterator[str]:
 
 
 def test_every_field_of_a_recipe_is_among_those_tested() -> None:
-    assert set(leaves(Recipe)) == set(CHANGES) | IN_NAME_ALONE
+    assert set(leaves(Recipe)) == set(CHANGES) | TESTED_ELSEWHERE
 
 
 def observable(made: Recipe) -> dict[str, torch.Tensor]:
