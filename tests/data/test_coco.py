@@ -10,6 +10,7 @@ from PIL import Image
 
 from coco_folder import SIZES, annotation, compressed, make_coco, picture, rectangle
 from saqsam.data.coco import CocoDataset
+from saqsam.data.datasets import open_dataset
 
 
 def open_folder(folder: Path, **options: Any) -> CocoDataset:
@@ -140,3 +141,69 @@ def test_missing_and_unparsable_files(tmp_path: Path) -> None:
         (tmp_path / "annotations.json").write_bytes(content)
         with pytest.raises(ValueError, match=r"annotations\.json: expected"):
             open_folder(tmp_path)
+
+
+# ---- LVIS, and annotation files given alone
+
+
+def make_lvis(root: Path) -> Path:
+    """A COCO root with LVIS annotations: no file names, and of image 1 what was looked for."""
+    made = json.loads((make_coco(root / "made") / "annotations.json").read_text())
+    folder = root / "val2017"
+    folder.mkdir()
+    for record in made["images"]:
+        name = record.pop("file_name")
+        (root / "made" / "images" / name).rename(folder / name)
+        record["coco_url"] = f"http://images.cocodataset.org/val2017/{name}"
+        record |= {"neg_category_ids": [9], "not_exhaustive_category_ids": [3]} if record["id"] == 1 else {}
+    for category, frequency in zip(made["categories"], "fr", strict=True):
+        category["frequency"] = frequency
+    (root / "annotations").mkdir()
+    path = root / "annotations" / "lvis_v1_val.json"
+    path.write_text(json.dumps(made))
+    return path
+
+
+def test_lvis_in_a_coco_root(tmp_path: Path) -> None:
+    dataset = open_dataset(make_lvis(tmp_path))
+    assert isinstance(dataset, CocoDataset)
+    assert (dataset.name, len(dataset)) == ("lvis_v1_val", 2)
+    assert dataset.category_frequencies == {3: "f", 9: "r"}
+    first, second = dataset[0], dataset[1]
+    assert first.file_name == "val2017/1.png"
+    assert (first.judged, first.incomplete) == (frozenset({3, 9}), frozenset({3}))
+    assert (second.judged, second.incomplete) == (None, frozenset())
+    np.testing.assert_array_equal(first.image, picture(SIZES[1], 1))
+
+
+@pytest.mark.parametrize("place", ["images", ".", "../val2017"])
+def test_images_of_an_annotation_file_are_found(tmp_path: Path, place: str) -> None:
+    made = make_coco(tmp_path / "made")
+    own = tmp_path / "annotations"
+    (own / place).mkdir(parents=True, exist_ok=True)
+    for image in (made / "images").iterdir():
+        image.rename(own / place / image.name)
+    (made / "annotations.json").rename(own / "instances_val2017.json")
+    dataset = open_dataset(own / "instances_val2017.json")
+    assert (dataset.name, len(dataset)) == ("instances_val2017", 2)
+    assert dataset[0].instances
+
+
+def test_an_annotation_file_without_its_images_says_where_it_looked(tmp_path: Path) -> None:
+    path = make_lvis(tmp_path)
+    for image in (tmp_path / "val2017").iterdir():
+        image.unlink()
+    with pytest.raises(ValueError, match=r"expected its images, such as \['val2017/1\.png'\], in one of: "):
+        open_dataset(path)
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="expected COCO instance JSON with a list 'images'"):
+        open_dataset(path)
+
+
+def test_lists_of_categories_are_checked(tmp_path: Path) -> None:
+    path = make_lvis(tmp_path)
+    content = json.loads(path.read_text())
+    content["images"][0]["neg_category_ids"] = ["nine"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="image 0: expected neg_category_ids to be a list of integers"):
+        open_dataset(path)

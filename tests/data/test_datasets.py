@@ -56,9 +56,9 @@ def test_neither_name_nor_folder(tmp_path: Path) -> None:
         ValueError, match=r"data 'scene': expected 'scenes', a folder of images, .*no such folder"
     ):
         open_dataset("scene")
-    (tmp_path / "a.json").write_text(json.dumps({}))
+    (tmp_path / "a.txt").write_text("1")
     with pytest.raises(ValueError, match="it is a file"):
-        open_dataset(tmp_path / "a.json")
+        open_dataset(tmp_path / "a.txt")
     with pytest.raises(ValueError, match=r"expected images .*, found none"):
         open_dataset(tmp_path)
     with pytest.raises(ValueError, match="at least 1 image, got 0"):

@@ -1,4 +1,4 @@
-"""COCO instance annotations as a data set."""
+"""COCO instance annotations as a data set, and LVIS, which is COCO's format with a few fields more."""
 
 import hashlib
 from collections import Counter
@@ -20,13 +20,19 @@ OTHER_SIZE = "mask of another size than the image"
 EMPTY_BOX = "box without area"
 OUTSIDE_BOX = "box outside the image"
 
+_LOOKED_FOR = 50
+"""Images of a file that its folder is found by: some may be missing."""
+
 
 class CocoDataset:
-    """Images with object masks from a COCO instance file.
+    """Images with object masks from a COCO or LVIS instance file.
 
     Only the index is held; each image is read, and its masks are checked, when it is asked for. What cannot
     be used is left out and counted by reason: image files that are missing, annotations without a mask, with
     a damaged one or one of another size, boxes without area or outside the image.
+
+    LVIS (Gupta et al., CVPR 2019) names an image by its `coco_url`, whose last two parts are the file's place below
+    a COCO root, and says of each image which categories were looked for, and which of them not to the end.
 
     Args:
         images_dir: Folder that the `file_name`s are relative to.
@@ -40,6 +46,7 @@ class CocoDataset:
         image_ids: Ids of the kept images, in order.
         digest: Of the annotation file.
         category_names: Name of each category id; empty where the file lists none.
+        category_frequencies: LVIS's `r`, `c` or `f` (rare, common, frequent) by category id; empty elsewhere.
 
     Raises:
         ValueError: A file or folder is missing, the file is not COCO instance JSON, ids are not unique
@@ -63,13 +70,18 @@ class CocoDataset:
             raise ValueError(f"{path}: expected COCO instance JSON with a list 'images'")
         self.name = name if name is not None else path.resolve().parent.name
         self.category_names = _category_names(content, path)
+        self.category_frequencies: dict[int, str] = {
+            category["id"]: category["frequency"]
+            for category in content.get("categories") or []
+            if isinstance(category.get("frequency"), str)
+        }
         self._sizes = _image_sizes(content["images"], path)
         self._index_skips: Counter[str] = Counter()
         self._images: list[dict[str, Any]] = []
         for record in content["images"]:
             if limit is not None and len(self._images) == limit:
                 break
-            if (self._images_dir / record["file_name"]).is_file():
+            if (self._images_dir / _file_name(record)).is_file():
                 self._images.append(record)
             else:
                 self._index_skips[MISSING_FILE] += 1
@@ -110,7 +122,7 @@ class CocoDataset:
             ValueError: The image file cannot be read.
         """
         record = self._images[index]
-        image = read_image(self._images_dir / record["file_name"])
+        image = read_image(self._images_dir / _file_name(record))
         skips: Counter[str] = Counter()
         instances: list[Instance] = []
         for annotation in self._annotations[record["id"]]:
@@ -120,7 +132,22 @@ class CocoDataset:
             else:
                 skips[instance] += 1
         self._sample_skips[record["id"]] = dict(skips)
-        return Sample(record["id"], record["file_name"], image, tuple(instances), dict(skips))
+        return Sample(
+            record["id"],
+            _file_name(record),
+            image,
+            tuple(instances),
+            dict(skips),
+            judged=self._judged(record),
+            incomplete=frozenset(record.get("not_exhaustive_category_ids", ())),
+        )
+
+    def _judged(self, record: dict[str, Any]) -> frozenset[int] | None:
+        """LVIS: the categories that are annotated in an image, and those that it is known to be without."""
+        if "neg_category_ids" not in record:
+            return None
+        present = (annotation.get("category_id") for annotation in self._annotations[record["id"]])
+        return frozenset(filter(is_int, present)) | frozenset(record["neg_category_ids"])
 
     def image_size(self, image_id: int) -> tuple[int, int]:
         """(height, width) that the annotation file states for an image of it, kept or not."""
@@ -192,13 +219,47 @@ def _image_sizes(records: list[Any], path: Path) -> dict[int, tuple[int, int]]:
     for position, record in enumerate(records):
         if not (
             isinstance(record, dict)
-            and isinstance(record.get("file_name"), str)
+            and any(isinstance(record.get(key), str) for key in ("file_name", "coco_url"))
             and all(is_int(record.get(key)) for key in ("id", "height", "width"))
             and record["height"] > 0
             and record["width"] > 0
         ):
             raise ValueError(f"{path}: image {position}: expected file_name and integers id, height, width")
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            ids = record.get(key, [])
+            if not (isinstance(ids, list) and all(map(is_int, ids))):
+                raise ValueError(f"{path}: image {position}: expected {key} to be a list of integers")
         if record["id"] in sizes:
             raise ValueError(f"{path}: expected unique image ids, got {record['id']} twice")
         sizes[record["id"]] = (record["height"], record["width"])
     return sizes
+
+
+def _file_name(record: dict[str, Any]) -> str:
+    """Of an image, relative to the folder of images: `file_name`, or `val2017/000000000139.jpg` of a `coco_url`."""
+    name = record.get("file_name")
+    return name if isinstance(name, str) else "/".join(record["coco_url"].split("/")[-2:])
+
+
+def find_images_dir(annotations_json: Path) -> Path:
+    """The folder of the images of an annotation file, which is given alone.
+
+    Looked for, in this order, by the first images that the file lists: `images/` beside the file, its own folder, the
+    folder above (LVIS's file in `ROOT/annotations/`), and there `val2017/` for `instances_val2017.json`.
+
+    Raises:
+        ValueError: None of them has one of these images, or the file is no COCO instance JSON.
+    """
+    content = read_json(annotations_json)
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise ValueError(f"{annotations_json}: expected COCO instance JSON with a list 'images'")
+    _image_sizes(content["images"], annotations_json)
+    own = annotations_json.resolve().parent
+    split = annotations_json.stem.removeprefix("instances_")
+    places = [own / "images", own, own.parent, own.parent / split]
+    names = [_file_name(record) for record in content["images"][:_LOOKED_FOR]]
+    for place in places:
+        if any((place / name).is_file() for name in names):
+            return place
+    tried = ", ".join(map(str, places))
+    raise ValueError(f"{annotations_json}: expected its images, such as {names[:1]}, in one of: {tried}")

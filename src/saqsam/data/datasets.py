@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pycocotools.mask as rle_codec
@@ -56,6 +56,8 @@ class Sample:
         image: HWC uint8 RGB in [0, 255], original resolution.
         instances: The objects; empty for a bare folder of images.
         skipped: How many objects of this image were left out, by reason; empty when none was.
+        judged: Categories that the annotators looked for in this image, in sets such as LVIS; None: all.
+        incomplete: Those of them of which not every object is annotated.
     """
 
     image_id: int
@@ -63,6 +65,8 @@ class Sample:
     image: NDArray[np.uint8]
     instances: tuple[Instance, ...] = ()
     skipped: Mapping[str, int] = field(default_factory=dict)
+    judged: frozenset[int] | None = None
+    incomplete: frozenset[int] = frozenset()
 
 
 class Dataset(Protocol):
@@ -78,6 +82,16 @@ class Dataset(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
+@runtime_checkable
+class Indexed(Protocol):
+    """A data set that says what it left out when it was opened."""
+
+    @property
+    def index_skipped(self) -> dict[str, int]:
+        """How many images or annotations, by reason."""
+        ...
+
+
 def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -> Dataset:
     """Open a data set by name or path.
 
@@ -87,6 +101,8 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
             - a folder with `images/` and `annotations.json` (COCO instance format);
             - an image folder of a COCO root, such as `ROOT/val2017` beside
               `ROOT/annotations/instances_val2017.json`;
+            - the annotation file itself of COCO or LVIS, its images beside it, in a COCO root, or in `images/`;
+            - a folder with `images/` and `masks/`, one mask an image (`saqsam.data.mask_pairs`);
             - a folder of images, which carries no instances: for calibration only.
         limit: Keep the first `limit` images; None keeps all.
         seed: Of the generated scenes; without meaning for files.
@@ -98,8 +114,9 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
         ValueError: `spec` is none of these, holds no image or no valid annotations, or `limit` is below 1.
     """
     # The readers import the types above, so they cannot be imported at the top of this file.
-    from saqsam.data.coco import CocoDataset
+    from saqsam.data.coco import CocoDataset, find_images_dir
     from saqsam.data.images import ImageFolder
+    from saqsam.data.mask_pairs import MaskPairDataset, find_pair_folders
     from saqsam.data.scenes import ScenesDataset
 
     if limit is not None and limit < 1:
@@ -107,11 +124,13 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
     if str(spec) == SCENES:
         return ScenesDataset(count=SCENES_COUNT if limit is None else limit, seed=seed)
     folder = Path(spec)
+    if folder.suffix.lower() == ".json" and folder.is_file():
+        return CocoDataset(find_images_dir(folder), folder, name=folder.stem, limit=limit)
     if not folder.is_dir():
         problem = "it is a file" if folder.exists() else "no such folder"
         raise ValueError(
             f"data {str(spec)!r}: expected {SCENES!r}, a folder of images, a folder with images/ and "
-            f"annotations.json, or ROOT/SPLIT of a COCO root; {problem}"
+            f"annotations.json or masks/, ROOT/SPLIT of a COCO root, or an annotation file of COCO or LVIS; {problem}"
         )
     if (folder / "annotations.json").is_file():
         return CocoDataset(folder / "images", folder / "annotations.json", limit=limit)
@@ -119,4 +138,6 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
     instances_file = folder.resolve().parent / "annotations" / f"instances_{split}.json"
     if instances_file.is_file():
         return CocoDataset(folder, instances_file, name=split, limit=limit)
+    if find_pair_folders(folder) is not None:
+        return MaskPairDataset(folder, limit=limit)
     return ImageFolder(folder, limit=limit)

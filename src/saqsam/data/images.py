@@ -3,7 +3,9 @@
 import contextlib
 import struct
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +50,26 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         ValueError: The file does not exist, is no image, is truncated, has more than `MAX_PIXELS` pixels, or
             has pixels of a type with no agreed range (32-bit integers or floats).
     """
+    return _read(path, _to_rgb)
+
+
+def read_values(path: str | Path) -> NDArray[np.uint16]:
+    """Read an image file whose values are no colours but labels or marks.
+
+    Args:
+        path: The file: one channel of 1, 8 or 16 bits, or a palette, of which the indices are taken; of several
+            channels the largest value counts, alpha left aside. EXIF orientation is applied.
+
+    Returns:
+        HW uint16, as stored.
+
+    Raises:
+        ValueError: As `read_image`.
+    """
+    return _read(path, _to_values)
+
+
+def _read(path: str | Path, convert: Callable[[Image.Image], NDArray[Any]]) -> NDArray[Any]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(
@@ -58,19 +80,37 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         warnings.simplefilter("ignore")
         try:
             with Image.open(path) as image:
-                return _to_rgb(image)
+                return convert(_loaded(image))
         except Image.DecompressionBombError as error:
             raise ValueError(f"{path}: expected at most {MAX_PIXELS} pixels ({error})") from error
         except _DECODE_ERRORS as error:
             raise ValueError(f"{path}: expected a readable image ({error})") from error
 
 
-def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+def _loaded(image: Image.Image) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"expected at most {MAX_PIXELS} pixels, got {height} x {width}")
     image.load()
     _turn_upright(image)
+    return image
+
+
+def _to_values(image: Image.Image) -> NDArray[np.uint16]:
+    if image.mode == "F":
+        raise ValueError("expected 8 or 16 bits per channel, got floating point")
+    if image.mode == "I" or image.mode.startswith("I;16") or image.mode in ("1", "L", "P"):
+        values = np.asarray(image)
+    elif image.mode == "LA":
+        values = np.asarray(image)[..., 0]
+    else:
+        values = np.asarray(image.convert("RGB")).max(axis=2)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("expected 8 or 16 bits per channel, got 32-bit integers")
+    return values.astype(np.uint16)
+
+
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
