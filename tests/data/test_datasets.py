@@ -1,6 +1,5 @@
 """Opening data sets by name or path."""
 
-import json
 from pathlib import Path
 
 import numpy as np
