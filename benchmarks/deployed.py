@@ -10,7 +10,6 @@ float model at w8a8, in OpenVINO alone; it needs an interpreter with benchmarks/
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from transformers import SamModel, SamProcessor
 import saqsam
 from nncf_model import NAME as NNCF_NAME
 from nncf_model import nncf_backend
-from other_tables import read_plain
+from plain_rows import append_plain, read_plain
 from plan import CACHE, circumstances
 from ptq import bar
 from rows import RESULTS
@@ -225,12 +224,7 @@ def finish_row(
         result = saqsam.evaluate(subject, processor, data, progress=step)
     row |= {"miou": round(result.miou, 6), "instances": result.instances}
     row["file_mb"] = round(sum(file.stat().st_size for file in files) / 1e6, 3)
-    is_new = not options.out.exists()
-    with options.out.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
+    append_plain(options.out, COLUMNS, [row])
     bars.console.print(f"{name} on {options.data}: mean IoU {result.miou:.4f}")
 
 

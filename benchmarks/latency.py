@@ -17,7 +17,6 @@ checkpoints de-quantized or (`torch-int8`) with integer products.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import json
 import statistics
@@ -41,6 +40,7 @@ from latency_models import (
     inputs_file,
     make_with_tool,
 )
+from plain_rows import append_plain
 from plan import CACHE, circumstances
 from rows import RESULTS
 
@@ -184,12 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for part, prompts in dict.fromkeys((case.part, case.prompts) for case in every):
             group = [case for case in every if (case.part, case.prompts) == (part, prompts)]
             rows = measure(group, folder, options.threads, options.rounds, options.runs)
-            is_new = not options.out.exists()
-            with options.out.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-                if is_new:
-                    writer.writeheader()
-                writer.writerows({**common, **row} for row in rows)
+            append_plain(options.out, COLUMNS, [{**common, **row} for row in rows])
     return 0
 
 

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from table_text import DATA, METHODS, listed, markdown, method_label, ordered, signed
-
-
-def read_plain(path: Path) -> list[dict[str, str]]:
-    """Lines of a CSV file by column; none if it is not there."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def outliers(lines: Sequence[Mapping[str, str]]) -> str:
@@ -178,6 +168,34 @@ def deployed(lines: Sequence[Mapping[str, str]]) -> str:
     return "\n\n".join(blocks)
 
 
+def evaluate_cost(lines: Sequence[Mapping[str, str]]) -> str:
+    """Images a second, share of time outside the network, memory: a table for each machine."""
+    heading = [
+        "processes",
+        "threads of each",
+        "prompts",
+        "images",
+        "images a second",
+        "outside the network",
+        "MiB",
+    ]
+    blocks = []
+    for machine in dict.fromkeys(line["machine"].rpartition(",")[0] for line in lines):
+        rows = [
+            [
+                *(line[name] for name in ("processes", "threads", "prompt")),
+                f"{int(line['images']):,}",
+                f"{float(line['images_per_second']):.2f}",
+                f"{100 * float(line['outside_share']):.1f} %",
+                f"{float(line['resident_mib']):.0f}",
+            ]
+            for line in lines
+            if line["machine"].startswith(f"{machine},")
+        ]
+        blocks.append(f"{machine}\n\n{markdown(heading, rows, right=4)}")
+    return "\n\n".join(blocks)
+
+
 _SHOWN_SPEED = (
     ("torch", "eager"),
     ("onnxruntime", "default"),
@@ -224,5 +242,6 @@ OTHER_TABLES: dict[str, tuple[str, Callable[[Sequence[Mapping[str, str]]], str]]
     "latency": ("latency.csv", latency),
     "speed": ("latency.csv", speed),
     "deployed": ("deployed.csv", deployed),
+    "evaluate-cost": ("evaluate_cost.csv", evaluate_cost),
 }
 """Tables of other files than the rows of `ptq.py`, in the folder of the results."""

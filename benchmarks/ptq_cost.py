@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import statistics
 import sys
@@ -25,6 +24,7 @@ import torch
 from torch import nn
 
 import saqsam
+from plain_rows import append_plain, read_plain
 from plan import circumstances
 from random_models import random_sam_b
 from rows import RESULTS
@@ -64,33 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(arguments)
     for subject in options.subjects:
-        if subject in {row["subject"] for row in read(options.out)}:
+        if subject in {row["subject"] for row in read_plain(options.out)}:
             print(f"{subject}: is in {options.out.name}")
             continue
         rows = SUBJECTS[subject](options.device)
-        append(options.out, [{**common(options.device), "subject": subject, **row} for row in rows])
+        append_plain(
+            options.out, COLUMNS, [{**common(options.device), "subject": subject, **row} for row in rows]
+        )
         for row in rows:
             print(subject, row, flush=True)
     return 0
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of the file; none if it is not there."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def append(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    """Add rows."""
-    is_new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 def common(device: str) -> dict[str, object]:

@@ -15,7 +15,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from other_tables import OTHER_TABLES, read_plain
+from other_tables import OTHER_TABLES
+from plain_rows import read_plain
 from row_tables import HEADLINE_BITS, TABLES, VARIANT_TABLES
 from rows import RESULTS, Row, read_rows
 

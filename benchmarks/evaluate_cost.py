@@ -1,0 +1,197 @@
+"""What evaluating costs: images a second by processes, memory over the images, time outside the model.
+
+    python benchmarks/evaluate_cost.py                     # rows in results/evaluate_cost.csv
+    python benchmarks/evaluate_cost.py --images 200 --out trial.csv
+
+Scenes are generated once and stored as a COCO folder of JPEGs in `work/`, so that images are read and decoded as those
+of a real data set are. Each run is a process of its own (or several, started by torchrun) that scores `sam-mini` with
+box prompts and keeps its records in a folder, as `saqsam evaluate --json` does; rows are taken on the way, after so and
+so many images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import SamModel
+
+import saqsam
+from plain_rows import append_plain
+from plan import CACHE, ROOT, circumstances
+from rows import RESULTS
+from saqsam.backend import TorchBackend
+from saqsam.data.datasets import open_dataset
+from saqsam.data.scenes import ScenesDataset
+from saqsam.evaluate import ranks
+from saqsam.models.loading import BUNDLED
+from saqsam.prompts import Prompts
+
+OUT = RESULTS / "evaluate_cost.csv"
+COLUMNS = (
+    *("date", "commit", "torch", "machine", "processes", "threads", "prompt"),
+    *("images", "seconds", "images_per_second", "outside_share", "resident_mib"),
+)
+IMAGES = 5000
+MARKS = (50, 500, 5000)
+"""Numbers of images after which a row is taken."""
+SHORT = 500
+"""Images of the runs that only compare speeds."""
+
+
+class TimedBackend(TorchBackend):
+    """Torch, with a clock that runs only inside the network.
+
+    Attributes:
+        seconds: Spent in `encode` and `decode`.
+    """
+
+    def __init__(self, model: SamModel) -> None:
+        super().__init__(model)
+        self.seconds = 0.0
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """See `Backend.encode`."""
+        start = time.perf_counter()
+        embedding = super().encode(pixel_values)
+        self.seconds += time.perf_counter() - start
+        return embedding
+
+    def decode(
+        self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Backend.decode`."""
+        start = time.perf_counter()
+        found = super().decode(embedding, prompts, multimask_output)
+        self.seconds += time.perf_counter() - start
+        return found
+
+
+def write_scenes(folder: Path, count: int) -> Path:
+    """A COCO folder of the first `count` scenes, made if it is not there; returns it."""
+    if (folder / "annotations.json").is_file():
+        return folder
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    scenes = ScenesDataset(count=count)
+    images, annotations = [], []
+    for index in range(count):
+        sample = scenes[index]
+        height, width, _ = sample.image.shape
+        name = f"{index + 1:05d}.jpg"
+        Image.fromarray(sample.image).save(folder / "images" / name, quality=92)
+        images.append({"id": index + 1, "file_name": name, "height": height, "width": width})
+        for instance in sample.instances:
+            x0, y0, x1, y1 = instance.box
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index + 1,
+                    "category_id": 1,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "segmentation": {
+                        "size": instance.rle["size"],
+                        "counts": instance.rle["counts"].decode(),
+                    },
+                }
+            )
+    categories = [{"id": 1, "name": "object"}]
+    content = json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    (folder / "annotations.json").write_text(content, encoding="utf-8")
+    return folder
+
+
+def resident_mib() -> float:
+    """Memory that this process holds now."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return round(int(status.split("VmRSS:")[1].split()[0]) / 1024, 1)
+
+
+def turn(data: Path, images: int, threads: int, prompt: str) -> list[dict[str, object]]:
+    """Evaluate once, as one of the processes; measured after each of `MARKS`, per process, and at the end, over all."""
+    torch.set_num_threads(threads)
+    model, processor = saqsam.load(BUNDLED)
+    backend = TimedBackend(model)
+    dataset = open_dataset(data, limit=images)
+    taken: list[dict[str, object]] = []
+    with ranks.process_group(), tempfile.TemporaryDirectory() as folder:
+        processes = ranks.world_size()
+        start = time.perf_counter()
+
+        def look(done: int, count: int) -> None:
+            everywhere = done * processes
+            if everywhere in MARKS or done == count:
+                seconds = time.perf_counter() - start
+                taken.append(
+                    {
+                        "images": everywhere,
+                        "seconds": round(seconds, 2),
+                        "images_per_second": round(everywhere / seconds, 3),
+                        "outside_share": round(1 - backend.seconds / seconds, 4),
+                        "resident_mib": resident_mib(),
+                    }
+                )
+
+        saqsam.evaluate(
+            backend, processor, dataset, prompt=prompt, unfinished=Path(folder) / "records", progress=look
+        )
+        return taken if ranks.rank() == 0 else []
+
+
+def run_turn(processes: int, threads: int, data: Path, images: int, prompt: str) -> list[dict[str, object]]:
+    """`turn` in processes of its own."""
+    own = [__file__, "--turn", str(data), str(images), str(threads), prompt]
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run([*command, *own], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    found = [line for line in done.stdout.splitlines() if line.startswith("[{")]
+    rows: list[dict[str, object]] = json.loads(found[-1])
+    return [{"processes": processes, "threads": threads, "prompt": prompt, **row} for row in rows]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Measure what evaluating costs.")
+    parser.add_argument("--images", type=int, default=IMAGES, metavar="N", help="of the longest run")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument(
+        "--turn", nargs=4, metavar=("DATA", "IMAGES", "THREADS", "PROMPT"), help="its own use"
+    )
+    options = parser.parse_args(arguments)
+    if options.turn is not None:
+        data, images, threads, prompt = options.turn
+        rows = turn(Path(data), int(images), int(threads), prompt)
+        if rows:
+            print(json.dumps(rows))
+        return 0
+    if options.images < 1:
+        parser.error(f"--images must be at least 1, got {options.images}")
+    data = write_scenes(CACHE / f"scenes-{options.images}", options.images)
+    short = min(SHORT, options.images)
+    plans = [
+        (1, 1, short, "box"),
+        (2, 1, short, "box"),
+        (1, 2, short, "point"),
+        (1, 2, options.images, "box"),
+    ]
+    known = circumstances("cpu")
+    for processes, threads, images, prompt in plans:
+        print(f"{processes} x {threads} threads, {images} images, {prompt}", file=sys.stderr)
+        stamp = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **known}
+        rows = run_turn(processes, threads, data, images, prompt)
+        append_plain(
+            options.out, COLUMNS, [{name: {**stamp, **row}[name] for name in COLUMNS} for row in rows]
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""Rows of benchmarks that have columns of their own, in CSV files that only ever grow."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+
+def read_plain(path: Path) -> list[dict[str, str]]:
+    """Lines of a CSV file by column; none if it is not there."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def append_plain(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Add rows, which may lack columns, to a file, which is begun where there is none."""
+    is_new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)
