@@ -36,6 +36,7 @@ from saqsam.export.parity import compare_with_torch
 from saqsam.presets import METHODS, deployable
 from saqsam.prompts import Prompts
 from saqsam.runtimes import TORCH_INTEGER, load_runtime, use_integer_kernels
+from saqsam.settings import with_settings
 from saqsam.specs import Calibration
 from saqsam_cli.terminal import progress_bars
 
@@ -58,6 +59,7 @@ COLUMNS = (
         "torch",
         "machine",
         "recipe",
+        "settings",
         "checkpoint",
         "runtime",
         "data",
@@ -107,6 +109,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Measure deployed checkpoints in their runtimes.")
     parser.add_argument("--methods", nargs="+", choices=[*METHODS, NNCF], default=["mse", "saq-sam-plus"])
     parser.add_argument("--bits", nargs="+", default=["w8a8", "w4a8", "w4a4"])
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="as saqsam quantize --set",
+    )
     parser.add_argument("--runtimes", nargs="+", choices=list(RUNTIMES), default=list(RUNTIMES))
     parser.add_argument("--data", default="coco_val", help="a folder in the data root")
     parser.add_argument("--data-root", type=Path, required=True)
@@ -134,10 +144,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_checkpoint(method: str, bits: str, options: argparse.Namespace, bars: Progress) -> Path:
     """The folder of a deployed checkpoint."""
-    folder: Path = options.cache / f"{method}-{bits}"
+    folder: Path = options.cache / "-".join([method, bits, *options.settings])
     if not folder.exists():
         model, processor = saqsam.load("sam-mini")
-        recipe = deployable(saqsam.recipe_for(method, bits))
+        recipe = with_settings(deployable(saqsam.recipe_for(method, bits)), options.settings)
         recipe = replace(recipe, calibration=replace(recipe.calibration, seed=SEED))
         calibration = saqsam.open_dataset(options.data_root / CALIBRATION)
         with bar(bars, f"making {folder.name}") as step:
@@ -201,7 +211,14 @@ def new_row(
 ) -> dict[str, object] | None:
     """What is known of a row before it is measured; None if it is there."""
     found = circumstances("cpu")
-    key = {"recipe": recipe, "checkpoint": checkpoint, "runtime": runtime, "machine": found["machine"]}
+    settings = "" if recipe == NNCF_NAME else " ".join(options.settings)
+    key = {
+        "recipe": recipe,
+        "settings": settings,
+        "checkpoint": checkpoint,
+        "runtime": runtime,
+        "machine": found["machine"],
+    }
     key |= {"data": options.data, "images": str(len(data))}
     if any(all(row[name] == value for name, value in key.items()) for row in read_plain(options.out)):
         return None

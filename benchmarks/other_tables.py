@@ -154,7 +154,7 @@ def deployed(lines: Sequence[Mapping[str, str]]) -> str:
     for machine in dict.fromkeys(line["machine"] for line in lines):
         rows = [
             [
-                f"`{line['recipe']}`",
+                f"`{line['recipe']}`" + (f", `{line['settings']}`" if line["settings"] else ""),
                 _DEPLOYED[line["runtime"]],
                 line["data"],
                 f"{float(line['miou']):.4f}",

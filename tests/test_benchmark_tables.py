@@ -434,13 +434,22 @@ def test_accuracy_in_runtimes_has_a_table_for_each_machine(other_tables):
     line = {
         "machine": "CPU A",
         "recipe": "mse-deploy-w8a8-mixed",
+        "settings": "encoder_products=quantized",
         "runtime": "torch-int8",
         "data": "coco_val",
     }
     line |= {"miou": "0.59612", "mask_iou": "0.98514", "file_mb": "7.766"}
-    nncf = {**line, "machine": "CPU B", "recipe": "nncf-w8a8", "runtime": "openvino", "mask_iou": ""}
+    nncf = {
+        **line,
+        "machine": "CPU B",
+        "recipe": "nncf-w8a8",
+        "settings": "",
+        "runtime": "openvino",
+        "mask_iou": "",
+    }
     found = other_tables.deployed([line, nncf]).split("\n\n")
     assert [found[0], found[2]] == ["CPU A", "CPU B"]
-    assert "| torch, integer products | coco_val | 0.5961 | 0.9851 | 7.766 |" in found[1]
+    own = "`mse-deploy-w8a8-mixed`, `encoder_products=quantized` | torch, integer products"
+    assert f"| {own} | coco_val | 0.5961 | 0.9851 | 7.766 |" in found[1]
     assert "| `nncf-w8a8` | OpenVINO | coco_val | 0.5961 |  | 7.766 |" in found[3]
     assert other_tables.deployed([]) == ""
