@@ -93,6 +93,7 @@ def comparison_picture(
     *,
     cell_width: int = 300,
     titles: tuple[str, str, str, str] = ("image and prompts", "float", "quantized", "difference"),
+    names: tuple[str, str] = ("float", "quantized"),
 ) -> NDArray[np.uint8]:
     """Draw image, float masks, quantized masks and their difference, one row per image.
 
@@ -103,6 +104,7 @@ def comparison_picture(
         rows: One per image.
         cell_width: Width of each of the four columns, in pixels.
         titles: Of the four columns.
+        names: Of the two models, in the legend.
 
     Returns:
         HWC uint8 RGB, ready to be written as PNG.
@@ -119,7 +121,7 @@ def comparison_picture(
         strips.append(np.concatenate(_spread(_cells(row, cell_width)), axis=1))
         width = strips[-1].shape[1]
         strips.append(_text_strip(row.caption, width) if row.caption else _blank(_GAP, width))
-    strips.append(_legend(strips[0].shape[1]))
+    strips.append(_legend(strips[0].shape[1], names))
     return np.pad(np.concatenate(strips), ((_GAP, _GAP), (0, 0), (0, 0)), constant_values=255)
 
 
@@ -230,13 +232,13 @@ def _text_strip(text: str, width: int) -> NDArray[np.uint8]:
     return np.array(strip)
 
 
-def _legend(width: int) -> NDArray[np.uint8]:
+def _legend(width: int, names: tuple[str, str]) -> NDArray[np.uint8]:
     strip = Image.fromarray(_blank(_FONT_SIZE + 12, width))
     draw = ImageDraw.Draw(strip)
     x: float = _GAP
     for colour, label in (
-        (ONLY_FLOAT, "only in the float mask"),
-        (ONLY_QUANTIZED, "only in the quantized mask"),
+        (ONLY_FLOAT, f"only in the {names[0]} mask"),
+        (ONLY_QUANTIZED, f"only in the {names[1]} mask"),
     ):
         draw.rectangle((x, 7, x + _FONT_SIZE, 7 + _FONT_SIZE), fill=colour)
         x += _FONT_SIZE + 6

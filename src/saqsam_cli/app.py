@@ -1,4 +1,4 @@
-"""`saqsam quantize | evaluate | segment | inspect | export`: what commands take, and refusing what needs no model."""
+"""The commands of `saqsam`: what they take, and refusing what needs no model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from saqsam_cli.options import EvaluationOptions, check_tasks
+from saqsam_cli.options import EvaluationOptions, check_png, check_tasks
 from saqsam_cli.terminal import busy, guarded, say
 
 app = typer.Typer(
@@ -256,6 +256,54 @@ def evaluate(
 
 @app.command()
 @guarded
+def compare(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="A B...",
+            help="Two models or more, each as for evaluate; DIR@NAME runs it in the runtime NAME, such as "
+            "out/onnx@openvino or out/q@torch-int8.",
+        ),
+    ],
+    *,
+    data: DataOption = SCENES,
+    task: TaskOption = None,
+    prompt: PromptOption = "box",
+    detections: DetectionsOption = None,
+    limit: LimitOption = None,
+    json_file: JsonOption = None,
+    out_png: Annotated[
+        Path | None, typer.Option("--out", metavar="PNG", help="Draw the images that B lost most on.")
+    ] = None,
+    memory: MemoryOption = "1GiB",
+    workers: WorkersOption = 2,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+) -> None:
+    """Compare models on the same images and prompts: differences to the first with intervals, and where they lie.
+
+    Beside IoU with the truth stands the IoU of the models' masks with each other. With --json, what has been scored is
+    kept in FILE.unfinished until all is: interrupted, the same command goes on.
+    """
+    check_tasks(task, prompt)
+    if len(models) < 2:
+        raise ValueError(f"compare: expected two models or more, got {len(models)}")
+    check_png(out_png)
+    with _library():
+        from saqsam_cli import comparison
+
+        comparison.compare_models(
+            models,
+            EvaluationOptions(data, task, prompt, detections, limit, memory, workers),
+            json_file=json_file,
+            picture=out_png,
+            device=device,
+            threads=threads,
+        )
+
+
+@app.command()
+@guarded
 def segment(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="sam-mini, a checkpoint, an export, or any other model.")
@@ -285,8 +333,7 @@ def segment(
     if not boxes and not points:
         raise ValueError("give at least one --box x0,y0,x1,y1 or --point x,y")
     path = out_png or image.with_name(f"{image.stem}.masks.png")
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"--out: expected a name that ends in .png, got {path}")
+    check_png(path)
     with _library():
         from saqsam_cli import commands
 

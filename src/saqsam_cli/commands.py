@@ -19,11 +19,11 @@ from saqsam.checkpoint import (
     quantization_config_of,
     save_checkpoint,
 )
-from saqsam.comparison import draw_comparison
 from saqsam.data.datasets import SCENES, SCENES_COUNT, Dataset, open_dataset
 from saqsam.data.detections import Detections, load_detections
 from saqsam.data.images import read_image
-from saqsam.evaluate import Evaluation
+from saqsam.evaluate import Evaluation, PromptTask
+from saqsam.evaluate.compare import task_difference
 from saqsam.export import check_export, export_model, is_export
 from saqsam.export.parity import compare_with_torch
 from saqsam.inventory import take_inventory
@@ -35,6 +35,7 @@ from saqsam.recipe import Recipe
 from saqsam.report import write_report
 from saqsam.runtimes import TORCH_INTEGER, find_integer_layers, load_runtime
 from saqsam.settings import with_settings
+from saqsam.side_by_side import draw_side_by_side, median_and_worst
 from saqsam.store import parse_size
 from saqsam.visualize import overlay_masks
 from saqsam_cli.evaluation import report_integers
@@ -51,6 +52,8 @@ from saqsam_cli.terminal import bar, busy, err, out, progress_bars, result_table
 CALIBRATION_SCENES_SEED = 1_000_000
 """Added to the seed of scenes used for calibration: those of seed 0 are for evaluation."""
 NO_CHECK = "none"
+CHECK_TASK = PromptTask("box", keep_masks=True)
+"""What float and quantized model are compared in."""
 PARITY_IMAGES = 4
 """Scenes that an export is compared with torch on."""
 
@@ -124,7 +127,9 @@ def quantize(
         return
     after = _score(reloaded, processor, check_data, check_images, "quantized")
     with busy("drawing the comparison"):
-        picture = draw_comparison(float_model, reloaded, processor, check_data, before, after)
+        difference = task_difference(CHECK_TASK, before, after)
+        chosen = median_and_worst(difference)
+        picture = draw_side_by_side(check_data, CHECK_TASK, difference, before, after, chosen)
         write_png(out_dir / "comparison.png", picture)
     print_summary(take_inventory(reloaded), out_dir, (before, after))
     say(f"picture: {out_dir / 'comparison.png'}")
@@ -259,4 +264,4 @@ def export(checkpoint: Path, out_dir: Path, *, format: str, single_mask: bool, o
 def _score(model: SamModel, processor: SamProcessor, data: Dataset, count: int, name: str) -> Evaluation:
     with progress_bars() as bars:
         progress = bar(bars, f"scoring, {name}")
-        return saqsam.evaluate(model, processor, data, limit=count, progress=progress)
+        return saqsam.evaluate(model, processor, data, tasks=[CHECK_TASK], limit=count, progress=progress)

@@ -40,3 +40,9 @@ def check_tasks(tasks: Sequence[str] | None, prompt: str) -> None:
     for name in tasks or ():
         if name not in TASKS:
             raise ValueError(f"--task: expected one of {', '.join(TASKS)}, got {name!r}")
+
+
+def check_png(path: Path | None) -> None:
+    """Raise ValueError for the name of a picture that says it is something else."""
+    if path is not None and path.suffix.lower() != ".png":
+        raise ValueError(f"--out: expected a name that ends in .png, got {path}")

@@ -59,8 +59,8 @@ class Evaluation:
         images: How many images were looked at.
         options: Of each task, by its name.
         metrics: Figures of each task, by its name.
-        records: One an image, in the order of the data set: `index`, `image_id`, `file_name`, and what each task
-            says of it under the task's name.
+        records: One an image, in the order of the data set: `index`, `image_id`, `file_name`, `size` (height, width),
+            and what each task says of it under the task's name.
         skipped: How much was left out, by reason.
     """
 
@@ -281,6 +281,7 @@ def _record(index: int, session: ImageSession, tasks: Sequence[Task]) -> Record:
         "index": index,
         "image_id": session.sample.image_id,
         "file_name": session.sample.file_name,
+        "size": list(session.sample.image.shape[:2]),
     }
     session.skipped.update(session.sample.skipped)
     for task in tasks:
