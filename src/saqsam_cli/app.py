@@ -25,8 +25,8 @@ app = typer.Typer(
 SCENES = "scenes"
 
 DATA_HELP = (
-    "scenes (made by the package), a folder with images/ and annotations.json (COCO format), or an image folder "
-    "of a COCO root, such as ROOT/val2017."
+    "scenes (made by the package); a folder with images/ and annotations.json (COCO format), labelTxt/ (DOTA) or "
+    "masks/ (pairs); an image folder of a COCO root, such as ROOT/val2017; an annotation file of COCO or LVIS."
 )
 DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, mps, ...")]
 ModelArgument = Annotated[
@@ -55,7 +55,7 @@ TaskOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        help="prompt, instance; repeatable.",
+        help="prompt, instance, oriented; repeatable.",
         show_default="prompt; instance too with --detections",
     ),
 ]
@@ -69,7 +69,15 @@ PromptOption = Annotated[
 DetectionsOption = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Of task instance: COCO results of any detector, whose boxes are prompts."
+        metavar="FILE",
+        help="Of tasks instance and oriented: COCO results of any detector, whose boxes are prompts; or the word "
+        "simulated: the objects' boxes moved a little, false ones among them.",
+    ),
+]
+TileOption = Annotated[
+    int,
+    typer.Option(
+        min=1, metavar="PX", help="Of task oriented: larger images are segmented in tiles of this side."
     ),
 ]
 LimitOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N images.")]
@@ -227,6 +235,7 @@ def evaluate(
     task: TaskOption = None,
     prompt: PromptOption = "box",
     detections: DetectionsOption = None,
+    tile: TileOption = 1024,
     limit: LimitOption = None,
     json_file: JsonOption = None,
     memory: MemoryOption = "1GiB",
@@ -246,7 +255,7 @@ def evaluate(
 
         evaluation.evaluate(
             model,
-            EvaluationOptions(data, task, prompt, detections, limit, memory, workers),
+            EvaluationOptions(data, task, prompt, detections, limit, memory, workers, tile),
             json_file=json_file,
             device=device,
             runtime=runtime,

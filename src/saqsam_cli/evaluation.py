@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,9 +13,13 @@ from transformers import SamModel
 import saqsam
 from saqsam.backend import Backend
 from saqsam.checkpoint import quantization_config_of
+from saqsam.data.coco import CocoDataset
 from saqsam.data.datasets import Dataset
-from saqsam.data.detections import load_detections
-from saqsam.evaluate import InstanceTask, PromptKind, PromptTask, Task
+from saqsam.data.detections import DetectionSource, load_detections
+from saqsam.data.dota import DotaDataset
+from saqsam.data.scenes import ScenesDataset
+from saqsam.data.simulated_detections import SIMULATED, SimulatedDetections
+from saqsam.evaluate import InstanceTask, OrientedTask, PromptKind, PromptTask, Task
 from saqsam.evaluate.memory import prompts_within
 from saqsam.evaluate.ranks import process_group, rank
 from saqsam.inventory import Inventory, take_inventory
@@ -79,15 +83,35 @@ def make_tasks(options: EvaluationOptions, dataset: Dataset, *, keep_masks: bool
     names: Sequence[str] = options.tasks or ("prompt",)
     if options.detections is not None and options.tasks is None:
         names = (*names, InstanceTask.name)
+    found = None if options.detections is None else find_detections(options.detections, dataset)
     tasks: list[Task] = []
     for name in dict.fromkeys(names):
         if name == PromptTask.name:
             tasks.append(PromptTask(cast(PromptKind, options.prompt), keep_masks=keep_masks))
         elif name == InstanceTask.name:
-            if options.detections is None:
-                raise ValueError("--task instance needs --detections FILE, the boxes of a detector")
-            tasks.append(InstanceTask(load_detections(options.detections, dataset)))
+            if found is None:
+                raise ValueError(
+                    "--task instance needs --detections FILE, the boxes of a detector, or --detections simulated"
+                )
+            tasks.append(InstanceTask(found))
+        elif name == OrientedTask.name:
+            classes = category_names(dataset)
+            tasks.append(
+                OrientedTask(found, tile=options.tile, category_names=classes, keep_masks=keep_masks)
+            )
     return tasks
+
+
+def category_names(dataset: Dataset) -> Mapping[int, str]:
+    """Names of the classes of a data set; none where it has none."""
+    if isinstance(dataset, CocoDataset | DotaDataset | ScenesDataset):
+        return dataset.category_names
+    return {}
+
+
+def find_detections(path: Path, dataset: Dataset) -> DetectionSource:
+    """Detections as the command line has them: a file, or a word for those that are made of the truth."""
+    return SimulatedDetections() if str(path) == SIMULATED else load_detections(path, dataset)
 
 
 def report_integers(model: SamModel | Backend) -> dict[str, Any]:

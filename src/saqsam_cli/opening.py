@@ -66,7 +66,7 @@ def open_labelled(spec: str, option: str, limit: int | None) -> Dataset:
     """A data set that can be scored on, cut to `limit` images; scenes are made longer for it."""
     dataset = open_dataset(spec, limit=limit)
     if isinstance(dataset, ImageFolder):
-        raise ValueError(f"{option} {spec}: images without annotations.json cannot be scored on")
+        raise ValueError(f"{option} {spec}: images without annotations cannot be scored on")
     return dataset
 
 

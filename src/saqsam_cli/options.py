@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROMPTS = ("box", "point", "clicks")
-TASKS = ("prompt", "instance")
+TASKS = ("prompt", "instance", "oriented")
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class EvaluationOptions:
         limit: As `--limit`.
         memory: As `--memory`.
         workers: As `--workers`.
+        tile: As `--tile`.
     """
 
     data: str
@@ -31,6 +32,7 @@ class EvaluationOptions:
     limit: int | None
     memory: str
     workers: int
+    tile: int = 1024
 
 
 def check_tasks(tasks: Sequence[str] | None, prompt: str) -> None:

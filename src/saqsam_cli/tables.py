@@ -19,6 +19,11 @@ METRIC_NAMES = {
     "boundary_iou": "mean boundary IoU",
     "share_above_90": "share above IoU 0.9",
     "instances": "objects",
+    "rotated_miou": "mean rotated IoU",
+    "ignored": "difficult objects, crowds",
+    "mended": "truth not convex, its hull taken",
+    "boxes": "boxes asked for",
+    "empty_masks": "of these without a pixel",
 }
 """Of figures whose own names say little."""
 

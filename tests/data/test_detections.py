@@ -85,8 +85,10 @@ def test_images_beyond_the_limit_are_not_unknown(tmp_path: Path) -> None:
         ([entry(bbox=[1, 2, 3, float("inf")])], "bbox as four finite numbers"),
         ([entry(bbox=[1, 2, 3, 10**400])], "bbox as four finite numbers"),
         ([entry(bbox=[1, 2, 3, "4"])], "bbox as four finite numbers"),
-        ([entry(score=float("nan"))], "a finite score, got nan"),
-        ([{"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4]}], "a finite score, got None"),
+        ([entry(score=float("nan"))], r"a score in \[0, 1\], got nan"),
+        ([entry(score=1.01)], r"a score in \[0, 1\], got 1.01"),
+        ([entry(score=-0.1)], r"a score in \[0, 1\], got -0.1"),
+        ([{"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4]}], r"a score in \[0, 1\], got None"),
     ],
 )
 def test_damaged_files(tmp_path: Path, content: Any, message: str) -> None:
@@ -96,7 +98,7 @@ def test_damaged_files(tmp_path: Path, content: Any, message: str) -> None:
 
 def test_only_coco_data_has_detections(tmp_path: Path) -> None:
     make_coco(tmp_path)
-    with pytest.raises(ValueError, match="expected a data set in COCO format, got 'images'"):
+    with pytest.raises(ValueError, match="expected a data set in COCO or DOTA format, got 'images'"):
         load_detections(tmp_path / "found.json", ImageFolder(tmp_path / "images"))
 
 

@@ -201,6 +201,18 @@ def _read_instance(
         box=box,
         category_id=category if is_int(category) else 1,
         is_crowd=bool(annotation.get("iscrowd", 0)),
+        corners=_corners(segmentation),
+    )
+
+
+def _corners(segmentation: Any) -> tuple[tuple[float, float], ...] | None:
+    """Of checked polygons all corners, one polygon after the other; None for run lengths."""
+    if not isinstance(segmentation, list):
+        return None
+    return tuple(
+        (float(x), float(y))
+        for polygon in segmentation
+        for x, y in zip(polygon[::2], polygon[1::2], strict=True)
     )
 
 

@@ -28,6 +28,9 @@ class Instance:
         box: xyxy in original-image pixels; x1 and y1 are exclusive ends (COCO's x + w, y + h).
         category_id: Category number of the data set; 1 where the set has only one class.
         is_crowd: True for a COCO crowd region, which stands for many objects and is never a prompt.
+        corners: Corners x, y of its outline, in the pixels of `box`, where the data set has them beside the pixels
+            of the mask: the four of DOTA's quadrilateral, or those of all polygons of a COCO annotation.
+        is_difficult: True for what DOTA calls difficult, which the task `oriented` leaves out.
     """
 
     id: int
@@ -35,6 +38,8 @@ class Instance:
     box: tuple[float, float, float, float]
     category_id: int
     is_crowd: bool = False
+    corners: tuple[tuple[float, float], ...] | None = None
+    is_difficult: bool = False
 
     def mask(self) -> NDArray[np.bool_]:
         """Decode the mask: HW bool at image resolution."""
@@ -103,6 +108,7 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
               `ROOT/annotations/instances_val2017.json`;
             - the annotation file itself of COCO or LVIS, its images beside it, in a COCO root, or in `images/`;
             - a folder with `images/` and `masks/`, one mask an image (`saqsam.data.mask_pairs`);
+            - a folder with `images/` and `labelTxt/` (DOTA's format);
             - a folder of images, which carries no instances: for calibration only.
         limit: Keep the first `limit` images; None keeps all.
         seed: Of the generated scenes; without meaning for files.
@@ -115,6 +121,7 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
     """
     # The readers import the types above, so they cannot be imported at the top of this file.
     from saqsam.data.coco import CocoDataset, find_images_dir
+    from saqsam.data.dota import DotaDataset
     from saqsam.data.images import ImageFolder
     from saqsam.data.mask_pairs import MaskPairDataset, find_pair_folders
     from saqsam.data.scenes import ScenesDataset
@@ -130,10 +137,13 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
         problem = "it is a file" if folder.exists() else "no such folder"
         raise ValueError(
             f"data {str(spec)!r}: expected {SCENES!r}, a folder of images, a folder with images/ and "
-            f"annotations.json or masks/, ROOT/SPLIT of a COCO root, or an annotation file of COCO or LVIS; {problem}"
+            f"annotations.json, labelTxt/ or masks/, ROOT/SPLIT of a COCO root, or an annotation file of COCO or "
+            f"LVIS; {problem}"
         )
     if (folder / "annotations.json").is_file():
         return CocoDataset(folder / "images", folder / "annotations.json", limit=limit)
+    if (folder / "labelTxt").is_dir():
+        return DotaDataset(folder, limit=limit)
     split = folder.resolve().name
     instances_file = folder.resolve().parent / "annotations" / f"instances_{split}.json"
     if instances_file.is_file():

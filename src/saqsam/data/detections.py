@@ -1,19 +1,20 @@
-"""COCO results files: what any detector found, as box prompts."""
+"""What a detector found, as box prompts: COCO results files."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saqsam.data.coco import EMPTY_BOX, OUTSIDE_BOX, UNKNOWN_IMAGE, CocoDataset
-from saqsam.data.datasets import Dataset
+from saqsam.data.datasets import Dataset, Sample
+from saqsam.data.dota import DotaDataset
 from saqsam.data.json_fields import is_finite, is_int, is_xywh, read_json, touches, xyxy
 
 UNKNOWN_CATEGORY = "unknown category id"
@@ -33,6 +34,28 @@ class ImageDetections:
     scores: NDArray[np.float64]
     category_ids: NDArray[np.int64]
 
+    @classmethod
+    def none(cls) -> ImageDetections:
+        """Of an image in which nothing was found."""
+        return cls(np.empty((0, 4)), np.empty(0), np.empty(0, dtype=np.int64))
+
+
+class DetectionSource(Protocol):
+    """A detector, as tasks ask it."""
+
+    def of(self, sample: Sample) -> ImageDetections | None:
+        """What it found in an image; None for nothing."""
+        ...
+
+    def digest(self) -> str:
+        """What tells its boxes from those of others."""
+        ...
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """How many of its boxes were left out, by reason."""
+        ...
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -45,6 +68,10 @@ class Detections:
 
     by_image: dict[int, ImageDetections]
     skipped: dict[str, int] = field(default_factory=dict)
+
+    def of(self, sample: Sample) -> ImageDetections | None:
+        """See `DetectionSource.of`."""
+        return self.by_image.get(sample.image_id)
 
     def best(self, count: int) -> Detections:
         """Of each image the `count` detections of the highest scores, in the order that they were in."""
@@ -76,14 +103,14 @@ def load_detections(path: str | Path, dataset: Dataset) -> Detections:
 
     Args:
         path: JSON list of `{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`.
-        dataset: The `CocoDataset` that the image ids belong to.
+        dataset: The `CocoDataset` or `DotaDataset` that the image ids belong to.
 
     Raises:
-        ValueError: `dataset` is no `CocoDataset`, the file is missing or no such list, or an entry has ids
-            that are no integers, or a box or score that is not finite.
+        ValueError: `dataset` is neither, the file is missing or no such list, or an entry has ids that are no
+            integers, a box that is not finite, or a score outside [0, 1].
     """
-    if not isinstance(dataset, CocoDataset):
-        raise ValueError(f"detections: expected a data set in COCO format, got {dataset.name!r}")
+    if not isinstance(dataset, CocoDataset | DotaDataset):
+        raise ValueError(f"detections: expected a data set in COCO or DOTA format, got {dataset.name!r}")
     path = Path(path)
     entries = read_json(path)
     if not isinstance(entries, list):
@@ -114,8 +141,9 @@ def _check_detection(entry: Any, where: str) -> None:
             raise ValueError(f"{where}: expected an integer {key}, got {entry.get(key)!r}")
     if not is_xywh(entry.get("bbox")):
         raise ValueError(f"{where}: expected bbox as four finite numbers, got {entry.get('bbox')!r}")
-    if not is_finite(entry.get("score")):
-        raise ValueError(f"{where}: expected a finite score, got {entry.get('score')!r}")
+    # Scores are multiplied with predicted IoUs: those on another scale, logits say, would turn the order around.
+    if not is_finite(entry.get("score")) or not 0 <= entry["score"] <= 1:
+        raise ValueError(f"{where}: expected a score in [0, 1], got {entry.get('score')!r}")
 
 
 def _stack(entries: Sequence[dict[str, Any]]) -> ImageDetections:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from saqsam.data.datasets import Sample
 
@@ -18,6 +18,9 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".t
 
 MAX_PIXELS = 178_956_970
 """Larger images are refused before they are decoded (the size at which Pillow itself refuses)."""
+
+_ORIENTATION = ExifTags.Base.Orientation
+_LYING = (5, 6, 7, 8)  # rows are stored as columns
 
 # What Pillow's decoders raise on damaged data; SyntaxError is its own for a broken header.
 _DECODE_ERRORS = (
@@ -126,6 +129,25 @@ def _turn_upright(image: Image.Image) -> None:
     """Apply the EXIF orientation; a damaged EXIF block leaves the picture as it is stored."""
     with contextlib.suppress(*_DECODE_ERRORS):
         ImageOps.exif_transpose(image, in_place=True)
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) that `read_image` gives a file, from its head alone.
+
+    Raises:
+        ValueError: The file does not exist or is no image.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in `read_image`
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+                with contextlib.suppress(*_DECODE_ERRORS):
+                    if image.getexif().get(_ORIENTATION, 1) in _LYING:
+                        return width, height
+        except (Image.DecompressionBombError, *_DECODE_ERRORS) as error:
+            raise ValueError(f"{path}: expected a readable image ({error})") from error
+    return height, width
 
 
 def list_images(folder: str | Path) -> list[Path]:

@@ -7,6 +7,7 @@ size give the same bytes: all randomness is one PCG64 stream and all drawing is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +130,7 @@ class ScenesDataset:
     """
 
     name = "scenes"
+    category_names: Mapping[int, str] = {number: kind for kind, number in CATEGORIES.items()}
 
     def __init__(self, count: int = 100, seed: int = 0, size: tuple[int, int] | None = None) -> None:
         self.count = _check_int("count", count, 1)

@@ -6,6 +6,7 @@ from saqsam.evaluate.prompts import interior_point
 from saqsam.evaluate.run import Evaluation, InstanceScore, evaluate, fill_box_iou
 from saqsam.evaluate.task import Task
 from saqsam.evaluate.tasks.instance import InstanceTask
+from saqsam.evaluate.tasks.oriented import OrientedTask
 from saqsam.evaluate.tasks.prompt import PromptKind, PromptTask
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "InstanceTask",
     "MaskAP",
     "MeanIoU",
+    "OrientedTask",
     "PromptKind",
     "PromptTask",
     "Task",

@@ -17,13 +17,14 @@ from transformers import SamModel, SamProcessor
 
 from saqsam.backend import Backend
 from saqsam.data.datasets import Dataset, Indexed, Sample
-from saqsam.data.detections import Detections, load_detections
+from saqsam.data.detections import DetectionSource, load_detections
 from saqsam.evaluate import ranks
 from saqsam.evaluate.identity import dataset_identity, encoder_identity, model_identity
 from saqsam.evaluate.iou import MeanIoU, fill_box, mask_iou
 from saqsam.evaluate.records import RecordFolder
 from saqsam.evaluate.task import ImageSession, Metrics, Record, Task
 from saqsam.evaluate.tasks.instance import InstanceTask
+from saqsam.evaluate.tasks.oriented import OrientedTask
 from saqsam.evaluate.tasks.prompt import PromptKind, PromptTask
 from saqsam.predictor import Predictor
 
@@ -128,7 +129,7 @@ def evaluate(
     dataset: Dataset,
     *,
     prompt: PromptKind = "box",
-    detections: str | Path | Detections | None = None,
+    detections: str | Path | DetectionSource | None = None,
     tasks: Sequence[Task] | None = None,
     limit: int | None = None,
     min_area: int = 0,
@@ -147,8 +148,8 @@ def evaluate(
         processor: Its processor; None builds the one that fits the model.
         dataset: What to segment; read one image at a time.
         prompt: `box`, `point` or `clicks`, see `PromptTask`; not with `tasks`.
-        detections: A detector's boxes, or their COCO results file, which needs a `CocoDataset`: adds `InstanceTask`;
-            not with `tasks`.
+        detections: A detector's boxes, or their COCO results file, which needs a `CocoDataset` or `DotaDataset`: adds
+            `InstanceTask`; not with `tasks`.
         tasks: What to ask; None for what `prompt` and `detections` say.
         limit: Look at the first `limit` images only.
         min_area: Leave out instances with fewer pixels than this as prompts; not with `tasks`.
@@ -355,8 +356,9 @@ def _count(dataset: Dataset, limit: int | None) -> int:
 def _index_skips(dataset: Dataset, tasks: Sequence[Task]) -> Counter[str]:
     skipped = Counter(dataset.index_skipped) if isinstance(dataset, Indexed) else Counter()
     for task in tasks:
-        if isinstance(task, InstanceTask):
-            skipped.update({f"detection: {reason}": n for reason, n in task.detections.skipped.items()})
+        if isinstance(task, InstanceTask | OrientedTask) and task.detections is not None:
+            # The larger count, not the sum: tasks share a detector.
+            skipped |= Counter({f"detection: {reason}": n for reason, n in task.detections.skipped.items()})
     return skipped
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saqsam.data.datasets import Instance
-from saqsam.data.detections import Detections
+from saqsam.data.detections import DetectionSource
 from saqsam.data.rle import encode_mask
 from saqsam.evaluate.coco_ap import MaskAP
 from saqsam.evaluate.iou import rle_ious
@@ -17,13 +17,13 @@ class InstanceTask(Task):
     """COCO mask AP on a detector's boxes: one mask a box, scored by the detector's score times the predicted IoU.
 
     Args:
-        detections: Of the data set, from `load_detections`.
+        detections: Of the data set, from `load_detections`, or simulated.
     """
 
     name = "instance"
     compared = "best IoU that an object is found with"
 
-    def __init__(self, detections: Detections) -> None:
+    def __init__(self, detections: DetectionSource) -> None:
         self.detections = detections
 
     def options(self) -> dict[str, Any]:
@@ -33,7 +33,7 @@ class InstanceTask(Task):
     def score(self, session: ImageSession) -> Record:
         """See `Task.score`; the truth goes into the record too, so that records are all that AP needs."""
         sample = session.sample
-        boxes = self.detections.by_image.get(sample.image_id)
+        boxes = self.detections.of(sample)
         height, width, _ = sample.image.shape
         record: Record = {
             "size": [height, width],

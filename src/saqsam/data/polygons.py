@@ -1,0 +1,97 @@
+"""Convex polygons and smallest rectangles, in float64.
+
+Coordinates are x, y in pixels with the origin at the image's top left *corner*: pixel (column i, row j) is the square
+from (i, j) to (i + 1, j + 1), as in the boxes of `Instance`. So a mask that is w pixels wide and h high has a
+rectangle of w x h, where one around the centres of pixels would have (w - 1) x (h - 1).
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Polygon = NDArray[np.float64]
+"""[K, 2] corners x, y, in an order in which `polygon_area` is positive."""
+
+
+def convex_hull(points: ArrayLike) -> Polygon:
+    """The convex hull of points (Andrew's monotone chain).
+
+    Args:
+        points: [N, 2] finite x, y, in any order, N >= 1.
+
+    Returns:
+        [K, 2] float64, a `Polygon` without corners on a straight line; of points that all lie on one line its two
+        ends, or the one point that there is.
+    """
+    ordered = sorted(set(map(tuple, np.asarray(points, dtype=np.float64).tolist())))
+    if len(ordered) < 3:
+        return np.array(ordered)
+    return np.array(_half_hull(ordered)[:-1] + _half_hull(reversed(ordered))[:-1])
+
+
+def _half_hull(ordered: Iterable[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """What lies to the right of the way from the first to the last point, ends included."""
+    chain: list[tuple[float, ...]] = []
+    for x, y in ordered:
+        while len(chain) > 1:
+            (x0, y0), (x1, y1) = chain[-2:]
+            if (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0) > 0:
+                break
+            chain.pop()
+        chain.append((x, y))
+    return chain
+
+
+def polygon_area(polygon: ArrayLike) -> float:
+    """Signed area of a polygon [K, 2] (the shoelace formula); 0 for less than three corners."""
+    corners = np.asarray(polygon, dtype=np.float64)
+    x, y = (corners - corners[0]).T  # near the origin, where differences of products keep their digits
+    return float(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) / 2
+
+
+def smallest_rectangle(points: ArrayLike) -> Polygon | None:
+    """The rectangle of least area, at any angle, that holds all points.
+
+    One of its sides lies along a side of the convex hull (Freeman and Shapira, 1975), so those are tried in turn; of
+    equal ones the first counts.
+
+    Args:
+        points: [N, 2] finite x, y, N >= 1.
+
+    Returns:
+        [4, 2], a `Polygon`; None where all points lie on one line.
+    """
+    hull = convex_hull(points)
+    if len(hull) < 3:
+        return None
+    sides = np.roll(hull, -1, axis=0) - hull
+    along = sides / np.hypot(*sides.T)[:, None]  # [K, 2] unit vectors
+    across = np.stack([-along[:, 1], along[:, 0]], axis=1)
+    u, v = hull @ along.T, hull @ across.T  # [corners, sides]
+    low, high = np.stack([u.min(axis=0), v.min(axis=0)]), np.stack([u.max(axis=0), v.max(axis=0)])
+    best = int(np.argmin(np.prod(high - low, axis=0)))
+    (u0, v0), (u1, v1) = low[:, best], high[:, best]
+    corners = np.array([[u0, v0], [u1, v0], [u1, v1], [u0, v1]])
+    rectangle: Polygon = corners @ np.stack([along[best], across[best]])
+    return rectangle
+
+
+def mask_rectangle(mask: NDArray[np.bool_]) -> Polygon | None:
+    """The smallest rectangle around all pixels of a mask, whatever the number of its parts.
+
+    Args:
+        mask: HW bool.
+
+    Returns:
+        [4, 2], a `Polygon` in pixels; None for an empty mask.
+    """
+    rows = np.flatnonzero(mask.any(axis=1))
+    if len(rows) == 0:
+        return None
+    inside = mask[rows]
+    left = inside.argmax(axis=1)
+    right = mask.shape[1] - inside[:, ::-1].argmax(axis=1)  # exclusive
+    # Of each row only the outer sides of its outermost pixels can lie on the hull.
+    ends = [(x, y) for x in (left, right) for y in (rows, rows + 1)]
+    return smallest_rectangle(np.concatenate([np.stack(end, axis=1) for end in ends]))
