@@ -11,10 +11,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
-
 from saqsam.data.datasets import Sample
 from saqsam.predictor import Predictor
+from saqsam.predictor import check_finite as check_finite
 
 Record = dict[str, Any]
 """What JSON holds, of one image."""
@@ -89,9 +88,3 @@ class Task(ABC):
     def masks(self, record: Record) -> Mapping[str, str]:
         """Masks kept in a record: `counts` of COCO run lengths at image size, by keys that other models share."""
         return {}
-
-
-def check_finite(low_res: torch.Tensor, predicted: torch.Tensor) -> None:
-    """Raise ValueError if a model's logits or predicted IoUs hold NaN or infinity."""
-    if not (torch.isfinite(low_res).all() and torch.isfinite(predicted).all()):
-        raise ValueError("model: expected finite masks and predicted IoUs, got NaN or infinity")
