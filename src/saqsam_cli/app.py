@@ -55,7 +55,7 @@ TaskOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        help="prompt, instance; repeatable.",
+        help="prompt, instance, everything; repeatable.",
         show_default="prompt; instance too with --detections",
     ),
 ]
@@ -70,6 +70,32 @@ DetectionsOption = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE", help="Of task instance: COCO results of any detector, whose boxes are prompts."
+    ),
+]
+PointsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Of masks of everything: a grid of N x N points.", show_default="32"
+    ),
+]
+PredIouOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        metavar="X",
+        help="Of masks of everything: those of a lower predicted IoU are left out.",
+        show_default="0.88, which fits SAM-H; sam-mini rates lower",
+    ),
+]
+StabilityOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        metavar="X",
+        help="Of masks of everything: those of a lower stability score are left out.",
+        show_default="0.95",
     ),
 ]
 LimitOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N images.")]
@@ -227,6 +253,9 @@ def evaluate(
     task: TaskOption = None,
     prompt: PromptOption = "box",
     detections: DetectionsOption = None,
+    points_per_side: PointsOption = None,
+    pred_iou: PredIouOption = None,
+    stability: StabilityOption = None,
     limit: LimitOption = None,
     json_file: JsonOption = None,
     memory: MemoryOption = "1GiB",
@@ -246,7 +275,18 @@ def evaluate(
 
         evaluation.evaluate(
             model,
-            EvaluationOptions(data, task, prompt, detections, limit, memory, workers),
+            EvaluationOptions(
+                data,
+                task,
+                prompt,
+                detections,
+                limit,
+                memory,
+                workers,
+                points_per_side=points_per_side,
+                pred_iou=pred_iou,
+                stability=stability,
+            ),
             json_file=json_file,
             device=device,
             runtime=runtime,

@@ -15,10 +15,11 @@ from saqsam.backend import Backend
 from saqsam.checkpoint import quantization_config_of
 from saqsam.data.datasets import Dataset
 from saqsam.data.detections import load_detections
-from saqsam.evaluate import InstanceTask, PromptKind, PromptTask, Task
+from saqsam.evaluate import EverythingTask, InstanceTask, PromptKind, PromptTask, Task
 from saqsam.evaluate.memory import prompts_within
 from saqsam.evaluate.ranks import process_group, rank
 from saqsam.inventory import Inventory, take_inventory
+from saqsam.mask_generator import GeneratorOptions
 from saqsam.output import check_file_writable
 from saqsam.runtimes import TORCH_INTEGER, compare_with_float, find_integer_layers
 from saqsam.store import parse_size
@@ -87,7 +88,19 @@ def make_tasks(options: EvaluationOptions, dataset: Dataset, *, keep_masks: bool
             if options.detections is None:
                 raise ValueError("--task instance needs --detections FILE, the boxes of a detector")
             tasks.append(InstanceTask(load_detections(options.detections, dataset)))
+        elif name == EverythingTask.name:
+            tasks.append(EverythingTask(generator_options(options)))
     return tasks
+
+
+def generator_options(options: EvaluationOptions) -> GeneratorOptions:
+    """How masks of everything are made: the official values but for those that are given."""
+    given: dict[str, Any] = {
+        "points_per_side": options.points_per_side,
+        "pred_iou_thresh": options.pred_iou,
+        "stability_score_thresh": options.stability,
+    }
+    return GeneratorOptions(**{name: value for name, value in given.items() if value is not None})
 
 
 def report_integers(model: SamModel | Backend) -> dict[str, Any]:

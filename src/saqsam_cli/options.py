@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROMPTS = ("box", "point", "clicks")
-TASKS = ("prompt", "instance")
+TASKS = ("prompt", "instance", "everything")
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,9 @@ class EvaluationOptions:
         limit: As `--limit`.
         memory: As `--memory`.
         workers: As `--workers`.
+        points_per_side: As `--points-per-side`, and so on; None for the official value.
+        pred_iou: As `--pred-iou`.
+        stability: As `--stability`.
     """
 
     data: str
@@ -31,6 +34,9 @@ class EvaluationOptions:
     limit: int | None
     memory: str
     workers: int
+    points_per_side: int | None = None
+    pred_iou: float | None = None
+    stability: float | None = None
 
 
 def check_tasks(tasks: Sequence[str] | None, prompt: str) -> None:

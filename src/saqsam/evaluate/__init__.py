@@ -5,11 +5,13 @@ from saqsam.evaluate.iou import MeanIoU, mask_iou
 from saqsam.evaluate.prompts import interior_point
 from saqsam.evaluate.run import Evaluation, InstanceScore, evaluate, fill_box_iou
 from saqsam.evaluate.task import Task
+from saqsam.evaluate.tasks.everything import EverythingTask
 from saqsam.evaluate.tasks.instance import InstanceTask
 from saqsam.evaluate.tasks.prompt import PromptKind, PromptTask
 
 __all__ = [
     "Evaluation",
+    "EverythingTask",
     "InstanceScore",
     "InstanceTask",
     "MaskAP",

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from saqsam.data.datasets import Sample
+from saqsam.mask_generator import GeneratedMask, GeneratorOptions, MaskGenerator
 from saqsam.predictor import Predictor
 from saqsam.predictor import check_finite as check_finite
 
@@ -34,6 +35,7 @@ class ImageSession:
         self.skipped: Counter[str] = Counter()
         self._predictor = predictor
         self._is_encoded = encoded
+        self._everything: dict[GeneratorOptions, list[GeneratedMask]] = {}
 
     @property
     def predictor(self) -> Predictor:
@@ -47,6 +49,13 @@ class ImageSession:
     def is_encoded(self) -> bool:
         """Whether a task has asked for the predictor yet."""
         return self._is_encoded
+
+    def everything(self, options: GeneratorOptions) -> list[GeneratedMask]:
+        """Masks of everything in the image, made once for all tasks that want them with the same options."""
+        if options not in self._everything:
+            generator = MaskGenerator(self.predictor, options)
+            self._everything[options] = generator.generate(self.sample.image, is_set=True)
+        return self._everything[options]
 
     def new_predictor(self) -> Predictor:
         """Another predictor of the same model, without an image: for parts of the image, say."""
