@@ -26,7 +26,7 @@ SCENES = "scenes"
 
 DATA_HELP = (
     "scenes (made by the package), a folder with images/ and annotations.json (COCO format), or an image folder "
-    "of a COCO root, such as ROOT/val2017."
+    "of a COCO root, such as ROOT/val2017; of task semantic also the root of ADE20K."
 )
 DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, mps, ...")]
 ModelArgument = Annotated[
@@ -55,7 +55,7 @@ TaskOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        help="prompt, instance, everything; repeatable.",
+        help="prompt, instance, everything, semantic; repeatable.",
         show_default="prompt; instance too with --detections",
     ),
 ]
@@ -70,6 +70,13 @@ DetectionsOption = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE", help="Of task instance: COCO results of any detector, whose boxes are prompts."
+    ),
+]
+LabelsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR|simulated",
+        help="Of task semantic: a PNG of labels for each image, or coarse ones made of the truth.",
     ),
 ]
 PointsOption = Annotated[
@@ -253,6 +260,7 @@ def evaluate(
     task: TaskOption = None,
     prompt: PromptOption = "box",
     detections: DetectionsOption = None,
+    labels: LabelsOption = None,
     points_per_side: PointsOption = None,
     pred_iou: PredIouOption = None,
     stability: StabilityOption = None,
@@ -283,6 +291,7 @@ def evaluate(
                 limit,
                 memory,
                 workers,
+                labels=labels,
                 points_per_side=points_per_side,
                 pred_iou=pred_iou,
                 stability=stability,

@@ -13,9 +13,12 @@ from transformers import SamModel
 import saqsam
 from saqsam.backend import Backend
 from saqsam.checkpoint import quantization_config_of
+from saqsam.data.ade20k import AdeDataset
+from saqsam.data.coarse_labels import SIMULATED, SimulatedLabels
 from saqsam.data.datasets import Dataset
 from saqsam.data.detections import load_detections
-from saqsam.evaluate import EverythingTask, InstanceTask, PromptKind, PromptTask, Task
+from saqsam.data.label_maps import FolderLabels, LabelMaps
+from saqsam.evaluate import EverythingTask, InstanceTask, PromptKind, PromptTask, SemanticTask, Task
 from saqsam.evaluate.memory import prompts_within
 from saqsam.evaluate.ranks import process_group, rank
 from saqsam.inventory import Inventory, take_inventory
@@ -80,6 +83,10 @@ def make_tasks(options: EvaluationOptions, dataset: Dataset, *, keep_masks: bool
     names: Sequence[str] = options.tasks or ("prompt",)
     if options.detections is not None and options.tasks is None:
         names = (*names, InstanceTask.name)
+    if isinstance(dataset, AdeDataset) and set(names) != {SemanticTask.name}:
+        raise ValueError(
+            f"--data {options.data}: ADE20K has label maps but no objects; give --task semantic alone"
+        )
     tasks: list[Task] = []
     for name in dict.fromkeys(names):
         if name == PromptTask.name:
@@ -90,7 +97,16 @@ def make_tasks(options: EvaluationOptions, dataset: Dataset, *, keep_masks: bool
             tasks.append(InstanceTask(load_detections(options.detections, dataset)))
         elif name == EverythingTask.name:
             tasks.append(EverythingTask(generator_options(options)))
+        elif name == SemanticTask.name:
+            labels = _open_labels(options.labels, dataset)
+            tasks.append(SemanticTask(labels, generator_options(options), keep_masks=keep_masks))
     return tasks
+
+
+def _open_labels(labels: str | None, dataset: Dataset) -> LabelMaps:
+    if labels is None:
+        raise ValueError("--task semantic needs --labels, a folder of label maps or simulated")
+    return SimulatedLabels() if labels == SIMULATED else FolderLabels(labels, dataset)
 
 
 def generator_options(options: EvaluationOptions) -> GeneratorOptions:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROMPTS = ("box", "point", "clicks")
-TASKS = ("prompt", "instance", "everything")
+TASKS = ("prompt", "instance", "everything", "semantic")
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class EvaluationOptions:
         limit: As `--limit`.
         memory: As `--memory`.
         workers: As `--workers`.
+        labels: As `--labels`.
         points_per_side: As `--points-per-side`, and so on; None for the official value.
         pred_iou: As `--pred-iou`.
         stability: As `--stability`.
@@ -34,6 +35,7 @@ class EvaluationOptions:
     limit: int | None
     memory: str
     workers: int
+    labels: str | None = None
     points_per_side: int | None = None
     pred_iou: float | None = None
     stability: float | None = None

@@ -56,6 +56,8 @@ class Sample:
         image: HWC uint8 RGB in [0, 255], original resolution.
         instances: The objects; empty for a bare folder of images.
         skipped: How many objects of this image were left out, by reason; empty when none was.
+        labels: HW uint16, the class of each pixel, of data sets that have label maps instead of objects; see
+            `label_png.LabelMap`.
     """
 
     image_id: int
@@ -63,6 +65,7 @@ class Sample:
     image: NDArray[np.uint8]
     instances: tuple[Instance, ...] = ()
     skipped: Mapping[str, int] = field(default_factory=dict)
+    labels: NDArray[np.uint16] | None = None
 
 
 class Dataset(Protocol):
@@ -87,6 +90,8 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
             - a folder with `images/` and `annotations.json` (COCO instance format);
             - an image folder of a COCO root, such as `ROOT/val2017` beside
               `ROOT/annotations/instances_val2017.json`;
+            - a root of ADE20K's layout with `images/validation` and `annotations/validation`, or one of its image
+              folders, such as `ROOT/images/training`: label maps, no instances;
             - a folder of images, which carries no instances: for calibration only.
         limit: Keep the first `limit` images; None keeps all.
         seed: Of the generated scenes; without meaning for files.
@@ -98,6 +103,7 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
         ValueError: `spec` is none of these, holds no image or no valid annotations, or `limit` is below 1.
     """
     # The readers import the types above, so they cannot be imported at the top of this file.
+    from saqsam.data.ade20k import AdeDataset
     from saqsam.data.coco import CocoDataset
     from saqsam.data.images import ImageFolder
     from saqsam.data.scenes import ScenesDataset
@@ -111,7 +117,7 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
         problem = "it is a file" if folder.exists() else "no such folder"
         raise ValueError(
             f"data {str(spec)!r}: expected {SCENES!r}, a folder of images, a folder with images/ and "
-            f"annotations.json, or ROOT/SPLIT of a COCO root; {problem}"
+            f"annotations.json, ROOT/SPLIT of a COCO root, or the root of ADE20K; {problem}"
         )
     if (folder / "annotations.json").is_file():
         return CocoDataset(folder / "images", folder / "annotations.json", limit=limit)
@@ -119,4 +125,9 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
     instances_file = folder.resolve().parent / "annotations" / f"instances_{split}.json"
     if instances_file.is_file():
         return CocoDataset(folder, instances_file, name=split, limit=limit)
+    if (folder / "images" / "validation").is_dir():
+        return AdeDataset(folder, limit=limit)
+    root = folder.resolve().parent.parent
+    if folder.resolve().parent.name == "images" and (root / "annotations" / split).is_dir():
+        return AdeDataset(root, split, limit=limit)
     return ImageFolder(folder, limit=limit)

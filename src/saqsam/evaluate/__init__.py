@@ -8,6 +8,7 @@ from saqsam.evaluate.task import Task
 from saqsam.evaluate.tasks.everything import EverythingTask
 from saqsam.evaluate.tasks.instance import InstanceTask
 from saqsam.evaluate.tasks.prompt import PromptKind, PromptTask
+from saqsam.evaluate.tasks.semantic import SemanticTask
 
 __all__ = [
     "Evaluation",
@@ -18,6 +19,7 @@ __all__ = [
     "MeanIoU",
     "PromptKind",
     "PromptTask",
+    "SemanticTask",
     "Task",
     "evaluate",
     "fill_box_iou",

@@ -16,6 +16,7 @@ import torch
 from transformers import SamModel, SamProcessor
 
 from saqsam.backend import Backend
+from saqsam.data.ade20k import AdeDataset
 from saqsam.data.coco import CocoDataset
 from saqsam.data.datasets import Dataset, Sample
 from saqsam.data.detections import Detections, load_detections
@@ -353,7 +354,7 @@ def _count(dataset: Dataset, limit: int | None) -> int:
 
 
 def _index_skips(dataset: Dataset, tasks: Sequence[Task]) -> Counter[str]:
-    skipped = Counter(dataset.index_skipped) if isinstance(dataset, CocoDataset) else Counter()
+    skipped = Counter(dataset.index_skipped) if isinstance(dataset, CocoDataset | AdeDataset) else Counter()
     for task in tasks:
         if isinstance(task, InstanceTask):
             skipped.update({f"detection: {reason}": n for reason, n in task.detections.skipped.items()})
