@@ -354,7 +354,7 @@ def test_overwrite_replaces_a_checkpoint(tiny: Path, packed: Path, tmp_path: Pat
         (["--set", "clipping.theta=0.4"], ["this method has no clipping"]),
         (["--set", "weights.bits=99"], ["99"]),
         (["--memory", "much"], ["4GiB", "'much'"]),
-        (["--detections", "nowhere.json"], ["a data set in COCO format"]),
+        (["--detections", "nowhere.json"], ["a data set in COCO or DOTA format"]),
         (["--device", "abacus"], ["--device abacus"]),
         (["--device", "meta"], ["--device meta"]),
     ],
@@ -608,10 +608,10 @@ def test_evaluate_refuses_what_it_cannot_score(
         assert_refused(run("evaluate", packed, "--json", kept, *arguments), *words)
 
     refused("--prompt", "scribble", words=("--prompt", "box, point or clicks", "scribble"))
-    refused("--data", bare, words=("--data", "annotations.json"))
+    refused("--data", bare, words=("--data", "without annotations"))
     refused("--data", make_coco(tmp_path / "none", annotations=[]), words=("expected instances",))
     refused("--data", tmp_path / "[missing]", words=("[missing]",))
-    refused("--detections", kept, words=("COCO format", "scenes"))
+    refused("--detections", kept, words=("COCO or DOTA format", "scenes"))
     refused("--data", labelled, "--detections", tmp_path / "no.json", words=("no.json",))
     broken = make_coco(tmp_path / "broken", annotations=good_annotations())
     (broken / "images" / "1.png").write_bytes(b"\x89PNG")

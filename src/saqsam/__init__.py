@@ -4,6 +4,7 @@ from saqsam._version import __version__
 from saqsam.checkpoint import load_checkpoint, recipe_of, save_checkpoint
 from saqsam.data.datasets import open_dataset
 from saqsam.evaluate import evaluate
+from saqsam.mask_generator import GeneratedMask, GeneratorOptions, MaskGenerator
 from saqsam.models import load
 from saqsam.predictor import Predictor
 from saqsam.presets import METHODS, recipe_for
@@ -13,6 +14,9 @@ from saqsam.settings import with_settings
 
 __all__ = [
     "METHODS",
+    "GeneratedMask",
+    "GeneratorOptions",
+    "MaskGenerator",
     "Predictor",
     "QuantizationLog",
     "Recipe",

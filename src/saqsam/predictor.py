@@ -288,6 +288,12 @@ class Predictor:
         return result.reshape(*low_res_masks.shape[:2], height, width)
 
 
+def check_finite(low_res: torch.Tensor, predicted: torch.Tensor) -> None:
+    """Raise ValueError if a model's logits or predicted IoUs hold NaN or infinity."""
+    if not (torch.isfinite(low_res).all() and torch.isfinite(predicted).all()):
+        raise ValueError("model: expected finite masks and predicted IoUs, got NaN or infinity")
+
+
 def preprocess(processor: SamProcessor, image: NDArray[np.uint8]) -> tuple[torch.Tensor, tuple[int, int]]:
     """What the model is given of an image.
 

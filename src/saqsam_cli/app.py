@@ -26,7 +26,8 @@ SCENES = "scenes"
 
 DATA_HELP = (
     "scenes (made by the package); a folder with images/ and annotations.json (COCO format), labelTxt/ (DOTA) or "
-    "masks/ (pairs); an image folder of a COCO root, such as ROOT/val2017; an annotation file of COCO or LVIS."
+    "masks/ (pairs); an image folder of a COCO root, such as ROOT/val2017; an annotation file of COCO or LVIS; of "
+    "task semantic also the root of ADE20K."
 )
 DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, mps, ...")]
 ModelArgument = Annotated[
@@ -55,7 +56,7 @@ TaskOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        help="prompt, instance, oriented; repeatable.",
+        help="prompt, instance, oriented, everything, semantic; repeatable.",
         show_default="prompt; instance too with --detections",
     ),
 ]
@@ -78,6 +79,39 @@ TileOption = Annotated[
     int,
     typer.Option(
         min=1, metavar="PX", help="Of task oriented: larger images are segmented in tiles of this side."
+    ),
+]
+LabelsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR|simulated",
+        help="Of task semantic: a PNG of labels for each image, or coarse ones made of the truth.",
+    ),
+]
+PointsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Of masks of everything: a grid of N x N points.", show_default="32"
+    ),
+]
+PredIouOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        metavar="X",
+        help="Of masks of everything: those of a lower predicted IoU are left out.",
+        show_default="0.88, which fits SAM-H; sam-mini rates lower",
+    ),
+]
+StabilityOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        metavar="X",
+        help="Of masks of everything: those of a lower stability score are left out.",
+        show_default="0.95",
     ),
 ]
 LimitOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N images.")]
@@ -236,6 +270,10 @@ def evaluate(
     prompt: PromptOption = "box",
     detections: DetectionsOption = None,
     tile: TileOption = 1024,
+    labels: LabelsOption = None,
+    points_per_side: PointsOption = None,
+    pred_iou: PredIouOption = None,
+    stability: StabilityOption = None,
     limit: LimitOption = None,
     json_file: JsonOption = None,
     memory: MemoryOption = "1GiB",
@@ -255,7 +293,20 @@ def evaluate(
 
         evaluation.evaluate(
             model,
-            EvaluationOptions(data, task, prompt, detections, limit, memory, workers, tile),
+            EvaluationOptions(
+                data,
+                task,
+                prompt,
+                detections,
+                limit,
+                memory,
+                workers,
+                tile=tile,
+                labels=labels,
+                points_per_side=points_per_side,
+                pred_iou=pred_iou,
+                stability=stability,
+            ),
             json_file=json_file,
             device=device,
             runtime=runtime,

@@ -13,16 +13,29 @@ from transformers import SamModel
 import saqsam
 from saqsam.backend import Backend
 from saqsam.checkpoint import quantization_config_of
+from saqsam.data.ade20k import AdeDataset
+from saqsam.data.coarse_labels import SIMULATED as SIMULATED_LABELS
+from saqsam.data.coarse_labels import SimulatedLabels
 from saqsam.data.coco import CocoDataset
 from saqsam.data.datasets import Dataset
 from saqsam.data.detections import DetectionSource, load_detections
 from saqsam.data.dota import DotaDataset
+from saqsam.data.label_maps import FolderLabels, LabelMaps
 from saqsam.data.scenes import ScenesDataset
 from saqsam.data.simulated_detections import SIMULATED, SimulatedDetections
-from saqsam.evaluate import InstanceTask, OrientedTask, PromptKind, PromptTask, Task
+from saqsam.evaluate import (
+    EverythingTask,
+    InstanceTask,
+    OrientedTask,
+    PromptKind,
+    PromptTask,
+    SemanticTask,
+    Task,
+)
 from saqsam.evaluate.memory import prompts_within
 from saqsam.evaluate.ranks import process_group, rank
 from saqsam.inventory import Inventory, take_inventory
+from saqsam.mask_generator import GeneratorOptions
 from saqsam.output import check_file_writable
 from saqsam.runtimes import TORCH_INTEGER, compare_with_float, find_integer_layers
 from saqsam.store import parse_size
@@ -83,6 +96,10 @@ def make_tasks(options: EvaluationOptions, dataset: Dataset, *, keep_masks: bool
     names: Sequence[str] = options.tasks or ("prompt",)
     if options.detections is not None and options.tasks is None:
         names = (*names, InstanceTask.name)
+    if isinstance(dataset, AdeDataset) and set(names) != {SemanticTask.name}:
+        raise ValueError(
+            f"--data {options.data}: ADE20K has label maps but no objects; give --task semantic alone"
+        )
     found = None if options.detections is None else find_detections(options.detections, dataset)
     tasks: list[Task] = []
     for name in dict.fromkeys(names):
@@ -99,6 +116,11 @@ def make_tasks(options: EvaluationOptions, dataset: Dataset, *, keep_masks: bool
             tasks.append(
                 OrientedTask(found, tile=options.tile, category_names=classes, keep_masks=keep_masks)
             )
+        elif name == EverythingTask.name:
+            tasks.append(EverythingTask(generator_options(options)))
+        elif name == SemanticTask.name:
+            labels = _open_labels(options.labels, dataset)
+            tasks.append(SemanticTask(labels, generator_options(options), keep_masks=keep_masks))
     return tasks
 
 
@@ -112,6 +134,22 @@ def category_names(dataset: Dataset) -> Mapping[int, str]:
 def find_detections(path: Path, dataset: Dataset) -> DetectionSource:
     """Detections as the command line has them: a file, or a word for those that are made of the truth."""
     return SimulatedDetections() if str(path) == SIMULATED else load_detections(path, dataset)
+
+
+def _open_labels(labels: str | None, dataset: Dataset) -> LabelMaps:
+    if labels is None:
+        raise ValueError("--task semantic needs --labels, a folder of label maps or simulated")
+    return SimulatedLabels() if labels == SIMULATED_LABELS else FolderLabels(labels, dataset)
+
+
+def generator_options(options: EvaluationOptions) -> GeneratorOptions:
+    """How masks of everything are made: the official values but for those that are given."""
+    given: dict[str, Any] = {
+        "points_per_side": options.points_per_side,
+        "pred_iou_thresh": options.pred_iou,
+        "stability_score_thresh": options.stability,
+    }
+    return GeneratorOptions(**{name: value for name, value in given.items() if value is not None})
 
 
 def report_integers(model: SamModel | Backend) -> dict[str, Any]:

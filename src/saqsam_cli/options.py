@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROMPTS = ("box", "point", "clicks")
-TASKS = ("prompt", "instance", "oriented")
+TASKS = ("prompt", "instance", "oriented", "everything", "semantic")
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,10 @@ class EvaluationOptions:
         memory: As `--memory`.
         workers: As `--workers`.
         tile: As `--tile`.
+        labels: As `--labels`.
+        points_per_side: As `--points-per-side`, and so on; None for the official value.
+        pred_iou: As `--pred-iou`.
+        stability: As `--stability`.
     """
 
     data: str
@@ -33,6 +37,10 @@ class EvaluationOptions:
     memory: str
     workers: int
     tile: int = 1024
+    labels: str | None = None
+    points_per_side: int | None = None
+    pred_iou: float | None = None
+    stability: float | None = None
 
 
 def check_tasks(tasks: Sequence[str] | None, prompt: str) -> None:

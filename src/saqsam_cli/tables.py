@@ -50,7 +50,7 @@ def print_evaluation(result: Evaluation, model: str, recipe: str, inventory: Inv
     say(f"{model} ({recipe}) on {result.dataset}, {result.images} images")
     for task, metrics in result.metrics.items():
         options = ", ".join(
-            f"{k} {v}" for k, v in result.options[task].items() if isinstance(v, int | str) and v
+            f"{k} {v}" for k, v in result.options[task].items() if isinstance(v, int | float | str) and v
         )
         table = result_table(f"{task}: {options}" if options else task, "", right=1)
         for name, value in metrics.items():

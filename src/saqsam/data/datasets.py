@@ -63,6 +63,8 @@ class Sample:
         skipped: How many objects of this image were left out, by reason; empty when none was.
         judged: Categories that the annotators looked for in this image, in sets such as LVIS; None: all.
         incomplete: Those of them of which not every object is annotated.
+        labels: HW uint16, the class of each pixel, of data sets that have label maps instead of objects; see
+            `label_png.LabelMap`.
     """
 
     image_id: int
@@ -72,6 +74,7 @@ class Sample:
     skipped: Mapping[str, int] = field(default_factory=dict)
     judged: frozenset[int] | None = None
     incomplete: frozenset[int] = frozenset()
+    labels: NDArray[np.uint16] | None = None
 
 
 class Dataset(Protocol):
@@ -109,6 +112,8 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
             - the annotation file itself of COCO or LVIS, its images beside it, in a COCO root, or in `images/`;
             - a folder with `images/` and `masks/`, one mask an image (`saqsam.data.mask_pairs`);
             - a folder with `images/` and `labelTxt/` (DOTA's format);
+            - a root of ADE20K's layout with `images/validation` and `annotations/validation`, or one of its image
+              folders, such as `ROOT/images/training`: label maps, no instances;
             - a folder of images, which carries no instances: for calibration only.
         limit: Keep the first `limit` images; None keeps all.
         seed: Of the generated scenes; without meaning for files.
@@ -120,6 +125,7 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
         ValueError: `spec` is none of these, holds no image or no valid annotations, or `limit` is below 1.
     """
     # The readers import the types above, so they cannot be imported at the top of this file.
+    from saqsam.data.ade20k import AdeDataset
     from saqsam.data.coco import CocoDataset, find_images_dir
     from saqsam.data.dota import DotaDataset
     from saqsam.data.images import ImageFolder
@@ -137,8 +143,8 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
         problem = "it is a file" if folder.exists() else "no such folder"
         raise ValueError(
             f"data {str(spec)!r}: expected {SCENES!r}, a folder of images, a folder with images/ and "
-            f"annotations.json, labelTxt/ or masks/, ROOT/SPLIT of a COCO root, or an annotation file of COCO or "
-            f"LVIS; {problem}"
+            f"annotations.json, labelTxt/ or masks/, ROOT/SPLIT of a COCO root, an annotation file of COCO or LVIS, "
+            f"or the root of ADE20K; {problem}"
         )
     if (folder / "annotations.json").is_file():
         return CocoDataset(folder / "images", folder / "annotations.json", limit=limit)
@@ -150,4 +156,9 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
         return CocoDataset(folder, instances_file, name=split, limit=limit)
     if find_pair_folders(folder) is not None:
         return MaskPairDataset(folder, limit=limit)
+    if (folder / "images" / "validation").is_dir():
+        return AdeDataset(folder, limit=limit)
+    root = folder.resolve().parent.parent
+    if folder.resolve().parent.name == "images" and (root / "annotations" / split).is_dir():
+        return AdeDataset(root, split, limit=limit)
     return ImageFolder(folder, limit=limit)

@@ -5,12 +5,15 @@ from saqsam.evaluate.iou import MeanIoU, mask_iou
 from saqsam.evaluate.prompts import interior_point
 from saqsam.evaluate.run import Evaluation, InstanceScore, evaluate, fill_box_iou
 from saqsam.evaluate.task import Task
+from saqsam.evaluate.tasks.everything import EverythingTask
 from saqsam.evaluate.tasks.instance import InstanceTask
 from saqsam.evaluate.tasks.oriented import OrientedTask
 from saqsam.evaluate.tasks.prompt import PromptKind, PromptTask
+from saqsam.evaluate.tasks.semantic import SemanticTask
 
 __all__ = [
     "Evaluation",
+    "EverythingTask",
     "InstanceScore",
     "InstanceTask",
     "MaskAP",
@@ -18,6 +21,7 @@ __all__ = [
     "OrientedTask",
     "PromptKind",
     "PromptTask",
+    "SemanticTask",
     "Task",
     "evaluate",
     "fill_box_iou",

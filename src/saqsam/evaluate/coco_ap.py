@@ -1,4 +1,4 @@
-"""COCO mask AP, by `pycocotools`' own evaluation, with the detector's classes and class-agnostic."""
+"""COCO mask AP and AR, by `pycocotools`' own evaluation, with the detector's classes and class-agnostic."""
 
 import contextlib
 import io
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pycocotools.mask as rle_codec
+from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -25,6 +27,9 @@ _STATISTICS = {
 
 AGNOSTIC_SUFFIX = "_agnostic"
 """Ends the names of the figures that ignore classes."""
+
+PROPOSALS = (10, 100, 1000)
+"""Of so many masks an image, the highest scored, is average recall taken."""
 
 
 @dataclass
@@ -94,19 +99,33 @@ class MaskAP:
             class that holds all. None where no object is there to be found.
         """
         figures: dict[str, float | None] = {}
-        # COCOeval reports by printing, which a library must not.
-        with contextlib.redirect_stdout(io.StringIO()):
-            truth, found = self._as_coco(self._truth), self._as_coco(self._found)
-            for use_categories, suffix in ((1, ""), (0, AGNOSTIC_SUFFIX)):
-                evaluation = COCOeval(truth, found, iouType="segm")
-                evaluation.params.useCats = use_categories
-                evaluation.params.imgIds = sorted(self._sizes)
-                evaluation.evaluate()
-                evaluation.accumulate()
-                evaluation.summarize()
-                for name, place in _STATISTICS.items():
-                    value = float(evaluation.stats[place])
-                    figures[name + suffix] = None if value < 0 else value
+        for use_categories, suffix in ((True, ""), (False, AGNOSTIC_SUFFIX)):
+            evaluation = self._evaluate(use_categories)
+            for name, place in _STATISTICS.items():
+                value = float(evaluation.stats[place])
+                figures[name + suffix] = None if value < 0 else value
+        return figures
+
+    def compute_proposals(self) -> dict[str, float | None]:
+        """How well masks without classes cover the objects, over all images so far.
+
+        Returns:
+            Average recall (mean over IoU thresholds 0.50 to 0.95) of the 10, 100 and 1000 highest scored masks of an
+            image, `ar10`, `ar100`, `ar1000`; of 1000 for objects of each size, `ar1000_small`, `ar1000_medium`,
+            `ar1000_large`; and average precision of 100, as `compute` has it, `segm_ap_agnostic`,
+            `segm_ap50_agnostic`, `segm_ap75_agnostic`. In [0, 1]; None where no object is there to be found.
+        """
+        evaluation = self._evaluate(False, PROPOSALS)
+        recall = evaluation.eval["recall"]  # [T thresholds, 1 class, 4 sizes, 3 numbers of masks]
+        precision = evaluation.eval["precision"]  # [T, R recalls, 1, 4, 3]
+        thresholds = evaluation.params.iouThrs.round(2).tolist()
+        figures = {f"ar{count}": _mean(recall[:, :, 0, m]) for m, count in enumerate(PROPOSALS)}
+        for size, name in enumerate(("small", "medium", "large"), start=1):
+            figures[f"ar{PROPOSALS[-1]}_{name}"] = _mean(recall[:, :, size, -1])
+        at_100 = precision[:, :, :, 0, PROPOSALS.index(100)]
+        figures[f"segm_ap{AGNOSTIC_SUFFIX}"] = _mean(at_100)
+        figures[f"segm_ap50{AGNOSTIC_SUFFIX}"] = _mean(at_100[thresholds.index(0.5)])
+        figures[f"segm_ap75{AGNOSTIC_SUFFIX}"] = _mean(at_100[thresholds.index(0.75)])
         return figures
 
     def reset(self) -> None:
@@ -114,6 +133,20 @@ class MaskAP:
         self._sizes.clear()
         self._truth.clear()
         self._found.clear()
+
+    def _evaluate(self, use_categories: bool, most: Sequence[int] | None = None) -> COCOeval:
+        """COCO's evaluation of all images so far, of the `most` masks an image that are scored highest."""
+        # COCOeval reports by printing, which a library must not.
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation = COCOeval(self._as_coco(self._truth), self._as_coco(self._found), iouType="segm")
+            evaluation.params.useCats = int(use_categories)
+            evaluation.params.imgIds = sorted(self._sizes)
+            if most is not None:
+                evaluation.params.maxDets = list(most)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        return evaluation
 
     def _as_coco(self, annotations: list[dict[str, Any]]) -> Any:
         coco = COCO()
@@ -131,3 +164,9 @@ class MaskAP:
         }
         coco.createIndex()
         return coco
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    """Mean of what was measured: COCOeval says -1 of the rest."""
+    measured = values[values > -1]
+    return float(measured.mean()) if measured.size else None

@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
-
 from saqsam.data.datasets import Sample
+from saqsam.mask_generator import GeneratedMask, GeneratorOptions, MaskGenerator
 from saqsam.predictor import Predictor
+from saqsam.predictor import check_finite as check_finite
 
 Record = dict[str, Any]
 """What JSON holds, of one image."""
@@ -35,6 +35,7 @@ class ImageSession:
         self.skipped: Counter[str] = Counter()
         self._predictor = predictor
         self._is_encoded = encoded
+        self._everything: dict[GeneratorOptions, list[GeneratedMask]] = {}
 
     @property
     def predictor(self) -> Predictor:
@@ -48,6 +49,13 @@ class ImageSession:
     def is_encoded(self) -> bool:
         """Whether a task has asked for the predictor yet."""
         return self._is_encoded
+
+    def everything(self, options: GeneratorOptions) -> list[GeneratedMask]:
+        """Masks of everything in the image, made once for all tasks that want them with the same options."""
+        if options not in self._everything:
+            generator = MaskGenerator(self.predictor, options)
+            self._everything[options] = generator.generate(self.sample.image, is_set=True)
+        return self._everything[options]
 
     def new_predictor(self) -> Predictor:
         """Another predictor of the same model, without an image: for parts of the image, say."""
@@ -89,9 +97,3 @@ class Task(ABC):
     def masks(self, record: Record) -> Mapping[str, str]:
         """Masks kept in a record: `counts` of COCO run lengths at image size, by keys that other models share."""
         return {}
-
-
-def check_finite(low_res: torch.Tensor, predicted: torch.Tensor) -> None:
-    """Raise ValueError if a model's logits or predicted IoUs hold NaN or infinity."""
-    if not (torch.isfinite(low_res).all() and torch.isfinite(predicted).all()):
-        raise ValueError("model: expected finite masks and predicted IoUs, got NaN or infinity")

@@ -1,0 +1,117 @@
+"""ADE20K's scene parsing benchmark as a data set: pictures with a label map each, no objects."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from saqsam.data.datasets import Sample
+from saqsam.data.images import list_images, read_image
+from saqsam.data.label_png import IGNORE, LabelMap, read_label_map
+
+CLASSES = 150
+"""Labels count from 1 to it."""
+NO_LABEL = 0
+"""Label of pixels of none of the classes, which do not count."""
+
+MISSING_ANNOTATION = "missing annotation"
+DAMAGED_ANNOTATION = "damaged annotation"
+OTHER_SIZE_ANNOTATION = "annotation of another size than the image"
+UNKNOWN_ANNOTATION = "annotation with values above 150"
+
+
+class AdeDataset:
+    """Images of `ROOT/images/SPLIT` with the label maps of `ROOT/annotations/SPLIT`, a PNG of the same stem each.
+
+    Labels are 1 to 150; 0 is none of them. Images without an annotation are left out and counted. An annotation that
+    is damaged, of another size or with other values counts too; its image has no labelled pixel.
+
+    Args:
+        root: The folder that is unpacked from ADEChallengeData2016.zip.
+        split: `validation` or `training`.
+        limit: Keep the first `limit` images, in the order of their names; None keeps all.
+
+    Attributes:
+        name: `ade20k_` and the split.
+        category_names: Name of each label, from `ROOT/objectInfo150.txt`; empty without that file.
+        index_skipped: What was left out when the folder was listed, by reason.
+
+    Raises:
+        ValueError: A folder is missing, no image is left, or objectInfo150.txt is not the table of the classes.
+    """
+
+    def __init__(self, root: str | Path, split: str = "validation", *, limit: int | None = None) -> None:
+        root = Path(root)
+        self._annotations = root / "annotations" / split
+        if not self._annotations.is_dir():
+            raise ValueError(f"{self._annotations}: expected the folder of ADE20K's label maps, found none")
+        images = list_images(root / "images" / split)
+        paired = [path for path in images if self._annotation(path).is_file()]
+        if not paired:
+            raise ValueError(
+                f"{self._annotations}: expected label maps named as the images, such as "
+                f"{self._annotation(images[0]).name}, found none of {len(images)}"
+            )
+        self.name = f"ade20k_{split}"
+        self.index_skipped = (
+            {MISSING_ANNOTATION: len(images) - len(paired)} if len(paired) < len(images) else {}
+        )
+        self._images = paired[:limit]
+        table = root / "objectInfo150.txt"
+        self.category_names = _read_names(table) if table.is_file() else {}
+
+    def _annotation(self, image: Path) -> Path:
+        return self._annotations / f"{image.stem}.png"
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the label maps of the kept images."""
+        digest = hashlib.sha256()
+        for image in self._images:
+            digest.update(image.stem.encode() + b"\0" + self._annotation(image).read_bytes())
+        return digest.hexdigest()[:12]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one image and its label map; image ids count from 1.
+
+        Raises:
+            ValueError: The image file cannot be read.
+        """
+        path = self._images[index]
+        image = read_image(path)
+        labels = _read_annotation(self._annotation(path), image.shape[:2])
+        skipped: Counter[str] = Counter()
+        if isinstance(labels, str):
+            skipped[labels] += 1
+            labels = np.full(image.shape[:2], IGNORE, dtype=np.uint16)
+        return Sample(index % len(self) + 1, path.name, image, skipped=dict(skipped), labels=labels)
+
+
+def _read_annotation(path: Path, size: tuple[int, ...]) -> LabelMap | str:
+    """The labels, or the reason why they cannot be used."""
+    try:
+        labels = read_label_map(path)
+    except ValueError:
+        return DAMAGED_ANNOTATION
+    if labels.shape != size:
+        return OTHER_SIZE_ANNOTATION
+    labels[labels == NO_LABEL] = IGNORE
+    if labels[labels != IGNORE].max(initial=0) > CLASSES:
+        return UNKNOWN_ANNOTATION
+    return labels
+
+
+def _read_names(table: Path) -> dict[int, str]:
+    """Names by label: rows of fields between tabs, the first a number, the last a name."""
+    rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()]
+    names = {int(row[0]): row[-1].strip() for row in rows if row[0].strip().isdigit()}
+    if sorted(names) != list(range(1, CLASSES + 1)):
+        raise ValueError(f"{table}: expected a row for each of {CLASSES} classes, got {len(names)}")
+    return names

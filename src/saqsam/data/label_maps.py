@@ -1,0 +1,156 @@
+"""Label maps of images: those of a data set itself, painted from objects, and those of any other model in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from saqsam.data.ade20k import CLASSES, NO_LABEL, AdeDataset
+from saqsam.data.coco import CocoDataset
+from saqsam.data.datasets import Dataset, Sample
+from saqsam.data.label_png import IGNORE, LabelMap, read_label_map
+from saqsam.data.scenes import CATEGORIES, ScenesDataset
+
+BACKGROUND = 0
+"""Label of pixels that no object covers, in maps painted from objects; a class like any other."""
+
+MISSING_MAP = "missing label map"
+DAMAGED_MAP = "damaged label map"
+OTHER_SIZE_MAP = "label map of another size than the image"
+UNKNOWN_LABEL = "label map with values outside the classes"
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """Why there is no label map of an image.
+
+    Attributes:
+        reason: To be counted.
+        detail: What was expected and found.
+    """
+
+    reason: str
+    detail: str
+
+
+class LabelMaps(Protocol):
+    """A source of one label map an image."""
+
+    def options(self) -> dict[str, Any]:
+        """What tells these maps from others, as plain values."""
+        ...
+
+    def find(self, sample: Sample, truth: LabelMap) -> LabelMap | Unusable:
+        """The map of an image, HW at its size, or why there is none.
+
+        Args:
+            sample: The image.
+            truth: Its true labels.
+        """
+        ...
+
+
+class FolderLabels:
+    """Label maps that another model has made of the images of a data set: PNG files in a folder.
+
+    The map of `dir/name.jpg` is `FOLDER/dir/name.png`, or `FOLDER/name.png`. Labels are the numbers that the data set
+    itself uses: ADE20K's 1 to 150, not 0 to 149; category ids of COCO, and 0 for background. Pixels without a label
+    have the largest value, see `read_label_map`, or ADE20K's 0.
+
+    Args:
+        folder: Where they are.
+        dataset: What they are of; its classes, where it lists them, are those that maps may have.
+
+    Raises:
+        ValueError: `folder` is no folder, or holds no PNG.
+    """
+
+    def __init__(self, folder: str | Path, dataset: Dataset) -> None:
+        self._folder = Path(folder)
+        if not self._folder.is_dir():
+            problem = "a file" if self._folder.exists() else "nothing"
+            raise ValueError(f"labels {folder}: expected a folder of label maps, found {problem}")
+        self._files = sorted(self._folder.rglob("*.png"))
+        if not self._files:
+            raise ValueError(f"labels {folder}: expected label maps (.png), found none")
+        self._classes = label_classes(dataset)
+        self._is_ade = isinstance(dataset, AdeDataset)
+
+    @cached_property
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        for path in self._files:
+            digest.update(path.relative_to(self._folder).as_posix().encode() + b"\0" + path.read_bytes())
+        return digest.hexdigest()[:12]
+
+    def options(self) -> dict[str, Any]:
+        """See `LabelMaps.options`."""
+        return {"labels": self._digest}
+
+    def find(self, sample: Sample, truth: LabelMap) -> LabelMap | Unusable:
+        """See `LabelMaps.find`."""
+        named = Path(sample.file_name).with_suffix(".png")
+        places = [self._folder / named, self._folder / named.name]
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            return Unusable(
+                MISSING_MAP, f"{named.name}: expected it as the map of {sample.file_name}, found none"
+            )
+        try:
+            labels = read_label_map(path)
+        except ValueError as error:
+            return Unusable(DAMAGED_MAP, str(error))
+        if labels.shape != truth.shape:
+            expected, got = (f"{height} x {width}" for height, width in (truth.shape, labels.shape))
+            return Unusable(OTHER_SIZE_MAP, f"{named.name}: expected {expected} pixels, got {got}")
+        if self._is_ade:
+            labels[labels == NO_LABEL] = IGNORE
+        unknown = sorted({*np.unique(labels).tolist()} - self._classes - {IGNORE}) if self._classes else []
+        if unknown:
+            shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+            return Unusable(UNKNOWN_LABEL, f"{named.name}: expected labels of the data set, got {shown}")
+        return labels
+
+
+def label_classes(dataset: Dataset) -> frozenset[int]:
+    """The labels that a data set knows, background with them; empty where it does not say."""
+    if isinstance(dataset, AdeDataset):
+        return frozenset(range(1, CLASSES + 1))
+    if isinstance(dataset, ScenesDataset):
+        return frozenset({BACKGROUND, *CATEGORIES.values()})
+    if isinstance(dataset, CocoDataset) and dataset.category_names:
+        return frozenset({BACKGROUND, *dataset.category_names})
+    return frozenset()
+
+
+def truth_labels(sample: Sample) -> LabelMap:
+    """The true labels of an image: its own label map, or else painted from its objects.
+
+    Larger objects are painted first, so smaller ones lie on top of them; of equally large ones the first. Pixels of
+    crowd regions that no object covers have no label, all others are `BACKGROUND`.
+
+    Returns:
+        HW at the size of the image.
+
+    Raises:
+        ValueError: Category ids that cannot be labels beside background: below 1 or above 65534.
+    """
+    if sample.labels is not None:
+        return sample.labels
+    labels = np.full(sample.image.shape[:2], BACKGROUND, dtype=np.uint16)
+    for crowd in (one for one in sample.instances if one.is_crowd):
+        labels[crowd.mask()] = IGNORE
+    objects = [one for one in sample.instances if not one.is_crowd]
+    order = sorted(range(len(objects)), key=lambda place: (-objects[place].area, -place))
+    for one in (objects[place] for place in order):
+        if not BACKGROUND < one.category_id < IGNORE:
+            raise ValueError(
+                f"{sample.file_name}: expected category ids 1 to {IGNORE - 1} (0 is background), got {one.category_id}"
+            )
+        labels[one.mask()] = one.category_id
+    return labels
