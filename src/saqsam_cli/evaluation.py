@@ -110,7 +110,8 @@ def make_tasks(options: EvaluationOptions, dataset: Dataset, *, keep_masks: bool
                 raise ValueError(
                     "--task instance needs --detections FILE, the boxes of a detector, or --detections simulated"
                 )
-            tasks.append(InstanceTask(found))
+            frequencies = dataset.category_frequencies if isinstance(dataset, CocoDataset) else None
+            tasks.append(InstanceTask(found, frequencies))
         elif name == OrientedTask.name:
             classes = category_names(dataset)
             tasks.append(

@@ -89,3 +89,44 @@ def test_nothing_to_find_and_nothing_printed(capsys: pytest.CaptureFixture[str])
     metric.update(1, SIZE, [], [], [], [])
     assert set(metric.compute().values()) == {None}
     assert capsys.readouterr().out == ""
+
+
+# ---- LVIS; compared once with its own code on random data, all figures equal to the last digit
+
+
+def federated(
+    incomplete: tuple[int, ...], scores: list[float], **frequencies: str
+) -> dict[str, float | None]:
+    """One object of class 1, found, and a mask elsewhere of the same class."""
+    metric = MaskAP()
+    truth = [instance(1, square(0, 0))]
+    metric.update(1, SIZE, truth, [square(0, 0), square(40, 40)], scores, [1, 1], incomplete)
+    return metric.compute_federated({1: frequencies.get("one", "f"), 2: "r"})
+
+
+def test_masks_of_an_incomplete_class_are_no_errors_elsewhere() -> None:
+    assert federated((), [0.1, 0.9])["segm_ap"] == pytest.approx(0.5)
+    assert federated((1,), [0.1, 0.9])["segm_ap"] == pytest.approx(1)
+    assert federated((2,), [0.1, 0.9])["segm_ap"] == pytest.approx(0.5)
+    # What matches an object is right, complete or not.
+    assert federated((1,), [0.9, 0.1])["segm_ap50"] == pytest.approx(1)
+
+
+def test_classes_by_how_frequent_they_are() -> None:
+    figures = federated((), [0.9, 0.1], one="c")
+    assert figures["segm_ap_common"] == figures["segm_ap_small"] == pytest.approx(1)
+    assert [figures[f"segm_ap_{name}"] for name in ("rare", "frequent", "large")] == [None] * 3
+
+
+def test_three_hundred_masks_of_all_classes_count() -> None:
+    metric = MaskAP()
+    many = [square(40, 40)] * 300
+    metric.update(
+        1, SIZE, [instance(1, square(0, 0))], [*many, square(0, 0)], [0.5] * 300 + [0.1], [2] * 300 + [1]
+    )
+    assert metric.compute_federated({1: "f"})["segm_ap"] == 0.0
+    metric.reset()
+    metric.update(
+        1, SIZE, [instance(1, square(0, 0))], [*many[1:], square(0, 0)], [0.5] * 299 + [0.1], [2] * 299 + [1]
+    )
+    assert metric.compute_federated({1: "f"})["segm_ap"] == pytest.approx(1)

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from saqsam.data.datasets import Instance
+from saqsam.data.rle import encode_mask
 
 _STATISTICS = {
     "segm_ap": 0,
@@ -31,6 +32,10 @@ AGNOSTIC_SUFFIX = "_agnostic"
 PROPOSALS = (10, 100, 1000)
 """Of so many masks an image, the highest scored, is average recall taken."""
 
+FEDERATED_MOST = 300
+"""Masks of an image, of all classes together, that LVIS takes."""
+_FREQUENCIES = {"rare": "r", "common": "c", "frequent": "f"}
+
 
 @dataclass
 class MaskAP:
@@ -43,6 +48,7 @@ class MaskAP:
     _sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
     _truth: list[dict[str, Any]] = field(default_factory=list)
     _found: list[dict[str, Any]] = field(default_factory=list)
+    _incomplete: list[tuple[int, int]] = field(default_factory=list)
 
     def update(
         self,
@@ -52,6 +58,7 @@ class MaskAP:
         rles: Sequence[dict[str, Any]],
         scores: Sequence[float],
         category_ids: Sequence[int],
+        incomplete: Iterable[int] = (),
     ) -> None:
         """Add one image.
 
@@ -62,10 +69,12 @@ class MaskAP:
             rles: D predicted masks as COCO compressed run lengths at image resolution.
             scores: D confidences, of which only the order counts.
             category_ids: D classes.
+            incomplete: Classes of which the image may hold objects that are not among `instances`.
         """
         assert image_id not in self._sizes
         assert len(rles) == len(scores) == len(category_ids)
         self._sizes[image_id] = size
+        self._incomplete.extend((image_id, category) for category in incomplete)
         for instance in instances:
             self._truth.append(
                 {
@@ -128,17 +137,83 @@ class MaskAP:
         figures[f"segm_ap75{AGNOSTIC_SUFFIX}"] = _mean(at_100[thresholds.index(0.75)])
         return figures
 
+    def compute_federated(self, frequencies: Mapping[int, str]) -> dict[str, float | None]:
+        """The figures of LVIS (Gupta et al., CVPR 2019), whose images are each annotated for some classes only.
+
+        Masks of classes that were not looked for must not have been added. Those of a class that may have more
+        objects than the annotated ones are right where they match one, and otherwise neither right nor wrong. Of an
+        image the 300 highest scored masks of all classes count.
+
+        Args:
+            frequencies: `r`, `c` or `f` for rare, common and frequent classes, by category id.
+
+        Returns:
+            `segm_ap`, `segm_ap50`, `segm_ap75`, those of each size as `compute` has them, and `segm_ap_rare`,
+            `segm_ap_common`, `segm_ap_frequent`. In [0, 1]; None where no object is there to be found.
+        """
+        evaluation = self._evaluate(
+            True, (1, 10, FEDERATED_MOST), self._whole_crowds(), self._best(FEDERATED_MOST)
+        )
+        precision = evaluation.eval["precision"][..., -1]  # [T thresholds, R recalls, K classes, 4 sizes]
+        thresholds = evaluation.params.iouThrs.round(2).tolist()
+        figures = {"segm_ap": _mean(precision[..., 0])}
+        for name, threshold in (("segm_ap50", 0.5), ("segm_ap75", 0.75)):
+            figures[name] = _mean(precision[thresholds.index(threshold), ..., 0])
+        for size, name in enumerate(("small", "medium", "large"), start=1):
+            figures[f"segm_ap_{name}"] = _mean(precision[..., size])
+        kinds = np.array([frequencies.get(category, "") for category in evaluation.params.catIds], dtype=str)
+        for name, kind in _FREQUENCIES.items():
+            figures[f"segm_ap_{name}"] = _mean(precision[:, :, kinds == kind, 0])
+        return figures
+
+    def _whole_crowds(self) -> list[dict[str, Any]]:
+        """A crowd over the whole image for each class that is incomplete in it: what matches nothing else is no error.
+
+        COCOeval matches objects before crowds, and a mask lies in a crowd to the share of its own pixels: wholly here.
+        """
+        crowds = []
+        for number, (image_id, category) in enumerate(self._incomplete):
+            height, width = self._sizes[image_id]
+            rle = encode_mask(np.ones((height, width), dtype=bool))
+            crowds.append(
+                {
+                    "id": len(self._truth) + 1 + number,
+                    "image_id": image_id,
+                    "category_id": category,
+                    "segmentation": rle,
+                    "area": height * width,
+                    "iscrowd": 1,
+                }
+            )
+        return crowds
+
+    def _best(self, most: int) -> list[dict[str, Any]]:
+        """What was found, of each image the `most` highest scored."""
+        by_image: dict[int, list[dict[str, Any]]] = {}
+        for one in self._found:
+            by_image.setdefault(one["image_id"], []).append(one)
+        return [one for found in by_image.values() for one in sorted(found, key=lambda o: -o["score"])[:most]]
+
     def reset(self) -> None:
         """Forget all images."""
+        self._incomplete.clear()
         self._sizes.clear()
         self._truth.clear()
         self._found.clear()
 
-    def _evaluate(self, use_categories: bool, most: Sequence[int] | None = None) -> COCOeval:
+    def _evaluate(
+        self,
+        use_categories: bool,
+        most: Sequence[int] | None = None,
+        more_truth: Sequence[dict[str, Any]] = (),
+        found: Sequence[dict[str, Any]] | None = None,
+    ) -> COCOeval:
         """COCO's evaluation of all images so far, of the `most` masks an image that are scored highest."""
+        truth = [*self._truth, *more_truth]
         # COCOeval reports by printing, which a library must not.
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = COCOeval(self._as_coco(self._truth), self._as_coco(self._found), iouType="segm")
+            given = self._as_coco(truth), self._as_coco(self._found if found is None else found)
+            evaluation = COCOeval(*given, iouType="segm")
             evaluation.params.useCats = int(use_categories)
             evaluation.params.imgIds = sorted(self._sizes)
             if most is not None:
@@ -148,11 +223,12 @@ class MaskAP:
             evaluation.summarize()
         return evaluation
 
-    def _as_coco(self, annotations: list[dict[str, Any]]) -> Any:
+    def _as_coco(self, annotations: Sequence[dict[str, Any]]) -> Any:
         coco = COCO()
         # Even when it ignores classes, COCOeval looks only at listed ones: so list those only detected, too.
         # When it does not, they change nothing: AP is a mean over the classes that have objects.
-        categories = sorted({annotation["category_id"] for annotation in [*self._truth, *self._found]})
+        used = {annotation["category_id"] for annotation in [*self._truth, *self._found]}
+        categories = sorted(used | {category for _, category in self._incomplete})
         coco.dataset = {
             "images": [
                 {"id": image_id, "height": height, "width": width}

@@ -5,35 +5,45 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from saqsam.data.datasets import Instance
-from saqsam.data.detections import DetectionSource
+from saqsam.data.detections import DetectionSource, ImageDetections
 from saqsam.data.rle import encode_mask
 from saqsam.evaluate.coco_ap import MaskAP
 from saqsam.evaluate.iou import rle_ious
 from saqsam.evaluate.task import ImageSession, Metrics, Record, Task, check_finite
 
+NOT_JUDGED = "detection: of a class that the image is not annotated for"
+
 
 class InstanceTask(Task):
     """COCO mask AP on a detector's boxes: one mask a box, scored by the detector's score times the predicted IoU.
 
+    In a set whose images are each annotated for some classes only (LVIS), boxes of other classes are left out and
+    counted, and the figures are LVIS's: see `MaskAP.compute_federated`.
+
     Args:
         detections: Of the data set, from `load_detections`, or simulated.
+        frequencies: LVIS's `r`, `c` or `f` by category id, `CocoDataset.category_frequencies`; empty for other sets.
     """
 
     name = "instance"
     compared = "best IoU that an object is found with"
 
-    def __init__(self, detections: DetectionSource) -> None:
+    def __init__(self, detections: DetectionSource, frequencies: Mapping[int, str] | None = None) -> None:
         self.detections = detections
+        self.frequencies = frequencies or {}
 
     def options(self) -> dict[str, Any]:
         """See `Task.options`."""
-        return {"detections": self.detections.digest()}
+        shown: dict[str, Any] = {"detections": self.detections.digest()}
+        return shown | ({"federated": True} if self.frequencies else {})
 
     def score(self, session: ImageSession) -> Record:
         """See `Task.score`; the truth goes into the record too, so that records are all that AP needs."""
         sample = session.sample
-        boxes = self.detections.of(sample)
+        boxes = self._asked(session)
         height, width, _ = sample.image.shape
         record: Record = {
             "size": [height, width],
@@ -42,6 +52,8 @@ class InstanceTask(Task):
             ],
             "found": [],
         }
+        if sample.incomplete:
+            record["incomplete"] = sorted(sample.incomplete)
         if boxes is None:
             return record
         position = 0
@@ -57,8 +69,22 @@ class InstanceTask(Task):
                 position += 1
         return record
 
+    def _asked(self, session: ImageSession) -> ImageDetections | None:
+        """The detector's boxes of classes that the image was annotated for; None where there is none."""
+        found, judged = self.detections.of(session.sample), session.sample.judged
+        if found is None or judged is None:
+            return found
+        kept = np.isin(found.category_ids, sorted(judged))
+        if not kept.all():
+            session.skipped[NOT_JUDGED] += int((~kept).sum())
+        return (
+            ImageDetections(found.boxes[kept], found.scores[kept], found.category_ids[kept])
+            if kept.any()
+            else None
+        )
+
     def reduce(self, records: Sequence[Record]) -> Metrics:
-        """See `Task.reduce`: the figures of `MaskAP.compute`."""
+        """See `Task.reduce`: the figures of `MaskAP.compute`, of LVIS those of `MaskAP.compute_federated`."""
         mask_ap = MaskAP()
         for image_id, record in enumerate(records):
             size = record["size"]
@@ -71,8 +97,9 @@ class InstanceTask(Task):
             ]
             scores = [score for _, score, _, _ in record["found"]]
             categories = [category for category, *_ in record["found"]]
-            mask_ap.update(image_id, tuple(size), truth, rles, scores, categories)
-        return dict(mask_ap.compute())
+            incomplete = record.get("incomplete", ())
+            mask_ap.update(image_id, tuple(size), truth, rles, scores, categories, incomplete)
+        return dict(mask_ap.compute_federated(self.frequencies) if self.frequencies else mask_ap.compute())
 
     def values(self, record: Record) -> Mapping[str, float]:
         """See `Task.values`: of each object the best IoU that a mask of its class has with it."""
