@@ -43,7 +43,8 @@ def test_far_from_the_origin_areas_keep_their_digits() -> None:
 
 @pytest.mark.parametrize("degrees", [0, 10, 30, 45, 77, 90, 133])
 def test_a_turned_rectangle_is_its_own_smallest(degrees: float) -> None:
-    corners = turned(np.array([[0.0, 0.0], [20.0, 0.0], [20.0, 5.0], [0.0, 5.0]]), degrees) + (300, 200)
+    flat = np.array([[0.0, 0.0], [20.0, 0.0], [20.0, 5.0], [0.0, 5.0]])
+    corners = turned(flat, degrees) + np.array([300, 200])
     rng = np.random.default_rng(int(degrees))
     weights = rng.dirichlet(np.ones(4), 50)
     found = smallest_rectangle(np.concatenate([weights @ corners, corners]))

@@ -38,7 +38,9 @@ def test_turned_squares() -> None:
     assert intersection_areas([square], [diamond])[0, 0] == pytest.approx(shared, rel=1e-12)
     assert polygon_ious([square], [diamond])[0, 0] == pytest.approx(shared / (8 - shared), rel=1e-12)
     # A cross of two bars of 10 x 2.
-    assert polygon_ious([oriented(0, 0, 10, 2, 30)], [oriented(0, 0, 10, 2, 120)])[0, 0] == pytest.approx(4 / 36)
+    assert polygon_ious([oriented(0, 0, 10, 2, 30)], [oriented(0, 0, 10, 2, 120)])[0, 0] == pytest.approx(
+        4 / 36
+    )
 
 
 def test_triangles_general_quadrilaterals_and_nothing() -> None:
@@ -66,7 +68,9 @@ boxes = st.tuples(
 
 @settings(max_examples=200, deadline=None)
 @given(boxes, boxes)
-def test_iou_is_symmetric_bounded_and_one_with_itself(one: tuple[float, ...], other: tuple[float, ...]) -> None:
+def test_iou_is_symmetric_bounded_and_one_with_itself(
+    one: tuple[float, ...], other: tuple[float, ...]
+) -> None:
     a, b = oriented(*one), oriented(*other)
     iou = polygon_ious([a, b], [a, b])
     assert iou[0, 1] == pytest.approx(iou[1, 0], abs=1e-9)
