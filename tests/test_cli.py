@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 
 import saqsam
 from coco_folder import good_annotations, make_coco, picture
+from dota_folder import make_dota
 from saqsam import checkpoint, reconstruct
 from saqsam.checkpoint import load_checkpoint, save_checkpoint
 from saqsam.data.images import read_image
@@ -375,7 +376,7 @@ def test_unusable_models_and_data_are_refused(tiny: Path, packed: Path, bare: Pa
     out = tmp_path / "out" / "q"
     assert_refused(quantize(tmp_path / "nothing", out), "nothing")
     assert_refused(quantize(packed, out), "quantized already")
-    assert_refused(quantize(tiny, out, "--check", bare), "--check", "annotations.json")
+    assert_refused(quantize(tiny, out, "--check", bare), "--check", "without annotations")
     (tmp_path / "file").touch()
     assert_refused(quantize(tiny, tmp_path / "file" / "q"), "file is not a folder")
     empty = tmp_path / "empty"
@@ -596,6 +597,34 @@ def test_evaluate_detections_adds_ap(packed: Path, labelled: Path, tmp_path: Pat
     assert figures["skipped"] == {"detection: box without area": 1}
     assert "left out: detection: box without area" in result.stdout
     assert "segm_ap50" in result.stdout
+
+
+def test_evaluate_oriented_boxes_of_a_large_image(packed: Path, tmp_path: Path) -> None:
+    lines = [
+        "10 10 30 10 30 30 10 30 plane 0",
+        "100 10 120 10 120 30 100 30 ship 0",
+        "1 1 1 1 1 1 1 1 ship 0",
+    ]
+    data = make_dota(tmp_path / "dota", {"a": lines, "b": None}, {"a": (64, 150)})
+    arguments = ("evaluate", packed, "--task", "oriented", "--data", data, "--tile", "64")
+    assert_done(run(*arguments, "--json", tmp_path / "own.json"))
+    result = run(
+        *arguments, "--detections", "simulated", "--task", "instance", "--json", tmp_path / "simulated.json"
+    )
+    assert_done(result)
+    own, simulated = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("own", "simulated"))
+    for figures in (own, simulated):
+        metrics = figures["tasks"]["oriented"]["metrics"]
+        assert (metrics["objects"], figures["images"]) == (2, 1)
+        assert {"rotated_ap50/plane", "rotated_ap50/ship", "rotated_ap_agnostic"} <= set(metrics)
+        assert figures["skipped"] == {"image without label file": 1, "quadrilateral without area": 1}
+    assert own["tasks"]["oriented"]["options"] == {"detections": None, "tile": 64, "masks": False}
+    assert list(simulated["tasks"]) == ["oriented", "instance"]
+    for task in simulated["tasks"].values():
+        assert task["options"]["detections"] == "simulated (seed 0, jitter 0.05, false 0.3)"
+    assert "mean rotated IoU" in result.stdout
+    (data / "labelTxt" / "a.txt").write_text("gsd:1\n1 2 3\n")
+    assert_refused(run(*arguments), "a.txt:2", "got 3 words")
 
 
 def test_evaluate_refuses_what_it_cannot_score(

@@ -98,7 +98,7 @@ def test_damaged_files(tmp_path: Path, content: Any, message: str) -> None:
 
 def test_only_coco_data_has_detections(tmp_path: Path) -> None:
     make_coco(tmp_path)
-    with pytest.raises(ValueError, match="expected a data set in COCO or DOTA format, got 'images'"):
+    with pytest.raises(ValueError, match="expected a data set in COCO format or DOTA's, got 'images'"):
         load_detections(tmp_path / "found.json", ImageFolder(tmp_path / "images"))
 
 

@@ -43,9 +43,8 @@ def test_far_from_the_origin_areas_keep_their_digits() -> None:
 
 @pytest.mark.parametrize("degrees", [0, 10, 30, 45, 77, 90, 133])
 def test_a_turned_rectangle_is_its_own_smallest(degrees: float) -> None:
-    corners = turned(np.array([[0.0, 0.0], [20.0, 0.0], [20.0, 5.0], [0.0, 5.0]]), degrees) + np.array(
-        [300.0, 200.0]
-    )
+    flat = np.array([[0.0, 0.0], [20.0, 0.0], [20.0, 5.0], [0.0, 5.0]])
+    corners = turned(flat, degrees) + np.array([300, 200])
     rng = np.random.default_rng(int(degrees))
     weights = rng.dirichlet(np.ones(4), 50)
     found = smallest_rectangle(np.concatenate([weights @ corners, corners]))
@@ -71,7 +70,7 @@ def test_no_angle_gives_a_smaller_rectangle() -> None:
             assert (dx * to[:, 1] - dy * to[:, 0]).min() > -1e-9
 
 
-@pytest.mark.parametrize(("width", "height"), [(1, 1), (5, 1), (1, 9), (7, 4)])
+@pytest.mark.parametrize(("width", "height"), [(2, 1), (1, 2), (2, 2), (5, 1), (1, 9), (7, 4)])
 def test_a_mask_of_w_by_h_pixels_has_a_rectangle_of_w_by_h(width: int, height: int) -> None:
     mask = np.zeros((20, 30), dtype=bool)
     mask[3 : 3 + height, 11 : 11 + width] = True
@@ -86,16 +85,25 @@ def test_masks_in_parts_with_holes_and_at_the_border() -> None:
     mask = np.zeros((10, 12), dtype=bool)
     mask[0, 0] = mask[9, 11] = mask[0, 11] = mask[9, 0] = True
     assert sides(mask_rectangle(mask)) == [10, 12]
-    diagonal = np.eye(10, dtype=bool)
-    # Squares along a diagonal: as long as ten diagonals, as wide as one.
-    assert sides(mask_rectangle(diagonal)) == pytest.approx([math.sqrt(2), 10 * math.sqrt(2)])
+    # The contour of pixels along a diagonal: half as wide as theirs, and half of one shorter than ten of them.
+    half = math.sqrt(0.5)
+    assert sides(mask_rectangle(np.eye(10, dtype=bool))) == pytest.approx([half, 19 * half])
+    assert sides(mask_rectangle(np.eye(1, dtype=bool))) == pytest.approx([half, half])
+
+
+def test_half_way_from_stairs_at_45_degrees() -> None:
+    y, x = np.mgrid[:60, :60]
+    band = (abs(x - y) <= 5) & (abs(x + y - 60) <= 20)  # centres on lines at distances of sqrt(0.5)
+    # 11 and 41 lines, of which every other one has centres: half a step beyond the outermost on each side.
+    step = math.sqrt(0.5)
+    assert sides(mask_rectangle(band)) == pytest.approx([11 * step, 41 * step])
 
 
 @pytest.mark.parametrize("degrees", [0, 15, 45, 70])
 def test_a_drawn_rectangle_is_found_again_but_for_its_pixels(degrees: float) -> None:
     corners = turned(np.array([[-30.0, -8.0], [30.0, -8.0], [30.0, 8.0], [-30.0, 8.0]]), degrees) + 50
     mask = decode_mask(segmentation_to_rle([corners.ravel().tolist()], (100, 100)))
-    # Corners of pixels stand out by up to half a diagonal on each side.
+    # Stairs stand out by up to about half a pixel on each side.
     short, long = sides(mask_rectangle(mask))
-    assert 16 - 0.5 <= short <= 16 + 1.5
-    assert 60 - 0.5 <= long <= 60 + 1.5
+    assert 16 - 0.5 <= short <= 16 + 1.1
+    assert 60 - 0.5 <= long <= 60 + 1.1

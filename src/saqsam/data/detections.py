@@ -110,7 +110,7 @@ def load_detections(path: str | Path, dataset: Dataset) -> Detections:
             integers, a box that is not finite, or a score outside [0, 1].
     """
     if not isinstance(dataset, CocoDataset | DotaDataset):
-        raise ValueError(f"detections: expected a data set in COCO or DOTA format, got {dataset.name!r}")
+        raise ValueError(f"detections: expected a data set in COCO format or DOTA's, got {dataset.name!r}")
     path = Path(path)
     entries = read_json(path)
     if not isinstance(entries, list):

@@ -1,8 +1,7 @@
 """Convex polygons and smallest rectangles, in float64.
 
 Coordinates are x, y in pixels with the origin at the image's top left *corner*: pixel (column i, row j) is the square
-from (i, j) to (i + 1, j + 1), as in the boxes of `Instance`. So a mask that is w pixels wide and h high has a
-rectangle of w x h, where one around the centres of pixels would have (w - 1) x (h - 1).
+from (i, j) to (i + 1, j + 1), as in the boxes of `Instance`.
 """
 
 from collections.abc import Iterable
@@ -12,6 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 Polygon = NDArray[np.float64]
 """[K, 2] corners x, y, in an order in which `polygon_area` is positive."""
+
+_EQUAL = 1e-9
+"""Areas that differ by less than this share are equal."""
 
 
 def convex_hull(points: ArrayLike) -> Polygon:
@@ -54,7 +56,7 @@ def smallest_rectangle(points: ArrayLike) -> Polygon | None:
     """The rectangle of least area, at any angle, that holds all points.
 
     One of its sides lies along a side of the convex hull (Freeman and Shapira, 1975), so those are tried in turn; of
-    equal ones the first counts.
+    equal ones an upright one counts.
 
     Args:
         points: [N, 2] finite x, y, N >= 1.
@@ -70,7 +72,8 @@ def smallest_rectangle(points: ArrayLike) -> Polygon | None:
     across = np.stack([-along[:, 1], along[:, 0]], axis=1)
     u, v = hull @ along.T, hull @ across.T  # [corners, sides]
     low, high = np.stack([u.min(axis=0), v.min(axis=0)]), np.stack([u.max(axis=0), v.max(axis=0)])
-    best = int(np.argmin(np.prod(high - low, axis=0)))
+    is_turned = (along != 0).all(axis=1)
+    best = int(np.argmin(np.prod(high - low, axis=0) * np.where(is_turned, 1 + _EQUAL, 1)))
     (u0, v0), (u1, v1) = low[:, best], high[:, best]
     corners = np.array([[u0, v0], [u1, v0], [u1, v1], [u0, v1]])
     rectangle: Polygon = corners @ np.stack([along[best], across[best]])
@@ -78,7 +81,13 @@ def smallest_rectangle(points: ArrayLike) -> Polygon | None:
 
 
 def mask_rectangle(mask: NDArray[np.bool_]) -> Polygon | None:
-    """The smallest rectangle around all pixels of a mask, whatever the number of its parts.
+    """The smallest rectangle around a mask, whatever the number of its parts.
+
+    Around the contour half way between pixels inside and pixels outside (that of marching squares), that is, around the
+    middles of the outer sides of pixels. An upright mask of w x h pixels has a rectangle of w x h, where one around
+    centres of pixels has (w - 1) x (h - 1). The corners of pixels would give w x h too, but on a turned mask, whose
+    sides are stairs, they stand out by more: of a turned 10 x 20 px rectangle, drawn as a mask, IoU 0.85 comes back,
+    and 0.89 from the middles. A single pixel is a square on its corner.
 
     Args:
         mask: HW bool.
@@ -89,9 +98,14 @@ def mask_rectangle(mask: NDArray[np.bool_]) -> Polygon | None:
     rows = np.flatnonzero(mask.any(axis=1))
     if len(rows) == 0:
         return None
-    inside = mask[rows]
-    left = inside.argmax(axis=1)
-    right = mask.shape[1] - inside[:, ::-1].argmax(axis=1)  # exclusive
-    # Of each row only the outer sides of its outermost pixels can lie on the hull.
-    ends = [(x, y) for x in (left, right) for y in (rows, rows + 1)]
+    columns = np.flatnonzero(mask.any(axis=0))
+    left, right = _ends(mask[rows])
+    top, bottom = _ends(mask[:, columns].T)
+    # Of each row and column only the outermost sides can lie on the hull.
+    ends = [(left, rows + 0.5), (right, rows + 0.5), (columns + 0.5, top), (columns + 0.5, bottom)]
     return smallest_rectangle(np.concatenate([np.stack(end, axis=1) for end in ends]))
+
+
+def _ends(lines: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Of each line [N, L], which holds pixels, where they begin and, exclusively, end."""
+    return lines.argmax(axis=1), lines.shape[1] - lines[:, ::-1].argmax(axis=1)

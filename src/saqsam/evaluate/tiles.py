@@ -62,6 +62,7 @@ def _interval(low: float, high: float, length: int, tile: int, overlap: int) -> 
     if holding:
         start = min(holding, key=lambda start: abs(start + tile / 2 - centre))
         return start, start + tile
-    side = min(length, max(tile, math.ceil(high - low) + overlap))
-    start = min(max(0, round(centre - side / 2)), length - side)
+    first, end = math.floor(low), math.ceil(high)  # the pixels that it meets
+    side = min(length, max(tile, end - first + overlap))
+    start = min(max(round(centre - side / 2), end - side, 0), first, length - side)
     return start, start + side
