@@ -753,7 +753,7 @@ def test_segment_tells_the_size_and_the_quality_of_each_mask(
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
-        ([], ["--box", "--point"]),
+        ([], ["--box", "--point", "--everything"]),
         (["--box", "1,2,3"], ["--box", "x0,y0,x1,y1", "1,2,3"]),
         (["--box", "a,b,c,d"], ["--box", "a,b,c,d"]),
         (["--point", "1,2,3"], ["--point", "x,y"]),
@@ -768,6 +768,21 @@ def test_segment_refuses_wrong_prompts(
 ) -> None:
     assert_refused(run("segment", packed, bare / "0.png", *prompt, "--out", tmp_path / "m.png"), *words)
     assert not any(tmp_path.iterdir())
+
+
+def test_segment_everything(packed: Path, bare: Path, tmp_path: Path) -> None:
+    path = bare / "0.png"
+    result = run("segment", packed, path, "--everything", *EVERYTHING, "--out", tmp_path / "m.png")
+    assert_done(result)
+    options = saqsam.GeneratorOptions(3, 0.0, 0.0)
+    found = saqsam.MaskGenerator(saqsam.Predictor(*saqsam.load(packed)), options).generate(read_image(path))
+    assert result.stdout.splitlines()[0] == f"{len(found)} masks from 3^2 points"
+    assert (read_image(tmp_path / "m.png") != read_image(path)).any()
+    arguments = ("segment", packed, path, "--everything", "--out", tmp_path / "none.png")
+    assert_refused(run(*arguments, "--pred-iou", "1", "--points-per-side", "3"), "--pred-iou 1", "lower")
+    assert not (tmp_path / "none.png").exists()
+    assert_refused(run(*arguments, "--box", "1,2,3,4"), "not both")
+    assert_refused(run("segment", packed, path, "--point", "1,2", "--stability", "0.5"), "need --everything")
 
 
 def test_segment_never_harms_its_input(packed: Path, tmp_path: Path) -> None:

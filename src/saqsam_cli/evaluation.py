@@ -87,6 +87,7 @@ def make_tasks(options: EvaluationOptions, dataset: Dataset, *, keep_masks: bool
         raise ValueError(
             f"--data {options.data}: ADE20K has label maps but no objects; give --task semantic alone"
         )
+    generator = generator_options(options.points_per_side, options.pred_iou, options.stability)
     tasks: list[Task] = []
     for name in dict.fromkeys(names):
         if name == PromptTask.name:
@@ -96,10 +97,10 @@ def make_tasks(options: EvaluationOptions, dataset: Dataset, *, keep_masks: bool
                 raise ValueError("--task instance needs --detections FILE, the boxes of a detector")
             tasks.append(InstanceTask(load_detections(options.detections, dataset)))
         elif name == EverythingTask.name:
-            tasks.append(EverythingTask(generator_options(options)))
+            tasks.append(EverythingTask(generator))
         elif name == SemanticTask.name:
             labels = _open_labels(options.labels, dataset)
-            tasks.append(SemanticTask(labels, generator_options(options), keep_masks=keep_masks))
+            tasks.append(SemanticTask(labels, generator, keep_masks=keep_masks))
     return tasks
 
 
@@ -109,12 +110,14 @@ def _open_labels(labels: str | None, dataset: Dataset) -> LabelMaps:
     return SimulatedLabels() if labels == SIMULATED else FolderLabels(labels, dataset)
 
 
-def generator_options(options: EvaluationOptions) -> GeneratorOptions:
+def generator_options(
+    points_per_side: int | None, pred_iou: float | None, stability: float | None
+) -> GeneratorOptions:
     """How masks of everything are made: the official values but for those that are given."""
     given: dict[str, Any] = {
-        "points_per_side": options.points_per_side,
-        "pred_iou_thresh": options.pred_iou,
-        "stability_score_thresh": options.stability,
+        "points_per_side": points_per_side,
+        "pred_iou_thresh": pred_iou,
+        "stability_score_thresh": stability,
     }
     return GeneratorOptions(**{name: value for name, value in given.items() if value is not None})
 
