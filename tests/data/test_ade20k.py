@@ -16,6 +16,7 @@ def test_images_labels_and_names(tmp_path: Path) -> None:
     dataset = AdeDataset(make_ade(tmp_path))
     assert (dataset.name, len(dataset)) == ("ade20k_validation", 3)
     assert dataset.index_skipped == {"missing annotation": 1}
+    assert AdeDataset(tmp_path, limit=3).index_skipped == {}
     assert dataset.category_names[150] == "thing 150, thing"
     for index, (stem, size) in enumerate(SIZES.items()):
         sample = dataset[index]
