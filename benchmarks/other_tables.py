@@ -242,6 +242,6 @@ OTHER_TABLES: dict[str, tuple[str, Callable[[Sequence[Mapping[str, str]]], str]]
     "latency": ("latency.csv", latency),
     "speed": ("latency.csv", speed),
     "deployed": ("deployed.csv", deployed),
-    "evaluate-cost": ("evaluate_cost.csv", evaluate_cost),
+    "evaluatecost": ("evaluate_cost.csv", evaluate_cost),
 }
 """Tables of other files than the rows of `ptq.py`, in the folder of the results."""

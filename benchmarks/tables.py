@@ -22,7 +22,7 @@ from rows import RESULTS, Row, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = (RESULTS / "ptq.csv", RESULTS / "methods.csv")
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "deploy.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("results.md", "deploy.md", "tasks.md")))
 NOTHING_YET = "*Not measured yet: run `python benchmarks/ptq.py`, then `python benchmarks/tables.py`.*"
 
 _BLOCK = re.compile(r"<!-- table:(\w+)(?: (\w+))? -->\n(.*?)<!-- /table -->", re.DOTALL)

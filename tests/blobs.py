@@ -11,12 +11,12 @@ SIDE = 4 * GRID
 class Blobs:
     """Three discs around the place of a raster nearest to a point; points near one place give the same masks.
 
-    How steep their edges are and how high they are rated depends on the place and the disc. Every disc has a hole
-    of one logit in its middle and an island of one in a corner.
+    How steep their edges are and how high they are rated depends on the place and the disc. With flaws
+    every disc has a hole of one logit in its middle and an island of one in a corner.
     """
 
-    def __init__(self, raster: float = 13.0) -> None:
-        self.raster = raster
+    def __init__(self, raster: float = 13.0, *, flaws: bool = True) -> None:
+        self.raster, self.flaws = raster, flaws
         self.encoded = 0
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -36,8 +36,12 @@ class Blobs:
         kinds = places @ torch.tensor([3.0, 7.0])
         slopes = 0.4 + 5 * ((kinds[:, None] + torch.arange(3)) % 4)  # [P, 3]
         logits = slopes[:, :, None, None] * (radii[:, None, None] - away[:, None])
-        middle = away[:, None] <= away.amin(dim=(1, 2), keepdim=True)[:, None]
-        logits = torch.where(middle, -logits, logits)
-        logits[:, :, 1, 1] = 0.5
+        if self.flaws:
+            self._add_flaws(logits, away)
         rated = 0.5 + ((kinds[:, None] * 5 + torch.arange(3) * 3) % 11) / 22
         return logits.float(), rated.float()
+
+    def _add_flaws(self, logits: torch.Tensor, away: torch.Tensor) -> None:
+        middle = away[:, None] <= away.amin(dim=(1, 2), keepdim=True)[:, None]
+        logits.copy_(torch.where(middle, -logits, logits))
+        logits[:, :, 1, 1] = 0.5

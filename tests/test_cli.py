@@ -21,6 +21,7 @@ from transformers.utils import logging
 from typer.testing import CliRunner, Result
 
 import saqsam
+from ade_folder import make_ade
 from coco_folder import good_annotations, make_coco, picture
 from dota_folder import make_dota
 from saqsam import checkpoint, reconstruct
@@ -135,6 +136,9 @@ def test_help_names_everything_within_80_columns(command: tuple[str, ...], optio
         ["quantize", "--out", "x", "--images", "many"],
         ["quantize", "--out", "x", "--seed", "-1"],
         ["evaluate", "--limit", "0"],
+        ["evaluate", "--points-per-side", "0"],
+        ["evaluate", "--pred-iou", "1.5"],
+        ["evaluate", "--stability", "high"],
         ["evaluate", "--colour", "red"],
         ["segment", "sam-mini"],
         ["inspect"],
@@ -636,6 +640,8 @@ def test_evaluate_refuses_what_it_cannot_score(
     def refused(*arguments: str | Path, words: tuple[str, ...]) -> None:
         assert_refused(run("evaluate", packed, "--json", kept, *arguments), *words)
 
+    refused("--task", "semantic", "--labels", tmp_path / "no", words=("no:", "folder of label maps"))
+    refused("--task", "semantic", words=("--labels", "simulated"))
     refused("--prompt", "scribble", words=("--prompt", "box, point or clicks", "scribble"))
     refused("--data", bare, words=("--data", "without annotations"))
     refused("--data", make_coco(tmp_path / "none", annotations=[]), words=("expected instances",))
@@ -649,6 +655,60 @@ def test_evaluate_refuses_what_it_cannot_score(
     # A bar that never came leaves no empty line.
     assert run("evaluate", packed, "--detections", kept).stderr.count("\n") == 1
     assert_refused(run("evaluate", packed, "--json", tmp_path), "it is a folder")
+
+
+EVERYTHING = ("--points-per-side", "3", "--pred-iou", "0", "--stability", "0")
+
+
+def test_evaluate_everything(packed: Path, labelled: Path, tmp_path: Path) -> None:
+    arguments = ("evaluate", packed, "--data", labelled, "--task", "everything", *EVERYTHING)
+    result = run(*arguments, "--json", tmp_path / "e.json")
+    assert_done(result)
+    task = json.loads((tmp_path / "e.json").read_text())["tasks"]["everything"]
+    assert task["options"]["generator"]["box_nms_thresh"] == 0.7
+    assert task["options"]["points_per_side"] == 3
+    assert task["metrics"]["objects"] == 3
+    assert task["metrics"]["masks_per_image"] > 0
+    assert f"{task['metrics']['ar1000']:.4f}" in result.stdout
+    assert "everything: points_per_side 3" in result.stdout
+    # The official thresholds are far above what a random model says of its masks.
+    result = run("evaluate", packed, "--data", labelled, "--task", "everything", "--points-per-side", "3")
+    assert_done(result)
+    assert "pred_iou_thresh 0.88, stability_score_thresh 0.95" in " ".join(result.stdout.split())
+
+
+def test_evaluate_semantic_with_simulated_and_given_labels(
+    packed: Path, labelled: Path, tmp_path: Path
+) -> None:
+    arguments = ("evaluate", packed, "--data", labelled, "--task", "semantic", *EVERYTHING)
+    for name in ("a", "b"):
+        result = run(*arguments, "--labels", "simulated", "--json", tmp_path / f"{name}.json")
+        assert_done(result)
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    task = json.loads((tmp_path / "a.json").read_text())["tasks"]["semantic"]
+    assert (task["options"]["labels"], task["metrics"]["label_maps"]) == ("simulated", 2)
+    assert "mean IoU, unrefined" in result.stdout
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    Image.fromarray(np.zeros((40, 60), dtype=np.uint8)).save(maps / "1.png")
+    result = run(*arguments, "--labels", maps)
+    assert_done(result)
+    assert "left out: missing label map: 1" in result.stdout
+    Image.fromarray(np.zeros((20, 60), dtype=np.uint8)).save(maps / "1.png")
+    assert_refused(run(*arguments, "--labels", maps), "1.png: expected 40 x 60 pixels, got 20 x 60")
+
+
+def test_evaluate_ade20k(packed: Path, tmp_path: Path) -> None:
+    root = make_ade(tmp_path / "ade")
+    arguments = ("evaluate", packed, "--data", root)
+    result = run(*arguments, "--task", "semantic", "--labels", "simulated", *EVERYTHING)
+    assert_done(result)
+    assert "on ade20k_validation, 3 images" in result.stdout
+    assert "left out: missing annotation: 1" in result.stdout
+    assert_refused(run(*arguments), "no objects", "--task semantic")
+    assert_refused(run(*arguments, "--task", "semantic"), "needs --labels")
+    both = ("--task", "semantic", "--task", "everything", "--labels", "simulated")
+    assert_refused(run(*arguments, *both), "no objects")
 
 
 def test_evaluate_refuses_an_altered_checkpoint(packed: Path, tmp_path: Path) -> None:
@@ -722,7 +782,7 @@ def test_segment_tells_the_size_and_the_quality_of_each_mask(
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
-        ([], ["--box", "--point"]),
+        ([], ["--box", "--point", "--everything"]),
         (["--box", "1,2,3"], ["--box", "x0,y0,x1,y1", "1,2,3"]),
         (["--box", "a,b,c,d"], ["--box", "a,b,c,d"]),
         (["--point", "1,2,3"], ["--point", "x,y"]),
@@ -737,6 +797,21 @@ def test_segment_refuses_wrong_prompts(
 ) -> None:
     assert_refused(run("segment", packed, bare / "0.png", *prompt, "--out", tmp_path / "m.png"), *words)
     assert not any(tmp_path.iterdir())
+
+
+def test_segment_everything(packed: Path, bare: Path, tmp_path: Path) -> None:
+    path = bare / "0.png"
+    result = run("segment", packed, path, "--everything", *EVERYTHING, "--out", tmp_path / "m.png")
+    assert_done(result)
+    options = saqsam.GeneratorOptions(3, 0.0, 0.0)
+    found = saqsam.MaskGenerator(saqsam.Predictor(*saqsam.load(packed)), options).generate(read_image(path))
+    assert result.stdout.splitlines()[0] == f"{len(found)} masks from 3^2 points"
+    assert (read_image(tmp_path / "m.png") != read_image(path)).any()
+    arguments = ("segment", packed, path, "--everything", "--out", tmp_path / "none.png")
+    assert_refused(run(*arguments, "--pred-iou", "1", "--points-per-side", "3"), "--pred-iou 1", "lower")
+    assert not (tmp_path / "none.png").exists()
+    assert_refused(run(*arguments, "--box", "1,2,3,4"), "not both")
+    assert_refused(run("segment", packed, path, "--point", "1,2", "--stability", "0.5"), "need --everything")
 
 
 def test_segment_never_harms_its_input(packed: Path, tmp_path: Path) -> None:

@@ -377,6 +377,12 @@ def segment(
     point: Annotated[
         list[str] | None, typer.Option(metavar="x,y", help="Point on an object, in pixels; repeatable.")
     ] = None,
+    everything: Annotated[
+        bool, typer.Option("--everything", help="All that a grid of points finds, instead.")
+    ] = False,
+    points_per_side: PointsOption = None,
+    pred_iou: PredIouOption = None,
+    stability: StabilityOption = None,
     out_png: Annotated[
         Path | None,
         typer.Option(
@@ -387,16 +393,33 @@ def segment(
     runtime: RuntimeOption = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Segment objects of a picture from boxes and points; each gives a mask of its own."""
+    """Segment objects of a picture from boxes and points, a mask each, or everything in it."""
     boxes = [(text, _numbers(text, 4, "--box", "x0,y0,x1,y1")) for text in box or []]
     points = [(text, _numbers(text, 2, "--point", "x,y")) for text in point or []]
-    if not boxes and not points:
-        raise ValueError("give at least one --box x0,y0,x1,y1 or --point x,y")
+    if everything and (boxes or points):
+        raise ValueError("give --everything or prompts, not both")
+    if not everything and not boxes and not points:
+        raise ValueError("give at least one --box x0,y0,x1,y1 or --point x,y, or --everything")
+    if not everything and not (points_per_side is pred_iou is stability is None):
+        raise ValueError("--points-per-side, --pred-iou and --stability need --everything")
     path = out_png or image.with_name(f"{image.stem}.masks.png")
     check_png(path)
     with _library():
         from saqsam_cli import commands
 
+        if everything:
+            commands.segment_everything(
+                model,
+                image,
+                path,
+                points_per_side=points_per_side,
+                pred_iou=pred_iou,
+                stability=stability,
+                device=device,
+                runtime=runtime,
+                threads=threads,
+            )
+            return
         commands.segment(
             model,
             image,

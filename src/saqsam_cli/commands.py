@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import SamModel, SamProcessor
 from transformers.utils import logging
 
@@ -27,6 +28,7 @@ from saqsam.evaluate.compare import task_difference
 from saqsam.export import check_export, export_model, is_export
 from saqsam.export.parity import compare_with_torch
 from saqsam.inventory import take_inventory
+from saqsam.mask_generator import MaskGenerator
 from saqsam.output import check_file_writable, check_writable, write_png
 from saqsam.predictor import Predictor
 from saqsam.presets import deployable, recipe_for
@@ -38,7 +40,7 @@ from saqsam.settings import with_settings
 from saqsam.side_by_side import draw_side_by_side, median_and_worst
 from saqsam.store import parse_size
 from saqsam.visualize import overlay_masks
-from saqsam_cli.evaluation import report_integers
+from saqsam_cli.evaluation import generator_options, report_integers
 from saqsam_cli.opening import load_torch, open_labelled, open_model, write_json
 from saqsam_cli.tables import (
     print_export,
@@ -203,10 +205,7 @@ def segment(
     threads: int | None,
 ) -> None:
     """Segment from boxes and points, and draw the masks into `path`."""
-    picture = read_image(image)
-    if path.exists() and path.samefile(image):
-        raise ValueError(f"--out: {path} is the picture to segment; choose another name")
-    check_file_writable(path)
+    picture = _read_picture(image, path)
     sam, processor, _ = open_model(model, device, runtime, threads)
     predictor = Predictor(sam, processor)
     with busy(f"segmenting {image}"):
@@ -224,6 +223,46 @@ def segment(
     say(f"picture: {path}")
     if runtime == TORCH_INTEGER:
         report_integers(sam)
+
+
+def segment_everything(
+    model: str,
+    image: Path,
+    path: Path,
+    *,
+    points_per_side: int | None,
+    pred_iou: float | None,
+    stability: float | None,
+    device: str,
+    runtime: str | None,
+    threads: int | None,
+) -> None:
+    """Find masks of everything, and draw them into `path`, smaller ones on top."""
+    options = generator_options(points_per_side, pred_iou, stability)
+    picture = _read_picture(image, path)
+    sam, processor, _ = open_model(model, device, runtime, threads)
+    with busy(f"segmenting {image}"):
+        found = MaskGenerator(Predictor(sam, processor), options).generate(picture)
+        if not found:
+            raise ValueError(
+                f"no mask is rated above --pred-iou {options.pred_iou_thresh} with a stability above --stability "
+                f"{options.stability_score_thresh}; lower them"
+            )
+        found.sort(key=lambda one: -one.area)
+        write_png(path, overlay_masks(picture, np.stack([one.mask() for one in found])))
+    say(f"{len(found)} masks from {options.points_per_side}^2 points")
+    say(f"picture: {path}")
+    if runtime == TORCH_INTEGER:
+        report_integers(sam)
+
+
+def _read_picture(image: Path, path: Path) -> NDArray[np.uint8]:
+    """The picture to segment; what is drawn can be written to `path`."""
+    picture = read_image(image)
+    if path.exists() and path.samefile(image):
+        raise ValueError(f"--out: {path} is the picture to segment; choose another name")
+    check_file_writable(path)
+    return picture
 
 
 def inspect(folder: Path, *, json_file: Path | None) -> None:

@@ -14,8 +14,6 @@ import saqsam
 from saqsam.backend import Backend
 from saqsam.checkpoint import quantization_config_of
 from saqsam.data.ade20k import AdeDataset
-from saqsam.data.coarse_labels import SIMULATED as SIMULATED_LABELS
-from saqsam.data.coarse_labels import SimulatedLabels
 from saqsam.data.coco import CocoDataset
 from saqsam.data.datasets import Dataset
 from saqsam.data.detections import DetectionSource, load_detections
@@ -23,6 +21,8 @@ from saqsam.data.dota import DotaDataset
 from saqsam.data.label_maps import FolderLabels, LabelMaps
 from saqsam.data.scenes import ScenesDataset
 from saqsam.data.simulated_detections import SIMULATED, SimulatedDetections
+from saqsam.data.simulated_labels import SIMULATED as SIMULATED_LABELS
+from saqsam.data.simulated_labels import SimulatedLabels
 from saqsam.evaluate import (
     EverythingTask,
     InstanceTask,
@@ -101,6 +101,7 @@ def make_tasks(options: EvaluationOptions, dataset: Dataset, *, keep_masks: bool
             f"--data {options.data}: ADE20K has label maps but no objects; give --task semantic alone"
         )
     found = None if options.detections is None else find_detections(options.detections, dataset)
+    generator = generator_options(options.points_per_side, options.pred_iou, options.stability)
     tasks: list[Task] = []
     for name in dict.fromkeys(names):
         if name == PromptTask.name:
@@ -118,10 +119,10 @@ def make_tasks(options: EvaluationOptions, dataset: Dataset, *, keep_masks: bool
                 OrientedTask(found, tile=options.tile, category_names=classes, keep_masks=keep_masks)
             )
         elif name == EverythingTask.name:
-            tasks.append(EverythingTask(generator_options(options)))
+            tasks.append(EverythingTask(generator))
         elif name == SemanticTask.name:
             labels = _open_labels(options.labels, dataset)
-            tasks.append(SemanticTask(labels, generator_options(options), keep_masks=keep_masks))
+            tasks.append(SemanticTask(labels, generator, keep_masks=keep_masks))
     return tasks
 
 
@@ -143,12 +144,14 @@ def _open_labels(labels: str | None, dataset: Dataset) -> LabelMaps:
     return SimulatedLabels() if labels == SIMULATED_LABELS else FolderLabels(labels, dataset)
 
 
-def generator_options(options: EvaluationOptions) -> GeneratorOptions:
+def generator_options(
+    points_per_side: int | None, pred_iou: float | None, stability: float | None
+) -> GeneratorOptions:
     """How masks of everything are made: the official values but for those that are given."""
     given: dict[str, Any] = {
-        "points_per_side": options.points_per_side,
-        "pred_iou_thresh": options.pred_iou,
-        "stability_score_thresh": options.stability,
+        "points_per_side": points_per_side,
+        "pred_iou_thresh": pred_iou,
+        "stability_score_thresh": stability,
     }
     return GeneratorOptions(**{name: value for name, value in given.items() if value is not None})
 

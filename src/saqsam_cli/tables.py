@@ -24,6 +24,15 @@ METRIC_NAMES = {
     "mended": "truth not convex, its hull taken",
     "boxes": "boxes asked for",
     "empty_masks": "of these without a pixel",
+    "ar10": "average recall, 10 masks",
+    "ar100": "average recall, 100 masks",
+    "ar1000": "average recall, 1000 masks",
+    "masks_per_image": "masks in an image",
+    "semantic_miou": "mean IoU of classes",
+    "pixel_accuracy": "pixel accuracy",
+    "unrefined_miou": "mean IoU, unrefined",
+    "unrefined_pixel_accuracy": "pixel accuracy, unrefined",
+    "label_maps": "label maps",
 }
 """Of figures whose own names say little."""
 

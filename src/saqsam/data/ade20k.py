@@ -50,17 +50,21 @@ class AdeDataset:
         if not self._annotations.is_dir():
             raise ValueError(f"{self._annotations}: expected the folder of ADE20K's label maps, found none")
         images = list_images(root / "images" / split)
-        paired = [path for path in images if self._annotation(path).is_file()]
-        if not paired:
+        self.name = f"ade20k_{split}"
+        self.index_skipped: dict[str, int] = {}
+        self._images: list[Path] = []
+        for path in images:
+            if len(self._images) == limit:
+                break
+            if self._annotation(path).is_file():
+                self._images.append(path)
+            else:
+                self.index_skipped[MISSING_ANNOTATION] = self.index_skipped.get(MISSING_ANNOTATION, 0) + 1
+        if not self._images:
             raise ValueError(
                 f"{self._annotations}: expected label maps named as the images, such as "
                 f"{self._annotation(images[0]).name}, found none of {len(images)}"
             )
-        self.name = f"ade20k_{split}"
-        self.index_skipped = (
-            {MISSING_ANNOTATION: len(images) - len(paired)} if len(paired) < len(images) else {}
-        )
-        self._images = paired[:limit]
         table = root / "objectInfo150.txt"
         self.category_names = _read_names(table) if table.is_file() else {}
 

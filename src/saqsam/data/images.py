@@ -53,7 +53,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         ValueError: The file does not exist, is no image, is truncated, has more than `MAX_PIXELS` pixels, or
             has pixels of a type with no agreed range (32-bit integers or floats).
     """
-    return _read(path, _to_rgb)
+    return decode_image(path, _to_rgb)
 
 
 def read_values(path: str | Path) -> NDArray[np.uint16]:
@@ -69,10 +69,19 @@ def read_values(path: str | Path) -> NDArray[np.uint16]:
     Raises:
         ValueError: As `read_image`.
     """
-    return _read(path, _to_values)
+    return decode_image(path, _to_values)
 
 
-def _read(path: str | Path, convert: Callable[[Image.Image], NDArray[Any]]) -> NDArray[Any]:
+def decode_image(path: str | Path, convert: Callable[[Image.Image], NDArray[Any]]) -> NDArray[Any]:
+    """Read an image file, of which `convert` makes an array.
+
+    Args:
+        path: The file.
+        convert: Given the whole picture, upright; may raise ValueError.
+
+    Raises:
+        ValueError: As `read_image`, and what `convert` raises, with the name of the file.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(

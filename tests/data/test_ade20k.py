@@ -1,0 +1,96 @@
+"""ADE20K's layout, on made files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ade_folder import SIZES, ade_labels, make_ade
+from saqsam.data.ade20k import AdeDataset
+from saqsam.data.datasets import open_dataset
+from saqsam.data.label_png import IGNORE
+
+
+def test_images_labels_and_names(tmp_path: Path) -> None:
+    dataset = AdeDataset(make_ade(tmp_path))
+    assert (dataset.name, len(dataset)) == ("ade20k_validation", 3)
+    assert dataset.index_skipped == {"missing annotation": 1}
+    assert AdeDataset(tmp_path, limit=3).index_skipped == {}
+    assert dataset.category_names[150] == "thing 150, thing"
+    for index, (stem, size) in enumerate(SIZES.items()):
+        sample = dataset[index]
+        assert (sample.image_id, sample.file_name) == (index + 1, f"{stem}.jpg")
+        assert sample.image.shape == (*size, 3)
+        assert sample.labels is not None
+        assert sample.labels.dtype == np.uint16
+        expected = ade_labels(stem).astype(np.uint16)
+        expected[expected == 0] = IGNORE
+        np.testing.assert_array_equal(sample.labels, expected)
+        assert (sample.instances, sample.skipped) == ((), {})
+    with pytest.raises(IndexError):
+        dataset[3]
+
+
+def test_opened_by_its_root_or_an_image_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_ade(tmp_path / "ade")
+    make_ade(tmp_path / "ade", "training", names=False)
+    for spec, name in (
+        (tmp_path / "ade", "ade20k_validation"),
+        (tmp_path / "ade" / "images" / "validation", "ade20k_validation"),
+        (tmp_path / "ade" / "images" / "training", "ade20k_training"),
+    ):
+        dataset = open_dataset(spec, limit=2)
+        assert isinstance(dataset, AdeDataset)
+        assert (dataset.name, len(dataset)) == (name, 2)
+    monkeypatch.chdir(tmp_path / "ade" / "images" / "training")
+    assert open_dataset(".").name == "ade20k_training"
+
+
+def test_the_digest_is_that_of_the_labels(tmp_path: Path) -> None:
+    first, same = AdeDataset(make_ade(tmp_path / "a")), AdeDataset(make_ade(tmp_path / "b", names=False))
+    assert first.digest == same.digest != AdeDataset(tmp_path / "a", limit=2).digest
+    assert same.category_names == {}
+    labels = ade_labels("ADE_val_00000003")
+    labels[5, 5] = 7
+    Image.fromarray(labels).save(tmp_path / "b" / "annotations" / "validation" / "ADE_val_00000003.png")
+    assert AdeDataset(tmp_path / "b").digest != first.digest
+
+
+def test_annotations_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
+    folder = make_ade(tmp_path) / "annotations" / "validation"
+    wrong = ade_labels("ADE_val_00000001")
+    wrong[3, 3] = 151
+    Image.fromarray(wrong).save(folder / "ADE_val_00000001.png")
+    Image.fromarray(ade_labels("ADE_val_00000002")[:-1]).save(folder / "ADE_val_00000002.png")
+    (folder / "ADE_val_00000003.png").write_bytes(b"\x89PNG")
+    dataset = AdeDataset(tmp_path)
+    reasons = [
+        "annotation with values above 150",
+        "annotation of another size than the image",
+        "damaged annotation",
+    ]
+    for index, reason in enumerate(reasons):
+        sample = dataset[index]
+        assert sample.skipped == {reason: 1}
+        assert sample.labels is not None
+        assert (sample.labels == IGNORE).all()
+
+
+def test_what_is_no_ade20k(tmp_path: Path) -> None:
+    make_ade(tmp_path / "ade")
+    with pytest.raises(ValueError, match=r"test: expected the folder of ADE20K's label maps"):
+        AdeDataset(tmp_path / "ade", "test")
+    (tmp_path / "ade" / "annotations" / "other").mkdir()
+    with pytest.raises(ValueError, match="expected a folder of images"):
+        AdeDataset(tmp_path / "ade", "other")
+    (tmp_path / "ade" / "objectInfo150.txt").write_text("Idx\tName\n1\twall\n")
+    with pytest.raises(ValueError, match="each of 150 classes, got 1"):
+        AdeDataset(tmp_path / "ade")
+    for file in (tmp_path / "ade" / "annotations" / "validation").iterdir():
+        file.unlink()
+    with pytest.raises(ValueError, match=r"ADE_val_00000001\.png, found none of 4"):
+        AdeDataset(tmp_path / "ade")
+    (tmp_path / "half" / "images" / "validation").mkdir(parents=True)
+    with pytest.raises(ValueError, match="expected the folder of ADE20K's label maps, found none"):
+        open_dataset(tmp_path / "half")
