@@ -1,0 +1,200 @@
+"""Every task for float and quantized models: rows in results/tasks.csv, one a figure, resumed where it stopped.
+
+    python benchmarks/tasks.py                               # all models on all cases
+    python benchmarks/tasks.py --methods mse --bits w4a4     # fewer
+
+Checkpoints are made as `ptq.py` makes them, on 32 images of `coco_train`, and each is evaluated as reloaded from disk.
+What takes long is measured on the first images of a data set; how many stands in the row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import transformers
+from rich.progress import Progress
+from transformers import SamModel, SamProcessor
+
+import saqsam
+from plain_rows import append_plain, read_plain
+from plan import Plan, make_plan, parse_arguments
+from ptq import bar, make_checkpoint
+from rows import FLOAT, RESULTS
+from saqsam.checkpoint import quantization_config_of
+from saqsam.data.datasets import SCENES, Dataset
+from saqsam.data.detections import load_detections
+from saqsam.data.simulated_detections import SimulatedDetections
+from saqsam.data.simulated_labels import SimulatedLabels
+from saqsam.evaluate import EverythingTask, InstanceTask, OrientedTask, PromptTask, SemanticTask, Task
+from saqsam.mask_generator import GeneratorOptions
+from saqsam_cli.terminal import err, progress_bars
+
+OUT = RESULTS / "tasks.csv"
+COLUMNS = (
+    *("date", "commit", "torch", "machine", "model", "model_hash", "method", "bits", "checkpoint"),
+    *("case", "task", "options", "data", "images", "metric", "value"),
+)
+METHODS = (FLOAT, "mse", "saq-sam", "saq-sam-plus")
+BITS = ("w6a6", "w4a4")
+TOTAL_STEPS = 2400
+MOST_DETECTIONS = 20
+GRID = 16
+"""Points along each side for automatic masks: a quarter of the points of the official default."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task on data.
+
+    Attributes:
+        name: Of the rows.
+        make: The task, from the data set and the folder that it lies in.
+        data: Names of data sets and how many images of each; None for all.
+    """
+
+    name: str
+    make: Callable[[Dataset, Path], Task]
+    data: dict[str, int | None]
+
+
+def _detector(dataset: Dataset, folder: Path) -> Task:
+    return InstanceTask(load_detections(folder / "detections_picodet.json", dataset).best(MOST_DETECTIONS))
+
+
+def _generator() -> GeneratorOptions:
+    # sam-mini rates its masks lower than the models that the official thresholds fit.
+    return GeneratorOptions(points_per_side=GRID, pred_iou_thresh=0.4, stability_score_thresh=0.7)
+
+
+CASES = (
+    Case(
+        "box",
+        lambda *_: PromptTask("box"),
+        {SCENES: 100, "coco_val": None, "nuclei_val": 40, "aerial_val": None},
+    ),
+    Case(
+        "point",
+        lambda *_: PromptTask("point"),
+        {SCENES: 100, "coco_val": None, "nuclei_val": 40, "aerial_val": None},
+    ),
+    Case(
+        "clicks",
+        lambda *_: PromptTask("clicks"),
+        {SCENES: 30, "coco_val": 40, "nuclei_val": 15, "aerial_val": 75},
+    ),
+    Case("instance", _detector, {"coco_val": None}),
+    Case("oriented", lambda *_: OrientedTask(SimulatedDetections()), {"aerial_val": None}),
+    Case(
+        "everything", lambda *_: EverythingTask(_generator()), {SCENES: 20, "coco_val": 40, "nuclei_val": 15}
+    ),
+    Case("semantic", lambda *_: SemanticTask(SimulatedLabels(), _generator()), {SCENES: 20, "coco_val": 40}),
+)
+
+
+def run(plan: Plan, cases: Sequence[Case], root: Path, out: Path) -> None:
+    """Measure what is missing."""
+    known = {(row["method"], row["bits"], row["case"], row["data"], row["images"]) for row in read_plain(out)}
+    with progress_bars() as bars:
+        for method, bits in plan.variants():
+            wanted = [
+                (case, name, limit)
+                for case in cases
+                for name, limit in case.data.items()
+                if (method, bits, case.name, name, str(_count(root, name, limit))) not in known
+            ]
+            if not wanted:
+                continue
+            model, processor, checkpoint = _model(plan, method, bits, bars)
+            for case, name, limit in wanted:
+                dataset = _open(root, name, limit)
+                task = case.make(dataset, root / name)
+                start = time.perf_counter()
+                with bar(bars, f"{method} {bits} {case.name} {name}") as step:
+                    result = saqsam.evaluate(model, processor, dataset, tasks=[task], progress=step)
+                stamp = {
+                    "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                    **{column: plan.circumstances[column] for column in ("commit", "torch", "machine")},
+                    **{"model": plan.model.name, "model_hash": plan.model.hash},
+                    **{"method": method, "bits": bits, "checkpoint": checkpoint},
+                    **{"case": case.name, "task": task.name, "data": name, "images": len(dataset)},
+                    "options": json.dumps(task.options(), sort_keys=True),
+                }
+                figures = result.metrics[task.name].items()
+                append_plain(
+                    out,
+                    COLUMNS,
+                    [
+                        {
+                            **stamp,
+                            "metric": metric,
+                            "value": value if isinstance(value, int) else f"{value:.6f}",
+                        }
+                        for metric, value in figures
+                        if value is not None
+                    ],
+                )
+                seconds = time.perf_counter() - start
+                bars.console.print(
+                    f"{method} {bits} {case.name} on {name}: {len(dataset)} images, {seconds:.0f} s"
+                )
+
+
+def _model(plan: Plan, method: str, bits: str, bars: Progress) -> tuple[SamModel, SamProcessor, str]:
+    """A model, its processor, and the first digits of the hash of its checkpoint."""
+    if method == FLOAT:
+        return *plan.model.loaded, ""
+    folder, _ = make_checkpoint(plan, method, bits, bars)
+    model, processor = saqsam.load(folder, device=plan.device)  # never the model in memory
+    config = quantization_config_of(model)
+    assert config is not None
+    assert config.content_sha256 is not None
+    return model, processor, config.content_sha256[:12]
+
+
+def _open(root: Path, name: str, limit: int | None) -> Dataset:
+    return saqsam.open_dataset(SCENES if name == SCENES else root / name, limit=limit)
+
+
+def _count(root: Path, name: str, limit: int | None) -> int:
+    return len(_open(root, name, None)) if limit is None else limit
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code. Other options are those of `ptq.py`."""
+    names = [case.name for case in CASES]
+    parser = argparse.ArgumentParser(description="Measure every task; more options are those of ptq.py.")
+    parser.add_argument(
+        "--cases", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names)
+    )
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--bits", nargs="+", default=list(BITS), metavar="wXaY")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="CSV")
+    options, others = parser.parse_known_args(arguments)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        own = ["--methods", *options.methods, "--bits", *options.bits, "--total-steps", str(TOTAL_STEPS)]
+        found = parse_arguments([*own, "--data", SCENES, *others])
+        run(
+            make_plan(found),
+            [case for case in CASES if case.name in options.cases],
+            found.data_root,
+            options.out,
+        )
+    except ValueError as error:
+        err.print(f"error: {error}", soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        err.print("interrupted; run it again to go on")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
