@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from evaluation_tables import evaluate_cost, tasks
 from table_text import DATA, METHODS, listed, markdown, method_label, ordered, signed
 
 
@@ -168,34 +169,6 @@ def deployed(lines: Sequence[Mapping[str, str]]) -> str:
     return "\n\n".join(blocks)
 
 
-def evaluate_cost(lines: Sequence[Mapping[str, str]]) -> str:
-    """Images a second, share of time outside the network, memory: a table for each machine."""
-    heading = [
-        "processes",
-        "threads of each",
-        "prompts",
-        "images",
-        "images a second",
-        "outside the network",
-        "MiB",
-    ]
-    blocks = []
-    for machine in dict.fromkeys(line["machine"].rpartition(",")[0] for line in lines):
-        rows = [
-            [
-                *(line[name] for name in ("processes", "threads", "prompt")),
-                f"{int(line['images']):,}",
-                f"{float(line['images_per_second']):.2f}",
-                f"{100 * float(line['outside_share']):.1f} %",
-                f"{float(line['resident_mib']):.0f}",
-            ]
-            for line in lines
-            if line["machine"].startswith(f"{machine},")
-        ]
-        blocks.append(f"{machine}\n\n{markdown(heading, rows, right=4)}")
-    return "\n\n".join(blocks)
-
-
 _SHOWN_SPEED = (
     ("torch", "eager"),
     ("onnxruntime", "default"),
@@ -243,5 +216,6 @@ OTHER_TABLES: dict[str, tuple[str, Callable[[Sequence[Mapping[str, str]]], str]]
     "speed": ("latency.csv", speed),
     "deployed": ("deployed.csv", deployed),
     "evaluatecost": ("evaluate_cost.csv", evaluate_cost),
+    "tasks": ("tasks.csv", tasks),
 }
 """Tables of other files than the rows of `ptq.py`, in the folder of the results."""

@@ -453,3 +453,43 @@ def test_accuracy_in_runtimes_has_a_table_for_each_machine(other_tables):
     assert f"| {own} | coco_val | 0.5961 | 0.9851 | 7.766 |" in found[1]
     assert "| `nncf-w8a8` | OpenVINO | coco_val | 0.5961 |  | 7.766 |" in found[3]
     assert other_tables.deployed([]) == ""
+
+
+def test_tasks_have_a_line_a_figure_and_a_column_a_model(other_tables):
+    def line(
+        case: str, metric: str, value: str, method: str = "float", bits: str = "w32a32"
+    ) -> dict[str, str]:
+        found = {"case": case, "data": "coco_val", "images": "40", "metric": metric, "value": value}
+        return {**found, "method": method, "bits": bits}
+
+    table = other_tables.tasks(
+        [
+            line("box", "miou", "0.5", "saq-sam", "w4a4"),
+            line("box", "miou", "0.4"),
+            line("box", "miou", "0.6"),
+            line("box", "miou", "0.55", "mse", "w6a6"),
+            line("semantic", "semantic_miou", "0.3"),
+            line("box", "instances", "12"),
+        ]
+    )
+    assert table.splitlines() == [
+        "|  | data (images) |  | float | `mse` w6a6 | `saq-sam` w4a4 |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
+        "| `box` | coco_val (40) | mean IoU | 0.600 | 0.550 | 0.500 |",
+        "| `semantic` | coco_val (40) | mean IoU of classes | 0.300 |  |  |",
+    ]
+    assert other_tables.tasks([]) == ""
+
+
+def test_the_cost_of_evaluating_has_a_table_for_each_machine(other_tables):
+    line = {
+        "machine": "CPU A, 2 threads",
+        "processes": "2",
+        "threads": "1",
+        "prompt": "box",
+        "images": "5000",
+    }
+    line |= {"images_per_second": "4.256", "outside_share": "0.0512", "resident_mib": "512.4"}
+    found = other_tables.evaluate_cost([line, {**line, "machine": "CPU B, 2 threads"}]).split("\n\n")
+    assert [found[0], found[2]] == ["CPU A", "CPU B"]
+    assert found[1].splitlines()[-1] == "| 2 | 1 | box | 5,000 | 4.26 | 5.1 % | 512 |"

@@ -1,0 +1,83 @@
+"""Tables of evaluating itself: every task for every model, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rows import FLOAT
+from table_text import DATA, METHODS, markdown, ordered, rank
+
+FIGURES = {
+    "box": {"miou": "mean IoU", "boundary_iou": "boundary IoU", "share_above_90": "share above IoU 0.9"},
+    "point": {"miou": "mean IoU", "boundary_iou": "boundary IoU"},
+    "clicks": {"miou_1": "mean IoU, 1 click", "miou_3": "3 clicks", "miou_5": "5 clicks"},
+    "instance": {"segm_ap": "mask AP", "segm_ap50": "AP50", "segm_ap_agnostic": "AP, one class"},
+    "oriented": {
+        "rotated_ap50": "rotated AP50",
+        "rotated_ap": "rotated AP",
+        "rotated_miou": "mean rotated IoU",
+    },
+    "everything": {"ar100": "AR of 100", "ar1000": "AR of 1,000", "segm_ap_agnostic": "AP, one class"},
+    "semantic": {
+        "semantic_miou": "mean IoU of classes",
+        "unrefined_miou": "the same, unrefined",
+        "pixel_accuracy": "pixel accuracy",
+    },
+}
+"""What is shown of each case of `tasks.py`, and how it is called."""
+
+
+def tasks(lines: Sequence[Mapping[str, str]]) -> str:
+    """A line for each figure of each case and data set, a column for each model; of a cell's rows the last counts."""
+    cells = {
+        tuple(line[key] for key in ("case", "data", "metric", "method", "bits")): line["value"]
+        for line in lines
+    }
+    images = {(line["case"], line["data"]): line["images"] for line in lines}
+    found = {(line["method"], line["bits"]) for line in lines}
+    widths = sorted({bits for method, bits in found if method != FLOAT}, reverse=True)
+    models = sorted(
+        found, key=lambda m: (m[0] != FLOAT, widths.index(m[1]) if m[1] in widths else 0, rank(m[0], METHODS))
+    )
+    rows = []
+    for case, shown in FIGURES.items():
+        for data in ordered({data for name, data in images if name == case}, DATA):
+            for metric, label in shown.items():
+                values = [cells.get((case, data, metric, method, bits), "") for method, bits in models]
+                if any(values):
+                    where = f"{data} ({images[case, data]})"
+                    rows.append(
+                        [f"`{case}`", where, label, *(f"{float(v):.3f}" if v else "" for v in values)]
+                    )
+    if not rows:
+        return ""
+    names = ["float" if method == FLOAT else f"`{method}` {bits}" for method, bits in models]
+    return markdown(["", "data (images)", "", *names], rows, right=len(names))
+
+
+def evaluate_cost(lines: Sequence[Mapping[str, str]]) -> str:
+    """Images a second, share of time outside the network, memory: a table for each machine."""
+    heading = [
+        "processes",
+        "threads of each",
+        "prompts",
+        "images",
+        "images a second",
+        "outside the network",
+        "MiB",
+    ]
+    blocks = []
+    for machine in dict.fromkeys(line["machine"].rpartition(",")[0] for line in lines):
+        rows = [
+            [
+                *(line[name] for name in ("processes", "threads", "prompt")),
+                f"{int(line['images']):,}",
+                f"{float(line['images_per_second']):.2f}",
+                f"{100 * float(line['outside_share']):.1f} %",
+                f"{float(line['resident_mib']):.0f}",
+            ]
+            for line in lines
+            if line["machine"].startswith(f"{machine},")
+        ]
+        blocks.append(f"{machine}\n\n{markdown(heading, rows, right=4)}")
+    return "\n\n".join(blocks)
