@@ -48,7 +48,8 @@ def _half_hull(ordered: Iterable[tuple[float, ...]]) -> list[tuple[float, ...]]:
 
 def polygon_area(polygon: ArrayLike) -> float:
     """Signed area of a polygon [K, 2], K >= 1 (the shoelace formula); 0 for less than three corners."""
-    (x0, y0), *others = np.asarray(polygon, dtype=np.float64).tolist()
+    corners: list[list[float]] = np.asarray(polygon, dtype=np.float64).tolist()
+    (x0, y0), *others = corners
     # Triangles that start in the first corner; near it, differences of products keep their digits.
     to = [(x - x0, y - y0) for x, y in others]
     return sum(ax * by - bx * ay for (ax, ay), (bx, by) in itertools.pairwise(to)) / 2
