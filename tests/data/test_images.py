@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from coco_folder import picture
 from saqsam.data import images
-from saqsam.data.images import ImageFolder, list_images, read_image
+from saqsam.data.images import ImageFolder, list_images, read_image, read_size
 
 GREY = np.array([[0, 100, 255], [7, 8, 9]], dtype=np.uint8)
 
@@ -103,7 +103,9 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, turn: obj
     stored = picture((4, 7))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    result = read_image(save(Image.fromarray(stored), tmp_path / "a.png", exif=exif))
+    path = save(Image.fromarray(stored), tmp_path / "a.png", exif=exif)
+    result = read_image(path)
+    assert read_size(path) == result.shape[:2]
     np.testing.assert_array_equal(result, turn(stored))
 
 
@@ -111,6 +113,9 @@ def test_damaged_exif_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     Image.fromarray(picture((4, 7))).save(path, exif=b"Exif\x00\x00GARBAGE-GARBAGE")
     check(read_image(path), (4, 7))
+    assert read_size(path) == (4, 7)
+    with pytest.raises(ValueError, match=r"none.png: expected a readable image"):
+        read_size(tmp_path / "none.png")
 
 
 def test_one_pixel_and_thin_images(tmp_path: Path) -> None:

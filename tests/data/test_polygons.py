@@ -80,6 +80,15 @@ def test_a_mask_of_w_by_h_pixels_has_a_rectangle_of_w_by_h(width: int, height: i
     assert set(map(tuple, rectangle.tolist())) == expected  # to the last digit
 
 
+@pytest.mark.parametrize(("width", "height"), [(2, 1), (1, 2)])
+def test_two_pixels_are_upright_wherever_they_are(width: int, height: int) -> None:
+    # The contour of two pixels has a square of the same area on its corner.
+    for x in range(0, 40, 3):
+        mask = np.zeros((50, 50), dtype=bool)
+        mask[x // 2 : x // 2 + height, x : x + width] = True
+        assert sides(mask_rectangle(mask)) == [1, 2]
+
+
 def test_masks_in_parts_with_holes_and_at_the_border() -> None:
     assert mask_rectangle(np.zeros((5, 5), dtype=bool)) is None
     mask = np.zeros((10, 12), dtype=bool)

@@ -141,6 +141,13 @@ def test_scores_rank_over_all_images_and_equal_ones_keep_their_order() -> None:
     assert figures(([right], truth), ([wrong], []))["rotated_ap50"] == 1
     assert figures(([wrong], []), ([right], truth))["rotated_ap50"] == 0.5
     assert figures(([found(box(80, 80), 0.4)], []), ([right], truth))["rotated_ap50"] == 1
+    # Half of very many: first all right ones, or first all wrong ones.
+    many = [true(box(20 * n, 0)) for n in range(200)]
+    hits, misses = [found(one.polygon, 0.5) for one in many], [wrong] * 200
+    others = [found(box(0, 50), 0.1 + 0.001 * n) for n in range(200)]
+    assert figures(([*hits, *misses, *others], many))["rotated_ap50"] == 1
+    first_misses = [n / (200 + n) for n in range(1, 201)]
+    assert figures(([*misses, *hits, *others], many))["rotated_ap50"] == pytest.approx(max(first_misses))
 
 
 def naive(

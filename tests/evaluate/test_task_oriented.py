@@ -17,6 +17,7 @@ from saqsam.data.detections import Detections, ImageDetections, load_detections
 from saqsam.data.rle import decode_mask, encode_mask
 from saqsam.data.simulated_detections import SimulatedDetections
 from saqsam.evaluate.run import Evaluation, evaluate
+from saqsam.evaluate.tasks.instance import InstanceTask
 from saqsam.evaluate.tasks.oriented import OrientedTask, true_polygon
 from saqsam.evaluate.tasks.prompt import PromptTask
 from tiny_sam import tiny_processor, tiny_sam
@@ -118,6 +119,16 @@ def test_difficult_objects_and_crowds_are_no_prompts_and_neither_right_nor_wrong
     assert (metrics["rotated_ap"], metrics["rotated_miou"], metrics["boxes"]) == (1, 1, 3)
 
 
+def test_an_object_s_value_is_what_its_own_box_gave() -> None:
+    # The box of the second would be better for the first: IoU 368 / 544.
+    dataset = InMemory(sample(1, diamond(1, 32, 32, 16), instance(2, (22, 22, 42, 42))))
+    record = run(dataset).records[0]["oriented"]
+    assert OrientedTask().values(record) == pytest.approx({"1": 0.5, "2": 1})
+    for found in record["found"]:
+        found["id"] = None  # as if they were a detector's
+    assert OrientedTask().values(record) == pytest.approx({"1": 368 / 544, "2": 1})
+
+
 def test_a_detector_s_boxes_scores_and_classes() -> None:
     dataset = InMemory(
         sample(1, instance(1, (0, 0, 16, 16), 1), instance(2, (32, 0, 48, 16), 2)),
@@ -137,6 +148,8 @@ def test_a_detector_s_boxes_scores_and_classes() -> None:
     assert metrics["rotated_miou"] == pytest.approx(1 / 3)
     assert result.skipped == {"detection: x": 2}
     assert task.options()["detections"] == found.digest()
+    both = evaluate(FillsBoxes(), tiny_processor(), dataset, tasks=[task, InstanceTask(found)])
+    assert both.skipped == {"detection: x": 2}  # once, though two tasks ask
     nothing = run(dataset, OrientedTask(Detections({}))).metrics["oriented"]
     assert (nothing["rotated_ap"], nothing["rotated_miou"], nothing["boxes"]) == (0, 0, 0)
 

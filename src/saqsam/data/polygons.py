@@ -4,6 +4,7 @@ Coordinates are x, y in pixels with the origin at the image's top left *corner*:
 from (i, j) to (i + 1, j + 1), as in the boxes of `Instance`.
 """
 
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -46,10 +47,12 @@ def _half_hull(ordered: Iterable[tuple[float, ...]]) -> list[tuple[float, ...]]:
 
 
 def polygon_area(polygon: ArrayLike) -> float:
-    """Signed area of a polygon [K, 2] (the shoelace formula); 0 for less than three corners."""
-    corners = np.asarray(polygon, dtype=np.float64)
-    x, y = (corners - corners[0]).T  # near the origin, where differences of products keep their digits
-    return float(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) / 2
+    """Signed area of a polygon [K, 2], K >= 1 (the shoelace formula); 0 for less than three corners."""
+    corners: list[list[float]] = np.asarray(polygon, dtype=np.float64).tolist()
+    (x0, y0), *others = corners
+    # Triangles that start in the first corner; near it, differences of products keep their digits.
+    to = [(x - x0, y - y0) for x, y in others]
+    return sum(ax * by - bx * ay for (ax, ay), (bx, by) in itertools.pairwise(to)) / 2
 
 
 def smallest_rectangle(points: ArrayLike) -> Polygon | None:

@@ -162,18 +162,16 @@ class OrientedTask(Task):
 
         0 where nothing was found; without difficult objects and crowds.
         """
-        values = {}
-        for shown in record["truth"]:
-            true = _true(shown)
-            if true.counts:
-                found = [
-                    one.polygon
-                    for one, number in ((_detection(one), one["id"]) for one in record["found"])
-                    if one.polygon is not None
-                    and (number == shown["id"] if number is not None else one.category_id == true.category_id)
-                ]
-                values[str(shown["id"])] = float(polygon_ious(found, [true.polygon]).max(initial=0.0))
-        return values
+        truth = [one for one in record["truth"] if _true(one).counts]
+        found = [one for one in record["found"] if one["corners"] is not None]
+        # A box of an object belongs to it, a detector's to all objects of its class.
+        key = "category" if any(one["id"] is None for one in found) else "id"
+        is_own = np.array([[one[key] == other[key] for other in truth] for one in found], dtype=bool)
+        ious = polygon_ious(
+            [np.array(one["corners"]) for one in found], [np.array(one["corners"]) for one in truth]
+        )
+        best = np.where(is_own.reshape(ious.shape), ious, 0.0).max(axis=0, initial=0.0)
+        return {str(one["id"]): value for one, value in zip(truth, best.tolist(), strict=True)}
 
     def masks(self, record: Record) -> Mapping[str, str]:
         """See `Task.masks`: by the object's id or, of a detector's boxes, by their place."""
