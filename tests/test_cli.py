@@ -359,7 +359,7 @@ def test_overwrite_replaces_a_checkpoint(tiny: Path, packed: Path, tmp_path: Pat
         (["--set", "clipping.theta=0.4"], ["this method has no clipping"]),
         (["--set", "weights.bits=99"], ["99"]),
         (["--memory", "much"], ["4GiB", "'much'"]),
-        (["--detections", "nowhere.json"], ["a data set in COCO or DOTA format"]),
+        (["--detections", "nowhere.json"], ["a data set in COCO format or DOTA's"]),
         (["--device", "abacus"], ["--device abacus"]),
         (["--device", "meta"], ["--device meta"]),
     ],
@@ -646,7 +646,7 @@ def test_evaluate_refuses_what_it_cannot_score(
     refused("--data", bare, words=("--data", "without annotations"))
     refused("--data", make_coco(tmp_path / "none", annotations=[]), words=("expected instances",))
     refused("--data", tmp_path / "[missing]", words=("[missing]",))
-    refused("--detections", kept, words=("COCO or DOTA format", "scenes"))
+    refused("--detections", kept, words=("COCO format or DOTA's", "scenes"))
     refused("--data", labelled, "--detections", tmp_path / "no.json", words=("no.json",))
     broken = make_coco(tmp_path / "broken", annotations=good_annotations())
     (broken / "images" / "1.png").write_bytes(b"\x89PNG")

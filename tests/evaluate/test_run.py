@@ -257,7 +257,7 @@ def test_wrong_use(tmp_path: Path) -> None:
     make_coco(tmp_path)
     with pytest.raises(ValueError, match="data 'images': expected instances"):
         run(ImageFolder(tmp_path / "images"))
-    with pytest.raises(ValueError, match="COCO or DOTA format"):
+    with pytest.raises(ValueError, match="COCO format or DOTA's"):
         run(dataset, detections=tmp_path / "found.json")
 
 
