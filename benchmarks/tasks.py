@@ -76,24 +76,24 @@ CASES = (
     Case(
         "box",
         lambda *_: PromptTask("box"),
-        {SCENES: 100, "coco_val": None, "nuclei_val": 40, "aerial_val": None},
+        {SCENES: 50, "coco_val": None, "nuclei_val": 30, "aerial_val": None},
     ),
     Case(
         "point",
         lambda *_: PromptTask("point"),
-        {SCENES: 100, "coco_val": None, "nuclei_val": 40, "aerial_val": None},
+        {SCENES: 50, "coco_val": 75, "nuclei_val": 15, "aerial_val": 75},
     ),
     Case(
         "clicks",
         lambda *_: PromptTask("clicks"),
-        {SCENES: 30, "coco_val": 40, "nuclei_val": 15, "aerial_val": 75},
+        {SCENES: 20, "coco_val": 30, "nuclei_val": 8, "aerial_val": 40},
     ),
     Case("instance", _detector, {"coco_val": None}),
     Case("oriented", lambda *_: OrientedTask(SimulatedDetections()), {"aerial_val": None}),
     Case(
-        "everything", lambda *_: EverythingTask(_generator()), {SCENES: 20, "coco_val": 40, "nuclei_val": 15}
+        "everything", lambda *_: EverythingTask(_generator()), {SCENES: 10, "coco_val": 20, "nuclei_val": 8}
     ),
-    Case("semantic", lambda *_: SemanticTask(SimulatedLabels(), _generator()), {SCENES: 20, "coco_val": 40}),
+    Case("semantic", lambda *_: SemanticTask(SimulatedLabels(), _generator()), {SCENES: 10, "coco_val": 20}),
 )
 
 
