@@ -117,7 +117,7 @@ METHODS: dict[str, Callable[[int, int], Recipe]] = {
 
 EFFORTS: dict[str, dict[str, float]] = {
     "quick": {"steps": 30, "final_steps": 2, "prompts": 4, "rounding_rate": 0.05, "scale_rate": 0.02},
-    "standard": {"steps": 200, "final_steps": 4, "prompts": 4, "rounding_rate": 0.02, "scale_rate": 0.01},
+    "standard": {"steps": 100, "final_steps": 4, "prompts": 4, "rounding_rate": 0.02, "scale_rate": 0.01},
     "paper": {"steps": 2000, "final_steps": 5, "prompts": 16, "rounding_rate": 1e-3, "scale_rate": 2e-3},
 }
 """Steps of a unit and prompts of a step, and the learning rates that go with so many steps: with Adam a variable goes
