@@ -41,7 +41,7 @@ from saqsam.output import write_whole
 from saqsam.predictor import Predictor
 from saqsam.prepare import prepare
 from saqsam.quantize import QuantizationLog
-from saqsam.report import LOG_PICTURE, write_report
+from saqsam.report.log import LOG_PICTURE, write_log
 from saqsam.visualize import overlay_masks
 from saqsam_cli.terminal import progress_bars
 from tables import current
@@ -206,7 +206,7 @@ def write_learning(plan: Plan, path: Path) -> None:
             log=log,
             progress=lambda _, done, whole, __: step(done, whole),
         )
-    write_report(log, recipe, folder)
+    write_log(log, recipe, folder)
     write_whole(path, (folder / LOG_PICTURE).read_bytes())
 
 
