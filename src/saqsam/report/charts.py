@@ -13,24 +13,33 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 8, 8, 20
 
 
 def loss_curve(steps: Sequence[int], losses: Sequence[float], title: str) -> str:
-    """A line from (first step, loss) to the last, the axis of losses starting at 0."""
+    """The losses as noted, thin, and their running mean; the axis of losses starts at 0."""
     top = max(losses, default=0.0) or 1.0
     first, last = (steps[0], steps[-1]) if steps else (0, 1)
-    points = " ".join(
-        f"{_x((step - first) / max(1, last - first))},{_y(loss / top)}"
-        for step, loss in zip(steps, losses, strict=True)
-    )
-    ending = f", from {losses[0]:.3g} to {losses[-1]:.3g}" if losses else ""
-    body = [f'<polyline class="line" points="{points}"/>']
-    body += [
+    means = _running_mean(losses)
+    lines = []
+    for kind, values in (("raw", losses), ("line", means)):
+        points = " ".join(
+            f"{_x((step - first) / max(1, last - first))},{_y(value / top)}"
+            for step, value in zip(steps, values, strict=True)
+        )
+        lines.append(f'<polyline class="{kind}" points="{points}"/>')
+    body = [
+        *lines,
         _label(_LEFT - 4, _TOP + 8, f"{top:.2g}", "end"),
         _label(_LEFT - 4, _HEIGHT - _BOTTOM, "0", "end"),
-    ]
-    body += [
         _label(_LEFT, _HEIGHT - 5, str(first)),
         _label(_WIDTH - _RIGHT, _HEIGHT - 5, f"step {last}", "end"),
     ]
+    ending = f", a running mean from {means[0]:.3g} to {means[-1]:.3g}" if means else ""
     return _svg(f"{title}: loss over steps{ending}", body)
+
+
+def _running_mean(values: Sequence[float]) -> list[float]:
+    """Means over a window of a quarter of the values, shorter at the ends."""
+    half = max(1, len(values) // 8)
+    windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
 
 
 def histogram(found: Distribution) -> str:

@@ -20,8 +20,9 @@ from saqsam.calibrate import calibrate
 from saqsam.calibration_images import choose_calibration_images
 from saqsam.data.datasets import Dataset
 from saqsam.data.detections import Detections
+from saqsam.models.attention import PROBABILITIES
 from saqsam.models.structure import SamStructure
-from saqsam.prepare import Observer, Progress, round_float_parameters, weight_sites
+from saqsam.prepare import Observer, Progress, activation_slots, round_float_parameters, weight_sites
 from saqsam.quant.layers import PackedTensor
 from saqsam.quantize import prepare_equalized
 from saqsam.recipe import Recipe
@@ -36,7 +37,7 @@ class Reference:
 
     Attributes:
         model: The model.
-        observers: What calibration saw of it, by slot.
+        observers: What calibration saw of it, by slot; nothing of probabilities.
     """
 
     model: SamModel
@@ -60,7 +61,9 @@ def make_reference(
         made, processor, calibration, recipe.calibration, detections=detections, progress=progress
     )
     prepare_equalized(made, structure, recipe, images, progress)
-    observers = calibrate(made, structure, recipe, images, progress)
+    # Not the probabilities, which are most of what there is to look at: their range follows from what they are.
+    slots = [s for s in activation_slots(structure, recipe) if not s.name.endswith(PROBABILITIES)]
+    observers = calibrate(made, structure, recipe, images, progress, slots=slots)
     signs = find_signs(structure, observers)
     integrate_bimodal(made, signs)
     return Reference(made.eval(), merged_observers(observers, signs))

@@ -121,8 +121,8 @@ def cards(report: Report) -> Iterator[Card]:
 
 
 def parts(report: Report) -> Iterator[dict[str, Any]]:
-    """Size and bits of each part that has weights."""
-    total = report.inventory.bytes
+    """Size and bits of each part that takes bytes; `share` is of the largest."""
+    largest = max(part.bytes for part in report.inventory.parts)
     for part in report.inventory.parts:
         if not part.bytes:
             continue
@@ -132,7 +132,7 @@ def parts(report: Report) -> Iterator[dict[str, Any]]:
             "parameters": f"{part.parameters:,}",
             "size": _bytes(part.bytes),
             "ratio": f"1/{4 * part.parameters / part.bytes:.1f}" if part.parameters else "",
-            "share": part.bytes / total,
+            "share": part.bytes / largest,
         }
 
 
