@@ -22,6 +22,7 @@ from saqsam.report.log import Source, read_log
 from saqsam.report.reference import Reference, check_reference, make_reference
 from saqsam.report.sensitivity import Level
 from saqsam.report.tables import lead, left_out
+from saqsam.report.words import short_path
 from saqsam.report.write import write_report
 from saqsam.store import parse_size
 from saqsam_cli.opening import load_torch, open_calibration, open_labelled
@@ -99,7 +100,11 @@ def _open_float(options: ReportOptions, source: Source | None, device: str) -> t
     except (ValueError, OSError) as error:
         if options.float_model is not None:
             raise
-        return None, f"the float model {name} is not here ({error}): --float MODEL names another place"
+        _note(error)
+        return (
+            None,
+            f"the float model {short_path(name)} could not be loaded: --float MODEL names another place",
+        )
     if quantization_config_of(model) is not None:
         raise ValueError(f"--float {name}: expected a float model, got a quantized one")
     return model, ""
@@ -183,6 +188,15 @@ def _make_reference(
     except (ValueError, OSError) as error:
         if options.calibration is not None or options.float_model is not None:
             raise
-        err.print(f"note: {error}", soft_wrap=True)
-        return None, f"the calibration data {spec} did not lead back to this checkpoint: {error}"
+        _note(error)
+        data_name = short_path(spec)
+        return (
+            None,
+            f"the calibration data {data_name} did not lead back to this checkpoint: --calibration DATA",
+        )
     return reference, ""
+
+
+def _note(error: Exception) -> None:
+    """Say on the terminal what a report that is sent on need not: it may hold paths."""
+    err.print(f"note: {error}", soft_wrap=True)

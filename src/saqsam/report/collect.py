@@ -24,10 +24,10 @@ from saqsam.prepare import Progress
 from saqsam.report import focus
 from saqsam.report.content import Accuracy, Focus, GalleryImage, Picture, Report
 from saqsam.report.distributions import find_distributions
-from saqsam.report.log import read_log
+from saqsam.report.log import Source, read_log
 from saqsam.report.reference import Reference
 from saqsam.report.sensitivity import Level, measure_sensitivity
-from saqsam.report.words import describe, module_name
+from saqsam.report.words import describe, module_name, short_path
 from saqsam.side_by_side import image_row
 from saqsam.visualize import comparison_cells
 
@@ -71,7 +71,7 @@ def collect(
     inventory, known = take_inventory(quantized), read_log(folder)
     config = quantization_config_of(quantized)
     assert config is not None
-    source = None if known is None else known.source
+    source = None if known is None or known.source is None else _without_folders(known.source)
     left_out = {} if known is not None else {"log": "the checkpoint has no quantization.json beside it"}
     report = Report(
         name=inventory.name,
@@ -143,6 +143,12 @@ def add_focus(
             pictures[kind] = encode(drawn, f"{module_name(name)}, {kind}: where the mask token looks")
         entries.append(Focus(name, focus.focus_deviation(exact[name], found[name]), pictures))
     return replace(report, focus=tuple(entries), focus_image=_boxed(sample.image, box, sample.file_name))
+
+
+def _without_folders(source: Source) -> Source:
+    """Names alone: reports are sent on, and folders are nobody's business."""
+    detections = None if source.detections is None else short_path(source.detections)
+    return Source(short_path(source.model), short_path(source.calibration), detections)
 
 
 def encode(pixels: NDArray[np.uint8], alt: str, *, quality: int = _QUALITY) -> Picture:

@@ -158,7 +158,7 @@ class Report:
 
     Attributes:
         name: Name of the recipe.
-        source: What the checkpoint was made of, None where it was not noted.
+        source: What the checkpoint was made of, names without folders; None where it was not noted.
         content_sha256: Hash of the checkpoint's content.
         versions: Versions by package; `written by` is that of the checkpoint.
         steps: How it was quantized, in sentences.
