@@ -72,7 +72,14 @@ def test_figures_are_those_of_the_report(page: Page) -> None:
     text = " ".join(page.text.split())
     for figure in (
         *("0.734", "0.612", "−0.122", "−0.200 to −0.040", "IoU 0.810", "40.0 % of masks above 0.9"),
-        *("one.png", "0.750 → 0.500 (−0.250)", "0.04 MB", "0123456789ab", "6.2 % moved", "12.5 % outside"),
+        *(
+            "one.png",
+            "0.750 → 0.500 (−0.250)",
+            "0.04 MB",
+            "0123456789ab",
+            "6.2 % moved",
+            "-2 to 5, 12.5 % outside",
+        ),
         *("decoder layer 1, tokens to image: focus deviation 0.125", "-10 to 30", "-2 to 5"),
         "Clipping and learning: there is none",
     ):

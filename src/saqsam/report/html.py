@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from saqsam.report import charts, tables
 from saqsam.report.content import Picture, Report
-from saqsam.report.words import module_name, part_name, slot_name
+from saqsam.report.words import PART_NAMES, module_name, slot_name
 
 _PAGE = resources.files("saqsam.report") / "page"
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#8a919c")
@@ -61,6 +61,7 @@ def _content(report: Report) -> dict[str, Any]:
                 "name": slot_name(found.slot),
                 "bits": found.bits,
                 "outside": tables.percent(found.outside),
+                "range": f"{found.range[0]:.3g} to {found.range[1]:.3g}",
             }
             for found in tables.worst_of_parts(report)
         ],
@@ -75,9 +76,7 @@ def _content(report: Report) -> dict[str, Any]:
     if report.sensitivity is not None:
         content["sensitivity_rows"] = tables.sensitivity_rows(report)
         names = {group.name for group in report.sensitivity.groups}
-        content["sensitivity_unit"] = (
-            "part" if all(part_name(n) != module_name(n) for n in names) else "layer"
-        )
+        content["sensitivity_unit"] = "part" if names <= PART_NAMES.keys() else "layer"
     content["sections"] = [(anchor, name) for anchor, name, is_there in _sections(report) if is_there]
     return content
 

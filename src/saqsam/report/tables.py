@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +75,7 @@ def lead(report: Report) -> str:
     width, share = next(iter(shares.items()))
     text = (
         f"A Segment Anything Model quantized after training: {megabytes(inventory.float32_bytes)} of float32 became "
-        f"{megabytes(report.disk_bytes)}, with {percent(share)} of its multiply-accumulates at {width}."
+        f"{megabytes(report.disk_bytes)}, with {percent(share)} of its multiply-accumulates {_width(width)}."
     )
     accuracy = report.accuracy
     if accuracy is not None and accuracy.float is not None and accuracy.difference is not None:
@@ -87,6 +88,17 @@ def lead(report: Report) -> str:
     return text
 
 
+def _width(width: str) -> str:
+    """The widths of a product in words."""
+    found = re.fullmatch(r"([wa])(\d)a(\d)", width)
+    if found is None:
+        return f"in {width}"
+    kind, one, other = found.groups()
+    if kind == "a":
+        return f"on activations of {one} and {other} bits"
+    return f"on {one}-bit weights and {other}-bit activations ({width})"
+
+
 def cards(report: Report) -> Iterator[Card]:
     """Key figures."""
     inventory = report.inventory
@@ -94,7 +106,7 @@ def cards(report: Report) -> Iterator[Card]:
     yield Card("Size on disk", megabytes(report.disk_bytes), f"{ratio:.1f}× smaller than float32")
     macs = list(inventory.share_of_macs().items())
     yield Card(
-        "Products",
+        "Multiply-accumulates",
         f"{percent(macs[0][1])} {macs[0][0]}",
         ", ".join(f"{percent(s)} {w}" for w, s in macs[1:3]),
     )
