@@ -13,7 +13,13 @@ from saqsam.presets import recipe_for
 from saqsam.quant.layers import PackedTensor
 from saqsam.quant.observers import HistogramObserver
 from saqsam.recipe import Calibration
-from saqsam.report.distributions import cumulative, equal_steps, find_distributions, share_outside
+from saqsam.report.distributions import (
+    clipped_beyond,
+    cumulative,
+    equal_steps,
+    find_distributions,
+    share_outside,
+)
 from saqsam.report.reference import Reference, check_reference, make_reference
 from saqsam.report.sensitivity import exchanged, find_groups, measure_sensitivity
 from tiny_quantized import assert_same_outputs, outputs, quantize_tiny, quantized_tiny, tiny_data, tiny_recipe
@@ -141,6 +147,8 @@ def test_shares_of_known_values() -> None:
     assert shares.tolist() == pytest.approx([1 / 16] * 16, abs=0.005)
     points = torch.tensor([-9.0, 0.0, 9.0], dtype=torch.float64)
     assert cumulative(observer, points).tolist() == pytest.approx([0, 0.5, 1], abs=0.01)
+    # 15 steps of 1; half a one beyond the ends is rounded, not clipped.
+    assert clipped_beyond((-7.0, 8.0), 4) == (-7.5, 8.5)
     # Values that are all the same, such as those of a token.
     assert share_outside(seen(3.0, 3.0), 0, 2) == 1
     assert share_outside(seen(3.0, 3.0), 0, 4) == 0

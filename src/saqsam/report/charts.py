@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from saqsam.report.content import Distribution
+from saqsam.report.distributions import clipped_beyond
 
 _WIDTH, _HEIGHT = 280, 130
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 8, 8, 20
@@ -52,14 +53,14 @@ def histogram(found: Distribution) -> str:
     shown = [share for share in found.shares if share > 0]
     floor = math.floor(math.log10(min(shown))) if shown else -1
     step = (found.seen[1] - found.seen[0]) / len(found.shares)
-    bars = []
+    ends, bars = clipped_beyond(found.range, found.bits), []
     for number, share in enumerate(found.shares):
         if share <= 0:
             continue
         left = _x((found.seen[0] + number * step - low) / span)
         width = max(0.6, step / span * (_WIDTH - _LEFT - _RIGHT) - 0.4)
         top = _y(1 - math.log10(share) / floor if floor else 1.0)
-        inside = found.range[0] <= found.seen[0] + (number + 0.5) * step <= found.range[1]
+        inside = ends[0] <= found.seen[0] + (number + 0.5) * step <= ends[1]
         kind = "inside" if inside else "outside"
         bars.append(
             f'<rect class="{kind}" x="{left}" y="{top}" width="{width:.1f}" height="{_HEIGHT - _BOTTOM - top:.1f}"/>'

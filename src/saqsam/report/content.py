@@ -124,7 +124,7 @@ class Distribution:
         bits: Its bits.
         seen: Smallest and largest value over all calibration images.
         range: Smallest and largest value that the quantizer gives.
-        outside: Share of the values outside the range.
+        outside: Share of the values outside the range by more than half a step: clipped, not just rounded.
         shares: Share of the values in each of equal steps from the smallest to the largest.
     """
 

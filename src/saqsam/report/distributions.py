@@ -47,11 +47,17 @@ def find_distributions(
                 slot.bits,
                 (observer.low, observer.high),
                 (low, high),
-                share_outside(observer, low, high),
+                share_outside(observer, *clipped_beyond((low, high), slot.bits)),
                 tuple(equal_steps(observer, STEPS).tolist()),
             )
         )
     return tuple(sorted(found, key=lambda entry: -entry.outside))
+
+
+def clipped_beyond(range: tuple[float, float], bits: int) -> tuple[float, float]:
+    """A range and half a step more on both sides: what lies there is rounded to its ends, as it is anywhere else."""
+    half = (range[1] - range[0]) / (2**bits - 1) / 2
+    return range[0] - half, range[1] + half
 
 
 def cumulative(observer: HistogramObserver, points: torch.Tensor) -> torch.Tensor:
