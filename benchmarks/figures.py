@@ -14,9 +14,7 @@ Checkpoints are those of the rows in results/methods.csv if the cache of `ptq.py
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +23,6 @@ import numpy as np
 import torch
 import transformers
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from torch import Tensor, nn
 from transformers import SamModel, SamProcessor
 
 import ptq
@@ -35,13 +31,12 @@ from plan import ROOT, Plan, make_plan, parse_arguments
 from rows import FLOAT, RESULTS, Row, read_rows
 from saqsam.data.datasets import Sample, open_dataset
 from saqsam.evaluate import mask_iou
-from saqsam.models.attention import QuantDecoderAttention
-from saqsam.models.structure import TOKEN_TO_IMAGE_PARTS, SamStructure
+from saqsam.models.structure import SamStructure
 from saqsam.output import write_whole
 from saqsam.predictor import Predictor
-from saqsam.prepare import prepare
 from saqsam.quantize import QuantizationLog
-from saqsam.report import LOG_PICTURE, write_report
+from saqsam.report import focus
+from saqsam.report.log import LOG_PICTURE, write_log
 from saqsam.visualize import overlay_masks
 from saqsam_cli.terminal import progress_bars
 from tables import current
@@ -54,8 +49,6 @@ FOCUS = ("ptq4sam-s", "saq-sam-s")
 MASKS = ("mse", "ptq4sam", "saq-sam", "saq-sam-plus")
 FOCUS_SCENE, MASK_SCENES = 3, (1, 5, 8)
 MOST_BOXES = 8
-MASK_TOKEN = 1
-"""Of the decoder's tokens: the first is that of the predicted IoU, the second that of the single mask."""
 
 
 class Models:
@@ -95,15 +88,12 @@ def draw_focus(models: Models, scene: Sample) -> Figure:
     """A row for each attention of tokens to the image: probabilities of the mask token, mean over heads."""
     box = max((i for i in scene.instances if not i.is_crowd), key=lambda i: i.area).box
     float_model, processor = models.float
-    recipe = saqsam.recipe_for("mse", BITS)
-    structure = SamStructure(float_model.config)
-    sites = [site.name for site in structure.attentions if site.part in TOKEN_TO_IMAGE_PARTS]
-    float_model = copy.deepcopy(float_model)
-    prepare(float_model, structure, recipe)  # empty slots: still the float model
-    columns = {"float": _probabilities(float_model, processor, scene.image, box, sites)}
+    float_model = focus.with_slots(float_model, saqsam.recipe_for("mse", BITS))
+    sites = focus.looking_attentions(SamStructure(float_model.config))
+    columns = {"float": focus.probabilities(float_model, processor, scene.image, box, sites)}
     titles = {"ptq4sam-s": "ranges of least error", "saq-sam-s": "clipped by the focus"}
     for method in FOCUS:
-        columns[titles[method]] = _probabilities(*models.quantized(method), scene.image, box, sites)
+        columns[titles[method]] = focus.probabilities(*models.quantized(method), scene.image, box, sites)
     figure = Figure(figsize=(2.9 * (len(columns) + 1), 2.75 * len(sites)), layout="constrained")
     grid = figure.subplots(len(sites), len(columns) + 1, squeeze=False)
     names = [f"layer {i + 1}" for i in range(len(sites) - 1)] + ["final attention"]
@@ -119,52 +109,15 @@ def draw_focus(models: Models, scene: Sample) -> Figure:
         exact = columns["float"][site]
         for column, (title, found) in enumerate(columns.items(), start=1):
             axes, probabilities = grid[row][column], found[site]
-            side = math.isqrt(probabilities.shape[-1])
-            scale = side / max(height, width)
-            inner = (math.ceil(height * scale), math.ceil(width * scale))
-            picture = probabilities[0, :, MASK_TOKEN].mean(0).reshape(side, side)[: inner[0], : inner[1]]
+            picture = focus.token_map(probabilities, (height, width))
             axes.imshow(picture.sqrt(), cmap="magma", vmin=0, vmax=float(picture.max().sqrt()))
-            deviation = "" if column == 1 else f"focus deviation {_deviation(exact, probabilities):.3f}"
+            deviation = (
+                "" if column == 1 else f"focus deviation {focus.focus_deviation(exact, probabilities):.3f}"
+            )
             axes.set_xlabel(deviation, fontsize=8)
             if row == 0:
                 axes.set_title(title, fontsize=10)
     return figure
-
-
-def _probabilities(
-    model: SamModel,
-    processor: SamProcessor,
-    image: NDArray[np.uint8],
-    box: Sequence[float],
-    sites: Sequence[str],
-) -> dict[str, Tensor]:
-    """Probabilities [1, N, Q, K] of each attention for one box."""
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str) -> object:
-        def hook(_module: nn.Module, _inputs: object, output: tuple[Tensor, Tensor]) -> None:
-            found[name] = output[1].detach()
-
-        return hook
-
-    handles = []
-    for name in sites:
-        attention = model.get_submodule(name)
-        assert isinstance(attention, QuantDecoderAttention)
-        handles.append(attention.register_forward_hook(keep(name)))
-    predictor = Predictor(model, processor)
-    predictor.set_image(image)
-    predictor.predict(box=np.array(box), multimask_output=False)
-    for handle in handles:
-        handle.remove()
-    return found
-
-
-def _deviation(exact: Tensor, found: Tensor, theta: float = 0.5) -> float:
-    """1 - IoU of the focus, mean over heads."""
-    masks = [p > theta * p.amax(-1, keepdim=True) for p in (exact, found)]
-    both, union = (masks[0] & masks[1]).sum((-2, -1)), (masks[0] | masks[1]).sum((-2, -1))
-    return float((1 - both / union).mean())
 
 
 def draw_masks(models: Models, scenes: Sequence[Sample]) -> Figure:
@@ -206,7 +159,7 @@ def write_learning(plan: Plan, path: Path) -> None:
             log=log,
             progress=lambda _, done, whole, __: step(done, whole),
         )
-    write_report(log, recipe, folder)
+    write_log(log, recipe, folder)
     write_whole(path, (folder / LOG_PICTURE).read_bytes())
 
 

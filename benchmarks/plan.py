@@ -29,7 +29,7 @@ from saqsam.presets import METHODS, parse_bits
 from saqsam.recipe import Recipe
 from saqsam.settings import with_settings
 from saqsam.units import reconstruction_units
-from saqsam_cli.commands import CALIBRATION_SCENES_SEED
+from saqsam_cli.opening import CALIBRATION_SCENES_SEED
 from saqsam_cli.terminal import err
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,18 +12,20 @@ from transformers import SamModel
 from saqsam.backend import TorchBackend
 from saqsam.calibration_images import CalibrationImages
 from saqsam.models.structure import TOKEN_TO_IMAGE_PARTS, SamStructure, replace_module
-from saqsam.prepare import Observer, Progress, activation_slots
+from saqsam.prepare import Observer, Progress, Slot, activation_slots
 from saqsam.quant.log import GranularityObserver, ValueTap
 from saqsam.quant.observers import ChannelHistogramObserver, HistogramObserver
 from saqsam.recipe import Recipe
 
 
 @contextmanager
-def observing(model: SamModel, structure: SamStructure, recipe: Recipe) -> Iterator[dict[str, Observer]]:
-    """Observers in all slots of a prepared model while the block runs, by slot name; empty slots after it."""
+def observing(
+    model: SamModel, structure: SamStructure, recipe: Recipe, slots: Iterable[Slot] | None = None
+) -> Iterator[dict[str, Observer]]:
+    """Observers in slots of a prepared model (None: all) while the block runs, by slot name; empty slots after it."""
     observers: dict[str, Observer] = {}
     taps: dict[str, ValueTap] = {}
-    for slot in activation_slots(structure, recipe):
+    for slot in activation_slots(structure, recipe) if slots is None else slots:
         if slot.dynamic_axis is not None:
             continue  # there is nothing to set beforehand
         site, _, kind = slot.name.rpartition(".")
@@ -63,6 +65,8 @@ def calibrate(
     recipe: Recipe,
     images: CalibrationImages,
     progress: Progress | None = None,
+    *,
+    slots: Iterable[Slot] | None = None,
 ) -> dict[str, Observer]:
     """Observe the float activations of a prepared model, one image after another.
 
@@ -72,6 +76,7 @@ def calibrate(
         recipe: Says what is observed.
         images: Images and prompts.
         progress: See `Progress`.
+        slots: The recipe's slots to look at; None for all.
 
     Returns:
         Observers by slot name.
@@ -79,7 +84,7 @@ def calibrate(
     Raises:
         ValueError: If an activation is not finite.
     """
-    with observing(model, structure, recipe) as observers:
+    with observing(model, structure, recipe, slots) as observers:
         if observers:
             show_images(model, images, "calibrating", progress)
     return observers

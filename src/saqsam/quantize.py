@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -159,7 +160,7 @@ def _set_ranges(
         place_empty_quantizers(quantized, structure, recipe)
         with torch.no_grad():
             place_unit_tensors(quantized, {n: t for n, t in tensors.items() if not n.startswith(_SIGNS)})
-        log.clipping = [_read_clipping(entry) for entry in notes["clipping"]]
+        log.clipping = [read_clipping(entry) for entry in notes["clipping"]]
     else:
         observers = calibrate(quantized, structure, recipe, images, _brief(progress))
         signs = find_signs(structure, observers)
@@ -234,9 +235,9 @@ def _load_unit(
     return UnitLog(**notes)
 
 
-def _read_clipping(entry: dict[str, object]) -> AttentionClipping:
-    clips = tuple(Clip(**clip) for clip in entry["clips"])  # type: ignore[attr-defined]
-    return AttentionClipping(**{**entry, "clips": clips})  # type: ignore[arg-type]
+def read_clipping(entry: Mapping[str, Any]) -> AttentionClipping:
+    """What was chosen for an attention, from its plain values."""
+    return AttentionClipping(**{**entry, "clips": tuple(Clip(**clip) for clip in entry["clips"])})
 
 
 def _arguments(model: SamModel, recipe: Recipe, images: CalibrationImages) -> dict[str, str]:

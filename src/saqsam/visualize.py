@@ -125,8 +125,16 @@ def comparison_picture(
     return np.pad(np.concatenate(strips), ((_GAP, _GAP), (0, 0), (0, 0)), constant_values=255)
 
 
-def _cells(row: Comparison, width: int) -> list[NDArray[np.uint8]]:
-    """The four cells of a row, each `width` wide and all of one height."""
+def comparison_cells(row: Comparison, width: int) -> list[NDArray[np.uint8]]:
+    """Image and prompts, the one's masks, the other's, and where they differ, each HWC uint8 RGB and of one size.
+
+    Args:
+        row: What to draw.
+        width: Of each in pixels; less for an image more than one and a half times as high as wide.
+
+    Raises:
+        ValueError: Masks that do not fit their image or each other.
+    """
     if row.float_masks.shape != row.quantized_masks.shape or row.float_masks.shape[1:] != row.image.shape[:2]:
         raise ValueError(
             f"masks: expected two of [P, {row.image.shape[0]}, {row.image.shape[1]}], "
@@ -135,22 +143,25 @@ def _cells(row: Comparison, width: int) -> list[NDArray[np.uint8]]:
     scale = min(width / row.image.shape[1], 1.5 * width / row.image.shape[0])
     size = (max(1, round(row.image.shape[0] * scale)), max(1, round(row.image.shape[1] * scale)))
     image = _resize(row.image, size)
+    prompts = _draw_prompts(image, row, scale)
+    if not len(row.float_masks):
+        return [prompts, image, image, _faded(image)]
     # Masks are scaled before they are drawn, so that edges stay crisp on images of any size.
-    float_masks = (
-        np.stack([_resize_mask(mask, size) for mask in row.float_masks]) if len(row.float_masks) else None
+    float_masks, quantized_masks = (
+        np.stack([_resize_mask(mask, size) for mask in masks])
+        for masks in (row.float_masks, row.quantized_masks)
     )
-    quantized_masks = (
-        np.stack([_resize_mask(mask, size) for mask in row.quantized_masks])
-        if len(row.quantized_masks)
-        else None
-    )
-    cells = [_draw_prompts(image, row, scale)]
-    if float_masks is None or quantized_masks is None:
-        cells += [image, image, _faded(image)]
-    else:
-        cells += [overlay_masks(image, float_masks), overlay_masks(image, quantized_masks)]
-        cells.append(_difference(image, float_masks, quantized_masks))
-    return [_centred(cell, width) for cell in cells]
+    return [
+        prompts,
+        overlay_masks(image, float_masks),
+        overlay_masks(image, quantized_masks),
+        _difference(image, float_masks, quantized_masks),
+    ]
+
+
+def _cells(row: Comparison, width: int) -> list[NDArray[np.uint8]]:
+    """The four cells of a row, each `width` wide and all of one height."""
+    return [_centred(cell, width) for cell in comparison_cells(row, width)]
 
 
 def _difference(

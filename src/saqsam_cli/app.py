@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from saqsam_cli.options import EvaluationOptions, check_png, check_tasks
+from saqsam_cli.options import EvaluationOptions, check_choice, check_form, check_png, check_tasks
 from saqsam_cli.terminal import busy, guarded, say
 
 app = typer.Typer(
@@ -320,7 +320,7 @@ def compare(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="A B...",
+            metavar="MODEL",
             help="Two models or more, each as for evaluate; DIR@NAME runs it in the runtime NAME, such as "
             "out/onnx@openvino or out/q@torch-int8.",
         ),
@@ -330,6 +330,11 @@ def compare(
     task: TaskOption = None,
     prompt: PromptOption = "box",
     detections: DetectionsOption = None,
+    tile: TileOption = 1024,
+    labels: LabelsOption = None,
+    points_per_side: PointsOption = None,
+    pred_iou: PredIouOption = None,
+    stability: StabilityOption = None,
     limit: LimitOption = None,
     json_file: JsonOption = None,
     out_png: Annotated[
@@ -354,11 +359,100 @@ def compare(
 
         comparison.compare_models(
             models,
-            EvaluationOptions(data, task, prompt, detections, limit, memory, workers),
+            EvaluationOptions(
+                data,
+                task,
+                prompt,
+                detections,
+                limit,
+                memory,
+                workers,
+                tile=tile,
+                labels=labels,
+                points_per_side=points_per_side,
+                pred_iou=pred_iou,
+                stability=stability,
+            ),
             json_file=json_file,
             picture=out_png,
             device=device,
             threads=threads,
+        )
+
+
+@app.command()
+@guarded
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint of saqsam.")],
+    *,
+    out_file: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="REPORT.html, or .md or .json: the file to write.")
+    ],
+    data: DataOption = SCENES,
+    prompt: PromptOption = "box",
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Only the first N images.",
+            show_default="24; 4 for inputs above 512 px",
+        ),
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(metavar="html|md|json", show_default="what --out ends in")
+    ] = None,
+    float_model: Annotated[
+        str | None,
+        typer.Option(
+            "--float", metavar="MODEL", help="The float model.", show_default="that of quantize, as noted"
+        ),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="The calibration data.", show_default="that of quantize, as noted"),
+    ] = None,
+    sensitivity: Annotated[
+        str,
+        typer.Option(
+            metavar="none|parts|layers",
+            help="Quantize each alone, and leave each float alone: the recipe's parts, or every single layer.",
+        ),
+    ] = "parts",
+    sensitivity_images: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Images that sensitivity is measured on.")
+    ] = 4,
+    memory: MemoryOption = "1GiB",
+    device: DeviceOption = "auto",
+) -> None:
+    """Write a report on a checkpoint: one file that needs no network, to be read in two minutes and sent on.
+
+    Scores float and quantized model side by side, and measures what each part costs. saqsam quantize writes the short
+    version, report.html, by itself.
+    """
+    check_tasks(None, prompt)
+    form = check_form(out_file, format)
+    check_choice("--sensitivity", sensitivity, ("none", "parts", "layers"))
+    if not folder.is_dir():
+        raise ValueError(f"no checkpoint folder {folder}")
+    with _library():
+        from saqsam_cli import reporting
+
+        reporting.report(
+            folder,
+            reporting.ReportOptions(
+                data,
+                prompt,  # type: ignore[arg-type]
+                limit,
+                float_model,
+                calibration,
+                None if sensitivity == "none" else sensitivity,  # type: ignore[arg-type]
+                sensitivity_images,
+                memory,
+            ),
+            path=out_file,
+            form=form,
+            device=device,
         )
 
 

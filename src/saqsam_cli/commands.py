@@ -20,7 +20,7 @@ from saqsam.checkpoint import (
     quantization_config_of,
     save_checkpoint,
 )
-from saqsam.data.datasets import SCENES, SCENES_COUNT, Dataset, open_dataset
+from saqsam.data.datasets import SCENES, Dataset, open_dataset
 from saqsam.data.detections import Detections, load_detections
 from saqsam.data.images import read_image
 from saqsam.evaluate import Evaluation, PromptTask
@@ -34,14 +34,16 @@ from saqsam.predictor import Predictor
 from saqsam.presets import deployable, recipe_for
 from saqsam.quantize import QuantizationLog
 from saqsam.recipe import Recipe
-from saqsam.report import write_report
+from saqsam.report.collect import Scored, collect
+from saqsam.report.log import Source, write_log
+from saqsam.report.write import PAGE, write_report
 from saqsam.runtimes import TORCH_INTEGER, find_integer_layers, load_runtime
 from saqsam.settings import with_settings
 from saqsam.side_by_side import draw_side_by_side, median_and_worst
 from saqsam.store import parse_size
 from saqsam.visualize import overlay_masks
 from saqsam_cli.evaluation import generator_options, report_integers
-from saqsam_cli.opening import load_torch, open_labelled, open_model, write_json
+from saqsam_cli.opening import load_torch, open_calibration, open_labelled, open_model, write_json
 from saqsam_cli.tables import (
     print_export,
     print_integer_layers,
@@ -51,8 +53,6 @@ from saqsam_cli.tables import (
 )
 from saqsam_cli.terminal import bar, busy, err, out, progress_bars, result_table, say, stage_bars
 
-CALIBRATION_SCENES_SEED = 1_000_000
-"""Added to the seed of scenes used for calibration: those of seed 0 are for evaluation."""
 NO_CHECK = "none"
 CHECK_TASK = PromptTask("box", keep_masks=True)
 """What float and quantized model are compared in."""
@@ -105,8 +105,8 @@ def quantize(
     budget = parse_size(memory)
     check_target(out_dir, overwrite=overwrite)
     check_writable(out_dir)
-    count = max(images, SCENES_COUNT) if calibration == SCENES else None
-    data = open_dataset(calibration, limit=count, seed=CALIBRATION_SCENES_SEED + seed)
+    data = open_calibration(calibration, images, seed)
+    source = Source(model, calibration, None if detections is None else str(detections))
     found = None if detections is None else load_detections(detections, data)
     check_data = None if check == NO_CHECK else open_labelled(check, "--check", check_images)
     float_model, processor = load_torch(model, device)
@@ -117,15 +117,27 @@ def quantize(
     # Before the long work, so that nothing wrong with this data can come after it.
     before = None if check_data is None else _score(float_model, processor, check_data, check_images, "float")
     _quantize_into(
-        out_dir, float_model, processor, recipe, data, detections=found, memory=budget, overwrite=overwrite
+        out_dir,
+        float_model,
+        processor,
+        recipe,
+        data,
+        detections=found,
+        source=source,
+        memory=budget,
+        overwrite=overwrite,
     )
     with busy(f"reading {out_dir}"):
         reloaded = load_checkpoint(out_dir, device=float_model.device)
     say(f"checkpoint: {out_dir}")
     if deploy:
         print_substitutions(recipe)
+    page = out_dir / PAGE
     if check_data is None or before is None:
+        with busy("writing the report"):
+            write_report(collect(out_dir, reloaded), page)
         print_summary(take_inventory(reloaded), out_dir)
+        say(f"report: {page}")
         return
     after = _score(reloaded, processor, check_data, check_images, "quantized")
     with busy("drawing the comparison"):
@@ -133,7 +145,10 @@ def quantize(
         chosen = median_and_worst(difference)
         picture = draw_side_by_side(check_data, CHECK_TASK, difference, before, after, chosen)
         write_png(out_dir / "comparison.png", picture)
+    with busy("writing the report"):
+        write_report(collect(out_dir, reloaded, Scored(check_data, CHECK_TASK, after, before)), page)
     print_summary(take_inventory(reloaded), out_dir, (before, after))
+    say(f"report: {page}")
     say(f"picture: {out_dir / 'comparison.png'}")
 
 
@@ -145,6 +160,7 @@ def _quantize_into(
     data: Dataset,
     *,
     detections: Detections | None,
+    source: Source,
     memory: int,
     overwrite: bool,
 ) -> None:
@@ -167,7 +183,7 @@ def _quantize_into(
         with busy(f"writing {out_dir}"):
             save_checkpoint(quantized, processor, out_dir, overwrite=overwrite)
             shutil.rmtree(unfinished, ignore_errors=True)
-            write_report(log, recipe, out_dir)
+            write_log(log, recipe, out_dir, source)
     except BaseException:
         if unfinished.exists():
             err.print(

@@ -12,13 +12,16 @@ from transformers import SamModel, SamProcessor
 
 from saqsam.backend import Backend
 from saqsam.checkpoint import quantization_config_of, recipe_of
-from saqsam.data.datasets import Dataset, open_dataset
+from saqsam.data.datasets import SCENES, SCENES_COUNT, Dataset, open_dataset
 from saqsam.data.images import ImageFolder
 from saqsam.export import is_export
 from saqsam.models import load
 from saqsam.output import write_whole
 from saqsam.runtimes import TORCH_INTEGER, load_runtime, use_integer_kernels
 from saqsam_cli.terminal import busy
+
+CALIBRATION_SCENES_SEED = 1_000_000
+"""Added to the seed of scenes used for calibration: those of seed 0 are for evaluation."""
 
 
 def open_model(
@@ -68,6 +71,12 @@ def open_labelled(spec: str, option: str, limit: int | None) -> Dataset:
     if isinstance(dataset, ImageFolder):
         raise ValueError(f"{option} {spec}: images without annotations cannot be scored on")
     return dataset
+
+
+def open_calibration(spec: str, images: int, seed: int) -> Dataset:
+    """What `quantize --calibration` names: all of it, to draw `images` by the seed from."""
+    count = max(images, SCENES_COUNT) if spec == SCENES else None
+    return open_dataset(spec, limit=count, seed=CALIBRATION_SCENES_SEED + seed)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

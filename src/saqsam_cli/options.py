@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROMPTS = ("box", "point", "clicks")
+FORMS = ("html", "md", "json")
 TASKS = ("prompt", "instance", "oriented", "everything", "semantic")
 
 
@@ -56,3 +57,22 @@ def check_png(path: Path | None) -> None:
     """Raise ValueError for the name of a picture that says it is something else."""
     if path is not None and path.suffix.lower() != ".png":
         raise ValueError(f"--out: expected a name that ends in .png, got {path}")
+
+
+def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    """Raise ValueError for a value that there is not."""
+    if value not in choices:
+        raise ValueError(f"{option}: expected {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}")
+
+
+def check_form(path: Path, form: str | None) -> str:
+    """The form of a report: `html`, `md` or `json`, as asked for or as its file is named."""
+    if form is not None:
+        check_choice("--format", form, FORMS)
+        return form
+    ending = path.suffix.lower().removeprefix(".")
+    if ending not in FORMS:
+        raise ValueError(
+            f"--out: expected a name that ends in .html, .md or .json, got {path}; or say --format"
+        )
+    return ending

@@ -4,34 +4,83 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from saqsam.clipping import AttentionClipping
 from saqsam.learn import UnitLog
 from saqsam.output import write_whole
-from saqsam.quantize import QuantizationLog
+from saqsam.quantize import QuantizationLog, read_clipping
 from saqsam.recipe import Recipe
 
 LOG_JSON, LOG_PICTURE = "quantization.json", "quantization.png"
 _BEFORE, _AFTER, _INK = "#b9bec9", "#1f6feb", "#333a45"
 
 
-def write_report(log: QuantizationLog, recipe: Recipe, folder: Path) -> None:
+@dataclass(frozen=True)
+class Source:
+    """What a checkpoint was made of, as the command line had it.
+
+    Attributes:
+        model: The float model.
+        calibration: The calibration data.
+        detections: A detector's boxes, None where there were none.
+    """
+
+    model: str
+    calibration: str
+    detections: str | None = None
+
+
+@dataclass(frozen=True)
+class KnownLog:
+    """What is read back of a log.
+
+    Attributes:
+        log: What happened.
+        source: What the checkpoint was made of; None where it was not noted.
+    """
+
+    log: QuantizationLog
+    source: Source | None
+
+
+def write_log(log: QuantizationLog, recipe: Recipe, folder: Path, source: Source | None = None) -> None:
     """Write `quantization.json`, and `quantization.png` where something was clipped or learned.
 
     Args:
         log: What happened.
         recipe: The recipe.
         folder: The checkpoint's.
+        source: What the checkpoint was made of.
     """
-    content = {"recipe": recipe.to_dict(), **asdict(log)}
+    made_of = {} if source is None else {"source": asdict(source)}
+    content = {"recipe": recipe.to_dict(), **made_of, **asdict(log)}
     write_whole(folder / LOG_JSON, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     if log.clipping or log.units:
-        write_whole(folder / LOG_PICTURE, draw_report(log, recipe.name))
+        write_whole(folder / LOG_PICTURE, draw_log(log, recipe.name))
 
 
-def draw_report(log: QuantizationLog, title: str) -> bytes:
+def read_log(folder: Path) -> KnownLog | None:
+    """The log beside a checkpoint; None where there is none.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    path = folder / LOG_JSON
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        clipping = [read_clipping(entry) for entry in content["clipping"]]
+        log = QuantizationLog(content["signs"], clipping, [UnitLog(**unit) for unit in content["units"]])
+        source = Source(**content["source"]) if "source" in content else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return KnownLog(log, source)
+
+
+def draw_log(log: QuantizationLog, title: str) -> bytes:
     """The picture, PNG: a small plot of each unit's loss, and the focus deviation of each attention."""
     # Imported late: only this needs it, and it is slow to import.
     from matplotlib.figure import Figure

@@ -1,0 +1,1 @@
+"""What happened in a quantization and what came of it, for people: as one page, as a table, as plain values."""

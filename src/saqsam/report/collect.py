@@ -1,0 +1,197 @@
+"""Gathering what a report says: the short one from what is there after quantizing, the full one with measurements."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import SamModel, SamProcessor
+
+from saqsam._version import __version__
+from saqsam.checkpoint import quantization_config_of
+from saqsam.data.datasets import Dataset
+from saqsam.evaluate import Evaluation, PromptTask
+from saqsam.evaluate.compare import task_difference
+from saqsam.inventory import take_inventory
+from saqsam.models.structure import SamStructure
+from saqsam.prepare import Progress
+from saqsam.report import focus
+from saqsam.report.content import Accuracy, Focus, GalleryImage, Picture, Report
+from saqsam.report.distributions import find_distributions
+from saqsam.report.log import Source, read_log
+from saqsam.report.reference import Reference
+from saqsam.report.sensitivity import Level, measure_sensitivity
+from saqsam.report.words import describe, module_name, short_path
+from saqsam.side_by_side import image_row
+from saqsam.visualize import comparison_cells
+
+CELL_WIDTH = 320
+MAP_WIDTH = 256
+SHORT_GALLERY, GALLERY = 6, 12
+_QUALITY = 80
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A checkpoint and, where it is there, the float model, scored on the same images.
+
+    Attributes:
+        dataset: The images.
+        task: Keeps masks.
+        quantized: Of the checkpoint.
+        float: Of the float model.
+    """
+
+    dataset: Dataset
+    task: PromptTask
+    quantized: Evaluation
+    float: Evaluation | None = None
+
+
+def collect(
+    folder: Path, quantized: SamModel, scored: Scored | None = None, *, gallery: int = SHORT_GALLERY
+) -> Report:
+    """What can be said of a checkpoint without running it.
+
+    Args:
+        folder: Of the checkpoint, with its log if it has one.
+        quantized: Loaded from it.
+        scored: Scores, if there are any.
+        gallery: Most images shown, those that the checkpoint lost most on.
+
+    Raises:
+        ValueError: The log is damaged.
+    """
+    inventory, known = take_inventory(quantized), read_log(folder)
+    config = quantization_config_of(quantized)
+    assert config is not None
+    source = None if known is None or known.source is None else _without_folders(known.source)
+    left_out = {} if known is not None else {"log": "the checkpoint has no quantization.json beside it"}
+    report = Report(
+        name=inventory.name,
+        source=source,
+        content_sha256=config.content_sha256,
+        versions={
+            "written by saqsam": config.saqsam_version,
+            "saqsam": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        steps=describe(inventory.recipe, source),
+        inventory=inventory,
+        disk_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        clipping=() if known is None else tuple(known.log.clipping),
+        signs={} if known is None else known.log.signs,
+        units=() if known is None else tuple(known.log.units),
+    )
+    if scored is None:
+        return replace(report, left_out={**left_out, "accuracy": "nothing was scored"})
+    accuracy, images = _accuracy(scored, gallery)
+    if scored.float is None:
+        left_out["gallery"] = "there is no float model to compare with"
+    return replace(report, accuracy=accuracy, gallery=images, left_out=left_out)
+
+
+def add_measurements(
+    report: Report,
+    quantized: SamModel,
+    reference: Reference,
+    processor: SamProcessor,
+    dataset: Dataset,
+    *,
+    level: Level | None = "parts",
+    images: int = 4,
+    progress: Progress | None = None,
+) -> Report:
+    """Add distributions, and sensitivity unless `level` is None, see `measure_sensitivity`."""
+    recipe = report.inventory.recipe
+    report = replace(report, distributions=find_distributions(quantized, recipe, reference.observers))
+    if level is None:
+        return replace(report, left_out={**report.left_out, "sensitivity": "it was not asked for"})
+    found = measure_sensitivity(
+        reference.model, quantized, processor, recipe, dataset, images=images, level=level, progress=progress
+    )
+    return replace(report, sensitivity=found)
+
+
+def add_focus(
+    report: Report, quantized: SamModel, float_model: SamModel, processor: SamProcessor, scored: Scored
+) -> Report:
+    """Add pictures of where the mask token looks, for the largest object of the image that was lost most on."""
+    difference = None if report.accuracy is None else report.accuracy.difference
+    if difference is None or not difference.images:
+        return report
+    sample = scored.dataset[difference.images[0].index]
+    box = max((i for i in sample.instances if not i.is_crowd), key=lambda i: i.area).box
+    names = focus.looking_attentions(SamStructure(float_model.config))
+    exact, found = (
+        focus.probabilities(model, processor, sample.image, box, names)
+        for model in (focus.with_slots(float_model, report.inventory.recipe), quantized)
+    )
+    size = sample.image.shape[:2]
+    entries = []
+    for name in names:
+        pictures = {}
+        for kind, maps in (("float", exact), ("quantized", found)):
+            drawn = focus.map_picture(focus.token_map(maps[name], size), size, MAP_WIDTH)
+            pictures[kind] = encode(drawn, f"{module_name(name)}, {kind}: where the mask token looks")
+        entries.append(Focus(name, focus.focus_deviation(exact[name], found[name]), pictures))
+    return replace(report, focus=tuple(entries), focus_image=_boxed(sample.image, box, sample.file_name))
+
+
+def _without_folders(source: Source) -> Source:
+    """Names alone: reports are sent on, and folders are nobody's business."""
+    detections = None if source.detections is None else short_path(source.detections)
+    return Source(short_path(source.model), short_path(source.calibration), detections)
+
+
+def encode(pixels: NDArray[np.uint8], alt: str, *, quality: int = _QUALITY) -> Picture:
+    """HWC uint8 RGB as WebP."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="WEBP", quality=quality, method=6)
+    return Picture(buffer.getvalue(), pixels.shape[1], pixels.shape[0], alt)
+
+
+def _accuracy(scored: Scored, most: int) -> tuple[Accuracy, tuple[GalleryImage, ...]]:
+    """Figures, and the images that were lost most on."""
+    task, quantized = scored.task, scored.quantized
+    common = Accuracy(quantized.dataset, quantized.images, task.prompt, quantized.metrics[task.name])
+    if scored.float is None:
+        return common, ()
+    difference = task_difference(task, scored.float, quantized)
+    images = []
+    for image in difference.images[:most]:
+        row = image_row(
+            scored.dataset[image.index],
+            task,
+            scored.float.records[image.index],
+            quantized.records[image.index],
+        )
+        kinds = {
+            "prompts": "image and box prompts",
+            "float": "masks of the float model",
+            "quantized": "masks of the quantized model",
+            "difference": "blue only in the float model's masks, orange only in the quantized one's",
+        }
+        cells = comparison_cells(row, CELL_WIDTH)
+        pictures = {
+            kind: encode(cell, f"{image.file_name}: {words}")
+            for (kind, words), cell in zip(kinds.items(), cells, strict=True)
+        }
+        images.append(GalleryImage(image.file_name, image.objects, image.first, image.other, pictures))
+    metrics = scored.float.metrics[task.name]
+    return replace(common, float=metrics, difference=difference), tuple(images)
+
+
+def _boxed(image: NDArray[np.uint8], box: tuple[float, float, float, float], file_name: str) -> Picture:
+    from saqsam.visualize import Comparison
+
+    none = np.zeros((0, *image.shape[:2]), dtype=bool)
+    cell = comparison_cells(Comparison(image, [box], none, none), MAP_WIDTH)[0]
+    return encode(cell, f"{file_name}: the image and the box that is asked for")

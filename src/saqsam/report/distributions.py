@@ -1,0 +1,86 @@
+"""Values of activations in the float model beside the ranges that a checkpoint's quantizers have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from transformers import SamModel
+
+from saqsam.models.structure import SamStructure
+from saqsam.prepare import Observer, activation_slots
+from saqsam.quant.affine import AffineQuantizer
+from saqsam.quant.observers import ChannelHistogramObserver, HistogramObserver
+from saqsam.recipe import Recipe
+from saqsam.report.content import Distribution
+
+STEPS = 72
+"""Equal steps that values are counted in."""
+
+
+def find_distributions(
+    quantized: SamModel, recipe: Recipe, observers: Mapping[str, Observer]
+) -> tuple[Distribution, ...]:
+    """Of every activation that has a static uniform range, the largest share outside first.
+
+    Inputs that a layer scales by channel are observed scaled, as they are quantized.
+
+    Args:
+        quantized: The checkpoint.
+        recipe: Its recipe.
+        observers: Of `make_reference`.
+    """
+    found = []
+    for slot in activation_slots(SamStructure(quantized.config), recipe):
+        quantizer, observer = quantized.get_submodule(slot.name), observers.get(slot.name)
+        if isinstance(observer, ChannelHistogramObserver):
+            observer = observer.pooled()
+        if not isinstance(quantizer, AffineQuantizer) or not isinstance(observer, HistogramObserver):
+            continue
+        if observer.is_empty:
+            continue
+        low, high = quantizer.range
+        found.append(
+            Distribution(
+                slot.name,
+                slot.part,
+                slot.bits,
+                (observer.low, observer.high),
+                (low, high),
+                share_outside(observer, *clipped_beyond((low, high), slot.bits)),
+                tuple(equal_steps(observer, STEPS).tolist()),
+            )
+        )
+    return tuple(sorted(found, key=lambda entry: -entry.outside))
+
+
+def clipped_beyond(range: tuple[float, float], bits: int) -> tuple[float, float]:
+    """A range and half a step more on both sides: what lies there is rounded to its ends, as it is anywhere else."""
+    half = (range[1] - range[0]) / (2**bits - 1) / 2
+    return range[0] - half, range[1] + half
+
+
+def cumulative(observer: HistogramObserver, points: torch.Tensor) -> torch.Tensor:
+    """Share of the values below each of `points` (float64 [K]); within a bin values are taken as spread evenly."""
+    low, high, counts = observer.histogram()
+    width = (high - low).clamp_min(1e-300)
+    inside = ((points[:, None] - low) / width).clamp(0, 1)
+    # A bin that holds one value alone lies below every point above it.
+    inside = torch.where(high > low, inside, (points[:, None] > low).double())
+    return (inside @ counts) / counts.sum()
+
+
+def share_outside(observer: HistogramObserver, low: float, high: float) -> float:
+    """Share of the values outside [low, high]."""
+    ends = cumulative(observer, torch.tensor([low, high], dtype=torch.float64))
+    below, to_high = float(ends[0]), float(ends[1])
+    # The largest value is not outside a range that ends with it.
+    return max(0.0, below + (0.0 if high >= observer.high else 1 - to_high))
+
+
+def equal_steps(observer: HistogramObserver, steps: int) -> torch.Tensor:
+    """Share of the values in each of equal steps from the smallest to the largest, float64 [steps]."""
+    edges = torch.linspace(observer.low, observer.high, steps + 1, dtype=torch.float64)
+    below = cumulative(observer, edges)
+    below[0], below[-1] = 0, 1
+    return below.diff()

@@ -1,0 +1,115 @@
+"""A report as one page that needs nothing beside it: no network, no other file."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from saqsam.report import charts, tables
+from saqsam.report.content import Picture, Report
+from saqsam.report.words import PART_NAMES, module_name, slot_name
+
+_PAGE = resources.files("saqsam.report") / "page"
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#8a919c")
+"""Of shares, in turn: Okabe and Ito's, and a grey."""
+
+
+def to_html(report: Report) -> str:
+    """The page."""
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(
+        data_uri=_data_uri, iou=tables.iou, change=tables.change, module_name=module_name
+    )
+    template = environment.from_string(_read("report.html.j2"))
+    return template.render(
+        **_content(report), style=Markup(_read("style.css")), script=Markup(_read("script.js"))
+    )
+
+
+def _content(report: Report) -> dict[str, Any]:
+    """What the template shows."""
+    content = {
+        "report": report,
+        "title": tables.title(report),
+        "lead": tables.lead(report),
+        "cards": list(tables.cards(report)),
+        "recipe": json.dumps(report.inventory.recipe.to_dict(), indent=2),
+        "bands": [
+            ("What the checkpoint's bytes hold", _shares(report.inventory.share_of_bytes())),
+            ("What multiply-accumulates are computed in", _shares(report.inventory.share_of_macs())),
+        ],
+        "parts": list(tables.parts(report)),
+        "clipping_rows": tables.clipping_rows(report),
+        "clips": tables.clips(report),
+        "curves": [
+            {
+                "svg": Markup(charts.loss_curve(unit.steps, unit.losses, unit.unit)),
+                "name": unit.unit,
+                "moved": tables.percent(unit.moved),
+            }
+            for unit in report.units
+        ],
+        "plots": [
+            {
+                "svg": Markup(charts.histogram(found)),
+                "name": slot_name(found.slot),
+                "bits": found.bits,
+                "outside": tables.percent(found.outside),
+                "range": f"{found.range[0]:.3g} to {found.range[1]:.3g}",
+            }
+            for found in tables.worst_of_parts(report)
+        ],
+        "ranges": tables.ranges(report),
+        "left_out": tables.left_out(report),
+        "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
+    }
+    if report.accuracy is not None:
+        content["accuracy_text"] = tables.accuracy_text(report)
+        content["accuracy_rows"] = list(tables.accuracy_rows(report))
+        content["agreement_text"] = tables.agreement_text(report)
+    if report.sensitivity is not None:
+        content["sensitivity_rows"] = tables.sensitivity_rows(report)
+        names = {group.name for group in report.sensitivity.groups}
+        content["sensitivity_unit"] = "part" if names <= PART_NAMES.keys() else "layer"
+    content["sections"] = [(anchor, name) for anchor, name, is_there in _sections(report) if is_there]
+    return content
+
+
+def _sections(report: Report) -> list[tuple[str, str, bool]]:
+    """Anchor, name, and whether there is anything to say."""
+    return [
+        ("how", "What was done", True),
+        ("size", "Size and bits", True),
+        ("accuracy", "Accuracy", report.accuracy is not None),
+        ("gallery", "Masks", bool(report.gallery)),
+        ("sensitivity", "Sensitivity", report.sensitivity is not None),
+        ("clipping", "Attention", bool(report.clipping or report.focus)),
+        ("learning", "Learning", bool(report.units)),
+        ("activations", "Activations", bool(report.distributions)),
+        ("about", "About", True),
+    ]
+
+
+def _shares(shares: Mapping[str, float]) -> list[dict[str, Any]]:
+    return [
+        {
+            "share": share,
+            "text": f"{name} {tables.percent(share)}",
+            "colour": _COLOURS[number % len(_COLOURS)],
+        }
+        for number, (name, share) in enumerate(shares.items())
+    ]
+
+
+def _data_uri(picture: Picture) -> str:
+    return f"data:image/webp;base64,{base64.b64encode(picture.data).decode()}"
+
+
+def _read(name: str) -> str:
+    return (_PAGE / name).read_text(encoding="utf-8")

@@ -1,0 +1,112 @@
+"""A report's figures as Markdown, without pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from saqsam.report import tables
+from saqsam.report.content import Report
+from saqsam.report.tables import change, iou
+
+
+def to_markdown(report: Report) -> str:
+    """The report as text."""
+    return "\n".join(_lines(report)) + "\n"
+
+
+def _lines(report: Report) -> Iterator[str]:
+    yield from (f"# {tables.title(report)}", "", tables.lead(report), "")
+    for card in tables.cards(report):
+        yield (
+            f"- {card.label}: **{card.value}** ({card.more})"
+            if card.more
+            else f"- {card.label}: **{card.value}**"
+        )
+    yield from ("", "## What was done", "")
+    for number, step in enumerate(report.steps, 1):
+        yield f"{number}. {step}"
+    yield from ("", "## Size and bits", "")
+    for name, shares in (
+        ("Bytes", report.inventory.share_of_bytes()),
+        ("Multiply-accumulates", report.inventory.share_of_macs()),
+    ):
+        yield f"- {name}: " + ", ".join(f"{tables.percent(share)} {width}" for width, share in shares.items())
+    yield ""
+    yield from _table(
+        {"name": "part", "bits": "bits", "parameters": "parameters", "size": "size"}, tables.parts(report)
+    )
+    if report.accuracy is not None:
+        yield from ("## Accuracy", "", tables.accuracy_text(report), "")
+        headings = {"name": "", "float": "float", "quantized": "quantized", "change": "change"}
+        yield from _table({**headings, "interval": "95 % interval"}, tables.accuracy_rows(report))
+        if tables.agreement_text(report):
+            yield from (tables.agreement_text(report), "")
+    if report.gallery:
+        yield from ("Images of the largest losses:", "")
+        rows = [
+            {
+                "file": g.file_name,
+                "float": iou(g.first),
+                "quantized": iou(g.other),
+                "change": change(g.other - g.first),
+            }
+            for g in report.gallery
+        ]
+        headings = {"file": "image", "float": "float", "quantized": "quantized", "change": "change"}
+        yield from _table(headings, rows)
+    yield from _measured(report)
+    for name, why in tables.left_out(report):
+        yield f"- Not in this report: {name}: {why}"
+    yield from ("", ", ".join(f"{name} {version}" for name, version in report.versions.items()))
+
+
+def _measured(report: Report) -> Iterator[str]:
+    if report.sensitivity is not None:
+        found = report.sensitivity
+        yield from ("## Which parts cost accuracy", "")
+        yield (
+            f"IoU with the float model's masks, {found.objects} objects in {found.images} images; all quantized: "
+            f"{iou(found.quantized)}."
+        )
+        yield ""
+        rows = [
+            {"name": row["name"], "lost": change(-row["lost"]), "gained": change(row["gained"])}
+            for row in tables.sensitivity_rows(report)
+        ]
+        yield from _table({"name": "", "lost": "quantized alone", "gained": "left float"}, rows)
+    if report.clipping:
+        yield from ("## Focus deviation of the decoder's attentions", "")
+        rows = [
+            {"name": row["name"], "before": iou(row["before"]), "after": iou(row["after"])}
+            for row in tables.clipping_rows(report)
+        ]
+        yield from _table({"name": "attention", "before": "before clipping", "after": "after"}, rows)
+    if report.units:
+        yield from ("## Learning", "")
+        rows = [
+            {
+                "name": unit.unit,
+                "first": f"{unit.losses[0]:.3g}" if unit.losses else "–",
+                "last": f"{unit.losses[-1]:.3g}" if unit.losses else "–",
+                "moved": tables.percent(unit.moved),
+            }
+            for unit in report.units
+        ]
+        headings = {"name": "unit", "first": "first loss", "last": "last loss", "moved": "weights moved"}
+        yield from _table(headings, rows)
+    if report.distributions:
+        yield from ("## Activations and their ranges", "")
+        headings = {"name": "tensor", "bits": "bits", "seen": "seen", "range": "range", "outside": "outside"}
+        yield from _table(headings, tables.ranges(report))
+
+
+def _table(
+    headings: Mapping[str, str], rows: Sequence[Mapping[str, Any]] | Iterator[Mapping[str, Any]]
+) -> Iterator[str]:
+    """Rows under headings, by key, and an empty line."""
+    yield "| " + " | ".join(headings.values()) + " |"
+    yield "| --- |" + " ---: |" * (len(headings) - 1)
+    for row in rows:
+        yield "| " + " | ".join(str(row[key]).replace("|", "\\|") for key in headings) + " |"
+    yield ""

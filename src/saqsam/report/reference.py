@@ -1,0 +1,89 @@
+"""The float model in the form that a checkpoint's layers were made from, so that the two can exchange layers.
+
+Methods change a float model before they round it, without changing what it computes: channels of one layer are scaled
+and the next undoes it (`equalize.py`), channels of queries and keys change sign together (`bimodal.py`). A packed layer
+therefore fits between float layers of the same form only. A checkpoint does not hold float weights; the form is found
+again as it was found at first, from the float model and the calibration images.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from transformers import SamModel, SamProcessor
+
+from saqsam.bimodal import find_signs, integrate_bimodal, merged_observers
+from saqsam.calibrate import calibrate
+from saqsam.calibration_images import choose_calibration_images
+from saqsam.data.datasets import Dataset
+from saqsam.data.detections import Detections
+from saqsam.models.attention import PROBABILITIES
+from saqsam.models.structure import SamStructure
+from saqsam.prepare import Observer, Progress, activation_slots, round_float_parameters, weight_sites
+from saqsam.quant.layers import PackedTensor
+from saqsam.quantize import prepare_equalized
+from saqsam.recipe import Recipe
+
+LEAST_COSINE = 0.6
+"""Between a weight and its rounded codes: at 2 bits it is above 0.8, and near 0 between weights of other forms."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A float model with empty slots.
+
+    Attributes:
+        model: The model.
+        observers: What calibration saw of it, by slot; nothing of probabilities.
+    """
+
+    model: SamModel
+    observers: Mapping[str, Observer]
+
+
+def make_reference(
+    model: SamModel,
+    processor: SamProcessor,
+    recipe: Recipe,
+    calibration: Dataset,
+    *,
+    detections: Detections | None = None,
+    progress: Progress | None = None,
+) -> Reference:
+    """Take a float model as far as `quantize` does before anything is rounded; arguments are those of `quantize`."""
+    structure = SamStructure(model.config)
+    made = copy.deepcopy(model).eval().float()
+    round_float_parameters(made, structure, recipe)
+    images = choose_calibration_images(
+        made, processor, calibration, recipe.calibration, detections=detections, progress=progress
+    )
+    prepare_equalized(made, structure, recipe, images, progress)
+    # Not the probabilities, which are most of what there is to look at: their range follows from what they are.
+    slots = [s for s in activation_slots(structure, recipe) if not s.name.endswith(PROBABILITIES)]
+    observers = calibrate(made, structure, recipe, images, progress, slots=slots)
+    signs = find_signs(structure, observers)
+    integrate_bimodal(made, signs)
+    return Reference(made.eval(), merged_observers(observers, signs))
+
+
+@torch.no_grad()
+def check_reference(reference: SamModel, quantized: SamModel, recipe: Recipe) -> None:
+    """Raise ValueError unless the weights of a checkpoint are rounded ones of a reference."""
+    for site, _ in weight_sites(SamStructure(reference.config), recipe):
+        weight = reference.get_submodule(site.name).weight
+        packed = quantized.get_submodule(site.name).weight
+        assert isinstance(weight, torch.Tensor)
+        assert isinstance(packed, PackedTensor)
+        if tuple(weight.shape) != tuple(packed.shape):
+            raise ValueError(
+                f"{site.name}: expected a weight of {tuple(packed.shape)}, got {tuple(weight.shape)}"
+            )
+        cosine = torch.cosine_similarity(weight.flatten(), packed().to(weight.device).flatten(), dim=0)
+        if not cosine >= LEAST_COSINE:
+            raise ValueError(
+                f"{site.name}: the checkpoint's weights are not those of this float model and calibration data "
+                f"(cosine {float(cosine):.2f})"
+            )

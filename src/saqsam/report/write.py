@@ -1,0 +1,36 @@
+"""A report as a file, in one of its forms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from saqsam.output import write_whole
+from saqsam.report.content import Report
+from saqsam.report.html import to_html
+from saqsam.report.markdown import to_markdown
+
+PAGE = "report.html"
+"""The short report beside a checkpoint."""
+
+
+def write_report(report: Report, path: Path, form: str = "html") -> None:
+    """Write a report.
+
+    Args:
+        report: What it says.
+        path: Where to.
+        form: `html`, `md` or `json`.
+
+    Raises:
+        ValueError: There is no such form.
+    """
+    if form == "html":
+        text = to_html(report)
+    elif form == "md":
+        text = to_markdown(report)
+    elif form == "json":
+        text = json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n"
+    else:
+        raise ValueError(f"form: expected html, md or json, got {form!r}")
+    write_whole(path, text.encode())

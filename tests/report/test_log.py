@@ -1,0 +1,94 @@
+"""The log on disk, and the names that people read."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from saqsam.clipping import AttentionClipping, Clip
+from saqsam.learn import UnitLog
+from saqsam.models.structure import PAPER_PARTS, PARTS, SamStructure
+from saqsam.prepare import activation_slots
+from saqsam.presets import METHODS, deployable, recipe_for
+from saqsam.quantize import QuantizationLog
+from saqsam.report.log import LOG_JSON, LOG_PICTURE, KnownLog, Source, read_log, write_log
+from saqsam.report.words import PART_NAMES, describe, module_name, part_name, short_path, slot_name
+from saqsam.specs import QuantSpec
+from tiny_sam import tiny_config
+
+ATTENTION = "mask_decoder.transformer.layers.0.cross_attn_token_to_image"
+
+
+def test_what_is_read_back_is_what_was_written(tmp_path: Path) -> None:
+    recipe = recipe_for("saq-sam")
+    log = QuantizationLog(
+        {ATTENTION: 3},
+        [AttentionClipping(ATTENTION, (Clip("key_quantizer", None, -1.5, 2.0),), 0.5, 0.25)],
+        [UnitLog("neck", [1, 9], [0.5, 0.25], 0.125)],
+    )
+    source = Source("sam-mini", "scenes", "boxes.json")
+    write_log(log, recipe, tmp_path, source)
+    assert read_log(tmp_path) == KnownLog(log, source)
+    assert (tmp_path / LOG_PICTURE).is_file()
+    write_log(QuantizationLog(), recipe, tmp_path / "plain")
+    assert read_log(tmp_path / "plain") == KnownLog(QuantizationLog(), None)
+    assert not (tmp_path / "plain" / LOG_PICTURE).exists()
+    assert read_log(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"clipping": [], "units": [{"colour": 1}], "signs": {}}'])
+def test_a_damaged_log_is_named(tmp_path: Path, damage: str) -> None:
+    (tmp_path / LOG_JSON).write_text(damage)
+    with pytest.raises(ValueError, match=f"{LOG_JSON} is damaged"):
+        read_log(tmp_path)
+
+
+def test_logs_of_earlier_versions_name_no_source(tmp_path: Path) -> None:
+    write_log(QuantizationLog(), recipe_for("mse"), tmp_path)
+    content = json.loads((tmp_path / LOG_JSON).read_text())
+    assert "source" not in content
+
+
+def test_names() -> None:
+    assert set(PARTS) <= set(PART_NAMES)
+    assert part_name("decoder.mlp") == "decoder: MLP"
+    assert module_name("vision_encoder.layers.2.attn.qkv") == "encoder block 3, attn.qkv"
+    assert module_name(ATTENTION) == "decoder layer 1, tokens to image"
+    assert (
+        module_name("mask_decoder.transformer.final_attn_token_to_image.q_proj") == "final attention, q_proj"
+    )
+    assert slot_name(f"{ATTENTION}.key_quantizer") == "decoder layer 1, tokens to image: keys"
+    assert slot_name(f"{ATTENTION}.q_proj.input_quantizer") == (
+        "decoder layer 1, tokens to image: input of the queries"
+    )
+    assert slot_name("vision_encoder.neck.conv1.input_quantizer") == "neck.conv1: input"
+    assert short_path("/a/b/model/") == "model"
+    names = [slot_name(s.name) for s in activation_slots(SamStructure(tiny_config()), recipe_for("mse"))]
+    assert len(set(names)) == len(names)
+
+
+def test_every_method_is_described_by_what_it_does() -> None:
+    def text(method: str) -> str:
+        return " ".join(describe(recipe_for(method, "w4a6"), Source("m", "/data/of/somebody/photos")))
+
+    for method in METHODS:
+        words = text(method)
+        assert "Weights: 4 bits" in words
+        assert "Activations: 6 bits" in words
+        assert "32 images of photos," in words
+        recipe = recipe_for(method, "w4a6")
+        assert ("folded into one" in words) == recipe.bimodal
+        assert ("to keep where" in words or "to keep what each" in words) == (recipe.clipping is not None)
+        assert ("Nothing was learned" in words) == (recipe.reconstruction is None)
+        assert ("ranges alike beforehand" in words) == recipe.equalized
+        assert ("powers of two" in words) == (recipe.probabilities.kind == "log")
+        assert "Left in float16: patch embedding" in words
+    assert len({text(method).replace("percentiles", "") for method in METHODS}) == len(METHODS)
+    deployed = " ".join(describe(deployable(recipe_for("mse", "w8a8")), None))
+    assert "symmetric" in deployed
+    assert "iou_head 8" in deployed
+    assert "Left in float16: mask upscaling;" in deployed
+    dynamic = dataclasses.replace(recipe_for("mse"), activations=QuantSpec(8, dynamic=True))
+    assert "each row spans anew" in " ".join(describe(dynamic, None))
+    assert all(part in PARTS for part in PAPER_PARTS)
