@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from saqsam.data.rle import encode_mask
 from saqsam.evaluate import PromptTask, evaluate
 from saqsam.evaluate.compare import ImageDifference, TaskDifference, task_difference
 from saqsam.side_by_side import draw_side_by_side, image_row, median_and_worst
@@ -37,3 +38,17 @@ def test_the_picture_has_a_row_for_each_chosen_image_and_shows_the_masks_of_the_
     for mask, found in zip(row.float_masks, scores[0].records[1]["prompt"]["instances"], strict=False):
         both = (mask & truth[found["id"]]).sum() / (mask | truth[found["id"]]).sum()
         assert both == pytest.approx(found["iou"])
+
+
+def test_of_many_masks_those_that_differ_most_are_drawn_in_their_order() -> None:
+    data, task = tiny_data(count=1), PromptTask(keep_masks=True)
+    (size,) = {data[0].image.shape[:2]}
+
+    def record(widths: list[int]) -> dict[str, object]:
+        masks = [np.arange(size[1]) < width for width in widths]
+        counts = [encode_mask(np.broadcast_to(m, size).copy())["counts"].decode() for m in masks]
+        found = [{"id": k, "mask": c} for k, c in enumerate(counts)]
+        return {"size": list(size), "prompt": {"instances": found}}
+
+    row = image_row(data[0], task, record([10, 10, 10]), record([5, 10, 9]), most=2)
+    assert [int(mask[0].sum()) for mask in row.quantized_masks] == [5, 9]

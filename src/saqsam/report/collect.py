@@ -79,7 +79,7 @@ def collect(
         content_sha256=config.content_sha256,
         versions={
             "written by saqsam": config.saqsam_version,
-            "saqsam": __version__,
+            **({} if config.saqsam_version == __version__ else {"reported by saqsam": __version__}),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },

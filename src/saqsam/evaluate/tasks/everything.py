@@ -25,6 +25,7 @@ class EverythingTask(Task):
     """
 
     name = "everything"
+    # No `masks`: two models' masks of everything have nothing in common that would tell which belong together.
     compared = "best IoU that an object is found with"
 
     def __init__(self, generator: GeneratorOptions | None = None) -> None:
@@ -70,10 +71,6 @@ class EverythingTask(Task):
         objects = {str(number): counts for number, crowd, counts in record["truth"] if not crowd}
         ious = rle_ious([counts for _, counts in record["found"]], list(objects.values()), record["size"])
         return dict(zip(objects, ious.max(axis=0, initial=0.0).tolist(), strict=True))
-
-    def masks(self, record: Record) -> Mapping[str, str]:
-        """See `Task.masks`: the masks that were found, by their rank."""
-        return {str(rank): counts for rank, (_, counts) in enumerate(record["found"])}
 
 
 def shown_options(generator: GeneratorOptions) -> dict[str, Any]:
