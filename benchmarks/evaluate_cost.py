@@ -6,7 +6,8 @@
 Scenes are generated once and stored as a COCO folder of JPEGs in `work/`, so that images are read and decoded as those
 of a real data set are. Each run is a process of its own (or several, started by torchrun) that scores `sam-mini` with
 box prompts and keeps its records in a folder, as `saqsam evaluate --json` does; rows are taken on the way, after so and
-so many images.
+so many images. Memory over thousands of images is that of a small random model: it depends on images and records, and
+`sam-mini` would take more than an hour.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -27,24 +28,25 @@ from transformers import SamModel
 import saqsam
 from plain_rows import append_plain
 from plan import CACHE, ROOT, circumstances
+from random_models import random_small_sam
 from rows import RESULTS
 from saqsam.backend import TorchBackend
 from saqsam.data.datasets import open_dataset
 from saqsam.data.scenes import ScenesDataset
 from saqsam.evaluate import ranks
-from saqsam.models.loading import BUNDLED
+from saqsam.models.loading import BUNDLED, build_processor
 from saqsam.prompts import Prompts
 
 OUT = RESULTS / "evaluate_cost.csv"
 COLUMNS = (
-    *("date", "commit", "torch", "machine", "processes", "threads", "prompt"),
+    *("date", "commit", "torch", "machine", "model", "processes", "threads", "prompt"),
     *("images", "seconds", "images_per_second", "outside_share", "resident_mib"),
 )
 IMAGES = 5000
 MARKS = (50, 500, 5000)
 """Numbers of images after which a row is taken."""
-SHORT = 500
-"""Images of the runs that only compare speeds."""
+SHORT = 50
+"""Images of the runs that compare speeds."""
 
 
 class TimedBackend(TorchBackend):
@@ -114,11 +116,18 @@ def resident_mib() -> float:
     return round(int(status.split("VmRSS:")[1].split()[0]) / 1024, 1)
 
 
-def turn(data: Path, images: int, threads: int, prompt: str) -> list[dict[str, object]]:
+SMALL = "random, 64 px"
+MODELS: dict[str, Callable[[], SamModel]] = {
+    BUNDLED: lambda: saqsam.load(BUNDLED)[0],
+    SMALL: random_small_sam,
+}
+
+
+def turn(data: Path, images: int, threads: int, prompt: str, name: str) -> list[dict[str, object]]:
     """Evaluate once, as one of the processes; measured after each of `MARKS`, per process, and at the end, over all."""
     torch.set_num_threads(threads)
-    model, processor = saqsam.load(BUNDLED)
-    backend = TimedBackend(model)
+    model = MODELS[name]()
+    backend, processor = TimedBackend(model), build_processor(model.config)
     dataset = open_dataset(data, limit=images)
     taken: list[dict[str, object]] = []
     with ranks.process_group(), tempfile.TemporaryDirectory() as folder:
@@ -145,16 +154,20 @@ def turn(data: Path, images: int, threads: int, prompt: str) -> list[dict[str, o
         return taken if ranks.rank() == 0 else []
 
 
-def run_turn(processes: int, threads: int, data: Path, images: int, prompt: str) -> list[dict[str, object]]:
+def run_turn(
+    processes: int, threads: int, data: Path, images: int, prompt: str, name: str
+) -> list[dict[str, object]]:
     """`turn` in processes of its own."""
-    own = [__file__, "--turn", str(data), str(images), str(threads), prompt]
+    own = [__file__, "--turn", str(data), str(images), str(threads), prompt, name]
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run([*command, *own], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     found = [line for line in done.stdout.splitlines() if line.startswith("[{")]
     rows: list[dict[str, object]] = json.loads(found[-1])
-    return [{"processes": processes, "threads": threads, "prompt": prompt, **row} for row in rows]
+    return [
+        {"model": name, "processes": processes, "threads": threads, "prompt": prompt, **row} for row in rows
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -163,12 +176,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=IMAGES, metavar="N", help="of the longest run")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument(
-        "--turn", nargs=4, metavar=("DATA", "IMAGES", "THREADS", "PROMPT"), help="its own use"
+        "--turn", nargs=5, metavar=("DATA", "IMAGES", "THREADS", "PROMPT", "MODEL"), help="its own use"
     )
     options = parser.parse_args(arguments)
     if options.turn is not None:
-        data, images, threads, prompt = options.turn
-        rows = turn(Path(data), int(images), int(threads), prompt)
+        data, images, threads, prompt, name = options.turn
+        rows = turn(Path(data), int(images), int(threads), prompt, name)
         if rows:
             print(json.dumps(rows))
         return 0
@@ -176,17 +189,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--images must be at least 1, got {options.images}")
     data = write_scenes(CACHE / f"scenes-{options.images}", options.images)
     short = min(SHORT, options.images)
-    plans = [
-        (1, 1, short, "box"),
-        (2, 1, short, "box"),
-        (1, 2, short, "point"),
-        (1, 2, options.images, "box"),
-    ]
+    plans = [(1, 1, "box"), (2, 1, "box"), (1, 2, "box"), (1, 2, "point"), (1, 2, "clicks")]
+    turns = [(BUNDLED, *plan, short) for plan in plans] + [(SMALL, 1, 2, "box", options.images)]
     known = circumstances("cpu")
-    for processes, threads, images, prompt in plans:
-        print(f"{processes} x {threads} threads, {images} images, {prompt}", file=sys.stderr)
+    for name, processes, threads, prompt, count in turns:
+        print(f"{name}: {processes} x {threads} threads, {count} images, {prompt}", file=sys.stderr)
         stamp = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **known}
-        rows = run_turn(processes, threads, data, images, prompt)
+        rows = run_turn(processes, threads, data, count, prompt, name)
         append_plain(
             options.out, COLUMNS, [{name: {**stamp, **row}[name] for name in COLUMNS} for row in rows]
         )

@@ -58,6 +58,7 @@ def tasks(lines: Sequence[Mapping[str, str]]) -> str:
 def evaluate_cost(lines: Sequence[Mapping[str, str]]) -> str:
     """Images a second, share of time outside the network, memory: a table for each machine."""
     heading = [
+        "model",
         "processes",
         "threads of each",
         "prompts",
@@ -70,7 +71,7 @@ def evaluate_cost(lines: Sequence[Mapping[str, str]]) -> str:
     for machine in dict.fromkeys(line["machine"].rpartition(",")[0] for line in lines):
         rows = [
             [
-                *(line[name] for name in ("processes", "threads", "prompt")),
+                *(line[name] for name in ("model", "processes", "threads", "prompt")),
                 f"{int(line['images']):,}",
                 f"{float(line['images_per_second']):.2f}",
                 f"{100 * float(line['outside_share']):.1f} %",

@@ -32,6 +32,25 @@ def random_sam_b() -> SamModel:
     return model.eval()
 
 
+def random_small_sam() -> SamModel:
+    """Four layers of width 32 at 64 px: for what depends on the number of images and not on the model."""
+    torch.manual_seed(0)
+    sizes = {"image_size": 64, "patch_size": 8}
+    vision = {"hidden_size": 32, "output_channels": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+    vision |= {"mlp_dim": 64, "window_size": 4, "global_attn_indexes": [1, 3], "num_pos_feats": 16}
+    config = SamConfig(
+        vision_config={**vision, **sizes, "initializer_range": 0.02},
+        prompt_encoder_config={"hidden_size": 32, "mask_input_channels": 16, **sizes},
+        mask_decoder_config={
+            "hidden_size": 32,
+            "mlp_dim": 64,
+            "num_attention_heads": 4,
+            "iou_head_hidden_dim": 32,
+        },
+    )
+    return SamModel(config).eval()
+
+
 def pack_uncalibrated(model: SamModel, recipe: Recipe) -> SamModel:
     """Quantize a float model in place with ranges that nothing was measured for; as fast and as large as any other."""
     structure = SamStructure(model.config)

@@ -484,6 +484,7 @@ def test_tasks_have_a_line_a_figure_and_a_column_a_model(other_tables):
 def test_the_cost_of_evaluating_has_a_table_for_each_machine(other_tables):
     line = {
         "machine": "CPU A, 2 threads",
+        "model": "sam-mini",
         "processes": "2",
         "threads": "1",
         "prompt": "box",
@@ -492,4 +493,4 @@ def test_the_cost_of_evaluating_has_a_table_for_each_machine(other_tables):
     line |= {"images_per_second": "4.256", "outside_share": "0.0512", "resident_mib": "512.4"}
     found = other_tables.evaluate_cost([line, {**line, "machine": "CPU B, 2 threads"}]).split("\n\n")
     assert [found[0], found[2]] == ["CPU A", "CPU B"]
-    assert found[1].splitlines()[-1] == "| 2 | 1 | box | 5,000 | 4.26 | 5.1 % | 512 |"
+    assert found[1].splitlines()[-1] == "| sam-mini | 2 | 1 | box | 5,000 | 4.26 | 5.1 % | 512 |"
