@@ -35,6 +35,7 @@ def test_a_row_at_each_mark_and_at_the_end(
     cost: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cost, "MARKS", (1, 2))
+    monkeypatch.setattr(cost.torch, "set_num_threads", lambda count: None)  # other tests need theirs
     rows = cost.turn(cost.write_scenes(tmp_path, 3), 3, 1, "box", cost.SMALL)
     assert [row["images"] for row in rows] == [1, 2, 3]
     seconds = [row["seconds"] for row in rows]
