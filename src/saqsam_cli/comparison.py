@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saqsam.data.datasets import Dataset
-from saqsam.evaluate import Task
+from saqsam.evaluate import EverythingTask, Task
 from saqsam.evaluate.compare import Comparison, Interval, TaskDifference, compare
 from saqsam.evaluate.memory import prompts_within
 from saqsam.evaluate.ranks import process_group, rank
@@ -62,6 +62,10 @@ def compare_models(
     memory = parse_size(options.memory)
     dataset = open_labelled(options.data, "--data", options.limit)
     tasks = make_tasks(options, dataset, keep_masks=True)
+    if picture is not None and isinstance(tasks[0], EverythingTask):
+        raise ValueError(
+            "--out: of masks of everything nothing says which belong together, so none are drawn"
+        )
     named, subjects = [], []
     for number, text in enumerate(models):
         model, runtime = split_runtime(text)
