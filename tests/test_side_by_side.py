@@ -50,5 +50,5 @@ def test_of_many_masks_those_that_differ_most_are_drawn_in_their_order() -> None
         found = [{"id": k, "mask": c} for k, c in enumerate(counts)]
         return {"size": list(size), "prompt": {"instances": found}}
 
-    row = image_row(data[0], task, record([10, 10, 10]), record([5, 10, 9]), most=2)
-    assert [int(mask[0].sum()) for mask in row.quantized_masks] == [5, 9]
+    row = image_row(data[0], task, record([20, 10, 4]), record([17, 10, 3]), most=2)
+    assert [int(mask[0].sum()) for mask in row.quantized_masks] == [17, 3]

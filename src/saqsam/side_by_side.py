@@ -11,7 +11,7 @@ from saqsam.data.datasets import Dataset, Sample
 from saqsam.data.rle import decode_mask
 from saqsam.evaluate import Evaluation, PromptTask, Task
 from saqsam.evaluate.compare import TaskDifference
-from saqsam.evaluate.iou import rle_ious
+from saqsam.evaluate.iou import differing_pixels
 from saqsam.evaluate.task import Record
 from saqsam.visualize import Comparison, comparison_picture
 
@@ -66,12 +66,11 @@ def draw_side_by_side(
 def image_row(
     sample: Sample, task: Task, first: Record, other: Record, *, caption: str = "", most: int = MOST_MASKS
 ) -> Comparison:
-    """One image with the masks of two records: of those that both have the `most` that differ most."""
+    """One image with the masks of two records: of those that both have the `most` that differ in most pixels."""
     size = first["size"]
     own, others = task.masks(first[task.name]), task.masks(other[task.name])
     common = [key for key in own if key in others]
-    alike = {key: float(rle_ious([own[key]], [others[key]], size)[0, 0]) for key in common}
-    drawn = set(sorted(common, key=lambda key: alike[key])[:most])
+    drawn = set(sorted(common, key=lambda key: -differing_pixels(own[key], others[key], size))[:most])
     keys = [key for key in common if key in drawn]
     boxes = [i.box for i in sample.instances if str(i.id) in keys] if _has_boxes(task) else []
     return Comparison(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from saqsam.data.rle import encode_mask
-from saqsam.evaluate.iou import MeanIoU, boundary_iou, fill_box, mask_iou, rle_ious
+from saqsam.evaluate.iou import MeanIoU, boundary_iou, differing_pixels, fill_box, mask_iou, rle_ious
 
 
 def test_known_pairs() -> None:
@@ -104,3 +104,11 @@ def test_ious_of_run_lengths_are_those_of_masks() -> None:
         expected = mask_iou(torch.from_numpy(masks[i]).expand(3, 20, 30), torch.from_numpy(masks[2:]))
         np.testing.assert_allclose(found[i], expected, atol=1e-12)
     assert rle_ious([], counts, (20, 30)).shape == (0, 5)
+
+
+def test_pixels_of_one_mask_alone() -> None:
+    one, other = np.zeros((6, 8), dtype=bool), np.zeros((6, 8), dtype=bool)
+    one[1:4, 1:5], other[2:6, 3:8] = True, True
+    counts = [encode_mask(mask)["counts"].decode() for mask in (one, other)]
+    assert differing_pixels(*counts, one.shape) == np.count_nonzero(one ^ other) == 24
+    assert differing_pixels(counts[0], counts[0], one.shape) == 0

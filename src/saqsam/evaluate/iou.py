@@ -81,6 +81,19 @@ def rle_ious(one: Sequence[str], other: Sequence[str], size: Sequence[int]) -> N
     return found.reshape(len(one), len(other))
 
 
+def differing_pixels(one: str, other: str, size: Sequence[int]) -> int:
+    """How many pixels belong to one of two masks alone.
+
+    Args:
+        one: `counts` of COCO compressed run lengths.
+        other: The same.
+        size: (height, width) of both.
+    """
+    pair = [{"size": list(size), "counts": counts.encode()} for counts in (one, other)]
+    both, either = (int(rle_codec.area(rle_codec.merge(pair, intersect=how))) for how in (True, False))
+    return either - both
+
+
 def fill_box(box: tuple[float, float, float, float], size: tuple[int, int]) -> NDArray[np.bool_]:
     """The mask that a box covers: all pixels whose centre lies inside.
 
