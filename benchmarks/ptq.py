@@ -69,7 +69,7 @@ def run(plan: Plan) -> int:
         for (method, bits), names in missing.items():
             if not names:
                 continue
-            subject = _subject(plan, method, bits, bars)
+            subject = make_subject(plan, method, bits, bars)
             for name in names:
                 row = _measure(plan, subject, plan.key_columns(method, bits, name), bars)
                 append_row(plan.out, row)
@@ -80,7 +80,8 @@ def run(plan: Plan) -> int:
     return total
 
 
-def _subject(plan: Plan, method: str, bits: str, bars: Progress) -> Subject:
+def make_subject(plan: Plan, method: str, bits: str, bars: Progress) -> Subject:
+    """What is evaluated of a method, its checkpoint made if need be and reloaded, and the columns that describe it."""
     nothing: dict[str, str | int | float | None] = {
         "recipe": "" if method == FILL_BOX else method,
         "checkpoint": "",
@@ -220,10 +221,15 @@ def _share_text(shares: Mapping[str, float]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     options = parse_arguments(arguments)
+    return exit_code(lambda: run(make_plan(options)))
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """That of a benchmark: what it says of wrong options and of an end before its time."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        run(make_plan(options))
+        work()
     except ValueError as error:
         err.print(f"error: {error}", soft_wrap=True)
         return 2

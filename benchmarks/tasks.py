@@ -17,23 +17,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import transformers
-from rich.progress import Progress
-from transformers import SamModel, SamProcessor
-
 import saqsam
 from plain_rows import append_plain, read_plain
 from plan import Plan, make_plan, parse_arguments
-from ptq import bar, make_checkpoint
+from ptq import bar, exit_code, make_subject
 from rows import FLOAT, RESULTS
-from saqsam.checkpoint import quantization_config_of
 from saqsam.data.datasets import SCENES, Dataset
 from saqsam.data.detections import load_detections
 from saqsam.data.simulated_detections import SimulatedDetections
 from saqsam.data.simulated_labels import SimulatedLabels
 from saqsam.evaluate import EverythingTask, InstanceTask, OrientedTask, PromptTask, SemanticTask, Task
 from saqsam.mask_generator import GeneratorOptions
-from saqsam_cli.terminal import err, progress_bars
+from saqsam_cli.terminal import progress_bars
 
 OUT = RESULTS / "tasks.csv"
 COLUMNS = (
@@ -110,18 +105,19 @@ def run(plan: Plan, cases: Sequence[Case], root: Path, out: Path) -> None:
             ]
             if not wanted:
                 continue
-            model, processor, checkpoint = _model(plan, method, bits, bars)
+            subject = make_subject(plan, method, bits, bars)
+            assert subject.model is not None
             for case, name, limit in wanted:
                 dataset = _open(root, name, limit)
                 task = case.make(dataset, root / name)
                 start = time.perf_counter()
                 with bar(bars, f"{method} {bits} {case.name} {name}") as step:
-                    result = saqsam.evaluate(model, processor, dataset, tasks=[task], progress=step)
+                    result = saqsam.evaluate(*subject.model, dataset, tasks=[task], progress=step)
                 stamp = {
                     "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                     **{column: plan.circumstances[column] for column in ("commit", "torch", "machine")},
                     **{"model": plan.model.name, "model_hash": plan.model.hash},
-                    **{"method": method, "bits": bits, "checkpoint": checkpoint},
+                    **{"method": method, "bits": bits, "checkpoint": subject.columns["checkpoint"]},
                     **{"case": case.name, "task": task.name, "data": name, "images": len(dataset)},
                     "options": json.dumps(task.options(), sort_keys=True),
                 }
@@ -145,18 +141,6 @@ def run(plan: Plan, cases: Sequence[Case], root: Path, out: Path) -> None:
                 )
 
 
-def _model(plan: Plan, method: str, bits: str, bars: Progress) -> tuple[SamModel, SamProcessor, str]:
-    """A model, its processor, and the first digits of the hash of its checkpoint."""
-    if method == FLOAT:
-        return *plan.model.loaded, ""
-    folder, _ = make_checkpoint(plan, method, bits, bars)
-    model, processor = saqsam.load(folder, device=plan.device)  # never the model in memory
-    config = quantization_config_of(model)
-    assert config is not None
-    assert config.content_sha256 is not None
-    return model, processor, config.content_sha256[:12]
-
-
 def _open(root: Path, name: str, limit: int | None) -> Dataset:
     return saqsam.open_dataset(SCENES if name == SCENES else root / name, limit=limit)
 
@@ -176,24 +160,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bits", nargs="+", default=list(BITS), metavar="wXaY")
     parser.add_argument("--out", type=Path, default=OUT, metavar="CSV")
     options, others = parser.parse_known_args(arguments)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        own = ["--methods", *options.methods, "--bits", *options.bits, "--total-steps", str(TOTAL_STEPS)]
-        found = parse_arguments([*own, "--data", SCENES, *others])
-        run(
-            make_plan(found),
-            [case for case in CASES if case.name in options.cases],
-            found.data_root,
-            options.out,
-        )
-    except ValueError as error:
-        err.print(f"error: {error}", soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        err.print("interrupted; run it again to go on")
-        return 130
-    return 0
+    own = ["--methods", *options.methods, "--bits", *options.bits, "--total-steps", str(TOTAL_STEPS)]
+    found = parse_arguments([*own, "--data", SCENES, *others])
+    cases = [case for case in CASES if case.name in options.cases]
+    return exit_code(lambda: run(make_plan(found), cases, found.data_root, options.out))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from saqsam.checkpoint import save_checkpoint
+from tiny_quantized import quantized_tiny
+from tiny_sam import tiny_processor, tiny_sam
+
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
@@ -17,3 +21,19 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the photographs are not here: set SAQSAM_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The float tiny SAM as a folder of transformers."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_sam().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quantized tiny SAM as a checkpoint, to be changed by no test."""
+    folder = tmp_path_factory.mktemp("models") / "packed"
+    return save_checkpoint(quantized_tiny(), tiny_processor(), folder)

@@ -18,11 +18,12 @@ import typer
 from PIL import Image
 from rich.console import Console
 from transformers.utils import logging
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 import saqsam
 from ade_folder import make_ade
 from coco_folder import good_annotations, make_coco, picture
+from command_line import assert_done, assert_refused, run
 from dota_folder import make_dota
 from saqsam import checkpoint, reconstruct
 from saqsam.checkpoint import load_checkpoint, save_checkpoint
@@ -31,45 +32,10 @@ from saqsam.presets import DEFAULT_METHOD, deployable
 from saqsam.quant.layers import PackedLinear
 from saqsam.runtimes import torch_integer
 from saqsam_cli import app, commands, tables, terminal
-from tiny_quantized import assert_same_outputs, quantize_tiny, quantized_tiny, tiny_recipe
+from tiny_quantized import assert_same_outputs, quantize_tiny, tiny_recipe
 from tiny_sam import tiny_processor, tiny_sam
 
 Folders = dict[str, Path]
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app.app, [str(argument) for argument in arguments], prog_name="saqsam")
-
-
-def assert_done(result: Result) -> None:
-    assert result.exit_code == 0, result.stderr
-    assert "error" not in result.stderr
-
-
-def assert_refused(result: Result, *words: str) -> None:
-    """Exit code 2, and one line on standard error that holds `words`."""
-    assert result.exit_code == 2
-    lines = result.stderr.splitlines()
-    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
-    assert "Traceback" not in result.stderr
-    for word in words:
-        assert word in lines[-1]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The float tiny SAM as a folder of transformers."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_sam().save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The quantized tiny SAM as a checkpoint, to be changed by no test."""
-    folder = tmp_path_factory.mktemp("models") / "packed"
-    return save_checkpoint(quantized_tiny(), tiny_processor(), folder)
 
 
 @pytest.fixture(scope="module")

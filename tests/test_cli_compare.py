@@ -9,26 +9,12 @@ import pytest
 
 import saqsam
 from coco_folder import make_coco
+from command_line import assert_done, assert_refused, run
 from saqsam.checkpoint import save_checkpoint
 from saqsam.data.images import read_image
 from saqsam.data.scenes import ScenesDataset
 from saqsam_cli.comparison import split_runtime
-from test_cli import assert_done, assert_refused, run
-from tiny_quantized import quantized_tiny
-from tiny_sam import tiny_processor, tiny_sam
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_sam().save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(quantized_tiny(), tiny_processor(), tmp_path_factory.mktemp("models") / "packed")
+from tiny_sam import tiny_processor
 
 
 def test_figures_file_and_picture_are_of_one_comparison(tiny: Path, packed: Path, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 import saqsam
 from coco_folder import make_coco
+from command_line import assert_done, assert_refused, run
 from report_page import Page
-from test_cli import assert_done, assert_refused, run
 from tiny_sam import tiny_processor, tiny_sam
 
 

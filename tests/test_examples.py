@@ -20,7 +20,7 @@ from saqsam.presets import deployable
 from saqsam.prompts import Prompts
 from saqsam.runtimes import load_runtime
 from tiny_quantized import quantize_tiny, tiny_recipe
-from tiny_sam import tiny_processor, tiny_sam
+from tiny_sam import tiny_processor
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -37,14 +37,6 @@ def run(script: str, *arguments: str | Path) -> list[str]:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_sam().save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saqsam.data.datasets import Dataset, Sample
-from saqsam.data.rle import decode_mask
+from saqsam.data.rle import decode_mask, rle_from_text
 from saqsam.evaluate import Evaluation, PromptTask, Task
 from saqsam.evaluate.compare import TaskDifference
 from saqsam.evaluate.iou import differing_pixels
@@ -93,5 +93,5 @@ def _unit(difference: TaskDifference) -> str:
 
 def _masks(counts: list[str], size: tuple[int, int]) -> NDArray[np.bool_]:
     """[P, H, W] bool."""
-    masks = [decode_mask({"size": size, "counts": c.encode()}) for c in counts]
+    masks = [decode_mask(rle_from_text(c, size)) for c in counts]
     return np.stack(masks) if masks else np.zeros((0, *size), dtype=bool)

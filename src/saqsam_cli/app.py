@@ -12,25 +12,60 @@ from typing import Annotated
 import typer
 
 from saqsam_cli.arguments import (
+    BitsOption,
+    BoxOption,
+    CalibrationDetectionsOption,
+    CalibrationImagesOption,
+    CalibrationOption,
+    CaptureMemoryOption,
+    CheckImagesOption,
+    CheckOption,
     DataOption,
+    DeployForOption,
+    DeployOption,
     DetectionsOption,
     DeviceOption,
+    EffortOption,
+    EverythingOption,
+    ExportFormatOption,
+    FloatModelOption,
     JsonOption,
     LabelsOption,
     LimitOption,
+    MasksPictureOption,
     MemoryOption,
+    MethodOption,
     ModelArgument,
+    ModelsArgument,
+    PointOption,
     PointsOption,
     PredIouOption,
     PromptOption,
+    ReportCalibrationOption,
+    ReportFormOption,
+    ReportLimitOption,
     RuntimeOption,
+    SeedOption,
+    SensitivityImagesOption,
+    SensitivityOption,
+    SettingsOption,
+    SingleMaskOption,
     StabilityOption,
+    StepsOption,
     TaskOption,
     ThreadsOption,
     TileOption,
     WorkersOption,
+    WorstPictureOption,
 )
-from saqsam_cli.options import EvaluationOptions, check_choice, check_form, check_png, check_tasks
+from saqsam_cli.options import (
+    EvaluationOptions,
+    check_choice,
+    check_form,
+    check_png,
+    check_tasks,
+    parse_numbers,
+)
 from saqsam_cli.terminal import busy, guarded, say
 
 app = typer.Typer(
@@ -82,75 +117,20 @@ def quantize(
     model: ModelArgument = "sam-mini",
     *,
     out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="The checkpoint to write.")],
-    method: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="min-max, percentile, mse (statistics); brecq, qdrop (learned rounding); ptq4sam-s, ptq4sam; "
-            "saq-sam-s, saq-sam, saq-sam-plus. A final -s: without learning.",
-        ),
-    ] = "saq-sam-plus",
-    bits: Annotated[
-        str, typer.Option(metavar="wXaY", help="X bits for weights, Y for activations, 2 to 8 each.")
-    ] = "w4a4",
-    calibration: Annotated[
-        str,
-        typer.Option(
-            metavar="DATA", help="What to set ranges on: as evaluate --data, or any folder of images."
-        ),
-    ] = SCENES,
-    images: Annotated[int, typer.Option(min=1, metavar="N", help="Calibration images.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Which images and prompts are drawn.")] = 0,
-    detections: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="COCO results of any detector: its boxes are the prompts to calibrate with."
-        ),
-    ] = None,
-    effort: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="How long to learn: quick, standard or paper (the published steps)."
-        ),
-    ] = "standard",
-    steps: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Learning steps of a unit, instead of --effort's.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Change one field of the method's recipe, such as clipping=none or reconstruction.loss=output; "
-            "repeatable.",
-        ),
-    ] = None,
-    deploy: Annotated[
-        bool,
-        typer.Option(
-            "--deploy", help="What integer kernels take: symmetric weights, 8-bit uniform probabilities."
-        ),
-    ] = False,
-    deploy_for: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="The same for a format of saqsam export: executorch has other kernels than onnx and openvino.",
-        ),
-    ] = None,
-    memory: Annotated[
-        str, typer.Option(metavar="SIZE", help="Captured activations held in memory; the rest goes to disk.")
-    ] = "4GiB",
-    check: Annotated[
-        str,
-        typer.Option(metavar="DATA", help="Score float and quantized model on it afterwards; none: do not."),
-    ] = SCENES,
-    check_images: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Images of --check.", show_default="24; 2 for inputs above 512 px"
-        ),
-    ] = None,
+    method: MethodOption = "saq-sam-plus",
+    bits: BitsOption = "w4a4",
+    calibration: CalibrationOption = SCENES,
+    images: CalibrationImagesOption = 32,
+    seed: SeedOption = 0,
+    detections: CalibrationDetectionsOption = None,
+    effort: EffortOption = "standard",
+    steps: StepsOption = None,
+    settings: SettingsOption = None,
+    deploy: DeployOption = False,
+    deploy_for: DeployForOption = None,
+    memory: CaptureMemoryOption = "4GiB",
+    check: CheckOption = SCENES,
+    check_images: CheckImagesOption = None,
     device: DeviceOption = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at --out.")] = False,
 ) -> None:
@@ -240,14 +220,7 @@ def evaluate(
 @app.command()
 @guarded
 def compare(
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="MODEL",
-            help="Two models or more, each as for evaluate; DIR@NAME runs it in the runtime NAME, such as "
-            "out/onnx@openvino or out/q@torch-int8.",
-        ),
-    ],
+    models: ModelsArgument,
     *,
     data: DataOption = SCENES,
     task: TaskOption = None,
@@ -260,9 +233,7 @@ def compare(
     stability: StabilityOption = None,
     limit: LimitOption = None,
     json_file: JsonOption = None,
-    out_png: Annotated[
-        Path | None, typer.Option("--out", metavar="PNG", help="Draw the images that B lost most on.")
-    ] = None,
+    out_png: WorstPictureOption = None,
     memory: MemoryOption = "1GiB",
     workers: WorkersOption = 2,
     device: DeviceOption = "auto",
@@ -313,38 +284,12 @@ def report(
     ],
     data: DataOption = SCENES,
     prompt: PromptOption = "box",
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Only the first N images.",
-            show_default="24; 4 for inputs above 512 px",
-        ),
-    ] = None,
-    format: Annotated[
-        str | None, typer.Option(metavar="html|md|json", show_default="what --out ends in")
-    ] = None,
-    float_model: Annotated[
-        str | None,
-        typer.Option(
-            "--float", metavar="MODEL", help="The float model.", show_default="that of quantize, as noted"
-        ),
-    ] = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(metavar="DATA", help="The calibration data.", show_default="that of quantize, as noted"),
-    ] = None,
-    sensitivity: Annotated[
-        str,
-        typer.Option(
-            metavar="none|parts|layers",
-            help="Quantize each alone, and leave each float alone: the recipe's parts, or every single layer.",
-        ),
-    ] = "parts",
-    sensitivity_images: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Images that sensitivity is measured on.")
-    ] = 4,
+    limit: ReportLimitOption = None,
+    format: ReportFormOption = None,
+    float_model: FloatModelOption = None,
+    calibration: ReportCalibrationOption = None,
+    sensitivity: SensitivityOption = "parts",
+    sensitivity_images: SensitivityImagesOption = 4,
     memory: MemoryOption = "1GiB",
     device: DeviceOption = "auto",
 ) -> None:
@@ -387,32 +332,20 @@ def segment(
     ],
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to segment.")],
     *,
-    box: Annotated[
-        list[str] | None,
-        typer.Option(metavar="x0,y0,x1,y1", help="Box around an object, in pixels; repeatable."),
-    ] = None,
-    point: Annotated[
-        list[str] | None, typer.Option(metavar="x,y", help="Point on an object, in pixels; repeatable.")
-    ] = None,
-    everything: Annotated[
-        bool, typer.Option("--everything", help="All that a grid of points finds, instead.")
-    ] = False,
+    box: BoxOption = None,
+    point: PointOption = None,
+    everything: EverythingOption = False,
     points_per_side: PointsOption = None,
     pred_iou: PredIouOption = None,
     stability: StabilityOption = None,
-    out_png: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", metavar="PNG", help="Picture to write.", show_default="beside IMAGE, *.masks.png"
-        ),
-    ] = None,
+    out_png: MasksPictureOption = None,
     device: DeviceOption = "auto",
     runtime: RuntimeOption = None,
     threads: ThreadsOption = None,
 ) -> None:
     """Segment objects of a picture from boxes and points, a mask each, or everything in it."""
-    boxes = [(text, _numbers(text, 4, "--box", "x0,y0,x1,y1")) for text in box or []]
-    points = [(text, _numbers(text, 2, "--point", "x,y")) for text in point or []]
+    boxes = [(text, parse_numbers(text, 4, "--box", "x0,y0,x1,y1")) for text in box or []]
+    points = [(text, parse_numbers(text, 2, "--point", "x,y")) for text in point or []]
     if everything and (boxes or points):
         raise ValueError("give --everything or prompts, not both")
     if not everything and not boxes and not points:
@@ -449,16 +382,6 @@ def segment(
         )
 
 
-def _numbers(text: str, count: int, option: str, form: str) -> list[float]:
-    try:
-        values = [float(value) for value in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) != count:
-        raise ValueError(f"{option} must look like {form}, got {text!r}")
-    return values
-
-
 @app.command()
 @guarded
 def inspect(
@@ -481,13 +404,8 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint of saqsam.")],
     *,
     out_dir: Annotated[Path, typer.Option("--out", metavar="OUT", help="The folder to write.")],
-    format: Annotated[str, typer.Option(metavar="NAME", help="onnx, openvino or executorch.")] = "onnx",
-    single_mask: Annotated[
-        bool,
-        typer.Option(
-            "--single-mask", help="One mask a prompt, chosen as the official export does, not four."
-        ),
-    ] = False,
+    format: ExportFormatOption = "onnx",
+    single_mask: SingleMaskOption = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the export at --out.")] = False,
 ) -> None:
     """Write a checkpoint as files for another runtime, encoder and decoder, and compare their masks with torch's."""

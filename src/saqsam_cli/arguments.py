@@ -1,4 +1,4 @@
-"""What several commands take, as typer declares it; imports nothing of saqsam."""
+"""What commands take, as typer declares it; imports nothing of saqsam."""
 
 from __future__ import annotations
 
@@ -102,3 +102,138 @@ MemoryOption = Annotated[
     str, typer.Option(metavar="SIZE", help="For the prompts that are decoded at once, beside the model.")
 ]
 WorkersOption = Annotated[int, typer.Option(min=0, metavar="N", help="Threads that read images ahead.")]
+
+# Of quantize.
+MethodOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="min-max, percentile, mse (statistics); brecq, qdrop (learned rounding); ptq4sam-s, ptq4sam; "
+        "saq-sam-s, saq-sam, saq-sam-plus. A final -s: without learning.",
+    ),
+]
+BitsOption = Annotated[
+    str, typer.Option(metavar="wXaY", help="X bits for weights, Y for activations, 2 to 8 each.")
+]
+CalibrationOption = Annotated[
+    str,
+    typer.Option(metavar="DATA", help="What to set ranges on: as evaluate --data, or any folder of images."),
+]
+CalibrationImagesOption = Annotated[int, typer.Option(min=1, metavar="N", help="Calibration images.")]
+SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="Which images and prompts are drawn.")]
+CalibrationDetectionsOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="COCO results of any detector: its boxes are the prompts to calibrate with."
+    ),
+]
+EffortOption = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="How long to learn: quick, standard or paper (the published steps)."),
+]
+StepsOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Learning steps of a unit, instead of --effort's.")
+]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one field of the method's recipe, such as clipping=none or reconstruction.loss=output; "
+        "repeatable.",
+    ),
+]
+DeployOption = Annotated[
+    bool,
+    typer.Option(
+        "--deploy", help="What integer kernels take: symmetric weights, 8-bit uniform probabilities."
+    ),
+]
+DeployForOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The same for a format of saqsam export: executorch has other kernels than onnx and openvino.",
+    ),
+]
+CaptureMemoryOption = Annotated[
+    str, typer.Option(metavar="SIZE", help="Captured activations held in memory; the rest goes to disk.")
+]
+CheckOption = Annotated[
+    str,
+    typer.Option(metavar="DATA", help="Score float and quantized model on it afterwards; none: do not."),
+]
+CheckImagesOption = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Images of --check.", show_default="24; 2 for inputs above 512 px"),
+]
+
+# Of report.
+ReportLimitOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Only the first N images.",
+        show_default="24; 4 for inputs above 512 px",
+    ),
+]
+ReportFormOption = Annotated[
+    str | None, typer.Option(metavar="html|md|json", show_default="what --out ends in")
+]
+FloatModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--float", metavar="MODEL", help="The float model.", show_default="that of quantize, as noted"
+    ),
+]
+ReportCalibrationOption = Annotated[
+    str | None,
+    typer.Option(metavar="DATA", help="The calibration data.", show_default="that of quantize, as noted"),
+]
+SensitivityOption = Annotated[
+    str,
+    typer.Option(
+        metavar="none|parts|layers",
+        help="Quantize each alone, and leave each float alone: the recipe's parts, or every single layer.",
+    ),
+]
+SensitivityImagesOption = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Images that sensitivity is measured on.")
+]
+
+# Of segment.
+BoxOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="x0,y0,x1,y1", help="Box around an object, in pixels; repeatable."),
+]
+PointOption = Annotated[
+    list[str] | None, typer.Option(metavar="x,y", help="Point on an object, in pixels; repeatable.")
+]
+EverythingOption = Annotated[
+    bool, typer.Option("--everything", help="All that a grid of points finds, instead.")
+]
+MasksPictureOption = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="PNG", help="Picture to write.", show_default="beside IMAGE, *.masks.png"),
+]
+
+# Of compare.
+ModelsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL",
+        help="Two models or more, each as for evaluate; DIR@NAME runs it in the runtime NAME, such as "
+        "out/onnx@openvino or out/q@torch-int8.",
+    ),
+]
+WorstPictureOption = Annotated[
+    Path | None, typer.Option("--out", metavar="PNG", help="Draw the images that B lost most on.")
+]
+
+# Of export.
+ExportFormatOption = Annotated[str, typer.Option(metavar="NAME", help="onnx, openvino or executorch.")]
+SingleMaskOption = Annotated[
+    bool,
+    typer.Option("--single-mask", help="One mask a prompt, chosen as the official export does, not four."),
+]

@@ -132,24 +132,29 @@ def quantize(
     say(f"checkpoint: {out_dir}")
     if deploy:
         print_substitutions(recipe)
-    page = out_dir / PAGE
-    if check_data is None or before is None:
-        with busy("writing the report"):
-            write_report(collect(out_dir, reloaded), page)
-        print_summary(take_inventory(reloaded), out_dir)
-        say(f"report: {page}")
-        return
-    after = _score(reloaded, processor, check_data, check_images, "quantized")
-    with busy("drawing the comparison"):
-        difference = task_difference(CHECK_TASK, before, after)
-        chosen = median_and_worst(difference)
-        picture = draw_side_by_side(check_data, CHECK_TASK, difference, before, after, chosen)
-        write_png(out_dir / "comparison.png", picture)
+    checked = None
+    if check_data is not None and before is not None:
+        after = _score(reloaded, processor, check_data, check_images, "quantized")
+        checked = Scored(check_data, CHECK_TASK, after, before)
+    _conclude(out_dir, reloaded, checked)
+
+
+def _conclude(out_dir: Path, reloaded: SamModel, checked: Scored | None) -> None:
+    """Write the picture and the short report of a checkpoint, and say what it is like."""
+    page, picture = out_dir / PAGE, out_dir / "comparison.png"
+    scores = None
+    if checked is not None and checked.float is not None:
+        scores = (checked.float, checked.quantized)
+        with busy("drawing the comparison"):
+            difference = task_difference(checked.task, *scores)
+            chosen = median_and_worst(difference)
+            write_png(picture, draw_side_by_side(checked.dataset, checked.task, difference, *scores, chosen))
     with busy("writing the report"):
-        write_report(collect(out_dir, reloaded, Scored(check_data, CHECK_TASK, after, before)), page)
-    print_summary(take_inventory(reloaded), out_dir, (before, after))
+        write_report(collect(out_dir, reloaded, checked), page)
+    print_summary(take_inventory(reloaded), out_dir, scores)
     say(f"report: {page}")
-    say(f"picture: {out_dir / 'comparison.png'}")
+    if scores is not None:
+        say(f"picture: {picture}")
 
 
 def _quantize_into(

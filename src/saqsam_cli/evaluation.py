@@ -15,13 +15,12 @@ from saqsam.backend import Backend
 from saqsam.checkpoint import quantization_config_of
 from saqsam.data.ade20k import AdeDataset
 from saqsam.data.coco import CocoDataset
-from saqsam.data.datasets import Dataset
+from saqsam.data.datasets import SIMULATED, Dataset
 from saqsam.data.detections import DetectionSource, load_detections
 from saqsam.data.dota import DotaDataset
 from saqsam.data.label_maps import FolderLabels, LabelMaps
 from saqsam.data.scenes import ScenesDataset
-from saqsam.data.simulated_detections import SIMULATED, SimulatedDetections
-from saqsam.data.simulated_labels import SIMULATED as SIMULATED_LABELS
+from saqsam.data.simulated_detections import SimulatedDetections
 from saqsam.data.simulated_labels import SimulatedLabels
 from saqsam.evaluate import (
     EverythingTask,
@@ -141,7 +140,7 @@ def find_detections(path: Path, dataset: Dataset) -> DetectionSource:
 def _open_labels(labels: str | None, dataset: Dataset) -> LabelMaps:
     if labels is None:
         raise ValueError("--task semantic needs --labels, a folder of label maps or simulated")
-    return SimulatedLabels() if labels == SIMULATED_LABELS else FolderLabels(labels, dataset)
+    return SimulatedLabels() if labels == SIMULATED else FolderLabels(labels, dataset)
 
 
 def generator_options(

@@ -76,3 +76,18 @@ def check_form(path: Path, form: str | None) -> str:
             f"--out: expected a name that ends in .html, .md or .json, got {path}; or say --format"
         )
     return ending
+
+
+def parse_numbers(text: str, count: int, option: str, form: str) -> list[float]:
+    """So many numbers between commas; `form` says how they must look.
+
+    Raises:
+        ValueError: They do not.
+    """
+    try:
+        values = [float(value) for value in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != count:
+        raise ValueError(f"{option} must look like {form}, got {text!r}")
+    return values

@@ -35,7 +35,9 @@ class CocoDataset:
     a COCO root, and says of each image which categories were looked for, and which of them not to the end.
 
     Args:
-        images_dir: Folder that the `file_name`s are relative to.
+        images_dir: Folder that the `file_name`s are relative to. None looks for it, by the first images that the file
+            lists: `images/` beside the file, its own folder, the folder above (LVIS's file in `ROOT/annotations/`), and
+            there `val2017/` for `instances_val2017.json`.
         annotations_json: COCO instance file. Masks as run lengths or polygons; boxes are `bbox` (x, y, width,
             height), or taken from the mask where absent.
         name: Name in tables; by default that of the folder that holds the annotations.
@@ -55,16 +57,15 @@ class CocoDataset:
 
     def __init__(
         self,
-        images_dir: str | Path,
+        images_dir: str | Path | None,
         annotations_json: str | Path,
         *,
         name: str | None = None,
         limit: int | None = None,
     ) -> None:
-        self._images_dir = Path(images_dir)
         path = Path(annotations_json)
-        if not self._images_dir.is_dir():
-            raise ValueError(f"{self._images_dir}: expected the folder of the images, found none")
+        if images_dir is not None and not Path(images_dir).is_dir():
+            raise ValueError(f"{images_dir}: expected the folder of the images, found none")
         content = read_json(path)
         if not isinstance(content, dict) or not isinstance(content.get("images"), list):
             raise ValueError(f"{path}: expected COCO instance JSON with a list 'images'")
@@ -76,6 +77,7 @@ class CocoDataset:
             if isinstance(category.get("frequency"), str)
         }
         self._sizes = _image_sizes(content["images"], path)
+        self._images_dir = _find_images(content["images"], path) if images_dir is None else Path(images_dir)
         self._index_skips: Counter[str] = Counter()
         self._images: list[dict[str, Any]] = []
         for record in content["images"]:
@@ -253,23 +255,12 @@ def _file_name(record: dict[str, Any]) -> str:
     return name if isinstance(name, str) else "/".join(record["coco_url"].split("/")[-2:])
 
 
-def find_images_dir(annotations_json: Path) -> Path:
-    """The folder of the images of an annotation file, which is given alone.
-
-    Looked for, in this order, by the first images that the file lists: `images/` beside the file, its own folder, the
-    folder above (LVIS's file in `ROOT/annotations/`), and there `val2017/` for `instances_val2017.json`.
-
-    Raises:
-        ValueError: None of them has one of these images, or the file is no COCO instance JSON.
-    """
-    content = read_json(annotations_json)
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise ValueError(f"{annotations_json}: expected COCO instance JSON with a list 'images'")
-    _image_sizes(content["images"], annotations_json)
+def _find_images(records: list[dict[str, Any]], annotations_json: Path) -> Path:
+    """The folder of the images, see `CocoDataset`."""
     own = annotations_json.resolve().parent
     split = annotations_json.stem.removeprefix("instances_")
     places = [own / "images", own, own.parent, own.parent / split]
-    names = [_file_name(record) for record in content["images"][:_LOOKED_FOR]]
+    names = [_file_name(record) for record in records[:_LOOKED_FOR]]
     for place in places:
         if any((place / name).is_file() for name in names):
             return place

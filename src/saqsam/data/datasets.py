@@ -14,6 +14,9 @@ from saqsam.data.rle import decode_mask
 SCENES = "scenes"
 """Name under which `open_dataset` gives the bundled generator."""
 
+SIMULATED = "simulated"
+"""What stands where a detector's file or a folder of label maps is expected, for those made of the truth."""
+
 SCENES_COUNT = 100
 """Scenes in the bundled evaluation set; the first N of a longer or shorter set are the same."""
 
@@ -126,7 +129,7 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
     """
     # The readers import the types above, so they cannot be imported at the top of this file.
     from saqsam.data.ade20k import AdeDataset
-    from saqsam.data.coco import CocoDataset, find_images_dir
+    from saqsam.data.coco import CocoDataset
     from saqsam.data.dota import DotaDataset
     from saqsam.data.images import ImageFolder
     from saqsam.data.mask_pairs import MaskPairDataset, find_pair_folders
@@ -138,7 +141,7 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
         return ScenesDataset(count=SCENES_COUNT if limit is None else limit, seed=seed)
     folder = Path(spec)
     if folder.suffix.lower() == ".json" and folder.is_file():
-        return CocoDataset(find_images_dir(folder), folder, name=folder.stem, limit=limit)
+        return CocoDataset(None, folder, name=folder.stem, limit=limit)
     if not folder.is_dir():
         problem = "it is a file" if folder.exists() else "no such folder"
         raise ValueError(

@@ -29,6 +29,25 @@ def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
     return rle
 
 
+def rle_text(rle: dict[str, Any]) -> str:
+    """The counts of run lengths as JSON can hold them; their size is to be kept beside."""
+    counts: bytes = rle["counts"]
+    return counts.decode()
+
+
+def rle_from_text(counts: str, size: Sequence[int]) -> dict[str, Any]:
+    """Run lengths from what `rle_text` gave.
+
+    Args:
+        counts: The text.
+        size: (height, width).
+
+    Returns:
+        `{"size": [H, W], "counts": bytes}`, unchecked.
+    """
+    return {"size": list(size), "counts": counts.encode()}
+
+
 def decode_mask(rle: dict[str, Any]) -> NDArray[np.bool_]:
     """Decode a mask; `pycocotools`' own decoder warns on every call with NumPy 2, this one is as quick.
 

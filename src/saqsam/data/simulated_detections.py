@@ -16,9 +16,6 @@ from numpy.typing import NDArray
 from saqsam.data.datasets import Sample
 from saqsam.data.detections import ImageDetections
 
-SIMULATED = "simulated"
-"""What the command line has in the place of a file."""
-
 _TRUE_SCORE, _FALSE_SCORE = (5.0, 3.0), (3.0, 5.0)
 """Of beta distributions: means of 0.62 and 0.38, deviations of 0.16. One false box in seven outranks a true one."""
 _LEAST_SIDE = 1.0

@@ -8,12 +8,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from saqsam.data.datasets import Sample
+from saqsam.data.datasets import SIMULATED, Sample
 from saqsam.data.label_maps import Unusable
 from saqsam.data.label_png import IGNORE, LabelMap
-
-SIMULATED = "simulated"
-"""Their name where a folder is expected."""
 
 _CELLS = 40
 """Cells along the longer side of an image: a fourth of the resolution of 1/4 that SegFormer answers in at 640 px."""

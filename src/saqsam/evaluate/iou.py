@@ -9,6 +9,8 @@ import pycocotools.mask as rle_codec
 import torch
 from numpy.typing import NDArray
 
+from saqsam.data.rle import rle_from_text
+
 
 def mask_iou(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """IoU of P pairs of masks, from exact pixel counts.
@@ -76,7 +78,7 @@ def rle_ious(one: Sequence[str], other: Sequence[str], size: Sequence[int]) -> N
     """
     if not one or not other:
         return np.zeros((len(one), len(other)))
-    first, second = ([{"size": list(size), "counts": c.encode()} for c in masks] for masks in (one, other))
+    first, second = ([rle_from_text(counts, size) for counts in masks] for masks in (one, other))
     found: NDArray[np.float64] = np.asarray(rle_codec.iou(first, second, [0] * len(second)))
     return found.reshape(len(one), len(other))
 
@@ -89,7 +91,7 @@ def differing_pixels(one: str, other: str, size: Sequence[int]) -> int:
         other: The same.
         size: (height, width) of both.
     """
-    pair = [{"size": list(size), "counts": counts.encode()} for counts in (one, other)]
+    pair = [rle_from_text(counts, size) for counts in (one, other)]
     both, either = (int(rle_codec.area(rle_codec.merge(pair, intersect=how))) for how in (True, False))
     return either - both
 

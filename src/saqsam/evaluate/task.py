@@ -6,6 +6,7 @@ no task.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,6 @@ from typing import Any, ClassVar
 from saqsam.data.datasets import Sample
 from saqsam.mask_generator import GeneratedMask, GeneratorOptions, MaskGenerator
 from saqsam.predictor import Predictor
-from saqsam.predictor import check_finite as check_finite
 
 Record = dict[str, Any]
 """What JSON holds, of one image."""
@@ -97,3 +97,8 @@ class Task(ABC):
     def masks(self, record: Record) -> Mapping[str, str]:
         """Masks kept in a record: `counts` of COCO run lengths at image size, by keys that other models share."""
         return {}
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean, summed without rounding in between; None of nothing."""
+    return math.fsum(values) / len(values) if values else None

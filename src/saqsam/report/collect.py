@@ -29,7 +29,7 @@ from saqsam.report.reference import Reference
 from saqsam.report.sensitivity import Level, measure_sensitivity
 from saqsam.report.words import describe, module_name, short_path
 from saqsam.side_by_side import image_row
-from saqsam.visualize import comparison_cells
+from saqsam.visualize import Comparison, comparison_cells
 
 CELL_WIDTH = 320
 MAP_WIDTH = 256
@@ -190,8 +190,6 @@ def _accuracy(scored: Scored, most: int) -> tuple[Accuracy, tuple[GalleryImage, 
 
 
 def _boxed(image: NDArray[np.uint8], box: tuple[float, float, float, float], file_name: str) -> Picture:
-    from saqsam.visualize import Comparison
-
     none = np.zeros((0, *image.shape[:2]), dtype=bool)
     cell = comparison_cells(Comparison(image, [box], none, none), MAP_WIDTH)[0]
     return encode(cell, f"{file_name}: the image and the box that is asked for")

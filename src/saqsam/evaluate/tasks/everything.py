@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saqsam.data.datasets import Instance
+from saqsam.data.rle import rle_from_text, rle_text
 from saqsam.evaluate.coco_ap import PROPOSALS, MaskAP
 from saqsam.evaluate.iou import rle_ious
-from saqsam.evaluate.task import ImageSession, Metrics, Record, Task
+from saqsam.evaluate.task import ImageSession, Metrics, Record, Task, mean
 from saqsam.mask_generator import GeneratorOptions
 
 
@@ -43,8 +43,8 @@ class EverythingTask(Task):
         sample = session.sample
         return {
             "size": list(sample.image.shape[:2]),
-            "truth": [[i.id, int(i.is_crowd), _text(i.rle["counts"])] for i in sample.instances],
-            "found": [[scores[place], _text(masks[place].rle["counts"])] for place in ranked],
+            "truth": [[i.id, int(i.is_crowd), rle_text(i.rle)] for i in sample.instances],
+            "found": [[scores[place], rle_text(masks[place].rle)] for place in ranked],
         }
 
     def reduce(self, records: Sequence[Record]) -> Metrics:
@@ -53,17 +53,17 @@ class EverythingTask(Task):
         for image_id, record in enumerate(records):
             size = record["size"]
             truth = [
-                Instance(number, _rle(size, counts), (0, 0, 0, 0), 1, bool(crowd))
+                Instance(number, rle_from_text(counts, size), (0, 0, 0, 0), 1, bool(crowd))
                 for number, crowd, counts in record["truth"]
             ]
-            rles = [_rle(size, counts) for _, counts in record["found"]]
+            rles = [rle_from_text(counts, size) for _, counts in record["found"]]
             scores = [score for score, _ in record["found"]]
             mask_ap.update(image_id, tuple(size), truth, rles, scores, [1] * len(rles))
         counts = [len(record["found"]) for record in records]
         return {
             **mask_ap.compute_proposals(),
             "objects": sum(not crowd for record in records for _, crowd, _ in record["truth"]),
-            "masks_per_image": math.fsum(counts) / len(counts) if counts else None,
+            "masks_per_image": mean(counts),
         }
 
     def values(self, record: Record) -> Mapping[str, float]:
@@ -78,11 +78,3 @@ def shown_options(generator: GeneratorOptions) -> dict[str, Any]:
     others = dataclasses.asdict(generator)
     shown = ("points_per_side", "pred_iou_thresh", "stability_score_thresh")
     return {name: others.pop(name) for name in shown} | {"generator": others}
-
-
-def _rle(size: Sequence[int], counts: str) -> dict[str, Any]:
-    return {"size": list(size), "counts": counts.encode()}
-
-
-def _text(counts: bytes | str) -> str:
-    return counts if isinstance(counts, str) else counts.decode()

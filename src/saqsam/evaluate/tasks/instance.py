@@ -9,10 +9,11 @@ import numpy as np
 
 from saqsam.data.datasets import Instance
 from saqsam.data.detections import DetectionSource, ImageDetections
-from saqsam.data.rle import encode_mask
+from saqsam.data.rle import encode_mask, rle_from_text, rle_text
 from saqsam.evaluate.coco_ap import MaskAP
 from saqsam.evaluate.iou import rle_ious
-from saqsam.evaluate.task import ImageSession, Metrics, Record, Task, check_finite
+from saqsam.evaluate.task import ImageSession, Metrics, Record, Task
+from saqsam.predictor import check_finite
 
 NOT_JUDGED = "detection: of a class that the image is not annotated for"
 
@@ -47,9 +48,7 @@ class InstanceTask(Task):
         height, width, _ = sample.image.shape
         record: Record = {
             "size": [height, width],
-            "truth": [
-                [i.id, i.category_id, int(i.is_crowd), _text(i.rle["counts"])] for i in sample.instances
-            ],
+            "truth": [[i.id, i.category_id, int(i.is_crowd), rle_text(i.rle)] for i in sample.instances],
             "found": [],
         }
         if sample.incomplete:
@@ -65,7 +64,7 @@ class InstanceTask(Task):
                 # The IoU head is linear: an estimate below 0 would turn the order of the detector's scores around.
                 score = float(boxes.scores[position]) * max(own, 0.0)
                 category = int(boxes.category_ids[position])
-                record["found"].append([category, score, own, _text(encode_mask(mask)["counts"])])
+                record["found"].append([category, score, own, rle_text(encode_mask(mask))])
                 position += 1
         return record
 
@@ -88,11 +87,9 @@ class InstanceTask(Task):
         mask_ap = MaskAP()
         for image_id, record in enumerate(records):
             size = record["size"]
-            rles = [{"size": size, "counts": counts.encode()} for *_, counts in record["found"]]
+            rles = [rle_from_text(counts, size) for *_, counts in record["found"]]
             truth = [
-                Instance(
-                    number, {"size": size, "counts": counts.encode()}, (0, 0, 0, 0), category, bool(crowd)
-                )
+                Instance(number, rle_from_text(counts, size), (0, 0, 0, 0), category, bool(crowd))
                 for number, category, crowd, counts in record["truth"]
             ]
             scores = [score for _, score, _, _ in record["found"]]
@@ -113,7 +110,3 @@ class InstanceTask(Task):
     def masks(self, record: Record) -> Mapping[str, str]:
         """See `Task.masks`."""
         return {str(place): counts for place, (*_, counts) in enumerate(record["found"])}
-
-
-def _text(counts: bytes | str) -> str:
-    return counts if isinstance(counts, str) else counts.decode()

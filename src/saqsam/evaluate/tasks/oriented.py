@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +18,12 @@ from saqsam.data.polygons import (
     polygon_area,
     smallest_rectangle,
 )
-from saqsam.data.rle import encode_mask
+from saqsam.data.rle import encode_mask, rle_text
 from saqsam.evaluate.rotated import polygon_ious
 from saqsam.evaluate.rotated_ap import OrientedDetection, OrientedTruth, RotatedAP
-from saqsam.evaluate.task import ImageSession, Metrics, Record, Task, check_finite
+from saqsam.evaluate.task import ImageSession, Metrics, Record, Task, mean
 from saqsam.evaluate.tiles import Tile, assign_tiles
-from saqsam.predictor import Predictor
+from saqsam.predictor import Predictor, check_finite
 
 TILE = 1024
 """Side of the tiles that DOTA's images are cut into, in pixels."""
@@ -141,7 +140,7 @@ class OrientedTask(Task):
                 [_detection(one) for one in record["found"]], [_true(one) for one in record["truth"]]
             )
         values = [value for record in records for value in self.values(record).values()]
-        metrics: Metrics = {"rotated_miou": math.fsum(values) / len(values) if values else None}
+        metrics: Metrics = {"rotated_miou": mean(values)}
         metrics |= average.compute()
         by_class = average.by_class()
         if len(by_class) > 1:
@@ -213,8 +212,7 @@ def _look(session: ImageSession, tile: Tile) -> tuple[Predictor, NDArray[np.floa
 def _in_image(mask: NDArray[np.bool_], tile: Tile, sample: Sample) -> str:
     whole = np.zeros(sample.image.shape[:2], dtype=bool)
     whole[tile.y0 : tile.y1, tile.x0 : tile.x1] = mask
-    counts: bytes = encode_mask(whole)["counts"]
-    return counts.decode()
+    return rle_text(encode_mask(whole))
 
 
 def _truth(instance: Instance) -> tuple[Record, bool]:

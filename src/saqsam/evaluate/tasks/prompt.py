@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -11,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from saqsam.data.datasets import Instance
-from saqsam.data.rle import encode_mask
+from saqsam.data.rle import encode_mask, rle_text
 from saqsam.evaluate.iou import boundary_iou, mask_iou
 from saqsam.evaluate.prompts import box_prompts, next_click, point_prompts
-from saqsam.evaluate.task import ImageSession, Metrics, Record, Task, check_finite
-from saqsam.predictor import Predictor
+from saqsam.evaluate.task import ImageSession, Metrics, Record, Task, mean
+from saqsam.predictor import Predictor, check_finite
 
 PromptKind = Literal["box", "point", "clicks"]
 
@@ -90,21 +89,21 @@ class PromptTask(Task):
                 if self.prompt == "clicks":
                     record["ious"] = [step[row] for step in ious]
                 if self.keep_masks:
-                    record["mask"] = encode_mask(mask)["counts"].decode()
+                    record["mask"] = rle_text(encode_mask(mask))
                 yield record
 
     def reduce(self, records: Sequence[Record]) -> Metrics:
         """See `Task.reduce`: `miou`, `boundary_iou`, `share_above_90`, `instances`, and `miou_K` after click K."""
         found = [instance for record in records for instance in record["instances"]]
         metrics: Metrics = {
-            "miou": _mean([instance["iou"] for instance in found]),
-            "boundary_iou": _mean([instance["boundary_iou"] for instance in found]),
-            "share_above_90": _mean([float(instance["iou"] > GOOD_IOU) for instance in found]),
+            "miou": mean([instance["iou"] for instance in found]),
+            "boundary_iou": mean([instance["boundary_iou"] for instance in found]),
+            "share_above_90": mean([float(instance["iou"] > GOOD_IOU) for instance in found]),
             "instances": len(found),
         }
         if self.prompt == "clicks":
             for click in range(self.clicks):
-                metrics[f"miou_{click + 1}"] = _mean([instance["ious"][click] for instance in found])
+                metrics[f"miou_{click + 1}"] = mean([instance["ious"][click] for instance in found])
         return metrics
 
     def values(self, record: Record) -> Mapping[str, float]:
@@ -116,10 +115,6 @@ class PromptTask(Task):
         return {
             str(instance["id"]): instance["mask"] for instance in record["instances"] if "mask" in instance
         }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
 
 
 def _prompt_once(

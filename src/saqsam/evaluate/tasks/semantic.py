@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,8 +10,8 @@ import numpy as np
 
 from saqsam.data.label_maps import LabelMaps, Unusable, truth_labels
 from saqsam.data.label_png import IGNORE, LabelMap
-from saqsam.data.rle import encode_mask
-from saqsam.evaluate.task import ImageSession, Metrics, Record, Task
+from saqsam.data.rle import encode_mask, rle_text
+from saqsam.evaluate.task import ImageSession, Metrics, Record, Task, mean
 from saqsam.evaluate.tasks.everything import shown_options
 from saqsam.mask_generator import GeneratedMask, GeneratorOptions
 
@@ -55,7 +54,7 @@ class SemanticTask(Task):
         record: Record = {"masks_found": len(masks), "classes": _count(truth, coarse, refined)}
         if self.keep_masks:
             found = np.unique(refined[refined != IGNORE]).tolist()
-            record["masks"] = {str(k): encode_mask(refined == k)["counts"].decode() for k in found}
+            record["masks"] = {str(k): rle_text(encode_mask(refined == k)) for k in found}
         return record
 
     def reduce(self, records: Sequence[Record]) -> Metrics:
@@ -79,14 +78,14 @@ class SemanticTask(Task):
         present = {label: counts for label, counts in total.items() if counts["truth"]}
         figures: Metrics = {}
         for prefix, which in (("", "refined"), ("unrefined_", "coarse")):
-            figures[f"{prefix or 'semantic_'}miou"] = _mean([_iou(c, which) for c in present.values()])
+            figures[f"{prefix or 'semantic_'}miou"] = mean([_iou(c, which) for c in present.values()])
             pixels = sum(counts["truth"] for counts in present.values())
             hits = sum(counts[f"{which}_hits"] for counts in present.values())
             figures[f"{prefix}pixel_accuracy"] = hits / pixels if pixels else None
         return figures | {
             "classes": len(present),
             "label_maps": len(scored),
-            "masks_per_image": _mean([record["masks_found"] for record in scored]),
+            "masks_per_image": mean([record["masks_found"] for record in scored]),
         }
 
     def values(self, record: Record) -> Mapping[str, float]:
@@ -139,7 +138,3 @@ def _count(truth: LabelMap, coarse: LabelMap, refined: LabelMap) -> dict[str, di
 
 def _iou(counts: Mapping[str, int], which: str) -> float:
     return counts[f"{which}_hits"] / (counts["truth"] + counts[which] - counts[f"{which}_hits"])
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
