@@ -198,6 +198,9 @@ def test_an_annotation_file_without_its_images_says_where_it_looked(tmp_path: Pa
     path.write_text("[]")
     with pytest.raises(ValueError, match="expected COCO instance JSON with a list 'images'"):
         open_dataset(path)
+    path.write_text('{"images": []}')
+    with pytest.raises(ValueError, match="expected images, the file lists none"):
+        open_dataset(path)
 
 
 def test_lists_of_categories_are_checked(tmp_path: Path) -> None:

@@ -257,6 +257,8 @@ def _file_name(record: dict[str, Any]) -> str:
 
 def _find_images(records: list[dict[str, Any]], annotations_json: Path) -> Path:
     """The folder of the images, see `CocoDataset`."""
+    if not records:
+        raise ValueError(f"{annotations_json}: expected images, the file lists none")
     own = annotations_json.resolve().parent
     split = annotations_json.stem.removeprefix("instances_")
     places = [own / "images", own, own.parent, own.parent / split]
