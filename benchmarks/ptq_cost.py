@@ -1,13 +1,16 @@
 """What learning costs: seconds of each phase on sam-mini, and seconds a step of each unit of a SAM-B at 1024 px.
 
     python benchmarks/ptq_cost.py            # rows in results/ptq_cost.csv; those that are there are not measured again
+    python benchmarks/ptq_cost.py --device cuda --subjects sam-mini sam-b sam-h
 
 - `sam-mini`: `saq-sam` w4a4 at the effort `standard`, phase by phase, calibrated on 32 scenes.
 - `sam-mini-plus`: the same of `saq-sam-plus`.
 - `search`: the clipping search of all decoder attentions of sam-mini against a plain one, a forward of the attention
   for each candidate; both on the same tensors, in turn.
 - `sam-b`: a SAM-B of random weights, one image: seconds a step of each unit, for SAQ-SAM's stages and for plain
-  blocks, and the highest memory of the process. Projections are these times the published numbers of steps.
+  blocks, and the highest memory, of the process or, on a GPU, of its tensors. Projections are these times the published
+  numbers of steps. On a GPU in both precisions.
+- `sam-h`: the same of a SAM-H; for GPUs.
 """
 
 from __future__ import annotations
@@ -17,16 +20,17 @@ import dataclasses
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import SamModel
 
 import saqsam
 from plain_rows import append_plain, read_plain
 from plan import circumstances
-from random_models import random_sam_b
+from random_models import random_sam_b, random_sam_h
 from rows import RESULTS
 from run_once import peak_gib
 from saqsam.calibration_images import choose_calibration_images
@@ -37,6 +41,7 @@ from saqsam.models.structure import DECODER_PARTS, SamStructure, replace_module
 from saqsam.prepare import prepare
 from saqsam.quantize import DEFAULT_MEMORY
 from saqsam.recipe import Recipe
+from saqsam.settings import with_settings
 
 OUT = RESULTS / "ptq_cost.csv"
 COLUMNS = (
@@ -59,12 +64,18 @@ STEPS = 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(description="Measure what learning costs.")
-    parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
+    parser.add_argument(
+        "--subjects",
+        nargs="+",
+        choices=list(SUBJECTS),
+        default=[name for name in SUBJECTS if name != "sam-h"],
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(arguments)
+    machine = common(options.device)["machine"]
     for subject in options.subjects:
-        if subject in {row["subject"] for row in read_plain(options.out)}:
+        if (subject, machine) in {(row["subject"], row["machine"]) for row in read_plain(options.out)}:
             print(f"{subject}: is in {options.out.name}")
             continue
         rows = SUBJECTS[subject](options.device)
@@ -117,7 +128,14 @@ def measure_sam_mini(device: str, method: str = "saq-sam") -> list[dict[str, obj
         for what, seconds in phases.seconds.items()
     ]
     whole = {"recipe": recipe.name, "what": "total", "seconds": round(total, 2), "ratio": 1.0}
-    return [*rows, {**whole, "peak_gib": peak_gib()}]
+    return [*rows, {**whole, "peak_gib": _peak_gib(device)}]
+
+
+def _peak_gib(device: str) -> float:
+    """Highest memory so far: of the process, or of the tensors on a GPU."""
+    if torch.device(device).type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
+    return peak_gib()
 
 
 def measure_search(device: str) -> list[dict[str, object]]:
@@ -181,15 +199,16 @@ def _plain(search: FocusSearch) -> None:
         replace_module(search.attention, slot, old)
 
 
-def measure_sam_b(device: str) -> list[dict[str, object]]:
-    """Seconds a step of each unit of a SAM-B of random weights."""
-    model = random_sam_b().to(device)
+def measure_random(device: str, make: Callable[[], SamModel]) -> list[dict[str, object]]:
+    """Seconds a step of each unit of a model of random weights."""
+    model = make().to(device)
     processor = build_processor(model.config)
+    data = saqsam.open_dataset("scenes", limit=1, seed=1_000_000)
     rows: list[dict[str, object]] = []
-    for unit in ("stage", "block"):
-        recipe = _few_steps(saqsam.recipe_for("saq-sam" if unit == "stage" else "brecq", "w4a4"))
+    for unit, label, recipe in _learned_variants(device):
         phases = Phases()
-        data = saqsam.open_dataset("scenes", limit=1, seed=1_000_000)
+        if torch.device(device).type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         saqsam.quantize(model, processor, recipe, data, memory=DEFAULT_MEMORY, progress=phases)
         projected = 0.0
         for what, steps in phases.steps.items():
@@ -198,16 +217,21 @@ def measure_sam_b(device: str) -> list[dict[str, object]]:
             seconds = statistics.median(steps[1:])  # the first holds the capture of the targets
             count = PAPER_STEPS[unit] * (5 if what.endswith("final attention") and unit == "stage" else 1)
             projected += seconds * count
-            rows.append({"recipe": recipe.name, "what": what, "seconds": round(seconds, 3), "steps": count})
-        rows.append(
-            {
-                "recipe": recipe.name,
-                "what": "projected total",
-                "seconds": round(projected),
-                "peak_gib": peak_gib(),
-            }
-        )
+            rows.append({"recipe": label, "what": what, "seconds": round(seconds, 3), "steps": count})
+        total = {"recipe": label, "what": "projected total", "seconds": round(projected)}
+        rows.append({**total, "peak_gib": _peak_gib(device)})
     return rows
+
+
+def _learned_variants(device: str) -> Iterator[tuple[str, str, Recipe]]:
+    """Unit, label and recipe of what is measured on large models."""
+    on_cpu = torch.device(device).type == "cpu"
+    for unit, method in (("stage", "saq-sam"), ("block", "brecq")):
+        for precision in ("float32",) if on_cpu else ("float32", "bfloat16"):
+            recipe = with_settings(
+                saqsam.recipe_for(method, "w4a4"), [f"reconstruction.precision={precision}"]
+            )
+            yield unit, recipe.name if on_cpu else f"{recipe.name}, {precision}", _few_steps(recipe)
 
 
 def _few_steps(recipe: Recipe) -> Recipe:
@@ -222,7 +246,8 @@ SUBJECTS: dict[str, Callable[[str], list[dict[str, object]]]] = {
     "sam-mini": measure_sam_mini,
     "sam-mini-plus": lambda device: measure_sam_mini(device, "saq-sam-plus"),
     "search": measure_search,
-    "sam-b": measure_sam_b,
+    "sam-b": lambda device: measure_random(device, random_sam_b),
+    "sam-h": lambda device: measure_random(device, random_sam_h),
 }
 """In this order: the highest memory is that of the process so far."""
 

@@ -441,6 +441,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"reconstruction": dataclasses.replace(LEARNED, affine=True, affine_rate=0.1)},
     ),
     "reconstruction.joint_steps": learned(joint_steps=2),
+    "reconstruction.precision": learned(precision="bfloat16"),
 }
 # These have their own tests: the name, the version, of which there is one, and what weights cannot be.
 TESTED_ELSEWHERE = {"method", "version", "weights.dynamic"}

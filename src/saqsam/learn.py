@@ -237,6 +237,7 @@ def learn_unit(
     probability = 0.0 if isinstance(unit, JointUnit) else spec.drop
     steps = spec.steps * unit.steps
     note = max(1, steps // LOGGED)
+    in_bfloat16 = spec.precision == "bfloat16" or (spec.precision == "auto" and device.type != "cpu")
     with learning(model, parts, recipe, probability, dropping) as learned:
         roundings = list(learned.roundings.values())
         scales = [quantizer.log_scale for quantizer in learned.scales.values()]
@@ -256,7 +257,7 @@ def learn_unit(
             optimizer.param_groups[1]["lr"] = spec.scale_rate * fall
             optimizer.param_groups[2]["lr"] = spec.affine_rate * fall
             state, target, prompts = captured.draw(choose, spec.prompts)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16):
                 loss = unit.loss(unit.response(model, reference, state, prompts), target)
             value = float(loss.detach())
             if not math.isfinite(value):

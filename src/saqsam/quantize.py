@@ -14,6 +14,7 @@ import transformers
 from transformers import SamModel, SamProcessor
 
 from saqsam._version import __version__
+from saqsam.arithmetic import float32_arithmetic
 from saqsam.bimodal import find_signs, integrate_bimodal, merged_observers
 from saqsam.calibrate import calibrate
 from saqsam.calibration_images import CalibrationImages, choose_calibration_images
@@ -61,6 +62,7 @@ class QuantizationLog:
     units: list[UnitLog] = field(default_factory=list)
 
 
+@float32_arithmetic()
 def quantize(
     model: SamModel,
     processor: SamProcessor,

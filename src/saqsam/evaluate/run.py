@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import SamModel, SamProcessor
 
+from saqsam.arithmetic import float32_arithmetic
 from saqsam.backend import Backend
 from saqsam.data.datasets import Dataset, Indexed, Sample
 from saqsam.data.detections import DetectionSource, load_detections
@@ -256,7 +257,7 @@ def _walk(
     missing = [index for index in own if any(index not in records for records in made)]
     done = len(own) - len(missing)
     encoders = [encoder_identity(s.model) for s in subjects] if len(subjects) > 1 else [None]
-    with _eval_modes([subject.model for subject in subjects]):
+    with _eval_modes([subject.model for subject in subjects]), float32_arithmetic():
         for index, sample in _read_ahead(dataset, missing, workers):
             encoded: dict[str, Predictor] = {}
             for subject, records, folder, encoder in zip(subjects, made, folders, encoders, strict=True):

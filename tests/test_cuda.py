@@ -1,0 +1,136 @@
+"""The main paths on a GPU; skipped where there is none. `SAQSAM_TEST_DEVICE=cpu` runs them on a CPU instead."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import SamModel
+
+import saqsam
+from command_line import assert_done, run
+from saqsam.evaluate import PromptTask
+from saqsam.evaluate.tasks.everything import EverythingTask
+from saqsam.mask_generator import GeneratorOptions
+from saqsam.presets import METHODS
+from saqsam.quantize import QuantizationLog, quantize
+from saqsam.recipe import Recipe
+from tiny_quantized import tiny_data, tiny_recipe
+from tiny_sam import tiny_processor, tiny_sam
+
+DEVICE = os.environ.get("SAQSAM_TEST_DEVICE", "cuda")
+pytestmark = pytest.mark.skipif(
+    DEVICE == "cuda" and not torch.cuda.is_available(), reason="no CUDA device is here"
+)
+
+
+def recipe(method: str, precision: str = "auto", bits: str = "w4a4") -> Recipe:
+    made = tiny_recipe(method, bits)
+    if made.reconstruction is None:
+        return made
+    learned = dataclasses.replace(made.reconstruction, steps=6, precision=precision, rounding_rate=0.05)  # type: ignore[arg-type]
+    return dataclasses.replace(made, reconstruction=learned)
+
+
+def quantized(made: Recipe, device: str = DEVICE, **options: object) -> SamModel:
+    model = tiny_sam().to(device)
+    return quantize(model, tiny_processor(), made, tiny_data(), **options)  # type: ignore[arg-type]
+
+
+def masks(model: SamModel) -> np.ndarray:
+    predictor = saqsam.Predictor(model, tiny_processor())
+    predictor.set_image(tiny_data()[0].image)
+    found = predictor.predict(box=np.array([4.0, 4.0, 40.0, 40.0]), return_logits=True)[0]
+    assert isinstance(found, np.ndarray)
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_checkpoint_gives_the_masks_of_the_model_in_memory(method: str, tmp_path: Path) -> None:
+    model = quantized(recipe(method))
+    assert model.device.type == torch.device(DEVICE).type
+    saqsam.save_checkpoint(model, tiny_processor(), tmp_path / "q")
+    reloaded, _ = saqsam.load(tmp_path / "q", device=DEVICE)
+    np.testing.assert_array_equal(masks(reloaded), masks(model))
+    on_cpu, _ = saqsam.load(tmp_path / "q")
+    # Values between two codes may fall either way: most masks' pixels agree, not all.
+    agree = (masks(on_cpu) > 0) == (masks(model) > 0)
+    assert agree.mean() > 0.97
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", ["brecq", "ptq4sam", "saq-sam", "saq-sam-plus"])
+def test_two_runs_are_byte_equal(method: str, precision: str, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        saqsam.save_checkpoint(quantized(recipe(method, precision)), tiny_processor(), tmp_path / name)
+    one, two = (next((tmp_path / name).glob("*.safetensors")).read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+@pytest.mark.parametrize("method", ["mse", "saq-sam-s"])
+def test_it_finds_what_a_cpu_finds(method: str) -> None:
+    here, there = (dict(quantized(recipe(method), device).named_buffers()) for device in (DEVICE, "cpu"))
+    assert here.keys() == there.keys()
+    scales = [name for name in here if name.endswith("quantizer.scale")]
+    ratios = torch.stack([here[name].cpu() / there[name] for name in scales])
+    assert ((ratios - 1).abs() < 0.02).float().mean() > 0.9
+    codes = [name for name in here if name.endswith(".codes")]
+    same = sum(int((here[name].cpu() == there[name]).sum()) for name in codes)
+    assert same / sum(there[name].numel() for name in codes) > 0.999
+
+
+def test_what_does_not_fit_the_budget_goes_to_disk(tmp_path: Path) -> None:
+    made = recipe("saq-sam-plus")
+    for name, memory in (("one", 2**30), ("two", 2**16)):
+        saqsam.save_checkpoint(quantized(made, memory=memory), tiny_processor(), tmp_path / name)
+    one, two = (next((tmp_path / name).glob("*.safetensors")).read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    made = recipe("saq-sam-plus")
+
+    class Stop(Exception):
+        pass
+
+    def stop(what: str, done: int, total: int, note: str) -> None:
+        if what.startswith("4/"):
+            raise Stop
+
+    with pytest.raises(Stop):
+        quantized(made, unfinished=tmp_path / "unfinished", progress=stop)
+    log = QuantizationLog()
+    saqsam.save_checkpoint(
+        quantized(made, unfinished=tmp_path / "unfinished", log=log), tiny_processor(), tmp_path / "one"
+    )
+    saqsam.save_checkpoint(quantized(made), tiny_processor(), tmp_path / "two")
+    assert len(log.units) == 7
+    one, two = (next((tmp_path / name).glob("*.safetensors")).read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+@pytest.mark.parametrize("prompt", ["box", "point", "clicks"])
+def test_evaluation(prompt: str) -> None:
+    model = tiny_sam()
+    tasks = [PromptTask(prompt), EverythingTask(GeneratorOptions(points_per_side=4))]  # type: ignore[arg-type]
+    there = saqsam.evaluate(model, tiny_processor(), tiny_data(), tasks=tasks)
+    here = saqsam.evaluate(tiny_sam().to(DEVICE), tiny_processor(), tiny_data(), tasks=tasks)
+    assert here.instances == there.instances
+    assert here.miou == pytest.approx(there.miou, abs=0.02)
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    tiny_sam().save_pretrained(tmp_path / "tiny")
+    tiny_processor().save_pretrained(tmp_path / "tiny")
+    device = ("--device", DEVICE)
+    few = ("--images", "2", "--check-images", "2", "--steps", "2")
+    assert_done(run("quantize", tmp_path / "tiny", "--out", tmp_path / "q", *few, *device))
+    assert_done(run("evaluate", tmp_path / "q", "--data", "scenes", "--limit", "2", *device))
+    assert_done(run("compare", tmp_path / "tiny", tmp_path / "q", "--limit", "2", *device))
+    full = ("--limit", "2", "--sensitivity-images", "1")
+    result = run("report", tmp_path / "q", *full, "--out", tmp_path / "r.html", *device)
+    assert_done(result)
+    assert "left out" not in result.stdout
+    assert_done(run("evaluate", tmp_path / "q", "--limit", "2", *device))
