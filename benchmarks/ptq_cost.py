@@ -1,7 +1,7 @@
 """What learning costs: seconds of each phase on sam-mini, and seconds a step of each unit of a SAM-B at 1024 px.
 
     python benchmarks/ptq_cost.py            # rows in results/ptq_cost.csv; those that are there are not measured again
-    python benchmarks/ptq_cost.py --device cuda --subjects sam-mini sam-b sam-h
+    python benchmarks/ptq_cost.py --device cuda --subjects sam-mini sam-b
 
 - `sam-mini`: `saq-sam` w4a4 at the effort `standard`, phase by phase, calibrated on 32 scenes.
 - `sam-mini-plus`: the same of `saq-sam-plus`.
@@ -10,7 +10,6 @@
 - `sam-b`: a SAM-B of random weights, one image: seconds a step of each unit, for SAQ-SAM's stages and for plain
   blocks, and the highest memory, of the process or, on a GPU, of its tensors. Projections are these times the published
   numbers of steps. On a GPU in both precisions.
-- `sam-h`: the same of a SAM-H; for GPUs.
 """
 
 from __future__ import annotations
@@ -25,12 +24,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import SamModel
 
 import saqsam
 from plain_rows import append_plain, read_plain
 from plan import circumstances
-from random_models import random_sam_b, random_sam_h
+from random_models import random_sam_b
 from rows import RESULTS
 from run_once import peak_gib
 from saqsam.calibration_images import choose_calibration_images
@@ -64,12 +62,7 @@ STEPS = 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(description="Measure what learning costs.")
-    parser.add_argument(
-        "--subjects",
-        nargs="+",
-        choices=list(SUBJECTS),
-        default=[name for name in SUBJECTS if name != "sam-h"],
-    )
+    parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(arguments)
@@ -199,9 +192,9 @@ def _plain(search: FocusSearch) -> None:
         replace_module(search.attention, slot, old)
 
 
-def measure_random(device: str, make: Callable[[], SamModel]) -> list[dict[str, object]]:
-    """Seconds a step of each unit of a model of random weights."""
-    model = make().to(device)
+def measure_sam_b(device: str) -> list[dict[str, object]]:
+    """Seconds a step of each unit of a SAM-B of random weights."""
+    model = random_sam_b().to(device)
     processor = build_processor(model.config)
     data = saqsam.open_dataset("scenes", limit=1, seed=1_000_000)
     rows: list[dict[str, object]] = []
@@ -246,8 +239,7 @@ SUBJECTS: dict[str, Callable[[str], list[dict[str, object]]]] = {
     "sam-mini": measure_sam_mini,
     "sam-mini-plus": lambda device: measure_sam_mini(device, "saq-sam-plus"),
     "search": measure_search,
-    "sam-b": lambda device: measure_random(device, random_sam_b),
-    "sam-h": lambda device: measure_random(device, random_sam_h),
+    "sam-b": measure_sam_b,
 }
 """In this order: the highest memory is that of the process so far."""
 

@@ -17,19 +17,9 @@ ACTIVATION_RANGE = 16.0
 
 def random_sam_b() -> SamModel:
     """ViT-B at 1024 px with weights of a sensible spread; the same each time."""
-    return _random_sam(SamVisionConfig(initializer_range=0.02))
-
-
-def random_sam_h() -> SamModel:
-    """The same with ViT-H."""
-    sizes = {"hidden_size": 1280, "mlp_dim": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}
-    return _random_sam(SamVisionConfig(**sizes, global_attn_indexes=[7, 15, 23, 31], initializer_range=0.02))
-
-
-def _random_sam(vision: SamVisionConfig) -> SamModel:
     torch.manual_seed(0)
     config = SamConfig(
-        vision_config=vision.to_dict(),
+        vision_config=SamVisionConfig(initializer_range=0.02).to_dict(),
         prompt_encoder_config=SamPromptEncoderConfig().to_dict(),
         mask_decoder_config=SamMaskDecoderConfig().to_dict(),
     )

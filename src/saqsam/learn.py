@@ -237,7 +237,7 @@ def learn_unit(
     probability = 0.0 if isinstance(unit, JointUnit) else spec.drop
     steps = spec.steps * unit.steps
     note = max(1, steps // LOGGED)
-    in_bfloat16 = spec.precision == "bfloat16" or (spec.precision == "auto" and device.type != "cpu")
+    in_bfloat16 = spec.precision == "bfloat16"
     with learning(model, parts, recipe, probability, dropping) as learned:
         roundings = list(learned.roundings.values())
         scales = [quantizer.log_scale for quantizer in learned.scales.values()]

@@ -168,8 +168,8 @@ class Reconstruction:
         joint_steps: Steps at the end, as a multiple of `steps`, in which all scales of the decoder, also those of its
             weights (and, with `affine`, biases and normalisations), are learned together by the masks, every
             quantizer on (not of the paper); 0 for none.
-        precision: Of the steps' products: `float32`, `bfloat16` by autocast, or `auto`, which is `bfloat16` on
-            accelerators and `float32` on a CPU. Targets, rounding and scales are float32 in any case.
+        precision: Of the steps' products: `float32`, or `bfloat16` by autocast. Targets, rounding and scales are
+            float32 in any case.
     """
 
     unit: Literal["block", "stage"] = "stage"
@@ -189,13 +189,13 @@ class Reconstruction:
     affine: bool = False
     affine_rate: float = 1e-3
     joint_steps: int = 0
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         check_choice("unit", self.unit, ("block", "stage"))
         check_choice("loss", self.loss, get_args(ReconstructionLoss))
         check_choice("target", self.target, ("quantized", "float"))
-        check_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
+        check_choice("precision", self.precision, ("float32", "bfloat16"))
         for name in ("skip_layers", "scales", "affine"):
             check_type(name, getattr(self, name), bool)
         for name in ("steps", "final_steps", "prompts"):
