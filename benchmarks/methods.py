@@ -124,6 +124,12 @@ def steps() -> Iterator[Experiment]:
             yield Experiment(method, "w4a4", data=("scenes", "coco_val"), total_steps=count)
 
 
+def precision() -> Iterator[Experiment]:
+    """Learning in bfloat16 where bits are few, and where its own rounding is as coarse as that of the codes."""
+    for method, bits in (("saq-sam", "w4a4"), ("saq-sam-plus", "w8a8")):
+        yield Experiment(method, bits, settings=("reconstruction.precision=bfloat16",))
+
+
 def substitutions() -> Iterator[Experiment]:
     """What each field costs that `--deploy` changes."""
     for method in ("mse", "saq-sam-s"):
@@ -137,6 +143,7 @@ GROUPS = {
     "ablation": ablation,
     "shift": shift,
     "steps": steps,
+    "precision": precision,
     "substitutions": substitutions,
 }
 

@@ -62,7 +62,16 @@ def _interval_cell(line: Mapping[str, str]) -> str:
 
 
 def cost(lines: Sequence[Mapping[str, str]]) -> str:
-    """Seconds of each phase on sam-mini; the clipping search's ratio; steps and projections on SAM-B."""
+    """For each machine: seconds of each phase on sam-mini, the clipping search's ratio, steps on SAM-B."""
+    blocks = []
+    for machine, torch in dict.fromkeys((line["machine"], line["torch"]) for line in lines):
+        blocks.append(f"**{machine}**, torch {torch}")
+        blocks += _cost_on([line for line in lines if (line["machine"], line["torch"]) == (machine, torch)])
+    return "\n\n".join(blocks)
+
+
+def _cost_on(lines: Sequence[Mapping[str, str]]) -> list[str]:
+    """The tables of one machine."""
     blocks = []
     for subject in ("sam-mini", "sam-mini-plus"):
         mini = [line for line in lines if line["subject"] == subject]
@@ -84,8 +93,7 @@ def cost(lines: Sequence[Mapping[str, str]]) -> str:
             rows.append([line["recipe"], line["what"], seconds, steps, line["peak_gib"]])
         heading = ["SAM-B, 1024 px", "unit", "seconds a step", "published steps", "peak GiB"]
         blocks.append(markdown(heading, rows, right=3))
-    machines = listed(f"{line['machine']}, torch {line['torch']}" for line in lines)
-    return "\n\n".join([*blocks, f"Measured on {machines}."]) if lines else ""
+    return blocks
 
 
 _RUNTIMES = {

@@ -143,6 +143,19 @@ def steps(variants: Sequence[Row], plain: Sequence[Row]) -> str:
     return markdown(["method", "steps in all", "minutes", *data], lines, right=2 + len(data)) if lines else ""
 
 
+def precision(variants: Sequence[Row], plain: Sequence[Row]) -> str:
+    """Methods that learned in another precision, each below the method as it is; in brackets the difference to that."""
+    data = ordered({row.data for row in variants}, DATA)
+    lines = []
+    for method, bits in dict.fromkeys((row.method, row.bits) for row in variants):
+        as_is = {row.data: row.miou for row in plain if (row.method, row.bits, row.seed) == (method, bits, 0)}
+        found = {row.data: row.miou for row in variants if (row.method, row.bits) == (method, bits)}
+        name = f"{method_label(method)} {bits}"
+        lines.append([name, "float32", *(_number(as_is.get(d)) for d in data)])
+        lines.append([name, "bfloat16", *(_number(found.get(d), as_is.get(d)) for d in data)])
+    return markdown(["method", "learned in", *data], lines, right=len(data)) if lines else ""
+
+
 def substitutions(variants: Sequence[Row], plain: Sequence[Row]) -> str:
     """What each change of `--deploy` costs: a table for each method and bits, in brackets the difference."""
     names = {" ".join(settings): name for name, settings in SUBSTITUTIONS.items()}
@@ -173,6 +186,7 @@ VARIANT_TABLES: dict[str, Callable[[Sequence[Row], Sequence[Row]], str]] = {
     "ablation": ablation,
     "shift": shift,
     "steps": steps,
+    "precision": precision,
     "substitutions": substitutions,
 }
 """Tables of rows that depart from a method's own recipe, from the file of that name, beside those of the methods."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from other_tables import OTHER_TABLES
 from plain_rows import read_plain
-from row_tables import HEADLINE_BITS, TABLES, VARIANT_TABLES
+from row_tables import TABLES, VARIANT_TABLES
 from rows import RESULTS, Row, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,7 +77,8 @@ def fill_tables(text: str, rows: Sequence[Row]) -> str:
         name, data = found[1], found[2]
         if name in VARIANT_TABLES:
             variants = [row for row in current(read_rows(RESULTS / f"{name}.csv")) if row.prompt == "box"]
-            plain = [row for row in rows if row.prompt == "box" and row.bits == HEADLINE_BITS]
+            widths = {row.bits for row in variants}
+            plain = [row for row in rows if row.prompt == "box" and row.bits in widths]
             table = VARIANT_TABLES[name](variants, plain) or NOTHING_YET
         elif name in OTHER_TABLES:
             file, make = OTHER_TABLES[name]

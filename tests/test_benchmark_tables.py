@@ -300,6 +300,22 @@ def test_ablation_puts_each_change_below_the_method_as_it_is(rows, row_tables):
     assert row_tables.ablation([], plain) == ""
 
 
+def test_precision_is_compared_at_the_same_bits_and_seed(rows, row_tables):
+    low, high = SHOWN, SHOWN | {"bits": "w8a8"}
+    plain = [
+        rows.Row(**values(**low, miou=0.5)),
+        rows.Row(**values(**low | {"seed": 1}, miou=0.9)),
+        rows.Row(**values(**high, miou=0.6)),
+    ]
+    settings = "reconstruction.precision=bfloat16"
+    changed = [rows.Row(**values(**high, settings=settings, miou=0.59))]
+    assert row_tables.precision(changed, plain).splitlines()[2:] == [
+        "| `mse` w8a8 | float32 | 0.600 |",
+        "| `mse` w8a8 | bfloat16 | 0.590 (−0.010) |",
+    ]
+    assert row_tables.precision([], plain) == ""
+
+
 def test_substitutions_are_compared_with_the_method_as_it_is(rows, row_tables):
     def row(settings: str, data: str, miou: float):
         changes = {"method": "mse", "bits": "w8a8", "settings": settings, "data": data, "miou": miou}
@@ -377,8 +393,11 @@ def test_cost_has_a_table_for_each_subject(other_tables):
     assert "| search | 3.000 | 3.0x |" in text
     assert "| saq-sam-w4a4 | 1/8 encoder stage 1 | 20.5 | 2,000 |  |" in text
     assert "| saq-sam-w4a4 | projected total | 10.0 h in all |  | 7.5 |" in text
-    assert text.endswith("Measured on m, 2 threads, torch 2.")
+    assert text.startswith("**m, 2 threads**, torch 2\n")
     assert other_tables.cost([]) == ""
+    elsewhere = other_tables.cost([*lines, {**lines[-1], "machine": "A GPU"}]).split("\n\n")
+    assert [block for block in elsewhere if block.startswith("**")][-1].startswith("**A GPU**")
+    assert elsewhere[-1].count("h in all") == 1
 
 
 def latency_line(**changes: str) -> dict[str, str]:
