@@ -166,8 +166,9 @@ def write_learning(plan: Plan, path: Path) -> None:
 def draw_steps(rows: Sequence[Row]) -> Figure:
     """A panel for each data set: mean IoU over learning steps, on a logarithmic axis, a line for each method."""
     data = list(dict.fromkeys(row.data for row in rows if row.steps))
-    figure = Figure(figsize=(4.5 * len(data), 3.2), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(data), squeeze=False)[0], data, strict=True):
+    figure = Figure(figsize=(4 * len(data) + 1, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(data), squeeze=False)[0]
+    for axes, name in zip(panels, data, strict=True):
         here = [row for row in rows if row.data == name]
         for method in dict.fromkeys(row.method for row in here if row.steps):
             points = sorted((row.steps, row.miou) for row in here if row.method == method and row.steps)
@@ -176,11 +177,17 @@ def draw_steps(rows: Sequence[Row]) -> Figure:
             if row.method == FLOAT:
                 axes.axhline(row.miou, color="0.5", linestyle="--", label="float")
         axes.set_xscale("log")
+        # Methods differ by a few steps in all, as their units do: one label for both.
+        ticks = sorted({round(row.steps, -2) for row in here if row.steps})
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.minorticks_off()
         axes.set_title(f"{name}, {BITS}", fontsize=9)
         axes.set_xlabel("steps in all")
         axes.set_ylabel("mean IoU")
-        axes.legend(fontsize=8, frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False
+    )
     return figure
 
 
