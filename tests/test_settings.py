@@ -49,6 +49,7 @@ def other(value: Any, name: str) -> Any:
         "reconstruction.unit": "block",
         "reconstruction.loss": "output",
         "reconstruction.target": "quantized",
+        "reconstruction.precision": "bfloat16",
     }
     if name in choices:
         return choices[name]
