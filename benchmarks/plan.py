@@ -29,7 +29,7 @@ from saqsam.presets import METHODS, parse_bits
 from saqsam.recipe import Recipe
 from saqsam.settings import with_settings
 from saqsam.units import reconstruction_units
-from saqsam_cli.opening import CALIBRATION_SCENES_SEED
+from saqsam_cli.opening import CALIBRATION_SCENES_SEED, usable_device
 from saqsam_cli.terminal import err
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,7 +165,12 @@ class Plan:
 
 
 def circumstances(device: str) -> dict[str, str]:
-    """Columns that are the same in all rows of a call."""
+    """Columns that are the same in all rows of a call.
+
+    Raises:
+        ValueError: The device cannot be used.
+    """
+    device = usable_device(device)
     return {
         "commit": _commit(),
         "saqsam": saqsam.__version__,

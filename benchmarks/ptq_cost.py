@@ -28,6 +28,7 @@ from torch import nn
 import saqsam
 from plain_rows import append_plain, read_plain
 from plan import circumstances
+from ptq import exit_code
 from random_models import random_sam_b
 from rows import RESULTS
 from run_once import peak_gib
@@ -39,7 +40,7 @@ from saqsam.models.structure import DECODER_PARTS, SamStructure, replace_module
 from saqsam.prepare import prepare
 from saqsam.quantize import DEFAULT_MEMORY
 from saqsam.recipe import Recipe
-from saqsam.settings import with_settings
+from saqsam.specs import Precision
 
 OUT = RESULTS / "ptq_cost.csv"
 COLUMNS = (
@@ -66,18 +67,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(arguments)
-    machine = common(options.device)["machine"]
-    for subject in options.subjects:
-        if (subject, machine) in {(row["subject"], row["machine"]) for row in read_plain(options.out)}:
-            print(f"{subject}: is in {options.out.name}")
+    return exit_code(lambda: measure(options.subjects, options.device, options.out))
+
+
+def measure(subjects: Sequence[str], device: str, out: Path) -> None:
+    """Append the rows of subjects that have none of this machine yet."""
+    circumstances = common(device)
+    for subject in subjects:
+        if (subject, circumstances["machine"]) in {
+            (row["subject"], row["machine"]) for row in read_plain(out)
+        }:
+            print(f"{subject}: is in {out.name}")
             continue
-        rows = SUBJECTS[subject](options.device)
-        append_plain(
-            options.out, COLUMNS, [{**common(options.device), "subject": subject, **row} for row in rows]
-        )
+        rows = SUBJECTS[subject](device)
+        append_plain(out, COLUMNS, [{**circumstances, "subject": subject, **row} for row in rows])
         for row in rows:
             print(subject, row, flush=True)
-    return 0
 
 
 def common(device: str) -> dict[str, object]:
@@ -219,17 +224,18 @@ def measure_sam_b(device: str) -> list[dict[str, object]]:
 def _learned_variants(device: str) -> Iterator[tuple[str, str, Recipe]]:
     """Unit, label and recipe of what is measured on large models."""
     on_cpu = torch.device(device).type == "cpu"
+    precisions: tuple[Precision, ...] = ("float32",) if on_cpu else ("float32", "bfloat16")
     for unit, method in (("stage", "saq-sam"), ("block", "brecq")):
-        for precision in ("float32",) if on_cpu else ("float32", "bfloat16"):
-            recipe = with_settings(
-                saqsam.recipe_for(method, "w4a4"), [f"reconstruction.precision={precision}"]
-            )
-            yield unit, recipe.name if on_cpu else f"{recipe.name}, {precision}", _few_steps(recipe)
+        for precision in precisions:
+            recipe = _few_steps(saqsam.recipe_for(method, "w4a4"), precision)
+            yield unit, recipe.name if on_cpu else f"{recipe.name}, {precision}", recipe
 
 
-def _few_steps(recipe: Recipe) -> Recipe:
+def _few_steps(recipe: Recipe, precision: Precision) -> Recipe:
     assert recipe.reconstruction is not None
-    learned = dataclasses.replace(recipe.reconstruction, steps=STEPS, final_steps=1, prompts=16)
+    learned = dataclasses.replace(
+        recipe.reconstruction, steps=STEPS, final_steps=1, prompts=16, precision=precision
+    )
     return dataclasses.replace(
         recipe, reconstruction=learned, calibration=dataclasses.replace(recipe.calibration, images=1)
     )

@@ -99,7 +99,8 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
 
 
 def ablation(variants: Sequence[Row], plain: Sequence[Row]) -> str:
-    """Methods with a part changed, each below the method as it is; in brackets the difference to that."""
+    """Methods with a part changed, each below the method as it is; in brackets the difference to that. Of seed 0."""
+    variants = [row for row in variants if row.seed == 0]
     data = ordered({row.data for row in variants}, DATA)
     lines = []
     for method in ordered({row.method for row in variants}, METHODS):

@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from tiny_quantized import quantized_tiny
 from tiny_sam import tiny_processor, tiny_sam
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
+# A shell that runs tests in the background has them, and what they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -955,7 +955,10 @@ def test_ctrl_c_ends_a_process_and_leaves_nothing(tiny: Path, tmp_path: Path) ->
         file.write(content)
     time.sleep(1)  # into the loading or the calibration, which would last for hours
     running.send_signal(signal.SIGINT)
-    stdout, stderr = running.communicate(timeout=120)
+    try:
+        stdout, stderr = running.communicate(timeout=120)
+    finally:
+        running.kill()
     assert running.returncode == 130
     assert stdout == ""
     assert "Traceback" not in stderr

@@ -39,6 +39,13 @@ def quantized(made: Recipe, device: str = DEVICE, **options: object) -> SamModel
     return quantize(model, tiny_processor(), made, tiny_data(), **options)  # type: ignore[arg-type]
 
 
+def checkpoint(model: SamModel, folder: Path) -> bytes:
+    """The tensors' file of a model's checkpoint."""
+    saqsam.save_checkpoint(model, tiny_processor(), folder)
+    (file,) = folder.glob("*.safetensors")
+    return file.read_bytes()
+
+
 def masks(model: SamModel) -> np.ndarray:
     predictor = saqsam.Predictor(model, tiny_processor())
     predictor.set_image(tiny_data()[0].image)
@@ -67,10 +74,8 @@ def test_a_checkpoint_gives_nearly_the_masks_that_it_gives_on_a_cpu(method: str,
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("method", ["brecq", "ptq4sam", "saq-sam", "saq-sam-plus"])
 def test_two_runs_are_byte_equal(method: str, precision: str, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        saqsam.save_checkpoint(quantized(recipe(method, precision)), tiny_processor(), tmp_path / name)
-    one, two = (next((tmp_path / name).glob("*.safetensors")).read_bytes() for name in ("one", "two"))
-    assert one == two
+    made = recipe(method, precision)
+    assert checkpoint(quantized(made), tmp_path / "one") == checkpoint(quantized(made), tmp_path / "two")
 
 
 @pytest.mark.parametrize("method", ["mse", "saq-sam-s"])
@@ -87,10 +92,8 @@ def test_it_finds_what_a_cpu_finds(method: str) -> None:
 
 def test_what_does_not_fit_the_budget_goes_to_disk(tmp_path: Path) -> None:
     made = recipe("saq-sam-plus")
-    for name, memory in (("one", 2**30), ("two", 2**16)):
-        saqsam.save_checkpoint(quantized(made, memory=memory), tiny_processor(), tmp_path / name)
-    one, two = (next((tmp_path / name).glob("*.safetensors")).read_bytes() for name in ("one", "two"))
-    assert one == two
+    ample, little = quantized(made, memory=2**30), quantized(made, memory=2**16)
+    assert checkpoint(ample, tmp_path / "one") == checkpoint(little, tmp_path / "two")
 
 
 def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
@@ -106,13 +109,9 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
     with pytest.raises(Stop):
         quantized(made, unfinished=tmp_path / "unfinished", progress=stop)
     log = QuantizationLog()
-    saqsam.save_checkpoint(
-        quantized(made, unfinished=tmp_path / "unfinished", log=log), tiny_processor(), tmp_path / "one"
-    )
-    saqsam.save_checkpoint(quantized(made), tiny_processor(), tmp_path / "two")
+    resumed = quantized(made, unfinished=tmp_path / "unfinished", log=log)
     assert len(log.units) == 7
-    one, two = (next((tmp_path / name).glob("*.safetensors")).read_bytes() for name in ("one", "two"))
-    assert one == two
+    assert checkpoint(resumed, tmp_path / "one") == checkpoint(quantized(made), tmp_path / "two")
 
 
 @pytest.mark.parametrize("prompt", ["box", "point", "clicks"])

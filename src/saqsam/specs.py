@@ -138,6 +138,7 @@ class Clipping:
 
 
 ReconstructionLoss = Literal["output", "prompt", "mask"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -189,13 +190,13 @@ class Reconstruction:
     affine: bool = False
     affine_rate: float = 1e-3
     joint_steps: int = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         check_choice("unit", self.unit, ("block", "stage"))
         check_choice("loss", self.loss, get_args(ReconstructionLoss))
         check_choice("target", self.target, ("quantized", "float"))
-        check_choice("precision", self.precision, ("float32", "bfloat16"))
+        check_choice("precision", self.precision, get_args(Precision))
         for name in ("skip_layers", "scales", "affine"):
             check_type(name, getattr(self, name), bool)
         for name in ("steps", "final_steps", "prompts"):

@@ -49,11 +49,15 @@ def open_model(
 def load_torch(model: str, device: str) -> tuple[SamModel, SamProcessor]:
     """A model of torch on a device, and its processor."""
     with busy(f"loading {model}"):
-        return load(model, device=_device(device))
+        return load(model, device=usable_device(device))
 
 
-def _device(name: str) -> str:
-    """The device, tried out: torch finds out that one is not there only when it is used."""
+def usable_device(name: str) -> str:
+    """The device, tried out: torch finds out that one is not there only when it is used.
+
+    Raises:
+        ValueError: It cannot be used.
+    """
     if name == "auto":
         if torch.cuda.is_available():
             return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # one for each process of torchrun
