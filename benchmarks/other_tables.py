@@ -124,7 +124,8 @@ def latency(lines: Sequence[Mapping[str, str]]) -> str:
     columns = ("machine", "subject", "part", "prompts")
     for key in dict.fromkeys(tuple(line[name] for name in columns) for line in lines):
         of_key = [line for line in lines if tuple(line[name] for name in columns) == key]
-        shown = list({(line["runtime"], line["variant"]): line for line in of_key}.values())
+        last = {(line["runtime"], line["variant"]): index for index, line in enumerate(of_key)}
+        shown = [of_key[index] for index in sorted(last.values())]  # In the order in which they were measured.
         rows = [
             [
                 _RUNTIMES[line["runtime"]],
