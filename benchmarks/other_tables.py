@@ -118,14 +118,14 @@ _VARIANTS = {
 def latency(lines: Sequence[Mapping[str, str]]) -> str:
     """Milliseconds, speed against the default export, memory: a table for each machine, subject and part.
 
-    Of a machine's rows for one case the last counts.
+    Of a machine's rows for one case the last counts; they stand in the order in which they were measured.
     """
     blocks = []
     columns = ("machine", "subject", "part", "prompts")
     for key in dict.fromkeys(tuple(line[name] for name in columns) for line in lines):
         of_key = [line for line in lines if tuple(line[name] for name in columns) == key]
         last = {(line["runtime"], line["variant"]): index for index, line in enumerate(of_key)}
-        shown = [of_key[index] for index in sorted(last.values())]  # In the order in which they were measured.
+        shown = [of_key[index] for index in sorted(last.values())]
         rows = [
             [
                 _RUNTIMES[line["runtime"]],
