@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from evaluation_tables import evaluate_cost, tasks
@@ -85,15 +87,30 @@ def _cost_on(lines: Sequence[Mapping[str, str]]) -> list[str]:
         blocks.append(markdown(["clipping search, all attentions once", "seconds", "speed"], rows, right=2))
     large = [line for line in lines if line["subject"] == "sam-b"]
     if large:
-        rows = []
-        for line in large:
-            is_total = not line["steps"]
-            seconds = f"{float(line['seconds']) / 3600:.1f} h in all" if is_total else line["seconds"]
-            steps = f"{int(line['steps']):,}" if line["steps"] else ""
-            rows.append([line["recipe"], line["what"], seconds, steps, line["peak_gib"]])
-        heading = ["SAM-B, 1024 px", "unit", "seconds a step", "published steps", "peak GiB"]
-        blocks.append(markdown(heading, rows, right=3))
+        heading = ["SAM-B, 1024 px", "units", "seconds a step, unit by unit", "published steps", "peak GiB"]
+        blocks.append(markdown(heading, _units(large), right=2))
     return blocks
+
+
+def _units(lines: Sequence[Mapping[str, str]]) -> list[list[str]]:
+    """Rows of a table: units of one kind that stand beside each other in one, and what all of them add up to."""
+    rows = []
+    kinds = itertools.groupby(lines, lambda line: (line["recipe"], _kind(line["what"]), line["steps"]))
+    for (recipe, kind, steps), found in kinds:
+        units = list(found)
+        if steps:
+            seconds = ", ".join(line["seconds"] for line in units)
+            name = kind if len(units) == 1 else f"{len(units)} {kind}s"
+            rows.append([recipe, name, seconds, f"{int(steps):,}", ""])
+        else:
+            hours = float(units[0]["seconds"]) / 3600
+            rows.append([recipe, kind, f"{hours:.1f} h in all", "", units[0]["peak_gib"]])
+    return rows
+
+
+def _kind(unit: str) -> str:
+    """Of a unit by its name in a progress report: `encoder block` for `3/16 encoder block 3`."""
+    return re.sub(r"^\d+/\d+ |\s\d+$", "", unit)
 
 
 _RUNTIMES = {

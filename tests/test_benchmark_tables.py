@@ -386,12 +386,15 @@ def test_cost_has_a_table_for_each_subject(other_tables):
         common | {"subject": "search", "what": "plain", "seconds": "9.000", "ratio": "1.0"},
         common | {"subject": "search", "what": "search", "seconds": "3.000", "ratio": "3.0"},
         common | {"subject": "sam-b", "what": "1/8 encoder stage 1", "seconds": "20.5", "steps": "2000"},
+        common | {"subject": "sam-b", "what": "2/8 encoder stage 2", "seconds": "21.5", "steps": "2000"},
+        common | {"subject": "sam-b", "what": "8/8 final attention", "seconds": "0.5", "steps": "10000"},
         common | {"subject": "sam-b", "what": "projected total", "seconds": "36000", "peak_gib": "7.5"},
     ]
     text = other_tables.cost(lines)
     assert "| clipping attentions | 10.00 | 2.5 % |" in text
     assert "| search | 3.000 | 3.0x |" in text
-    assert "| saq-sam-w4a4 | 1/8 encoder stage 1 | 20.5 | 2,000 |  |" in text
+    assert "| saq-sam-w4a4 | 2 encoder stages | 20.5, 21.5 | 2,000 |  |" in text
+    assert "| saq-sam-w4a4 | final attention | 0.5 | 10,000 |  |" in text
     assert "| saq-sam-w4a4 | projected total | 10.0 h in all |  | 7.5 |" in text
     assert text.startswith("**m, 2 threads**, torch 2\n")
     assert other_tables.cost([]) == ""
