@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers import SamModel, SamProcessor
 
+from saqsam.arithmetic import float32_arithmetic
 from saqsam.data.datasets import Dataset
 from saqsam.evaluate.iou import mask_iou
 from saqsam.evaluate.prompts import box_prompts
@@ -76,6 +77,7 @@ def exchanged(model: SamModel, donor: SamModel, names: Sequence[str]) -> Iterato
             replace_module(model, name, module)
 
 
+@float32_arithmetic()
 def measure_sensitivity(
     reference: SamModel,
     quantized: SamModel,
