@@ -9,6 +9,7 @@ the first in the low half. Codes c0, c1, ... of 3 bits look like this, each byte
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -36,18 +37,18 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
         raise ValueError(f"a code of {int(flat.max())} does not fit into {bits} bits")
     if bits == 8:
         return flat.clone()
-    # Eight codes fill exactly `bits` bytes, so the work is done on groups of eight.
-    groups = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).reshape(-1, 8)
-    if bits in (2, 4):
-        per_byte = 8 // bits
-        shifts = torch.arange(per_byte, device=codes.device, dtype=torch.uint8) * bits
-        packed = (groups.reshape(-1, per_byte) << shifts).sum(-1).to(torch.uint8)
-    else:
-        positions = torch.arange(bits, device=codes.device, dtype=torch.uint8)
-        stream = ((groups[..., None] >> positions) & 1).reshape(-1, bits, 8)
-        weights = 1 << torch.arange(8, device=codes.device, dtype=torch.uint8)
-        packed = (stream * weights).sum(-1).to(torch.uint8)
-    return packed.flatten()[: packed_size(flat.numel(), bits)].contiguous()
+    per_group, group_bytes = _group(bits)
+    groups = torch.nn.functional.pad(flat, (0, -flat.numel() % per_group)).reshape(-1, per_group)
+    planes = groups.T.contiguous()
+    found = []
+    for byte in range(group_bytes):
+        parts = [
+            _shift(planes[i], i * bits - 8 * byte)
+            for i in range(per_group)
+            if -bits < i * bits - 8 * byte < 8  # the code has bits in this byte
+        ]
+        found.append(functools.reduce(torch.bitwise_or, parts))
+    return torch.stack(found, -1).flatten()[: packed_size(flat.numel(), bits)].contiguous()
 
 
 def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
@@ -64,13 +65,28 @@ def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
         )
     if bits == 8:
         return packed.clone()
-    if bits in (2, 4):
-        shifts = torch.arange(8 // bits, device=packed.device, dtype=torch.uint8) * bits
-        codes: Tensor = (packed[:, None] >> shifts) & (2**bits - 1)
-        return codes.flatten()[:count]
-    groups = torch.nn.functional.pad(packed, (0, -packed.numel() % bits)).reshape(-1, bits)
-    positions = torch.arange(8, device=packed.device, dtype=torch.uint8)
-    stream = ((groups[..., None] >> positions) & 1).reshape(-1, 8, bits)
-    weights = 1 << torch.arange(bits, device=packed.device, dtype=torch.uint8)
-    codes = (stream * weights).sum(-1).to(torch.uint8)
-    return codes.flatten()[:count]
+    per_group, group_bytes = _group(bits)
+    groups = torch.nn.functional.pad(packed, (0, -packed.numel() % group_bytes)).reshape(-1, group_bytes)
+    planes = groups.T.contiguous()
+    found = []
+    for i in range(per_group):
+        byte, first_bit = divmod(i * bits, 8)
+        codes = _shift(planes[byte], -first_bit)
+        if first_bit + bits > 8:
+            codes = codes | _shift(planes[byte + 1], 8 - first_bit)
+        found.append(codes & (2**bits - 1))
+    return torch.stack(found, -1).flatten()[:count]
+
+
+def _group(bits: int) -> tuple[int, int]:
+    """The fewest codes that fill whole bytes, and these bytes.
+
+    Work is done on all groups at once, place by place, in bytes: this runs each time a layer does.
+    """
+    common = math.gcd(bits, 8)
+    return 8 // common, bits // common
+
+
+def _shift(values: Tensor, up: int) -> Tensor:
+    """Bytes shifted by `up` bits; what leaves a byte is lost."""
+    return values << up if up >= 0 else values >> -up
