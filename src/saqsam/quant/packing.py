@@ -42,11 +42,8 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
     planes = groups.T.contiguous()
     found = []
     for byte in range(group_bytes):
-        parts = [
-            _shift(planes[i], i * bits - 8 * byte)
-            for i in range(per_group)
-            if -bits < i * bits - 8 * byte < 8  # the code has bits in this byte
-        ]
+        ups = (i * bits - 8 * byte for i in range(per_group))  # where codes begin, seen from this byte
+        parts = [_shift(plane, up) for plane, up in zip(planes, ups, strict=True) if -bits < up < 8]
         found.append(functools.reduce(torch.bitwise_or, parts))
     return torch.stack(found, -1).flatten()[: packed_size(flat.numel(), bits)].contiguous()
 
