@@ -1,5 +1,6 @@
 """The main paths on a GPU; skipped where there is none. `SAQSAM_TEST_DEVICE=cpu` runs them on a CPU instead."""
 
+import copy
 import dataclasses
 import os
 from pathlib import Path
@@ -11,12 +12,14 @@ from transformers import SamModel
 
 import saqsam
 from command_line import assert_done, run
+from exact_layers import exact_layers
 from saqsam.evaluate import PromptTask
 from saqsam.evaluate.tasks.everything import EverythingTask
 from saqsam.mask_generator import GeneratorOptions
-from saqsam.presets import METHODS
+from saqsam.presets import METHODS, deployable
 from saqsam.quantize import QuantizationLog, quantize
 from saqsam.recipe import Recipe
+from saqsam.runtimes import compare_with_float, use_integer_kernels
 from tiny_quantized import tiny_data, tiny_recipe
 from tiny_sam import tiny_processor, tiny_sam
 
@@ -90,6 +93,24 @@ def test_it_finds_what_a_cpu_finds(method: str) -> None:
     assert same / sum(there[name].numel() for name in codes) > 0.999
 
 
+@pytest.mark.parametrize("bits", ["w8a8", "w4a8", "w4a4"])
+def test_integer_products_are_exact(bits: str) -> None:
+    plain = quantized(deployable(recipe("mse", bits=bits)))
+    integer = copy.deepcopy(plain)
+    layers = use_integer_kernels(integer)
+    assert (layers.integer, layers.left) == (layers.total, {})
+    with exact_layers(integer) as (names, seen):
+        found = masks(integer)
+    assert seen == names
+    assert ((found > 0) == (masks(plain) > 0)).mean() > 0.95
+
+
+def test_speed_against_float_is_measured() -> None:
+    model = quantized(recipe("mse", bits="w8a8"))
+    use_integer_kernels(model)
+    assert [speed.part for speed in compare_with_float(model, prompts=2)] == ["encoder", "decoder"]
+
+
 def test_what_does_not_fit_the_budget_goes_to_disk(tmp_path: Path) -> None:
     made = recipe("saq-sam-plus")
     ample, little = quantized(made, memory=2**30), quantized(made, memory=2**16)
@@ -136,3 +157,4 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert_done(result)
     assert "left out" not in result.stdout
     assert_done(run("evaluate", tmp_path / "q", "--limit", "2", *device))
+    assert_done(run("evaluate", tmp_path / "q", "--limit", "2", "--runtime", "torch-int8", *device))

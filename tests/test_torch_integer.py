@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import SamModel
 
 import saqsam
+from exact_layers import exact_layers
 from saqsam.backend import TorchBackend
 from saqsam.checkpoint import checkpoint_tensors
 from saqsam.evaluate.iou import mask_iou
@@ -16,7 +17,6 @@ from saqsam.models.structure import SamStructure
 from saqsam.prepare import activation_slots, emptied
 from saqsam.presets import deployable
 from saqsam.prompts import Prompts
-from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.integer import FLOAT_INPUT, IntegerLinear, has_fbgemm
 from saqsam.quant.layers import PackedLinear
 from saqsam.recipe import Calibration
@@ -53,37 +53,10 @@ def run(model: SamModel, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def test_every_layer_of_sam_mini_has_exact_sums(mini: tuple[SamModel, SamModel]) -> None:
     _, integer = mini
-    seen: list[str] = []
-
-    def check(name: str) -> None:
-        layer = integer.get_submodule(name)
-        assert isinstance(layer, IntegerLinear)
-
-        def compare(_: nn.Module, given: tuple[Tensor], found: Tensor) -> None:
-            quantizer = layer.input_quantizer
-            assert isinstance(quantizer, AffineQuantizer)
-            codes = (quantizer(layer.input_scale(given[0])) / quantizer.scale).round().double()
-            weight = layer.weight.unpack().double() - layer.weight.zero_point.double()[:, None]
-            sums = codes @ weight.T  # integers below 2**53: exact
-            wanted = sums * (quantizer.scale.double() * layer.weight.scale.double())
-            if layer.bias is not None:
-                wanted = wanted + layer.bias.double()
-            # Three float32 operations, each right to half a unit.
-            torch.testing.assert_close(
-                found.double(), wanted, rtol=0, atol=4 * 2**-24 * float(wanted.abs().max()), msg=name
-            )
-            seen.append(name)
-
-        layer.register_forward_hook(compare)
-
-    names = [name for name, layer in integer.named_modules() if isinstance(layer, IntegerLinear)]
-    for name in names:
-        check(name)
-    run(integer)
-    assert set(seen) == set(names)
+    with exact_layers(integer) as (names, seen):
+        run(integer)
+    assert seen == names
     assert len(names) > 50
-    for name in names:
-        integer.get_submodule(name)._forward_hooks.clear()
 
 
 def test_masks_of_sam_mini_are_those_of_the_dequantized_path(mini: tuple[SamModel, SamModel]) -> None:

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention
 
 from saqsam.quant.affine import AffineQuantizer
+from saqsam.quant.layers import PackedLinear
 from saqsam.quant.learned import RandomDrop
 from saqsam.quant.log import LogQuantizer
 
@@ -78,8 +80,8 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
         """Attend within hidden_states [B, h, w, C].
 
         Returns:
-            Output [B, h, w, C] and probabilities [B * N, h * w, h * w]; None for these where gradients are kept and
-            there are more than `LOGITS_AT_ONCE`.
+            Output [B, h, w, C] and probabilities [B * N, h * w, h * w]; None for these where a checkpoint's products are
+            float, and where gradients are kept and there are more than `LOGITS_AT_ONCE`.
         """
         batch, height, width, channels = hidden_states.shape
         heads, tokens = self.num_attention_heads, height * width
@@ -89,7 +91,10 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
         key, value = self.key_quantizer(key), self.value_quantizer(value)
         source = rounded_query if self.quantized_rel_pos_query else query
         operands = (rounded_query, key, value, source)
-        if batch * heads * tokens**2 > LOGITS_AT_ONCE and isinstance(
+        probabilities: Tensor | None
+        if self._is_fused():
+            output, probabilities = self._attend_fused((height, width), *operands), None
+        elif batch * heads * tokens**2 > LOGITS_AT_ONCE and isinstance(
             self.probability_quantizer, _ELEMENTWISE
         ):
             output, probabilities = self._attend_in_groups((height, width), *operands)
@@ -110,10 +115,35 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
         found: tuple[Tensor, Tensor] = self.product(logits, value, self.probability_quantizer)
         return found
 
+    def _is_fused(self) -> bool:
+        """Whether this is a checkpoint's attention whose products are float."""
+        return isinstance(self.qkv, PackedLinear) and all(
+            isinstance(getattr(self, slot), nn.Identity) for slot in SLOTS
+        )
+
+    def _attend_fused(self, size: tuple[int, int], *operands: Tensor) -> Tensor:
+        """The output of `_attend` where nothing is rounded, by torch's fused attention."""
+        outputs = []
+        for query, key, value, source in zip(*(o.split(self._at_once(o)) for o in operands), strict=True):
+            bias = None
+            if self.use_rel_pos:
+                bias = self.get_decomposed_rel_pos(source, self.rel_pos_h, self.rel_pos_w, size, size)
+                bias = bias.reshape(1, *query.shape[:2], -1).to(query.dtype)
+            found = F.scaled_dot_product_attention(
+                query[None], key[None], value[None], bias, scale=self.scale
+            )
+            outputs.append(found[0])
+        return torch.cat(outputs)
+
+    @staticmethod
+    def _at_once(operand: Tensor) -> int:
+        """How many matrices [M, T, D] are attended to at once."""
+        return max(1, LOGITS_AT_ONCE // operand.shape[1] ** 2)
+
     def _attend_in_groups(self, size: tuple[int, int], *operands: Tensor) -> tuple[Tensor, Tensor | None]:
         """`_attend`, some heads at a time; the probabilities are None where gradients are kept."""
         matrices, tokens = operands[0].shape[:2]
-        at_once = max(1, LOGITS_AT_ONCE // tokens**2)
+        at_once = self._at_once(operands[0])
         groups = [slice(start, start + at_once) for start in range(0, matrices, at_once)]
         if torch.is_grad_enabled():
             return torch.cat(

@@ -110,12 +110,6 @@ class AffineQuantizer(nn.Module):
         """Round `values` (any shape, float) to the grid; not differentiable, see `learned`."""
         return round_affine(values, self.scale, self.zero_point, self.bits)
 
-    def centred_codes(self, values: Tensor) -> Tensor:
-        """Codes of `values` (any shape, float) minus the zero point, float32: what `forward` gives before its scale."""
-        zero_point = int(self.zero_point)
-        codes = torch.div(values.float(), self.scale).round_()
-        return codes.clamp_(-zero_point, 2**self.bits - 1 - zero_point)
-
     def extra_repr(self) -> str:
         """For printing."""
         return f"bits={self.bits}"

@@ -39,8 +39,8 @@ _LEAST_ROWS, _MULTIPLE = 17, 8
 """What `torch._int_mm` takes on CUDA: more than 16 rows, channels in eights."""
 
 
-class FbgemmKernel(nn.Module):
-    """FBGEMM's 8-bit product with float rows and float results, on x86.
+class Kernel(nn.Module):
+    """Rounds float rows to a quantizer's codes and multiplies these with a weight's.
 
     Args:
         weight: [C, K]; its zero points may be any.
@@ -48,8 +48,29 @@ class FbgemmKernel(nn.Module):
         quantizer: Of the rows.
     """
 
+    rows_scale: Tensor
+
     def __init__(self, weight: PackedTensor, bias: Tensor | None, quantizer: AffineQuantizer) -> None:
         super().__init__()
+        # As Python's numbers: to read a value from a GPU at each call would be to wait for it each time.
+        self.zero_point, self.bits = int(quantizer.zero_point), quantizer.bits
+        self.register_buffer("rows_scale", quantizer.scale, persistent=False)
+
+    def codes(self, rows: Tensor) -> Tensor:
+        """Codes of rows (any shape, float) minus the zero point, float32."""
+        found = torch.div(rows.float(), self.rows_scale).round_()
+        return found.clamp_(-self.zero_point, 2**self.bits - 1 - self.zero_point)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Rows [R, K], float, to float32 [R, C]."""
+        raise NotImplementedError
+
+
+class FbgemmKernel(Kernel):
+    """FBGEMM's 8-bit product with float rows and float results, on x86."""
+
+    def __init__(self, weight: PackedTensor, bias: Tensor | None, quantizer: AffineQuantizer) -> None:
+        super().__init__(weight, bias, quantizer)
         codes, zero_point = signed_weight(weight)
         # With the rows' scale in the weights', rows are multiples of 1: rounding them once more changes nothing.
         step = (weight.scale * quantizer.scale).double()
@@ -57,55 +78,51 @@ class FbgemmKernel(nn.Module):
             # From codes, where the public constructor would round float weights again.
             stored = torch._make_per_channel_quantized_tensor(codes, step, zero_point.long(), 0)
             self._packed = torch.ops.quantized.linear_prepack(stored, None if bias is None else bias.detach())
-        self._zero_point = int(quantizer.zero_point)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Rows [R, K], float32 holding codes minus zero point, to float32 [R, C]."""
+        """See `Kernel.forward`."""
         product = getattr(torch.ops.quantized, _FBGEMM_PRODUCT)
-        found: Tensor = product(rows, 1.0, self._zero_point, self._packed)
+        found: Tensor = product(self.codes(rows), 1.0, self.zero_point, self._packed)
         return found
 
 
-class IntMmKernel(nn.Module):
-    """`torch._int_mm`: int8 times int8 to int32, zero points taken out of the sums afterwards.
-
-    Arguments are those of `FbgemmKernel`.
-    """
+class IntMmKernel(Kernel):
+    """`torch._int_mm`: int8 times int8 to int32, zero points taken out of the sums afterwards."""
 
     columns: Tensor
-    zero_point: Tensor
+    weight_zero_point: Tensor
     from_shift: Tensor
     step: Tensor
     bias: Tensor | None
 
     def __init__(self, weight: PackedTensor, bias: Tensor | None, quantizer: AffineQuantizer) -> None:
-        super().__init__()
+        super().__init__(weight, bias, quantizer)
         codes, zero_point = signed_weight(weight)
         channels, inputs = codes.shape
         # Rows are stored as codes minus the middle one; `shift` is what is then left of their zero point.
-        self._shift = int(quantizer.zero_point) - 2 ** (quantizer.bits - 1)
+        self._shift = self.zero_point - 2 ** (self.bits - 1)
         padded = F.pad(codes, (0, -inputs % _MULTIPLE, 0, -channels % _MULTIPLE))
-        self.register_buffer("columns", padded.t().contiguous(), persistent=False)  # [K', C']
+        # [K', C'], in memory column by column: the order that cuBLAS multiplies bytes in.
+        self.register_buffer("columns", padded.contiguous().t(), persistent=False)
         sums = (codes.long() - zero_point.long()[:, None]).sum(1)
         self.register_buffer("from_shift", (sums * self._shift).to(torch.int32), persistent=False)
-        self.register_buffer("zero_point", zero_point, persistent=False)
+        self.register_buffer("weight_zero_point", zero_point, persistent=False)
         self.register_buffer("step", weight.scale * quantizer.scale, persistent=False)
         self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
         self._has_zero_points = bool(zero_point.any())
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Rows [R, K], float32 holding codes minus zero point, to float32 [R, C]."""
+        """See `Kernel.forward`."""
         count, inputs = rows.shape
-        codes = (rows + self._shift).to(torch.int8)
-        codes = F.pad(codes, (0, self.columns.shape[0] - inputs, 0, max(0, _LEAST_ROWS - count)))
+        codes = self.codes(rows).add_(self._shift).to(torch.int8)
+        padding = (self.columns.shape[0] - inputs, max(0, _LEAST_ROWS - count))
+        if any(padding):
+            codes = F.pad(codes, (0, padding[0], 0, padding[1]))
         sums = torch._int_mm(codes, self.columns)[:count, : len(self.step)]  # [R, C]
         if self._has_zero_points:
-            sums = sums - codes[:count].sum(1, keepdim=True, dtype=torch.int32) * self.zero_point
+            sums = sums - codes[:count].sum(1, keepdim=True, dtype=torch.int32) * self.weight_zero_point
         found = (sums - self.from_shift).float() * self.step
         return found if self.bias is None else found + self.bias
-
-
-Kernel = FbgemmKernel | IntMmKernel
 
 
 class IntegerLinear(PackedLinear):
@@ -124,9 +141,7 @@ class IntegerLinear(PackedLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map input [..., K] to [..., C]."""
-        assert isinstance(self.input_quantizer, AffineQuantizer)
-        rows = self.input_quantizer.centred_codes(self.input_scale(input)).reshape(-1, self.in_features)
-        found: Tensor = self.kernel(rows)
+        found: Tensor = self.kernel(self.input_scale(input).reshape(-1, self.in_features))
         return found.reshape(*input.shape[:-1], self.out_features).to(input.dtype)
 
 
