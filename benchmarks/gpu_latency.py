@@ -55,10 +55,15 @@ class Case:
     compiled: bool
 
 
-def cases(bits: Sequence[str], compiled: bool) -> list[Case]:
+def cases(bits: Sequence[str], variants: Sequence[str], compiled: bool) -> list[Case]:
     """All rows of a part; the one that others are compared with comes first."""
     every = [(variant, "") for variant in FLOAT] + [(variant, b) for b in bits for variant in OURS]
-    return [Case(*one, made) for made in ((False, True) if compiled else (False,)) for one in every]
+    return [Case(BASELINE, "", False)] + [
+        case
+        for made in ((False, True) if compiled else (False,))
+        for case in (Case(*one, made) for one in every)
+        if case.variant in variants and case != Case(BASELINE, "", False)
+    ]
 
 
 @functools.cache
@@ -115,7 +120,7 @@ def measure(subject: str, part: str, prompts: int, options: argparse.Namespace) 
     """Rows of one part: all cases in turn, several rounds."""
     ready: dict[Case, Callable[[], object]] = {}
     compile_seconds: dict[Case, float] = {}
-    for case in cases(options.bits, options.compiled):
+    for case in cases(options.bits, options.variants, options.compiled):
         start = time.perf_counter()
         run = prepare(case, subject, part, prompts, options.device)
         try:
@@ -152,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--bits", nargs="+", default=["w8a8", "w4a8"], metavar="wXaY")
+    parser.add_argument("--variants", nargs="+", choices=(*FLOAT, *OURS), default=(*FLOAT, *OURS))
     parser.add_argument("--compiled", action="store_true", help="also after torch.compile: minutes for SAM-B")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--runs", type=int, default=10, help="in each round")

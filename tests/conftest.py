@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+# Before anything of saqsam: Triton decides on import whether its kernels are compiled or interpreted.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from saqsam.checkpoint import save_checkpoint
 from tiny_quantized import quantized_tiny
 from tiny_sam import tiny_processor, tiny_sam

@@ -80,8 +80,8 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
         """Attend within hidden_states [B, h, w, C].
 
         Returns:
-            Output [B, h, w, C] and probabilities [B * N, h * w, h * w]; None for these where a checkpoint's products are
-            float, and where gradients are kept and there are more than `LOGITS_AT_ONCE`.
+            Output [B, h, w, C] and probabilities [B * N, h * w, h * w]; None for these where a checkpoint's products
+            are float, and where gradients are kept and there are more than `LOGITS_AT_ONCE`.
         """
         batch, height, width, channels = hidden_states.shape
         heads, tokens = self.num_attention_heads, height * width
@@ -123,8 +123,10 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
 
     def _attend_fused(self, size: tuple[int, int], *operands: Tensor) -> Tensor:
         """The output of `_attend` where nothing is rounded, by torch's fused attention."""
+        # On a CPU a few heads at a time, whose relative positions fit into its cache; a GPU wants all work at once.
+        matrices = self._at_once(operands[0]) if operands[0].device.type == "cpu" else len(operands[0])
         outputs = []
-        for query, key, value, source in zip(*(o.split(self._at_once(o)) for o in operands), strict=True):
+        for query, key, value, source in zip(*(torch.split(o, matrices) for o in operands), strict=True):
             bias = None
             if self.use_rel_pos:
                 bias = self.get_decomposed_rel_pos(source, self.rel_pos_h, self.rel_pos_w, size, size)

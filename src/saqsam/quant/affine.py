@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from . import triton_kernels
+
 MIN_BITS, MAX_BITS = 2, 8
 
 
@@ -73,6 +75,8 @@ def round_affine(values: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -
     QuantizeLinear gives, which divides by the scale (that function multiplies by its reciprocal, and adds the zero
     point before it rounds, so that halves go another way).
     """
+    if triton_kernels.is_fused(values) and scale.numel() == 1:
+        return triton_kernels.round_affine(values, scale, zero_point, bits)
     rounded = torch.div(values.float(), scale).round_()
     rounded = rounded.add_(zero_point).clamp_(0, 2**bits - 1).sub_(zero_point).mul_(scale)
     return rounded.to(values.dtype)

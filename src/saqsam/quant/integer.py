@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import triton_kernels
 from .affine import AffineQuantizer
 from .layers import PackedLinear, PackedTensor
 
@@ -62,7 +63,7 @@ class Kernel(nn.Module):
         return found.clamp_(-self.zero_point, 2**self.bits - 1 - self.zero_point)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Rows [R, K], float, to float32 [R, C]."""
+        """Rows [R, K], float, to [R, C], float32 or of the rows' dtype."""
         raise NotImplementedError
 
 
@@ -114,6 +115,8 @@ class IntMmKernel(Kernel):
     def forward(self, rows: Tensor) -> Tensor:
         """See `Kernel.forward`."""
         count, inputs = rows.shape
+        if triton_kernels.is_fused(rows):
+            return self._forward_fused(rows)
         codes = self.codes(rows).add_(self._shift).to(torch.int8)
         padding = (self.columns.shape[0] - inputs, max(0, _LEAST_ROWS - count))
         if any(padding):
@@ -123,6 +126,13 @@ class IntMmKernel(Kernel):
             sums = sums - codes[:count].sum(1, keepdim=True, dtype=torch.int32) * self.weight_zero_point
         found = (sums - self.from_shift).float() * self.step
         return found if self.bias is None else found + self.bias
+
+    def _forward_fused(self, rows: Tensor) -> Tensor:
+        shape = max(_LEAST_ROWS, len(rows)), self.columns.shape[0]
+        codes, row_sums = triton_kernels.row_codes(rows, self.rows_scale, self.zero_point, self.bits, shape)
+        sums = torch._int_mm(codes, self.columns)
+        reals = (self.weight_zero_point, self.from_shift, self.step, self.bias)
+        return triton_kernels.scale_sums(sums, row_sums, *reals, dtype=rows.dtype)
 
 
 class IntegerLinear(PackedLinear):

@@ -1,0 +1,158 @@
+"""Rounding on a GPU, and the two ends of an integer product: one kernel each in the place of five to nine of torch's.
+
+They compute what torch's operators do, to the last bit where these round to codes. Triton comes with torch's CUDA
+builds; where it is missing, and inside `torch.compile`, which fuses by itself, torch's operators are used.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+
+import torch
+from torch import Tensor
+
+if importlib.util.find_spec("triton") is not None:
+    import triton
+    import triton.language as tl
+
+    _TO_INTEGER = tl.constexpr(1.5 * 2**23)
+    """Added to and taken from a float32 below 2**22 it leaves the nearest integer, the even one of two."""
+    _ELEMENTS, _LONGEST_ROW = 1024, 2048
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _centred_codes(values, scale, zero_point, LEVELS: tl.constexpr):  # type: ignore[no-untyped-def]
+        """Codes minus the zero point, float32. Clamped before they are rounded: the ends are integers; NaN stays."""
+        found = tl.div_rn(values.to(tl.float32), scale)
+        found = tl.where(found < -zero_point, -zero_point, found)
+        found = tl.where(found > LEVELS - zero_point, LEVELS - zero_point, found)
+        return (found + _TO_INTEGER) - _TO_INTEGER
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _round(values, out, scale, zero_point, count, LEVELS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        step, zero = tl.load(scale), tl.load(zero_point).to(tl.float32)
+        codes = _centred_codes(tl.load(values + at, mask=at < count), step, zero, LEVELS)
+        tl.store(out + at, (codes * step).to(out.dtype.element_ty), mask=at < count)
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _to_codes(  # type: ignore[no-untyped-def]
+        values,
+        codes,
+        sums,
+        scale,
+        zero_point,
+        inputs,
+        PADDED: tl.constexpr,
+        LEVELS: tl.constexpr,
+        BLOCK: tl.constexpr,
+    ):
+        row = tl.program_id(0).to(tl.int64)
+        step, zero = tl.load(scale), zero_point.to(tl.float32)
+        total = tl.zeros([BLOCK], tl.int32)
+        for start in range(0, PADDED, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            found = _centred_codes(tl.load(values + row * inputs + at, mask=at < inputs), step, zero, LEVELS)
+            stored = found.to(tl.int32) + zero_point - (LEVELS + 1) // 2
+            stored = tl.where(at < inputs, stored, 0)
+            tl.store(codes + row * PADDED + at, stored.to(tl.int8), mask=at < PADDED)
+            total += stored
+        tl.store(sums + row, tl.sum(total))
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _from_sums(  # type: ignore[no-untyped-def]
+        sums, out, row_sums, zero_point, from_shift, step, bias, channels, padded,
+        HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        inside = at < channels
+        found = tl.load(sums + row * padded + at, mask=inside)
+        found -= tl.load(row_sums + row) * tl.load(zero_point + at, mask=inside)
+        found -= tl.load(from_shift + at, mask=inside)
+        scaled = found.to(tl.float32) * tl.load(step + at, mask=inside)
+        if HAS_BIAS:
+            scaled += tl.load(bias + at, mask=inside)
+        tl.store(out + row * channels + at, scaled.to(out.dtype.element_ty), mask=inside)
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def is_fused(values: Tensor) -> bool:
+    """Whether values are on a device that these kernels are for."""
+    return values.is_cuda and has_triton() and not torch.compiler.is_compiling()
+
+
+def round_affine(values: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """As `affine.round_affine`, for a scale and a zero point of shape []."""
+    values = values.contiguous()
+    out = torch.empty_like(values)
+    if values.numel():
+        grid = (triton.cdiv(values.numel(), _ELEMENTS),)
+        _round[grid](values, out, scale, zero_point, values.numel(), LEVELS=2**bits - 1, BLOCK=_ELEMENTS)
+    return out
+
+
+def row_codes(
+    rows: Tensor, scale: Tensor, zero_point: int, bits: int, shape: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Codes of rows minus the middle code.
+
+    Args:
+        rows: [R, K], float.
+        scale: float32, shape [].
+        zero_point: A code.
+        bits: Of the codes.
+        shape: Of the result, at least that of `rows`; what is beyond these is 0.
+
+    Returns:
+        Codes, int8 of that shape, and the sum of each row of them, int32 [R].
+    """
+    rows = rows.contiguous()
+    count, inputs = rows.shape
+    create = torch.empty if shape[0] == count else torch.zeros
+    codes = create(shape, dtype=torch.int8, device=rows.device)
+    sums = torch.empty(count, dtype=torch.int32, device=rows.device)
+    if count:
+        block = min(_LONGEST_ROW, triton.next_power_of_2(shape[1]))
+        _to_codes[(count,)](
+            rows, codes, sums, scale, zero_point, inputs, PADDED=shape[1], LEVELS=2**bits - 1, BLOCK=block
+        )
+    return codes, sums
+
+
+def scale_sums(
+    sums: Tensor,
+    row_sums: Tensor,
+    zero_point: Tensor,
+    from_shift: Tensor,
+    step: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """An integer product in reals: ``(sums - row_sums * zero_point - from_shift) * step + bias``.
+
+    Args:
+        sums: int32 [R', C'], of codes.
+        row_sums: int32 [R], of the codes of each row.
+        zero_point: int32 [C], the weights'.
+        from_shift: int32 [C].
+        step: float32 [C].
+        bias: float32 [C] or None.
+        dtype: Of the result.
+
+    Returns:
+        [R, C].
+    """
+    count, channels = len(row_sums), len(step)
+    out = torch.empty(count, channels, dtype=dtype, device=sums.device)
+    if count:
+        block = min(_ELEMENTS, triton.next_power_of_2(channels))
+        _from_sums[(count, triton.cdiv(channels, block))](
+            sums, out, row_sums, zero_point, from_shift, step, step if bias is None else bias,
+            channels, sums.shape[1], HAS_BIAS=bias is not None, BLOCK=block,
+        )  # fmt: skip
+    return out
