@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-SUBSTITUTIONS: dict[str, tuple[str, ...]] = {
-    "the method as it is": (),
-    "symmetric weights": ("weights.symmetric=true",),
+_SET: dict[str, tuple[str, ...]] = {
     "uniform probabilities, 8 bits, scale=row": (
         "probabilities.kind=uniform",
         "probabilities.bits=8",
@@ -19,7 +17,13 @@ SUBSTITUTIONS: dict[str, tuple[str, ...]] = {
         "extra.iou_head=8",
     ),
 }
-SUBSTITUTIONS["all together, `--deploy`"] = tuple(
-    setting for settings in SUBSTITUTIONS.values() for setting in settings
-)
-"""By what a table calls them; the method as it is comes first."""
+_ALL = tuple(setting for settings in _SET.values() for setting in settings)
+SUBSTITUTIONS: dict[str, tuple[str, ...]] = {
+    "the method as it is": (),
+    "symmetric weights of all widths": ("weights.symmetric=true",),
+    **_SET,
+    "all together, with symmetric weights of all widths": ("weights.symmetric=true", *_ALL),
+    "all together, `--deploy`": ("weights.symmetric_bytes=true", *_ALL),
+}
+"""By what a table calls them; the method as it is comes first. Symmetric bytes alone change nothing at 4 bits, and are
+symmetric weights at 8."""

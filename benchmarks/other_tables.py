@@ -156,12 +156,48 @@ def latency(lines: Sequence[Mapping[str, str]]) -> str:
             for line in shown
         ]
         machine, subject, part, prompts = key
-        title = f"**{subject}, {part}**" + (
-            f", {prompts} prompt{'s' if prompts != '1' else ''}" if prompts else ""
-        )
+        title = f"**{subject}, {part}**{_prompts(prompts)}, {machine}"
         heading = ["", "", "ms", "fastest to slowest", "speed", "GiB", "MB"]
-        blocks.append(f"{title}, {machine}\n\n{markdown(heading, rows, right=5)}")
+        blocks.append(f"{title}\n\n{markdown(heading, rows, right=5)}")
     return "\n\n".join(blocks)
+
+
+_GPU_VARIANTS = {
+    "float32": "float32",
+    "tf32": "float32, products in TF32",
+    "bfloat16": "bfloat16",
+    "packed": "de-quantized floats",
+    "torch-int8": "integer products, the rest float32",
+    "torch-int8-bfloat16": "integer products, the rest bfloat16",
+}
+
+
+def gpu_latency(lines: Sequence[Mapping[str, str]]) -> str:
+    """Milliseconds on a GPU and speed against float32: a table for each machine, subject and part; the last rows."""
+    blocks = []
+    columns = ("machine", "torch", "subject", "part", "prompts")
+    for key in dict.fromkeys(tuple(line[name] for name in columns) for line in lines):
+        of_key = [line for line in lines if tuple(line[name] for name in columns) == key]
+        last = {(line["variant"], line["bits"], line["compiled"]): line for line in of_key}
+        rows = [
+            [
+                f"`{bits}`" if bits else "",
+                _GPU_VARIANTS[variant] + (", `torch.compile`" if int(compiled) else ""),
+                f"{1000 * float(line['seconds']):.1f}",
+                f"{1000 * float(line['fastest']):.1f} to {1000 * float(line['slowest']):.1f}",
+                f"{float(line['ratio']):.2f}x",
+            ]
+            for (variant, bits, compiled), line in last.items()
+        ]
+        machine, torch, subject, part, prompts = key
+        title = f"**{subject}, {part}**{_prompts(prompts)}, {machine}, torch {torch}"
+        blocks.append(f"{title}\n\n{markdown(['', '', 'ms', 'fastest to slowest', 'speed'], rows, right=3)}")
+    return "\n\n".join(blocks)
+
+
+def _prompts(count: str) -> str:
+    """A part of a title, nothing for an encoder."""
+    return f", {count} prompt{'s' if count != '1' else ''}" if count else ""
 
 
 _DEPLOYED = {
@@ -239,6 +275,7 @@ OTHER_TABLES: dict[str, tuple[str, Callable[[Sequence[Mapping[str, str]]], str]]
     "ahead": ("bootstrap.csv", ahead),
     "cost": ("ptq_cost.csv", cost),
     "latency": ("latency.csv", latency),
+    "gpulatency": ("gpu_latency.csv", gpu_latency),
     "speed": ("latency.csv", speed),
     "deployed": ("deployed.csv", deployed),
     "evaluatecost": ("evaluate_cost.csv", evaluate_cost),

@@ -333,7 +333,7 @@ def test_substitutions_are_compared_with_the_method_as_it_is(rows, row_tables):
         "|  | coco_val | nuclei_val |",
         "| --- | ---: | ---: |",
         "| the method as it is | 0.500 | 0.700 |",
-        "| symmetric weights |  | 0.710 (+0.010) |",
+        "| symmetric weights of all widths |  | 0.710 (+0.010) |",
         "| integer biases | 0.498 (−0.002) |  |",
     ]
     assert row_tables.substitutions([], []) == ""
@@ -432,6 +432,22 @@ def test_times_of_two_machines_are_not_compared(other_tables):
         "| OpenVINO, float32 beside integers | the same, NNCF to 8 bits | 2000.0 | 1000.0 to 3000.0 | 4.50x |"
         in second
     )
+
+
+def test_times_on_a_gpu_have_a_table_for_each_part(other_tables):
+    line = {"machine": "A GPU", "torch": "2.11", "subject": "sam-b", "part": "encoder", "prompts": ""}
+    line |= {"variant": "float32", "bits": "", "compiled": "0", "seconds": "0.040331"}
+    line |= {"fastest": "0.039", "slowest": "0.041", "ratio": "1.0"}
+    packed = {**line, "variant": "torch-int8", "bits": "w8a8", "seconds": "0.03", "ratio": "1.344"}
+    decoder = {**line, "part": "decoder", "prompts": "1"}
+    lines = [line, {**packed, "ratio": "9"}, decoder, packed, {**packed, "compiled": "1", "ratio": "2"}]
+    first, second = other_tables.gpu_latency(lines).split("\n\n**")
+    assert first.startswith("**sam-b, encoder**, A GPU, torch 2.11\n")
+    assert "|  | float32 | 40.3 | 39.0 to 41.0 | 1.00x |" in first
+    assert "| `w8a8` | integer products, the rest float32 | 30.0 | 39.0 to 41.0 | 1.34x |" in first
+    assert "rest float32, `torch.compile` | 30.0 | 39.0 to 41.0 | 2.00x |" in first
+    assert "9.00x" not in first
+    assert second.startswith("sam-b, decoder**, 1 prompt, A GPU, torch 2.11\n")
 
 
 def test_the_short_table_of_speed_is_of_one_machine_that_has_all(other_tables):

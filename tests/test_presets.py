@@ -155,12 +155,13 @@ def test_effort_is_steps_and_what_goes_with_them_and_nothing_else(method: str) -
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bits", ["w4a4", "w8a8"])
-def test_what_is_deployable_has_symmetric_weights_integer_biases_and_row_scaled_probabilities(
+def test_what_is_deployable_has_signed_bytes_integer_biases_and_row_scaled_probabilities(
     method: str, bits: str
 ) -> None:
     recipe = recipe_for(method, bits)
     made = deployable(recipe)
-    assert made.weights == dataclasses.replace(recipe.weights, symmetric=True)
+    assert made.weights == dataclasses.replace(recipe.weights, symmetric_bytes=True)
+    assert [made.weights.is_symmetric(bits) for bits in (4, 7, 8)] == [False, False, True]
     assert made.probabilities == ProbabilitySpec("uniform", 8, scale="row")
     assert made.integer_biases
     assert set(made.extra) == set(FLOAT_PARTS) - {"upscaling"}

@@ -30,6 +30,7 @@ from tiny_quantized import outputs, quantize_tiny, tiny_data
 bits = st.integers(2, 8)
 some_bits = st.none() | bits
 specs = st.builds(QuantSpec, bits=bits, symmetric=st.booleans(), range=st.sampled_from(RANGE_METHODS))
+weight_specs = st.builds(dataclasses.replace, specs, symmetric_bytes=st.booleans())
 shares = st.floats(0, 1)
 clippings = st.builds(
     Clipping,
@@ -63,7 +64,7 @@ prefixes = sorted({*PAPER_PARTS, *(part.split(".")[0] for part in PAPER_PARTS)})
 recipes = st.builds(
     Recipe,
     method=st.from_regex(r"[a-z0-9][a-z0-9-]{0,8}", fullmatch=True),
-    weights=specs,
+    weights=weight_specs,
     activations=specs,
     probabilities=st.builds(
         ProbabilitySpec,
@@ -383,6 +384,10 @@ BY_PERCENTILE = {"activations": QuantSpec(8, range="percentile")}
 # Field -> (what both recipes have, what the second one has instead).
 CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "weights.bits": ({}, {"weights": QuantSpec(5, range="min-max")}),
+    "weights.symmetric_bytes": (
+        {"weights": QuantSpec(8, range="min-max")},
+        {"weights": QuantSpec(8, range="min-max", symmetric_bytes=True)},
+    ),
     "weights.symmetric": ({}, {"weights": QuantSpec(4, True, "min-max")}),
     "weights.range": ({}, MSE_WEIGHTS),
     "activations.bits": ({}, {"activations": QuantSpec(7, range="min-max")}),
@@ -443,8 +448,8 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "reconstruction.joint_steps": learned(joint_steps=2),
     "reconstruction.precision": learned(precision="bfloat16"),
 }
-# These have their own tests: the name, the version, of which there is one, and what weights cannot be.
-TESTED_ELSEWHERE = {"method", "version", "weights.dynamic"}
+# These have their own tests: the name, the version, of which there is one, and what weights or activations cannot be.
+TESTED_ELSEWHERE = {"method", "version", "weights.dynamic", "activations.symmetric_bytes"}
 
 
 def leaves(kind: type, prefix: str = "") -> Iterator[str]:

@@ -6,7 +6,7 @@ from saqsam.presets import METHODS, deployable, recipe_for
 from saqsam.settings import with_settings
 from saqsam.substitutions import substitutions
 
-ALL = ["weights.symmetric", "probabilities", "integer_biases", "encoder_products", "extra"]
+ALL = ["weights.symmetric_bytes", "probabilities", "integer_biases", "encoder_products", "extra"]
 
 
 @pytest.mark.parametrize("method", list(METHODS))
@@ -27,7 +27,7 @@ def test_every_field_that_deployable_changes_is_named(method: str) -> None:
     }
     assert changed == {name.partition(".")[0] for name in ALL}
     by_field = {one.field: (one.method, one.used) for one in found}
-    assert by_field["weights.symmetric"] == ("false", "true")
+    assert by_field["weights.symmetric_bytes"] == ("false", "true")
     assert by_field["probabilities"][1] == "uniform, 8 bits, scale=row"
     assert by_field["extra"][0] == "float"
     assert "iou_head 8 bits" in by_field["extra"][1]
@@ -36,7 +36,7 @@ def test_every_field_that_deployable_changes_is_named(method: str) -> None:
 def test_settings_take_part_and_take_back() -> None:
     one = with_settings(recipe_for("mse", "w8a8"), ["integer_biases=true", "probabilities.scale=row"])
     assert [found.field for found in substitutions(one)] == ["probabilities", "integer_biases"]
-    back = with_settings(deployable(recipe_for("mse", "w8a8")), ["weights.symmetric=false"])
+    back = with_settings(deployable(recipe_for("mse", "w8a8")), ["weights.symmetric_bytes=false"])
     assert back.method == "mse-deploy-custom"
     assert [found.field for found in substitutions(back)] == ALL[1:]
 

@@ -17,12 +17,13 @@ from saqsam.models.structure import SamStructure
 from saqsam.prepare import activation_slots, emptied
 from saqsam.presets import deployable
 from saqsam.prompts import Prompts
-from saqsam.quant.integer import FLOAT_INPUT, IntegerLinear, has_fbgemm
+from saqsam.quant.integer import FLOAT_INPUT, IntegerLinear, IntMmKernel, has_fbgemm
 from saqsam.quant.layers import PackedLinear
 from saqsam.recipe import Calibration
 from saqsam.runtimes import compare_with_float, find_integer_layers, use_integer_kernels
 from saqsam.runtimes.torch_integer import dequantized
 from tiny_quantized import outputs, quantize_tiny, quantized_tiny, tiny_recipe
+from tiny_sam import tiny_pixels
 
 pytestmark = pytest.mark.skipif(not has_fbgemm(), reason="torch without FBGEMM")
 
@@ -97,6 +98,18 @@ def test_the_dequantized_model_is_the_quantized_one_without_rounded_activations(
     found = outputs(plain)
     for name in wanted:
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_torch_compile_takes_an_accelerators_kernels_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = quantize_tiny(deployable(tiny_recipe("mse", "w8a8")))
+    monkeypatch.setattr("saqsam.runtimes.torch_integer.choose_kernel", lambda layer: IntMmKernel)
+    use_integer_kernels(model)
+    assert any(isinstance(layer, IntegerLinear) for layer in model.vision_encoder.modules())
+    pixels = tiny_pixels()
+    with torch.no_grad():
+        wanted = model.vision_encoder(pixels).last_hidden_state
+        compiled = torch.compile(model.vision_encoder, backend="eager", fullgraph=True)
+        assert torch.equal(compiled(pixels).last_hidden_state, wanted)
 
 
 def test_speed_is_measured_of_both_parts(monkeypatch: pytest.MonkeyPatch) -> None:

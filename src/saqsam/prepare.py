@@ -289,7 +289,7 @@ def _pack_tensor(values: Tensor, bits: int, axis: int, recipe: Recipe) -> Packed
     scale, zero_point = weight_parameters(
         rows,
         bits,
-        symmetric=recipe.weights.symmetric,
+        symmetric=recipe.weights.is_symmetric(bits),
         method=recipe.weights.range,
         percentile=recipe.calibration.percentile,
         power=recipe.calibration.power,

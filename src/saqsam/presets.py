@@ -138,14 +138,16 @@ def with_effort(recipe: Recipe, effort: str) -> Recipe:
 
 
 def deployable(recipe: Recipe, target: str = "onnx") -> Recipe:
-    """The variant that integer kernels take: symmetric signed weights, and what a target's kernels ask beside that.
+    """The variant that integer kernels take: signed weights without zero points, and what a target asks beside that.
 
-    `onnx`, `openvino`: integer biases and uniform 8-bit probabilities. These are the numerators of each row: uniform
-    codes of the softmax itself are all 0 where a row looks at many keys. The encoder's attention products stay float:
-    8-bit kernels gain less on them than rounding costs.
+    `onnx`, `openvino`: symmetric weights where they have 8 bits (narrower codes minus their zero points are signed
+    bytes anyway), integer biases and uniform 8-bit probabilities. These are the numerators of each row: uniform codes
+    of the softmax itself are all 0 where a row looks at many keys. The encoder's attention products stay float: 8-bit
+    kernels gain less on them than rounding costs.
 
-    `executorch`: XNNPACK's kernels with float outputs round each row of their inputs to 8 bits on a grid of its own,
-    and add float biases; products of two activations it has in float alone. So nothing is left to clip or to merge.
+    `executorch`: XNNPACK's kernels take symmetric weights of all widths; with float outputs they round each row of
+    their inputs to 8 bits on a grid of its own, and add float biases. Products of two activations it has in float
+    alone, so nothing is left to clip or to merge.
 
     Embeddings and the heads of masks and IoUs, which the papers leave float, take 8 bits. Not the upscaling: the mean
     error of its last weights shifts all mask logits, which cost sam-mini 0.02 mean IoU.
@@ -160,7 +162,6 @@ def deployable(recipe: Recipe, target: str = "onnx") -> Recipe:
     if target not in DEPLOY_TARGETS:
         raise ValueError(f"no target {target!r}{nearest(target, DEPLOY_TARGETS)}")
     extra = {part: 8 for part in FLOAT_PARTS if part != "upscaling"}
-    weights = replace(recipe.weights, symmetric=True)
     if target == "executorch":
         if recipe.activations.bits != 8:
             raise ValueError(
@@ -169,7 +170,7 @@ def deployable(recipe: Recipe, target: str = "onnx") -> Recipe:
         return replace(
             recipe,
             method=f"{recipe.method}-executorch",
-            weights=weights,
+            weights=replace(recipe.weights, symmetric=True),
             activations=replace(recipe.activations, symmetric=False, dynamic=True),
             probabilities=ProbabilitySpec(),
             bimodal=False,
@@ -181,7 +182,7 @@ def deployable(recipe: Recipe, target: str = "onnx") -> Recipe:
     return replace(
         recipe,
         method=f"{recipe.method}-deploy",
-        weights=weights,
+        weights=replace(recipe.weights, symmetric_bytes=True),
         probabilities=ProbabilitySpec("uniform", 8, scale="row"),
         encoder_products="float",
         integer_biases=True,

@@ -117,6 +117,10 @@ class Recipe:
         """Raise ValueError where a field needs what `activations.dynamic` or float products leave out."""
         if self.weights.dynamic:
             raise ValueError("weights.dynamic: only activations have ranges that are found anew")
+        if self.activations.symmetric_bytes:
+            raise ValueError(
+                "activations.symmetric_bytes: only weights have it; there is activations.symmetric"
+            )
         if self.activations.dynamic and self.integer_biases:
             raise ValueError(
                 "integer_biases must be false with activations.dynamic: there is no step to be multiples of"

@@ -18,6 +18,7 @@ class QuantSpec:
     Attributes:
         bits: 2 to 8.
         symmetric: Whether the zero point is fixed at the middle code.
+        symmetric_bytes: The same for codes of 8 bits alone. A narrower one minus any zero point is a signed byte.
         range: How the range is chosen: `min-max`, `percentile` or `mse`.
         dynamic: For activations: inputs of layers have no range that is set beforehand; each row (a token's or a
             pixel's channels) spans its own, asymmetrically. Operands of attention stay static.
@@ -27,14 +28,20 @@ class QuantSpec:
     symmetric: bool = False
     range: RangeMethod = "mse"
     dynamic: bool = False
+    symmetric_bytes: bool = False
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
         check_type("symmetric", self.symmetric, bool)
+        check_type("symmetric_bytes", self.symmetric_bytes, bool)
         check_type("dynamic", self.dynamic, bool)
-        if self.dynamic and self.symmetric:
+        if self.dynamic and (self.symmetric or self.symmetric_bytes):
             raise ValueError("dynamic ranges are asymmetric: symmetric must be false with them")
         check_choice("range", self.range, RANGE_METHODS)
+
+    def is_symmetric(self, bits: int) -> bool:
+        """Whether the zero point of codes of so many bits is the middle one."""
+        return self.symmetric or (self.symmetric_bytes and bits == 8)
 
 
 @dataclass(frozen=True)

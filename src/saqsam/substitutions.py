@@ -43,6 +43,10 @@ _FIELDS: dict[str, tuple[Callable[[Recipe], str], str]] = {
         lambda recipe: str(recipe.weights.symmetric).lower(),
         "kernels take signed weights without zero points",
     ),
+    "weights.symmetric_bytes": (
+        lambda recipe: str(recipe.weights.symmetric_bytes).lower(),
+        "kernels take signed bytes without zero points; codes of fewer bits have these taken off beforehand",
+    ),
     "activations.dynamic": (
         lambda recipe: str(recipe.activations.dynamic).lower(),
         "kernels with float outputs round each row of their inputs on a grid of its own",

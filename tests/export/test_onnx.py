@@ -213,19 +213,36 @@ def test_a_mask_that_is_not_meant_may_hold_anything(models: dict[str, SamModel])
     np.testing.assert_array_equal(run.run(None, inputs)[0], clean)
 
 
-@pytest.mark.parametrize("bits", [3, 4, 5, 8])
-def test_weights_are_stored_at_their_width_and_read_as_signed_bytes(bits: int) -> None:
-    model = deployed(f"w{bits}a8")
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [3, 4, 5, 7, 8])
+def test_weights_are_stored_at_their_width_and_read_as_signed_bytes(
+    bits: int, symmetric: bool, tmp_path: Path
+) -> None:
+    weights = QuantSpec(bits, symmetric=symmetric, range="min-max", symmetric_bytes=True)
+    model = deployed(f"w{bits}a8", weights=weights)
     written = encoder(model)
     kinds = Counter(tensor.data_type for tensor in written.graph.initializer if len(tensor.dims) == 2)
-    stored = TensorProto.INT4 if bits <= 4 else TensorProto.INT8
+    stored = TensorProto.INT8 if bits > 4 else TensorProto.INT4 if symmetric else TensorProto.UINT4
     # Queries, keys and values apart: 6 matrices of 4 blocks, and the neck's two.
     assert kinds[stored] == 4 * 6 + 2
     assert TensorProto.INT8 not in kinds or bits > 4
-    layer = model.vision_encoder.layers[0].mlp.lin1
-    wanted = (layer.weight.unpack().short() - 2 ** (bits - 1)).T.numpy()
-    found = next(t for t in written.graph.initializer if t.name == "/layers.0/mlp/weight")
-    np.testing.assert_array_equal(onnx.numpy_helper.to_array(found).astype(np.int16), wanted)
+    weight = model.vision_encoder.layers[0].mlp.lin1.weight
+    assert bool((weight.zero_point == 2 ** (bits - 1)).all()) == (symmetric or bits == 8)
+    wanted = (weight.unpack().short() - weight.zero_point.short()[:, None]).T.numpy()
+    # What kernels read, after a runtime has computed what follows from constants.
+    name = "/layers.0/mlp/weight"
+    inputs = [node.input[0] for node in written.graph.node if node.op_type == "DequantizeLinear"]
+    (read,) = (value for value in inputs if value in (name, f"{name}_wide", f"{name}_byte"))
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "folded.onnx")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    onnxruntime.InferenceSession(written.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    folded = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in onnx.load(tmp_path / "folded.onnx").graph.initializer
+    }
+    assert folded[read].dtype == np.int8
+    np.testing.assert_array_equal(folded[read], wanted)
 
 
 @pytest.mark.parametrize("which", ["encoder", "decoder"])
@@ -252,8 +269,12 @@ def test_nothing_that_is_quantized_runs_in_float(models: dict[str, SamModel], wh
 def test_what_kernels_cannot_run_is_refused_with_the_field_to_change() -> None:
     with pytest.raises(ExportError, match=r"vision_encoder\.layers\.0.*probabilities\.kind=uniform"):
         encoder(deployed(probabilities=ProbabilitySpec("log")))
-    with pytest.raises(ExportError, match=r"vision_encoder\.layers\.0\.attn\.qkv.*weights\.symmetric=true"):
-        encoder(deployed(weights=QuantSpec(4, range="min-max")))
+    with pytest.raises(
+        ExportError, match=r"vision_encoder\.layers\.0\.attn\.qkv.*weights\.symmetric_bytes=true"
+    ):
+        encoder(deployed(weights=QuantSpec(8, range="min-max")))
+    with pytest.raises(ExportError, match=r"vision_encoder\.layers\.0.*integer_biases=true"):
+        encoder(deployed(integer_biases=False))
 
 
 def test_outputs_that_are_not_kept_take_their_nodes_with_them(

@@ -20,6 +20,7 @@ from saqsam.models.structure import SamStructure, replace_module
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.learned import LearnedAffineQuantizer, RandomDrop, StraightThrough
 from saqsam.quant.log import LogQuantizer
+from tiny_quantized import quantize_tiny, tiny_recipe
 from tiny_sam import tiny_config, tiny_pixels, tiny_sam
 
 WINDOWED, GLOBAL = "vision_encoder.layers.0.attn", "vision_encoder.layers.1.attn"
@@ -363,3 +364,40 @@ def test_an_observer_sees_all_probabilities_at_once(model: SamModel, monkeypatch
     with torch.no_grad():
         _, probabilities = attention(hidden)
     assert keep.seen.shape == probabilities.shape
+
+
+@pytest.mark.parametrize("name", [WINDOWED, GLOBAL])
+@pytest.mark.parametrize("at_once", [2**25, 3 * 64**2])
+def test_float_products_of_a_checkpoint_are_torchs_fused_attention(
+    name: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = quantize_tiny(tiny_recipe("mse", "w8a8", encoder_products="float"))
+    attention, hidden = vision(packed, name)
+    assert isinstance(attention, QuantVisionAttention)
+    monkeypatch.setattr(attention_module, "LOGITS_AT_ONCE", at_once)
+    calls: list[Tensor] = []
+    fused = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda query, *given, **named: calls.append(query) or fused(query, *given, **named),
+    )
+    with torch.no_grad():
+        output, probabilities = attention(hidden)
+    assert probabilities is None
+    assert calls
+    calls.clear()
+    monkeypatch.setattr(QuantVisionAttention, "_is_fused", lambda self: False)
+    with torch.no_grad():
+        wanted, probabilities = attention(hidden)
+    assert probabilities is not None
+    assert not calls
+    # The projection's input is rounded: some of its values lie on the border of two codes.
+    assert float((output - wanted).norm() / wanted.norm()) < 0.01
+
+
+def test_a_model_to_be_calibrated_or_with_a_quantized_product_is_not_fused(model: SamModel) -> None:
+    original, _ = vision(model, GLOBAL)
+    assert not to_quant_attention(original)._is_fused()
+    packed = quantize_tiny(tiny_recipe("mse", "w8a8"))
+    assert not vision(packed, GLOBAL)[0]._is_fused()

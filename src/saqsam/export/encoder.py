@@ -68,7 +68,7 @@ def _patches(graph: Graph, encoder: Any, pixels: Value, side: int) -> Value:
 
 def packed_weight(graph: Graph, packed: PackedTensor) -> Value:
     """A packed tensor that is only stored small: float32 in the graph."""
-    codes = graph.codes(packed.unpack().cpu().numpy(), packed.bits, signed=False, name="codes")
+    codes = graph.unsigned_bytes(packed.unpack().cpu().numpy(), packed.bits, name="codes")
     scale = graph.constant(packed.scale.cpu().numpy(), "weight_scale")
     zero_point = graph.constant(packed.zero_point.cpu().numpy().astype(np.uint8), "weight_zero_point")
     return graph.op("DequantizeLinear", codes, scale, zero_point, axis=packed.axis)

@@ -17,11 +17,6 @@ OPSET = 21
 IR_VERSION = 10
 """What belongs to opset 21; runtimes that know the opset may refuse a newer one."""
 
-_CODE_TYPES = {
-    False: {4: TensorProto.UINT4, 8: TensorProto.UINT8},
-    True: {4: TensorProto.INT4, 8: TensorProto.INT8},
-}
-
 Value = str
 """A tensor of the graph, by name."""
 
@@ -103,21 +98,47 @@ class Graph:
         key = ("half", array.shape, half.tobytes())
         if key not in self._made:
             stored = self.constant(half, name)
-            self._made[key] = self.op("Cast", stored, name=f"{name}_float", to=TensorProto.FLOAT)
+            self._made[key] = self.folded("Cast", stored, name=f"{name}_float", to=TensorProto.FLOAT)
         return self._made[key]
 
-    def codes(self, codes: NDArray[Any], bits: int, *, signed: bool, name: str) -> Value:
-        """Integer codes, stored in 4 bits where they fit into them, 8 bits wide in the graph.
+    def signed_bytes(self, codes: NDArray[Any], zero_points: NDArray[Any], bits: int, *, name: str) -> Value:
+        """Codes [K, C] of `bits` bits minus the zero points [C] of their columns, int8.
 
-        The widening is a Cast of a constant, which runtimes fold when they load: kernels then see 8 bits, the file
-        holds 4.
+        Stored in 4 bits where they fit into them.
+        The widening and the difference are of constants, which runtimes fold when they load: kernels then see bytes
+        without zero points, the file holds 4 bits.
         """
-        wide = np.int8 if signed else np.uint8
         if bits > 4:
-            return self.constant(codes.astype(wide), name)
-        tensor = helper.make_tensor(name, _CODE_TYPES[signed][4], codes.shape, _pack_nibbles(codes), raw=True)
-        stored = self._initializer(tensor, name)
-        return self.op("Cast", stored, name=f"{name}_wide", to=_CODE_TYPES[signed][8])
+            return self.constant((codes - zero_points).astype(np.int8), name)
+        middle = 2 ** (bits - 1)
+        is_signed = bool((zero_points == middle).all())
+        kind = TensorProto.INT4 if is_signed else TensorProto.UINT4
+        stored = self._nibbles(codes - middle if is_signed else codes, kind, name)
+        if is_signed:
+            return self.folded("Cast", stored, name=f"{name}_wide", to=TensorProto.INT8)
+        # In int32, for which every runtime has a difference.
+        wide = self.folded("Cast", stored, name=f"{name}_wide", to=TensorProto.INT32)
+        zeros = self._nibbles(zero_points, TensorProto.UINT4, f"{name}_zero")
+        zeros = self.folded("Cast", zeros, name=f"{name}_zero_wide", to=TensorProto.INT32)
+        found = self.folded("Sub", wide, zeros, name=f"{name}_signed")
+        return self.folded("Cast", found, name=f"{name}_byte", to=TensorProto.INT8)
+
+    def unsigned_bytes(self, codes: NDArray[Any], bits: int, *, name: str) -> Value:
+        """Codes of `bits` bits, uint8, stored in 4 bits where they fit into them."""
+        if bits > 4:
+            return self.constant(codes.astype(np.uint8), name)
+        stored = self._nibbles(codes, TensorProto.UINT4, name)
+        return self.folded("Cast", stored, name=f"{name}_wide", to=TensorProto.UINT8)
+
+    def folded(self, kind: str, *inputs: Value, name: str, **attributes: Any) -> Value:
+        """Add a node of constants alone, which runtimes compute when they load: it has no name, to be small."""
+        output = self._unique(name)
+        self._nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    def _nibbles(self, codes: NDArray[Any], kind: int, name: str) -> Value:
+        tensor = helper.make_tensor(name, kind, codes.shape, _pack_nibbles(codes), raw=True)
+        return self._initializer(tensor, name)
 
     def once(self, key: tuple[Any, ...], make: Callable[[], Value]) -> Value:
         """The value made under this key before, else what `make()` gives."""

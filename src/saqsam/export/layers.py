@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from saqsam.export.graph import Graph, Value
-from saqsam.export.packed import ExportError, signed_codes, slot
+from saqsam.export.packed import ExportError, along_axis, codes_and_zero_points, slot
 from saqsam.models.attention import LEAST_SUM, SoftmaxProduct
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import ChannelScale, PackedLinear, PackedTensor
@@ -120,9 +120,13 @@ def product(
     if not isinstance(weight, PackedTensor):
         matrix = graph.parameter(torch.from_numpy(arrange(weight.detach().cpu().numpy())), "weight")
         return graph.op("Gemm", read(graph, given), matrix, *_float_bias(graph, bias))
-    codes, scale = signed_codes(weight, where)
-    columns = np.ascontiguousarray(arrange(np.broadcast_to(scale, codes.shape))[0])
-    integers = graph.codes(arrange(codes), weight.bits, signed=True, name="weight")
+    codes, zero_points = codes_and_zero_points(weight, where)
+
+    def columns_of(channels: NDArray[Any]) -> NDArray[Any]:
+        return np.ascontiguousarray(arrange(np.broadcast_to(channels, codes.shape))[0])
+
+    columns = columns_of(along_axis(weight, weight.scale))
+    integers = graph.signed_bytes(arrange(codes), columns_of(zero_points), weight.bits, name="weight")
     scales = graph.constant(columns, "weight_scale")
     # Zeros that say nothing new, but without which ONNX Runtime finds no integer kernel.
     # Each layer has its own: where 8-bit products could saturate ONNX Runtime makes weights unsigned, and fails on
@@ -130,7 +134,7 @@ def product(
     zeros = graph.constant(np.zeros(len(columns), dtype=np.int8), "weight_zero_point", shared=False)
     operand = graph.op("DequantizeLinear", integers, scales, zeros, axis=1)
     if isinstance(given, Codes):
-        biases = _integer_bias(graph, bias, given, columns, scales)
+        biases = _integer_bias(graph, bias, given, columns, scales, where)
     else:
         biases = _float_bias(graph, bias)
     return graph.op("Gemm", read(graph, given), operand, *biases)
@@ -141,17 +145,29 @@ def _float_bias(graph: Graph, bias: torch.Tensor | None) -> tuple[Value, ...]:
 
 
 def _integer_bias(
-    graph: Graph, bias: torch.Tensor | None, given: Codes, columns: NDArray[np.float32], scales: Value
+    graph: Graph,
+    bias: torch.Tensor | None,
+    given: Codes,
+    columns: NDArray[np.float32],
+    scales: Value,
+    where: str,
 ) -> tuple[Value, ...]:
-    """A bias as int32 multiples of the product of both scales."""
+    """A bias as int32 multiples of the product of both scales, which it is in a checkpoint that says so."""
     if bias is None:
         return ()
     step = (np.float32(given.scale_value) * columns).astype(np.float64)
-    wanted = np.rint(bias.detach().cpu().double().numpy() / step)
+    exact = bias.detach().cpu().double().numpy() / step
+    wanted = np.rint(exact)
+    # The bias and the step have the 24 bits of float32.
+    if not (np.abs(exact - wanted) <= 1e-3 + 2.0**-21 * np.abs(exact)).all():
+        raise ExportError(
+            f"{where}: integer kernels add biases that are multiples of the product of both scales; quantize with "
+            "--deploy, or with --set integer_biases=true"
+        )
     integers = graph.constant(np.clip(wanted, -(2**31), 2**31 - 1).astype(np.int32), "bias")
     zeros = graph.constant(np.zeros(len(columns), dtype=np.int32), "bias_zero_point")
     # Computed when a runtime loads: it would be half of what biases take in the file.
-    both = graph.op("Mul", given.scale, scales)
+    both = graph.folded("Mul", given.scale, scales, name="bias_scale")
     return (graph.op("DequantizeLinear", integers, both, zeros, axis=0),)
 
 

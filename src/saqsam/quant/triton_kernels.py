@@ -6,13 +6,13 @@ builds; where it is missing, and inside `torch.compile`, which fuses by itself, 
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 
 import torch
 from torch import Tensor
 
-if importlib.util.find_spec("triton") is not None:
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+if HAS_TRITON:
     import triton
     import triton.language as tl
 
@@ -35,7 +35,8 @@ if importlib.util.find_spec("triton") is not None:
         codes = _centred_codes(tl.load(values + at, mask=at < count), step, zero, LEVELS)
         tl.store(out + at, (codes * step).to(out.dtype.element_ty), mask=at < count)
 
-    @triton.jit  # type: ignore[untyped-decorator]
+    # A zero point of 1 would be taken for a constant of the kernel.
+    @triton.jit(do_not_specialize=["zero_point"])  # type: ignore[untyped-decorator]
     def _to_codes(  # type: ignore[no-untyped-def]
         values,
         codes,
@@ -75,15 +76,9 @@ if importlib.util.find_spec("triton") is not None:
         tl.store(out + row * channels + at, scaled.to(out.dtype.element_ty), mask=inside)
 
 
-@functools.cache
-def has_triton() -> bool:
-    """Whether Triton is installed."""
-    return importlib.util.find_spec("triton") is not None
-
-
 def is_fused(values: Tensor) -> bool:
     """Whether values are on a device that these kernels are for."""
-    return values.is_cuda and has_triton() and not torch.compiler.is_compiling()
+    return not torch.compiler.is_compiling() and HAS_TRITON and values.is_cuda
 
 
 def round_affine(values: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:

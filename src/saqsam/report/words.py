@@ -81,7 +81,7 @@ def describe(recipe: Recipe, source: Source | None) -> tuple[str, ...]:
 
 def _sentences(recipe: Recipe, source: Source | None) -> Iterator[str]:
     weights, activations = recipe.weights, recipe.activations
-    kind = "symmetric" if weights.symmetric else "asymmetric"
+    kind = "symmetric" if weights.is_symmetric(weights.bits) else "asymmetric"
     yield (
         f"Weights: {weights.bits} bits, {kind}, a scale for each output channel, ranges by {_RANGES[weights.range]}."
     )
