@@ -113,7 +113,7 @@ def test_calibrate_on_your_photos(tiny: Path, tmp_path: Path) -> None:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export of the tiny SAM."""
     folder = tmp_path_factory.mktemp("exported") / "onnx"
-    export_model(quantize_tiny(deployable(tiny_recipe(bits="w8a8"))), tiny_processor(), folder)
+    export_model(quantize_tiny(deployable(tiny_recipe(bits="w4a8"))), tiny_processor(), folder)
     return folder
 
 

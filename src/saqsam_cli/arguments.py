@@ -145,9 +145,7 @@ SettingsOption = Annotated[
 ]
 DeployOption = Annotated[
     bool,
-    typer.Option(
-        "--deploy", help="What integer kernels take: symmetric weights, 8-bit uniform probabilities."
-    ),
+    typer.Option("--deploy", help="What integer kernels take: signed weights, 8-bit uniform probabilities."),
 ]
 DeployForOption = Annotated[
     str | None,

@@ -17,6 +17,12 @@ OPSET = 21
 IR_VERSION = 10
 """What belongs to opset 21; runtimes that know the opset may refuse a newer one."""
 
+_NAMELESS = {
+    *("QuantizeLinear", "DequantizeLinear", "Cast"),
+    *("Reshape", "Transpose", "Unsqueeze", "Slice", "Shape", "Gather", "Concat"),
+}
+"""Nodes that nobody looks for in a profile; their output has the same name, and 4-bit files are small."""
+
 Value = str
 """A tensor of the graph, by name."""
 
@@ -68,7 +74,8 @@ class Graph:
         """Add a node with several outputs."""
         path = self._unique(name or kind)
         names = [f"{path}_{i}" if outputs > 1 else path for i in range(outputs)]
-        self._nodes.append(helper.make_node(kind, inputs, names, name=path, **attributes))
+        shown = "" if kind in _NAMELESS else path
+        self._nodes.append(helper.make_node(kind, inputs, names, name=shown, **attributes))
         return names
 
     def constant(self, values: Any, name: str = "constant", *, shared: bool = True) -> Value:
@@ -104,9 +111,8 @@ class Graph:
     def signed_bytes(self, codes: NDArray[Any], zero_points: NDArray[Any], bits: int, *, name: str) -> Value:
         """Codes [K, C] of `bits` bits minus the zero points [C] of their columns, int8.
 
-        Stored in 4 bits where they fit into them.
-        The widening and the difference are of constants, which runtimes fold when they load: kernels then see bytes
-        without zero points, the file holds 4 bits.
+        Stored in 4 bits where they fit into them. The widening and the difference are of constants, which runtimes
+        fold when they load: kernels then see bytes without zero points.
         """
         if bits > 4:
             return self.constant((codes - zero_points).astype(np.int8), name)
@@ -131,7 +137,7 @@ class Graph:
         return self.folded("Cast", stored, name=f"{name}_wide", to=TensorProto.UINT8)
 
     def folded(self, kind: str, *inputs: Value, name: str, **attributes: Any) -> Value:
-        """Add a node of constants alone, which runtimes compute when they load: it has no name, to be small."""
+        """Add a node of constants alone, which runtimes compute when they load; it has no name of its own."""
         output = self._unique(name)
         self._nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
