@@ -467,9 +467,9 @@ def test_settings_and_the_deployable_variant_are_in_the_checkpoint(tiny: Path, t
     assert (recipe.method, recipe.weights.symmetric, recipe.bimodal) == ("min-max-custom", True, True)
     done = quantize(tiny, tmp_path / "b", "--deploy")
     assert_done(done)
-    assert "  weights.symmetric: true (the method: false); " in done.stdout
+    assert "  weights.symmetric_bytes: true (the method: false); " in done.stdout
     recipe = saqsam.recipe_of(load_checkpoint(tmp_path / "b"))
-    assert recipe.weights.symmetric
+    assert recipe.weights.symmetric_bytes
     assert (recipe.probabilities.kind, recipe.probabilities.bits) == ("uniform", 8)
     assert recipe.name == "min-max-deploy-w4a4-mixed"
 
@@ -1016,7 +1016,7 @@ def test_exported_masks_are_drawn(deployed: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_be_exported_is_refused(packed: Path, tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert_refused(run("export", packed, "--out", out), "weights.symmetric=true")
+    assert_refused(run("export", packed, "--out", out), "--deploy", "integer_biases=true")
     assert_refused(run("export", tiny, "--out", out), "is float", "--deploy")
     assert_refused(run("export", tmp_path / "nothing", "--out", out), "no checkpoint folder")
     assert_refused(run("export", packed, "--out", out, "--format", "tflite"), "expected one of onnx")
