@@ -147,9 +147,7 @@ def latency(lines: Sequence[Mapping[str, str]]) -> str:
             [
                 _RUNTIMES[line["runtime"]],
                 _VARIANTS.get(line["variant"], f"`{line['variant']}`"),
-                f"{1000 * float(line['seconds']):.1f}",
-                f"{1000 * float(line['fastest']):.1f} to {1000 * float(line['slowest']):.1f}",
-                f"{float(line['ratio']):.2f}x",
+                *_times(line),
                 line["peak_gib"],
                 line["file_mb"],
             ]
@@ -183,9 +181,7 @@ def gpu_latency(lines: Sequence[Mapping[str, str]]) -> str:
             [
                 f"`{bits}`" if bits else "",
                 _GPU_VARIANTS[variant] + (", `torch.compile`" if int(compiled) else ""),
-                f"{1000 * float(line['seconds']):.1f}",
-                f"{1000 * float(line['fastest']):.1f} to {1000 * float(line['slowest']):.1f}",
-                f"{float(line['ratio']):.2f}x",
+                *_times(line),
             ]
             for (variant, bits, compiled), line in last.items()
         ]
@@ -193,6 +189,12 @@ def gpu_latency(lines: Sequence[Mapping[str, str]]) -> str:
         title = f"**{subject}, {part}**{_prompts(prompts)}, {machine}, torch {torch}"
         blocks.append(f"{title}\n\n{markdown(['', '', 'ms', 'fastest to slowest', 'speed'], rows, right=3)}")
     return "\n\n".join(blocks)
+
+
+def _times(line: Mapping[str, str]) -> list[str]:
+    """Milliseconds, their spread, and the speed."""
+    median, fastest, slowest = (1000 * float(line[name]) for name in ("seconds", "fastest", "slowest"))
+    return [f"{median:.1f}", f"{fastest:.1f} to {slowest:.1f}", f"{float(line['ratio']):.2f}x"]
 
 
 def _prompts(count: str) -> str:

@@ -111,16 +111,16 @@ class Recipe:
             if name not in FLOAT_PARTS:
                 raise ValueError(f"no extra part {name!r}{nearest(name, FLOAT_PARTS)}")
             check_bits(bits, f"extra.{name}")
+        if self.activations.symmetric_bytes:
+            raise ValueError(
+                "activations.symmetric_bytes: only weights have it; there is activations.symmetric"
+            )
         self._check_dynamic()
 
     def _check_dynamic(self) -> None:
         """Raise ValueError where a field needs what `activations.dynamic` or float products leave out."""
         if self.weights.dynamic:
             raise ValueError("weights.dynamic: only activations have ranges that are found anew")
-        if self.activations.symmetric_bytes:
-            raise ValueError(
-                "activations.symmetric_bytes: only weights have it; there is activations.symmetric"
-            )
         if self.activations.dynamic and self.integer_biases:
             raise ValueError(
                 "integer_biases must be false with activations.dynamic: there is no step to be multiples of"

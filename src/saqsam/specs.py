@@ -35,7 +35,7 @@ class QuantSpec:
         check_type("symmetric", self.symmetric, bool)
         check_type("symmetric_bytes", self.symmetric_bytes, bool)
         check_type("dynamic", self.dynamic, bool)
-        if self.dynamic and (self.symmetric or self.symmetric_bytes):
+        if self.dynamic and self.symmetric:
             raise ValueError("dynamic ranges are asymmetric: symmetric must be false with them")
         check_choice("range", self.range, RANGE_METHODS)
 

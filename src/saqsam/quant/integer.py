@@ -114,9 +114,9 @@ class IntMmKernel(Kernel):
 
     def forward(self, rows: Tensor) -> Tensor:
         """See `Kernel.forward`."""
-        count, inputs = rows.shape
         if triton_kernels.is_fused(rows):
             return self._forward_fused(rows)
+        count, inputs = rows.shape
         codes = self.codes(rows).add_(self._shift).to(torch.int8)
         padding = (self.columns.shape[0] - inputs, max(0, _LEAST_ROWS - count))
         if any(padding):

@@ -11,6 +11,8 @@ import importlib.util
 import torch
 from torch import Tensor
 
+_ELEMENTS, _LONGEST_ROW = 1024, 2048
+"""What one program of a kernel takes at once, at most."""
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 if HAS_TRITON:
     import triton
@@ -18,7 +20,6 @@ if HAS_TRITON:
 
     _TO_INTEGER = tl.constexpr(1.5 * 2**23)
     """Added to and taken from a float32 below 2**22 it leaves the nearest integer, the even one of two."""
-    _ELEMENTS, _LONGEST_ROW = 1024, 2048
 
     @triton.jit  # type: ignore[untyped-decorator]
     def _centred_codes(values, scale, zero_point, LEVELS: tl.constexpr):  # type: ignore[no-untyped-def]
