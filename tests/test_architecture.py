@@ -85,6 +85,11 @@ def test_the_walk_finds_what_is_known_to_be_there() -> None:
         assert at_any_time(name) <= set(MODULES), f"{name} imports what is not there"
 
 
+@pytest.mark.parametrize("name", inside("saqsam.utils"))
+def test_utils_are_a_leaf(name: str) -> None:
+    assert all(is_within(other, "saqsam.utils") for other in at_any_time(name))
+
+
 @pytest.mark.parametrize("name", inside("saqsam.quant"))
 def test_quant_is_a_leaf(name: str) -> None:
     assert all(is_within(other, "saqsam.quant") for other in at_any_time(name))
@@ -93,15 +98,15 @@ def test_quant_is_a_leaf(name: str) -> None:
 
 @pytest.mark.parametrize("name", inside("saqsam.models"))
 def test_models_know_of_quant_alone(name: str) -> None:
-    assert all(is_within(other, "saqsam.models", "saqsam.quant") for other in at_import(name))
+    assert all(is_within(other, "saqsam.models", "saqsam.quant", "saqsam.utils") for other in at_import(name))
     # A folder may turn out to hold a packed checkpoint: only then is that imported.
-    allowed = ("saqsam.models", "saqsam.quant", "saqsam.checkpoint")
+    allowed = ("saqsam.models", "saqsam.quant", "saqsam.utils", "saqsam.checkpoint")
     assert all(is_within(other, *allowed) for other in at_any_time(name))
 
 
 @pytest.mark.parametrize("name", inside("saqsam.data"))
 def test_data_knows_of_no_model(name: str) -> None:
-    assert all(is_within(other, "saqsam.data") for other in at_any_time(name))
+    assert all(is_within(other, "saqsam.data", "saqsam.utils") for other in at_any_time(name))
 
 
 @pytest.mark.parametrize("name", ["saqsam.recipe", "saqsam.presets", "saqsam.prepare", "saqsam.checkpoint"])

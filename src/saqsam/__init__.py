@@ -11,9 +11,11 @@ from saqsam.presets import METHODS, recipe_for
 from saqsam.quantize import QuantizationLog, quantize
 from saqsam.recipe import Recipe
 from saqsam.settings import with_settings
+from saqsam.utils.errors import CheckpointError
 
 __all__ = [
     "METHODS",
+    "CheckpointError",
     "GeneratedMask",
     "GeneratorOptions",
     "MaskGenerator",
