@@ -68,6 +68,8 @@ class Sample:
         incomplete: Those of them of which not every object is annotated.
         labels: HW uint16, the class of each pixel, of data sets that have label maps instead of objects; see
             `label_png.LabelMap`.
+        notes: How often something unusual in this image's files was accepted, by what it was, such as "box derived
+            from segmentation"; empty when nothing was.
     """
 
     image_id: int
@@ -78,6 +80,7 @@ class Sample:
     judged: frozenset[int] | None = None
     incomplete: frozenset[int] = frozenset()
     labels: NDArray[np.uint16] | None = None
+    notes: Mapping[str, int] = field(default_factory=dict)
 
 
 class Dataset(Protocol):
