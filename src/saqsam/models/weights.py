@@ -55,6 +55,18 @@ def read_folder(
     raise CheckpointError(f"{folder}: expected {' or '.join(names)}, found none")
 
 
+def safetensors_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a folder written by `save_pretrained`: one, or the shards that its index lists.
+
+    Raises:
+        CheckpointError: The index is damaged. That a file is missing is noticed when it is read.
+    """
+    index = folder / f"{SAFETENSORS}.index.json"
+    if index.is_file() and not (folder / SAFETENSORS).is_file():
+        return [shard for shard, _ in _shards(index)]
+    return [folder / SAFETENSORS]
+
+
 def read_safetensors(path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> dict[str, torch.Tensor]:
     """Return the tensors of one safetensors file by name, memory-mapped.
 
