@@ -155,9 +155,10 @@ def is_shard(path: Path) -> bool:
 
 
 def few(names: Iterable[str]) -> str:
-    """Return the first three of `names` in sorted order, each shortened, for an error message."""
+    """Return the first three of `names` in sorted order, each on one line and shortened, for an error message."""
     listed = sorted(names)
-    shown = [name if len(name) <= 80 else f"{name[:77]}..." for name in listed[:3]]
+    escaped = [repr(name)[1:-1] for name in listed[:3]]
+    shown = [name if len(name) <= 100 else f"{name[:97]}..." for name in escaped]
     return ", ".join(shown) + (", ..." if len(listed) > 3 else "")
 
 
