@@ -32,7 +32,7 @@ def to_rgb(values: NDArray[Any]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
             integers of 8 bits are kept; larger ones are scaled as `scale_integers` describes; floats are in [0, 1].
 
     Returns:
-        image: [H, W, 3] uint8, C-contiguous and writable. Grey is repeated, alpha dropped.
+        image: [H, W, 3] uint8, C-contiguous and writable; possibly `values` itself. Grey is repeated, alpha dropped.
         notes: What was assumed about the range, for people to read.
 
     Raises:
@@ -41,7 +41,7 @@ def to_rgb(values: NDArray[Any]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     _check_shape(values.shape)
     colours = values[:, :, None] if values.ndim == 2 else values[:, :, :3]
     grey, notes = to_8_bits(colours)
-    return np.array(np.broadcast_to(grey, (*grey.shape[:2], 3)), order="C"), notes
+    return np.require(np.broadcast_to(grey, (*grey.shape[:2], 3)), requirements=["C", "W"]), notes
 
 
 def to_8_bits(values: NDArray[Any]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
