@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from saqsam.utils.errors import MAX_MESSAGE_LENGTH, shorten, shorten_message
 
@@ -29,12 +31,15 @@ MAX_ASPECT = 10_000
 A SAM resizes the longer side to 1024 px, so a picture of more than 1024:1 already is a line to it.
 """
 
-MAX_TILES = 2**18
-"""Limit on strips and tiles of a TIFF: one strip a row of the longest picture, in four separate planes."""
+MAX_TILES = 2**17
+"""Limit on strips and tiles of a TIFF: twice the rows of the longest picture."""
 
 _ORIENTATION = ExifTags.Base.Orientation
 _TRANSPOSED = (5, 6, 7, 8)
 """EXIF orientations that store rows as columns."""
+_BIG_TIFF_SIGNATURES = (b"II+\0", b"MM\0+")
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", *_BIG_TIFF_SIGNATURES)
+_STRIP_OFFSETS, _TILE_OFFSETS = 273, 324
 
 
 class ImageError(ValueError):
@@ -59,11 +64,11 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         if not path.is_file():
             found = "a folder" if path.is_dir() else "nothing"
             raise ImageError(f"expected an image file, found {found}")
-        with _pillow_warnings.ignored(), Image.open(path, formats=_available_formats()) as image:
-            check_size(image.height, image.width)
-            if len(getattr(image, "tile", ())) > MAX_TILES:
-                raise ImageError(f"expected at most {MAX_TILES} strips or tiles, found {len(image.tile)}")
-            yield image
+        with _pillow_warnings.ignored():
+            _check_tiles(path)
+            with Image.open(path, formats=_available_formats()) as image:
+                check_size(image.height, image.width)
+                yield image
     except ImageError as error:
         raise ValueError(f"{_name(path)}: {error}") from error
     except Image.DecompressionBombError as error:
@@ -114,12 +119,51 @@ def read_size(path: str | Path) -> tuple[int, int]:
     """
     with open_image(path) as image:
         width, height = image.size
-        # Pillow has already swapped the sides of a TIFF.
-        if image.format != "TIFF":
-            with contextlib.suppress(Exception):  # as in `load_upright`
-                if image.getexif().get(_ORIENTATION, 1) in _TRANSPOSED:
-                    return width, height
-        return height, width
+        with contextlib.suppress(Exception):  # as in `load_upright`
+            if _exif(Path(path), image).get(_ORIENTATION, 1) in _TRANSPOSED and image.format != "TIFF":
+                return width, height
+        return height, width  # Pillow has already swapped those of a TIFF
+
+
+def _exif(path: Path, image: Image.Image) -> Image.Exif:
+    """Return the EXIF tags of an opened image without decoding it."""
+    if image.format == "PNG" and not _has_late_metadata(path):
+        # The method of PNG files decodes the whole picture to get at chunks behind it.
+        return Image.Image.getexif(image)
+    return image.getexif()
+
+
+def _has_late_metadata(path: Path) -> bool:
+    names = [name for name, _ in png_chunks(path)]
+    behind = names[names.index(b"IDAT") :] if b"IDAT" in names else []
+    return b"eXIf" in behind or b"iTXt" in behind
+
+
+def png_chunks(path: Path) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the name and the first bytes, at most 16, of each chunk of a PNG."""
+    with path.open("rb") as file:
+        file.seek(8)  # the signature
+        while len(header := file.read(8)) == 8:
+            length, name = struct.unpack(">I4s", header)
+            head = file.read(min(length, 16))
+            yield name, head
+            file.seek(length - len(head) + 4, os.SEEK_CUR)  # the checksum follows
+
+
+def _check_tiles(path: Path) -> None:
+    """Raise ImageError if a TIFF has too many strips or tiles; Pillow would make an object of each on opening it."""
+    with path.open("rb") as file:
+        header = file.read(8)
+        if header[:4] not in _TIFF_SIGNATURES:
+            return
+        if header[:4] in _BIG_TIFF_SIGNATURES:
+            header += file.read(8)
+        directory = TiffImagePlugin.ImageFileDirectory_v2(header)
+        file.seek(directory.next)
+        directory.load(file)
+        count = max(len(directory.get(tag, ())) for tag in (_STRIP_OFFSETS, _TILE_OFFSETS))
+        if count > MAX_TILES:
+            raise ImageError(f"expected at most {MAX_TILES} strips or tiles, found {count}")
 
 
 def check_size(height: int, width: int) -> None:

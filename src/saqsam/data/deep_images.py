@@ -7,9 +7,7 @@ twice, once for each byte.
 from __future__ import annotations
 
 import math
-import os
 import re
-import struct
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -18,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from saqsam.data.decoding import ImageError, load_upright, open_image
+from saqsam.data.decoding import ImageError, load_upright, open_image, png_chunks
 from saqsam.data.pixels import (
     WHITE_16,
     describe_scale,
     is_deep_grey,
-    row_blocks,
     scale_floats,
     scale_integers,
+    strips,
 )
 
 _PNG_DEPTHS = b"sBIT"
@@ -104,30 +102,31 @@ def _read_colours(
     white = _stated_white(path, image)
     if rawmodes == ["LA;16B"]:
         # Decoded as four channels of 8 bits: both bytes of the grey value, then both of alpha.
-        both = _decode(image, ["RGBA"])
-        high, low = both[:, :, :1], both[:, :, 1:2]
+        _decode(image, ["RGBA"])
+        both = np.asarray(image).astype(np.uint16)
+        values = both[:, :, :1] << 8 | both[:, :, 1:2]
     else:
-        high = _decode(image, rawmodes)
+        _decode(image, rawmodes)
+        values = np.empty((image.height, image.width, 3), np.uint16)
+        for rows, strip in strips(image):
+            values[rows] = np.asarray(strip)[:, :, :3].astype(np.uint16) << 8
         image.close()  # frees the decoded picture before the next one is made
         with open_image(path) as again:
-            low = _decode(again, [mode[:-1] + _OTHER_BYTE[mode[-1]] for mode in rawmodes])
-    values = np.empty(high.shape, np.uint16)
-    for rows in row_blocks(values.shape):
-        values[rows] = high[rows].astype(np.uint16) << 8 | low[rows]
+            _decode(again, [mode[:-1] + _OTHER_BYTE[mode[-1]] for mode in rawmodes])
+            for rows, strip in strips(again):
+                values[rows] |= np.asarray(strip)[:, :, :3]
     scaled, white = scale_integers(values, white)
     return _as_picture(scaled), describe_scale(white)
 
 
-def _decode(image: Image.Image, rawmodes: list[str]) -> NDArray[np.uint8]:
-    """Decode an image with other raw modes than Pillow chose, without alpha unless a mode is 8-bit RGBA."""
+def _decode(image: Image.Image, rawmodes: list[str]) -> None:
+    """Decode an image with other raw modes than Pillow chose."""
     opened = cast(Any, image)
     opened.tile = [
         tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:]))
         for tile, mode in zip(opened.tile, rawmodes, strict=True)
     ]
     load_upright(image)
-    values = np.asarray(image)
-    return values if rawmodes == ["RGBA"] else values[:, :, :3]
 
 
 def _colour_rawmodes(image: Image.Image) -> list[str] | None:
@@ -178,18 +177,13 @@ def _tag(image: Image.Image, number: int) -> float | None:
 
 def _png_depth(path: Path) -> int | None:
     """Return the significant bits of a PNG's colours, from its sBIT chunk."""
-    with path.open("rb") as file:
-        file.seek(8)
-        while len(header := file.read(8)) == 8:
-            length, name = struct.unpack(">I4s", header)
-            if name == _PNG_PIXELS:
-                return None
-            if name == _PNG_DEPTHS and length <= 4:
-                depths = file.read(length)
-                # One for grey, or three for colours; alpha has the last one.
-                bits = max(depths[: 3 if length >= 3 else 1], default=0)
-                return bits if 8 <= bits <= 16 else None
-            file.seek(length + 4, os.SEEK_CUR)
+    for name, depths in png_chunks(path):
+        if name == _PNG_PIXELS:
+            return None
+        if name == _PNG_DEPTHS and len(depths) <= 4:
+            # One for grey, or three for colours; alpha has the last one.
+            bits = max(depths[: 3 if len(depths) >= 3 else 1], default=0)
+            return bits if 8 <= bits <= 16 else None
     return None
 
 

@@ -129,7 +129,16 @@ def picture_to_rgb(image: Image.Image) -> tuple[NDArray[np.uint8], tuple[str, ..
     """
     if is_deep_grey(image):
         return to_rgb(np.asarray(image))
-    return np.array(image.convert("RGB")), ()
+    rgb = np.empty((image.height, image.width, 3), np.uint8)
+    for rows, strip in strips(image):
+        rgb[rows] = np.asarray(strip.convert("RGB"))
+    return rgb, ()
+
+
+def strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """Cut a decoded image into strips of rows, which bounds the memory of conversions."""
+    for rows in row_blocks((image.height, image.width)):
+        yield rows, image.crop((0, rows.start, image.width, rows.stop))
 
 
 def is_deep_grey(image: Image.Image) -> bool:
@@ -141,7 +150,7 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
     """Cut the first axis of an array into blocks of about `_SAMPLES_AT_ONCE` samples."""
     rows = max(1, _SAMPLES_AT_ONCE * shape[0] // max(1, int(np.prod(shape))))
     for start in range(0, shape[0], rows):
-        yield slice(start, start + rows)
+        yield slice(start, min(start + rows, shape[0]))
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:
