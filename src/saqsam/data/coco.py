@@ -8,7 +8,7 @@ from typing import Any
 import pycocotools.mask as rle_codec
 
 from saqsam.data.datasets import Instance, Sample
-from saqsam.data.images import read_image
+from saqsam.data.images import read_image_with_notes
 from saqsam.data.json_fields import is_int, is_xywh, read_json, touches, xyxy
 from saqsam.data.rle import segmentation_to_rle
 
@@ -124,7 +124,7 @@ class CocoDataset:
             ValueError: The image file cannot be read.
         """
         record = self._images[index]
-        image = read_image(self._images_dir / _file_name(record))
+        image, notes = read_image_with_notes(self._images_dir / _file_name(record))
         skips: Counter[str] = Counter()
         instances: list[Instance] = []
         for annotation in self._annotations[record["id"]]:
@@ -142,6 +142,7 @@ class CocoDataset:
             dict(skips),
             judged=self._judged(record),
             incomplete=frozenset(record.get("not_exhaustive_category_ids", ())),
+            notes=Counter(notes),
         )
 
     def _judged(self, record: dict[str, Any]) -> frozenset[int] | None:
