@@ -48,6 +48,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     found = load(
         tmp_path,
         [
+            entry(),
             entry(image_id=99),
             entry(image_id=98),
             entry(category_id=4),
@@ -57,7 +58,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
             entry(bbox=[-10, 2, 10, 10]),
         ],
     )
-    assert found.by_image == {}
+    assert found.by_image[1].boxes.tolist() == [[1, 2, 11, 22]]
     assert found.skipped == {
         "unknown image id": 2,
         "unknown category id": 1,
@@ -77,14 +78,15 @@ def test_images_beyond_the_limit_are_not_unknown(tmp_path: Path) -> None:
     [
         ({}, "a JSON list, got dict"),
         ([entry(), 5], "entry 1: expected an object, got int"),
-        ([entry(image_id="1")], "entry 0: expected an integer image_id, got '1'"),
+        ([entry(image_id="one")], "entry 0: expected an integer image_id, got 'one'"),
+        ([entry(image_id=1.5)], "entry 0: expected an integer image_id, got 1.5"),
         ([entry(category_id=None)], "entry 0: expected an integer category_id, got None"),
         ([entry(category_id=10**30)], "expected an integer category_id"),
         ([entry(image_id=True)], "expected an integer image_id, got True"),
         ([entry(bbox=[1, 2, 3])], "bbox as four finite numbers"),
         ([entry(bbox=[1, 2, 3, float("inf")])], "bbox as four finite numbers"),
         ([entry(bbox=[1, 2, 3, 10**400])], "bbox as four finite numbers"),
-        ([entry(bbox=[1, 2, 3, "4"])], "bbox as four finite numbers"),
+        ([entry(bbox=[1, 2, 3, "four"])], "bbox as four finite numbers"),
         ([entry(score=float("nan"))], r"a score in \[0, 1\], got nan"),
         ([entry(score=1.01)], r"a score in \[0, 1\], got 1.01"),
         ([entry(score=-0.1)], r"a score in \[0, 1\], got -0.1"),
