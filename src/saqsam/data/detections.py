@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pycocotools.mask as rle_codec
 from numpy.typing import NDArray
 
 from saqsam.data.coco import CocoDataset
@@ -19,7 +18,7 @@ from saqsam.data.coco_records import UNKNOWN_IMAGE
 from saqsam.data.datasets import Dataset, Sample
 from saqsam.data.dota import DotaDataset
 from saqsam.data.json_fields import parse_id, parse_numbers, read_json, touches, xyxy
-from saqsam.data.segmentations import read_segmentation
+from saqsam.data.segmentations import read_outer_box
 from saqsam.utils.counts import left_out_phrase
 from saqsam.utils.errors import shorten
 
@@ -210,13 +209,11 @@ def _read_box(
     """Return the box as xyxy; an absent, null or empty one follows from the entry's segmentation."""
     value = entry.get("bbox")
     if value in (None, []) and entry.get("segmentation"):
-        segmentation = read_segmentation(entry["segmentation"], size, notes)
-        if isinstance(segmentation, str):
-            raise ValueError(
-                f"{where}: expected bbox or a segmentation that it follows from, got a {segmentation}"
-            )
+        box = read_outer_box(entry["segmentation"], size, notes)
+        if isinstance(box, str):
+            raise ValueError(f"{where}: expected bbox or a segmentation that it follows from, got a {box}")
         notes[DERIVED_BOX] += 1
-        value = rle_codec.toBbox(segmentation.rle).tolist()
+        return box
     xywh = parse_numbers(value, notes)
     if xywh is None or len(xywh) != 4:
         raise ValueError(f"{where}: expected bbox as four finite numbers, got {shorten(value)}")

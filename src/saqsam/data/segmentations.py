@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from saqsam.data.json_fields import FLOAT_SIZE, TEXT_NUMBER, parse_numbers, parse_side
+import pycocotools.mask as rle_codec
+
+from saqsam.data.json_fields import FLOAT_SIZE, TEXT_NUMBER, parse_numbers, parse_side, xyxy
 from saqsam.data.rle import check_polygon, segmentation_to_rle
 
 DAMAGED_MASK = "damaged mask"
@@ -52,17 +54,9 @@ def read_segmentation(value: Any, size: tuple[int, int], notes: Counter[str]) ->
     """
     if isinstance(value, dict):
         return _read_runs(value, notes)
-    if not isinstance(value, list):
-        return DAMAGED_MASK
-    found: Counter[str] = Counter()
-    polygons = []
-    for part in _split(value, found):
-        polygon = _read_part(part, size, found)
-        if polygon is not None:
-            polygons.append(polygon)
-    if not polygons:
-        return DAMAGED_MASK if found[DAMAGED_PART] else FLAT_POLYGON
-    notes.update(found)
+    polygons = _read_polygons(value, size, notes)
+    if isinstance(polygons, str):
+        return polygons
     return Segmentation(
         segmentation_to_rle(polygons, size),
         tuple(
@@ -71,6 +65,42 @@ def read_segmentation(value: Any, size: tuple[int, int], notes: Counter[str]) ->
             for x, y in zip(polygon[::2], polygon[1::2], strict=True)
         ),
     )
+
+
+def read_outer_box(
+    value: Any, size: tuple[int, int], notes: Counter[str]
+) -> tuple[float, float, float, float] | str:
+    """Return the box (xyxy, pixels) around a segmentation without drawing it; arguments are as for `read_segmentation`.
+
+    Returns:
+        The box, possibly without area, or the reason why there is none.
+    """
+    if isinstance(value, dict):
+        segmentation = _read_runs(value, notes)
+        return (
+            segmentation
+            if isinstance(segmentation, str)
+            else xyxy(rle_codec.toBbox(segmentation.rle).tolist())
+        )
+    polygons = _read_polygons(value, size, notes)
+    if isinstance(polygons, str):
+        return polygons
+    xs = [float(x) for polygon in polygons for x in polygon[::2]]
+    ys = [float(y) for polygon in polygons for y in polygon[1::2]]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _read_polygons(value: Any, size: tuple[int, int], notes: Counter[str]) -> list[Sequence[float]] | str:
+    """Return the parts of a polygon that can be drawn, or the reason why there is none."""
+    if not isinstance(value, list):
+        return DAMAGED_MASK
+    found: Counter[str] = Counter()
+    parts = (_read_part(part, size, found) for part in _split(value, found))
+    polygons = [part for part in parts if part is not None]
+    if not polygons:
+        return DAMAGED_MASK if found[DAMAGED_PART] else FLAT_POLYGON
+    notes.update(found)
+    return polygons
 
 
 def least_size(value: Any) -> tuple[float, float] | None:
