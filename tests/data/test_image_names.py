@@ -34,6 +34,7 @@ def save(path: Path, size: tuple[int, int] = (4, 5)) -> None:
         (unicodedata.normalize("NFD", "é.png"), unicodedata.normalize("NFC", "é.png")),
         (unicodedata.normalize("NFC", "é.png"), unicodedata.normalize("NFD", "images/é.png")),
         ("Sub/A.png", "sub/a.PNG"),
+        ("a.png", " a.png"),
         ("sub/a.png", "x/y/sub/a.jpeg"),
         ("sub/a.png", "sub\\a.png"),
         ("a.png", "/data/local-files/?d=images/a.png"),
@@ -66,8 +67,10 @@ def test_names_that_fit_several_files_or_that_of_another_image(tmp_path: Path) -
         "image name that fits several files": 2,
         "missing image file": 1,
     }
-    with pytest.raises(ValueError, match=r"expected its images, such as \['train/x.png'\]"):
+    with pytest.raises(ValueError, match=r"such as \['train/x.png'\], .*left out: missing image file \(2\)"):
         name_images(tmp_path, "train/x.png", "val/x.png")
+    with pytest.raises(ValueError, match=r"left out: image name that fits several files \(1\)"):
+        name_images(tmp_path, "b.gif")
     for name in ("train/a.png", "val/a.png"):  # each could be the file
         assert len(name_images(tmp_path, name)) == 1
     with pytest.raises(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from saqsam.data.coco_records import Annotation
 from saqsam.data.datasets import Instance
-from saqsam.data.json_fields import parse_flag, parse_id, parse_numbers, touches, xyxy
+from saqsam.data.json_fields import parse_flag, parse_id, parse_xywh, touches, xyxy
 from saqsam.data.orientation import read_rotation, undo_rotation
 from saqsam.data.segmentations import least_size, read_segmentation
 
@@ -88,8 +88,8 @@ def read_box(
     if value is None or value == []:
         notes[DERIVED_BOX] += 1
         value = rle_codec.toBbox(rle).tolist()
-    xywh = parse_numbers(value, notes)
-    if xywh is None or len(xywh) != 4:
+    xywh = parse_xywh(value, notes)
+    if xywh is None:
         return DAMAGED_BOX
     if xywh[2] <= 0 or xywh[3] <= 0:
         return EMPTY_BOX

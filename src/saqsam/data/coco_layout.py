@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from saqsam.data.image_names import FoundImage, ImageFinder
+from saqsam.data.image_names import MISSING_FILE, FoundImage, ImageFinder
+from saqsam.utils.counts import left_out_phrase
 from saqsam.utils.errors import shorten
 
 USUAL_NAME = "annotations.json"
@@ -90,10 +92,12 @@ def find_images(names: list[str], annotations: Path) -> ImageFinder:
         counts = [_count_found(finder, looked_for) for finder in finders]
         if max(counts):
             return finders[counts.index(max(counts))]
+    problems = [Counter(map(str, map(finder.find, names))) for finder in finders]
+    closest = min(problems, key=lambda reasons: reasons[MISSING_FILE])
     tried = ", ".join(map(str, places))
     raise ValueError(
         f"{annotations}: expected its images, such as [{shorten(names[0])}], in one of: {tried}; "
-        f"found none of {len(names)}"
+        f"found none of {len(names)}{left_out_phrase(closest)}"
     )
 
 

@@ -17,7 +17,7 @@ from saqsam.data.coco_instances import DERIVED_BOX, EMPTY_BOX, OUTSIDE_BOX
 from saqsam.data.coco_records import UNKNOWN_IMAGE
 from saqsam.data.datasets import Dataset, Sample
 from saqsam.data.dota import DotaDataset
-from saqsam.data.json_fields import parse_id, parse_numbers, read_json, touches, xyxy
+from saqsam.data.json_fields import parse_id, parse_numbers, parse_xywh, read_json, touches, xyxy
 from saqsam.data.segmentations import read_outer_box
 from saqsam.utils.counts import left_out_phrase
 from saqsam.utils.errors import shorten
@@ -214,8 +214,8 @@ def _read_box(
             raise ValueError(f"{where}: expected bbox or a segmentation that it follows from, got a {box}")
         notes[DERIVED_BOX] += 1
         return box
-    xywh = parse_numbers(value, notes)
-    if xywh is None or len(xywh) != 4:
+    xywh = parse_xywh(value, notes)
+    if xywh is None:
         raise ValueError(f"{where}: expected bbox as four finite numbers, got {shorten(value)}")
     return xyxy(xywh)
 

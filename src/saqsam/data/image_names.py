@@ -26,6 +26,9 @@ OTHER_PLACE = "image found by the end of its path"
 OTHER_SPELLING = "image found in another spelling of its name"
 OTHER_TYPE = "image found as a file of another type"
 
+_OTHER_SUFFIXES = frozenset({".avif", ".gif", ".heic", ".jfif", ".jp2", ".jpe"})
+"""Types of images that are not read, but that files may have been converted from."""
+
 
 @dataclass(frozen=True)
 class FoundImage:
@@ -170,9 +173,9 @@ def _ends(name: str) -> list[str]:
 
 
 def _spelling(name: str) -> str:
-    return unicodedata.normalize("NFC", unquote(name)).casefold()
+    return unicodedata.normalize("NFC", unquote(name)).strip().casefold()
 
 
 def _stem(name: str) -> str:
     stem, suffix = posixpath.splitext(_spelling(name))
-    return stem if suffix in IMAGE_SUFFIXES else _spelling(name)
+    return stem if suffix in IMAGE_SUFFIXES | _OTHER_SUFFIXES else _spelling(name)

@@ -107,6 +107,14 @@ def parse_numbers(values: object, notes: Counter[str]) -> list[float] | None:
     return [number for number in numbers if number is not None]
 
 
+def parse_xywh(value: object, notes: Counter[str]) -> list[float] | None:
+    """Return a box (x, y, width, height), as a list or as text such as "10, 5, 20, 20"."""
+    if isinstance(value, str):
+        value = [part for part in re.split(r"[\s,]+", value.strip(" []()")) if part]
+    numbers = parse_numbers(value, notes)
+    return numbers if numbers is not None and len(numbers) == 4 else None
+
+
 def _parse_number(value: object) -> float | None:
     if isinstance(value, str):
         text = value.strip()
