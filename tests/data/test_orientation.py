@@ -10,6 +10,7 @@ from PIL import Image
 
 from coco_folder import compressed, picture, rectangle
 from saqsam.data.datasets import Sample, open_dataset
+from saqsam.data.orientation import read_rotation
 
 
 def rotated_photo(
@@ -62,6 +63,15 @@ def test_objects_on_the_upright_image_keep_it_upright(tmp_path: Path) -> None:
 def test_a_size_after_rotation_needs_no_note(tmp_path: Path) -> None:
     sample = rotated_photo(tmp_path, [[RING], [TALL]], (90, 60))
     assert (len(sample.instances), sample.notes) == (2, {"box derived from segmentation": 2})
+
+
+@pytest.mark.parametrize(
+    "block", [b"Exif\0\0damaged", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x09"]
+)
+def test_a_damaged_exif_block_rotates_nothing(tmp_path: Path, block: bytes) -> None:
+    rotated_photo(tmp_path, [], (60, 90))
+    Image.fromarray(picture((60, 90))).save(tmp_path / "images" / "p.jpg", exif=block)
+    assert read_rotation(tmp_path / "images" / "p.jpg") is None
 
 
 def test_another_size_is_refused_whatever_the_rotation(tmp_path: Path) -> None:

@@ -167,7 +167,10 @@ def test_images_without_a_usable_map_are_counted_and_left_out(tmp_path: Path) ->
     assert result.skipped == {"missing label map": 1}
     assert result.metrics["semantic"]["label_maps"] == 1
     Image.fromarray(np.full(SIZES[1], 5, dtype=np.uint8)).save(maps / "1.png")
-    with pytest.raises(ValueError, match=r"none for 2; the first: 1\.png: expected labels .* got 5"):
+    with pytest.raises(
+        ValueError,
+        match=r"none for 2; the first: 1\.png: expected labels .* got 5; left out: .*missing label map \(1\)",
+    ):
         evaluate(
             Blobs(), tiny_processor(), dataset, tasks=[SemanticTask(FolderLabels(maps, dataset), OPTIONS)]
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from pathlib import Path
 
@@ -11,14 +12,31 @@ from PIL import ExifTags, Image
 
 _ROTATED = (5, 6, 7, 8)
 """EXIF orientations that exchange rows and columns."""
+_METADATA_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    LookupError,
+    TypeError,
+    OverflowError,
+)
+"""Raised by Pillow for damaged EXIF blocks, which `read_image` ignores."""
 
 
 def read_rotation(path: Path) -> int | None:
-    """Return the EXIF orientation of an image file if it exchanges height and width (5 to 8), else None."""
+    """Return the EXIF orientation of an image file if it exchanges height and width (5 to 8), else None.
+
+    A damaged EXIF block rotates nothing.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata.
-        with Image.open(path) as image:
-            orientation = image.getexif().get(ExifTags.Base.Orientation)
+        try:
+            with Image.open(path) as image:
+                orientation = image.getexif().get(ExifTags.Base.Orientation)
+        except _METADATA_ERRORS:
+            return None
     return orientation if orientation in _ROTATED else None
 
 
