@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from pathlib import Path
+from typing import Self
 
 from saqsam.data.coco_instances import EMPTY_MASK, OTHER_SIZE, orient, read_instance
 from saqsam.data.coco_layout import CocoFolder, find_images
@@ -20,7 +21,7 @@ from saqsam.data.images import read_image, read_size
 from saqsam.data.json_fields import parse_id, read_json
 from saqsam.utils.counts import left_out_phrase
 
-__all__ = ["EMPTY_MASK", "OTHER_SIZE", "CocoDataset", "open_coco_folder"]
+__all__ = ["EMPTY_MASK", "OTHER_SIZE", "CocoDataset"]
 
 SIZE_FROM_FILE = "image size taken from its file"
 
@@ -95,6 +96,14 @@ class CocoDataset:
             skips=self._index_skips,
         )
         self._sample_skips: dict[int, dict[str, int]] = {}
+
+    @classmethod
+    def in_folder(cls, folder: CocoFolder, *, limit: int | None = None) -> Self:
+        """Open what was found in a folder; an annotation file in an unusual place is noted by its name."""
+        dataset = cls(folder.images, folder.annotations, name=folder.name, limit=limit)
+        if not folder.is_usual:
+            dataset._index_notes[f"annotation file {folder.annotations.name} read"] += 1
+        return dataset
 
     def _keep_found(
         self, images: list[ImageRecord], finder: ImageFinder, limit: int | None
@@ -180,14 +189,6 @@ class CocoDataset:
         for skips in self._sample_skips.values():
             total.update(skips)
         return dict(total)
-
-
-def open_coco_folder(folder: CocoFolder, *, limit: int | None = None) -> CocoDataset:
-    """Open what `coco_layout.find_annotations` found; a file in an unusual place is noted by its name."""
-    dataset = CocoDataset(folder.images, folder.annotations, name=folder.name, limit=limit)
-    if not folder.is_usual:
-        dataset._index_notes[f"annotation file {folder.annotations.name} read"] += 1
-    return dataset
 
 
 def _judged(record: ImageRecord, annotations: list[Annotation]) -> frozenset[int] | None:

@@ -37,14 +37,9 @@ class CocoFolder:
 
 
 def find_annotations(folder: Path) -> CocoFolder | None:
-    """Return the annotation file of a folder; None where there is none.
+    """Return the annotation file in the usual place of a folder; None where there is none.
 
-    Known are `annotations.json`, Roboflow's `_annotations.coco.json` and Label Studio's `result.json` with `images/` in
-    the folder; `../annotations/instances_NAME.json` of an image folder NAME; a single `annotations/instances_*.json` in
-    the folder, as CVAT writes it; and a single subfolder of Roboflow's.
-
-    Raises:
-        ValueError: The folder has several annotation files.
+    Usual are `annotations.json` in the folder, and `../annotations/instances_NAME.json` of an image folder NAME.
     """
     resolved = folder.resolve()
     if (folder / USUAL_NAME).is_file():
@@ -52,6 +47,18 @@ def find_annotations(folder: Path) -> CocoFolder | None:
     of_split = resolved.parent / "annotations" / f"instances_{resolved.name}.json"
     if of_split.is_file():
         return CocoFolder(of_split, folder, resolved.name, is_usual=True)
+    return None
+
+
+def find_export(folder: Path) -> CocoFolder | None:
+    """Return the annotation file of a labelling tool in a folder; None where there is none.
+
+    Known are Roboflow's `_annotations.coco.json`, in the folder or a single subfolder, Label Studio's `result.json`
+    with `images/`, and a single `annotations/instances_*.json`, as CVAT writes it.
+
+    Raises:
+        ValueError: The folder has several annotation files.
+    """
     found = [folder / _ROBOFLOW] if (folder / _ROBOFLOW).is_file() else []
     if (folder / _LABEL_STUDIO).is_file() and (folder / "images").is_dir():
         found.append(folder / _LABEL_STUDIO)

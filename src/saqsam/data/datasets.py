@@ -143,8 +143,8 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
     """
     # The readers import the types above, so they cannot be imported at the top of this file.
     from saqsam.data.ade20k import AdeDataset
-    from saqsam.data.coco import CocoDataset, open_coco_folder
-    from saqsam.data.coco_layout import find_annotations, name_of
+    from saqsam.data.coco import CocoDataset
+    from saqsam.data.coco_layout import find_annotations, find_export, name_of
     from saqsam.data.dota import DotaDataset
     from saqsam.data.images import ImageFolder
     from saqsam.data.mask_pairs import MaskPairDataset, find_pair_folders
@@ -166,7 +166,7 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
         )
     coco = find_annotations(folder)
     if coco is not None:
-        return open_coco_folder(coco, limit=limit)
+        return CocoDataset.in_folder(coco, limit=limit)
     if (folder / "labelTxt").is_dir():
         return DotaDataset(folder, limit=limit)
     split = folder.resolve().name
@@ -177,4 +177,7 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
     root = folder.resolve().parent.parent
     if folder.resolve().parent.name == "images" and (root / "annotations" / split).is_dir():
         return AdeDataset(root, split, limit=limit)
+    export = find_export(folder)
+    if export is not None:
+        return CocoDataset.in_folder(export, limit=limit)
     return ImageFolder(folder, limit=limit)
