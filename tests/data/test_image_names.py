@@ -35,6 +35,7 @@ def save(path: Path, size: tuple[int, int] = (4, 5)) -> None:
         (unicodedata.normalize("NFC", "é.png"), unicodedata.normalize("NFD", "images/é.png")),
         ("Sub/A.png", "sub/a.PNG"),
         ("a.png", " a.png"),
+        pytest.param("a.png", "x/" * 20_000 + "a.png", id="a long path"),
         ("sub/a.png", "x/y/sub/a.jpeg"),
         ("sub/a.png", "sub\\a.png"),
         ("a.png", "/data/local-files/?d=images/a.png"),

@@ -29,6 +29,9 @@ OTHER_TYPE = "image found as a file of another type"
 _OTHER_SUFFIXES = frozenset({".avif", ".gif", ".heic", ".jfif", ".jp2", ".jpe"})
 """Types of images that are not read, but that files may have been converted from."""
 
+_DEEPEST = 32
+"""Folders that a name may lead through; of longer paths the end counts."""
+
 
 @dataclass(frozen=True)
 class FoundImage:
@@ -65,11 +68,11 @@ class ImageFinder:
         for path in paths:
             if self._is_file(path):
                 return FoundImage(path, None if path == posixpath.normpath(name) else OTHER_PLACE)
-        for same, note in ((_spelling, OTHER_SPELLING), (_stem, OTHER_TYPE)):
+        for by_stem in (False, True):
             for path in paths:
-                candidates = self._candidates(path, by_stem=same is _stem)
+                candidates = self._candidates(path, by_stem=by_stem)
                 if len(candidates) == 1:
-                    return FoundImage(candidates[0], note)
+                    return FoundImage(candidates[0], OTHER_TYPE if by_stem else OTHER_SPELLING)
                 if candidates:
                     return SEVERAL_FILES
         return MISSING_FILE
@@ -107,13 +110,12 @@ class ImageFinder:
         for parent in parents:
             listing = self._list(parent)
             if listing is not None:
-                names = listing.by_stem[_stem(name)] if by_stem else listing.by_spelling[_spelling(name)]
-                found += [posixpath.join(parent, child) for child in names]
+                found += [posixpath.join(parent, child) for child in listing.find(name, by_stem=by_stem)]
         return found
 
     def _children(self, parent: str, spelling: str) -> list[str]:
         listing = self._list(parent)
-        return [] if listing is None else listing.folders[spelling]
+        return [] if listing is None else listing.folders.get(spelling, [])
 
     def _list(self, relative: str) -> _Listing | None:
         """The listing of a folder below the image folder; None for a path that is not listed as a folder."""
@@ -121,7 +123,7 @@ class ImageFinder:
             if relative:
                 parent, _, name = relative.rpartition("/")
                 above = self._list(parent)
-                if above is None or name not in above.folders[_spelling(name)]:
+                if above is None or name not in above.folders.get(_spelling(name), []):
                     return None
             self._listings[relative] = _Listing(self.folder / relative)
         return self._listings[relative]
@@ -142,15 +144,19 @@ class _Listing:
                 elif entry.is_file():
                     self.files.add(entry.name)
 
+    def find(self, name: str, *, by_stem: bool) -> list[str]:
+        """Files of the same spelling, or images of the same stem."""
+        return self._by_stem.get(_stem(name), []) if by_stem else self._by_spelling.get(_spelling(name), [])
+
     @cached_property
-    def by_spelling(self) -> defaultdict[str, list[str]]:
+    def _by_spelling(self) -> dict[str, list[str]]:
         found: defaultdict[str, list[str]] = defaultdict(list)
         for name in sorted(self.files):
             found[_spelling(name)].append(name)
         return found
 
     @cached_property
-    def by_stem(self) -> defaultdict[str, list[str]]:
+    def _by_stem(self) -> dict[str, list[str]]:
         found: defaultdict[str, list[str]] = defaultdict(list)
         for name in sorted(self.files):
             if Path(name).suffix.lower() in IMAGE_SUFFIXES:
@@ -166,7 +172,7 @@ def _ends(name: str) -> list[str]:
         except ValueError:  # a damaged host
             return []
     path = posixpath.normpath(name.replace("\\", "/"))
-    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    parts = [part for part in path.split("/") if part not in ("", ".", "..")][-_DEEPEST:]
     ends = ["/".join(parts[start:]) for start in range(len(parts))]
     # Archives made on Windows unpack into files whose names hold the backslashes.
     return [name, *ends] if "\\" in name and "/" not in name else ends

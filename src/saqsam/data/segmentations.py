@@ -8,7 +8,7 @@ became a part of two corners; those parts are dropped and the object is kept.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,12 +76,8 @@ def read_outer_box(
         The box, possibly without area, or the reason why there is none.
     """
     if isinstance(value, dict):
-        segmentation = _read_runs(value, notes)
-        return (
-            segmentation
-            if isinstance(segmentation, str)
-            else xyxy(rle_codec.toBbox(segmentation.rle).tolist())
-        )
+        runs = _read_runs(value, notes)
+        return runs if isinstance(runs, str) else xyxy(rle_codec.toBbox(runs.rle).tolist())
     polygons = _read_polygons(value, size, notes)
     if isinstance(polygons, str):
         return polygons
@@ -94,9 +90,10 @@ def _read_polygons(value: Any, size: tuple[int, int], notes: Counter[str]) -> li
     """Return the parts of a polygon that can be drawn, or the reason why there is none."""
     if not isinstance(value, list):
         return DAMAGED_MASK
-    found: Counter[str] = Counter()
-    parts = (_read_part(part, size, found) for part in _split(value, found))
-    polygons = [part for part in parts if part is not None]
+    parts, is_other_form = _split(value)
+    found = Counter({OTHER_FORM: 1} if is_other_form else {})
+    read = (_read_part(part, size, found) for part in parts)
+    polygons = [polygon for polygon in read if polygon is not None]
     if not polygons:
         return DAMAGED_MASK if found[DAMAGED_PART] else FLAT_POLYGON
     notes.update(found)
@@ -111,35 +108,30 @@ def least_size(value: Any) -> tuple[float, float] | None:
         return None if sides is None else (sides[0], sides[1])
     if not isinstance(value, list):
         return None
-    parts = [parse_numbers(part, ignored) for part in _split(value, ignored)]
+    parts = (parse_numbers(part, ignored) for part in _split(value)[0])
     usable = [part for part in parts if part is not None and len(part) >= 2]
     if not usable:
         return None
     return max(max(part[1::2]) for part in usable), max(max(part[::2]) for part in usable)
 
 
-def _split(value: list[Any], notes: Counter[str]) -> Iterator[Any]:
-    """Yield each part of a polygon as a flat list of coordinates; a part in no known form as it is."""
-    if not value:
-        return
-    if all(_is_scalar(item) for item in value) or all(_is_point(item) for item in value):
-        value = [value]
-        notes[OTHER_FORM] += 1
-        is_counted = True
-    else:
-        is_counted = False
-    for part in value:
-        if isinstance(part, list) and part and all(_is_point(item) for item in part):
-            if not is_counted:
-                notes[OTHER_FORM] += 1
-                is_counted = True
-            yield [
-                coordinate
-                for item in part
-                for coordinate in (item if isinstance(item, list) else (item["x"], item["y"]))
-            ]
-        else:
-            yield part
+def _split(value: list[Any]) -> tuple[list[Any], bool]:
+    """Return each part of a polygon as a flat list of coordinates, and whether any had another form.
+
+    A part in no known form stays as it is.
+    """
+    if value and all(map(_is_scalar, value)):
+        return [value], True
+    parts = [value] if value and all(map(_is_point, value)) else value
+    flat = [_flatten(part) for part in parts]
+    return flat, any(after is not before for before, after in zip(parts, flat, strict=True))
+
+
+def _flatten(part: Any) -> Any:
+    if not (isinstance(part, list) and part and all(map(_is_point, part))):
+        return part
+    corners = (item if isinstance(item, list) else (item["x"], item["y"]) for item in part)
+    return [coordinate for corner in corners for coordinate in corner]
 
 
 def _is_scalar(item: Any) -> bool:
