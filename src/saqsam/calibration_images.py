@@ -112,22 +112,19 @@ def choose_calibration_images(
         tally.add(sample)
         if detections is not None:
             boxes = _detected_boxes(sample, spec, detections)
-        elif tally.may_propose(sample):
+        elif _is_without_objects(sample):
             boxes = propose_boxes(predictor, sample.image, spec.prompts)
+            tally.notes[OWN_BOXES] += 1
         else:
             boxes = _boxes(sample, spec)
         if len(boxes):
             entries.append(_Entry(index, boxes, _digest(sample.image)))
         if progress is not None:
             progress("choosing prompts", step + 1, len(chosen))
-    if tally.all_objects_lost:
+    if not entries or tally.all_objects_lost:
+        why = ": none of its annotations can be used" if tally.all_objects_lost else ""
         raise ValueError(
-            f"none of the {len(chosen)} calibration images of {dataset.name} gives a prompt: none of its annotations "
-            f"can be used{left_out_phrase(tally.skipped)}"
-        )
-    if not entries:
-        raise ValueError(
-            f"none of the {len(chosen)} calibration images of {dataset.name} gives a prompt"
+            f"none of the {len(chosen)} calibration images of {dataset.name} gives a prompt{why}"
             f"{left_out_phrase(tally.skipped)}"
         )
     if len(entries) < len(chosen):
@@ -154,24 +151,26 @@ class _Tally:
             self.notes.update({f"detection: {what}": n for what, n in detections.notes.items()})
 
     def add(self, sample: Sample) -> None:
+        """Count what is left out and noted in an image."""
         self.skipped.update(sample.skipped)
         self.notes.update(sample.notes)
         self._objects += len(sample.instances)
-        if sample.labels is None:  # label maps are not annotated objects
-            self._lost_objects += sum(sample.skipped.values())
-
-    def may_propose(self, sample: Sample) -> bool:
-        """Whether an image has no annotated object, usable or not, so that the model's own boxes are its prompts."""
-        is_lost = bool(sample.skipped) and sample.labels is None
-        if is_lost or any(not instance.is_crowd for instance in sample.instances):
-            return False
-        self.notes[OWN_BOXES] += 1
-        return True
+        self._lost_objects += _count_lost(sample)
 
     @property
     def all_objects_lost(self) -> bool:
         """Whether there were annotated objects to take prompts from, and none of them could be used."""
         return self._are_objects_needed and self._objects == 0 and self._lost_objects > 0
+
+
+def _count_lost(sample: Sample) -> int:
+    """How many annotated objects of an image were left out; label maps are not objects."""
+    return sum(sample.skipped.values()) if sample.labels is None else 0
+
+
+def _is_without_objects(sample: Sample) -> bool:
+    """Whether an image has no annotated object but crowds, usable or not."""
+    return not _count_lost(sample) and all(instance.is_crowd for instance in sample.instances)
 
 
 def _digest(image: NDArray[np.uint8]) -> bytes:

@@ -185,6 +185,16 @@ def test_ade20k_in_an_evaluation(tmp_path: Path) -> None:
     assert pixels == sum((truth_labels(dataset[k]) != IGNORE).sum() for k in range(3))
 
 
+def test_annotations_that_are_all_damaged_say_why(tmp_path: Path) -> None:
+    make_ade(tmp_path)
+    for path in (tmp_path / "annotations" / "validation").iterdir():
+        path.write_bytes(b"damaged")
+    task = SemanticTask(SimulatedLabels(1), OPTIONS)
+    message = r"expected labelled pixels to score, found none in 3 images; left out: damaged annotation \(3\), missing"
+    with pytest.raises(ValueError, match=message):
+        evaluate(Blobs(), tiny_processor(), AdeDataset(tmp_path), tasks=[task])
+
+
 def test_everything_is_found_once_for_both_tasks(tmp_path: Path) -> None:
     class Counting(Blobs):
         decoded = 0
