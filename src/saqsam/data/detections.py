@@ -16,6 +16,7 @@ from saqsam.data.coco import EMPTY_BOX, OUTSIDE_BOX, UNKNOWN_IMAGE, CocoDataset
 from saqsam.data.datasets import Dataset, Sample
 from saqsam.data.dota import DotaDataset
 from saqsam.data.json_fields import is_finite, is_int, is_xywh, read_json, touches, xyxy
+from saqsam.data.paths import expand_home
 
 UNKNOWN_CATEGORY = "unknown category id"
 
@@ -111,7 +112,7 @@ def load_detections(path: str | Path, dataset: Dataset) -> Detections:
     """
     if not isinstance(dataset, CocoDataset | DotaDataset):
         raise ValueError(f"detections: expected a data set in COCO format or DOTA's, got {dataset.name!r}")
-    path = Path(path)
+    path = expand_home(path)
     entries = read_json(path)
     if not isinstance(entries, list):
         raise ValueError(f"{path}: expected COCO results, a JSON list, got {type(entries).__name__}")

@@ -21,7 +21,7 @@ from saqsam.data.datasets import Dataset, Indexed, Sample
 from saqsam.data.detections import DetectionSource, load_detections
 from saqsam.evaluate import ranks
 from saqsam.evaluate.identity import dataset_identity, encoder_identity, model_identity
-from saqsam.evaluate.iou import MeanIoU, fill_box, mask_iou
+from saqsam.evaluate.iou import MeanIoU, clear_ignored, fill_box, mask_iou
 from saqsam.evaluate.records import RecordFolder
 from saqsam.evaluate.task import ImageSession, Metrics, Record, Task
 from saqsam.evaluate.tasks.instance import InstanceTask
@@ -343,8 +343,9 @@ def fill_box_iou(dataset: Dataset, *, limit: int | None = None, min_area: int = 
         for instance in sample.instances:
             if instance.is_crowd or instance.area < min_area:
                 continue
-            filled = fill_box(instance.box, sample.image.shape[:2])
-            mean_iou.update(mask_iou(torch.from_numpy(filled)[None], torch.from_numpy(instance.mask())[None]))
+            filled = torch.from_numpy(fill_box(instance.box, sample.image.shape[:2]))[None]
+            filled = clear_ignored(filled, sample.counted())
+            mean_iou.update(mask_iou(filled, torch.from_numpy(instance.mask())[None]))
     return mean_iou.compute()
 
 

@@ -1,0 +1,235 @@
+"""The meaning of the values in a mask file: background, object, and pixels to ignore."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from saqsam.data.images import decode_image
+
+IgnoreLabel = int | Literal["auto"] | None
+"""The value of pixels that count neither as object nor as background: `"auto"` (see `read_mask_file`), or none."""
+
+WHITE = 255
+"""`MaskFile.object_value` of objects that have the largest value of their file's type, or nearly so."""
+
+_LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
+_IGNORE_LABELS = (255, 65535)  # of label maps of 8 and 16 bits
+_LARGEST = 65535
+_NEAR = 0.1
+"""Values this close to 0 or to the largest, as a share of it, count as background and object."""
+_LEAST_NEAR = 0.9
+"""Share of pixels that must be near; soft edges take up the rest."""
+_LEAST_SOFT = 128
+"""A mask with a smaller largest value has no soft edges: a third value is a label."""
+_NOISE = 0.03
+"""How far compression moves the values of flat regions, as a share of the largest."""
+_FEW = 32
+"""Lossless files with at most this many values are judged without allowance for compression."""
+_PART = 1 << 22
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """A mask as its file states it.
+
+    Attributes:
+        mask: HW bool, the object.
+        ignored: HW bool, pixels that count neither as object nor as background; None without any.
+        object_value: The value of the object; `WHITE` for the largest value of the file's type; None where the file
+            does not tell, because the mask is empty or has soft edges.
+        ignore_value: The value of `ignored`; None without any.
+    """
+
+    mask: NDArray[np.bool_]
+    ignored: NDArray[np.bool_] | None = None
+    object_value: int | None = None
+    ignore_value: int | None = None
+
+
+def check_ignore_label(ignore_label: object) -> None:
+    """Check an option of type `IgnoreLabel`.
+
+    Raises:
+        ValueError: It is neither "auto" nor None nor an integer from 0 to 65535.
+    """
+    is_value = type(ignore_label) is int and 0 <= ignore_label <= _LARGEST
+    if ignore_label is not None and ignore_label != "auto" and not is_value:
+        raise ValueError(f"ignore_label: expected 'auto', None or 0 to {_LARGEST}, got {ignore_label!r}")
+
+
+def read_channels(path: str | Path) -> NDArray[Any]:
+    """Read the channels of a mask file: HWC, with 1 (values), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels.
+
+    Palettes give their indices, or what they show if that is grey. One bit gives 0 and 255.
+
+    Raises:
+        ValueError: The file is missing or not a readable image.
+    """
+    return decode_image(path, _to_channels)
+
+
+def interpret_mask(path: str | Path, channels: NDArray[Any], ignore_label: IgnoreLabel = "auto") -> MaskFile:
+    """Interpret the values of a mask file.
+
+    Background is 0 and the object has one other value. Lossy compression and soft edges may add values between them,
+    and what has at least half the largest value is then the object. A coloured object counts by its largest channel.
+    Alpha counts where the colours say nothing.
+
+    Args:
+        path: The file; JPEG and WebP are expected to be compressed with losses.
+        channels: As `read_channels` returns them.
+        ignore_label: The value of pixels to ignore. "auto" takes 255 (or 65535) where the file has the values 0, 1
+            and that one, as label maps of one class do; None takes no value.
+
+    Raises:
+        ValueError: The values are those of a map of several labels, of an image, or not integers of 8 or 16 bits.
+    """
+    is_lossy = Path(path).suffix.lower() in _LOSSY_SUFFIXES
+    try:
+        values = _single_channel(_checked(channels), is_lossy)
+        ignored, ignore_value = None, None
+        present = frozenset(np.flatnonzero(_histogram(values)).tolist())
+        ignore = _automatic_label(present, is_lossy) if ignore_label == "auto" else ignore_label
+        if ignore is not None and ignore in present:
+            ignored, ignore_value = values == ignore, ignore
+            values = np.where(ignored, 0, values).astype(np.uint16)
+        mask, object_value = _binarize(values, is_lossy)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return MaskFile(mask, ignored, object_value, ignore_value)
+
+
+def _to_channels(image: Image.Image) -> NDArray[Any]:
+    mode = image.mode
+    if mode == "P":
+        return _palette_values(image)[..., None]
+    if mode in ("1", "CMYK", "YCbCr", "LAB", "HSV"):
+        image = image.convert("L" if mode == "1" else "RGB")
+    elif mode in ("PA", "RGBa", "La"):
+        image = image.convert("LA" if mode == "La" else "RGBA")
+    channels = np.asarray(image)
+    return channels[..., None] if channels.ndim == 2 else channels
+
+
+def _palette_values(image: Image.Image) -> NDArray[np.uint8]:
+    """The indices of a palette image; what it shows instead if that is grey up to white, in any order."""
+    indices = np.asarray(image)
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    listed = np.array(image.getpalette("RGB") or [], dtype=np.uint8).reshape(-1, 3)[:256]
+    colours[: len(listed)] = listed
+    used = colours[np.unique(indices)]
+    # Class maps may have grey among their colours, but black and white are the colours of a mask.
+    is_grey = (used == used[:, :1]).all() and used.max() == WHITE and len(np.unique(used[:, 0])) == len(used)
+    return colours[:, 0][indices] if is_grey else indices
+
+
+def _checked(channels: NDArray[Any]) -> NDArray[np.uint16]:
+    """Values as integers of 16 bits; floating-point files may hold integers too."""
+    if not (
+        np.isfinite(channels).all()
+        and channels.min() >= 0
+        and channels.max() <= _LARGEST
+        and (np.issubdtype(channels.dtype, np.integer) or (channels == np.rint(channels)).all())
+    ):
+        raise ValueError("expected a mask with integers of 8 or 16 bits, got other numbers")
+    return channels.astype(np.uint16)
+
+
+def _single_channel(channels: NDArray[np.uint16], is_lossy: bool) -> NDArray[np.uint16]:
+    """The largest of the colour channels, which have to show the same object; alpha where the colour is constant."""
+    has_alpha = channels.shape[2] in (2, 4)
+    colours = channels[..., : channels.shape[2] - has_alpha]
+    values: NDArray[np.uint16] = colours.max(axis=2)
+    others = [colours[..., k] for k in range(colours.shape[2]) if colours.shape[2] > 1]
+    if has_alpha:
+        alpha = channels[..., -1]
+        if alpha.min() < alpha.max():
+            if all(one.min() == one.max() for one in (others or [values])):
+                return alpha
+            others.append(alpha)
+    shown = values >= _half(values)
+    # Chroma is compressed more than luma: a faint channel of a lossy file says nothing.
+    least = max(1, int(values.max() * (0.5 if is_lossy else _NEAR)))
+    for other in others:
+        if other.max() >= least and _has_block((other >= _half(other)) != shown, 9 if is_lossy else 3):
+            raise ValueError("expected a mask of one object colour on black, got several colours")
+    return values
+
+
+def _automatic_label(present: frozenset[int], is_lossy: bool) -> int | None:
+    """The ignore label of a lossless file whose values are 1, it and perhaps 0."""
+    if is_lossy:
+        return None
+    return next((label for label in _IGNORE_LABELS if {1, label} <= present <= {0, 1, label}), None)
+
+
+def _binarize(values: NDArray[np.uint16], is_lossy: bool) -> tuple[NDArray[np.bool_], int | None]:
+    """The mask, and `MaskFile.object_value`."""
+    counts = _histogram(values)
+    present = np.flatnonzero(counts)
+    largest = len(counts) - 1
+    if largest == 0:
+        return np.zeros(values.shape, dtype=bool), None
+    is_hard = not ((present > 0) & (present < largest)).any()
+    if not is_hard and _has_labels(values, counts, is_lossy):
+        raise ValueError(
+            f"expected a mask of two values, got {len(present)} different ones up to {largest}; label maps are not "
+            "read as masks, and a value that marks pixels to ignore has to be given as ignore_label"
+        )
+    return values >= _half(values), _object_value(largest) if is_hard else None
+
+
+def _has_labels(values: NDArray[np.uint16], counts: NDArray[np.int64], is_lossy: bool) -> bool:
+    """Whether values between 0 and the largest are labels rather than soft edges or losses of compression."""
+    present, largest = np.flatnonzero(counts), len(counts) - 1
+    low, high = _NEAR * largest, (1 - _NEAR) * largest
+    between = counts[present[(present > low) & (present < high)]].sum()
+    if largest < _LEAST_SOFT or between > (1 - _LEAST_NEAR) * counts.sum():
+        return True
+    is_exact = not is_lossy and len(present) <= _FEW
+    noise = 0.0 if is_exact else _NOISE * largest
+    unclear = present[(present > noise) & (present < largest - noise)]
+    # Class numbers are small beside an ignore label of 255; edges and losses have values of all sizes.
+    if len(unclear) and unclear.max() <= low and not ((present > high) & (present < largest)).any():
+        return True
+    # Edges are ramps, and compression leaves flat blocks of 8 x 8: only a label fills a larger region evenly.
+    side = 3 if is_exact else 9
+    square = np.ones((side, side), dtype=np.uint8)
+    is_even = cv2.erode(values, square) == cv2.dilate(values, square)
+    reach = side // 2  # OpenCV looks at less at the border
+    inside = np.s_[reach:-reach, reach:-reach]
+    return bool((is_even & (values > noise) & (values < largest - noise))[inside].any())
+
+
+def _has_block(mask: NDArray[np.bool_], side: int) -> bool:
+    """Whether a mask covers a square of `side` pixels."""
+    if not mask.any():
+        return False
+    reach = side // 2
+    covered = cv2.erode(mask.astype(np.uint8), np.ones((side, side), dtype=np.uint8))
+    return bool(covered[reach:-reach, reach:-reach].any())
+
+
+def _object_value(largest: int) -> int:
+    full = WHITE if largest <= WHITE else _LARGEST
+    return WHITE if largest >= (1 - _NEAR) * full else largest
+
+
+def _half(values: NDArray[np.uint16]) -> int:
+    """The least value that counts as object."""
+    return (int(values.max()) + 1) // 2
+
+
+def _histogram(values: NDArray[np.uint16]) -> NDArray[np.int64]:
+    """Pixels of each value from 0 to the largest, counted in parts to save memory."""
+    counts = np.zeros(int(values.max()) + 1, dtype=np.int64)
+    for start in range(0, values.size, _PART):
+        counts += np.bincount(values.ravel()[start : start + _PART], minlength=len(counts))
+    return counts
