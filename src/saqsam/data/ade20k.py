@@ -134,7 +134,7 @@ def _read_names(table: Path) -> dict[int, str]:
     names = {int(row[0]): row[-1].strip() for row in rows if _is_number(row[0].strip())}
     if sorted(names) != list(range(1, CLASSES + 1)):
         raise ValueError(
-            f"{table}: expected a row for each of {CLASSES} classes, number, tabs and name, got {len(names)}"
+            f"{table}: expected a row for each of {CLASSES} classes, got {len(names)}; rows are number, tabs and name"
         )
     return names
 

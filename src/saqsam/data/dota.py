@@ -261,7 +261,9 @@ def _parse(words: list[str], where: str) -> _Label:
         )
     for word in words[:8]:
         if not _is_number(word):
-            raise ValueError(f"{where}: expected eight coordinates, got {shorten(word)}")
+            raise ValueError(
+                f"{where}: expected eight coordinates (x y of four corners), got {shorten(word)}"
+            )
     numbers = [float(word) for word in words[:8]]
     if not all(math.isfinite(number) for number in numbers):
         raise ValueError(f"{where}: expected finite coordinates, got {shorten(' '.join(words[:8]))}")

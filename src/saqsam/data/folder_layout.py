@@ -15,8 +15,8 @@ from saqsam.data.pair_folders import find_pair_folders
 from saqsam.data.paths import describe_folder, is_hidden
 
 KNOWN = (
-    "images, or images/ with annotations.json (COCO), labelTxt/ (DOTA), a folder of masks (masks, labels, "
-    "SegmentationClass, ...) or annotations/validation/ (ADE20K)"
+    "images (.jpg, .png, ...) or images/ with annotations.json (COCO), labelTxt/ (DOTA), masks/ or another folder of "
+    "masks (labels/, gt/, SegmentationClass/, ...) or annotations/validation/ (ADE20K)"
 )
 
 

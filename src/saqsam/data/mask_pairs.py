@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pycocotools.mask as rle_codec
@@ -20,6 +21,7 @@ from saqsam.data.mask_values import (
     WHITE,
     IgnoreLabel,
     MaskFile,
+    UnclearMask,
     check_ignore_label,
     interpret_mask,
     read_channels,
@@ -46,7 +48,8 @@ class MaskPairDataset:
     mask, masks without an image, and masks that are damaged, empty or of another size than their image are left out
     and counted by reason.
 
-    The object has the same value in all files: some masks are read on opening and set it.
+    The object has the same value in all files, and so has the ignore label. Some masks are read on opening to tell
+    both; an unclear mask is read as they are.
 
     Args:
         root: The folder that holds both, see `pair_folders`.
@@ -91,6 +94,7 @@ class MaskPairDataset:
         self.digest = hashlib.sha256(listed.encode()).hexdigest()[:12]
         self._ignore_label = ignore_label
         self._object_value: int | None = None
+        self._found_label: int | None = None
         self._object_file = ""
         self._look_at([mask for _, mask in pairs])
         self._pairs = pairs[:limit]
@@ -130,8 +134,7 @@ class MaskPairDataset:
             channels = read_channels(path)
         except ValueError:
             return DAMAGED_MASK, Counter()
-        found = interpret_mask(path, channels, self._ignore_label)
-        self._check_object_value(found, path)
+        found = self._interpret(path, channels)
         found, notes = _as_shown(found, image, size)
         return (found if found.mask.shape == size else OTHER_SIZE), Counter(notes)
 
@@ -141,17 +144,35 @@ class MaskPairDataset:
         return dict(+self._index_skips)
 
     def _look_at(self, masks: Sequence[Path]) -> None:
-        """Set the object's value by some masks, spread over all of them."""
+        """Find out what values mean, by some masks that are spread over all of them."""
         places = np.linspace(0, len(masks) - 1, min(_LOOKED_AT, len(masks))).astype(int)
         for path in (masks[place] for place in places.tolist()):
             try:
                 channels = read_channels(path)
             except ValueError:
                 continue  # It is counted when its image is asked for.
-            found = interpret_mask(path, channels, self._ignore_label)
+            try:
+                found = interpret_mask(path, channels, self._ignore_label)
+            except UnclearMask:
+                continue  # The other masks may tell.
             if self._object_value is None:
                 self._object_value, self._object_file = self._value_of(found), path.name
             self._check_object_value(found, path)
+            self._found_label = self._found_label or found.ignore_value
+
+    def _interpret(self, path: Path, channels: NDArray[Any]) -> MaskFile:
+        """Interpret a mask as the others of the set."""
+        label = self._ignore_label
+        if label == "auto" and self._found_label is not None:
+            label = self._found_label
+        elif label == "auto" and self._object_value == WHITE:
+            label = None
+        found = interpret_mask(path, channels, label)
+        if label != self._ignore_label and found.ignored is not None and not found.mask.any():
+            # The only value of this file is the ignore label of others.
+            self._check_object_value(MaskFile(found.ignored, object_value=WHITE), path)
+        self._check_object_value(found, path)
+        return found
 
     def _check_object_value(self, found: MaskFile, path: Path) -> None:
         value = self._value_of(found)

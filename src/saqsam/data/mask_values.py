@@ -24,7 +24,7 @@ _IGNORE_LABELS = (255, 65535)  # of label maps of 8 and 16 bits
 _LARGEST = 65535
 _NEAR = 0.1
 """Values this close to 0 or to the largest, as a share of it, count as background and object."""
-_LEAST_NEAR = 0.9
+_LEAST_NEAR = 0.8
 """Share of pixels that must be near; soft edges take up the rest."""
 _LEAST_SOFT = 128
 """A mask with a smaller largest value has no soft edges: a third value is a label."""
@@ -51,6 +51,10 @@ class MaskFile:
     ignored: NDArray[np.bool_] | None = None
     object_value: int | None = None
     ignore_value: int | None = None
+
+
+class UnclearMask(ValueError):
+    """The largest value of a mask file may be that of the object or mark pixels to ignore."""
 
 
 def check_ignore_label(ignore_label: object) -> None:
@@ -89,21 +93,25 @@ def interpret_mask(path: str | Path, channels: NDArray[Any], ignore_label: Ignor
             and that one, as label maps of one class do; None takes no value.
 
     Raises:
+        UnclearMask: With "auto": the values are 0, 1 and 255, but those of 1 may be losses of compression.
         ValueError: The values are those of a map of several labels, of an image, or not integers of 8 or 16 bits.
     """
     is_lossy = Path(path).suffix.lower() in _LOSSY_SUFFIXES
     try:
         values = _single_channel(_checked(channels), is_lossy)
-        ignored, ignore_value = None, None
-        present = frozenset(np.flatnonzero(_histogram(values)).tolist())
-        ignore = _automatic_label(present, is_lossy) if ignore_label == "auto" else ignore_label
-        if ignore is not None and ignore in present:
-            ignored, ignore_value = values == ignore, ignore
+        label = ignore_label
+        if label == "auto":
+            label = None if is_lossy else _automatic_label(values)
+        ignored = None
+        if label is not None and (values == label).any():
+            ignored = values == label
             values = np.where(ignored, 0, values).astype(np.uint16)
-        mask, object_value = _binarize(values, is_lossy)
+        mask, object_value = _binarize(values, is_lossy, may_be_classes=ignore_label is not None)
+    except UnclearMask as error:
+        raise UnclearMask(f"{path}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return MaskFile(mask, ignored, object_value, ignore_value)
+    return MaskFile(mask, ignored, object_value, None if ignored is None else label)
 
 
 def _to_channels(image: Image.Image) -> NDArray[Any]:
@@ -158,19 +166,28 @@ def _single_channel(channels: NDArray[np.uint16], is_lossy: bool) -> NDArray[np.
     # Chroma is compressed more than luma: a faint channel of a lossy file says nothing.
     least = max(1, int(values.max() * (0.5 if is_lossy else _NEAR)))
     for other in others:
-        if other.max() >= least and _has_block((other >= _half(other)) != shown, 9 if is_lossy else 3):
+        differs = (other >= _half(other)) != shown
+        if other.max() >= least and _has_even_block(differs.astype(np.uint8), differs, 9 if is_lossy else 3):
             raise ValueError("expected a mask of one object colour on black, got several colours")
     return values
 
 
-def _automatic_label(present: frozenset[int], is_lossy: bool) -> int | None:
+def _automatic_label(values: NDArray[np.uint16]) -> int | None:
     """The ignore label of a lossless file whose values are 1, it and perhaps 0."""
-    if is_lossy:
-        return None
-    return next((label for label in _IGNORE_LABELS if {1, label} <= present <= {0, 1, label}), None)
+    present = frozenset(np.flatnonzero(_histogram(values)).tolist())
+    label = next((label for label in _IGNORE_LABELS if {1, label} <= present <= {0, 1, label}), None)
+    # Single pixels of 1 are what a JPEG of high quality leaves behind in a lossless copy.
+    if label is not None and not _has_even_block(values, values == 1, 3):
+        raise UnclearMask(
+            f"expected a mask of two values, got 0, 1 and {label}: the object may be {label}, or 1 and {label} be "
+            f"ignored; give ignore_label (None or {label})"
+        )
+    return label
 
 
-def _binarize(values: NDArray[np.uint16], is_lossy: bool) -> tuple[NDArray[np.bool_], int | None]:
+def _binarize(
+    values: NDArray[np.uint16], is_lossy: bool, may_be_classes: bool
+) -> tuple[NDArray[np.bool_], int | None]:
     """The mask, and `MaskFile.object_value`."""
     counts = _histogram(values)
     present = np.flatnonzero(counts)
@@ -178,7 +195,7 @@ def _binarize(values: NDArray[np.uint16], is_lossy: bool) -> tuple[NDArray[np.bo
     if largest == 0:
         return np.zeros(values.shape, dtype=bool), None
     is_hard = not ((present > 0) & (present < largest)).any()
-    if not is_hard and _has_labels(values, counts, is_lossy):
+    if not is_hard and _has_labels(values, counts, is_lossy, may_be_classes):
         raise ValueError(
             f"expected a mask of two values, got {len(present)} different ones up to {largest}; label maps are not "
             "read as masks, and a value that marks pixels to ignore has to be given as ignore_label"
@@ -186,35 +203,44 @@ def _binarize(values: NDArray[np.uint16], is_lossy: bool) -> tuple[NDArray[np.bo
     return values >= _half(values), _object_value(largest) if is_hard else None
 
 
-def _has_labels(values: NDArray[np.uint16], counts: NDArray[np.int64], is_lossy: bool) -> bool:
-    """Whether values between 0 and the largest are labels rather than soft edges or losses of compression."""
+def _has_labels(
+    values: NDArray[np.uint16], counts: NDArray[np.int64], is_lossy: bool, may_be_classes: bool
+) -> bool:
+    """Whether values between 0 and the largest are labels rather than soft edges or losses of compression.
+
+    Args:
+        values: HW.
+        counts: Pixels of each value.
+        is_lossy: Whether the file is compressed with losses.
+        may_be_classes: Whether the largest value may be an ignore label and those below 10 % of it classes.
+    """
     present, largest = np.flatnonzero(counts), len(counts) - 1
-    low, high = _NEAR * largest, (1 - _NEAR) * largest
+    low, high, noise = _NEAR * largest, (1 - _NEAR) * largest, _NOISE * largest
+    is_exact = not is_lossy and len(present) <= _FEW
     between = counts[present[(present > low) & (present < high)]].sum()
     if largest < _LEAST_SOFT or between > (1 - _LEAST_NEAR) * counts.sum():
         return True
-    is_exact = not is_lossy and len(present) <= _FEW
-    noise = 0.0 if is_exact else _NOISE * largest
-    unclear = present[(present > noise) & (present < largest - noise)]
-    # Class numbers are small beside an ignore label of 255; edges and losses have values of all sizes.
-    if len(unclear) and unclear.max() <= low and not ((present > high) & (present < largest)).any():
+    if present[0] > (0 if is_exact else noise) and present[0] < largest - noise:
+        return True  # no background
+    unclear = present[(present > (0 if is_exact else noise)) & (present < largest)]
+    if may_be_classes and len(unclear) and unclear.max() <= low:
         return True
-    # Edges are ramps, and compression leaves flat blocks of 8 x 8: only a label fills a larger region evenly.
-    side = 3 if is_exact else 9
-    square = np.ones((side, side), dtype=np.uint8)
-    is_even = cv2.erode(values, square) == cv2.dilate(values, square)
-    reach = side // 2  # OpenCV looks at less at the border
-    inside = np.s_[reach:-reach, reach:-reach]
-    return bool((is_even & (values > noise) & (values < largest - noise))[inside].any())
+    # Edges are ramps, and compression leaves even blocks of at most 8 x 8: only a label fills a larger region evenly.
+    is_noise = (values <= noise) | (values >= largest - noise)
+    is_clean = (values == 0) | (values == largest)
+    if is_exact:
+        return _has_even_block(values, ~is_noise, 3) or _has_even_block(values, ~is_clean, 9)
+    return _has_even_block(values, ~is_noise, 9)
 
 
-def _has_block(mask: NDArray[np.bool_], side: int) -> bool:
-    """Whether a mask covers a square of `side` pixels."""
-    if not mask.any():
+def _has_even_block(values: NDArray[Any], where: NDArray[np.bool_], side: int) -> bool:
+    """Whether a square of `side` pixels, an odd number, has one value, at which `where` holds."""
+    if min(values.shape) < side or not where.any():
         return False
-    reach = side // 2
-    covered = cv2.erode(mask.astype(np.uint8), np.ones((side, side), dtype=np.uint8))
-    return bool(covered[reach:-reach, reach:-reach].any())
+    square, reach = np.ones((side, side), dtype=np.uint8), side // 2
+    is_even = cv2.erode(values, square) == cv2.dilate(values, square)
+    inside = np.s_[reach:-reach, reach:-reach]  # OpenCV's squares are smaller at the border.
+    return bool((is_even & where)[inside].any())
 
 
 def _object_value(largest: int) -> int:
