@@ -166,8 +166,8 @@ def _single_channel(channels: NDArray[np.uint16], is_lossy: bool) -> NDArray[np.
     # Chroma is compressed more than luma: a faint channel of a lossy file says nothing.
     least = max(1, int(values.max() * (0.5 if is_lossy else _NEAR)))
     for other in others:
-        differs = (other >= _half(other)) != shown
-        if other.max() >= least and _has_even_block(differs.astype(np.uint8), differs, 9 if is_lossy else 3):
+        differs = ((other >= _half(other)) != shown).astype(np.uint8)
+        if other.max() >= least and differs.any() and 1 in _even_values(differs, 9 if is_lossy else 3):
             raise ValueError("expected a mask of one object colour on black, got several colours")
     return values
 
@@ -177,7 +177,7 @@ def _automatic_label(values: NDArray[np.uint16]) -> int | None:
     present = frozenset(np.flatnonzero(_histogram(values)).tolist())
     label = next((label for label in _IGNORE_LABELS if {1, label} <= present <= {0, 1, label}), None)
     # Single pixels of 1 are what a JPEG of high quality leaves behind in a lossless copy.
-    if label is not None and not _has_even_block(values, values == 1, 3):
+    if label is not None and 1 not in _even_values(values, 3):
         raise UnclearMask(
             f"expected a mask of two values, got 0, 1 and {label}: the object may be {label}, or 1 and {label} be "
             f"ignored; give ignore_label (None or {label})"
@@ -226,21 +226,26 @@ def _has_labels(
     if may_be_classes and len(unclear) and unclear.max() <= low:
         return True
     # Edges are ramps, and compression leaves even blocks of at most 8 x 8: only a label fills a larger region evenly.
-    is_noise = (values <= noise) | (values >= largest - noise)
-    is_clean = (values == 0) | (values == largest)
     if is_exact:
-        return _has_even_block(values, ~is_noise, 3) or _has_even_block(values, ~is_clean, 9)
-    return _has_even_block(values, ~is_noise, 9)
+        small, large = _even_values(values, 3), _even_values(values, 9)
+        return bool(
+            ((small > noise) & (small < largest - noise)).any() or ((large > 0) & (large < largest)).any()
+        )
+    even = _even_values(values, 9, tolerance=int(noise / 2))
+    # In a file compressed with losses all of the background has one value, and so has all of the object.
+    has_dark_labels = is_lossy and (_even_values(values, 25) <= noise).sum() > 1
+    return bool(has_dark_labels or ((even > noise) & (even < largest - noise)).any())
 
 
-def _has_even_block(values: NDArray[Any], where: NDArray[np.bool_], side: int) -> bool:
-    """Whether a square of `side` pixels, an odd number, has one value, at which `where` holds."""
-    if min(values.shape) < side or not where.any():
-        return False
+def _even_values(values: NDArray[Any], side: int, *, tolerance: int = 0) -> NDArray[Any]:
+    """The values at the centres of squares of `side` pixels, an odd number, that vary by at most a tolerance."""
+    if min(values.shape) < side:
+        return values[:0, 0]
     square, reach = np.ones((side, side), dtype=np.uint8), side // 2
-    is_even = cv2.erode(values, square) == cv2.dilate(values, square)
+    is_even = cv2.dilate(values, square) - cv2.erode(values, square) <= tolerance
     inside = np.s_[reach:-reach, reach:-reach]  # OpenCV's squares are smaller at the border.
-    return bool((is_even & where)[inside].any())
+    even: NDArray[Any] = np.unique(values[inside][is_even[inside]])
+    return even
 
 
 def _object_value(largest: int) -> int:
