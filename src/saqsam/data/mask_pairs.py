@@ -18,6 +18,7 @@ from saqsam.data.datasets import Instance, Sample
 from saqsam.data.exif import read_orientation
 from saqsam.data.images import list_images, read_image
 from saqsam.data.mask_values import (
+    IGNORE_HINT,
     WHITE,
     IgnoreLabel,
     MaskFile,
@@ -95,7 +96,7 @@ class MaskPairDataset:
         self._ignore_label = ignore_label
         self._object_value: int | None = None
         self._found_label: int | None = None
-        self._object_file = ""
+        self._object_example = ""
         self._look_at([mask for _, mask in pairs])
         self._pairs = pairs[:limit]
 
@@ -156,7 +157,8 @@ class MaskPairDataset:
             except UnclearMask:
                 continue  # The other masks may tell.
             if self._object_value is None:
-                self._object_value, self._object_file = self._value_of(found), path.name
+                self._object_value = self._value_of(found)
+                self._object_example = f"{found.object_value} as in {path.name}"
             self._check_object_value(found, path)
             self._found_label = self._found_label or found.ignore_value
 
@@ -179,9 +181,8 @@ class MaskPairDataset:
         if value in (None, self._object_value) or self._object_value is None:
             return
         raise ValueError(
-            f"{path}: expected objects of value {self._object_value} as in {self._object_file}, got {value}; label "
-            "maps are not read as masks, and a value that marks pixels to ignore (or None) has to be given as "
-            "ignore_label"
+            f"{path}: expected objects of value {self._object_example}, got {found.object_value}; {IGNORE_HINT}"
+            + ("" if self._ignore_label is None else ", None (none) if there is none")
         )
 
     def _value_of(self, found: MaskFile) -> int | None:

@@ -19,6 +19,9 @@ IgnoreLabel = int | Literal["auto"] | None
 WHITE = 255
 """`MaskFile.object_value` of objects that have the largest value of their file's type, or nearly so."""
 
+IGNORE_HINT = "label maps are not read as masks; a value that marks pixels to ignore goes into ignore_label (--ignore-label)"
+"""End of messages on values that are not those of a mask."""
+
 _LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
 _IGNORE_LABELS = (255, 65535)  # of label maps of 8 and 16 bits
 _LARGEST = 65535
@@ -179,8 +182,8 @@ def _automatic_label(values: NDArray[np.uint16]) -> int | None:
     # Single pixels of 1 are what a JPEG of high quality leaves behind in a lossless copy.
     if label is not None and 1 not in _even_values(values, 3):
         raise UnclearMask(
-            f"expected a mask of two values, got 0, 1 and {label}: the object may be {label}, or 1 and {label} be "
-            f"ignored; give ignore_label (None or {label})"
+            f"expected a mask of two values, got 0, 1 and {label}: either marks the object; give {label} as "
+            "ignore_label (--ignore-label) if it marks pixels to ignore, else None (none)"
         )
     return label
 
@@ -197,8 +200,7 @@ def _binarize(
     is_hard = not ((present > 0) & (present < largest)).any()
     if not is_hard and _has_labels(values, counts, is_lossy, may_be_classes):
         raise ValueError(
-            f"expected a mask of two values, got {len(present)} different ones up to {largest}; label maps are not "
-            "read as masks, and a value that marks pixels to ignore has to be given as ignore_label"
+            f"expected a mask of two values, got {len(present)} different ones up to {largest}; {IGNORE_HINT}"
         )
     return values >= _half(values), _object_value(largest) if is_hard else None
 
@@ -232,8 +234,8 @@ def _has_labels(
             ((small > noise) & (small < largest - noise)).any() or ((large > 0) & (large < largest)).any()
         )
     even = _even_values(values, 9, tolerance=int(noise / 2))
-    # In a file compressed with losses all of the background has one value, and so has all of the object.
-    has_dark_labels = is_lossy and (_even_values(values, 25) <= noise).sum() > 1
+    # In a file compressed with losses all background far from edges (16 px with coarser colours) has one value.
+    has_dark_labels = is_lossy and (_even_values(values, 17) <= noise).sum() > 1
     return bool(has_dark_labels or ((even > noise) & (even < largest - noise)).any())
 
 
