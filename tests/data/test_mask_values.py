@@ -77,7 +77,7 @@ def test_maps_of_up_to_25_classes_are_refused(
 
 @given(values=st.sets(st.integers(8, 247), min_size=2, max_size=20))
 def test_maps_of_any_labels_are_refused(values: set[int]) -> None:
-    with pytest.raises(ValueError, match="label maps are not read as masks"):
+    with pytest.raises(ValueError, match="label maps are not masks"):
         interpret(regions(0, *sorted(values)))
 
 
@@ -146,7 +146,7 @@ def test_label_maps_in_jpeg(tmp_path: Path) -> None:
     classes = np.kron(np.arange(6).reshape(2, 3) * 40, np.ones((50, 50))).astype(np.uint8)
     for values in (with_border, classes):
         Image.fromarray(values).save(tmp_path / "m.jpg", quality=95)
-        with pytest.raises(ValueError, match="label maps are not read as masks"):
+        with pytest.raises(ValueError, match="label maps are not masks"):
             interpret_mask(tmp_path / "m.jpg", read_channels(tmp_path / "m.jpg"))
 
 

@@ -160,6 +160,7 @@ def open_dataset(
         return ScenesDataset(count=SCENES_COUNT if limit is None else limit, seed=seed)
     folder = expand_home(spec)
     if folder.suffix.lower() == ".json" and folder.is_file():
+        check_unused(ignore_label, spec)
         return CocoDataset(None, folder, name=folder.stem, limit=limit)
     if not folder.is_dir():
         problem = "it is a file" if folder.exists() else "no such folder"
@@ -169,9 +170,11 @@ def open_dataset(
             f"or the root of ADE20K; {problem}"
         )
     if (folder / "annotations.json").is_file():
+        check_unused(ignore_label, spec)
         return CocoDataset(folder / "images", folder / "annotations.json", limit=limit)
     split = folder.resolve().name
     instances_file = folder.resolve().parent / "annotations" / f"instances_{split}.json"
     if instances_file.is_file():
+        check_unused(ignore_label, spec)
         return CocoDataset(folder, instances_file, name=split, limit=limit)
     return open_folder(folder, limit=limit, ignore_label=ignore_label)

@@ -38,15 +38,15 @@ def open_folder(folder: Path, *, limit: int | None = None, ignore_label: IgnoreL
     if find_pair_folders(folder) is not None:
         return MaskPairDataset(folder, limit=limit, ignore_label=ignore_label)
     check_unused(ignore_label, folder)
+    yolo = None if has_images(folder) else _yolo_labels(folder)
+    if yolo is not None:
+        raise ValueError(
+            f"{folder}: YOLO text labels are not read ({yolo.relative_to(folder)}); convert them to COCO"
+        )
     ade = find_ade(folder)
     if ade is not None:
         return AdeDataset(*ade, limit=limit)
     if not has_images(folder):
-        yolo = _yolo_labels(folder)
-        if yolo is not None:
-            raise ValueError(
-                f"{folder}: YOLO text labels are not read ({yolo.relative_to(folder)}); convert them to COCO"
-            )
         raise ValueError(f"{folder}: expected {KNOWN}, found none; found {describe_folder(folder)}")
     return ImageFolder(folder, limit=limit)
 

@@ -19,7 +19,9 @@ IgnoreLabel = int | Literal["auto"] | None
 WHITE = 255
 """`MaskFile.object_value` of objects that have the largest value of their file's type, or nearly so."""
 
-IGNORE_HINT = "label maps are not read as masks; a value that marks pixels to ignore goes into ignore_label (--ignore-label)"
+IGNORE_HINT = (
+    "label maps are not masks; give a value that marks pixels to ignore as ignore_label (--ignore-label)"
+)
 """End of messages on values that are not those of a mask."""
 
 _LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")

@@ -16,9 +16,16 @@ def expand_home(path: str | Path) -> Path:
     Raises:
         ValueError: There is no such user.
     """
+    plain = Path(path)
+    if not str(plain).startswith("~"):
+        return plain
+    if not str(path).startswith("~"):
+        return plain.absolute()  # `Path` drops the `./` of `./~`, which is not the home folder.
     try:
-        return Path(path).expanduser()
+        return plain.expanduser()
     except RuntimeError as error:
+        if plain.exists():
+            return plain.absolute()
         raise ValueError(f"{path}: expected ~ to name a home folder, found no such user") from error
 
 
