@@ -197,7 +197,8 @@ def find_label_folder(root: Path) -> Path | None:
     if (root / "labelTxt").is_dir():
         return _with_files(root / "labelTxt")
     named = [path for path in sorted(root.iterdir()) if path.is_dir() and _LABEL_FOLDER.match(path.name)]
-    found = [path for path in map(_with_files, named) if _holds_labels(path)]
+    folders = [(_with_files(path), path.name.lower() == "labels") for path in named]
+    found = [path for path, may_be_yolo in folders if _holds_labels(path, may_be_yolo)]
     if len(found) > 1:
         names = ", ".join(f"{path.relative_to(root)}/" for path in found)
         raise ValueError(
@@ -216,16 +217,18 @@ def _label_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".txt" and not is_hidden(path))
 
 
-def _holds_labels(folder: Path) -> bool:
-    """Whether the first line that is no header, in any of the first files, is DOTA's rather than YOLO's."""
+def _holds_labels(folder: Path, may_be_yolo: bool) -> bool:
+    """Whether a folder has label files, and they are DOTA's by their first line that is not a header."""
     files = _label_files(folder)
+    if not may_be_yolo:
+        return bool(files)
     for path in files[:_LOOKED_AT]:
         text = path.read_bytes()[:4096].decode("utf-8", errors="replace").lstrip("\ufeff")
         for line in text.splitlines():
             if line.strip() and not _HEADER.match(line.strip()):
                 words = line.replace(",", " ").split()
                 return len(words) >= 9 and all(map(_is_number, words[:8])) and not _is_number(words[8])
-    return bool(files) and folder.name.lower() != "labels"
+    return False
 
 
 def _read_labels(folder: Path) -> tuple[dict[str, list[_Label]], str]:
@@ -245,8 +248,8 @@ def _read_labels(folder: Path) -> tuple[dict[str, list[_Label]], str]:
 
 
 def _read_text(path: Path, content: bytes) -> str:
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ValueError(f"{path}: expected UTF-8 text, got UTF-16; save it as UTF-8")
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
+        raise ValueError(f"{path}: expected UTF-8 text, got UTF-16 or binary data; save it as UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -128,7 +128,10 @@ def _to_channels(image: Image.Image) -> NDArray[Any]:
     elif mode in ("PA", "RGBa", "La"):
         image = image.convert("LA" if mode == "La" else "RGBA")
     channels = np.asarray(image)
-    return channels[..., None] if channels.ndim == 2 else channels
+    if channels.ndim == 2:
+        return channels[..., None]
+    is_grey = channels.shape[2] == 3 and all((channels[..., k] == channels[..., 0]).all() for k in (1, 2))
+    return channels[..., :1] if is_grey else channels
 
 
 def _palette_values(image: Image.Image) -> NDArray[np.uint8]:
@@ -145,12 +148,8 @@ def _palette_values(image: Image.Image) -> NDArray[np.uint8]:
 
 def _checked(channels: NDArray[Any]) -> NDArray[np.uint16]:
     """Values as integers of 16 bits; floating-point files may hold integers too."""
-    if not (
-        np.isfinite(channels).all()
-        and channels.min() >= 0
-        and channels.max() <= _LARGEST
-        and (np.issubdtype(channels.dtype, np.integer) or (channels == np.rint(channels)).all())
-    ):
+    is_whole = np.issubdtype(channels.dtype, np.integer) or (channels == np.rint(channels)).all()
+    if not (is_whole and channels.min() >= 0 and channels.max() <= _LARGEST):
         raise ValueError("expected a mask with integers of 8 or 16 bits, got other numbers")
     return channels.astype(np.uint16)
 
