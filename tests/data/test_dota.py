@@ -237,3 +237,26 @@ def test_utf_16_is_named(tmp_path: Path, encoding: str) -> None:
 def test_any_finite_corners_are_read_or_counted(tmp_path: Path, numbers: list[float]) -> None:
     sample = one(tmp_path, " ".join([*map(repr, numbers), "ship", "0"]).encode())[0]
     assert len(sample.instances) + sum(sample.skipped.values()) == 1
+
+
+@given(
+    lines=st.lists(
+        st.one_of(
+            st.binary(max_size=30),
+            st.sampled_from([SQUARE.encode(), DIAMOND.encode(), b"gsd:1", b"10 10 30 10 30 30 10 30 x"]),
+        ),
+        max_size=4,
+    )
+)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_text_is_read_or_refused_with_its_place(tmp_path: Path, lines: list[bytes]) -> None:
+    message = ""
+    try:
+        dataset = one(tmp_path, b"\n".join(lines))
+    except ValueError as error:
+        message = str(error)
+    if message:
+        assert "a.txt" in message
+        assert len(message.splitlines()) == 1
+    else:
+        assert len(dataset[0].instances) + sum(dataset[0].skipped.values()) <= len(lines)

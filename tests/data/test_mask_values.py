@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageDraw, ImageFilter
 
 from saqsam.data.mask_values import MaskFile, UnclearMask, interpret_mask, read_channels
@@ -239,3 +240,31 @@ def test_photographs_are_no_masks() -> None:
     for values in (noise, ramp, cv2.GaussianBlur(noise, (9, 9), 2), np.minimum(noise, 120)):
         with pytest.raises(ValueError, match="expected a mask of two values"):
             interpret(values)
+
+
+@settings(max_examples=200)
+@given(
+    channels=hnp.arrays(
+        st.sampled_from([np.uint8, np.uint16, np.int32, np.float32]),
+        st.tuples(st.integers(1, 24), st.integers(1, 24), st.integers(1, 4)),
+        elements=st.integers(0, 255),
+        fill=st.sampled_from([0, 1, 255]),
+    ),
+    name=st.sampled_from(["m.png", "m.jpg"]),
+    ignore_label=st.sampled_from(["auto", None, 0, 1, 128, 255]),
+)
+def test_any_values_are_a_mask_or_refused(channels: np.ndarray, name: str, ignore_label: Any) -> None:
+    message = ""
+    try:
+        found = interpret_mask(name, channels, ignore_label)
+    except ValueError as error:
+        message = str(error)
+    if message:
+        assert message.startswith(f"{name}: expected a mask")
+        return
+    assert found.mask.shape == channels.shape[:2]
+    if found.ignored is not None:
+        assert not (found.mask & found.ignored).any()
+        assert found.ignored.any()
+    if found.object_value is not None:
+        assert found.mask.any()
