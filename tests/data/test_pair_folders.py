@@ -61,6 +61,20 @@ def test_voc_and_nnu_net(tmp_path: Path) -> None:
     assert files(opened(tmp_path / "nnunet" / "imagesTs")) == ["case_3_0000.png"]
 
 
+def test_folders_of_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "val"):
+        make(tmp_path, f"images/{split}", f"{split}.png")
+        make(tmp_path, f"masks/{split}", f"{split}.png")
+        dataset = opened(tmp_path / "images" / split)
+        assert (dataset.name, files(dataset)) == (split, [f"{split}.png"])
+    monkeypatch.chdir(tmp_path / "images" / "val")
+    assert files(opened(Path())) == ["val.png"]
+    with pytest.raises(ValueError, match=r"images: expected images .*, found none; found train/, val/$"):
+        open_dataset(tmp_path)
+    make(tmp_path, "gt/val", "val.png")  # which of the two?
+    assert isinstance(open_dataset(tmp_path / "images" / "val"), ImageFolder)
+
+
 def test_several_folders_of_masks(tmp_path: Path) -> None:
     """In DRIVE, `mask` is the field of view and `1st_manual` the truth."""
     make(tmp_path, "images", "21_training.tif")
@@ -79,7 +93,9 @@ def test_several_folders_of_masks(tmp_path: Path) -> None:
 def test_other_names_are_named(tmp_path: Path) -> None:
     make(tmp_path, "images", "a.png")
     make(tmp_path, "outlines", "a.png")
-    with pytest.raises(ValueError, match=r"masks/ or another folder of masks .*; found images/, outlines/$"):
+    with pytest.raises(
+        ValueError, match=r"folder of masks \(masks, .*labelsVal\); found images/, outlines/$"
+    ):
         open_dataset(tmp_path)
     with pytest.raises(ValueError, match=r"masks may also be in mask, labels, .*; found images/, outlines/$"):
         MaskPairDataset(tmp_path)

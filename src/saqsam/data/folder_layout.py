@@ -11,7 +11,7 @@ from saqsam.data.dota import DotaDataset, find_label_folder
 from saqsam.data.images import ImageFolder, has_images
 from saqsam.data.mask_pairs import MaskPairDataset
 from saqsam.data.mask_values import IgnoreLabel
-from saqsam.data.pair_folders import find_pair_folders
+from saqsam.data.pair_folders import MASK_FOLDERS, find_pair_folders, has_image_folder
 from saqsam.data.paths import describe_folder, is_hidden
 
 KNOWN = (
@@ -47,7 +47,14 @@ def open_folder(folder: Path, *, limit: int | None = None, ignore_label: IgnoreL
     if ade is not None:
         return AdeDataset(*ade, limit=limit)
     if not has_images(folder):
-        raise ValueError(f"{folder}: expected {KNOWN}, found none; found {describe_folder(folder)}")
+        found = describe_folder(folder)
+        if has_image_folder(folder):
+            names = ", ".join(MASK_FOLDERS)
+            raise ValueError(
+                f"{folder}: expected annotations beside the images: annotations.json (COCO), labelTxt/ (DOTA), or a "
+                f"folder of masks ({names}); found {found}"
+            )
+        raise ValueError(f"{folder}: expected {KNOWN}, found none; found {found}")
     return ImageFolder(folder, limit=limit)
 
 

@@ -124,7 +124,7 @@ class FolderLabels:
         return labels
 
     def _path_of(self, named: Path) -> Path | None:
-        """The file of a name, or of its last part; in any case if there is none in this one."""
+        """The file of a name, or of its last part, in any case if there is none in this one."""
         names = [named, Path(named.name)]
         found = [self._files[name] for name in names if name in self._files]
         found += [path for name in names if (path := self._folded.get(name.as_posix().lower())) is not None]

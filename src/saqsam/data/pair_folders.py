@@ -27,6 +27,7 @@ MASK_FOLDERS = (
     *("SegmentationClassPNG", "SegmentationObject", "labelsTr", "labelsTs", "labelsVal"),
 )
 """Names of the folders of a pair in any case, with any or no signs between words."""
+_ADE_LABELS = "annotations"  # whose folders of splits hold ADE20K's label maps
 _SPLIT = re.compile(r"(images|labels)(tr|ts|val)")
 
 MASK_ENDINGS = ("", "_segmentation", "_mask", "_seg", "_masks", "_gt", "_label", "-mask", "_groundtruth")
@@ -38,7 +39,8 @@ _CHANNEL = "_0000"
 def find_pair_folders(root: str | Path) -> tuple[Path, Path] | None:
     """Return the folders of images and of masks in `root`; None where there is no such pair.
 
-    `root` may also be the image folder of one of several splits, such as `imagesTr` beside `labelsTr`.
+    `root` may also be the image folder of one of several splits, such as `imagesTr` beside `labelsTr`, or `images/val`
+    beside `masks/val`.
 
     Raises:
         ValueError: There are several pairs.
@@ -57,9 +59,12 @@ def find_pair_folders(root: str | Path) -> tuple[Path, Path] | None:
             f"{root}: expected one pair of folders of images and masks, got {names}; keep one in a folder of its own"
             + (f", or give {pairs[0][0]}" if len({images for images, _ in pairs}) == len(pairs) else "")
         )
-    if not pairs and _SPLIT.fullmatch(_plain(root.resolve().name)):
-        pairs = [pair for pair in _pairs(root.resolve().parent) if pair[0].name == root.resolve().name]
-    return pairs[0] if pairs else None
+    return pairs[0] if pairs else _split_pair(root)
+
+
+def has_image_folder(root: Path) -> bool:
+    """Whether a folder holds one of `IMAGE_FOLDERS` with images in it."""
+    return bool(_known_folders(root, _PLAIN_IMAGES))
 
 
 def mask_names(image: Path) -> list[str]:
@@ -70,11 +75,28 @@ def mask_names(image: Path) -> list[str]:
 
 def _pairs(root: Path) -> list[tuple[Path, Path]]:
     """All pairs of folders in `root` with names that belong together and files that are images."""
-    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not is_hidden(path)]
-    folders = [path for path in folders if has_images(path)]
-    images = [path for path in folders if _plain(path.name) in _PLAIN_IMAGES]
-    masks = [path for path in folders if _plain(path.name) in _PLAIN_MASKS]
+    images, masks = _known_folders(root, _PLAIN_IMAGES), _known_folders(root, _PLAIN_MASKS)
     return [(one, other) for one in images for other in masks if _split(one) == _split(other)]
+
+
+def _split_pair(images: Path) -> tuple[Path, Path] | None:
+    """The pair of a folder of images that is one of several splits."""
+    whole = images.resolve()
+    if _SPLIT.fullmatch(_plain(whole.name)):
+        found = [masks for one, masks in _pairs(whole.parent) if one.name == whole.name]
+    elif _plain(whole.parent.name) in _PLAIN_IMAGES:
+        named = [path for path in whole.parent.parent.iterdir() if _plain(path.name) in _PLAIN_MASKS]
+        found = [path / whole.name for path in named if path.name != _ADE_LABELS]
+        found = [path for path in found if path.is_dir() and has_images(path)]
+    else:
+        return None
+    return (images, found[0]) if len(found) == 1 and has_images(images) else None
+
+
+def _known_folders(root: Path, names: frozenset[str]) -> list[Path]:
+    """The folders in `root` that have one of the plain names and hold images."""
+    folders = [path for path in sorted(root.iterdir()) if _plain(path.name) in names and not is_hidden(path)]
+    return [path for path in folders if path.is_dir() and has_images(path)]
 
 
 def _plain(name: str) -> str:

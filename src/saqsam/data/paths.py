@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from saqsam.utils.errors import shorten_message
+
 _SHOWN = 8
 """Entries of a folder that a message names."""
 
@@ -61,4 +63,4 @@ def describe_folder(folder: Path) -> str:
     found = [f"{entry.name}/" for entry in entries if entry.is_dir()]
     found += [f"{count} x {suffix}" for suffix, count in suffixes.most_common()]
     shown = ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
-    return shown or "an empty folder"
+    return shorten_message(shown) or "an empty folder"
