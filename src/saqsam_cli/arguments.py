@@ -97,6 +97,14 @@ StabilityOption = Annotated[
         show_default="0.95",
     ),
 ]
+IgnoreLabelOption = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|none|VALUE",
+        help="Of folders of images and masks: the value of mask pixels that do not count. auto: 255 in masks of 0, 1 "
+        "and 255.",
+    ),
+]
 LimitOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N images.")]
 MemoryOption = Annotated[
     str, typer.Option(metavar="SIZE", help="For the prompts that are decoded at once, beside the model.")

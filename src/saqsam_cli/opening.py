@@ -14,10 +14,12 @@ from saqsam.backend import Backend
 from saqsam.checkpoint import quantization_config_of, recipe_of
 from saqsam.data.datasets import SCENES, SCENES_COUNT, Dataset, open_dataset
 from saqsam.data.images import ImageFolder
+from saqsam.data.mask_values import IgnoreLabel
 from saqsam.export import is_export
 from saqsam.models import load
 from saqsam.output import write_whole
 from saqsam.runtimes import TORCH_INTEGER, load_runtime, use_integer_kernels
+from saqsam.utils.errors import shorten
 from saqsam_cli.terminal import busy
 
 CALIBRATION_SCENES_SEED = 1_000_000
@@ -69,12 +71,22 @@ def usable_device(name: str) -> str:
     return name
 
 
-def open_labelled(spec: str, option: str, limit: int | None) -> Dataset:
+def open_labelled(spec: str, option: str, limit: int | None, ignore_label: str = "auto") -> Dataset:
     """A data set that can be scored on, cut to `limit` images; scenes are made longer for it."""
-    dataset = open_dataset(spec, limit=limit)
+    dataset = open_dataset(spec, limit=limit, ignore_label=_parse_ignore_label(ignore_label))
     if isinstance(dataset, ImageFolder):
         raise ValueError(f"{option} {spec}: images without annotations cannot be scored on")
     return dataset
+
+
+def _parse_ignore_label(text: str) -> IgnoreLabel:
+    if text == "auto":
+        return "auto"
+    if text == "none":
+        return None
+    if text.isascii() and text.isdigit():
+        return int(text[:9])
+    raise ValueError(f"--ignore-label: expected auto, none or a value from 0 to 65535, got {shorten(text)}")
 
 
 def open_calibration(spec: str, images: int, seed: int) -> Dataset:
