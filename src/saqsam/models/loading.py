@@ -170,7 +170,12 @@ def _plain_names(tensors: Mapping[str, torch.Tensor], folder: Path) -> Mapping[s
         return tensors
     found = find_model(tensors, folder)
     _note_tensors_beside(found, folder)
-    return rename_state_dict(found.tensors) if found.is_official else found.tensors
+    if not found.is_official:
+        return found.tensors
+    try:
+        return rename_state_dict(found.tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
 
 
 def _load_file(path: Path, device: torch.device) -> tuple[SamModel, SamProcessor]:
@@ -189,7 +194,7 @@ def _load_file(path: Path, device: torch.device) -> tuple[SamModel, SamProcessor
     if found.is_official:
         try:
             config, tensors = from_official(tensors)
-        except ValueError as error:
+        except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
         processor = build_processor(config)
     elif has_config:
@@ -206,7 +211,7 @@ def _load_file(path: Path, device: torch.device) -> tuple[SamModel, SamProcessor
 def _infer_without_config(tensors: Mapping[str, torch.Tensor], path: Path) -> SamConfig:
     try:
         config = infer_sam_config({name: tuple(value.shape) for name, value in tensors.items()})
-    except ValueError as error:
+    except CheckpointError as error:
         raise CheckpointError(f"{path}: no config.json beside it, and {error}") from error
     warnings.warn(
         f"{path}: no config.json beside it: assumed {DECODER_HEADS} heads in the decoder, and transformers' default "
