@@ -32,7 +32,7 @@ def open_model(
         if runtime in ("torch", TORCH_INTEGER):
             raise ValueError(f"{model} is an export; torch runs the checkpoint that it was made of")
         with busy(f"loading {model}"):
-            backend, processor = load_runtime(model, runtime, threads=threads)
+            backend, processor = load_runtime(model, runtime, device=device, threads=threads)
         return backend, processor, backend.manifest.name
     if threads is not None:
         torch.set_num_threads(threads)
