@@ -199,6 +199,11 @@ def count_parameters(config: SamConfig) -> int:
     return int(encoder + neck * width + 9 * neck**2 + two_way + heads + masks)
 
 
+def max_weight_bytes(config: SamConfig) -> int:
+    """Return the size that a model's weights on disk may have: eight times that in float32, for other contents."""
+    return 8 * 4 * count_parameters(config) + 2**20
+
+
 def _check_grid(config: SamConfig, raw: Mapping[str, Any], where: str) -> None:
     vision, prompt = config.vision_config, config.prompt_encoder_config
     for name in ("image_size", "patch_size"):
