@@ -61,13 +61,7 @@ def load_runtime(
     folder = Path(folder)
     manifest = parse_manifest(folder)
     runtime = runtime or default_runtime(manifest.format)
-    if runtime not in RUNTIMES:
-        raise ValueError(f"runtime: expected one of {', '.join(RUNTIMES)}, got {runtime!r}")
-    if manifest.format not in RUNTIMES[runtime]:
-        raise ValueError(f"{folder} holds files of {manifest.format}, which {runtime} does not run")
-    if not is_installed(runtime):
-        extra = "onnx" if runtime == "onnxruntime" else runtime
-        raise ValueError(f"the package {runtime} is missing: pip install 'saqsam[{extra}]'")
+    check_runtime(runtime, manifest.format)
     if threads is not None and threads < 1:
         raise ValueError(f"threads: expected at least 1, got {threads}")
     target = resolve_device(runtime, device)
@@ -89,6 +83,17 @@ def load_runtime(
     return backend, processor
 
 
+def check_runtime(runtime: str, format: str) -> None:
+    """Raise ValueError unless a runtime is known, runs a format, and is installed."""
+    if runtime not in RUNTIMES:
+        raise ValueError(f"runtime: expected one of {', '.join(RUNTIMES)}, got {runtime!r}")
+    if format not in RUNTIMES[runtime]:
+        raise ValueError(f"{runtime} does not run exports of the format {format}")
+    if not is_installed(runtime):
+        extra = "onnx" if runtime == "onnxruntime" else runtime
+        raise ValueError(f"the package {runtime} is missing: pip install 'saqsam[{extra}]'")
+
+
 def default_runtime(format: str) -> str:
     """Return the runtime that an export of a format runs in unless another is named."""
     return next(name for name, formats in RUNTIMES.items() if format in formats)
@@ -103,6 +108,7 @@ __all__ = [
     "RUNTIMES",
     "TORCH_INTEGER",
     "Runtime",
+    "check_runtime",
     "compare_with_float",
     "default_runtime",
     "find_integer_layers",
