@@ -176,6 +176,8 @@ def check_sam_config(config: SamConfig, source: str) -> None:
     parts = (config, config.vision_config, config.prompt_encoder_config, config.mask_decoder_config)
     if any(getattr(part, "is_heterogeneous", False) for part in parts):
         raise CheckpointError(f"{source}: per_layer_config: expected none")
+    if not config.tie_word_embeddings:
+        raise CheckpointError(f"{source}: tie_word_embeddings: expected true, got false")
     parse_sam_config(config_fields(config), source)
 
 
