@@ -74,7 +74,7 @@ _STRAY: dict[str, Any] = {
     "input_data_format": "channels_first",
     "torch_dtype": "float16",
 }
-_TEXTS: tuple[Callable[[str, random.Random], str], ...] = (
+TEXT_MUTATIONS: tuple[Callable[[str, random.Random], str], ...] = (
     lambda text, rng: text[:-2] + ',"deep":' + "[" * 5000 + "]" * 5000 + "}",
     lambda text, rng: text[:-2] + ',"deep":' + '{"a":' * 500 + "1" + "}" * 500 + "}",
     lambda text, rng: text[: rng.randrange(len(text))],
@@ -139,7 +139,7 @@ def _containers(value: object) -> Iterator[dict[str, Any]]:
             yield from _containers(inner)
 
 
-def _mutate(raw: dict[str, Any], rng: random.Random) -> str:
+def mutate(raw: dict[str, Any], rng: random.Random) -> str:
     """Change one thing in a configuration, in place; return what was done."""
     place = rng.choice([found for found in _containers(raw) if found])
     key = rng.choice(sorted(place))
@@ -174,11 +174,11 @@ def mutants(
     text = (model.original / name).read_text(encoding="utf-8")
     for _ in range(count):
         if rng.random() < 0.1:
-            index = rng.randrange(len(_TEXTS))
-            label, mutated = f"text mutation {index}", _TEXTS[index](text, rng)
+            index = rng.randrange(len(TEXT_MUTATIONS))
+            label, mutated = f"text mutation {index}", TEXT_MUTATIONS[index](text, rng)
         else:
             raw = json.loads(text)
-            label = "; ".join(_mutate(raw, rng) for _ in range(rng.choice([1, 1, 1, 2, 3])) if raw)
+            label = "; ".join(mutate(raw, rng) for _ in range(rng.choice([1, 1, 1, 2, 3])) if raw)
             mutated = json.dumps(raw)
         model.write(name, mutated)
         yield label, model.use

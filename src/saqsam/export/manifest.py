@@ -46,7 +46,7 @@ class Manifest:
         name: Name of the recipe.
         checkpoint: Content hash of the checkpoint.
         config: The model's `SamConfig`, as JSON types.
-        processor: The processor's settings, as `processor_fields` returns them; empty in version 1.
+        processor: The processor's settings, as `processor_fields` returns them; empty in version 1, which has none.
         files: SHA-256 of each model file by name.
         details: What else a format records of its files, as JSON types.
         version: Of the manifest's own format.
@@ -88,7 +88,7 @@ class Manifest:
             CheckpointError: It is damaged, or not the one that the model was exported with.
         """
         processor = load_processor(folder, self.sam_config)
-        if self.processor:
+        if self.version > 1:
             for name, found in processor_fields(processor).items():
                 if self.processor.get(name) != found:
                     raise CheckpointError(
