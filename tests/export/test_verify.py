@@ -1,6 +1,7 @@
 """An export is judged by the masks of its runtimes, and a failure names the first node that differs."""
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -278,3 +279,40 @@ def test_the_command_refuses_options_before_it_loads_anything(tmp_path: Path, ch
     refused = run("export", checkpoint, "--out", out, "--format", "openvino", "--runtime", "onnxruntime")
     assert_refused(refused, "does not run exports of the format openvino")
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json: expected JSON"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 100), "model.safetensors"),
+        (lambda folder: (folder / "processor_config.json").write_text("[]"), "processor_config.json"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_in_one_line(
+    checkpoint: Path, tmp_path: Path, damage: Callable[[Path], object], words: str
+) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    damage(folder)
+    assert_refused(run("export", folder, "--out", tmp_path / "export"), words)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_places_that_cannot_be_written_are_refused_before_anything_is_loaded(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine.txt").write_text("mine")
+
+    def fail(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("saqsam_cli.commands.load_torch", fail)
+    assert_refused(run("export", checkpoint, "--out", tmp_path / "file" / "out"), "is not a folder")
+    assert_refused(run("export", checkpoint, "--out", tmp_path / "file", "--overwrite"), "never overwritten")
+    assert_refused(run("export", checkpoint, "--out", tmp_path / "folder"), "exists", "--overwrite")
+    assert_refused(
+        run("export", checkpoint, "--out", tmp_path / "folder", "--overwrite"), "never overwritten"
+    )
