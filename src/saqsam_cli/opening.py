@@ -29,12 +29,12 @@ CALIBRATION_SCENES_SEED = 1_000_000
 def open_model(
     model: str, device: str, runtime: str | None, threads: int | None
 ) -> tuple[SamModel | Backend, SamProcessor, str]:
-    """A model of torch or an exported folder in its runtime, its processor, and the name of its recipe."""
+    """Return a model of torch or an exported folder in its runtime, its processor, and the name of its recipe."""
     if runtime not in (None, "torch", TORCH_INTEGER) or is_export(model):
         if runtime in ("torch", TORCH_INTEGER):
             raise ValueError(f"{model} is an export; torch runs the checkpoint that it was made of")
         with busy(f"loading {model}"):
-            backend, processor = load_runtime(model, runtime, threads=threads)
+            backend, processor = load_runtime(model, runtime, device=device, threads=threads)
         return backend, processor, backend.manifest.name
     if threads is not None:
         torch.set_num_threads(threads)
@@ -55,7 +55,7 @@ def load_torch(model: str, device: str) -> tuple[SamModel, SamProcessor]:
 
 
 def usable_device(name: str) -> str:
-    """The device, tried out: torch finds out that one is not there only when it is used.
+    """Return a device of torch after trying it out: torch finds out that one is missing only when it is used.
 
     Raises:
         ValueError: It cannot be used.
@@ -64,6 +64,12 @@ def usable_device(name: str) -> str:
         if torch.cuda.is_available():
             return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # one for each process of torchrun
         return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"--device {name} cannot be used: expected auto, cpu, cuda, cuda:N, mps or another device of torch"
+        ) from error
     try:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -76,7 +76,7 @@ _STRAY: dict[str, Any] = {
 }
 _HANGS_TRANSFORMERS = {"num_labels"}
 """Makes transformers count to the number given while it parses a configuration, before it asks us."""
-_TEXTS: tuple[Callable[[str, random.Random], str], ...] = (
+TEXT_MUTATIONS: tuple[Callable[[str, random.Random], str], ...] = (
     lambda text, rng: text[:-2] + ',"deep":' + "[" * 5000 + "]" * 5000 + "}",
     lambda text, rng: text[:-2] + ',"deep":' + '{"a":' * 500 + "1" + "}" * 500 + "}",
     lambda text, rng: text[: rng.randrange(len(text))],
@@ -141,13 +141,13 @@ def _containers(value: object) -> Iterator[dict[str, Any]]:
             yield from _containers(inner)
 
 
-def _mutate(raw: dict[str, Any], stray: Sequence[str], rng: random.Random) -> str:
+def mutate(raw: dict[str, Any], rng: random.Random, stray: Sequence[str] = tuple(_STRAY)) -> str:
     """Change one thing in a configuration, in place; return what was done.
 
     Args:
         raw: The configuration.
-        stray: Keys of `_STRAY` that may be added.
         rng: Chooses.
+        stray: Keys of `_STRAY` that may be added.
     """
     place = rng.choice([found for found in _containers(raw) if found])
     key = rng.choice(sorted(place))
@@ -183,11 +183,11 @@ def mutants(
     stray = sorted(_STRAY if model.load is not _from_pretrained else _STRAY.keys() - _HANGS_TRANSFORMERS)
     for _ in range(count):
         if rng.random() < 0.1:
-            index = rng.randrange(len(_TEXTS))
-            label, mutated = f"text mutation {index}", _TEXTS[index](text, rng)
+            index = rng.randrange(len(TEXT_MUTATIONS))
+            label, mutated = f"text mutation {index}", TEXT_MUTATIONS[index](text, rng)
         else:
             raw = json.loads(text)
-            label = "; ".join(_mutate(raw, stray, rng) for _ in range(rng.choice([1, 1, 1, 2, 3])) if raw)
+            label = "; ".join(mutate(raw, rng, stray) for _ in range(rng.choice([1, 1, 1, 2, 3])) if raw)
             mutated = json.dumps(raw)
         model.write(name, mutated)
         yield label, model.use
