@@ -197,6 +197,7 @@ def _load_file(path: Path, device: torch.device) -> tuple[SamModel, SamProcessor
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
         processor = build_processor(config)
+        _use_statistics(processor, found, path)
     elif has_config:
         config = parse_sam_config(_read_config(folder), str(folder / "config.json"))
         processor = load_processor(folder, config)
@@ -206,6 +207,22 @@ def _load_file(path: Path, device: torch.device) -> tuple[SamModel, SamProcessor
     model = build_model(config, tensors, source=str(path), device=device)
     _note_tensors_beside(found, path)
     return model, processor
+
+
+def _use_statistics(processor: SamProcessor, found: FoundModel, path: Path) -> None:
+    """Normalize with the `pixel_mean` and `pixel_std` that a file holds; a model trained with others needs its own."""
+    for name, setting in (("pixel_mean", "image_mean"), ("pixel_std", "image_std")):
+        if name in found.statistics:
+            values = found.statistics[name].detach().float().flatten() / 255
+            lowest = 1e-3 if name == "pixel_std" else 0.0
+            if values.shape != (3,) or not bool(((values >= lowest) & (values <= 1)).all()):
+                raise CheckpointError(
+                    f"{path}: {name}: expected three numbers in (0, 255], got {shorten((255 * values[:4]).tolist())}"
+                )
+            known = torch.tensor(getattr(processor.image_processor, setting))
+            if not torch.allclose(values, known, atol=1e-3):
+                setattr(processor.image_processor, setting, values.tolist())
+                warnings.warn(f"{path}: pixels are normalized with the {name} of the file", stacklevel=4)
 
 
 def _infer_without_config(tensors: Mapping[str, torch.Tensor], path: Path) -> SamConfig:
