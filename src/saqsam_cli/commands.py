@@ -26,10 +26,10 @@ from saqsam.data.images import read_image
 from saqsam.evaluate import Evaluation, PromptTask
 from saqsam.evaluate.compare import task_difference
 from saqsam.export import check_export, export_model, is_export
-from saqsam.export.parity import compare_with_torch
+from saqsam.export.verify import parity_content, runtimes_to_judge, verify_export
 from saqsam.inventory import take_inventory
 from saqsam.mask_generator import MaskGenerator
-from saqsam.output import check_file_writable, check_writable, write_png
+from saqsam.output import check_file_writable, check_writable, whole_folder, write_png
 from saqsam.predictor import Predictor
 from saqsam.presets import deployable, recipe_for
 from saqsam.quantize import QuantizationLog
@@ -37,7 +37,7 @@ from saqsam.recipe import Recipe
 from saqsam.report.collect import Scored, collect
 from saqsam.report.log import Source, write_log
 from saqsam.report.write import PAGE, write_report
-from saqsam.runtimes import TORCH_INTEGER, find_integer_layers, load_runtime
+from saqsam.runtimes import TORCH_INTEGER, find_integer_layers
 from saqsam.settings import with_settings
 from saqsam.side_by_side import draw_side_by_side, median_and_worst
 from saqsam.store import parse_size
@@ -304,23 +304,40 @@ def inspect(folder: Path, *, json_file: Path | None) -> None:
     print_integer_layers(layers)
 
 
-def export(checkpoint: Path, out_dir: Path, *, format: str, single_mask: bool, overwrite: bool) -> None:
-    """Write files for another runtime, load them there, and compare."""
+def export(
+    checkpoint: Path,
+    out_dir: Path,
+    *,
+    format: str,
+    single_mask: bool,
+    runtime: str | None,
+    min_parity: float,
+    overwrite: bool,
+) -> None:
+    """Write files for another runtime, judge them there, and put them in place if they compute torch's masks."""
     check_export(format, out_dir, overwrite=overwrite)
     check_writable(out_dir)
+    runtimes = runtimes_to_judge(format, None if runtime is None else [runtime], min_parity)
     model, processor = load_torch(str(checkpoint), "cpu")
-    with busy(f"writing {out_dir}"):
-        manifest = export_model(
-            model, processor, out_dir, format=format, single_mask=single_mask, overwrite=overwrite
-        )
-    backend, _ = load_runtime(out_dir)
     data = open_dataset(SCENES, limit=PARITY_IMAGES)
-    with progress_bars() as bars:
-        progress = bar(bars, "comparing with torch")
-        parity = compare_with_torch(backend, model, processor, data, progress=progress)
-    write_json(out_dir / "parity.json", parity.to_dict())
+    with whole_folder(out_dir) as partial:
+        with busy(f"writing {out_dir}"):
+            manifest = export_model(
+                model, processor, partial, format=format, single_mask=single_mask, overwrite=True
+            )
+        with progress_bars() as bars:
+            found = verify_export(
+                partial,
+                model,
+                processor,
+                data,
+                min_parity=min_parity,
+                runtimes=None if runtime is None else runtimes,
+                progress=bar(bars, f"comparing {' and '.join(runtimes)} with torch"),
+            )
+        write_json(partial / "parity.json", parity_content(found, min_parity))
     sizes = {name: (out_dir / name).stat().st_size for name in manifest.files}
-    print_export(manifest, sizes, take_inventory(model), parity)
+    print_export(manifest, sizes, take_inventory(model), found)
     say(f"export: {out_dir}")
 
 

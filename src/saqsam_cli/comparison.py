@@ -60,7 +60,7 @@ def compare_models(
         if path is not None:
             check_file_writable(path)
     memory = parse_size(options.memory)
-    dataset = open_labelled(options.data, "--data", options.limit)
+    dataset = open_labelled(options.data, "--data", options.limit, options.ignore_label)
     tasks = make_tasks(options, dataset, keep_masks=True)
     if picture is not None and isinstance(tasks[0], EverythingTask):
         raise ValueError(

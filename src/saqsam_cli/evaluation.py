@@ -57,7 +57,7 @@ def evaluate(
     if json_file is not None:
         check_file_writable(json_file)
     memory = parse_size(options.memory)
-    dataset = open_labelled(options.data, "--data", options.limit)
+    dataset = open_labelled(options.data, "--data", options.limit, options.ignore_label)
     tasks = make_tasks(options, dataset)
     sam, processor, recipe = open_model(model, device, runtime, threads)
     unfinished = None if json_file is None else json_file.with_name(f"{json_file.name}.unfinished")

@@ -162,8 +162,10 @@ def print_substitutions(recipe: Recipe) -> None:
     say("what that costs: evaluate this checkpoint, and one of the method as it is, on the same data")
 
 
-def print_export(manifest: Manifest, sizes: Mapping[str, int], inventory: Inventory, parity: Parity) -> None:
-    """Sizes of exported files, what they compute at which width, and how far their runtime is from torch."""
+def print_export(
+    manifest: Manifest, sizes: Mapping[str, int], inventory: Inventory, parities: Mapping[str, Parity]
+) -> None:
+    """Print sizes of exported files, the widths they compute at, and the difference of each runtime from torch."""
     table = result_table("file", "MB", "of float32", right=2)
     total = sum(sizes.values())
     for name, size in [*sizes.items(), ("together", total)]:
@@ -174,14 +176,16 @@ def print_export(manifest: Manifest, sizes: Mapping[str, int], inventory: Invent
     print_substitutions(inventory.recipe)
     _print_shares(inventory)
     _print_details(manifest)
-    table = result_table("tensor", "largest difference", "relative", right=2)
-    for tensor in parity.tensors:
-        table.add_row(tensor.name, f"{tensor.largest:.3g}", f"{tensor.relative:.2g}")
+    table = result_table("runtime", "tensor", "largest difference", "relative", right=2)
+    for runtime, parity in parities.items():
+        for tensor in parity.tensors:
+            table.add_row(runtime, tensor.name, f"{tensor.largest:.3g}", f"{tensor.relative:.2g}")
     out.print(table)
-    say(
-        f"masks of {manifest.name} against torch: IoU {parity.mask_iou:.4f}, at least {parity.least_mask_iou:.4f}, "
-        f"over {parity.masks} objects"
-    )
+    for runtime, parity in parities.items():
+        say(
+            f"masks of {manifest.name} in {runtime} against torch: IoU {parity.mask_iou:.4f}, at least "
+            f"{parity.least_mask_iou:.4f}, over {parity.masks} objects"
+        )
 
 
 def _print_details(manifest: Manifest) -> None:

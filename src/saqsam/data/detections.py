@@ -18,6 +18,7 @@ from saqsam.data.coco_records import UNKNOWN_IMAGE
 from saqsam.data.datasets import Dataset, Sample
 from saqsam.data.dota import DotaDataset
 from saqsam.data.json_fields import parse_id, parse_numbers, parse_xywh, read_json, touches, xyxy
+from saqsam.data.paths import expand_home
 from saqsam.data.segmentations import read_outer_box
 from saqsam.utils.counts import left_out_phrase
 from saqsam.utils.errors import shorten
@@ -137,7 +138,7 @@ def load_detections(path: str | Path, dataset: Dataset) -> Detections:
     """
     if not isinstance(dataset, CocoDataset | DotaDataset):
         raise ValueError(f"detections: expected a data set in COCO format or DOTA's, got {dataset.name!r}")
-    path = Path(path)
+    path = expand_home(path)
     notes: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
     entries = _unwrap(read_json(path, notes), path, notes)

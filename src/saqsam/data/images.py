@@ -13,6 +13,7 @@ from PIL import Image
 from saqsam.data.datasets import Sample
 from saqsam.data.decoding import MAX_PIXELS, decode_image, load_upright, open_image, read_size
 from saqsam.data.deep_images import read_deep
+from saqsam.data.paths import describe_folder, expand_home, is_hidden
 from saqsam.data.pixels import picture_to_rgb, to_rgb
 
 __all__ = [
@@ -126,22 +127,34 @@ def _to_values(image: Image.Image) -> NDArray[np.uint16]:
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The image files directly in `folder` (by their endings, `IMAGE_SUFFIXES`), sorted by name.
+    """List the image files directly in `folder` (by their suffixes, `IMAGE_SUFFIXES`), sorted by name.
+
+    Hidden files, such as the `._a.png` of macOS, are passed over.
 
     Raises:
-        ValueError: `folder` is no folder, or holds no image file.
+        ValueError: `folder` is not a folder, or holds no image file.
     """
-    folder = Path(folder)
+    folder = expand_home(folder)
     if not folder.is_dir():
         raise ValueError(
             f"{folder}: expected a folder of images, found {'a file' if folder.exists() else 'nothing'}"
         )
-    files = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-    )
+    files = sorted(path for path in folder.iterdir() if _is_image(path))
     if not files:
-        raise ValueError(f"{folder}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none")
+        raise ValueError(
+            f"{folder}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none; found "
+            f"{describe_folder(folder)}"
+        )
     return files
+
+
+def has_images(folder: Path) -> bool:
+    """Whether `list_images` finds any image in a folder."""
+    return any(_is_image(path) for path in folder.iterdir())
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path) and path.is_file()
 
 
 class ImageFolder:
@@ -159,7 +172,7 @@ class ImageFolder:
 
     def __init__(self, folder: str | Path, *, limit: int | None = None) -> None:
         self._files = list_images(folder)[:limit]
-        self.name = Path(folder).resolve().name
+        self.name = expand_home(folder).resolve().name
 
     def __len__(self) -> int:
         return len(self._files)

@@ -20,7 +20,7 @@ from saqsam.data.datasets import Dataset, Sample
 from saqsam.data.detections import DetectionSource, load_detections
 from saqsam.evaluate import ranks
 from saqsam.evaluate.identity import dataset_identity, encoder_identity, model_identity
-from saqsam.evaluate.iou import MeanIoU, fill_box, mask_iou
+from saqsam.evaluate.iou import MeanIoU, clear_ignored, fill_box, mask_iou
 from saqsam.evaluate.left_out import CROWD, check_scored, nothing_to_score, sum_notes, sum_skipped
 from saqsam.evaluate.records import RecordFolder
 from saqsam.evaluate.task import ImageSession, Metrics, Record, Task
@@ -347,8 +347,9 @@ def fill_box_iou(dataset: Dataset, *, limit: int | None = None, min_area: int = 
             if instance.is_crowd or instance.area < min_area:
                 skipped[CROWD if instance.is_crowd else BELOW_MIN_AREA] += 1
                 continue
-            filled = fill_box(instance.box, sample.image.shape[:2])
-            mean_iou.update(mask_iou(torch.from_numpy(filled)[None], torch.from_numpy(instance.mask())[None]))
+            filled = torch.from_numpy(fill_box(instance.box, sample.image.shape[:2]))[None]
+            filled = clear_ignored(filled, sample.counted())
+            mean_iou.update(mask_iou(filled, torch.from_numpy(instance.mask())[None]))
     if not len(mean_iou):
         raise ValueError(nothing_to_score(dataset, count, skipped))
     return mean_iou.compute()

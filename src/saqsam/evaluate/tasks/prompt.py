@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from saqsam.data.datasets import Instance
 from saqsam.data.rle import encode_mask, rle_text
-from saqsam.evaluate.iou import boundary_iou, mask_iou
+from saqsam.evaluate.iou import boundary_iou, clear_ignored, mask_iou
 from saqsam.evaluate.prompts import box_prompts, next_click, point_prompts
 from saqsam.evaluate.task import ImageSession, Metrics, Record, Task, mean
 from saqsam.predictor import Predictor, check_finite
@@ -29,7 +29,8 @@ class PromptTask(Task):
     three, of which the one with the highest predicted IoU counts. Clicks start as the point; each further one lies
     deepest inside the largest region where the mask is wrong, says whether it belongs to the object, and goes in with
     all clicks before it and the logits of the last mask; these give one mask. Masks are compared at the image's
-    original resolution, where the logit is above 0. Crowd regions are not prompts.
+    original resolution, where the logit is above 0. Ignored pixels (`Sample.ignored`) are cleared from the predicted
+    masks first, so they count neither for nor against them. Crowd regions are not prompts.
 
     Args:
         prompt: `box`, `point` or `clicks`.
@@ -74,14 +75,16 @@ class PromptTask(Task):
     def _score(self, session: ImageSession, instances: Sequence[Instance]) -> Iterator[Record]:
         predictor = session.predictor
         at_once = predictor.prompts_at_once
+        counted = session.sample.counted()
         for start in range(0, len(instances), at_once):
             members = instances[start : start + at_once]
             truth = torch.from_numpy(np.stack([member.mask() for member in members]))
             truth = truth.to(predictor.features.device)
             if self.prompt == "clicks":
-                masks, own, ious = _click(predictor, truth, self.clicks)
+                masks, own, ious = _click(predictor, truth, self.clicks, counted)
             else:
                 masks, own = _prompt_once(predictor, members, self.prompt)
+                masks = clear_ignored(masks, counted)
                 ious = [mask_iou(masks, truth).tolist()]
             for row, member in enumerate(members):
                 mask = masks[row].cpu().numpy()
@@ -153,7 +156,7 @@ def _best(low_res: torch.Tensor, predicted: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def _click(
-    predictor: Predictor, truth: torch.Tensor, clicks: int
+    predictor: Predictor, truth: torch.Tensor, clicks: int, counted: NDArray[np.bool_] | None
 ) -> tuple[torch.Tensor, list[float], list[list[float]]]:
     """Masks [P, H, W] after the last click, their predicted IoUs, and the IoUs [P] after each click."""
     truths: NDArray[np.bool_] = truth.cpu().numpy()
@@ -175,6 +178,6 @@ def _click(
             multimask_output=step == 0,  # one click may mean a part or the whole
         )
         logits, own = _best(low_res, predicted)
-        masks = predictor.upscale(logits)[:, 0]
+        masks = clear_ignored(predictor.upscale(logits)[:, 0], counted)
         ious.append(mask_iou(masks, truth).tolist())
     return masks, own.tolist(), ious
