@@ -98,8 +98,8 @@ def interpret_mask(path: str | Path, channels: NDArray[Any], ignore_label: Ignor
     Args:
         path: The file. Its suffix tells lossy formats (JPEG, WebP) from lossless ones.
         channels: Contents of the file, from `read_channels`.
-        ignore_label: Value of the pixels to ignore. "auto" ignores 255 (or 65535) in lossless files with the values 0, 1
-            and 255, as in one-class label maps; None ignores no value.
+        ignore_label: Value of the pixels to ignore. "auto" ignores 255 (or 65535) in lossless files with the values 0,
+            1 and 255, as in one-class label maps; None ignores no value.
 
     Raises:
         UnclearMask: `ignore_label` is "auto" and the values are 0, 1 and 255, but the pixels of 1 are so scattered that
