@@ -243,7 +243,7 @@ def test_masks_of_photos_that_are_turned(tmp_path: Path, orientation: int) -> No
         if folder == "shown":
             with Image.open(tmp_path / folder / "images" / "a.png") as image:
                 ImageOps.exif_transpose(image).convert("L").save(tmp_path / folder / "masks" / "a.png")
-    note = {"mask taken to lie as its image is shown, after EXIF orientation": 1}
+    note = {"mask assumed to match the upright image, whose EXIF orientation keeps its size": 1}
     shown = open_dataset(tmp_path / "shown")[0]
     np.testing.assert_array_equal(shown.instances[0].mask(), shown.image[..., 0] > 0)
     assert shown.notes == (note if 1 < orientation < 5 else {})
@@ -253,7 +253,7 @@ def test_masks_of_photos_that_are_turned(tmp_path: Path, orientation: int) -> No
         assert sample.notes == shown.notes
     else:
         np.testing.assert_array_equal(sample.instances[0].mask(), sample.image[..., 0] > 0)
-        assert sample.notes == {"mask turned by the EXIF orientation of its image": 1}
+        assert sample.notes == {"mask rotated by the EXIF orientation of its image": 1}
 
 
 def test_they_are_scored(tmp_path: Path) -> None:

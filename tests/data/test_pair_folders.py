@@ -137,6 +137,13 @@ def test_the_mask_of_an_image(image: str, mask: str) -> None:
     assert match_masks([Path(image)], [Path(mask)]) == [(Path(image), Path(mask))]
 
 
+def test_names_in_another_case_are_counted(tmp_path: Path) -> None:
+    make(tmp_path, "images", "A.PNG", "b.png")
+    dataset = opened(make(tmp_path, "masks", "a.png", "b_mask.PNG"))
+    assert files(dataset) == ["A.PNG", "b.png"]
+    assert dataset.index_notes == {"mask matched by its name in another case": 1}
+
+
 def test_equal_names_go_first() -> None:
     images = [Path(name) for name in ("A.png", "a.png", "a_0000.png", "a_mask.png", "b.png")]
     masks = [Path(name) for name in ("a.png", "a_mask.png", "b_mask.png", "b_seg.png")]

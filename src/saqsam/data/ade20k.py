@@ -41,7 +41,6 @@ class AdeDataset:
         name: `ade20k_` and the split.
         category_names: Name of each label, from `ROOT/objectInfo150.txt`; empty without that file.
         index_skipped: What was left out when the folder was listed, by reason.
-        index_notes: What was accepted then although it is unusual, by kind: nothing yet.
 
     Raises:
         ValueError: A folder is missing, two files have one name, no image is left, or objectInfo150.txt is not the
@@ -64,7 +63,6 @@ class AdeDataset:
         self._annotations = unique_stems(label_maps, "label map")
         self.name = f"ade20k_{split}"
         self.index_skipped: dict[str, int] = {}
-        self.index_notes: dict[str, int] = {}
         self._images: list[Path] = []
         for path in images:
             if len(self._images) == limit:

@@ -45,7 +45,7 @@ OTHER_SPELLING = "category name in another spelling"
 _HEADER = re.compile(r"(imagesource|gsd|acquisition ?dates?)\s*:", re.IGNORECASE)
 _LABEL_FOLDER = re.compile(r"labeltxt|(annfiles|labels)$", re.IGNORECASE)
 _LOOKED_AT = 20
-"""Files in `labels` that are looked into to tell DOTA's format from YOLO's."""
+"""Maximum number of files in `labels` that are read to tell DOTA's format from YOLO's."""
 
 _Corners = tuple[tuple[float, float], ...]
 
@@ -76,7 +76,7 @@ class DotaDataset:
         digest: Of all label files.
         category_names: Name of each category id: `CATEGORIES`, and others that the files hold. Known names count in any
             case, with spaces or underscores too.
-        index_notes: Labels with a known name in another spelling, counted.
+        index_notes: Number of labels with a known name in another spelling.
 
     Raises:
         ValueError: A folder is missing, two images have the same name, a line of a label file is none, with its number,
@@ -186,10 +186,10 @@ class DotaDataset:
 
 
 def find_label_folder(root: Path) -> Path | None:
-    """Return the folder of label files: `labelTxt`, or the only other folder of such files with a name in use.
+    """Return the folder of label files: `labelTxt`, or else the only folder of label files with another known name.
 
-    Those are names that begin with `labelTxt`, such as `labelTxt-v1.5`, `annfiles` of MMRotate, and `labels` if its
-    files are not YOLO's. A folder may lie in it that holds the files.
+    Known names begin with `labelTxt`, such as `labelTxt-v1.5`, or are `annfiles` (MMRotate) or `labels`, if its files
+    are not YOLO's. The files may also lie in the only subfolder.
 
     Raises:
         ValueError: There are several and none is called `labelTxt`.
@@ -208,7 +208,7 @@ def find_label_folder(root: Path) -> Path | None:
 
 
 def _with_files(folder: Path) -> Path:
-    """The folder, or the only one inside it if the label files lie there, as in DOTA's archives."""
+    """Return the folder, or its only subfolder if the folder has no label files, as in DOTA's archives."""
     inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and not is_hidden(path)]
     return inside[0] if not _label_files(folder) and len(inside) == 1 else folder
 
@@ -218,7 +218,7 @@ def _label_files(folder: Path) -> list[Path]:
 
 
 def _holds_labels(folder: Path, may_be_yolo: bool) -> bool:
-    """Whether a folder has label files, and they are DOTA's by their first line that is not a header."""
+    """Return whether a folder has label files, and whether the first label in them is DOTA's and not YOLO's."""
     files = _label_files(folder)
     if not may_be_yolo:
         return bool(files)
@@ -232,7 +232,7 @@ def _holds_labels(folder: Path, may_be_yolo: bool) -> bool:
 
 
 def _read_labels(folder: Path) -> tuple[dict[str, list[_Label]], str]:
-    """The labels of each file, by its name without suffix, and a digest of all files."""
+    """Return the labels of each file by its name without suffix, and a hash of all files."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of label files, found none")
     labels, digest = {}, hashlib.sha256()
@@ -257,7 +257,7 @@ def _read_text(path: Path, content: bytes) -> str:
 
 
 def _parse(words: list[str], where: str) -> _Label:
-    """Parse a line; without its last word, as some files have it, an object is not difficult."""
+    """Parse a line. Without the last word, the object is not difficult."""
     if len(words) < 9:
         raise ValueError(
             f"{where}: expected x1 y1 x2 y2 x3 y3 x4 y4 category difficult, got {len(words)} words"
@@ -290,7 +290,7 @@ def _is_number(word: str) -> bool:
 
 
 def _known_name(category: str) -> str:
-    """The name in `CATEGORIES` that differs in case and signs between words alone; other names as they are."""
+    """Return the name in `CATEGORIES` that differs only in case and separators; any other name unchanged."""
     return _PLAIN_CATEGORIES.get(re.sub(r"[\s_-]+", "-", category).lower(), category)
 
 

@@ -76,6 +76,6 @@ def check_unused(ignore_label: IgnoreLabel, spec: str | Path) -> None:
 
 
 def _yolo_labels(folder: Path) -> Path | None:
-    """A label file of YOLO in `labels/` or a folder in it."""
+    """Return a text file in `labels/` or its subfolders."""
     files = (path for path in (folder / "labels").rglob("*.txt") if not is_hidden(path))
     return next(islice(files, 1), None)

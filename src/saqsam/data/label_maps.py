@@ -82,7 +82,7 @@ class FolderLabels:
         if not self._files:
             found = describe_folder(self._folder)
             raise ValueError(f"labels {folder}: expected label maps (.png), found none; found {found}")
-        # Names in lower case, for another case of the suffix; of two the first.
+        # By names in lower case; the first of several.
         self._folded: dict[str, Path] = {}
         for name, path in self._files.items():
             self._folded.setdefault(name.as_posix().lower(), path)
@@ -124,7 +124,7 @@ class FolderLabels:
         return labels
 
     def _path_of(self, named: Path) -> Path | None:
-        """The file of a name, or of its last part, in any case if there is none in this one."""
+        """Return the label map of this path or of its last part; failing that, in another case."""
         names = [named, Path(named.name)]
         found = [self._files[name] for name in names if name in self._files]
         found += [path for name in names if (path := self._folded.get(name.as_posix().lower())) is not None]

@@ -35,38 +35,38 @@ from saqsam.data.segmentations import DAMAGED_MASK
 NO_MASK = "image without a mask file"
 NO_IMAGE = "mask file without an image"
 
-TURNED = "mask turned by the EXIF orientation of its image"
-AS_SHOWN = "mask taken to lie as its image is shown, after EXIF orientation"
+TURNED = "mask rotated by the EXIF orientation of its image"
+AS_SHOWN = "mask assumed to match the upright image, whose EXIF orientation keeps its size"
+OTHER_CASE = "mask matched by its name in another case"
 
 _LOOKED_AT = 32
-"""Masks that are read on opening, to find out what their values mean."""
+"""Number of masks that are read on opening."""
 
 
 class MaskPairDataset:
     """Images with one mask each, in two folders: the mask of `NAME.jpg` is `NAME.png` or another of `mask_names`.
 
-    A mask has two values, 0 and that of the object; `mask_values.interpret_mask` says what else is accepted. An image
-    has one instance of category 1, its mask. Ids count from 1 in the order of the sorted image names. Images without a
-    mask, masks without an image, and masks that are damaged, empty or of another size than their image are left out
-    and counted by reason.
+    Each image has one instance of category 1, its mask as `mask_values.interpret_mask` reads it. Ids count from 1 in
+    the order of the sorted image names. Images without a mask, masks without an image, and masks that are damaged,
+    empty or of another size than their image are left out and counted by reason.
 
-    The object has the same value in all files, and so has the ignore label. Some masks are read on opening to tell
-    both; an unclear mask is read as they are.
+    The object must have the same value in all files, and so must the pixels to ignore. A sample of the masks is read on
+    opening to find both values, which then settle masks that are unclear by themselves.
 
     Args:
-        root: The folder that holds both, see `pair_folders`.
+        root: Folder that holds both folders, see `pair_folders`.
         limit: Keep the first `limit` images that have masks; None keeps all.
-        ignore_label: The value of mask pixels that count neither as object nor as background, 0 to 65535. None if no
-            value does. "auto" takes 255 (65535 in 16 bits) in masks with the values 0, 1 and 255.
+        ignore_label: Value of the mask pixels that are neither object nor background, 0 to 65535; None for no value.
+            "auto" ignores 255 (65535 in 16 bits) in masks with the values 0, 1 and 255.
 
     Attributes:
-        name: That of the root.
-        digest: Of the names and sizes of all mask files, and of `ignore_label` unless it is "auto".
-        index_notes: What was accepted on opening although it is unusual, by kind: nothing yet.
+        name: Name of the root folder.
+        digest: Hash of the names and sizes of all mask files, and of `ignore_label` unless it is "auto".
+        index_notes: Number of masks that were matched by their name in another case.
 
     Raises:
-        ValueError: `root` holds no such pair of folders or several, no image with a mask, two files of one name, or
-            masks that are label maps.
+        ValueError: `root` holds no or several pairs of folders, no image with a mask, two files that differ only in
+            their suffix, or label maps.
     """
 
     def __init__(
@@ -89,7 +89,8 @@ class MaskPairDataset:
                 f"{images[0].stem}.png, found {masks[0].name}"
             )
         self._index_skips = Counter({NO_MASK: len(images) - len(pairs), NO_IMAGE: len(masks) - len(pairs)})
-        self.index_notes: dict[str, int] = {}
+        other_case = sum(mask.stem not in mask_names(image) for image, mask in pairs)
+        self.index_notes = {OTHER_CASE: other_case} if other_case else {}
         self.name = root.resolve().name
         listed = "\n".join(f"{path.name} {path.stat().st_size}" for path in masks)
         listed += "" if ignore_label == "auto" else f"\nignore {ignore_label}"
@@ -132,7 +133,7 @@ class MaskPairDataset:
     def _read_mask(
         self, path: Path, image: Path, size: tuple[int, ...]
     ) -> tuple[MaskFile | str, Counter[str]]:
-        """The mask of an image of `size`, or the reason why it cannot be used; and notes."""
+        """Return the mask of an image of `size`, or the reason why it cannot be used; and notes."""
         try:
             channels = read_channels(path)
         except ValueError:
@@ -147,17 +148,17 @@ class MaskPairDataset:
         return dict(+self._index_skips)
 
     def _look_at(self, masks: Sequence[Path]) -> None:
-        """Find out what values mean, by some masks that are spread over all of them."""
+        """Find the values of the object and of the pixels to ignore from a sample of the masks."""
         places = np.linspace(0, len(masks) - 1, min(_LOOKED_AT, len(masks))).astype(int)
         for path in (masks[place] for place in places.tolist()):
             try:
                 channels = read_channels(path)
             except ValueError:
-                continue  # It is counted when its image is asked for.
+                continue  # Counted when its image is read.
             try:
                 found = interpret_mask(path, channels, self._ignore_label)
             except UnclearMask:
-                continue  # The other masks may tell.
+                continue  # The other masks may settle it.
             if self._object_value is None:
                 self._object_value = self._value_of(found)
                 self._object_example = f"{found.object_value} as in {path.name}"
@@ -165,7 +166,7 @@ class MaskPairDataset:
             self._found_label = self._found_label or found.ignore_value
 
     def _interpret(self, path: Path, channels: NDArray[Any]) -> MaskFile:
-        """Interpret a mask as the others of the set."""
+        """Interpret a mask by the values found on opening."""
         label = self._ignore_label
         if label == "auto" and self._found_label is not None:
             label = self._found_label
@@ -173,7 +174,7 @@ class MaskPairDataset:
             label = None
         found = interpret_mask(path, channels, label)
         if label != self._ignore_label and found.ignored is not None and not found.mask.any():
-            # The only value of this file is the ignore label of others.
+            # 255 alone: the ignore label of the other files, or an object with another value than theirs.
             self._check_object_value(MaskFile(found.ignored, object_value=WHITE), path)
         self._check_object_value(found, path)
         return found
@@ -184,17 +185,17 @@ class MaskPairDataset:
             return
         raise ValueError(
             f"{path}: expected objects of value {self._object_example}, got {found.object_value}; {IGNORE_HINT}"
-            + ("" if self._ignore_label is None else ", None (none) if there is none")
+            + ("" if self._ignore_label is None else ", or None (none) if no value does")
         )
 
     def _value_of(self, found: MaskFile) -> int | None:
-        # Some sets mix masks of 0 and 1 with masks of 0 and 255: unclear only as long as 255 may mean "ignore".
+        # Masks of 0 and 1 may be mixed with masks of 0 and 255 unless 255 may be an ignore label.
         is_one = found.object_value == 1 and self._ignore_label != "auto"
         return WHITE if is_one else found.object_value
 
 
 def read_mask(path: str | Path, *, ignore_label: IgnoreLabel = "auto") -> NDArray[np.bool_]:
-    """Read a mask file: HW bool, the object; see `mask_values.interpret_mask`.
+    """Return the object in a mask file as HW bool, as `mask_values.interpret_mask` reads it.
 
     Raises:
         ValueError: The file cannot be read, or its values are not those of a mask.
@@ -204,9 +205,10 @@ def read_mask(path: str | Path, *, ignore_label: IgnoreLabel = "auto") -> NDArra
 
 
 def match_masks(images: Sequence[Path], masks: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Pair each image with its mask, in the order of the images; those without a counterpart are left out.
+    """Return pairs of an image and its mask in the order of the images, without files that have no counterpart.
 
-    Equal names go first, then the other `mask_names`, then these in any case. A mask belongs to one image.
+    Equal names are matched first, then the other `mask_names`, then the same names in another case. Each mask is
+    used once.
 
     Raises:
         ValueError: Two images or two masks differ in nothing but their suffix.
@@ -230,10 +232,10 @@ def match_masks(images: Sequence[Path], masks: Sequence[Path]) -> list[tuple[Pat
 
 
 def _as_shown(found: MaskFile, image: Path, size: tuple[int, ...]) -> tuple[MaskFile, dict[str, int]]:
-    """The mask as its image is shown, and the note if EXIF orientation was considered.
+    """Return the mask of an upright image, and a note if the image has an EXIF orientation.
 
-    A mask of the stored image's size is turned as the image is. If the sizes do not tell, because the image is square
-    or mirrored only, the mask is taken as it is.
+    A mask with the size of the stored image is rotated as the image was. If the orientation does not change the size,
+    the mask is assumed to be upright.
     """
     orientation = read_orientation(image)
     if orientation == 1:
@@ -249,7 +251,7 @@ def _as_shown(found: MaskFile, image: Path, size: tuple[int, ...]) -> tuple[Mask
 
 
 def _turn(stored: NDArray[np.bool_], orientation: int) -> NDArray[np.bool_]:
-    """Turn a stored mask as an EXIF orientation of 5 to 8 says."""
-    turns = {5: 0, 6: 3, 7: 2, 8: 1}[orientation]  # by 90 degrees, against the clock
+    """Apply an EXIF orientation of 5 to 8 to a mask."""
+    turns = {5: 0, 6: 3, 7: 2, 8: 1}[orientation]  # counterclockwise by 90 degrees
     turned = np.rot90(stored, turns)
     return np.ascontiguousarray(turned.T if orientation in (5, 7) else turned)

@@ -1,4 +1,4 @@
-"""Folders of images and of masks, known by their names, and the mask of each image."""
+"""Folders of images and masks, found by their names, and the names of mask files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from saqsam.data.images import has_images
 from saqsam.data.paths import is_hidden
 
 USUAL_FOLDERS = (("images", "masks"), ("Original", "Ground Truth"), ("*_Input", "*_GroundTruth"))
-"""Patterns of the pairs of names that win over all others: Kvasir-SEG and many others, CVC-ClinicDB, ISIC."""
+"""Pairs of names (glob patterns) that take precedence: Kvasir-SEG and many others, CVC-ClinicDB, ISIC."""
 IMAGE_FOLDERS = (
     "images",
     "image",
@@ -26,14 +26,14 @@ MASK_FOLDERS = (
     *("segmentation", "seg", "masks_png", "labels_png", "manual", "1st_manual", "SegmentationClass"),
     *("SegmentationClassPNG", "SegmentationObject", "labelsTr", "labelsTs", "labelsVal"),
 )
-"""Names of the folders of a pair in any case, with any or no signs between words."""
+"""Other names of mask folders. Case and separators do not matter, also in `IMAGE_FOLDERS`."""
 _ADE_LABELS = "annotations"  # whose folders of splits hold ADE20K's label maps
 _SPLIT = re.compile(r"(images|labels)(tr|ts|val)")
 
 MASK_ENDINGS = ("", "_segmentation", "_mask", "_seg", "_masks", "_gt", "_label", "-mask", "_groundtruth")
-"""What the name of a mask file may have after that of its image (`_segmentation`: ISIC)."""
+"""Endings that the name of a mask file may add to that of its image (`_segmentation`: ISIC)."""
 _CHANNEL = "_0000"
-"""nnU-Net's ending of an image file that its mask file lacks: the first channel."""
+"""Ending of nnU-Net's image files (the first channel), which their mask files lack."""
 
 
 def find_pair_folders(root: str | Path) -> tuple[Path, Path] | None:
@@ -63,24 +63,24 @@ def find_pair_folders(root: str | Path) -> tuple[Path, Path] | None:
 
 
 def has_image_folder(root: Path) -> bool:
-    """Whether a folder holds one of `IMAGE_FOLDERS` with images in it."""
+    """Return whether a folder holds one of `IMAGE_FOLDERS` with images in it."""
     return bool(_known_folders(root, _PLAIN_IMAGES))
 
 
 def mask_names(image: Path) -> list[str]:
-    """The names without suffix that the mask file of an image may have, the most likely first."""
+    """Return the names without suffix that the mask file of an image may have, the most likely first."""
     stems = [image.stem, image.stem.removesuffix(_CHANNEL), image.name]
     return list(dict.fromkeys(stem + ending for stem in stems for ending in MASK_ENDINGS))
 
 
 def _pairs(root: Path) -> list[tuple[Path, Path]]:
-    """All pairs of folders in `root` with names that belong together and files that are images."""
+    """Return all pairs of folders in `root` that have known names of the same split and hold images."""
     images, masks = _known_folders(root, _PLAIN_IMAGES), _known_folders(root, _PLAIN_MASKS)
     return [(one, other) for one in images for other in masks if _split(one) == _split(other)]
 
 
 def _split_pair(images: Path) -> tuple[Path, Path] | None:
-    """The pair of a folder of images that is one of several splits."""
+    """Return an image folder that is one of several splits, and its mask folder."""
     whole = images.resolve()
     if _SPLIT.fullmatch(_plain(whole.name)):
         found = [masks for one, masks in _pairs(whole.parent) if one.name == whole.name]
@@ -94,7 +94,7 @@ def _split_pair(images: Path) -> tuple[Path, Path] | None:
 
 
 def _known_folders(root: Path, names: frozenset[str]) -> list[Path]:
-    """The folders in `root` that have one of the plain names and hold images."""
+    """Return the folders in `root` that have one of the plain names and hold images."""
     folders = [path for path in sorted(root.iterdir()) if _plain(path.name) in names and not is_hidden(path)]
     return [path for path in folders if path.is_dir() and has_images(path)]
 
@@ -104,7 +104,7 @@ def _plain(name: str) -> str:
 
 
 def _split(folder: Path) -> str:
-    """nnU-Net's split, `tr` for training; empty for all other folders."""
+    """Return nnU-Net's split, such as `tr` for training; empty for all other folders."""
     found = _SPLIT.fullmatch(_plain(folder.name))
     return found[2] if found else ""
 

@@ -1,4 +1,4 @@
-"""Paths that users give, and the files of a folder that count."""
+"""Paths as users write them, and contents of folders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from saqsam.utils.errors import shorten_message
 
 _SHOWN = 8
-"""Entries of a folder that a message names."""
+"""Number of entries of a folder that a message names."""
 
 
 def expand_home(path: str | Path) -> Path:
@@ -32,7 +32,7 @@ def expand_home(path: str | Path) -> Path:
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether an operating system or editor left a file or folder there: `._a.png`, `.DS_Store`, `__MACOSX`."""
+    """Return whether a file or folder is hidden or metadata of macOS: `.DS_Store`, `._a.png`, `__MACOSX`."""
     return path.name.startswith(".") or path.name == "__MACOSX"
 
 
