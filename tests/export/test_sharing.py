@@ -1,11 +1,11 @@
-"""Threads may share a loaded export: each gets what it would have got alone."""
+"""Threads may share a backend: each gets what it would have got alone."""
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
 
+from saqsam.backend import Backend, TorchBackend
 from saqsam.export import export_model
 from saqsam.presets import deployable
 from saqsam.prompts import Prompts
@@ -18,16 +18,19 @@ ROUNDS = 24
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def backends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Backend]:
     folder = tmp_path_factory.mktemp("export") / "onnx"
-    export_model(quantize_tiny(deployable(tiny_recipe(bits="w8a8"))), tiny_processor(), folder)
-    return folder
+    model = quantize_tiny(deployable(tiny_recipe(bits="w8a8")))
+    export_model(model, tiny_processor(), folder)
+    loaded = {name: load_runtime(folder, name, threads=1)[0] for name in ("onnxruntime", "openvino")}
+    return {"torch": TorchBackend(model), **loaded}
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_threads_get_what_they_would_have_got_alone(exported: Path, runtime: str) -> None:
-    backend, _ = load_runtime(exported, runtime, threads=1)
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "openvino"])
+def test_threads_get_what_they_would_have_got_alone(backends: dict[str, Backend], runtime: str) -> None:
+    backend = backends[runtime]
 
+    @torch.inference_mode()
     def work(seed: int) -> tuple[torch.Tensor, ...]:
         embedding = backend.encode(tiny_pixels(seed=seed))
         prompts = Prompts(boxes=torch.tensor([[1.0 + seed % 7, 4.0, 40.0, 50.0]] * (1 + seed % 3)))
