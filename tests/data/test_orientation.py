@@ -10,7 +10,8 @@ from PIL import Image
 
 from coco_folder import compressed, picture, rectangle
 from saqsam.data.datasets import Sample, open_dataset
-from saqsam.data.orientation import read_rotation
+from saqsam.data.images import read_image
+from saqsam.data.orientation import TRANSPOSED, apply_orientation, read_orientation, undo_orientation
 
 
 def rotated_photo(
@@ -71,9 +72,21 @@ def test_a_size_after_rotation_needs_no_note(tmp_path: Path) -> None:
 def test_a_damaged_exif_block_rotates_nothing(tmp_path: Path, block: bytes) -> None:
     rotated_photo(tmp_path, [], (60, 90))
     Image.fromarray(picture((60, 90))).save(tmp_path / "images" / "p.jpg", exif=block)
-    assert read_rotation(tmp_path / "images" / "p.jpg") is None
+    assert read_orientation(tmp_path / "images" / "p.jpg") == 1
 
 
 def test_another_size_is_refused_whatever_the_rotation(tmp_path: Path) -> None:
     sample = rotated_photo(tmp_path, [[RING]], (45, 90))
     assert (sample.instances, sample.skipped) == ((), {"mask of another size than the image": 1})
+
+
+@pytest.mark.parametrize("orientation", TRANSPOSED)
+def test_orientations_are_applied_as_pillow_does(tmp_path: Path, orientation: int) -> None:
+    stored = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "p.png", exif=exif)
+    upright = read_image(tmp_path / "p.png")
+    assert read_orientation(tmp_path / "p.png") == orientation
+    assert np.array_equal(apply_orientation(stored, orientation), upright)
+    assert np.array_equal(undo_orientation(upright, orientation), stored)

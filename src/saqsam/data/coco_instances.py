@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from saqsam.data.coco_records import Annotation
 from saqsam.data.datasets import Instance
 from saqsam.data.json_fields import parse_flag, parse_id, parse_xywh, touches, xyxy
-from saqsam.data.orientation import read_rotation, undo_rotation
+from saqsam.data.orientation import TRANSPOSED, read_orientation, undo_orientation
 from saqsam.data.segmentations import least_size, read_segmentation
 
 EMPTY_MASK = "empty mask"
@@ -141,14 +141,14 @@ def orient(
     height, width = image.shape[:2]
     if stated is None or stated == (height, width):
         return image, (height, width)
-    rotation = read_rotation(path) if stated == (width, height) else None
-    if rotation is None:
+    orientation = read_orientation(path)
+    if stated != (width, height) or orientation not in TRANSPOSED:
         return image, None
     if _count_fitting(annotations, (height, width)) > _count_fitting(annotations, stated):
         notes[STATED_AS_STORED] += 1
         return image, (height, width)
     notes[AS_STORED] += 1
-    return undo_rotation(image, rotation), stated
+    return undo_orientation(image, orientation), stated
 
 
 def _count_fitting(annotations: Sequence[Annotation], size: Size) -> int:

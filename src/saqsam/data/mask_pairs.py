@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from saqsam.data.coco import EMPTY_MASK, OTHER_SIZE
 from saqsam.data.datasets import Instance, Sample
-from saqsam.data.exif import read_orientation
 from saqsam.data.images import list_images, read_image_with_notes
 from saqsam.data.mask_values import (
     IGNORE_HINT,
@@ -27,6 +26,7 @@ from saqsam.data.mask_values import (
     interpret_mask,
     read_channels,
 )
+from saqsam.data.orientation import TRANSPOSED, apply_orientation, read_orientation
 from saqsam.data.pair_folders import MASK_FOLDERS, find_pair_folders, mask_names
 from saqsam.data.paths import describe_folder, expand_home, unique_stems
 from saqsam.data.rle import encode_mask
@@ -241,17 +241,10 @@ def _as_shown(found: MaskFile, image: Path, size: tuple[int, ...]) -> tuple[Mask
     if orientation == 1:
         return found, {}
     if found.mask.shape == size:
-        could_be_stored = orientation < 5 or size[0] == size[1]
+        could_be_stored = orientation not in TRANSPOSED or size[0] == size[1]
         return found, {AS_SHOWN: 1} if could_be_stored else {}
-    if orientation < 5 or found.mask.shape != size[::-1]:
+    if orientation not in TRANSPOSED or found.mask.shape != size[::-1]:
         return found, {}
-    ignored = None if found.ignored is None else _turn(found.ignored, orientation)
-    mask = _turn(found.mask, orientation)
+    ignored = None if found.ignored is None else apply_orientation(found.ignored, orientation)
+    mask = apply_orientation(found.mask, orientation)
     return MaskFile(mask, ignored, found.object_value, found.ignore_value), {TURNED: 1}
-
-
-def _turn(stored: NDArray[np.bool_], orientation: int) -> NDArray[np.bool_]:
-    """Apply an EXIF orientation of 5 to 8 to a mask."""
-    turns = {5: 0, 6: 3, 7: 2, 8: 1}[orientation]  # counterclockwise by 90 degrees
-    turned = np.rot90(stored, turns)
-    return np.ascontiguousarray(turned.T if orientation in (5, 7) else turned)

@@ -1,59 +1,57 @@
-"""Images in the orientation in which their files store them, before EXIF rotation."""
+"""The EXIF orientation of image files, applied to masks and undone on images."""
 
 from __future__ import annotations
 
-import struct
+import contextlib
 import warnings
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-_ROTATED = (5, 6, 7, 8)
-"""EXIF orientations that exchange rows and columns."""
-_METADATA_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    LookupError,
-    TypeError,
-    OverflowError,
-)
-"""Raised by Pillow for damaged EXIF blocks, which `read_image` ignores."""
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+TRANSPOSED = (5, 6, 7, 8)
+"""EXIF orientations that exchange height and width."""
 
 
-def read_rotation(path: Path) -> int | None:
-    """Return the EXIF orientation of an image file if it exchanges height and width (5 to 8), else None.
-
-    A damaged EXIF block rotates nothing.
-    """
+def read_orientation(path: Path) -> int:
+    """Return the EXIF orientation of an image file, 1 to 8; 1, as it is stored, if none can be read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata.
-        try:
-            with Image.open(path) as image:
-                orientation = image.getexif().get(ExifTags.Base.Orientation)
-        except _METADATA_ERRORS:
-            return None
-    return orientation if orientation in _ROTATED else None
+        # Pillow's EXIF parser raises exceptions of any type on damaged metadata, which then counts as absent.
+        with contextlib.suppress(Exception), Image.open(path) as image:
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
+            if isinstance(orientation, int) and 1 <= orientation <= 8:
+                return orientation
+    return 1
 
 
-def undo_rotation(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Return an upright image as its file stores it.
+def apply_orientation(stored: NDArray[_Scalar], orientation: int) -> NDArray[_Scalar]:
+    """Return a stored image or mask upright.
 
     Args:
-        image: HWC, as `read_image` returns it.
-        orientation: EXIF orientation, 5 to 8.
+        stored: HW or HWC.
+        orientation: One of `TRANSPOSED`.
 
     Returns:
-        WHC, contiguous.
+        WH or WHC, contiguous.
     """
-    turned = image.swapaxes(0, 1)
-    # A file of orientation 5 is stored transposed; of the others rows (6), columns (8) or both (7) are reversed too.
+    # Orientation 5 only transposes; the stored rows (6), columns (8) or both (7) are reversed first.
     if orientation in (6, 7):
-        turned = turned[::-1]
+        stored = stored[::-1]
     if orientation in (7, 8):
-        turned = turned[:, ::-1]
-    return np.ascontiguousarray(turned)
+        stored = stored[:, ::-1]
+    return np.ascontiguousarray(stored.swapaxes(0, 1))
+
+
+def undo_orientation(upright: NDArray[_Scalar], orientation: int) -> NDArray[_Scalar]:
+    """Return an upright image or mask as its file stores it; the inverse of `apply_orientation`."""
+    stored = upright.swapaxes(0, 1)
+    if orientation in (6, 7):
+        stored = stored[::-1]
+    if orientation in (7, 8):
+        stored = stored[:, ::-1]
+    return np.ascontiguousarray(stored)
