@@ -160,6 +160,18 @@ def test_a_given_ignore_label(label: int) -> None:
     np.testing.assert_array_equal(found.ignored, values == label)
 
 
+@given(value=st.integers(8, 247), width=st.integers(2, 5))
+def test_trimaps_need_an_ignore_label(value: int, width: int) -> None:
+    values = np.zeros(SIZE, dtype=np.uint8)
+    values[20 - width : 40 + width, 20 - width : 60 + width] = value
+    values[20:40, 20:60] = 255
+    with pytest.raises(ValueError, match="got 3 different ones up to 255"):
+        interpret(values)
+    found = interpret(values, ignore_label=value)
+    np.testing.assert_array_equal(found.mask, values == 255)
+    np.testing.assert_array_equal(found.ignored, values == value)
+
+
 def test_no_ignore_label() -> None:
     with pytest.raises(ValueError, match="got 3 different ones up to 255"):
         interpret(regions(0, 1, 255), ignore_label=None)

@@ -248,7 +248,8 @@ def _has_labels(
         return True
     # Soft edges are ramps, and compression yields constant blocks of at most 8 x 8. Only labels fill larger squares.
     if is_exact:
-        small, large = _even_values(values, 3), _even_values(values, 9)
+        # The only value in between may be that of a narrow border, as in trimaps.
+        small, large = _even_values(values, 2 if len(present) == 3 else 3), _even_values(values, 9)
         return bool(
             ((small > noise) & (small < largest - noise)).any() or ((large > 0) & (large < largest)).any()
         )
@@ -259,7 +260,7 @@ def _has_labels(
 
 
 def _even_values(values: NDArray[Any], side: int, *, tolerance: int = 0) -> NDArray[Any]:
-    """Return the values of all squares of `side` x `side` pixels (odd) that vary by at most `tolerance`."""
+    """Return the values of all squares of `side` x `side` pixels that vary by at most `tolerance`."""
     if min(values.shape) < side:
         return values[:0, 0]
     square, reach = np.ones((side, side), dtype=np.uint8), side // 2
