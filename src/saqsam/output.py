@@ -39,9 +39,11 @@ def check_writable(path: Path) -> None:
 
 
 def check_file_writable(path: Path) -> None:
-    """`check_writable`, and ValueError if `path` is a folder."""
+    """`check_writable`, and ValueError if `path` is a folder or a device."""
     if path.is_dir():
         raise ValueError(f"cannot write {path}: it is a folder")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"cannot write {path}: expected a regular file, found a device or pipe")
     check_writable(path)
 
 
@@ -90,9 +92,9 @@ def remove_stale(path: Path) -> None:
     if sys.platform == "win32":
         return  # folders cannot be locked there, so nothing tells whether they are in use
     pattern = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}{re.escape(_PARTIAL)}")
-    for name in os.listdir(path.parent):
-        if pattern.fullmatch(name):
-            _remove_unless_locked(path.parent / name, path)
+    for partial in path.parent.iterdir():
+        if pattern.fullmatch(partial.name):
+            _remove_unless_locked(partial, path)
 
 
 def _remove_unless_locked(partial: Path, path: Path) -> None:
@@ -145,8 +147,13 @@ def _lock_new(handle: int, partial: Path) -> bool:
     return False
 
 
-def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write an HWC uint8 RGB picture as PNG, as `write_whole` does."""
+def png_bytes(picture: NDArray[np.uint8]) -> bytes:
+    """Encode an HWC uint8 RGB picture as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
-    write_whole(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Write an HWC uint8 RGB picture as PNG, as `write_whole` does."""
+    write_whole(path, png_bytes(picture))
