@@ -321,6 +321,8 @@ def segment(
         raise ValueError("--points-per-side, --pred-iou and --stability need --everything")
     path = out_png or image.with_name(f"{image.stem}.masks.png")
     check_png(path)
+    if path.exists() and image.exists() and path.samefile(image):
+        raise ValueError(f"--out: {path} is the picture to segment; choose another name")
     check_new(path, overwrite=overwrite)
     with _library():
         from saqsam_cli import commands

@@ -281,8 +281,6 @@ def segment_everything(
 def _read_picture(image: Path, path: Path) -> NDArray[np.uint8]:
     """The picture to segment; what is drawn can be written to `path`."""
     picture = read_image(image)
-    if path.exists() and path.samefile(image):
-        raise ValueError(f"--out: {path} is the picture to segment; choose another name")
     check_file_writable(path)
     return picture
 

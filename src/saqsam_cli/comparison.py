@@ -21,7 +21,7 @@ from saqsam_cli.evaluation import evaluation_bar, make_tasks
 from saqsam_cli.opening import json_bytes, open_labelled, open_model
 from saqsam_cli.options import EvaluationOptions
 from saqsam_cli.outputs import claim_optional
-from saqsam_cli.tables import METRIC_NAMES, figure
+from saqsam_cli.tables import METRIC_NAMES, figure, scored_on
 from saqsam_cli.terminal import busy, out, progress_bars, result_table, say
 
 WORST = 5
@@ -97,7 +97,7 @@ def compare_models(
             figures.write(json_bytes(comparison_dict(found, named)))
         if drawing is not None and drawn is not None:
             drawing.write(drawn)
-    print_comparison(found, named)
+    print_comparison(found, named, dataset)
     for path, what in ((json_file, "written"), (picture, "picture")):
         if path is not None:
             say(f"{what}: {path}")
@@ -127,12 +127,12 @@ def comparison_dict(found: Comparison, named: Sequence[Named]) -> dict[str, Any]
     }
 
 
-def print_comparison(found: Comparison, named: Sequence[Named]) -> None:
+def print_comparison(found: Comparison, named: Sequence[Named], dataset: Dataset) -> None:
     """Figures of all models, their differences to the first, and where the others lost most."""
     first = found.evaluations[0]
     for model in named:
         say(f"{model.letter}  {model.model} ({model.recipe})")
-    say(f"on {first.dataset}, {first.images} images")
+    say(f"on {scored_on(first, dataset)}")
     for number, (task, metrics) in enumerate(first.metrics.items()):
         table = result_table(task, *(model.letter for model in named), right=len(named))
         for name in metrics:

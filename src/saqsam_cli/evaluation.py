@@ -86,7 +86,7 @@ def evaluate(
         if output is not None:
             content = {"model": model, **_describe(recipe, inventory), **result.to_dict()}
             output.write(json_bytes(content if integer is None else {**content, **integer.to_dict()}))
-    print_evaluation(result, model, recipe, inventory)
+    print_evaluation(result, model, recipe, inventory, dataset)
     if integer is not None:
         print_integers(integer)
     if json_file is not None:

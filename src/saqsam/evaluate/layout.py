@@ -4,10 +4,11 @@ A layout is one of
 
 - `int`, `float` (integers too), `str` or `bool`: a value of that type;
 - `ANY`: any value;
-- `RUNS`: run lengths of a mask of the image's size, as `rle_text` writes them;
-- `[layout]`: a list; `(layout, layout)`: a list of exactly these;
+- `RUNS`: run lengths of a mask of the image's size, as `rle_text` writes them; `SIZE`: that size, [height, width];
+- `[layout]`: a list; `(layout, layout)`: a list of exactly these; `AtLeast(n, layout)`: of n or more;
 - `{"name": layout, "other?": layout}`: an object with these names, those with a question mark optional;
-- `Each(layout)`: an object with any names; `Maybe(layout)`: null as well.
+- `Each(layout)`: an object with any names;
+- `Maybe(layout)`: null as well; `OneOf((layout, layout))`: any of these.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from saqsam.utils.errors import shorten
 
 Layout = Any
 RUNS = "run lengths"
+SIZE = "the size of the image"
 ANY = "anything"
 MAX_PIXELS = 2**28
 """Pixels of an image that a record may claim; images are refused far below."""
@@ -29,6 +31,21 @@ MAX_PIXELS = 2**28
 class Each:
     """An object with any names, all of whose values have one layout."""
 
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A value of one of several layouts."""
+
+    layouts: tuple[Layout, ...]
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """A list of at least `least` values of one layout."""
+
+    least: int
     layout: Layout
 
 
@@ -54,12 +71,21 @@ def check_layout(value: Any, layout: Layout, size: tuple[int, int], where: str) 
     if isinstance(layout, Maybe):
         if value is not None:
             check_layout(value, layout.layout, size, where)
+    elif isinstance(layout, OneOf):
+        _check_alternatives(value, layout, size, where)
+    elif isinstance(layout, AtLeast):
+        check_layout(value, [layout.layout], size, where)
+        if len(value) < layout.least:
+            raise _unexpected(where, f"{layout.least} values or more", value)
     elif isinstance(layout, Each | dict):
         _check_object(value, layout, size, where)
     elif isinstance(layout, list | tuple):
         _check_list(value, layout, size, where)
     elif layout == ANY:
         return
+    elif layout == SIZE:
+        if value != list(size):
+            raise _unexpected(where, f"the size of the image, {list(size)}", value)
     elif layout == RUNS:
         if not isinstance(value, str):
             raise _unexpected(where, RUNS, value)
@@ -96,6 +122,15 @@ def _check_object(value: Any, layout: Each | dict[str, Layout], size: tuple[int,
         raise _unexpected(where, ", ".join(known), list(value))
     for name, one in value.items():
         check_layout(one, known[name], size, f"{where}.{name}")
+
+
+def _check_alternatives(value: Any, layout: OneOf, size: tuple[int, int], where: str) -> None:
+    for one in layout.layouts[:-1]:
+        try:
+            return check_layout(value, one, size, where)
+        except ValueError:
+            continue
+    return check_layout(value, layout.layouts[-1], size, where)
 
 
 def _check_list(

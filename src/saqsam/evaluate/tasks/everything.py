@@ -10,7 +10,7 @@ from saqsam.data.datasets import Instance
 from saqsam.data.rle import rle_from_text, rle_text
 from saqsam.evaluate.coco_ap import PROPOSALS, MaskAP
 from saqsam.evaluate.iou import rle_ious
-from saqsam.evaluate.layout import RUNS, Layout
+from saqsam.evaluate.layout import RUNS, SIZE, Layout
 from saqsam.evaluate.task import ImageSession, Metrics, Record, Task, mean
 from saqsam.mask_generator import GeneratorOptions
 
@@ -50,7 +50,7 @@ class EverythingTask(Task):
 
     def layout(self) -> Layout:
         """See `Task.layout`."""
-        return {"size": (int, int), "truth": [(int, int, RUNS)], "found": [(float, RUNS)]}
+        return {"size": SIZE, "truth": [(int, int, RUNS)], "found": [(float, RUNS)]}
 
     def reduce(self, records: Sequence[Record]) -> Metrics:
         """See `Task.reduce`: what `MaskAP.compute_proposals` gives, `objects`, and `masks_per_image` on average."""

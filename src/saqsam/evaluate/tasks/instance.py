@@ -12,7 +12,7 @@ from saqsam.data.detections import DetectionSource, ImageDetections
 from saqsam.data.rle import encode_mask, rle_from_text, rle_text
 from saqsam.evaluate.coco_ap import MaskAP
 from saqsam.evaluate.iou import rle_ious
-from saqsam.evaluate.layout import RUNS, Layout
+from saqsam.evaluate.layout import RUNS, SIZE, Layout
 from saqsam.evaluate.task import ImageSession, Metrics, Record, Task
 from saqsam.predictor import check_finite
 
@@ -86,7 +86,7 @@ class InstanceTask(Task):
     def layout(self) -> Layout:
         """See `Task.layout`."""
         return {
-            "size": (int, int),
+            "size": SIZE,
             "truth": [(int, int, int, RUNS)],
             "found": [(int, float, float, RUNS)],
             "incomplete?": [int],

@@ -19,7 +19,7 @@ from saqsam.data.polygons import (
     smallest_rectangle,
 )
 from saqsam.data.rle import encode_mask, rle_text
-from saqsam.evaluate.layout import RUNS, Layout, Maybe
+from saqsam.evaluate.layout import RUNS, AtLeast, Layout, Maybe
 from saqsam.evaluate.rotated import polygon_ious
 from saqsam.evaluate.rotated_ap import OrientedDetection, OrientedTruth, RotatedAP
 from saqsam.evaluate.task import ImageSession, Metrics, Record, Task, mean
@@ -129,7 +129,7 @@ class OrientedTask(Task):
 
     def layout(self) -> Layout:
         """See `Task.layout`."""
-        corners = [(float, float)]
+        corners = AtLeast(3, (float, float))
         truth = {"id": int, "category": int, "difficult": bool, "crowd": bool, "corners": corners}
         found: dict[str, Layout] = {
             "id": Maybe(int),
