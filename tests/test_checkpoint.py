@@ -30,11 +30,14 @@ from saqsam.checkpoint import (
     check_target,
     checkpoint_tensors,
     content_hash,
+    hash_header,
     load_checkpoint,
+    processor_hash,
     quantization_config_of,
     recipe_of,
     save_checkpoint,
 )
+from saqsam.checkpoint import folder as checkpoint_folder
 from saqsam.models.structure import SamStructure
 from saqsam.prepare import build_packed_skeleton
 from saqsam.recipe import Recipe
@@ -47,7 +50,7 @@ from tiny_quantized import (
     tiny_data,
     tiny_recipe,
 )
-from tiny_sam import tiny_processor, tiny_sam
+from tiny_sam import tiny_config, tiny_processor, tiny_sam
 from torchvision_stub import torchvision_stub
 
 Loader = Callable[[Path], SamModel]
@@ -268,24 +271,49 @@ def test_config_json_says_what_it_is(saved: dict[str, Path]) -> None:
         "quant_method": "saqsam",
         "format_version": checkpoint.FORMAT_VERSION,
         "saqsam_version": saqsam.__version__,
-        "content_sha256": content_hash(load_file(saved["mixed"] / WEIGHTS), mixed_recipe().to_dict()),
+        "processor_sha256": processor_hash(tiny_processor()),
+        "content_sha256": content_hash(
+            load_file(saved["mixed"] / WEIGHTS),
+            hash_header(tiny_config(), mixed_recipe().to_dict(), processor_hash(tiny_processor())),
+        ),
         "recipe": mixed_recipe().to_dict(),
     }
     assert Recipe.from_dict(quantization["recipe"]) == mixed_recipe()
 
 
-def test_a_checkpoint_of_a_version_without_later_fields_loads(saved: dict[str, Path], tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(saved["mixed"], tmp_path / "older"))
+def make_version_1(folder: Path) -> None:
+    """Rewrite `config.json` as saqsam wrote it in format version 1."""
     config = json.loads((folder / "config.json").read_text())
     quantization = config["quantization_config"]
-    del quantization["recipe"]["equalized"], quantization["recipe"]["probabilities"]["finest"]
+    del quantization["processor_sha256"]
+    quantization["format_version"] = 1
     quantization["content_sha256"] = content_hash(load_file(folder / WEIGHTS), quantization["recipe"])
     (folder / "config.json").write_text(json.dumps(config))
-    for model in (load_checkpoint(folder), SamModel.from_pretrained(folder)):
+
+
+def test_a_checkpoint_of_version_1_without_later_recipe_fields_loads(
+    saved: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(saved["mixed"], tmp_path / "older"))
+    edit_quantization(lambda q: (q["recipe"].pop("equalized"), q["recipe"]["probabilities"].pop("finest")))(
+        folder
+    )
+    make_version_1(folder)
+    for number, loader in enumerate((load_checkpoint, from_pretrained)):
+        with pytest.warns(UserWarning, match="format version 1, whose hash does not cover"):
+            model = loader(folder)
         assert recipe_of(model) == mixed_recipe()
-        saved_again = tmp_path / type(model).__name__
-        save_checkpoint(model, tiny_processor(), saved_again, overwrite=True)
-        load_checkpoint(saved_again)
+        assert_same_outputs(model, mixed_tiny())
+        saved_again = save_checkpoint(model, tiny_processor(), tmp_path / f"again-{number}")
+        assert quantization_config_of(load_checkpoint(saved_again)).format_version == 2  # type: ignore[union-attr]
+
+
+def test_save_pretrained_upgrades_version_1(copy: Path, tmp_path: Path) -> None:
+    make_version_1(copy)
+    with pytest.warns(UserWarning, match="format version 1"):
+        from_pretrained(copy).save_pretrained(tmp_path / "again")
+    tiny_processor().save_pretrained(tmp_path / "again")
+    assert_same_outputs(load(tmp_path / "again"), quantized_tiny())
 
 
 def test_the_hash_covers_names_dtypes_shapes_values_and_the_recipe() -> None:
@@ -396,7 +424,7 @@ def edit_quantization(change: Callable[[dict[str, Any]], object]) -> Callable[[P
 
 TOKEN = "mask_decoder.iou_token.weight"
 CODES = "vision_encoder.layers.0.attn.qkv.weight.codes"
-ALTERED = r"model\.safetensors or the recipe in config\.json was altered: their content hash is [0-9a-f]{12}"
+ALTERED = r"the recipe or the configuration were altered: their content hash is [0-9a-f]{12}"
 
 # Kind of damage -> (what does it, what the error says).
 TENSOR_DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -412,7 +440,10 @@ TENSOR_DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         edit_tensors(lambda t: t.update({TOKEN: t[TOKEN].reshape(32, 1)})),
         rf"{TOKEN} must have shape \(1, 32\), has \(32, 1\)",
     ),
-    "wrong dtype": (edit_tensors(lambda t: t.update({TOKEN: t[TOKEN].float()})), ALTERED),
+    "wrong dtype": (
+        edit_tensors(lambda t: t.update({TOKEN: t[TOKEN].float()})),
+        f"{TOKEN} must be F16, is F32",
+    ),
     "two tensors swapped": (
         edit_tensors(
             lambda t: t.update(
@@ -427,8 +458,8 @@ TENSOR_DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 CONFIG_DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "newer format": (
-        edit_quantization(lambda q: q.update(format_version=2)),
-        "this checkpoint has format version 2; saqsam .* reads version 1: install the version that wrote it",
+        edit_quantization(lambda q: q.update(format_version=3)),
+        "this checkpoint has format version 3; saqsam .* reads versions 1 to 2: install the version that wrote it",
     ),
     "no format": (edit_quantization(lambda q: q.pop("format_version")), "has format version None"),
     "no hash": (edit_quantization(lambda q: q.pop("content_sha256")), "config.json says None"),
@@ -439,12 +470,12 @@ CONFIG_DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "no recipe": (edit_quantization(lambda q: q.pop("recipe")), "quantization_config has no recipe"),
     "recipe of another kind": (
         edit_quantization(lambda q: q.update(recipe=[])),
-        "recipe must be a mapping, got list",
+        r"quantization_config has no recipe, got \[\]",
     ),
-    "unknown key": (edit_quantization(lambda q: q.update(colour=1)), "unknown keys: colour"),
+    "unknown key": (edit_quantization(lambda q: q.update(colour=1)), r"unknown keys: \['colour'\]"),
     "other bits": (
         edit_quantization(lambda q: q["recipe"]["weights"].update(bits=5)),
-        r"weight\.codes must have shape \(1920,\), has \(1536,\)",
+        r"weight\.codes must have shape \(\d+,\), has \(\d+,\)",
     ),
     "other activation bits": (
         edit_quantization(lambda q: q["recipe"]["activations"].update(bits=5)),
@@ -478,13 +509,13 @@ CONFIG_DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 # What transformers reports in its own way, or does not notice, when asked by itself.
 FOLDER_DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no config": (lambda folder: (folder / "config.json").unlink(), r"config\.json cannot be read"),
-    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), r"config\.json cannot be read"),
-    "a list": (lambda folder: (folder / "config.json").write_text("[]"), "is not a checkpoint of saqsam"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), r"config\.json is missing"),
+    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), r"config\.json: expected JSON"),
+    "a list": (lambda folder: (folder / "config.json").write_text("[]"), "expected a JSON object, got list"),
     "no tensors": (lambda folder: (folder / WEIGHTS).unlink(), r"model\.safetensors is missing"),
     "not quantized": (
         edit_config(lambda c: c.pop("quantization_config")),
-        "is not a checkpoint of saqsam: its config.json has no such quantization_config",
+        "is not a checkpoint of saqsam: expected quantization_config of 'saqsam' in its config.json, got None",
     ),
     "of another method": (
         edit_quantization(lambda q: q.update(quant_method="gptq")),
@@ -492,11 +523,11 @@ FOLDER_DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "no heads": (
         edit_config(lambda c: c["vision_config"].update(num_attention_heads=0)),
-        r"config\.json: no SamModel has this configuration",
+        r"config\.json: vision_config\.num_attention_heads: expected an integer from 1",
     ),
     "a width that is text": (
         edit_config(lambda c: c["vision_config"].update(hidden_size="32")),
-        r"config\.json is not the configuration of a SAM: .*hidden_size",
+        r"config\.json: vision_config\.hidden_size: expected an integer",
     ),
 }
 
@@ -547,7 +578,7 @@ def test_float_folders_and_missing_ones_are_no_checkpoints(tmp_path: Path) -> No
     tiny_sam().save_pretrained(tmp_path / "float")
     with pytest.raises(ValueError, match="is not a checkpoint of saqsam"):
         load_checkpoint(tmp_path / "float")
-    with pytest.raises(ValueError, match=r"nowhere.config\.json cannot be read"):
+    with pytest.raises(ValueError, match=r"nowhere.config\.json is missing"):
         load_checkpoint(tmp_path / "nowhere")
 
 
@@ -645,7 +676,7 @@ def test_a_crash_while_writing_leaves_what_was_there(
     def crash(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(output if failing == "_put_in_place" else checkpoint, failing, crash)
+    monkeypatch.setattr(output if failing == "_put_in_place" else checkpoint_folder, failing, crash)
     before = tree(copy)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(

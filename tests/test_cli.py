@@ -25,7 +25,8 @@ from ade_folder import make_ade
 from coco_folder import good_annotations, make_coco, picture
 from command_line import assert_done, assert_refused, run
 from dota_folder import make_dota
-from saqsam import checkpoint, reconstruct
+from saqsam import reconstruct
+from saqsam.checkpoint import folder as checkpoint_folder
 from saqsam.checkpoint import load_checkpoint, save_checkpoint
 from saqsam.data.images import read_image
 from saqsam.presets import DEFAULT_METHOD, deployable
@@ -393,7 +394,7 @@ def test_an_interrupt_leaves_nothing(
             Path(arguments[1]).write_bytes(b"half of")
         signal.raise_signal(signal.SIGINT)
 
-    owner, name = (saqsam, "quantize") if where == "calibrating" else (checkpoint, "save_file")
+    owner, name = (saqsam, "quantize") if where == "calibrating" else (checkpoint_folder, "save_file")
     monkeypatch.setattr(owner, name, interrupt)
     result = quantize(tiny, tmp_path / "out" / "q")
     assert result.exit_code == 130
@@ -409,7 +410,7 @@ def test_an_interrupted_overwrite_keeps_the_old_checkpoint(
     tiny: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(packed, tmp_path / "q")
-    monkeypatch.setattr(checkpoint, "save_file", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(checkpoint_folder, "save_file", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     assert quantize(tiny, tmp_path / "q", "--overwrite").exit_code == 130
     assert_same_outputs(load_checkpoint(tmp_path / "q"), load_checkpoint(packed))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["q", "q.unfinished"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import SamModel
 
+from saqsam.checkpoint.tensors import MAX_SCALE, MAX_TAU, MIN_SCALE
 from saqsam.clipping import AttentionClipping, Clip
 from saqsam.journal import damaged_step
 from saqsam.learn import UnitLog
@@ -80,21 +81,23 @@ def _check_names(tensors: Mapping[str, Tensor], expected: set[str], path: Path) 
 
 def _check_values(name: str, tensor: Tensor, bits: int | None, path: Path) -> None:
     attribute = name.rpartition(".")[2]
-    if attribute == "scale" and bool((tensor <= 0).any()):
-        raise damaged_step(path, f"{name}: expected positive scales, found {shorten(float(tensor.min()))}")
+    if attribute == "scale":
+        _check_range(name, tensor, MIN_SCALE, MAX_SCALE, path)
     if attribute == "zero_point" and bits is not None:
         _check_range(name, tensor, 0, 2**bits - 1, path)
     if attribute == "tau":
-        _check_range(name, tensor, 1, 2**8, path)
+        tau = int(tensor)
+        if tau < 1 or tau > MAX_TAU or tau & (tau - 1):
+            raise damaged_step(path, f"{name}: expected a power of 2 up to {MAX_TAU}, found {tau}")
     if tensor.is_floating_point() and attribute != "scale":
         # What stays float is stored as float16 in the checkpoint.
-        _check_range(name, tensor, -65504, 65504, path)
+        _check_range(name, tensor, -MAX_SCALE, MAX_SCALE, path)
 
 
-def _check_range(name: str, tensor: Tensor, low: int, high: int, path: Path) -> None:
+def _check_range(name: str, tensor: Tensor, low: float, high: float, path: Path) -> None:
     if tensor.numel() and (tensor.min() < low or tensor.max() > high):
         found = f"{float(tensor.min()):g} to {float(tensor.max()):g}"
-        raise damaged_step(path, f"{name}: expected values from {low} to {high}, found {found}")
+        raise damaged_step(path, f"{name}: expected values from {low:g} to {high:g}, found {found}")
 
 
 def read_unit_log(values: Mapping[str, Any]) -> UnitLog:

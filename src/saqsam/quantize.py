@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from saqsam.arithmetic import float32_arithmetic
 from saqsam.bimodal import find_signs, integrate_bimodal, merged_observers
 from saqsam.calibrate import calibrate
 from saqsam.calibration_images import CalibrationImages, choose_calibration_images
-from saqsam.checkpoint import attach_quantizer, quantization_config_of
+from saqsam.checkpoint import attach_quantizer, processor_hash, quantization_config_of
 from saqsam.clipping import AttentionClipping, clip_attentions
 from saqsam.data.datasets import Dataset
 from saqsam.data.detections import Detections
@@ -27,6 +28,7 @@ from saqsam.equalize import equalize, scale_inputs
 from saqsam.finished_steps import check_signs, place_tensors, read_clipping, read_unit_log
 from saqsam.journal import Journal, damaged_step
 from saqsam.learn import UnitLog, unit_parts
+from saqsam.models.configuration import config_fields
 from saqsam.models.structure import SamStructure
 from saqsam.prepare import (
     activation_slots,
@@ -122,14 +124,14 @@ def quantize(
     log.images, log.prompts = len(images), images.prompts
     journal = None
     if unfinished is not None:
-        journal = Journal(Path(unfinished), _arguments(quantized, recipe, images))
+        journal = Journal(Path(unfinished), _arguments(quantized, processor, recipe, images))
 
     prepare_equalized(quantized, structure, recipe, images, _brief(progress))
     reference = _set_ranges(quantized, structure, recipe, images, log, journal, progress)
     if recipe.reconstruction is not None:
         log.units = _learn(quantized, reference, structure, recipe, images, memory, journal, progress)
     pack(quantized, structure, recipe, _brief(progress))
-    attach_quantizer(quantized, recipe.to_dict())
+    attach_quantizer(quantized, recipe.to_dict(), processor_sha256=processor_hash(processor))
     return quantized.eval()  # the new modules too
 
 
@@ -268,15 +270,18 @@ def _load_unit(
     return log
 
 
-def _arguments(model: SamModel, recipe: Recipe, images: CalibrationImages) -> dict[str, str]:
-    """All that decides about the result, by the name that a message would give it."""
-    digest = hashlib.sha256()
+def _arguments(
+    model: SamModel, processor: SamProcessor, recipe: Recipe, images: CalibrationImages
+) -> dict[str, str]:
+    """Return everything that decides the result, by the name that a message gives it."""
+    digest = hashlib.sha256(json.dumps(config_fields(model.config), sort_keys=True).encode())
     for name, parameter in sorted(model.named_parameters()):
         digest.update(name.encode())
         digest.update(parameter.detach().cpu().numpy().tobytes())
     on_cpu = model.device.type == "cpu"
     return {
         "model": digest.hexdigest(),
+        "processor": processor_hash(processor),
         "recipe": recipe.to_json(),
         "calibration data": images.fingerprint(),
         "device": str(model.device) if on_cpu else torch.cuda.get_device_name(model.device),

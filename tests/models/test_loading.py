@@ -209,11 +209,14 @@ def test_folder_without_config(tmp_path: Path) -> None:
         ("[]", "JSON object, got list"),
         ("{}", "model_type 'sam', got None"),
         ('{"model_type": "sam2"}', "model_type 'sam', got 'sam2'"),
-        ('{"model_type": "sam", "vision_config": 5}', "not a SamConfig"),
-        ('{"model_type": "sam", "vision_config": {"hidden_size": "wide"}}', "not a SamConfig"),
+        ('{"model_type": "sam", "vision_config": 5}', "vision_config: expected a JSON object, got 5"),
+        (
+            '{"model_type": "sam", "vision_config": {"hidden_size": "wide"}}',
+            "hidden_size: expected an integer",
+        ),
         ('{"model_type": "sam", "vision_config": {"image_size": [64, 32]}}', "image_size"),
-        ('{"model_type": "sam", "vision_config": {"patch_size": 0}}', "patch_size, got 1024 and 0"),
-        ('{"model_type": "sam", "mask_decoder_config": {"num_attention_heads": 7}}', "this configuration"),
+        ('{"model_type": "sam", "vision_config": {"patch_size": 0}}', "patch_size: expected an integer"),
+        ('{"model_type": "sam", "mask_decoder_config": {"num_attention_heads": 7}}', "expected a divisor"),
     ],
 )
 def test_wrong_config(folder: Path, content: str, message: str) -> None:

@@ -1,33 +1,46 @@
-"""What a run of an evaluation is a run of: digests that tell one model or data set from another."""
+"""Fingerprints of models and datasets: an unfinished evaluation resumes only if they are the same."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any
 
 from torch import nn
-from transformers import SamModel
 
-from saqsam.backend import Backend
+from saqsam.backend import TorchBackend
 from saqsam.data.datasets import Dataset
+from saqsam.models.configuration import config_fields
+from saqsam.models.processing import processor_fields
+from saqsam.predictor import Predictor
 
 
-def model_identity(model: SamModel | Backend) -> str:
-    """12 hexadecimal digits of all weights and quantizers of a model, or of the checkpoint and files of an export.
+def model_identity(predictor: Predictor) -> str:
+    """Return 12 hexadecimal digits for a model with its processor: weights, quantizers and every setting of both.
 
-    A backend that says nothing of itself gives the name of its class.
+    An export is identified by its checkpoint and its files; a backend without a manifest by the name of its class.
     """
-    if isinstance(model, SamModel):
-        return module_digest(model)
-    manifest = getattr(model, "manifest", None)
+    backend = predictor.backend
+    if isinstance(backend, TorchBackend):
+        model = backend.model
+        return _hex(module_digest(model), _json(config_fields(model.config)), _settings(predictor))
+    manifest = getattr(backend, "manifest", None)
     if manifest is None:
-        return type(model).__name__
-    return _hex(type(model).__name__, manifest.checkpoint, *sorted(manifest.files.values()))
+        return type(backend).__name__
+    files = sorted(manifest.files.values())
+    return _hex(type(backend).__name__, manifest.checkpoint, *files, _settings(predictor))
 
 
-def encoder_identity(model: SamModel | Backend) -> str | None:
-    """As `model_identity`, of the image encoder alone; None for a backend, whose parts cannot be told apart."""
-    return module_digest(model.vision_encoder) if isinstance(model, SamModel) else None
+def encoder_identity(predictor: Predictor) -> str | None:
+    """Return 12 hexadecimal digits for a model's image encoder and all that prepares its input.
+
+    Two models with the same digits compute the same embeddings. None for a backend, whose parts cannot be told apart.
+    """
+    backend = predictor.backend
+    if not isinstance(backend, TorchBackend):
+        return None
+    encoder, config = backend.model.vision_encoder, config_fields(backend.model.config)["vision_config"]
+    return _hex(module_digest(encoder), _json(config), _settings(predictor))
 
 
 def module_digest(module: nn.Module) -> str:
@@ -46,6 +59,14 @@ def dataset_identity(dataset: Dataset) -> dict[str, Any]:
         "images": len(dataset),
         "digest": getattr(dataset, "digest", None),
     }
+
+
+def _settings(predictor: Predictor) -> str:
+    return _json(processor_fields(predictor.processor))
+
+
+def _json(fields: dict[str, Any]) -> str:
+    return json.dumps(fields, sort_keys=True)
 
 
 def _hex(*parts: str) -> str:

@@ -219,7 +219,7 @@ def evaluate_together(
         if unfinished is None
         else RecordFolder(
             unfinished if len(subjects) == 1 else unfinished / str(number),
-            _header(subject.model, dataset, tasks, count),
+            _header(subject.predictor, dataset, tasks, count),
             count=count,
             layouts={task.name: task.layout() for task in tasks},
             rank=ranks.rank(),
@@ -236,9 +236,9 @@ def evaluate_together(
         raise
 
 
-def _header(model: SamModel | Backend, dataset: Dataset, tasks: Sequence[Task], count: int) -> dict[str, Any]:
+def _header(predictor: Predictor, dataset: Dataset, tasks: Sequence[Task], count: int) -> dict[str, Any]:
     return {
-        "model": model_identity(model),
+        "model": model_identity(predictor),
         "data": {**dataset_identity(dataset), "looked_at": count},
         "tasks": {task.name: task.options() for task in tasks},
     }
@@ -258,7 +258,7 @@ def _walk(
     own = range(ranks.rank(), count, ranks.world_size())
     missing = [index for index in own if any(index not in records for records in made)]
     done = len(own) - len(missing)
-    encoders = [encoder_identity(s.model) for s in subjects] if len(subjects) > 1 else [None]
+    encoders = [encoder_identity(s.predictor) for s in subjects] if len(subjects) > 1 else [None]
     with _eval_modes([subject.model for subject in subjects]), float32_arithmetic():
         for index, sample in _read_ahead(dataset, missing, workers):
             encoded: dict[str, Predictor] = {}

@@ -8,7 +8,13 @@ from typing import Any
 
 from transformers import SamModel, SamProcessor
 
-from saqsam.checkpoint import checkpoint_tensors, content_hash, quantization_config_of, recipe_of
+from saqsam.checkpoint import (
+    checkpoint_tensors,
+    content_hash,
+    hash_header,
+    quantization_config_of,
+    recipe_of,
+)
 from saqsam.export.manifest import FORMATS, MANIFEST, Manifest, file_hash, is_export, read_manifest
 from saqsam.output import whole_folder
 
@@ -49,7 +55,8 @@ def export_model(
             "this model is float: quantize it first (saqsam quantize ... --deploy), then export the checkpoint"
         )
     recipe = recipe_of(model)
-    checkpoint = config.content_sha256 or content_hash(checkpoint_tensors(model), recipe.to_dict())
+    header = hash_header(model.config, config.recipe, config.processor_sha256)
+    checkpoint = config.content_sha256 or content_hash(checkpoint_tensors(model), header)
     plain = model.config.to_dict()
     plain.pop("quantization_config", None)
     metadata = {"saqsam_recipe": recipe.to_json(), "saqsam_checkpoint": checkpoint}

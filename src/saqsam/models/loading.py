@@ -6,7 +6,6 @@ Nothing is ever unpickled beyond what ``torch.load(weights_only=True)`` admits.
 """
 
 import importlib.resources
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +13,16 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import StrictDataclassError
-from transformers import SamConfig, SamImageProcessorPil, SamModel, SamProcessor
+from transformers import SamConfig, SamModel, SamProcessor
 
+from saqsam.models.configuration import check_sam_config, parse_sam_config
 from saqsam.models.official import from_official, is_official
+from saqsam.models.processing import build_processor, load_processor
 from saqsam.models.weights import few, first_line, read_folder, read_safetensors, read_torch, tensors_only
+from saqsam.utils.errors import CheckpointError, shorten
+from saqsam.utils.strict_json import read_json_object
+
+__all__ = ["BUNDLED", "build_model", "build_processor", "load", "load_processor"]
 
 BUNDLED = "sam-mini"
 
@@ -68,29 +72,6 @@ def load(model: str | Path = BUNDLED, *, device: str | torch.device = "cpu") -> 
     return _load_hub(str(model), target)
 
 
-def build_processor(config: SamConfig) -> SamProcessor:
-    """The processor that SAM was trained with, at the image size of `config`.
-
-    Args:
-        config: Configuration of a model with square images of ``vision_config.image_size`` pixels.
-
-    Returns:
-        A processor that resizes the longest edge to the image size, normalises with ImageNet's mean and
-        standard deviation and pads at the right and the bottom; label masks get the size of the model's
-        low-resolution masks, four times the embedding grid.
-    """
-    size = config.vision_config.image_size
-    mask = 4 * (size // config.vision_config.patch_size)
-    return SamProcessor(
-        SamImageProcessorPil(
-            size={"longest_edge": size},
-            pad_size={"height": size, "width": size},
-            mask_size={"longest_edge": mask},
-            mask_pad_size={"height": mask, "width": mask},
-        )
-    )
-
-
 def build_model(
     config: SamConfig,
     tensors: Mapping[str, torch.Tensor],
@@ -113,11 +94,9 @@ def build_model(
     Raises:
         ValueError: A tensor is missing, unknown, of the wrong shape, not floating point, or not finite.
     """
-    try:
-        with torch.device("meta"):
-            model = SamModel(config)
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
-        raise ValueError(f"{source}: no SamModel has this configuration: {first_line(error)}") from error
+    check_sam_config(config, source)
+    with torch.device("meta"):
+        model = SamModel(config)
     tensors = _merge_tied(tensors, source)
     expected = {name: value.shape for name, value in model.state_dict().items() if name != _SHARED_COPY}
     _check_names_and_shapes(tensors, expected, source)
@@ -159,12 +138,12 @@ def _load_folder(folder: Path, device: torch.device) -> tuple[SamModel, SamProce
     if quantization is not None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         if method != "saqsam":
-            raise ValueError(f"{folder}: expected a float model, got one quantized by {method!r}")
+            raise CheckpointError(f"{folder}: expected a float model, got one quantized by {shorten(method)}")
         from saqsam.checkpoint import load_checkpoint  # it builds on this package
 
         model = load_checkpoint(folder, device=device)
         return model, load_processor(folder, model.config)
-    config = _parse_config(raw, folder)
+    config = parse_sam_config(raw, str(folder / "config.json"))
     processor = load_processor(folder, config)
     return build_model(config, read_folder(folder), source=str(folder), device=device), processor
 
@@ -195,7 +174,7 @@ def _load_hub(model_id: str, device: torch.device) -> tuple[SamModel, SamProcess
     pickled = folder / "pytorch_model.bin"
     if any(folder.glob("model*.safetensors")) or not pickled.is_file():
         return _load_folder(folder, device)
-    config = _parse_config(_read_config(folder), folder)
+    config = parse_sam_config(_read_config(folder), str(folder / "config.json"))
     processor = load_processor(folder, config)
     return build_model(
         config, tensors_only(read_torch(pickled), pickled), source=model_id, device=device
@@ -203,9 +182,8 @@ def _load_hub(model_id: str, device: torch.device) -> tuple[SamModel, SamProcess
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(folder / "config.json")
     except FileNotFoundError as error:
         # The name is that of `export.manifest.MANIFEST`, which builds on this package.
         what = (
@@ -213,51 +191,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             if (folder / "export.json").is_file()
             else "one without config.json"
         )
-        raise ValueError(f"{folder}: expected a folder of transformers, got {what}") from error
-    except ValueError as error:  # malformed JSON, or not UTF-8
-        raise ValueError(f"{path}: expected JSON: {first_line(error)}") from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(raw).__name__}")
-    if raw.get("model_type") != SamConfig.model_type:
-        raise ValueError(f"{path}: expected model_type 'sam', got {raw.get('model_type')!r}")
-    return raw
-
-
-def _parse_config(raw: dict[str, Any], folder: Path) -> SamConfig:
-    try:
-        config = SamConfig.from_dict(raw)
-    except (StrictDataclassError, ValueError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(
-            f"{folder / 'config.json'}: not a SamConfig: {' '.join(str(error).split())}"
-        ) from error
-    size, patch = config.vision_config.image_size, config.vision_config.patch_size
-    # The types allow (height, width), the model does not
-    if not isinstance(size, int) or not isinstance(patch, int) or not 0 < patch <= size:
-        raise ValueError(
-            f"{folder / 'config.json'}: expected one image_size and a smaller patch_size, "
-            f"got {size!r} and {patch!r}"
-        )
-    return config
-
-
-def load_processor(folder: Path, config: SamConfig) -> SamProcessor:
-    """The folder's own processor, else `build_processor`; always the Pillow one, so that pixels agree."""
-    names = ("processor_config.json", "preprocessor_config.json")
-    present = [name for name in names if (folder / name).is_file()]
-    if not present:
-        return build_processor(config)
-    try:
-        processor = SamProcessor(SamImageProcessorPil.from_pretrained(folder))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{folder / present[0]}: not a SAM processor: {first_line(error)}") from error
-    size = config.vision_config.image_size
-    pad = processor.image_processor.pad_size
-    if (processor.target_size, pad.height, pad.width) != (size, size, size):
-        raise ValueError(
-            f"{folder / present[0]}: expected images of {size} px as in config.json, got longest edge "
-            f"{processor.target_size} padded to {pad.height}x{pad.width}"
-        )
-    return processor
+        raise CheckpointError(f"{folder}: expected a folder of transformers, got {what}") from error
 
 
 def _merge_tied(tensors: Mapping[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:

@@ -85,7 +85,7 @@ def read_log(folder: Path) -> KnownLog | None:
         )
         source = _read_source(content["source"]) if "source" in content else None
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+        raise CheckpointError(f"{path}: {error}") from error
     return KnownLog(log, source)
 
 

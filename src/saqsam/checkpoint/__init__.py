@@ -1,0 +1,27 @@
+"""The packed checkpoint: a folder that `SamModel.from_pretrained` loads after `import saqsam`.
+
+`docs/checkpoint-format.md` describes the files byte by byte.
+"""
+
+from saqsam.checkpoint.config import FORMAT_VERSION, SaqsamConfig, quantization_config_of, recipe_of
+from saqsam.checkpoint.folder import check_target, load_checkpoint, save_checkpoint
+from saqsam.checkpoint.hashing import content_hash, hash_header, processor_hash
+from saqsam.checkpoint.hf_quantizer import SaqsamQuantizer, attach_quantizer
+from saqsam.checkpoint.tensors import WEIGHTS, checkpoint_tensors
+
+__all__ = [
+    "FORMAT_VERSION",
+    "WEIGHTS",
+    "SaqsamConfig",
+    "SaqsamQuantizer",
+    "attach_quantizer",
+    "check_target",
+    "checkpoint_tensors",
+    "content_hash",
+    "hash_header",
+    "load_checkpoint",
+    "processor_hash",
+    "quantization_config_of",
+    "recipe_of",
+    "save_checkpoint",
+]

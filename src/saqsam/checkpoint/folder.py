@@ -1,0 +1,157 @@
+"""Saving and loading a checkpoint folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import SamModel, SamProcessor
+
+from saqsam.checkpoint.config import QUANT_METHOD, SaqsamConfig, recipe_of
+from saqsam.checkpoint.hashing import processor_hash
+from saqsam.checkpoint.hf_quantizer import attach_quantizer, update_hash, verify_processor
+from saqsam.checkpoint.tensors import (
+    WEIGHTS,
+    check_values,
+    checkpoint_tensors,
+    find_weight_files,
+    read_tensors,
+    verify_hash,
+)
+from saqsam.models.configuration import parse_sam_config
+from saqsam.models.structure import SamStructure
+from saqsam.output import whole_folder
+from saqsam.prepare import build_packed_skeleton, complete_loading
+from saqsam.recipe import Recipe
+from saqsam.utils.errors import CheckpointError, shorten, shorten_message
+from saqsam.utils.strict_json import read_json_object
+
+
+def save_checkpoint(
+    model: SamModel, processor: SamProcessor, folder: str | Path, *, overwrite: bool = False
+) -> Path:
+    """Write a quantized model as a checkpoint folder, which appears under its name only when complete.
+
+    Args:
+        model: The result of `quantize`, or a loaded checkpoint.
+        processor: Its processor; saved beside it and covered by the content hash.
+        folder: The folder to write.
+        overwrite: Replace an existing checkpoint or empty folder; otherwise anything that exists is kept and an error
+            raised. Files and folders of any other kind are never replaced.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: The model is float, or the folder exists and must not be replaced.
+        CheckpointError: The model holds values that no checkpoint may hold, such as NaN.
+    """
+    folder = Path(folder)
+    stored = recipe_of(model).to_dict()
+    check_target(folder, overwrite=overwrite)
+    with whole_folder(folder) as partial:
+        tensors = checkpoint_tensors(model)
+        attach_quantizer(model, stored)
+        update_hash(model, tensors, processor_hash(processor))
+        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        model.config.architectures = ["SamModel"]
+        model.config.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        (partial / WEIGHTS).chmod(0o644)  # safetensors makes files readable by their owner alone
+    return folder
+
+
+def check_target(folder: Path, *, overwrite: bool) -> None:
+    """Raise ValueError if `save_checkpoint` would refuse the folder; call it before long work begins."""
+    if folder.exists() and not overwrite:
+        raise ValueError(f"{folder} exists; choose another name, or overwrite it (--overwrite)")
+    if folder.exists() and not _is_replaceable(folder):
+        raise ValueError(
+            f"{folder} is not a checkpoint of saqsam and is never overwritten; choose another name"
+        )
+
+
+def _is_replaceable(path: Path) -> bool:
+    """Return whether a path is an empty folder or one of our checkpoints, damaged or not."""
+    if not path.is_dir():
+        return False
+    try:
+        _read_config(path)
+    except (CheckpointError, FileNotFoundError):
+        return not any(path.iterdir())
+    return True
+
+
+def load_checkpoint(folder: str | Path, *, device: str | torch.device = "cpu") -> SamModel:
+    """Load a packed checkpoint and verify it.
+
+    Names, dtypes, shapes and values of all tensors are checked, then the content hash, which covers tensors, recipe and
+    the configurations of model and processor.
+
+    Args:
+        folder: A folder written by `save_checkpoint`, or by `save_pretrained` of model and processor.
+        device: Where the tensors go.
+
+    Returns:
+        The quantized model in eval mode.
+
+    Raises:
+        CheckpointError: A file is missing, damaged, altered, or of an unknown version; the message says which.
+    """
+    folder = Path(folder)
+    try:
+        raw = _read_config(folder)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder / 'config.json'} is missing") from error
+    source = str(folder / "config.json")
+    try:
+        quantization = SaqsamConfig.from_dict(raw["quantization_config"])
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    recipe = Recipe.from_dict(quantization.recipe)
+    config = parse_sam_config(raw, source)
+    structure = SamStructure(config)
+    try:
+        with torch.device("meta"):
+            model = SamModel(config)
+            build_packed_skeleton(model, structure, recipe)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{source}: no model has this configuration: {shorten_message(error)}"
+        ) from error
+    files = find_weight_files(folder)
+    tensors = read_tensors(files, model)
+    check_values(tensors, model, recipe, str(files[0]))
+    verify_hash(tensors, config, quantization, folder)
+    verify_processor(folder, config, quantization)
+    expected = model.state_dict()
+    state = {name: t.to(device=device, dtype=expected[name].dtype, copy=True) for name, t in tensors.items()}
+    model.load_state_dict(state, strict=False, assign=True)
+    model.prompt_encoder.shared_embedding.positional_embedding = (
+        model.shared_image_embedding.positional_embedding
+    )
+    model.requires_grad_(False)
+    complete_loading(model, structure, recipe)
+    attach_quantizer(
+        model,
+        quantization.recipe,
+        processor_sha256=quantization.processor_sha256,
+        content_sha256=quantization.content_sha256,
+        format_version=quantization.format_version,
+    )
+    loaded: SamModel = model.eval()
+    return loaded
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Return `config.json` of a checkpoint of ours, unchecked but for its method."""
+    raw = read_json_object(folder / "config.json")
+    quantization = raw.get("quantization_config")
+    if not isinstance(quantization, dict) or quantization.get("quant_method") != QUANT_METHOD:
+        raise CheckpointError(
+            f"{folder} is not a checkpoint of saqsam: expected quantization_config of {QUANT_METHOD!r} in its "
+            f"config.json, got {shorten(quantization)}"
+        )
+    return raw

@@ -1,0 +1,47 @@
+"""The content hash of a checkpoint: it covers everything that decides a mask."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import SamConfig, SamProcessor
+
+from saqsam.models.configuration import config_fields
+from saqsam.models.processing import processor_fields
+
+
+def content_hash(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a header and of the name, dtype, shape and bytes of every tensor.
+
+    Args:
+        tensors: Tensors by name, as stored; they are hashed in the order of their names.
+        header: Plain JSON types, hashed as JSON with sorted keys: see `hash_header`. Format version 1 hashed the recipe
+            alone.
+    """
+    digest = hashlib.sha256(f"{json.dumps(header, sort_keys=True)}\0".encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{list(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def hash_header(config: SamConfig, recipe: Mapping[str, Any], processor_sha256: str | None) -> dict[str, Any]:
+    """Return what a checkpoint's content hash covers besides its tensors.
+
+    Args:
+        config: The model's configuration; only the fields that decide a mask are covered.
+        recipe: The recipe as stored. It is not normalized, so that a recipe without later fields stays valid.
+        processor_sha256: See `processor_hash`.
+    """
+    return {"model": config_fields(config), "processor": processor_sha256, "recipe": dict(recipe)}
+
+
+def processor_hash(processor: SamProcessor) -> str:
+    """Return the SHA-256 of the settings of a processor that decide pixels and masks."""
+    return hashlib.sha256(json.dumps(processor_fields(processor), sort_keys=True).encode()).hexdigest()

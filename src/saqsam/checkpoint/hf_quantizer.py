@@ -1,0 +1,132 @@
+"""transformers' hook: `SamModel.from_pretrained` and `save_pretrained` for packed checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import SamConfig, SamModel
+from transformers.quantizers import register_quantizer
+from transformers.quantizers.base import HfQuantizer
+
+from saqsam.checkpoint.config import FORMAT_VERSION, QUANT_METHOD, SaqsamConfig
+from saqsam.checkpoint.hashing import content_hash, hash_header, processor_hash
+from saqsam.checkpoint.tensors import check_values, checkpoint_tensors, read_tensors, verify_hash
+from saqsam.models.configuration import check_sam_config
+from saqsam.models.processing import PROCESSOR_FILES, build_processor, load_processor
+from saqsam.models.structure import SamStructure
+from saqsam.prepare import build_packed_skeleton, complete_loading
+from saqsam.recipe import Recipe
+from saqsam.utils.errors import CheckpointError
+
+
+@register_quantizer(QUANT_METHOD)
+class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Build packed modules before transformers loads a checkpoint's tensors, and verify the tensors."""
+
+    requires_calibration = True
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return float32: scales and activations are float32, whatever dtype was requested."""
+        return torch.float32
+
+    def update_attn_implementation(self, config: SamConfig) -> SamConfig:
+        """Check the model's configuration; this is the one hook that runs before the model is built."""
+        check_sam_config(config, "config.json")
+        return config
+
+    def is_serializable(self) -> bool:
+        """Return True: `save_pretrained` writes a checkpoint."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Return False: codes have no gradients."""
+        return False
+
+    def get_state_dict_and_metadata(self, model: SamModel) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Return the tensors that `save_pretrained` writes, and update the hash in the configuration."""
+        tensors = checkpoint_tensors(model)
+        config = model.config.quantization_config
+        update_hash(model, tensors, config.processor_sha256 or processor_hash(build_processor(model.config)))
+        return tensors, {}
+
+    def _process_model_before_weight_loading(
+        self, model: SamModel, checkpoint_files: list[str] | None = None, **_: Any
+    ) -> None:
+        quantization = self.quantization_config
+        recipe = Recipe.from_dict(quantization.recipe)
+        try:
+            build_packed_skeleton(model, SamStructure(model.config), recipe)
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"config.json: the recipe does not fit the model: {error}") from error
+        if checkpoint_files:
+            files = [Path(file) for file in checkpoint_files]
+            tensors = read_tensors(files, model)
+            check_values(tensors, model, recipe, str(files[0]))
+            verify_hash(tensors, model.config, quantization, files[0].parent)
+            verify_processor(files[0].parent, model.config, quantization)
+
+    def _process_model_after_weight_loading(self, model: SamModel, **_: Any) -> SamModel:
+        with torch.no_grad():
+            # Tensors mapped from a file are not aligned, which changes the last bits of some products.
+            for tensor in [*model.parameters(), *model.buffers()]:
+                tensor.data = tensor.data.clone()
+        complete_loading(model, SamStructure(model.config), Recipe.from_dict(self.quantization_config.recipe))
+        return model.requires_grad_(False)
+
+
+def attach_quantizer(
+    model: SamModel,
+    recipe: Mapping[str, Any],
+    *,
+    processor_sha256: str | None = None,
+    content_sha256: str | None = None,
+    format_version: int = FORMAT_VERSION,
+) -> None:
+    """Mark a packed model as quantized, as transformers does when it loads one.
+
+    Args:
+        model: A model with packed modules.
+        recipe: Its recipe as JSON.
+        processor_sha256: See `processor_hash`.
+        content_sha256: See `content_hash`; None for a model that is not saved yet.
+        format_version: Version of the format that the hash belongs to.
+    """
+    config = SaqsamConfig(recipe, format_version, content_sha256, processor_sha256)
+    model.config.quantization_config = config
+    model.config.dtype = torch.float32
+    model.hf_quantizer = SaqsamQuantizer(config)
+    model.is_quantized = True
+    model.quantization_method = QUANT_METHOD
+
+
+def update_hash(model: SamModel, tensors: Mapping[str, Tensor], processor_sha256: str) -> None:
+    """Set the hash of a quantized model's configuration to that of the tensors about to be written.
+
+    Raises:
+        CheckpointError: A tensor holds values that no checkpoint may hold, such as a scale that is not finite.
+    """
+    config: SaqsamConfig = model.config.quantization_config
+    check_values(tensors, model, Recipe.from_dict(config.recipe), "this model")
+    config.format_version = FORMAT_VERSION
+    config.processor_sha256 = processor_sha256
+    config.content_sha256 = content_hash(tensors, hash_header(model.config, config.recipe, processor_sha256))
+
+
+def verify_processor(folder: Path, config: SamConfig, quantization: SaqsamConfig) -> None:
+    """Raise CheckpointError if the folder's processor is not the one that the checkpoint was saved with.
+
+    A folder without a processor file stands for the default processor. Format version 1 has no hash to compare with.
+    """
+    if quantization.format_version == 1:
+        return
+    present = [name for name in PROCESSOR_FILES if (folder / name).is_file()]
+    if processor_hash(load_processor(folder, config)) != quantization.processor_sha256:
+        raise CheckpointError(
+            f"{folder / (present or PROCESSOR_FILES)[0]}: expected the processor that this checkpoint was measured "
+            f"with, got {'another one: it was altered' if present else 'no file'}"
+        )

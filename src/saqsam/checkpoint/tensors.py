@@ -1,0 +1,206 @@
+"""Reading a checkpoint's tensors: names, dtypes, shapes, values and the hash are checked before anything uses them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import SamConfig, SamModel
+
+from saqsam.checkpoint.config import SaqsamConfig
+from saqsam.checkpoint.hashing import content_hash, hash_header
+from saqsam.quant.affine import AffineQuantizer
+from saqsam.quant.layers import PackedTensor
+from saqsam.quant.log import LogQuantizer
+from saqsam.recipe import Recipe
+from saqsam.utils.errors import CheckpointError, shorten, shorten_message
+from saqsam.utils.strict_json import read_json_object
+
+WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+"""Lists the shards of a checkpoint that `save_pretrained` split."""
+MAX_SCALE = torch.finfo(torch.float16).max
+"""Largest quantization step: what stays float is stored in float16, so no larger step makes sense."""
+MIN_SCALE = torch.finfo(torch.float32).tiny
+"""Smallest quantization step: the reciprocal of a subnormal number overflows."""
+MAX_TAU = 32
+"""Largest number of steps per octave of a logarithmic quantizer."""
+_TIED = "prompt_encoder.shared_embedding.positional_embedding"
+_FLOAT32_SUFFIX = ".scale"
+_SAFETENSORS_DTYPES = {
+    torch.uint8: "U8",
+    torch.int32: "I32",
+    torch.float16: "F16",
+    torch.float32: "F32",
+}
+
+
+def checkpoint_tensors(model: SamModel) -> dict[str, Tensor]:
+    """Return the tensors of a packed model as stored: contiguous, on the CPU, floats other than scales in float16."""
+    return {
+        name: tensor.detach().cpu().to(_stored_dtype(name, tensor), copy=True).contiguous()
+        for name, tensor in model.state_dict().items()
+        if name != _TIED
+    }
+
+
+def find_weight_files(folder: Path) -> list[Path]:
+    """Return the tensor files of a checkpoint: `model.safetensors`, or the shards that its index lists.
+
+    Raises:
+        CheckpointError: There is neither, or the index is damaged or names files outside the folder.
+    """
+    single, index = folder / WEIGHTS, folder / INDEX
+    if single.is_file() or not index.is_file():
+        return [single]
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: expected a weight_map of file names, got {shorten(weight_map)}")
+    names = set(map(str, weight_map.values()))
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{index}: expected names of safetensors files, got {shorten(name)}")
+    return [folder / name for name in sorted(names)]
+
+
+def read_tensors(files: Sequence[Path], model: SamModel) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint, which must be exactly those of a model.
+
+    Args:
+        files: The safetensors files, several if the checkpoint is sharded.
+        model: A model with packed modules, usually on the meta device.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or a tensor is missing, unknown, repeated, or of another dtype or
+            shape than the model's. Headers are compared before any data is read.
+    """
+    expected = {name: tensor for name, tensor in model.state_dict().items() if name != _TIED}
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = set(file.keys())
+                _check_names(names, expected, tensors, path)
+                for name in sorted(names):
+                    _check_header(file.get_slice(name), name, expected[name], path)
+                tensors |= {name: file.get_tensor(name) for name in sorted(names)}
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path} is missing") from error
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read, it may be cut short: {shorten_message(error)}"
+            ) from error
+    missing = sorted(expected.keys() - tensors.keys())
+    if missing:
+        raise CheckpointError(f"{files[0]} does not fit its recipe: it lacks {_few(missing)}")
+    return tensors
+
+
+def check_values(tensors: Mapping[str, Tensor], model: SamModel, recipe: Recipe, source: str) -> None:
+    """Raise CheckpointError unless every value is one that quantization can produce.
+
+    Scales are finite, positive and at most `MAX_SCALE`; zero points are codes, and the middle code where the recipe
+    says symmetric; steps per octave are powers of two; everything else that is a float is finite.
+
+    Args:
+        tensors: The tensors as stored, by name.
+        model: A model with packed modules, which say how many bits each tensor has.
+        recipe: The model's recipe.
+        source: Name of the file in messages.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, PackedTensor | AffineQuantizer | LogQuantizer):
+            _check_scale(tensors[f"{name}.scale"], f"{source}: {name}.scale")
+        if isinstance(module, PackedTensor | AffineQuantizer):
+            is_middle = isinstance(module, PackedTensor) and recipe.weights.is_symmetric(module.bits)
+            _check_zero_point(
+                tensors[f"{name}.zero_point"], module.bits, is_middle, f"{source}: {name}.zero_point"
+            )
+        if isinstance(module, LogQuantizer):
+            tau = int(tensors[f"{name}.tau"])
+            if tau not in (2**i for i in range(MAX_TAU.bit_length())):
+                raise CheckpointError(f"{source}: {name}.tau must be a power of 2 up to {MAX_TAU}, got {tau}")
+    for name, tensor in tensors.items():
+        if tensor.dtype == torch.float16 and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{source}: {name} holds NaN or infinity, or a value beyond float16")
+
+
+def verify_hash(
+    tensors: Mapping[str, Tensor], config: SamConfig, quantization: SaqsamConfig, folder: Path
+) -> None:
+    """Compare a checkpoint's hash with its content.
+
+    Args:
+        tensors: The tensors as stored.
+        config: The model's configuration.
+        quantization: Holds the hash.
+        folder: Of the checkpoint, for messages.
+
+    Raises:
+        CheckpointError: The hashes differ.
+    """
+    header = dict(quantization.recipe)
+    if quantization.format_version == 1:
+        warnings.warn(
+            f"{folder}: this checkpoint has format version 1, whose hash does not cover the configurations of model "
+            "and processor; load it and save it again to protect them",
+            stacklevel=2,
+        )
+    else:
+        header = hash_header(config, quantization.recipe, quantization.processor_sha256)
+    found = content_hash(tensors, header)
+    if found != quantization.content_sha256:
+        raise CheckpointError(
+            f"{folder}: the tensors, the recipe or the configuration were altered: their content hash is {found[:12]}, "
+            f"config.json says {str(quantization.content_sha256)[:12]}"
+        )
+
+
+def _stored_dtype(name: str, tensor: Tensor) -> torch.dtype:
+    is_half = tensor.is_floating_point() and not name.endswith(_FLOAT32_SUFFIX)
+    return torch.float16 if is_half else tensor.dtype
+
+
+def _check_names(
+    names: set[str], expected: Mapping[str, Tensor], read: Mapping[str, Tensor], path: Path
+) -> None:
+    unknown, repeated = sorted(names - expected.keys()), sorted(names & read.keys())
+    if unknown:
+        missing = sorted(expected.keys() - names - read.keys())
+        lacks = f"lacks {_few(missing)} and " if missing else ""
+        raise CheckpointError(f"{path} does not fit its recipe: it {lacks}has unknown {_few(unknown)}")
+    if repeated:
+        raise CheckpointError(f"{path} repeats {_few(repeated)} of another shard")
+
+
+def _check_header(stored: object, name: str, expected: Tensor, path: Path) -> None:
+    shape, dtype = tuple(stored.get_shape()), stored.get_dtype()  # type: ignore[attr-defined]
+    if shape != tuple(expected.shape):
+        raise CheckpointError(f"{path}: {name} must have shape {tuple(expected.shape)}, has {shorten(shape)}")
+    wanted = _SAFETENSORS_DTYPES[_stored_dtype(name, expected)]
+    if dtype != wanted:
+        raise CheckpointError(f"{path}: {name} must be {wanted}, is {dtype}")
+
+
+def _check_scale(scale: Tensor, what: str) -> None:
+    # NaN compares as false.
+    if not bool(((scale >= MIN_SCALE) & (scale <= MAX_SCALE)).all()):
+        raise CheckpointError(f"{what} must be finite, positive and at most {MAX_SCALE:.0f}")
+
+
+def _check_zero_point(zero_point: Tensor, bits: int, is_middle: bool, what: str) -> None:
+    low, high = (2 ** (bits - 1),) * 2 if is_middle else (0, 2**bits - 1)
+    found_low, found_high = (int(end) for end in torch.aminmax(zero_point))
+    if not low <= found_low <= found_high <= high:
+        raise CheckpointError(
+            f"{what} must be {low if is_middle else f'{low} to {high}'} for {bits} bits, "
+            f"got {found_low if found_low < low else found_high}"
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(shorten(name).strip("'") for name in names[:3])
