@@ -305,6 +305,7 @@ def test_an_existing_out_is_kept_and_said_so_before_any_work(tiny: Path, tmp_pat
     # The model does not exist either: that would be found out later.
     assert_refused(quantize(tmp_path / "missing", out), str(out), "exists", "--overwrite")
     assert_refused(quantize(tmp_path / "missing", out, "--overwrite"), "not a checkpoint")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["[out]"]
     assert (out / "thesis.txt").read_text() == "precious"
 
 
@@ -936,15 +937,21 @@ def test_a_process_prints_results_progress_and_one_line_for_an_error(tiny: Path,
     stdout, stderr = running.communicate(timeout=120)
     assert running.returncode == 2
     assert stdout.splitlines()[-1] == f"picture: {tmp_path / 'q' / 'comparison.png'}"
-    assert [line.split("━")[0].strip() for line in stderr.splitlines()] == [
+    ends = [line.split(":")[0] for line in stderr.splitlines() if line.endswith(" s")]
+    assert ends == [
+        f"loading {tiny}",
         "scoring, float",
         "choosing prompts",
         "calibrating",
         "activation ranges",
         "packing weights",
+        "writing the checkpoint",
+        "reading the checkpoint back",
         "scoring, quantized",
-        f"error: {out} exists; choose another name, or overwrite it (--overwrite)",
+        "drawing the comparison",
+        "writing the report",
     ]
+    assert stderr.splitlines()[-1] == f"error: {out} exists; choose another name, or pass --overwrite"
 
 
 def open_pipe(path: Path, reader: subprocess.Popen[str]) -> int:
@@ -959,7 +966,10 @@ def open_pipe(path: Path, reader: subprocess.Popen[str]) -> int:
     pytest.fail("the process never read its model")
 
 
-def test_ctrl_c_ends_a_process_and_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_process_and_leaves_nothing(
+    tiny: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     shutil.copytree(tiny, tmp_path / "model")
     config = tmp_path / "model" / "config.json"
     content = config.read_text()
@@ -973,12 +983,12 @@ def test_ctrl_c_ends_a_process_and_leaves_nothing(tiny: Path, tmp_path: Path) ->
     with os.fdopen(pipe, "w") as file:
         file.write(content)
     time.sleep(1)  # into the loading or the calibration, which would last for hours
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     try:
         stdout, stderr = running.communicate(timeout=120)
     finally:
         running.kill()
-    assert running.returncode == 130
+    assert running.returncode == code
     assert stdout == ""
     assert "Traceback" not in stderr
     assert stderr.splitlines()[-1] == "interrupted"
