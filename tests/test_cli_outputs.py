@@ -106,13 +106,15 @@ def test_leftovers_of_a_killed_run_are_removed_and_its_steps_kept(tmp_path: Path
     (unfinished / ".arguments.json.abcdefgh.partial").touch()
     (unfinished / "lock").write_text("1")
     (unfinished / "ranges.safetensors").touch()
-    with (
-        pytest.raises(ValueError, match="failed") as caught,
-        claim_output(tmp_path / "q", overwrite=False) as output,
-    ):
-        assert sorted(path.name for path in unfinished.iterdir()) == ["lock", "ranges.safetensors"]
-        output.staged.mkdir()
-        raise ValueError("failed")
+
+    def fail() -> None:
+        with claim_output(tmp_path / "q", overwrite=False) as output:
+            assert sorted(path.name for path in unfinished.iterdir()) == ["lock", "ranges.safetensors"]
+            output.staged.mkdir()
+            raise ValueError("failed")
+
+    with pytest.raises(ValueError, match="failed") as caught:
+        fail()
     assert [path.name for path in unfinished.iterdir()] == ["ranges.safetensors"]
     assert caught.value.__notes__ == [
         f"finished steps are kept in {unfinished}; run the same command again to resume"

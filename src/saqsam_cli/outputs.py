@@ -70,7 +70,8 @@ def claim_output(target: Path, *, overwrite: bool, rank: int = 0) -> Iterator[Ou
     output = Output(target.resolve())  # what a symbolic link points to is replaced, not the link
     _check_unfinished(output.unfinished)
     lock = output.unfinished / (f"{_LOCK}-{rank}" if rank else _LOCK)
-    missing = [folder for folder in target.absolute().parents if not folder.exists()]
+    missing = [folder for folder in output.target.parents if not folder.exists()]
+    had_target = output.target.exists()
     try:
         with lock_file(lock):
             if rank:
@@ -79,12 +80,14 @@ def claim_output(target: Path, *, overwrite: bool, rank: int = 0) -> Iterator[Ou
             restore_folder(output.target, output.unfinished / _REPLACED)
             check_new(target, overwrite=overwrite)
             _remove_temporary(output.unfinished)
-            had_target = target.exists()
             try:
                 yield output
             except BaseException as error:
                 _remove_temporary(output.unfinished)
-                _add_notes(error, output, target, had_target=had_target)
+                if output.has_steps():
+                    error.add_note(
+                        f"finished steps are kept in {output.unfinished}; run the same command again to resume"
+                    )
                 raise
             shutil.rmtree(output.unfinished, ignore_errors=True)
     except LockHeldError as error:
@@ -92,6 +95,9 @@ def claim_output(target: Path, *, overwrite: bool, rank: int = 0) -> Iterator[Ou
         raise ValueError(
             f"{target} is being written by {holder}; wait for it to end, or choose another name"
         ) from None
+    except OSError as error:
+        error.add_note(f"{target} {'is unchanged' if had_target else 'was not written'}")
+        raise
     finally:
         for folder in (output.unfinished, *missing):
             with suppress(OSError):  # not empty, or not created
@@ -129,12 +135,3 @@ def _remove_temporary(folder: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-
-
-def _add_notes(error: BaseException, output: Output, target: Path, *, had_target: bool) -> None:
-    if isinstance(error, OSError):
-        error.add_note(f"{target} {'is unchanged' if had_target else 'was not written'}")
-    if output.has_steps():
-        error.add_note(
-            f"finished steps are kept in {output.unfinished}; run the same command again to resume"
-        )
