@@ -188,7 +188,7 @@ def _set_ranges(
             slots = _slot_tensors(quantized, structure, recipe)
             tensors.update({name: tensor.cpu().clone() for name, tensor in slots.items()})
             journal.save("ranges", tensors, {"clipping": [asdict(entry) for entry in log.clipping]})
-    log.signs = {name: int((sign < 0).sum()) for name, sign in signs.items()}
+    log.signs = {name: int((signs[name] < 0).sum()) for name in sorted(signs)}
     return reference
 
 
