@@ -121,8 +121,7 @@ def start(command: Command, folder: Path, *more: str) -> Process:
     pid = os.fork()
     if pid == 0:
         os.setsid()
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
+        sys.stdout = sys.stderr = os.fdopen(handle, "w")  # not those of a test runner
         code = 1
         try:
             app.app([*command.arguments, str(folder / command.output), *more], prog_name="saqsam")
