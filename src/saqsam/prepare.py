@@ -98,7 +98,7 @@ def round_float_parameters(model: SamModel, structure: SamStructure, recipe: Rec
         ValueError: If a value lies outside float16, or is not finite.
     """
     packed = {f"{site.name}.weight" for site, _ in weight_sites(structure, recipe)}
-    if recipe.bits_of("position_embedding")[0] is not None:
+    if _position_embedding_bits(model, recipe) is not None:
         packed.add(structure.position_embedding)
     for name, parameter in model.named_parameters():
         rounded = parameter.half()
@@ -112,13 +112,7 @@ def round_float_parameters(model: SamModel, structure: SamStructure, recipe: Rec
 
 
 def prepare(model: SamModel, structure: SamStructure, recipe: Recipe) -> None:
-    """Give every layer and attention of the recipe empty quantizer slots, in place; outputs do not change.
-
-    Raises:
-        ValueError: If the recipe asks for the position embedding of a model that has none.
-    """
-    if recipe.bits_of("position_embedding")[0] is not None and model.vision_encoder.pos_embed is None:
-        raise ValueError("extra.position_embedding: this model has no absolute position embedding")
+    """Give every layer and attention of the recipe empty quantizer slots, in place; outputs do not change."""
     for site in structure.attentions:
         attention = model.get_submodule(site.name)
         new = to_quant_attention(
@@ -229,7 +223,7 @@ def pack_embeddings(model: SamModel, recipe: Recipe) -> None:
     layer = model.vision_encoder.patch_embed.projection
     if bits is not None and not isinstance(layer, PackedLayer):
         pack_layer(model, PATCH_EMBEDDING, round_weight(layer, bits, recipe))
-    bits = recipe.bits_of("position_embedding")[0]
+    bits = _position_embedding_bits(model, recipe)
     if bits is not None and "packed_pos_embed" not in model.vision_encoder._modules:
         values = model.vision_encoder.pos_embed.detach()
         _place_position_embedding(model, _pack_tensor(values, bits, 3, recipe))
@@ -263,7 +257,7 @@ def build_packed_skeleton(model: SamModel, structure: SamStructure, recipe: Reci
     place_empty_quantizers(model, structure, recipe)
     for site, bits in weight_sites(structure, recipe):
         place_empty_weight(model, site, bits)
-    bits_or_none = recipe.bits_of("position_embedding")[0]
+    bits_or_none = _position_embedding_bits(model, recipe)
     if bits_or_none is not None:
         shape = tuple(model.vision_encoder.pos_embed.shape)
         _place_position_embedding(model, PackedTensor(shape, bits_or_none, 3).to(model.device))
@@ -295,6 +289,11 @@ def _pack_tensor(values: Tensor, bits: int, axis: int, recipe: Recipe) -> Packed
         power=recipe.calibration.power,
     )
     return PackedTensor.from_float(values, scale, zero_point, bits, axis)
+
+
+def _position_embedding_bits(model: SamModel, recipe: Recipe) -> int | None:
+    """Return the bits of the encoder's absolute position embedding; None if it stays float or the model has none."""
+    return None if model.vision_encoder.pos_embed is None else recipe.bits_of("position_embedding")[0]
 
 
 def _place_position_embedding(model: SamModel, packed: PackedTensor) -> None:

@@ -16,6 +16,7 @@ from transformers import Sam2Config, SamModel
 
 from saqsam.models import load, loading
 from saqsam.models.loading import build_model, build_processor
+from state_dict_names import official_names
 from tiny_sam import IMAGE_SIZE, tiny_config, tiny_pixels, tiny_processor, tiny_sam
 
 SHARED = "shared_image_embedding.positional_embedding"
@@ -122,9 +123,9 @@ def test_shards(folder: Path) -> None:
     assert_same_model(load(folder)[0])
 
     (folder / "model-00001.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"model-00001\.safetensors: not a complete safetensors file"):
+    with pytest.raises(ValueError, match=r"model-00001\.safetensors is missing, which .* lists"):
         load(folder)
-    index.write_text("[]")
+    index.write_text("{}")
     with pytest.raises(ValueError, match="weight_map"):
         load(folder)
 
@@ -189,10 +190,51 @@ def test_truncated_safetensors(folder: Path, keep: int) -> None:
         load(folder)
 
 
-def test_pickled_weights_of_a_folder_are_not_read(folder: Path) -> None:
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.sam."])
+def test_pickled_weights_of_a_folder(folder: Path, prefix: str) -> None:
     (folder / "model.safetensors").unlink()
-    torch.save(tiny_sam(seed=1).state_dict(), folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"expected model\.safetensors"):
+    state = {prefix + name: value for name, value in tiny_sam(seed=1).state_dict().items()}
+    torch.save(state, folder / "pytorch_model.bin")
+    assert_same_model(load(folder)[0])
+    assert_same_model(load(folder / "pytorch_model.bin")[0])
+
+
+def test_official_names_in_a_folder(folder: Path) -> None:
+    """The configuration is the folder's: of what the official code fixes, nothing is assumed."""
+    (folder / "model.safetensors").unlink()
+    torch.save(official_names(tiny_sam(seed=1)), folder / "pytorch_model.bin")
+    assert_same_model(load(folder)[0])
+
+
+def test_safetensors_come_before_pickled_weights(folder: Path) -> None:
+    torch.save({"broken": 1}, folder / "pytorch_model.bin")
+    assert_same_model(load(folder)[0])
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".safetensors"])
+def test_file_with_a_config_beside_it(folder: Path, suffix: str) -> None:
+    path = folder / f"best{suffix}"
+    state = {f"module.{name}": value.clone() for name, value in tiny_sam(seed=1).state_dict().items()}
+    if suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"model_state_dict": state, "epoch": 3}, path)
+    (folder / "model.safetensors").unlink()
+    model, processor = load(path)
+    assert_same_model(model)
+    assert processor.target_size == IMAGE_SIZE
+
+
+def test_folder_without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"expected model\.safetensors or pytorch_model\.bin, found none"):
+        load(folder)
+
+
+def test_oversize_file_is_refused_before_it_is_read(folder: Path) -> None:
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(ValueError, match=r"expected a file of at most [\d,]+ bytes, got 1,099,511,627,776"):
         load(folder)
 
 
@@ -446,13 +488,14 @@ def test_torchscript_archive_is_refused_without_a_warning(tmp_path: Path) -> Non
 @pytest.mark.parametrize("content", [[1, 2], {"a": torch.zeros(1)}, {"model": 3}, torch.zeros(2)])
 def test_pth_of_something_else(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"expected a state dict|expected the tensors of an official"):
+    with pytest.raises(
+        ValueError, match=r"expected a state dict|expected the tensors of an official Segment Anything"
+    ):
         load(tmp_path / "x.pth")
 
 
-def test_single_file_of_transformers_points_to_its_folder(saved: Path) -> None:
-    with pytest.raises(ValueError, match="official Segment Anything model, give its folder"):
-        load(saved / "model.safetensors")
+def test_single_file_of_transformers(saved: Path) -> None:
+    assert_same_model(load(saved / "model.safetensors")[0])
 
 
 def test_build_model_reports_its_source() -> None:

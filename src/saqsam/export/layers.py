@@ -196,17 +196,31 @@ def layer_norm(graph: Graph, norm: nn.LayerNorm, value: Value) -> Value:
     return graph.op("LayerNormalization", value, weight, bias, axis=-1, epsilon=float(norm.eps))
 
 
+_TANH_GELUS = ("GELUTanh", "NewGELUActivation", "FastGELUActivation", "AccurateGELUActivation")
+_SIGMOID_FACTORS = {"SiLUActivation": 1.0, "SiLU": 1.0, "QuickGELUActivation": 1.702}
+"""Activations x * sigmoid(factor * x)."""
+
+
 def activation(graph: Graph, module: nn.Module, value: Value) -> Value:
-    """ReLU or the exact GELU.
+    """Apply one of the activations that a configuration may name (`models.configuration.ACTIVATIONS`).
 
     Raises:
-        ExportError: For any other.
+        ExportError: There is no operator for the activation.
     """
+    kind = type(module).__name__
     if isinstance(module, nn.ReLU):
         return graph.op("Relu", value)
-    if type(module).__name__ in ("GELU", "GELUActivation"):
+    if kind in ("GELU", "GELUActivation"):
         return graph.op("Gelu", value)
-    raise ExportError(f"no operator for the activation {type(module).__name__}")
+    if kind in _TANH_GELUS:
+        return graph.op("Gelu", value, approximate="tanh")
+    if kind in _SIGMOID_FACTORS:
+        scaled = value
+        if _SIGMOID_FACTORS[kind] != 1:
+            factor = graph.constant(np.float32(_SIGMOID_FACTORS[kind]), "factor")
+            scaled = graph.op("Mul", value, factor)
+        return graph.op("Mul", value, graph.op("Sigmoid", scaled))
+    raise ExportError(f"no operator for the activation {kind}")
 
 
 def weighted_mean(graph: Graph, attention: Any, logits: Value, value: Value, where: str) -> Value:

@@ -176,6 +176,8 @@ def check_sam_config(config: SamConfig, source: str) -> None:
     parts = (config, config.vision_config, config.prompt_encoder_config, config.mask_decoder_config)
     if any(getattr(part, "is_heterogeneous", False) for part in parts):
         raise CheckpointError(f"{source}: per_layer_config: expected none")
+    if not config.tie_word_embeddings:
+        raise CheckpointError(f"{source}: tie_word_embeddings: expected true, got false")
     parse_sam_config(config_fields(config), source)
 
 
@@ -197,6 +199,11 @@ def count_parameters(config: SamConfig) -> int:
     heads = tokens * 2 * mid**2 + mid * iou_width + decoder.iou_head_depth * iou_width**2
     masks = prompt.mask_input_channels * (prompt.mask_input_channels + prompt.hidden_size)
     return int(encoder + neck * width + 9 * neck**2 + two_way + heads + masks)
+
+
+def max_weight_bytes(config: SamConfig) -> int:
+    """Return the size that a model's weights on disk may have: eight times that in float32, for other contents."""
+    return 8 * 4 * count_parameters(config) + 2**20
 
 
 def _check_grid(config: SamConfig, raw: Mapping[str, Any], where: str) -> None:

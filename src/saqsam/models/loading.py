@@ -7,6 +7,7 @@ Nothing is ever unpickled beyond what ``torch.load(weights_only=True)`` admits.
 
 import importlib.resources
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import SamConfig, SamModel, SamProcessor
 
-from saqsam.models.configuration import check_sam_config, parse_sam_config
-from saqsam.models.official import from_official, is_official
+from saqsam.models.configuration import check_sam_config, max_weight_bytes, parse_sam_config
+from saqsam.models.inference import DECODER_HEADS, infer_sam_config
+from saqsam.models.official import from_official, rename_state_dict
 from saqsam.models.processing import build_processor, load_processor
-from saqsam.models.weights import few, first_line, read_folder, read_safetensors, read_torch, tensors_only
-from saqsam.utils.errors import CheckpointError, shorten
+from saqsam.models.state_dicts import FoundModel, find_model
+from saqsam.models.weights import few, first_line, is_shard, read_folder, read_safetensors, read_torch
+from saqsam.utils.errors import CheckpointError, shorten, shorten_message
 from saqsam.utils.strict_json import read_json_object
 
 __all__ = ["BUNDLED", "build_model", "build_processor", "load", "load_processor"]
@@ -39,9 +42,10 @@ def load(model: str | Path = BUNDLED, *, device: str | torch.device = "cpu") -> 
         model: One of
 
             - ``"sam-mini"``, the model inside this package;
-            - a folder written by `save_pretrained` for any `SamConfig` (safetensors only), or a packed
-              checkpoint written by saqsam;
-            - a file: an official ``sam_vit_{b,l,h}_*.pth``, or its tensors as ``.safetensors``;
+            - a folder written by `save_pretrained`: safetensors or ``pytorch_model.bin``, whole or in shards; or a
+              packed checkpoint written by saqsam;
+            - a file: an official ``sam_vit_{b,l,h}_*.pth``, what a training script saved of such a model, or the
+              same tensors as ``.safetensors``;
             - a repository on the Hugging Face hub, ``"owner/name"``, such as ``facebook/sam-vit-base``.
 
             A string is tried in this order; a `Path` is only ever a folder or a file.
@@ -53,8 +57,10 @@ def load(model: str | Path = BUNDLED, *, device: str | torch.device = "cpu") -> 
         gets the one of `build_processor`.
 
     Raises:
-        ValueError: Nothing is found under this name; the model is not a `SamModel`; the weights are damaged,
-            incomplete, do not fit the configuration, or hold NaN or infinity; a pickle wants to run code.
+        ValueError: Nothing is found under this name.
+        CheckpointError: The model is not a `SamModel`, or one that saqsam supports (RGB images, one of
+            `configuration.ACTIVATIONS`); a file is damaged; the weights are incomplete, do not fit the configuration,
+            or hold NaN or infinity; a pickle wants to run code; a file holds several models. A `ValueError`, too.
     """
     target = _device(device)
     if isinstance(model, str) and model == BUNDLED:
@@ -63,7 +69,7 @@ def load(model: str | Path = BUNDLED, *, device: str | torch.device = "cpu") -> 
     if path.is_dir():
         return _load_folder(path, target)
     if path.is_file():
-        return _load_official(path, target)
+        return _load_file(path, target)
     looks_like_hub = isinstance(model, str) and _HUB_ID.fullmatch(model) and path.suffix not in _TENSOR_FILES
     if not looks_like_hub:
         raise ValueError(
@@ -79,7 +85,7 @@ def build_model(
     source: str,
     device: str | torch.device = "cpu",
 ) -> SamModel:
-    """A `SamModel` that holds exactly `tensors`.
+    """Return a `SamModel` that holds exactly `tensors`.
 
     Args:
         config: The model's configuration.
@@ -92,7 +98,8 @@ def build_model(
         The model in float32 and eval mode.
 
     Raises:
-        ValueError: A tensor is missing, unknown, of the wrong shape, not floating point, or not finite.
+        CheckpointError: No supported model has this configuration, or a tensor is missing, unknown, of the wrong
+            shape, not floating point, or not finite.
     """
     check_sam_config(config, source)
     with torch.device("meta"):
@@ -106,7 +113,7 @@ def build_model(
         # bits of some matrix products
         value = value.detach().to(device=device, dtype=torch.float32, copy=True)
         if not torch.isfinite(value).all():
-            raise ValueError(f"{source}: {name} holds NaN or infinity")
+            raise CheckpointError(f"{source}: {name} holds NaN or infinity")
         state[name] = value
     model.load_state_dict(state, strict=False, assign=True)
     model.prompt_encoder.shared_embedding.positional_embedding = (
@@ -145,19 +152,63 @@ def _load_folder(folder: Path, device: torch.device) -> tuple[SamModel, SamProce
         return model, load_processor(folder, model.config)
     config = parse_sam_config(raw, str(folder / "config.json"))
     processor = load_processor(folder, config)
-    return build_model(config, read_folder(folder), source=str(folder), device=device), processor
+    tensors = read_folder(folder, max_bytes=max_weight_bytes(config))
+    return build_model(config, _plain_names(tensors, folder), source=str(folder), device=device), processor
 
 
-def _load_official(path: Path, device: torch.device) -> tuple[SamModel, SamProcessor]:
-    tensors = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
-    if not is_official(tensors):
-        hint = ", give its folder" if _SHARED in tensors else ""
-        raise ValueError(f"{path}: expected the tensors of an official Segment Anything model{hint}")
+def _plain_names(tensors: Mapping[str, torch.Tensor], folder: Path) -> Mapping[str, torch.Tensor]:
+    """Return a folder's tensors by their names in `SamModel`, whatever prefix they were saved under."""
+    if _SHARED in tensors or _SHARED_COPY in tensors:
+        return tensors
+    found = find_model(tensors, folder)
+    _note_tensors_beside(found, folder)
+    return rename_state_dict(found.tensors) if found.is_official else found.tensors
+
+
+def _load_file(path: Path, device: torch.device) -> tuple[SamModel, SamProcessor]:
+    folder = path.parent
+    has_config = (folder / "config.json").is_file()
+    if has_config and (is_shard(path) or "quantization_config" in _read_config(folder)):
+        return _load_folder(folder, device)  # the file makes sense with its folder alone
+    content: Mapping[str, object]
+    content = read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_torch(path)
+    found = find_model(content, path)
+    tensors = found.tensors
+    if found.is_official:
+        try:
+            config, tensors = from_official(tensors)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        processor = build_processor(config)
+    elif has_config:
+        config = parse_sam_config(_read_config(folder), str(folder / "config.json"))
+        processor = load_processor(folder, config)
+    else:
+        config = _infer_without_config(tensors, path)
+        processor = build_processor(config)
+    model = build_model(config, tensors, source=str(path), device=device)
+    _note_tensors_beside(found, path)
+    return model, processor
+
+
+def _infer_without_config(tensors: Mapping[str, torch.Tensor], path: Path) -> SamConfig:
     try:
-        config, renamed = from_official(tensors)
+        config = infer_sam_config({name: tuple(value.shape) for name, value in tensors.items()})
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return build_model(config, renamed, source=str(path), device=device), build_processor(config)
+        raise CheckpointError(f"{path}: no config.json beside it, and {error}") from error
+    warnings.warn(
+        f"{path}: no config.json beside it: assumed {DECODER_HEADS} heads in the decoder, and transformers' default "
+        "activations and eps",
+        stacklevel=4,
+    )
+    return config
+
+
+def _note_tensors_beside(found: FoundModel, path: Path) -> None:
+    if found.beside:
+        warnings.warn(
+            f"{path}: ignored {len(found.beside)} tensors beside the model: {few(found.beside)}", stacklevel=4
+        )
 
 
 def _load_hub(model_id: str, device: torch.device) -> tuple[SamModel, SamProcessor]:
@@ -169,16 +220,9 @@ def _load_hub(model_id: str, device: torch.device) -> tuple[SamModel, SamProcess
     except (OSError, ValueError) as error:
         raise ValueError(
             f"no model {model_id!r}: no such file or folder, and not readable from the Hugging Face hub: "
-            f"{first_line(error)}"
+            f"{shorten_message(first_line(error))}"
         ) from error
-    pickled = folder / "pytorch_model.bin"
-    if any(folder.glob("model*.safetensors")) or not pickled.is_file():
-        return _load_folder(folder, device)
-    config = parse_sam_config(_read_config(folder), str(folder / "config.json"))
-    processor = load_processor(folder, config)
-    return build_model(
-        config, tensors_only(read_torch(pickled), pickled), source=model_id, device=device
-    ), processor
+    return _load_folder(folder, device)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -202,7 +246,7 @@ def _merge_tied(tensors: Mapping[str, torch.Tensor], source: str) -> dict[str, t
         return merged
     shared = merged.setdefault(_SHARED, copy)
     if not torch.equal(shared, copy):
-        raise ValueError(f"{source}: expected {_SHARED} and {_SHARED_COPY} to be equal, they differ")
+        raise CheckpointError(f"{source}: expected {_SHARED} and {_SHARED_COPY} to be equal, they differ")
     return merged
 
 
@@ -218,10 +262,14 @@ def _check_names_and_shapes(
     found = [("missing", missing), ("unknown", unknown), ("misshapen", wrong)]
     problems = "; ".join(f"{len(names)} {word}: {few(names)}" for word, names in found if names)
     if problems:
-        raise ValueError(f"{source}: the tensors do not fit the model: {problems}")
-    integers = [name for name, value in tensors.items() if not value.is_floating_point()]
-    if integers:
-        raise ValueError(f"{source}: expected floating-point tensors, got others: {few(integers)}")
+        raise CheckpointError(f"{source}: the tensors do not fit the model: {problems}")
+    others = [
+        name
+        for name, value in tensors.items()
+        if not value.is_floating_point() or value.layout != torch.strided or value.is_meta
+    ]
+    if others:
+        raise CheckpointError(f"{source}: expected floating-point tensors, got others: {few(others)}")
 
 
 def _device(device: str | torch.device) -> torch.device:

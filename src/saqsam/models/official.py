@@ -20,24 +20,21 @@ which transformers' default is 1e-6.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from transformers import SamConfig
 
+from saqsam.models.inference import infer_sam_config
 from saqsam.models.weights import few
+from saqsam.utils.errors import CheckpointError, shorten
 
-_DECODER_HEADS = 8
-_DECODER_LAYER_NORM_EPS = 1e-5
+DECODER_LAYER_NORM_EPS = 1e-5
 _HYPERNETWORK_DEPTH = 3  # fixed in the official MaskDecoder, and in transformers' SamMaskDecoder
 
 _GAUSSIAN = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
-_POS_EMBED = "image_encoder.pos_embed"
-_PATCH_EMBED = "image_encoder.patch_embed.proj.weight"
 # Buffers of the official `Sam` that some tools save; the processor holds their values.
 _IGNORED = frozenset({"pixel_mean", "pixel_std"})
-# Under these keys training scripts wrap the state dict.
-_WRAPPERS = ("model", "state_dict")
 
 _PARAM = r"(weight|bias)"
 # (official, transformers): whole keys; a key that no rule matches is unknown. The MLP heads are apart, in
@@ -108,7 +105,7 @@ def rename_key(key: str, *, iou_head_depth: int = 3) -> str:
         ``shared_image_embedding.positional_embedding``.
 
     Raises:
-        ValueError: The official model has no such key.
+        CheckpointError: The official model has no such key.
     """
     for pattern, name in _RULES:
         match = pattern.fullmatch(key)
@@ -116,7 +113,7 @@ def rename_key(key: str, *, iou_head_depth: int = 3) -> str:
             return match.expand(name)
     match = _HEAD.fullmatch(key)
     if not match:
-        raise ValueError(f"not a tensor of the official Segment Anything model: {key!r}")
+        raise CheckpointError(f"not a tensor of the official Segment Anything model: {shorten(key)}")
     head, index, param = match[1], int(match[2]), match[3]
     depth = iou_head_depth if head.endswith("iou_prediction_head") else _HYPERNETWORK_DEPTH
     if index == 0:
@@ -128,17 +125,12 @@ def rename_key(key: str, *, iou_head_depth: int = 3) -> str:
     return f"{head}.{layer}.{param}"
 
 
-def is_official(tensors: Mapping[str, object]) -> bool:
-    """Whether `tensors`, possibly wrapped in ``{"model": ...}``, carries the official model's key names."""
-    return _POS_EMBED in _unwrap(tensors)
-
-
 def from_official(tensors: Mapping[str, object]) -> tuple[SamConfig, dict[str, torch.Tensor]]:
-    """Configuration and renamed state dict of an official checkpoint.
+    """Return the configuration and the renamed state dict of an official checkpoint.
 
     Args:
-        tensors: Official state dict, bare or under ``"model"`` or ``"state_dict"``. Floating-point tensors of
-            any dtype; they are passed on as they are, neither copied nor cast.
+        tensors: Official state dict: floating-point tensors of any dtype. They are passed on as they are, neither
+            copied nor cast.
 
     Returns:
         The `SamConfig` inferred from the shapes, and the tensors by their names in `SamModel`, without the
@@ -146,32 +138,41 @@ def from_official(tensors: Mapping[str, object]) -> tuple[SamConfig, dict[str, t
         checked where the model is built.
 
     Raises:
-        ValueError: A key is unknown or has no tensor under it, two shapes contradict each other, or a tensor
+        CheckpointError: A key is unknown or has no tensor under it, two shapes contradict each other, or a tensor
             from which the configuration is inferred is missing.
     """
-    state = {key: value for key, value in _unwrap(tensors).items() if key not in _IGNORED}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for key, value in state.items():
-        if not isinstance(value, torch.Tensor):
-            raise ValueError(f"expected a tensor under {key!r}, got {type(value).__name__}")
-        shapes[key] = tuple(value.shape)
-    config = infer_config(shapes)
-    depth = config.mask_decoder_config.iou_head_depth
+    renamed = rename_state_dict(tensors)
+    shapes = {name: tuple(value.shape) for name, value in renamed.items()}
+    return infer_sam_config(shapes, decoder_layer_norm_eps=DECODER_LAYER_NORM_EPS), renamed
+
+
+def rename_state_dict(tensors: Mapping[str, object]) -> dict[str, torch.Tensor]:
+    """Return an official state dict under the names of transformers' `SamModel`.
+
+    Raises:
+        CheckpointError: A key is unknown, or has no tensor under it.
+    """
+    depth = _iou_head_depth(tensors)
     renamed: dict[str, torch.Tensor] = {}
     unknown: list[str] = []
-    for key, value in state.items():
-        assert isinstance(value, torch.Tensor)
+    for key, value in tensors.items():
+        if key in _IGNORED:
+            continue
+        if not isinstance(value, torch.Tensor):
+            raise CheckpointError(f"expected a tensor under {shorten(key)}, got {type(value).__name__}")
         try:
             renamed[rename_key(key, iou_head_depth=depth)] = value
         except ValueError:
             unknown.append(key)
     if unknown:
-        raise ValueError(f"{len(unknown)} unknown tensors in an official checkpoint: {few(unknown)}")
-    return config, renamed
+        raise CheckpointError(
+            f"{len(unknown)} unknown tensors in an official checkpoint, which a SAM does not have: {few(unknown)}"
+        )
+    return renamed
 
 
 def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> SamConfig:
-    """Configuration of the official model whose tensors have these shapes.
+    """Return the configuration of the official model whose tensors have these shapes.
 
     Args:
         shapes: Shape of each tensor by its official key.
@@ -180,110 +181,14 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> SamConfig:
         Configuration for `SamModel` under which its outputs equal the official ones.
 
     Raises:
-        ValueError: A needed tensor is missing, the image grid or a patch is not square, or the windows of the
-            image encoder's layers differ.
+        CheckpointError: As for `infer_sam_config`, or a key is unknown.
     """
-    grid, patch = _grid_and_patch(shapes)
-    vision = _vision_config(shapes, grid, patch)
-    return SamConfig(
-        vision_config=vision,
-        prompt_encoder_config={
-            "hidden_size": _dims(shapes, "prompt_encoder.no_mask_embed.weight", 2)[1],
-            "image_size": grid * patch,
-            "patch_size": patch,
-            "mask_input_channels": _dims(shapes, "prompt_encoder.mask_downscaling.3.weight", 4)[0],
-            "num_point_embeddings": _count(shapes, r"prompt_encoder\.point_embeddings\.(\d+)\."),
-        },
-        mask_decoder_config=_decoder_config(shapes),
-    )
+    depth = _iou_head_depth(shapes)
+    renamed = {rename_key(key, iou_head_depth=depth): shape for key, shape in shapes.items()}
+    return infer_sam_config(renamed, decoder_layer_norm_eps=DECODER_LAYER_NORM_EPS)
 
 
-def _grid_and_patch(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
-    """Patches per side of the image, and pixels per side of a patch."""
-    _, grid, grid_w, _ = _dims(shapes, _POS_EMBED, 4)
-    _, _, patch, patch_w = _dims(shapes, _PATCH_EMBED, 4)
-    if grid != grid_w or patch != patch_w:
-        raise ValueError(
-            f"expected square images, got a grid of {grid}x{grid_w} patches of {patch}x{patch_w}"
-        )
-    return grid, patch
-
-
-def _vision_config(shapes: Mapping[str, tuple[int, ...]], grid: int, patch: int) -> dict[str, object]:
-    width, channels, _, _ = _dims(shapes, _PATCH_EMBED, 4)
-    depth = _count(shapes, r"image_encoder\.blocks\.(\d+)\.")
-    rel_pos = [_dims(shapes, f"image_encoder.blocks.{i}.attn.rel_pos_h", 2) for i in range(depth)]
-    if not rel_pos or not rel_pos[0][1] or width % rel_pos[0][1]:
-        raise ValueError(f"cannot infer the heads of width {width} from relative positions {rel_pos[:1]}")
-    window, global_layers = _infer_windows([rows for rows, _ in rel_pos], grid)
-    mlp = _dims(shapes, "image_encoder.blocks.0.mlp.lin1.weight", 2)[0]
-    return {
-        "hidden_size": width,
-        "output_channels": _dims(shapes, "image_encoder.neck.0.weight", 4)[0],
-        "num_hidden_layers": depth,
-        "num_attention_heads": width // rel_pos[0][1],
-        "num_channels": channels,
-        "image_size": grid * patch,
-        "patch_size": patch,
-        "qkv_bias": "image_encoder.blocks.0.attn.qkv.bias" in shapes,
-        "mlp_ratio": mlp / width,
-        "mlp_dim": mlp,
-        "window_size": window,
-        "global_attn_indexes": global_layers,
-        "num_pos_feats": _dims(shapes, _GAUSSIAN, 2)[1],
-    }
-
-
-def _decoder_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
-    layers, head = "mask_decoder.transformer.layers", "mask_decoder.iou_prediction_head.layers"
-    inner, width = _dims(shapes, f"{layers}.0.cross_attn_token_to_image.q_proj.weight", 2)
-    if not inner or width % inner or inner % _DECODER_HEADS:
-        raise ValueError(
-            f"expected a decoder attention of {_DECODER_HEADS} heads, got {inner} of {width} channels"
-        )
-    return {
-        "hidden_size": width,
-        "mlp_dim": _dims(shapes, f"{layers}.0.mlp.lin1.weight", 2)[0],
-        "num_hidden_layers": _count(shapes, r"mask_decoder\.transformer\.layers\.(\d+)\."),
-        "num_attention_heads": _DECODER_HEADS,
-        "attention_downsample_rate": width // inner,
-        "num_multimask_outputs": _dims(shapes, "mask_decoder.mask_tokens.weight", 2)[0] - 1,
-        "iou_head_depth": _count(shapes, r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\."),
-        "iou_head_hidden_dim": _dims(shapes, f"{head}.0.weight", 2)[0],
-        "layer_norm_eps": _DECODER_LAYER_NORM_EPS,
-    }
-
-
-def _dims(shapes: Mapping[str, tuple[int, ...]], key: str, rank: int) -> tuple[int, ...]:
-    if key not in shapes:
-        raise ValueError(f"not a complete official Segment Anything checkpoint: {key} is missing")
-    if len(shapes[key]) != rank:
-        raise ValueError(f"expected {key} to have {rank} dimensions, got shape {shapes[key]}")
-    return shapes[key]
-
-
-def _infer_windows(rows: list[int], grid: int) -> tuple[int, list[int]]:
-    """Window size, and indexes of the global layers, from each layer's number of relative positions."""
-    global_rows = 2 * grid - 1
-    windowed = {n for n in rows if n != global_rows}
-    if len(windowed) > 1 or any(n % 2 == 0 for n in windowed):
-        raise ValueError(
-            f"expected relative positions of one window size beside {global_rows}, got {sorted(windowed)}"
-        )
-    # Without a windowed layer the value is never used.
-    window = (windowed.pop() + 1) // 2 if windowed else 0
-    return window, [i for i, n in enumerate(rows) if n == global_rows]
-
-
-def _count(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> int:
-    """One more than the highest index that `pattern` captures at the start of a key; 0 without any."""
-    matches = (re.match(pattern, key) for key in shapes)
+def _iou_head_depth(keys: Iterable[str]) -> int:
+    """Return the number of linear layers of the IoU head, counted in official keys."""
+    matches = (re.match(r"mask_decoder\.iou_prediction_head\.layers\.(\d{1,4})\.", key) for key in keys)
     return max((int(match[1]) + 1 for match in matches if match), default=0)
-
-
-def _unwrap(tensors: Mapping[str, object]) -> Mapping[str, object]:
-    for wrapper in _WRAPPERS:
-        inner = tensors.get(wrapper)
-        if isinstance(inner, Mapping):
-            return inner
-    return tensors
