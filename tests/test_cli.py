@@ -237,15 +237,22 @@ def test_quantize_compares_float_with_what_is_on_disk(tiny: Path, tmp_path: Path
     assert lines[-1] == f"picture: {out / 'comparison.png'}"
     assert read_image(out / "comparison.png").shape[1] > 4 * 300
     assert not list(out.parent.glob(".*")) + list(out.glob(".*"))
-    # Progress, and nothing else.
-    assert [re.split(", loss|━", line)[0].strip() for line in result.stderr.splitlines()] == [
+    assert "calibrated on 2 images (seed 0) of scenes, " in lines[1]
+    # A line at the start and one at the end of each phase, and nothing else.
+    log = [line.rpartition(": ") for line in result.stderr.splitlines()]
+    assert not re.search(r"[\x00-\x09\x0b-\x1f━]", result.stderr)
+    assert [name for name, _, what in log if what.endswith(" s")] == [
+        f"loading {tiny}",
         "scoring, float",
         *("choosing prompts", "equalizing channels", "scaling inputs"),
         *("calibrating", "activation ranges", "clipping attentions"),
         *("1/7 encoder stage 1", "2/7 encoder stage 2", "3/7 neck", "4/7 decoder layer 1"),
         *("5/7 decoder layer 2", "6/7 final attention", "7/7 whole decoder", "packing weights"),
-        "scoring, quantized",
+        *("writing the checkpoint", "reading the checkpoint back", "scoring, quantized"),
+        *("drawing the comparison", "writing the report"),
     ]
+    assert ("calibrating", ": ", "2 images") in log
+    assert re.fullmatch(r"2 images in \d+(\.\d)? s", log[log.index(("calibrating", ": ", "2 images")) + 1][2])
 
 
 def test_the_result_depends_on_model_and_options_alone(tiny: Path, tmp_path: Path) -> None:
@@ -298,6 +305,7 @@ def test_an_existing_out_is_kept_and_said_so_before_any_work(tiny: Path, tmp_pat
     # The model does not exist either: that would be found out later.
     assert_refused(quantize(tmp_path / "missing", out), str(out), "exists", "--overwrite")
     assert_refused(quantize(tmp_path / "missing", out, "--overwrite"), "not a checkpoint")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["[out]"]
     assert (out / "thesis.txt").read_text() == "precious"
 
 
@@ -391,7 +399,7 @@ def test_an_interrupt_leaves_nothing(
     monkeypatch.setattr(owner, name, interrupt)
     result = quantize(tiny, tmp_path / "out" / "q")
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1] == "interrupted"
+    assert result.stderr.splitlines()[-1].split("; ")[0] == "interrupted"
     assert result.stdout == ""
     # Once the ranges are set, they are kept for the next try.
     kept = tmp_path / "out" / "q.unfinished"
@@ -409,17 +417,28 @@ def test_an_interrupted_overwrite_keeps_the_old_checkpoint(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["q", "q.unfinished"]
 
 
-def test_a_failure_after_writing_leaves_the_whole_checkpoint_and_says_so(
+def test_a_failure_after_writing_keeps_the_finished_steps(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "comparison.png")
 
-    monkeypatch.setattr(commands, "write_png", full)
-    result = quantize(tiny, tmp_path / "q", "--check", "scenes", "--check-images", "1")
-    assert_refused(result, "comparison.png: No space left on device")
-    assert result.stdout == f"checkpoint: {tmp_path / 'q'}\n"
-    load_checkpoint(tmp_path / "q")
+    arguments = ("--check", "scenes", "--check-images", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "write_png", full)
+        result = quantize(tiny, tmp_path / "q", *arguments)
+    kept = tmp_path / "q.unfinished"
+    assert_refused(
+        result,
+        "comparison.png: No space left on device",
+        "was not written",
+        f"finished steps are kept in {kept}",
+    )
+    assert result.stdout == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["q.unfinished"]
+    assert sorted(path.name for path in kept.iterdir()) == ["arguments.json", "ranges.safetensors"]
+    assert_done(quantize(tiny, tmp_path / "q", *arguments))
+    assert [path.name for path in tmp_path.iterdir()] == ["q"]
 
 
 LEARN = ("--method", "saq-sam", "--bits", "w3a4", "--steps", "3", "--set", "reconstruction.final_steps=1")
@@ -439,10 +458,9 @@ def test_learning_goes_on_where_it_stopped_and_leaves_its_log(
         patch.setattr(reconstruct, "learn_unit", until_the_neck)
         result = quantize(tiny, tmp_path / "q", *LEARN)
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-2:] == [
-        f"finished steps are kept in {tmp_path / 'q.unfinished'}; the same command goes on from them",
-        "interrupted",
-    ]
+    assert result.stderr.splitlines()[-1] == (
+        f"interrupted; finished steps are kept in {tmp_path / 'q.unfinished'}; run the same command again to resume"
+    )
     other = quantize(tiny, tmp_path / "q", *LEARN, "--seed", "1")
     assert_refused(other, "unfinished run with another calibration data, recipe", "finished steps are kept")
     result = quantize(tiny, tmp_path / "q", *LEARN)
@@ -550,7 +568,7 @@ def test_evaluate_a_float_model_with_points(tiny: Path, labelled: Path, tmp_path
         "point",
         3,
     )
-    assert "(float) on coco, " in result.stdout
+    assert "(float) on 3 objects in 2 images of coco" in result.stdout
     assert "prompt: prompt point" in result.stdout
 
 
@@ -605,7 +623,7 @@ def test_evaluate_refuses_what_it_cannot_score(
     kept.write_text("old")
 
     def refused(*arguments: str | Path, words: tuple[str, ...]) -> None:
-        assert_refused(run("evaluate", packed, "--json", kept, *arguments), *words)
+        assert_refused(run("evaluate", packed, "--json", kept, "--overwrite", *arguments), *words)
 
     refused("--task", "semantic", "--labels", tmp_path / "no", words=("no:", "folder of label maps"))
     refused("--task", "semantic", words=("--labels", "simulated"))
@@ -621,7 +639,8 @@ def test_evaluate_refuses_what_it_cannot_score(
     assert kept.read_text() == "old"
     # A bar that never came leaves no empty line.
     assert run("evaluate", packed, "--detections", kept).stderr.count("\n") == 1
-    assert_refused(run("evaluate", packed, "--json", tmp_path), "it is a folder")
+    assert_refused(run("evaluate", packed, "--json", tmp_path, "--overwrite"), "it is a folder")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "kept.json", "none"]
 
 
 EVERYTHING = ("--points-per-side", "3", "--pred-iou", "0", "--stability", "0")
@@ -670,7 +689,7 @@ def test_evaluate_ade20k(packed: Path, tmp_path: Path) -> None:
     arguments = ("evaluate", packed, "--data", root)
     result = run(*arguments, "--task", "semantic", "--labels", "simulated", *EVERYTHING)
     assert_done(result)
-    assert "on ade20k_validation, 3 images" in result.stdout
+    assert "on 3 images of ade20k_validation" in result.stdout
     assert "left out: missing annotation: 1" in result.stdout
     assert_refused(run(*arguments), "no objects", "--task semantic")
     assert_refused(run(*arguments, "--task", "semantic"), "needs --labels")
@@ -722,7 +741,7 @@ def test_segment_reads_all_kinds_of_pictures(packed: Path, tmp_path: Path, name:
         ["point", "3,4"],
     ]
     assert lines[-1] == f"picture: {written}"
-    assert result.stderr == ""
+    assert "segmenting" in result.stderr
 
 
 def test_segment_a_single_pixel(packed: Path, tmp_path: Path) -> None:
@@ -918,15 +937,21 @@ def test_a_process_prints_results_progress_and_one_line_for_an_error(tiny: Path,
     stdout, stderr = running.communicate(timeout=120)
     assert running.returncode == 2
     assert stdout.splitlines()[-1] == f"picture: {tmp_path / 'q' / 'comparison.png'}"
-    assert [line.split("━")[0].strip() for line in stderr.splitlines()] == [
+    ends = [line.split(":")[0] for line in stderr.splitlines() if line.endswith(" s")]
+    assert ends == [
+        f"loading {tiny}",
         "scoring, float",
         "choosing prompts",
         "calibrating",
         "activation ranges",
         "packing weights",
+        "writing the checkpoint",
+        "reading the checkpoint back",
         "scoring, quantized",
-        f"error: {out} exists; choose another name, or overwrite it (--overwrite)",
+        "drawing the comparison",
+        "writing the report",
     ]
+    assert stderr.splitlines()[-1] == f"error: {out} exists; choose another name, or pass --overwrite"
 
 
 def open_pipe(path: Path, reader: subprocess.Popen[str]) -> int:
@@ -941,7 +966,10 @@ def open_pipe(path: Path, reader: subprocess.Popen[str]) -> int:
     pytest.fail("the process never read its model")
 
 
-def test_ctrl_c_ends_a_process_and_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_process_and_leaves_nothing(
+    tiny: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     shutil.copytree(tiny, tmp_path / "model")
     config = tmp_path / "model" / "config.json"
     content = config.read_text()
@@ -955,12 +983,12 @@ def test_ctrl_c_ends_a_process_and_leaves_nothing(tiny: Path, tmp_path: Path) ->
     with os.fdopen(pipe, "w") as file:
         file.write(content)
     time.sleep(1)  # into the loading or the calibration, which would last for hours
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     try:
         stdout, stderr = running.communicate(timeout=120)
     finally:
         running.kill()
-    assert running.returncode == 130
+    assert running.returncode == code
     assert stdout == ""
     assert "Traceback" not in stderr
     assert stderr.splitlines()[-1] == "interrupted"
@@ -1009,7 +1037,7 @@ def test_exported_masks_are_drawn(deployed: Path, tmp_path: Path) -> None:
     assert "quantized linear layers on integers" in drawn.stdout
     drawn = run(
         *("segment", tmp_path / "export", tmp_path / "photo.png", "--box", "5,5,30,30", "--point", "20,20"),
-        *("--runtime", "openvino"),
+        *("--runtime", "openvino", "--overwrite"),
     )
     assert_done(drawn)
     assert read_image(tmp_path / "photo.masks.png").shape == (40, 60, 3)

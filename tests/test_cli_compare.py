@@ -26,11 +26,12 @@ def test_figures_file_and_picture_are_of_one_comparison(tiny: Path, packed: Path
     scenes = saqsam.open_dataset("scenes", limit=3)
     alone = [saqsam.evaluate(*saqsam.load(folder), scenes).miou for folder in (tiny, packed)]
     lines = result.stdout.splitlines()
+    objects = saqsam.evaluate(*saqsam.load(tiny), scenes).instances
     assert lines[:4] == [
         f"A  {tiny} (float)",
         f"B  {packed} (min-max-w4a4)",
         f"C  {tiny} (float)",
-        "on scenes, 3 images",
+        f"on {objects} objects in 3 images of scenes (seed 0)",
     ]
     (means,) = [line.split() for line in lines if line.startswith("mean IoU")]
     assert means[2:] == [f"{iou:.4f}" for iou in (alone[0], alone[1], alone[0])]
@@ -39,7 +40,10 @@ def test_figures_file_and_picture_are_of_one_comparison(tiny: Path, packed: Path
     assert rows[0][1] == f"{alone[1] - alone[0]:+.4f}"
     assert rows[1] == ["C", "+0.0000", "+0.0000 to +0.0000", "1.0000", "100.0 %"]
     assert not [line for line in lines if line.startswith("C lost most on")]
-    assert max(len(line) for line in lines if not line.startswith(("A ", "B ", "C ", "picture"))) <= 120
+    assert (
+        max(len(line) for line in lines if not line.startswith(("A ", "B ", "C ", "picture", "written")))
+        <= 120
+    )
 
     content = json.loads(json_file.read_text())
     assert [model["letter"] for model in content["models"]] == ["A", "B", "C"]
@@ -73,7 +77,8 @@ def test_an_interrupted_comparison_goes_on(
     assert_done(run(*arguments))
     assert seen == [0, 1, 2, 2]
     continued = json_file.read_bytes()
-    assert_done(run(*arguments))
+    assert_refused(run(*arguments), "c.json exists", "--overwrite")
+    assert_done(run(*arguments, "--overwrite"))
     assert json_file.read_bytes() == continued
 
 
@@ -101,7 +106,7 @@ def test_wrong_use(tiny: Path, packed: Path, tmp_path: Path) -> None:
     assert_refused(run("compare", tiny, f"{packed}@onnxruntime"), "no export")
     assert_refused(run("compare", f"{tiny}@torch-int8", packed), "is float")
     assert_refused(run("compare", tiny, tmp_path / "nothing"), "nothing")
-    assert_refused(run("compare", tiny, packed, "--json", tmp_path), "it is a folder")
+    assert_refused(run("compare", tiny, packed, "--json", tmp_path, "--overwrite"), "it is a folder")
 
 
 def test_runtimes_are_named_behind_an_at_sign() -> None:

@@ -72,7 +72,7 @@ def test_without_the_float_model_a_report_says_what_it_lacks(
     log = json.loads((tmp_path / "q" / "quantization.json").read_text())
     log["source"]["model"] = str(tmp_path / "moved")
     (tmp_path / "q" / "quantization.json").write_text(json.dumps(log))
-    common = ("report", tmp_path / "q", "--data", labelled, "--out", tmp_path / "r.html")
+    common = ("report", tmp_path / "q", "--data", labelled, "--out", tmp_path / "r.html", "--overwrite")
     result = run(*common)
     assert_done(result)
     assert "left out: Sensitivity: the float model" in result.stdout

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import saqsam
 from saqsam.journal import Journal
 from saqsam.quantize import QuantizationLog, quantize
+from saqsam.utils.errors import CheckpointError
 from tiny_quantized import tiny_data, tiny_recipe
 from tiny_sam import tiny_processor, tiny_sam
 
@@ -55,7 +57,7 @@ def test_killed_at_several_points_it_ends_byte_equal(tmp_path: Path) -> None:
     saqsam.save_checkpoint(expected, tiny_processor(), tmp_path / "whole")
     unfinished = tmp_path / "unfinished"
     script = SCRIPT + "run(sys.argv[1], progress=lambda *step: time.sleep(0.01))"
-    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
     for point in ("ranges", "unit-01", "unit-03", "unit-05"):
         process = subprocess.Popen([sys.executable, "-c", script, str(unfinished)], env=environment)
         deadline = time.monotonic() + 120
@@ -112,9 +114,19 @@ def test_a_damaged_step_is_named(tmp_path: Path) -> None:
     assert journal.load("unit-01") is None
     path = tmp_path / "j" / "unit-00.safetensors"
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(
-        ValueError, match=r"unit-00\.safetensors is damaged: .*; remove it to do this step anew"
-    ):
+    with pytest.raises(ValueError, match=r"unit-00\.safetensors is damaged: .*; remove it to redo this step"):
+        journal.load("unit-00")
+    journal.save("unit-00", {"x": torch.arange(3)}, {})
+    path.rename(tmp_path / "j" / "unit-01.safetensors")
+    with pytest.raises(CheckpointError, match="its digest does not match"):
+        journal.load("unit-01")
+    other = Journal(tmp_path / "k", {"a": "2"})
+    other.save("unit-00", {"x": torch.arange(3)}, {})
+    other.path("unit-00").rename(path)
+    with pytest.raises(CheckpointError, match="the arguments of this run"):
+        journal.load("unit-00")
+    save_file({"x": torch.arange(3)}, path, metadata={"notes": "{}"})
+    with pytest.raises(CheckpointError, match="older versions"):
         journal.load("unit-00")
 
 
@@ -123,3 +135,10 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is in the way: it is not an unfinished run"):
         Journal(tmp_path, {})
     assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_damaged_arguments_are_named(tmp_path: Path) -> None:
+    for content in ("{", "[1]", '{"a": ' + "[" * 200 + "]" * 200 + "}", '{"a": 1, "a": 2}'):
+        (tmp_path / "arguments.json").write_text(content)
+        with pytest.raises(CheckpointError, match=rf"arguments\.json: .*; remove {tmp_path} to start again"):
+            Journal(tmp_path, {"a": "1"})

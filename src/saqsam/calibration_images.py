@@ -68,6 +68,11 @@ class CalibrationImages:
         # Boxes alone: the size of mask inputs does not matter.
         return pixel_values, Prompts.from_image(size, input_size, boxes=entry.boxes, mask_size=(1, 1))
 
+    @property
+    def prompts(self) -> int:
+        """Number of box prompts in all images."""
+        return sum(len(entry.boxes) for entry in self._entries)
+
     def fingerprint(self) -> str:
         """SHA-256 of all images and boxes, in their order."""
         digest = hashlib.sha256()

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import SamModel, SamProcessor
 
 from saqsam._version import __version__
@@ -20,11 +21,12 @@ from saqsam.bimodal import find_signs, integrate_bimodal, merged_observers
 from saqsam.calibrate import calibrate
 from saqsam.calibration_images import CalibrationImages, choose_calibration_images
 from saqsam.checkpoint import attach_quantizer, processor_hash, quantization_config_of
-from saqsam.clipping import AttentionClipping, Clip, clip_attentions
+from saqsam.clipping import AttentionClipping, clip_attentions
 from saqsam.data.datasets import Dataset
 from saqsam.data.detections import Detections
 from saqsam.equalize import equalize, scale_inputs
-from saqsam.journal import Journal
+from saqsam.finished_steps import check_signs, place_tensors, read_clipping, read_unit_log
+from saqsam.journal import Journal, damaged_step
 from saqsam.learn import UnitLog, unit_parts
 from saqsam.models.configuration import config_fields
 from saqsam.models.structure import SamStructure
@@ -39,7 +41,7 @@ from saqsam.prepare import (
     round_float_parameters,
 )
 from saqsam.recipe import Recipe
-from saqsam.reconstruct import place_unit_tensors, reconstruct, unit_tensors
+from saqsam.reconstruct import reconstruct, unit_tensors
 from saqsam.units import Unit
 
 DEFAULT_MEMORY = 4 * 2**30
@@ -59,6 +61,8 @@ class QuantizationLog:
         units: How the learning of each unit went.
         skipped: How much of the calibration data was left out, by reason.
         notes: How often something unusual in the calibration data was accepted, by what it was.
+        images: Number of calibration images.
+        prompts: Number of box prompts in them.
     """
 
     signs: dict[str, int] = field(default_factory=dict)
@@ -66,6 +70,8 @@ class QuantizationLog:
     units: list[UnitLog] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
+    images: int = 0
+    prompts: int = 0
 
 
 @float32_arithmetic()
@@ -120,6 +126,7 @@ def quantize(
         progress=_brief(progress),
     )
     log.skipped, log.notes = images.skipped, images.notes
+    log.images, log.prompts = len(images), images.prompts
     journal = None
     if unfinished is not None:
         journal = Journal(Path(unfinished), _arguments(quantized, processor, recipe, images))
@@ -161,15 +168,18 @@ def _set_ranges(
 ) -> SamModel:
     """Merge bimodal channels, set and clip ranges in place; returns the same model with empty slots."""
     done = None if journal is None else journal.load("ranges")
-    if done is not None:
+    if journal is not None and done is not None:
         tensors, notes = done
-        signs = {n.removeprefix(_SIGNS): t.float() for n, t in tensors.items() if n.startswith(_SIGNS)}
+        path = journal.path("ranges")
+        log.clipping = _read_clippings(notes, path)
+        signs = {n.removeprefix(_SIGNS): t for n, t in tensors.items() if n.startswith(_SIGNS)}
+        check_signs(signs, quantized, structure, path)
+        signs = {name: sign.float() for name, sign in signs.items()}
         integrate_bimodal(quantized, signs)
         reference = copy.deepcopy(quantized)
         place_empty_quantizers(quantized, structure, recipe)
-        with torch.no_grad():
-            place_unit_tensors(quantized, {n: t for n, t in tensors.items() if not n.startswith(_SIGNS)})
-        log.clipping = [read_clipping(entry) for entry in notes["clipping"]]
+        ranges = {n: t for n, t in tensors.items() if not n.startswith(_SIGNS)}
+        place_tensors(quantized, ranges, _slot_tensors(quantized, structure, recipe), path)
     else:
         observers = calibrate(quantized, structure, recipe, images, _brief(progress))
         signs = find_signs(structure, observers)
@@ -180,14 +190,30 @@ def _set_ranges(
             log.clipping = clip_attentions(quantized, structure, recipe, images, _brief(progress))
         if journal is not None:
             tensors = {f"{_SIGNS}{name}": sign.to(torch.int8) for name, sign in signs.items()}
-            for slot in activation_slots(structure, recipe):
-                state = quantized.get_submodule(slot.name).state_dict()
-                tensors.update(
-                    {f"{slot.name}.{name}": tensor.cpu().clone() for name, tensor in state.items()}
-                )
+            slots = _slot_tensors(quantized, structure, recipe)
+            tensors.update({name: tensor.cpu().clone() for name, tensor in slots.items()})
             journal.save("ranges", tensors, {"clipping": [asdict(entry) for entry in log.clipping]})
-    log.signs = {name: int((sign < 0).sum()) for name, sign in signs.items()}
+    log.signs = {name: int((signs[name] < 0).sum()) for name in sorted(signs)}
     return reference
+
+
+def _slot_tensors(model: SamModel, structure: SamStructure, recipe: Recipe) -> dict[str, Tensor]:
+    """Return the tensors of all activation quantizers by name."""
+    return {
+        f"{slot.name}.{name}": tensor
+        for slot in activation_slots(structure, recipe)
+        for name, tensor in model.get_submodule(slot.name).state_dict().items()
+    }
+
+
+def _read_clippings(notes: Mapping[str, Any], path: Path) -> list[AttentionClipping]:
+    entries = notes.get("clipping")
+    if notes.keys() != {"clipping"} or not isinstance(entries, list):
+        raise damaged_step(path, "its notes are not those of this step")
+    try:
+        return [read_clipping(entry) for entry in entries]
+    except ValueError as error:
+        raise damaged_step(path, str(error)) from error
 
 
 def _learn(
@@ -233,20 +259,20 @@ def _load_unit(
     unit: Unit,
 ) -> UnitLog | None:
     """Put a unit in place that an earlier run finished."""
-    done = None if journal is None else journal.load(f"unit-{number:02}")
-    if done is None:
+    step = f"unit-{number:02}"
+    done = None if journal is None else journal.load(step)
+    if journal is None or done is None:
         return None
     tensors, notes = done
+    try:
+        log = read_unit_log(notes)
+    except ValueError as error:
+        raise damaged_step(journal.path(step), str(error)) from error
     parts = unit_parts(unit, model, structure, recipe)
     for site, bits in parts.layers:
         place_empty_weight(model, site, bits)
-    place_unit_tensors(model, tensors)
-    return UnitLog(**notes)
-
-
-def read_clipping(entry: Mapping[str, Any]) -> AttentionClipping:
-    """What was chosen for an attention, from its plain values."""
-    return AttentionClipping(**{**entry, "clips": tuple(Clip(**clip) for clip in entry["clips"])})
+    place_tensors(model, tensors, unit_tensors(model, parts), journal.path(step))
+    return log
 
 
 def _arguments(

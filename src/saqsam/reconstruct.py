@@ -9,7 +9,7 @@ runs the whole model.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -186,10 +186,3 @@ def unit_tensors(model: SamModel, parts: UnitParts) -> dict[str, Tensor]:
     }
     found.update({name: model.get_parameter(name) for name in parts.affine})
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items()}
-
-
-def place_unit_tensors(model: SamModel, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `unit_tensors` gave, into modules of the same shapes."""
-    for name, tensor in tensors.items():
-        module, _, buffer = name.rpartition(".")
-        getattr(model.get_submodule(module), buffer).copy_(tensor)

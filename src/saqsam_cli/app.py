@@ -16,11 +16,12 @@ from saqsam_cli.options import (
     EvaluationOptions,
     check_choice,
     check_form,
+    check_new,
     check_png,
     check_tasks,
     parse_numbers,
 )
-from saqsam_cli.terminal import busy, guarded, say
+from saqsam_cli.terminal import guarded, say, starting
 
 app = typer.Typer(
     name="saqsam",
@@ -44,7 +45,7 @@ def _library() -> Iterator[None]:
     # What torch and transformers import tells programmers while it is imported, where ExecuTorch is installed.
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    with busy("starting"):
+    with starting():
         from saqsam_cli.commands import quiet_transformers
     with quiet_transformers():
         yield
@@ -86,13 +87,14 @@ def quantize(
     check: arguments.CheckOption = SCENES,
     check_images: arguments.CheckImagesOption = None,
     device: arguments.DeviceOption = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint at --out.")] = False,
+    overwrite: arguments.OverwriteOption = False,
 ) -> None:
     """Quantize a SAM, write a packed checkpoint, and compare what was written with the float model.
 
     Ends with sizes, mean IoU and a picture, all computed from the checkpoint as reloaded from disk. Interrupted, it
     goes on where it stopped when the same command is given again.
     """
+    check_new(out_dir, overwrite=overwrite)
     with _library():
         from saqsam_cli import commands
 
@@ -139,6 +141,7 @@ def evaluate(
     device: arguments.DeviceOption = "auto",
     runtime: arguments.RuntimeOption = None,
     threads: arguments.ThreadsOption = None,
+    overwrite: arguments.OverwriteOption = False,
 ) -> None:
     """Score a model, a checkpoint or, in its runtime, an export, on one task or several.
 
@@ -146,6 +149,7 @@ def evaluate(
     Started by torchrun (torchrun --nproc-per-node 2 -m saqsam evaluate ...), processes share the images.
     """
     check_tasks(task, prompt)
+    check_new(json_file, overwrite=overwrite)
     with _library():
         from saqsam_cli import evaluation
 
@@ -170,6 +174,7 @@ def evaluate(
             device=device,
             runtime=runtime,
             threads=threads,
+            overwrite=overwrite,
         )
 
 
@@ -195,6 +200,7 @@ def compare(
     workers: arguments.WorkersOption = 2,
     device: arguments.DeviceOption = "auto",
     threads: arguments.ThreadsOption = None,
+    overwrite: arguments.OverwriteOption = False,
 ) -> None:
     """Compare models on the same images and prompts: differences to the first with intervals, and where they lie.
 
@@ -205,6 +211,8 @@ def compare(
     if len(models) < 2:
         raise ValueError(f"compare: expected two models or more, got {len(models)}")
     check_png(out_png)
+    for path in (json_file, out_png):
+        check_new(path, overwrite=overwrite)
     with _library():
         from saqsam_cli import comparison
 
@@ -229,6 +237,7 @@ def compare(
             picture=out_png,
             device=device,
             threads=threads,
+            overwrite=overwrite,
         )
 
 
@@ -250,6 +259,7 @@ def report(
     sensitivity_images: arguments.SensitivityImagesOption = 4,
     memory: arguments.MemoryOption = "1GiB",
     device: arguments.DeviceOption = "auto",
+    overwrite: arguments.OverwriteOption = False,
 ) -> None:
     """Write a report on a checkpoint: one file that needs no network, to be read in two minutes and sent on.
 
@@ -261,6 +271,7 @@ def report(
     check_choice("--sensitivity", sensitivity, ("none", "parts", "layers"))
     if not folder.is_dir():
         raise ValueError(f"no checkpoint folder {folder}")
+    check_new(out_file, overwrite=overwrite)
     with _library():
         from saqsam_cli import reporting
 
@@ -279,6 +290,7 @@ def report(
             path=out_file,
             form=form,
             device=device,
+            overwrite=overwrite,
         )
 
 
@@ -300,6 +312,7 @@ def segment(
     device: arguments.DeviceOption = "auto",
     runtime: arguments.RuntimeOption = None,
     threads: arguments.ThreadsOption = None,
+    overwrite: arguments.OverwriteOption = False,
 ) -> None:
     """Segment objects of a picture from boxes and points, a mask each, or everything in it."""
     boxes = [(text, parse_numbers(text, 4, "--box", "x0,y0,x1,y1")) for text in box or []]
@@ -312,6 +325,9 @@ def segment(
         raise ValueError("--points-per-side, --pred-iou and --stability need --everything")
     path = out_png or image.with_name(f"{image.stem}.masks.png")
     check_png(path)
+    if path.exists() and image.exists() and path.samefile(image):
+        raise ValueError(f"--out: {path} is the picture to segment; choose another name")
+    check_new(path, overwrite=overwrite)
     with _library():
         from saqsam_cli import commands
 
@@ -326,6 +342,7 @@ def segment(
                 device=device,
                 runtime=runtime,
                 threads=threads,
+                overwrite=overwrite,
             )
             return
         commands.segment(
@@ -337,6 +354,7 @@ def segment(
             device=device,
             runtime=runtime,
             threads=threads,
+            overwrite=overwrite,
         )
 
 
@@ -346,14 +364,16 @@ def inspect(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint of saqsam.")],
     *,
     json_file: arguments.JsonOption = None,
+    overwrite: arguments.OverwriteOption = False,
 ) -> None:
     """Show what is quantized to how many bits: ranges, bytes and multiply-accumulates of each part."""
     if not folder.is_dir():
         raise ValueError(f"no checkpoint folder {folder}")
+    check_new(json_file, overwrite=overwrite)
     with _library():
         from saqsam_cli import commands
 
-        commands.inspect(folder, json_file=json_file)
+        commands.inspect(folder, json_file=json_file, overwrite=overwrite)
 
 
 @app.command()
@@ -366,7 +386,7 @@ def export(
     single_mask: arguments.SingleMaskOption = False,
     runtime: arguments.ExportRuntimeOption = None,
     min_parity: arguments.MinParityOption = 0.95,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the export at --out.")] = False,
+    overwrite: arguments.OverwriteOption = False,
 ) -> None:
     """Write a checkpoint as files for another runtime, encoder and decoder, and compare their masks with torch's.
 
@@ -375,6 +395,7 @@ def export(
     """
     if not checkpoint.is_dir():
         raise ValueError(f"no checkpoint folder {checkpoint}")
+    check_new(out_dir, overwrite=overwrite)
     with _library():
         from saqsam_cli import commands
 

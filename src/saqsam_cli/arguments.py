@@ -41,6 +41,7 @@ ThreadsOption = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Threads of torch or the runtime.", show_default="all")
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to it.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 DataOption = Annotated[str, typer.Option(metavar="DATA", help=DATA_HELP)]
 TaskOption = Annotated[
     list[str] | None,

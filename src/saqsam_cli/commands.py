@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +28,7 @@ from saqsam.export import check_export, export_model, is_export
 from saqsam.export.verify import parity_content, runtimes_to_judge, verify_export
 from saqsam.inventory import take_inventory
 from saqsam.mask_generator import MaskGenerator
-from saqsam.output import check_file_writable, check_writable, whole_folder, write_png
+from saqsam.output import check_file_writable, png_bytes, write_png
 from saqsam.predictor import Predictor
 from saqsam.presets import deployable, recipe_for
 from saqsam.quantize import QuantizationLog
@@ -42,8 +41,16 @@ from saqsam.settings import with_settings
 from saqsam.side_by_side import draw_side_by_side, median_and_worst
 from saqsam.store import parse_size
 from saqsam.visualize import overlay_masks
-from saqsam_cli.evaluation import generator_options, report_integers
-from saqsam_cli.opening import load_torch, open_calibration, open_labelled, open_model, write_json
+from saqsam_cli.evaluation import generator_options, measure_integers, print_integers
+from saqsam_cli.opening import (
+    json_bytes,
+    load_torch,
+    open_calibration,
+    open_labelled,
+    open_model,
+    write_json,
+)
+from saqsam_cli.outputs import Output, claim_optional, claim_output
 from saqsam_cli.tables import (
     print_export,
     print_integer_layers,
@@ -52,9 +59,10 @@ from saqsam_cli.tables import (
     print_substitutions,
     print_summary,
 )
-from saqsam_cli.terminal import bar, busy, err, out, progress_bars, result_table, say, stage_bars
+from saqsam_cli.terminal import bar, busy, out, progress_bars, result_table, say, stage_bars
 
 NO_CHECK = "none"
+PICTURE = "comparison.png"
 CHECK_TASK = PromptTask("box", keep_masks=True)
 """What float and quantized model are compared in."""
 PARITY_IMAGES = 4
@@ -105,62 +113,58 @@ def quantize(
     )
     budget = parse_size(memory)
     check_target(out_dir, overwrite=overwrite)
-    check_writable(out_dir)
-    data = open_calibration(calibration, images, seed)
-    source = Source(model, calibration, None if detections is None else str(detections))
-    found = None if detections is None else load_detections(detections, data)
-    check_data = None if check == NO_CHECK else open_labelled(check, "--check", check_images)
-    float_model, processor = load_torch(model, device)
-    if quantization_config_of(float_model) is not None:
-        raise ValueError(f"{model} is quantized already; quantize the float model")
-    if check_images is None:
-        check_images = 24 if float_model.config.vision_config.image_size <= 512 else 2
-    # Before the long work, so that nothing wrong with this data can come after it.
-    before = None if check_data is None else _score(float_model, processor, check_data, check_images, "float")
-    log = _quantize_into(
-        out_dir,
-        float_model,
-        processor,
-        recipe,
-        data,
-        detections=found,
-        source=source,
-        memory=budget,
-        overwrite=overwrite,
-    )
-    with busy(f"reading {out_dir}"):
-        reloaded = load_checkpoint(out_dir, device=float_model.device)
+    with claim_output(out_dir, overwrite=overwrite) as output:
+        data = open_calibration(calibration, images, seed)
+        source = Source(model, calibration, None if detections is None else str(detections))
+        found = None if detections is None else load_detections(detections, data)
+        check_data = None if check == NO_CHECK else open_labelled(check, "--check", check_images)
+        float_model, processor = load_torch(model, device)
+        if quantization_config_of(float_model) is not None:
+            raise ValueError(f"{model} is quantized already; quantize the float model")
+        if check_images is None:
+            check_images = 24 if float_model.config.vision_config.image_size <= 512 else 2
+        # Before the long work, so that nothing wrong with this data can come after it.
+        before = (
+            None if check_data is None else _score(float_model, processor, check_data, check_images, "float")
+        )
+        log = _quantize_into(
+            output, float_model, processor, recipe, data, detections=found, source=source, memory=budget
+        )
+        with busy("reading the checkpoint back"):
+            reloaded = load_checkpoint(output.staged, device=float_model.device)
+        checked = None
+        if check_data is not None and before is not None:
+            after = _score(reloaded, processor, check_data, check_images, "quantized")
+            checked = Scored(check_data, CHECK_TASK, after, before)
+        _add_report(output.staged, reloaded, checked)
+        output.place_folder()
     say(f"checkpoint: {out_dir}")
+    say(f"calibrated on {log.images} images (seed {seed}) of {data.name}, {log.prompts} prompts")
     print_left_out(log.skipped, log.notes, "calibration: ")
     if deploy:
         print_substitutions(recipe)
-    checked = None
-    if check_data is not None and before is not None:
-        after = _score(reloaded, processor, check_data, check_images, "quantized")
-        checked = Scored(check_data, CHECK_TASK, after, before)
-    _conclude(out_dir, reloaded, checked)
+    scores = None if checked is None or checked.float is None else (checked.float, checked.quantized)
+    print_summary(take_inventory(reloaded), out_dir, scores)
+    say(f"report: {out_dir / PAGE}")
+    if scores is not None:
+        say(f"picture: {out_dir / PICTURE}")
 
 
-def _conclude(out_dir: Path, reloaded: SamModel, checked: Scored | None) -> None:
-    """Write the picture and the short report of a checkpoint, and say what it is like."""
-    page, picture = out_dir / PAGE, out_dir / "comparison.png"
-    scores = None
+def _add_report(folder: Path, reloaded: SamModel, checked: Scored | None) -> None:
+    """Write the picture and the short report of a checkpoint."""
     if checked is not None and checked.float is not None:
         scores = (checked.float, checked.quantized)
         with busy("drawing the comparison"):
             difference = task_difference(checked.task, *scores)
             chosen = median_and_worst(difference)
-            write_png(picture, draw_side_by_side(checked.dataset, checked.task, difference, *scores, chosen))
+            drawn = draw_side_by_side(checked.dataset, checked.task, difference, *scores, chosen)
+            write_png(folder / PICTURE, drawn)
     with busy("writing the report"):
-        write_report(collect(out_dir, reloaded, checked), page)
-    print_summary(take_inventory(reloaded), out_dir, scores)
-    say(f"report: {page}")
-    if scores is not None:
-        say(f"picture: {picture}")
+        write_report(collect(folder, reloaded, checked), folder / PAGE)
 
 
 def _quantize_into(
-    out_dir: Path,
+    output: Output,
     model: SamModel,
     processor: SamProcessor,
     recipe: Recipe,
@@ -169,34 +173,24 @@ def _quantize_into(
     detections: Detections | None,
     source: Source,
     memory: int,
-    overwrite: bool,
 ) -> QuantizationLog:
-    """Quantize and write the checkpoint with its log; an unfinished run is kept, and said to be."""
-    unfinished = out_dir.with_name(f"{out_dir.name}.unfinished")
+    """Quantize and write the checkpoint with its log to the staging folder."""
     log = QuantizationLog()
-    try:
-        with progress_bars() as bars:
-            quantized = saqsam.quantize(
-                model,
-                processor,
-                recipe,
-                data,
-                detections=detections,
-                memory=memory,
-                unfinished=unfinished,
-                log=log,
-                progress=stage_bars(bars),
-            )
-        with busy(f"writing {out_dir}"):
-            save_checkpoint(quantized, processor, out_dir, overwrite=overwrite)
-            shutil.rmtree(unfinished, ignore_errors=True)
-            write_log(log, recipe, out_dir, source)
-    except BaseException:
-        if unfinished.exists():
-            err.print(
-                f"finished steps are kept in {unfinished}; the same command goes on from them", soft_wrap=True
-            )
-        raise
+    with progress_bars() as bars:
+        quantized = saqsam.quantize(
+            model,
+            processor,
+            recipe,
+            data,
+            detections=detections,
+            memory=memory,
+            unfinished=output.unfinished,
+            log=log,
+            progress=stage_bars(bars),
+        )
+    with busy("writing the checkpoint"):
+        save_checkpoint(quantized, processor, output.staged)
+        write_log(log, recipe, output.staged, source)
     return log
 
 
@@ -227,18 +221,22 @@ def segment(
     device: str,
     runtime: str | None,
     threads: int | None,
+    overwrite: bool,
 ) -> None:
     """Segment from boxes and points, and draw the masks into `path`."""
     picture = _read_picture(image, path)
-    sam, processor, _ = open_model(model, device, runtime, threads)
-    predictor = Predictor(sam, processor)
-    with busy(f"segmenting {image}"):
-        predictor.set_image(picture)
-        found = [predictor.predict(box=np.array(b), multimask_output=False) for _, b in boxes]
-        found += [predictor.predict(np.array([p]), np.array([1]), multimask_output=True) for _, p in points]
-        best = [int(ious.argmax()) for _, ious, _ in found]  # of one mask: that one
-        masks = np.stack([masks[i] for (masks, _, _), i in zip(found, best, strict=True)]).astype(bool)
-        write_png(path, overlay_masks(picture, masks))
+    with claim_output(path, overwrite=overwrite) as output:
+        sam, processor, _ = open_model(model, device, runtime, threads)
+        predictor = Predictor(sam, processor)
+        with busy(f"segmenting {image}"):
+            predictor.set_image(picture)
+            found = [predictor.predict(box=np.array(b), multimask_output=False) for _, b in boxes]
+            found += [
+                predictor.predict(np.array([p]), np.array([1]), multimask_output=True) for _, p in points
+            ]
+            best = [int(ious.argmax()) for _, ious, _ in found]  # of one mask: that one
+            masks = np.stack([masks[i] for (masks, _, _), i in zip(found, best, strict=True)]).astype(bool)
+            output.write(png_bytes(overlay_masks(picture, masks)))
     table = result_table("prompt", "predicted IoU", "pixels", right=2)
     prompts = [f"box {text}" for text, _ in boxes] + [f"point {text}" for text, _ in points]
     for name, mask, (_, ious, _), i in zip(prompts, masks, found, best, strict=True):
@@ -246,7 +244,7 @@ def segment(
     out.print(table)
     say(f"picture: {path}")
     if runtime == TORCH_INTEGER:
-        report_integers(sam)
+        print_integers(measure_integers(sam))
 
 
 def segment_everything(
@@ -260,48 +258,52 @@ def segment_everything(
     device: str,
     runtime: str | None,
     threads: int | None,
+    overwrite: bool,
 ) -> None:
     """Find masks of everything, and draw them into `path`, smaller ones on top."""
     options = generator_options(points_per_side, pred_iou, stability)
     picture = _read_picture(image, path)
-    sam, processor, _ = open_model(model, device, runtime, threads)
-    with busy(f"segmenting {image}"):
-        found = MaskGenerator(Predictor(sam, processor), options).generate(picture)
-        if not found:
-            raise ValueError(
-                f"no mask is rated above --pred-iou {options.pred_iou_thresh} with a stability above --stability "
-                f"{options.stability_score_thresh}; lower them"
-            )
-        found.sort(key=lambda one: -one.area)
-        write_png(path, overlay_masks(picture, np.stack([one.mask() for one in found])))
+    with claim_output(path, overwrite=overwrite) as output:
+        sam, processor, _ = open_model(model, device, runtime, threads)
+        with busy(f"segmenting {image}"):
+            found = MaskGenerator(Predictor(sam, processor), options).generate(picture)
+            if not found:
+                raise ValueError(
+                    f"no mask is rated above --pred-iou {options.pred_iou_thresh} with a stability above --stability "
+                    f"{options.stability_score_thresh}; lower them"
+                )
+            found.sort(key=lambda one: -one.area)
+            output.write(png_bytes(overlay_masks(picture, np.stack([one.mask() for one in found]))))
     say(f"{len(found)} masks from {options.points_per_side}^2 points")
     say(f"picture: {path}")
     if runtime == TORCH_INTEGER:
-        report_integers(sam)
+        print_integers(measure_integers(sam))
 
 
 def _read_picture(image: Path, path: Path) -> NDArray[np.uint8]:
     """The picture to segment; what is drawn can be written to `path`."""
     picture = read_image(image)
-    if path.exists() and path.samefile(image):
-        raise ValueError(f"--out: {path} is the picture to segment; choose another name")
     check_file_writable(path)
     return picture
 
 
-def inspect(folder: Path, *, json_file: Path | None) -> None:
+def inspect(folder: Path, *, json_file: Path | None, overwrite: bool) -> None:
     """Show what is in a checkpoint."""
     if is_export(folder):
         raise ValueError(f"{folder} is an export; inspect the checkpoint that it was made of")
     if json_file is not None:
         check_file_writable(json_file)
-    with busy(f"reading {folder}"):
-        model = load_checkpoint(folder)
-        inventory, layers = take_inventory(model), find_integer_layers(model)
-    if json_file is not None:
-        write_json(json_file, {**inventory.to_dict(), "integer_layers": dataclasses.asdict(layers)})
+    with claim_optional(json_file, overwrite=overwrite) as output:
+        with busy(f"reading {folder}"):
+            model = load_checkpoint(folder)
+            inventory, layers = take_inventory(model), find_integer_layers(model)
+        if output is not None:
+            content = {**inventory.to_dict(), "integer_layers": dataclasses.asdict(layers)}
+            output.write(json_bytes(content))
     print_inventory(inventory, str(folder))
     print_integer_layers(layers)
+    if json_file is not None:
+        say(f"written: {json_file}")
 
 
 def export(
@@ -316,26 +318,25 @@ def export(
 ) -> None:
     """Write files for another runtime, judge them there, and put them in place if they compute torch's masks."""
     check_export(format, out_dir, overwrite=overwrite)
-    check_writable(out_dir)
     runtimes = runtimes_to_judge(format, None if runtime is None else [runtime], min_parity)
-    model, processor = load_torch(str(checkpoint), "cpu")
-    data = open_dataset(SCENES, limit=PARITY_IMAGES)
-    with whole_folder(out_dir) as partial:
+    with claim_output(out_dir, overwrite=overwrite) as output:
+        folder = output.staged
+        model, processor = load_torch(str(checkpoint), "cpu")
         with busy(f"writing {out_dir}"):
-            manifest = export_model(
-                model, processor, partial, format=format, single_mask=single_mask, overwrite=True
-            )
+            manifest = export_model(model, processor, folder, format=format, single_mask=single_mask)
+        data = open_dataset(SCENES, limit=PARITY_IMAGES)
         with progress_bars() as bars:
             found = verify_export(
-                partial,
+                folder,
                 model,
                 processor,
                 data,
                 min_parity=min_parity,
                 runtimes=None if runtime is None else runtimes,
-                progress=bar(bars, f"comparing {' and '.join(runtimes)} with torch"),
+                progress=bar(bars, f"comparing {' and '.join(runtimes)} with torch", PARITY_IMAGES),
             )
-        write_json(partial / "parity.json", parity_content(found, min_parity))
+        write_json(folder / "parity.json", parity_content(found, min_parity))
+        output.place_folder()
     sizes = {name: (out_dir / name).stat().st_size for name in manifest.files}
     print_export(manifest, sizes, take_inventory(model), found)
     say(f"export: {out_dir}")
@@ -343,5 +344,5 @@ def export(
 
 def _score(model: SamModel, processor: SamProcessor, data: Dataset, count: int, name: str) -> Evaluation:
     with progress_bars() as bars:
-        progress = bar(bars, f"scoring, {name}")
+        progress = bar(bars, f"scoring, {name}", min(count, len(data)))
         return saqsam.evaluate(model, processor, data, tasks=[CHECK_TASK], limit=count, progress=progress)

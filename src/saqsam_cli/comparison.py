@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +11,18 @@ from saqsam.data.datasets import Dataset
 from saqsam.evaluate import EverythingTask, Task
 from saqsam.evaluate.compare import Comparison, Interval, TaskDifference, compare
 from saqsam.evaluate.memory import prompts_within
-from saqsam.evaluate.ranks import process_group, rank
+from saqsam.evaluate.ranks import launched_rank, process_group, rank
 from saqsam.evaluate.run import Subject
-from saqsam.output import check_file_writable, write_png
+from saqsam.output import check_file_writable, png_bytes
 from saqsam.runtimes import RUNTIMES, TORCH_INTEGER
 from saqsam.side_by_side import draw_side_by_side
 from saqsam.store import parse_size
-from saqsam_cli.evaluation import make_tasks
-from saqsam_cli.opening import open_labelled, open_model, write_json
+from saqsam_cli.evaluation import evaluation_bar, make_tasks
+from saqsam_cli.opening import json_bytes, open_labelled, open_model
 from saqsam_cli.options import EvaluationOptions
-from saqsam_cli.tables import METRIC_NAMES, figure, print_left_out
-from saqsam_cli.terminal import bar, busy, out, progress_bars, result_table, say
+from saqsam_cli.outputs import claim_optional
+from saqsam_cli.tables import METRIC_NAMES, figure, print_left_out, scored_on
+from saqsam_cli.terminal import busy, out, progress_bars, result_table, say
 
 WORST = 5
 """Images that are listed."""
@@ -54,44 +54,53 @@ def compare_models(
     picture: Path | None,
     device: str,
     threads: int | None,
+    overwrite: bool,
 ) -> None:
     """Score models on the same images, and say how they differ from the first."""
     for path in (json_file, picture):
         if path is not None:
             check_file_writable(path)
     memory = parse_size(options.memory)
-    dataset = open_labelled(options.data, "--data", options.limit, options.ignore_label)
-    tasks = make_tasks(options, dataset, keep_masks=True)
-    if picture is not None and isinstance(tasks[0], EverythingTask):
-        raise ValueError(
-            "--out: of masks of everything nothing says which belong together, so none are drawn"
-        )
-    named, subjects = [], []
-    for number, text in enumerate(models):
-        model, runtime = split_runtime(text)
-        sam, processor, recipe = open_model(model, device, runtime, threads)
-        named.append(Named(_letter(number), text, recipe))
-        subjects.append(Subject(sam, processor, prompts_within(memory, processor)))
-    unfinished = None if json_file is None else json_file.with_name(f"{json_file.name}.unfinished")
-    with process_group(), progress_bars() as bars:
-        is_first = rank() == 0
-        found = compare(
-            subjects,
-            dataset,
-            tasks,
-            limit=options.limit,
-            unfinished=unfinished,
-            workers=options.workers,
-            progress=bar(bars, f"comparing on {dataset.name}") if is_first else None,
-        )
-    if not is_first:
-        return
-    print_comparison(found, named)
-    if json_file is not None and unfinished is not None:
-        write_json(json_file, comparison_dict(found, named))
-        shutil.rmtree(unfinished, ignore_errors=True)
-    if picture is not None:
-        _draw(found, named, tasks[0], dataset, picture)
+    own = launched_rank()
+    with (
+        claim_optional(json_file, overwrite=overwrite, rank=own) as figures,
+        claim_optional(picture, overwrite=overwrite, rank=own) as drawing,
+    ):
+        dataset = open_labelled(options.data, "--data", options.limit, options.ignore_label)
+        tasks = make_tasks(options, dataset, keep_masks=True)
+        if picture is not None and isinstance(tasks[0], EverythingTask):
+            raise ValueError(
+                "--out: of masks of everything nothing says which belong together, so none are drawn"
+            )
+        named, subjects = [], []
+        for number, text in enumerate(models):
+            model, runtime = split_runtime(text)
+            sam, processor, recipe = open_model(model, device, runtime, threads)
+            named.append(Named(_letter(number), text, recipe))
+            subjects.append(Subject(sam, processor, prompts_within(memory, processor)))
+        with process_group(), progress_bars() as bars:
+            is_first = rank() == 0
+            found = compare(
+                subjects,
+                dataset,
+                tasks,
+                limit=options.limit,
+                unfinished=None if figures is None else figures.unfinished,
+                workers=options.workers,
+                progress=evaluation_bar(bars, "comparing", dataset, options.limit) if is_first else None,
+            )
+        if not is_first:
+            return
+        # Drawn before anything is written: the two files appear one right after the other.
+        drawn = None if drawing is None else _draw(found, named, tasks[0], dataset)
+        if figures is not None:
+            figures.write(json_bytes(comparison_dict(found, named)))
+        if drawing is not None and drawn is not None:
+            drawing.write(drawn)
+    print_comparison(found, named, dataset)
+    for path, what in ((json_file, "written"), (picture, "picture")):
+        if path is not None:
+            say(f"{what}: {path}")
 
 
 def split_runtime(text: str) -> tuple[str, str | None]:
@@ -119,12 +128,12 @@ def comparison_dict(found: Comparison, named: Sequence[Named]) -> dict[str, Any]
     }
 
 
-def print_comparison(found: Comparison, named: Sequence[Named]) -> None:
+def print_comparison(found: Comparison, named: Sequence[Named], dataset: Dataset) -> None:
     """Figures of all models, their differences to the first, and where the others lost most."""
     first = found.evaluations[0]
     for model in named:
         say(f"{model.letter}  {model.model} ({model.recipe})")
-    say(f"on {first.dataset}, {first.images} images")
+    say(f"on {scored_on(first, dataset)}")
     for number, (task, metrics) in enumerate(first.metrics.items()):
         table = result_table(task, *(model.letter for model in named), right=len(named))
         for name in metrics:
@@ -181,8 +190,8 @@ def _print_worst(difference: TaskDifference, first: Named, other: Named) -> None
     out.print(table)
 
 
-def _draw(found: Comparison, named: Sequence[Named], task: Task, dataset: Dataset, path: Path) -> None:
-    """The images that the second model lost most on, in the first task."""
+def _draw(found: Comparison, named: Sequence[Named], task: Task, dataset: Dataset) -> bytes:
+    """Draw the images that the second model lost most on, in the first task, as PNG."""
     difference = found.differences[0][0]
     if not difference.images or difference.agreement is None:
         raise ValueError(f"--out: task {task.name} has no masks to draw")
@@ -190,8 +199,7 @@ def _draw(found: Comparison, named: Sequence[Named], task: Task, dataset: Datase
     names = (named[0].letter, named[1].letter)
     with busy("drawing"):
         first, other, *_ = found.evaluations
-        write_png(path, draw_side_by_side(dataset, task, difference, first, other, chosen, names=names))
-    say(f"picture: {path}")
+        return png_bytes(draw_side_by_side(dataset, task, difference, first, other, chosen, names=names))
 
 
 def _letter(number: int) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,16 +32,18 @@ from saqsam.evaluate import (
     Task,
 )
 from saqsam.evaluate.memory import prompts_within
-from saqsam.evaluate.ranks import process_group, rank
+from saqsam.evaluate.ranks import launched_rank, process_group, rank
 from saqsam.inventory import Inventory, take_inventory
 from saqsam.mask_generator import GeneratorOptions
 from saqsam.output import check_file_writable
 from saqsam.runtimes import TORCH_INTEGER, compare_with_float, find_integer_layers
+from saqsam.runtimes.torch_integer import IntegerLayers, Speed
 from saqsam.store import parse_size
-from saqsam_cli.opening import open_labelled, open_model, write_json
+from saqsam_cli.opening import json_bytes, open_labelled, open_model
 from saqsam_cli.options import EvaluationOptions
+from saqsam_cli.outputs import claim_optional
 from saqsam_cli.tables import print_evaluation, print_integer_layers, print_speed
-from saqsam_cli.terminal import bar, busy, progress_bars
+from saqsam_cli.terminal import Bars, bar, busy, progress_bars, say
 
 
 def evaluate(
@@ -52,38 +54,49 @@ def evaluate(
     device: str,
     runtime: str | None,
     threads: int | None,
+    overwrite: bool,
 ) -> None:
     """Score a model, alone or as one of several processes."""
     if json_file is not None:
         check_file_writable(json_file)
     memory = parse_size(options.memory)
-    dataset = open_labelled(options.data, "--data", options.limit, options.ignore_label)
-    tasks = make_tasks(options, dataset)
-    sam, processor, recipe = open_model(model, device, runtime, threads)
-    unfinished = None if json_file is None else json_file.with_name(f"{json_file.name}.unfinished")
-    with process_group(), progress_bars() as bars:
-        is_first = rank() == 0
-        result = saqsam.evaluate(
-            sam,
-            processor,
-            dataset,
-            tasks=tasks,
-            limit=options.limit,
-            prompts_at_once=prompts_within(memory, processor),
-            unfinished=unfinished,
-            workers=options.workers,
-            progress=bar(bars, f"evaluating on {dataset.name}") if is_first else None,
-        )
-    if not is_first:
-        return
-    is_packed = isinstance(sam, SamModel) and quantization_config_of(sam) is not None
-    inventory = take_inventory(sam) if is_packed else None
-    recipe = recipe if inventory is None else inventory.name  # with the mean bits of a mixture
-    print_evaluation(result, model, recipe, inventory)
-    integer = report_integers(sam) if runtime == TORCH_INTEGER else {}
-    if json_file is not None and unfinished is not None:
-        write_json(json_file, {"model": model, **_describe(recipe, inventory), **result.to_dict(), **integer})
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with claim_optional(json_file, overwrite=overwrite, rank=launched_rank()) as output:
+        dataset = open_labelled(options.data, "--data", options.limit, options.ignore_label)
+        tasks = make_tasks(options, dataset)
+        sam, processor, recipe = open_model(model, device, runtime, threads)
+        with process_group(), progress_bars() as bars:
+            is_first = rank() == 0
+            result = saqsam.evaluate(
+                sam,
+                processor,
+                dataset,
+                tasks=tasks,
+                limit=options.limit,
+                prompts_at_once=prompts_within(memory, processor),
+                unfinished=None if output is None else output.unfinished,
+                workers=options.workers,
+                progress=evaluation_bar(bars, "evaluating", dataset, options.limit) if is_first else None,
+            )
+        if not is_first:
+            return
+        is_packed = isinstance(sam, SamModel) and quantization_config_of(sam) is not None
+        inventory = take_inventory(sam) if is_packed else None
+        recipe = recipe if inventory is None else inventory.name  # with the mean bits of a mixture
+        integer = measure_integers(sam) if runtime == TORCH_INTEGER else None
+        if output is not None:
+            content = {"model": model, **_describe(recipe, inventory), **result.to_dict()}
+            output.write(json_bytes(content if integer is None else {**content, **integer.to_dict()}))
+    print_evaluation(result, model, recipe, inventory, dataset)
+    if integer is not None:
+        print_integers(integer)
+    if json_file is not None:
+        say(f"written: {json_file}")
+
+
+def evaluation_bar(bars: Bars, verb: str, dataset: Dataset, limit: int | None) -> Callable[[int, int], None]:
+    """Add the bar of a pass over a data set."""
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    return bar(bars, f"{verb} on {dataset.name}", count)
 
 
 def make_tasks(options: EvaluationOptions, dataset: Dataset, *, keep_masks: bool = False) -> list[Task]:
@@ -155,18 +168,33 @@ def generator_options(
     return GeneratorOptions(**{name: value for name, value in given.items() if value is not None})
 
 
-def report_integers(model: SamModel | Backend) -> dict[str, Any]:
-    """Say how many layers run on integers and, timed now, how fast that is beside float; the same for JSON."""
+@dataclass(frozen=True)
+class Integers:
+    """Which layers run on torch's integer kernels, and how fast the model is beside a float one."""
+
+    layers: IntegerLayers
+    speeds: Sequence[Speed]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "integer_layers": dataclasses.asdict(self.layers),
+            "speed": {one.part: {**dataclasses.asdict(one), "ratio": one.ratio} for one in self.speeds},
+        }
+
+
+def measure_integers(model: SamModel | Backend) -> Integers:
+    """Count the layers that run on integers, and time the model now."""
     assert isinstance(model, SamModel)
     layers = find_integer_layers(model)
     with busy("timing against float"):
-        speeds = compare_with_float(model)
-    print_integer_layers(layers)
-    print_speed(speeds)
-    return {
-        "integer_layers": dataclasses.asdict(layers),
-        "speed": {speed.part: {**dataclasses.asdict(speed), "ratio": speed.ratio} for speed in speeds},
-    }
+        return Integers(layers, compare_with_float(model))
+
+
+def print_integers(integer: Integers) -> None:
+    """Print what `measure_integers` found."""
+    print_integer_layers(integer.layers)
+    print_speed(integer.speeds)
 
 
 def _describe(recipe: str, inventory: Inventory | None) -> dict[str, Any]:

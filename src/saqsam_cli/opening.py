@@ -101,6 +101,11 @@ def open_calibration(spec: str, images: int, seed: int) -> Dataset:
     return open_dataset(spec, limit=count, seed=CALIBRATION_SCENES_SEED + seed)
 
 
+def json_bytes(content: dict[str, Any]) -> bytes:
+    """Return plain values as an indented JSON text."""
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write plain values as a JSON file that appears when it is whole."""
-    write_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+    write_whole(path, json_bytes(content))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,12 @@ def check_tasks(tasks: Sequence[str] | None, prompt: str) -> None:
     for name in tasks or ():
         if name not in TASKS:
             raise ValueError(f"--task: expected one of {', '.join(TASKS)}, got {name!r}")
+
+
+def check_new(path: Path | None, *, overwrite: bool) -> None:
+    """Raise ValueError if an output exists and is not to be replaced."""
+    if path is not None and os.path.lexists(path) and not overwrite:
+        raise ValueError(f"{path} exists; choose another name, or pass --overwrite")
 
 
 def check_png(path: Path | None) -> None:

@@ -23,9 +23,10 @@ from saqsam.report.reference import Reference, check_reference, make_reference
 from saqsam.report.sensitivity import Level
 from saqsam.report.tables import lead, left_out
 from saqsam.report.words import short_path
-from saqsam.report.write import write_report
+from saqsam.report.write import report_bytes
 from saqsam.store import parse_size
 from saqsam_cli.opening import load_torch, open_calibration, open_labelled
+from saqsam_cli.outputs import claim_output
 from saqsam_cli.tables import print_left_out
 from saqsam_cli.terminal import bar, busy, err, progress_bars, say, stage_bars
 
@@ -59,12 +60,27 @@ class ReportOptions:
     memory: str
 
 
-def report(folder: Path, options: ReportOptions, *, path: Path, form: str, device: str) -> None:
+def report(
+    folder: Path, options: ReportOptions, *, path: Path, form: str, device: str, overwrite: bool
+) -> None:
     """Measure what is to be said of a checkpoint, and write it."""
     if is_export(folder):
         raise ValueError(f"{folder} is an export; report on the checkpoint that it was made of")
     check_file_writable(path)
     parse_size(options.memory)
+    with claim_output(path, overwrite=overwrite) as output:
+        found, scored = _collect(folder, options, device)
+        with busy(f"writing {path}"):
+            output.write(report_bytes(found, form))
+    say(lead(found))
+    print_left_out(scored.quantized.skipped, scored.quantized.notes)
+    for name, why in left_out(found):
+        say(f"left out: {name}: {why}")
+    say(f"report: {path}")
+
+
+def _collect(folder: Path, options: ReportOptions, device: str) -> tuple[Report, Scored]:
+    """Measure everything that the options ask for."""
     known = read_log(folder)
     source = None if known is None else known.source
     quantized, processor = load_torch(str(folder), device)
@@ -78,18 +94,10 @@ def report(folder: Path, options: ReportOptions, *, path: Path, form: str, devic
     scored = _score(quantized, float_model, processor, dataset, options, limit)
     with busy("gathering"):
         found = collect(folder, quantized, scored, gallery=GALLERY)
-    if float_model is None:
-        missing = dict.fromkeys(("distributions", "sensitivity", "focus"), why_not)
-        found = replace(found, left_out={**found.left_out, **missing})
-    else:
-        found = _measure(found, quantized, float_model, processor, scored, source, options)
-    with busy(f"writing {path}"):
-        write_report(found, path, form)
-    say(lead(found))
-    print_left_out(scored.quantized.skipped, scored.quantized.notes)
-    for name, why in left_out(found):
-        say(f"left out: {name}: {why}")
-    say(f"report: {path}")
+    if float_model is not None:
+        return _measure(found, quantized, float_model, processor, scored, source, options), scored
+    missing = dict.fromkeys(("distributions", "sensitivity", "focus"), why_not)
+    return replace(found, left_out={**found.left_out, **missing}), scored
 
 
 def _open_float(options: ReportOptions, source: Source | None, device: str) -> tuple[SamModel | None, str]:
@@ -129,7 +137,7 @@ def _score(
             dataset,
             [task],
             limit=limit,
-            progress=bar(bars, "scoring"),
+            progress=bar(bars, "scoring", min(limit, len(dataset))),
         )
     return Scored(dataset, task, *found)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from saqsam.data.datasets import Dataset
+from saqsam.data.scenes import ScenesDataset
 from saqsam.evaluate import Evaluation
 from saqsam.export import Manifest
 from saqsam.export.parity import Parity
@@ -55,9 +57,11 @@ def print_summary(
         print_left_out(before.skipped, before.notes)
 
 
-def print_evaluation(result: Evaluation, model: str, recipe: str, inventory: Inventory | None) -> None:
+def print_evaluation(
+    result: Evaluation, model: str, recipe: str, inventory: Inventory | None, dataset: Dataset
+) -> None:
     """Figures of each task for one model and the name of its recipe; of a checkpoint its widths too."""
-    say(f"{model} ({recipe}) on {result.dataset}, {result.images} images")
+    say(f"{model} ({recipe}) on {scored_on(result, dataset)}")
     for task, metrics in result.metrics.items():
         options = ", ".join(
             f"{k} {v}" for k, v in result.options[task].items() if isinstance(v, int | float | str) and v
@@ -69,6 +73,15 @@ def print_evaluation(result: Evaluation, model: str, recipe: str, inventory: Inv
     print_left_out(result.skipped, result.notes)
     if inventory is not None:
         _print_shares(inventory)
+
+
+def scored_on(result: Evaluation, dataset: Dataset) -> str:
+    """Describe what a model was scored on: numbers of objects and images, and what they are drawn from."""
+    counts = [metrics.get(name) for metrics in result.metrics.values() for name in ("instances", "objects")]
+    objects = next((count for count in counts if count is not None), None)
+    seed = f" (seed {dataset.seed})" if isinstance(dataset, ScenesDataset) else ""
+    images = f"{result.images} images of {result.dataset}{seed}"
+    return images if objects is None else f"{objects} objects in {images}"
 
 
 def print_left_out(skipped: Mapping[str, int], notes: Mapping[str, int], prefix: str = "") -> None:

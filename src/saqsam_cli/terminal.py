@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
+import signal
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import ParamSpec
 
 import typer
@@ -20,7 +25,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -29,57 +33,100 @@ _P = ParamSpec("_P")
 WRONG_USE = 2
 """Exit code for wrong use and unusable input, the same that typer has for unknown options."""
 INTERRUPTED = 130
-"""Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+"""Exit code after Ctrl-C: 128 + SIGINT, as in shells."""
+TERMINATED = 143
+"""Exit code after SIGTERM: 128 + SIGTERM."""
+MAX_LINE = 2000
+"""Characters of an error line; the longest have several paths."""
 
 # Without markup and emoji codes: paths and messages may hold [brackets] and :colons:.
 out = Console(markup=False, emoji=False, highlight=False)
 err = Console(markup=False, emoji=False, highlight=False, stderr=True)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised in the main thread so that a command cleans up as after Ctrl-C."""
+
+
 def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
-    """Make a command say in one line what was wrong with its input, and what the library warns of."""
+    """Make a command report unusable input, interruptions and the library's warnings in one line each.
+
+    Defects of the program keep their traceback.
+    """
 
     @functools.wraps(command)
     def guard(*args: _P.args, **kwargs: _P.kwargs) -> None:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _raise_on_sigterm():
             # Only what concerns the user of a command: warnings for programmers are of other categories.
             warnings.simplefilter("ignore")
             warnings.filterwarnings("default", category=UserWarning)
             warnings.showwarning = lambda message, *_, **__: _print_line("note:", "yellow", str(message))
             try:
                 command(*args, **kwargs)
-            except (ValueError, OSError) as error:
-                _print_line("error:", "red", _message(error))
-                raise typer.Exit(WRONG_USE) from None
-            except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+            except KeyboardInterrupt as interrupt:
+                err.print("; ".join(["interrupted", *_notes(interrupt)]), soft_wrap=True)
+                raise typer.Exit(TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED) from None
+            except Exception as error:
+                message = _message(error)
+                if message is None:
                     raise
-                _print_line("error:", "red", f"not enough memory: {error}")
+                _print_line("error:", "red", "; ".join([message, *_notes(error)]))
                 raise typer.Exit(WRONG_USE) from None
-            except KeyboardInterrupt:
-                err.print("interrupted")
-                raise typer.Exit(INTERRUPTED) from None
 
     return guard
 
 
+@contextmanager
+def _raise_on_sigterm() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread alone
+        return
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, before)  # a second one does not wait for the cleanup
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _message(error: Exception) -> str | None:
+    """Describe an exception that its input or the machine explains; None for a defect of the program."""
+    if isinstance(error, OSError) and error.strerror is not None:
+        # File and reason, without the number.
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    if isinstance(error, ValueError | OSError):
+        return str(error)
+    if isinstance(error, RecursionError):
+        return "the input is nested too deeply"
+    if _is_out_of_memory(error):
+        return f"not enough memory: {error}"
+    if os.strerror(errno.ENOSPC) in str(
+        error
+    ):  # safetensors and runtimes raise exceptions of their own for it
+        return str(error)
+    return None
+
+
+def _notes(error: BaseException) -> list[str]:
+    return getattr(error, "__notes__", [])
+
+
 def _is_out_of_memory(error: Exception) -> bool:
-    import torch  # not for help: a command that failed here has imported it
-
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError):
         return True
-    return "can't allocate memory" in str(error)  # torch's allocator on the CPU has no class for it
-
-
-def _message(error: ValueError | OSError) -> str:
-    """What an exception says; of the operating system's, file and reason without the number."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
+    # torch is not imported for this; its allocator on the CPU has no exception class.
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _print_line(label: str, style: str, message: str) -> None:
-    err.print(Text.assemble((label, style), " ", " ".join(message.split())), soft_wrap=True)
+    text = " ".join(message.split())
+    # The library shortens what comes from files; this is for messages of other packages.
+    shown = text if len(text) <= MAX_LINE else f"{text[: MAX_LINE - 3]}..."
+    err.print(Text.assemble((label, style), " ", shown), soft_wrap=True)
 
 
 def say(line: str) -> None:
@@ -103,23 +150,90 @@ def result_table(*columns: str, right: int = 0) -> Table:
     return table
 
 
-def busy(what: str) -> Status:
-    """A context with a spinner, for work of unknown length."""
-    return err.status(Text(what))
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Show a spinner while the block runs, for work of unknown length; in a log, a line before and after it."""
+    if err.is_terminal:
+        with err.status(Text(what)):
+            yield
+        return
+    phase = _Phase(what)
+    yield
+    phase.end()
 
 
 @contextmanager
-def progress_bars() -> Iterator[Progress]:
-    """Bars on standard error while the block runs; elsewhere than on a terminal, their last state."""
-    columns = (
-        TextColumn("{task.description:<24}", markup=False),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    bars = Progress(*columns, console=err, expand=True)
+def starting() -> Iterator[None]:
+    """Show a spinner while the library is imported; a log needs no line for that."""
+    with err.status(Text("starting")) if err.is_terminal else nullcontext():
+        yield
+
+
+class _Phase:
+    """A phase of a command in a log: one line at its start, one at its end."""
+
+    def __init__(self, name: str, count: str = "", start: float | None = None) -> None:
+        self.name, self._count = name, count
+        self._start = time.monotonic() if start is None else start
+        self._has_ended = False
+        _log(f"{name}: {count}" if count else f"{name} ...")
+
+    def end(self) -> None:
+        """Print the time it took, once."""
+        if not self._has_ended:
+            self._has_ended = True
+            seconds = time.monotonic() - self._start
+            _log(f"{self.name}: {f'{self._count} in' if self._count else 'done in'} {_seconds(seconds)}")
+
+
+def _log(line: str) -> None:
+    err.print(Text(line), soft_wrap=True)
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+class Bars(Progress):
+    """Progress bars on a terminal; in a log, a line at the start and the end of each phase."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            TextColumn("{task.description:<24}", markup=False),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=err,
+            expand=True,
+        )
+        self._phases: dict[str, _Phase] = {}
+
+    def begin_phase(self, name: str, count: str, start: float | None = None) -> None:
+        """Log the start of a phase, now or when the monotonic clock said `start`, unless that was done."""
+        if not err.is_terminal and name not in self._phases:
+            self._phases[name] = _Phase(name, count, start)
+
+    def end_phase(self, name: str) -> None:
+        """Log the end of a phase that has started."""
+        if name in self._phases:
+            self._phases[name].end()
+
+    def end_phases(self) -> None:
+        """Log the end of what is still going on, such as work that an earlier run had finished."""
+        for phase in self._phases.values():
+            phase.end()
+
+
+@contextmanager
+def progress_bars() -> Iterator[Bars]:
+    """Show progress on standard error while the block runs."""
+    bars = Bars()
+    if not err.is_terminal:
+        yield bars
+        bars.end_phases()
+        return
     bars.start()
     try:
         yield bars
@@ -133,27 +247,62 @@ def progress_bars() -> Iterator[Progress]:
             bars.live.stop()
 
 
-def bar(bars: Progress, description: str) -> Callable[[int, int], None]:
-    """A new bar, as a function of steps done and steps in all."""
+def bar(bars: Bars, description: str, total: int, unit: str = "images") -> Callable[[int, int], None]:
+    """Add a bar.
+
+    Args:
+        bars: Where to.
+        description: Name of the phase.
+        total: Number of steps, as far as it is known in advance.
+        unit: What a step is, in the plural.
+
+    Returns:
+        A function of steps done and steps in all.
+    """
     task = bars.add_task(description, total=None)
-    return lambda done, total: bars.update(task, completed=done, total=total)
+    bars.begin_phase(description, f"{total} {unit}")
+
+    def update(done: int, total: int) -> None:
+        bars.update(task, completed=done, total=total)
+        if done == total:
+            bars.end_phase(description)
+
+    return update
 
 
-def stage_bars(bars: Progress) -> Callable[[str, int, int, str], None]:
+STAGE_UNITS = {
+    "choosing prompts": "images",
+    "equalizing channels": "images",
+    "scaling inputs": "images",
+    "calibrating": "images",
+    "activation ranges": "tensors",
+    "clipping attentions": "attentions",
+    "packing weights": "layers",
+}
+"""What the steps of a stage are, where they are not learning steps."""
+
+
+def stage_bars(bars: Bars) -> Callable[[str, int, int, str], None]:
     """A bar for each stage, as a function of stage, steps done, steps in all, and a note such as its loss.
 
     Until the first stage reports, and from the end of each on, a bar of unknown length shows that work goes on;
     it becomes that of the next stage, whose time counts from there.
     """
     known: dict[str, TaskID] = {}
+    since = time.monotonic()  # a stage reports when its first step is done
     waiting = [bars.add_task("...", total=None)]
 
     def update(stage: str, done: int, total: int, note: str) -> None:
+        nonlocal since
         if stage not in known:
             known[stage] = waiting.pop() if waiting else bars.add_task(stage)
+            bars.begin_phase(stage, f"{total} {STAGE_UNITS.get(stage, 'steps')}", since)
         description = f"{stage}, {note}" if note else stage
         bars.update(known[stage], description=description, completed=done, total=total)
-        if done == total and not waiting:
-            waiting.append(bars.add_task("...", total=None))
+        if done == total:
+            bars.end_phase(stage)
+            since = time.monotonic()
+            if not waiting:
+                waiting.append(bars.add_task("...", total=None))
 
     return update

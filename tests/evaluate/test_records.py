@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from saqsam.data.scenes import ScenesDataset
 from saqsam.evaluate import PromptTask, evaluate
 from saqsam.evaluate.records import RecordFolder
 from saqsam.evaluate.run import Subject, evaluate_together
+from saqsam.utils.errors import CheckpointError
 from tiny_sam import tiny_processor, tiny_sam
 
 SCENES = ScenesDataset(4, size=(48, 64))
@@ -82,13 +85,85 @@ def test_records_of_another_run_are_refused_and_kept(
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
-def test_damaged_records_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "records-0.jsonl").write_bytes(b"[1, 2]\nno json\n")
-    with pytest.raises(ValueError, match="not the records of an evaluation"):
-        RecordFolder(tmp_path, {})
+def make_records(folder: Path) -> Path:
+    """The records of two images."""
+    evaluate(tiny_sam(), None, SCENES, unfinished=folder, limit=2)
+    return folder / "records-0.jsonl"
+
+
+def altered(lines: list[bytes], number: int, old: bytes, new: bytes) -> list[bytes]:
+    assert old in lines[number]
+    return [*lines[:number], lines[number].replace(old, new, 1), *lines[number + 1 :]]
+
+
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        (lambda lines: altered(lines, 1, b'"iou":0', b'"iou":1'), 2),
+        (lambda lines: altered(lines, 0, b"scenes", b"scents"), 1),
+        (lambda lines: [lines[0], lines[2], lines[1]], 2),
+        (lambda lines: [lines[0], lines[1], lines[1]], 3),
+        (lambda lines: [lines[0], b"no json", lines[2]], 2),
+        (lambda lines: [lines[1], lines[2]], 1),
+        (lambda lines: [lines[0], b"", lines[1]], 2),
+        (lambda lines: [lines[0], lines[1], b"[" * 100_000], 3),
+    ],
+)
+def test_damaged_records_are_refused(
+    tmp_path: Path, damage: Callable[[list[bytes]], list[bytes]], line: int
+) -> None:
+    path = make_records(tmp_path / "run")
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join(damage(lines)) + b"\n")
+    with pytest.raises(
+        CheckpointError, match=rf"records-0\.jsonl, line {line}: .*; remove .* to start again"
+    ):
+        evaluate(tiny_sam(), None, SCENES, unfinished=tmp_path / "run", limit=2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"index": 2},
+        {"index": True},
+        {"index": "0"},
+        {"image_id": None},
+        {"size": [48]},
+        {"size": [2**20, 2**20]},
+        {"size": [-48, -64]},
+        {"file_name": 3},
+        {"skipped": {"reason": 1.5}},
+        {"prompt": {}},
+        {"prompt": {"instances": [{"id": 1, "iou": 1.0}]}},
+        {"prompt": {"instances": [{"id": 1, "iou": "1", "boundary_iou": 1, "predicted_iou": 1}]}},
+        {"unknown": 1},
+    ],
+)
+def test_records_with_a_recomputed_digest_are_checked_by_their_layout(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    path = make_records(tmp_path / "run")
+    header, *records = (json.loads(line)["record"] for line in path.read_bytes().splitlines())
+    path.unlink()
+    layouts = {"prompt": PromptTask().layout()}
+    folder = RecordFolder(path.parent, header["evaluation"], count=2, layouts=layouts)
+    folder.append(records[1])
+    folder.append({**records[0], **change})
+    with pytest.raises(CheckpointError, match=r"records-0\.jsonl, line 3: "):
+        evaluate(tiny_sam(), None, SCENES, unfinished=tmp_path / "run", limit=2)
+
+
+def test_two_records_of_one_image_are_refused(tmp_path: Path) -> None:
+    path = make_records(tmp_path / "run")
+    shutil.copy(path, path.with_name("records-1.jsonl"))
+    with pytest.raises(CheckpointError, match="one record of image 0"):
+        evaluate(tiny_sam(), None, SCENES, unfinished=tmp_path / "run", limit=2)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="found a file"):
-        RecordFolder(tmp_path / "file", {})
+        RecordFolder(tmp_path / "file", {}, count=1, layouts={})
 
 
 @pytest.mark.parametrize("workers", [0, 1, 5])

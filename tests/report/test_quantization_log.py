@@ -37,10 +37,22 @@ def test_what_is_read_back_is_what_was_written(tmp_path: Path) -> None:
     assert read_log(tmp_path / "nothing") is None
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", '{"clipping": [], "units": [{"colour": 1}], "signs": {}}'])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "{",
+        "[]",
+        '{"clipping": [], "units": [{"colour": 1}], "signs": {}}',
+        '{"clipping": [], "units": [], "signs": {"a": "many"}}',
+        '{"clipping": [], "units": [], "signs": {}, "prompts": -1}',
+        '{"clipping": {}, "units": [], "signs": {}}',
+        '{"clipping": [{"name": "a", "clips": 1, "before": 0, "after": 0}], "units": [], "signs": {}}',
+        '{"clipping": [], "units": [], "signs": {}, "source": {"model": 1, "calibration": "scenes"}}',
+    ],
+)
 def test_a_damaged_log_is_named(tmp_path: Path, damage: str) -> None:
     (tmp_path / LOG_JSON).write_text(damage)
-    with pytest.raises(ValueError, match=f"{LOG_JSON} is damaged"):
+    with pytest.raises(ValueError, match=f"{LOG_JSON}: "):
         read_log(tmp_path)
 
 

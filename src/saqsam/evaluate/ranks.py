@@ -15,6 +15,15 @@ def rank() -> int:
     return torch.distributed.get_rank() if _is_group() else 0
 
 
+def launched_rank() -> int:
+    """Return the rank that `torchrun` gave this process, before it joins the others; 0 without `torchrun`."""
+    return int(os.environ.get("RANK", "0")) if _launched_processes() > 1 else 0
+
+
+def _launched_processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def world_size() -> int:
     """How many processes there are."""
     return torch.distributed.get_world_size() if _is_group() else 1
@@ -32,7 +41,7 @@ def gather(content: Any) -> list[Any] | None:
 @contextmanager
 def process_group() -> Iterator[None]:
     """Join the processes that `torchrun` started while the block runs; nothing to do where it did not."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _is_group():
+    if _launched_processes() == 1 or _is_group():
         yield
         return
     # gloo even beside accelerators: what is exchanged are records in main memory.

@@ -222,7 +222,9 @@ def evaluate_together(
         else RecordFolder(
             unfinished if len(subjects) == 1 else unfinished / str(number),
             _header(subject.predictor, dataset, tasks, count),
-            ranks.rank(),
+            count=count,
+            layouts={task.name: task.layout() for task in tasks},
+            rank=ranks.rank(),
         )
         for number, subject in enumerate(subjects)
     ]

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from saqsam.data.datasets import Sample
+from saqsam.evaluate.layout import ANY, Each, Layout
 from saqsam.mask_generator import GeneratedMask, GeneratorOptions, MaskGenerator
 from saqsam.predictor import Predictor
 
@@ -89,6 +90,10 @@ class Task(ABC):
         Raises:
             ValueError: Outputs of the model that are not finite.
         """
+
+    def layout(self) -> Layout:
+        """Return the layout of what `score` returns, to check records that come back from a file."""
+        return Each(ANY)
 
     @abstractmethod
     def reduce(self, records: Sequence[Record]) -> Metrics:

@@ -6,12 +6,16 @@ import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from saqsam.clipping import AttentionClipping
+from saqsam.finished_steps import read_clipping, read_unit_log
 from saqsam.learn import UnitLog
 from saqsam.output import write_whole
-from saqsam.quantize import QuantizationLog, read_clipping
+from saqsam.quantize import QuantizationLog
 from saqsam.recipe import Recipe
+from saqsam.utils.errors import CheckpointError, shorten
+from saqsam.utils.strict_json import read_json_object
 
 LOG_JSON, LOG_PICTURE = "quantization.json", "quantization.png"
 _BEFORE, _AFTER, _INK = "#b9bec9", "#1f6feb", "#333a45"
@@ -62,24 +66,59 @@ def write_log(log: QuantizationLog, recipe: Recipe, folder: Path, source: Source
 
 
 def read_log(folder: Path) -> KnownLog | None:
-    """The log beside a checkpoint; None where there is none.
+    """Return the log beside a checkpoint; None if there is none.
 
     Raises:
-        ValueError: It is damaged.
+        CheckpointError: It is damaged.
     """
     path = folder / LOG_JSON
     if not path.is_file():
         return None
+    content = read_json_object(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        clipping = [read_clipping(entry) for entry in content["clipping"]]
-        log = QuantizationLog(content["signs"], clipping, [UnitLog(**unit) for unit in content["units"]])
-        # Logs of earlier versions say nothing of the calibration data.
-        log.skipped, log.notes = content.get("skipped", {}), content.get("notes", {})
-        source = Source(**content["source"]) if "source" in content else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        log = QuantizationLog(
+            _counts(content.get("signs")),
+            [read_clipping(entry) for entry in _entries(content, "clipping")],
+            [read_unit_log(entry) for entry in _entries(content, "units")],
+            _counts(content.get("skipped", {})),
+            _counts(content.get("notes", {})),
+            _count(content.get("images", 0)),
+            _count(content.get("prompts", 0)),
+        )
+        source = _read_source(content["source"]) if "source" in content else None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     return KnownLog(log, source)
+
+
+def _entries(content: dict[str, Any], name: str) -> list[Any]:
+    found = content.get(name)
+    if not isinstance(found, list):
+        raise ValueError(f"{name}: expected a list, got {shorten(found)}")
+    return found
+
+
+def _counts(value: Any) -> dict[str, int]:
+    if not isinstance(value, dict):
+        raise ValueError(f"signs: expected counts by attention, got {shorten(value)}")
+    return {name: _count(count) for name, count in value.items()}
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"expected a count, got {shorten(value)}")
+    return value
+
+
+def _read_source(value: Any) -> Source:
+    required, names = {"model", "calibration"}, {"model", "calibration", "detections"}
+    if not isinstance(value, dict) or not required <= value.keys() <= names:
+        raise ValueError(f"source: expected model, calibration and detections, got {shorten(value)}")
+    if not all(
+        isinstance(text, str) or (name == "detections" and text is None) for name, text in value.items()
+    ):
+        raise ValueError(f"source: expected text, got {shorten(value)}")
+    return Source(**value)
 
 
 def draw_log(log: QuantizationLog, title: str) -> bytes:

@@ -15,16 +15,21 @@ PAGE = "report.html"
 
 
 def write_report(report: Report, path: Path, form: str = "html") -> None:
-    """Write a report.
+    """Write a report as an atomic write.
 
     Args:
-        report: What it says.
-        path: Where to.
+        report: The report.
+        path: The file to write.
         form: `html`, `md` or `json`.
 
     Raises:
         ValueError: There is no such form.
     """
+    write_whole(path, report_bytes(report, form))
+
+
+def report_bytes(report: Report, form: str) -> bytes:
+    """Render a report in one of the forms of `write_report`."""
     if form == "html":
         text = to_html(report)
     elif form == "md":
@@ -33,4 +38,4 @@ def write_report(report: Report, path: Path, form: str = "html") -> None:
         text = json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n"
     else:
         raise ValueError(f"form: expected html, md or json, got {form!r}")
-    write_whole(path, text.encode())
+    return text.encode()

@@ -10,6 +10,7 @@ from saqsam.data.datasets import Instance
 from saqsam.data.rle import rle_from_text, rle_text
 from saqsam.evaluate.coco_ap import PROPOSALS, MaskAP
 from saqsam.evaluate.iou import rle_ious
+from saqsam.evaluate.layout import RUNS, SIZE, Layout
 from saqsam.evaluate.task import ImageSession, Metrics, Record, Task, mean
 from saqsam.mask_generator import GeneratorOptions
 
@@ -46,6 +47,10 @@ class EverythingTask(Task):
             "truth": [[i.id, int(i.is_crowd), rle_text(i.rle)] for i in sample.instances],
             "found": [[scores[place], rle_text(masks[place].rle)] for place in ranked],
         }
+
+    def layout(self) -> Layout:
+        """See `Task.layout`."""
+        return {"size": SIZE, "truth": [(int, int, RUNS)], "found": [(float, RUNS)]}
 
     def reduce(self, records: Sequence[Record]) -> Metrics:
         """See `Task.reduce`: what `MaskAP.compute_proposals` gives, `objects`, and `masks_per_image` on average."""

@@ -12,6 +12,7 @@ from saqsam.data.detections import DetectionSource, ImageDetections
 from saqsam.data.rle import encode_mask, rle_from_text, rle_text
 from saqsam.evaluate.coco_ap import MaskAP
 from saqsam.evaluate.iou import clear_ignored, rle_ious
+from saqsam.evaluate.layout import RUNS, SIZE, Layout
 from saqsam.evaluate.task import ImageSession, Metrics, Record, Task
 from saqsam.predictor import check_finite
 
@@ -81,6 +82,15 @@ class InstanceTask(Task):
             if kept.any()
             else None
         )
+
+    def layout(self) -> Layout:
+        """See `Task.layout`."""
+        return {
+            "size": SIZE,
+            "truth": [(int, int, int, RUNS)],
+            "found": [(int, float, float, RUNS)],
+            "incomplete?": [int],
+        }
 
     def reduce(self, records: Sequence[Record]) -> Metrics:
         """See `Task.reduce`: the figures of `MaskAP.compute`, of LVIS those of `MaskAP.compute_federated`."""

@@ -19,6 +19,7 @@ from saqsam.data.polygons import (
     smallest_rectangle,
 )
 from saqsam.data.rle import encode_mask, rle_text
+from saqsam.evaluate.layout import RUNS, AtLeast, Layout, Maybe
 from saqsam.evaluate.rotated import polygon_ious
 from saqsam.evaluate.rotated_ap import OrientedDetection, OrientedTruth, RotatedAP
 from saqsam.evaluate.task import ImageSession, Metrics, Record, Task, mean
@@ -125,6 +126,21 @@ class OrientedTask(Task):
             for mask, own in zip(masks, predicted[:, 0].tolist(), strict=True):
                 counts = _in_image(mask, tile, sample) if self.keep_masks else None
                 yield mask_rectangle(mask), own, counts
+
+    def layout(self) -> Layout:
+        """See `Task.layout`."""
+        corners = AtLeast(3, (float, float))
+        truth = {"id": int, "category": int, "difficult": bool, "crowd": bool, "corners": corners}
+        found: dict[str, Layout] = {
+            "id": Maybe(int),
+            "category": int,
+            "score": float,
+            "predicted_iou": float,
+            "corners": Maybe(corners),
+        }
+        if self.keep_masks:
+            found["mask"] = RUNS
+        return {"truth": [truth], "mended": int, "found": [found]}
 
     def reduce(self, records: Sequence[Record]) -> Metrics:
         """See `Task.reduce`.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from saqsam.data.datasets import Instance
 from saqsam.data.rle import encode_mask, rle_text
 from saqsam.evaluate.iou import boundary_iou, clear_ignored, mask_iou
+from saqsam.evaluate.layout import RUNS, Layout
 from saqsam.evaluate.prompts import box_prompts, next_click, point_prompts
 from saqsam.evaluate.task import ImageSession, Metrics, Record, Task, mean
 from saqsam.predictor import Predictor, check_finite
@@ -99,6 +100,15 @@ class PromptTask(Task):
                 if self.keep_masks:
                     record["mask"] = rle_text(encode_mask(mask))
                 yield record
+
+    def layout(self) -> Layout:
+        """See `Task.layout`."""
+        instance: dict[str, Layout] = {"id": int, "iou": float, "boundary_iou": float, "predicted_iou": float}
+        if self.prompt == "clicks":
+            instance["ious"] = (float,) * self.clicks
+        if self.keep_masks:
+            instance["mask"] = RUNS
+        return {"instances": [instance]}
 
     def reduce(self, records: Sequence[Record]) -> Metrics:
         """See `Task.reduce`: `miou`, `boundary_iou`, `share_above_90`, `instances`, and `miou_K` after click K."""

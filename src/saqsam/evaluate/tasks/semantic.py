@@ -11,6 +11,7 @@ import numpy as np
 from saqsam.data.label_maps import LabelMaps, Unusable, truth_labels
 from saqsam.data.label_png import IGNORE, LabelMap
 from saqsam.data.rle import encode_mask, rle_text
+from saqsam.evaluate.layout import RUNS, Each, Layout, OneOf
 from saqsam.evaluate.task import ImageSession, Metrics, Record, Task, mean
 from saqsam.evaluate.tasks.everything import shown_options
 from saqsam.mask_generator import GeneratedMask, GeneratorOptions
@@ -58,6 +59,14 @@ class SemanticTask(Task):
             found = np.unique(refined[refined != IGNORE]).tolist()
             record["masks"] = {str(k): rle_text(encode_mask(refined == k)) for k in found}
         return record
+
+    def layout(self) -> Layout:
+        """See `Task.layout`."""
+        counts = dict.fromkeys(("truth", "coarse", "coarse_hits", "refined", "refined_hits"), int)
+        scored: dict[str, Layout] = {"masks_found": int, "classes": Each(counts)}
+        if self.keep_masks:
+            scored["masks"] = Each(RUNS)
+        return OneOf((scored, {"left_out": str, "classes": {}}))
 
     def reduce(self, records: Sequence[Record]) -> Metrics:
         """See `Task.reduce`: `semantic_miou`, `pixel_accuracy`, the same `unrefined_`, and what they are taken over.
