@@ -8,10 +8,8 @@ runs the whole model.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -70,8 +68,8 @@ def reconstruct(
     model.requires_grad_(False)
     reference.requires_grad_(False)
     logs = []
-    with tempfile.TemporaryDirectory(prefix="saqsam-") as folder, torch.no_grad():
-        inputs = _Inputs(model, reference, images, MemoryBudget(memory, Path(folder)), spec)
+    with MemoryBudget(memory) as budget, torch.no_grad():
+        inputs = _Inputs(model, reference, images, budget, spec)
         for number, unit in enumerate(units):
             log = None if load_unit is None else load_unit(number, unit)
             if log is None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -26,17 +33,35 @@ def parse_size(text: str) -> int:
 
 
 class MemoryBudget:
-    """How many bytes of captured tensors may be in memory at once, over all stores.
+    """The bytes of captured tensors that may be in memory at once, over all stores.
+
+    A context manager, which closes the files of all stores. They have no name, so that the operating system removes
+    them however the process ends.
 
     Args:
         limit: Bytes.
-        folder: Where the rest goes; must exist.
+        folder: Existing folder for what does not fit; None for the system's folder of temporary files.
+
+    Attributes:
+        used: Bytes in memory.
+        spilled: Bytes on disk.
     """
 
-    def __init__(self, limit: int, folder: Path) -> None:
+    def __init__(self, limit: int, folder: Path | None = None) -> None:
         self.limit, self.folder = limit, folder
         self.used = 0
-        self.files = 0
+        self.spilled = 0
+        self._files = ExitStack()
+
+    def __enter__(self) -> MemoryBudget:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def open_file(self) -> IO[bytes]:
+        """Open a file without a name; closing it frees its space."""
+        return self._files.enter_context(tempfile.TemporaryFile(dir=self.folder))
 
     def take(self, size: int) -> bool:
         """Take `size` bytes if they are left."""
@@ -56,8 +81,9 @@ class TensorStore:
 
     def __init__(self, budget: MemoryBudget, what: str) -> None:
         self._budget, self._what = budget, what
-        self._items: list[tuple[Tensor | Path, ...]] = []
+        self._items: list[tuple[Tensor | _Spilled, ...]] = []
         self._held = 0
+        self._file: IO[bytes] | None = None
 
     def append(self, tensors: tuple[Tensor, ...]) -> None:
         """Add an item; tensors in memory stay on their device.
@@ -76,12 +102,20 @@ class TensorStore:
         else:
             self._items.append(tuple(self._spill(tensor) for tensor in tensors))
 
-    def _spill(self, tensor: Tensor) -> Path:
-        path = self._budget.folder / f"{self._budget.files}.npy"
-        self._budget.files += 1
+    def _spill(self, tensor: Tensor) -> _Spilled:
         # Contiguous as in memory: what is computed from it must not depend on where it was.
-        np.save(path, tensor.detach().cpu().contiguous().numpy(), allow_pickle=False)
-        return path
+        array = tensor.detach().cpu().contiguous().numpy()
+        try:
+            if self._file is None:
+                self._file = self._budget.open_file()
+            offset = self._file.seek(0, os.SEEK_END)
+            self._file.write(array.tobytes())
+            self._file.flush()
+        except OSError as error:
+            where = str(self._budget.folder or tempfile.gettempdir())
+            raise OSError(error.errno, f"{error.strerror}, to hold {self._what}", where) from error
+        self._budget.spilled += array.nbytes
+        return _Spilled(self._file, offset, array.shape, array.dtype)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -99,17 +133,35 @@ class TensorStore:
     def clear(self) -> None:
         """Forget all items and give their memory and files back."""
         for item in self._items:
-            for tensor in item:
-                if isinstance(tensor, Path):
-                    tensor.unlink(missing_ok=True)
+            self._budget.spilled -= sum(one.size for one in item if isinstance(one, _Spilled))
+        if self._file is not None:
+            self._file.close()
+            self._file = None
         self._budget.used -= self._held
         self._held = 0
         self._items.clear()
 
 
-def _read(tensor: Tensor | Path, device: torch.device, chosen: Tensor | None) -> Tensor:
-    if isinstance(tensor, Path):
-        mapped = np.load(tensor, mmap_mode="r", allow_pickle=False)
+@dataclass(frozen=True)
+class _Spilled:
+    """A tensor on disk: C-contiguous values at an offset in a file."""
+
+    file: IO[bytes]
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def map(self) -> NDArray[Any]:
+        return np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
+
+
+def _read(tensor: Tensor | _Spilled, device: torch.device, chosen: Tensor | None) -> Tensor:
+    if isinstance(tensor, _Spilled):
+        mapped = tensor.map()
         picked = mapped if chosen is None or len(mapped) == 1 else mapped[chosen.cpu().numpy()]
         return torch.from_numpy(np.array(picked)).to(device)
     if chosen is not None and len(tensor) > 1:

@@ -7,6 +7,17 @@ from typing import Annotated
 
 import typer
 
+MOST = 2**31 - 1
+"""Largest count and seed; more would overflow the integers of libraries."""
+
+
+def _check_most(value: int | None) -> int | None:
+    """Refuse larger numbers than `MOST`. Not the `max` of an option, which would stand in the help of each."""
+    if value is not None and value > MOST:
+        raise typer.BadParameter(f"expected at most {MOST}, got {value}")
+    return value
+
+
 DATA_HELP = (
     "scenes (made by the package); a folder with images/ and annotations.json (COCO format), labelTxt/ (DOTA) or "
     "masks/ (pairs); an image folder of a COCO root, such as ROOT/val2017; an annotation file of COCO or LVIS; of "
@@ -38,7 +49,8 @@ RuntimeOption = Annotated[
     ),
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Threads of torch or the runtime.", show_default="all")
+    int | None,
+    typer.Option(min=1, max=1024, metavar="N", help="Threads of torch or the runtime.", show_default="all"),
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to it.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
@@ -69,7 +81,10 @@ DetectionsOption = Annotated[
 TileOption = Annotated[
     int,
     typer.Option(
-        min=1, metavar="PX", help="Of task oriented: larger images are segmented in tiles of this side."
+        min=1,
+        callback=_check_most,
+        metavar="PX",
+        help="Of task oriented: larger images are segmented in tiles of this side.",
     ),
 ]
 LabelsOption = Annotated[
@@ -82,7 +97,11 @@ LabelsOption = Annotated[
 PointsOption = Annotated[
     int | None,
     typer.Option(
-        min=1, metavar="N", help="Of masks of everything: a grid of N x N points.", show_default="32"
+        min=1,
+        max=1000,
+        metavar="N",
+        help="Of masks of everything: a grid of N x N points.",
+        show_default="32",
     ),
 ]
 PredIouOption = Annotated[
@@ -113,11 +132,15 @@ IgnoreLabelOption = Annotated[
         "and 255.",
     ),
 ]
-LimitOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N images.")]
+LimitOption = Annotated[
+    int | None, typer.Option(min=1, callback=_check_most, metavar="N", help="Only the first N images.")
+]
 MemoryOption = Annotated[
     str, typer.Option(metavar="SIZE", help="For the prompts that are decoded at once, beside the model.")
 ]
-WorkersOption = Annotated[int, typer.Option(min=0, metavar="N", help="Threads that read images ahead.")]
+WorkersOption = Annotated[
+    int, typer.Option(min=0, max=256, metavar="N", help="Threads that read images ahead.")
+]
 
 # Of quantize.
 MethodOption = Annotated[
@@ -135,8 +158,12 @@ CalibrationOption = Annotated[
     str,
     typer.Option(metavar="DATA", help="What to set ranges on: as evaluate --data, or any folder of images."),
 ]
-CalibrationImagesOption = Annotated[int, typer.Option(min=1, metavar="N", help="Calibration images.")]
-SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="Which images and prompts are drawn.")]
+CalibrationImagesOption = Annotated[
+    int, typer.Option(min=1, callback=_check_most, metavar="N", help="Calibration images.")
+]
+SeedOption = Annotated[
+    int, typer.Option(min=0, callback=_check_most, metavar="N", help="Which images and prompts are drawn.")
+]
 CalibrationDetectionsOption = Annotated[
     Path | None,
     typer.Option(
@@ -148,7 +175,10 @@ EffortOption = Annotated[
     typer.Option(metavar="NAME", help="How long to learn: quick, standard or paper (the published steps)."),
 ]
 StepsOption = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Learning steps of a unit, instead of --effort's.")
+    int | None,
+    typer.Option(
+        min=1, callback=_check_most, metavar="N", help="Learning steps of a unit, instead of --effort's."
+    ),
 ]
 SettingsOption = Annotated[
     list[str] | None,
@@ -179,7 +209,13 @@ CheckOption = Annotated[
 ]
 CheckImagesOption = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="Images of --check.", show_default="24; 2 for inputs above 512 px"),
+    typer.Option(
+        min=1,
+        callback=_check_most,
+        metavar="N",
+        help="Images of --check.",
+        show_default="24; 2 for inputs above 512 px",
+    ),
 ]
 
 # Of report.
@@ -187,6 +223,7 @@ ReportLimitOption = Annotated[
     int | None,
     typer.Option(
         min=1,
+        callback=_check_most,
         metavar="N",
         help="Only the first N images.",
         show_default="24; 4 for inputs above 512 px",
@@ -213,7 +250,8 @@ SensitivityOption = Annotated[
     ),
 ]
 SensitivityImagesOption = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Images that sensitivity is measured on.")
+    int,
+    typer.Option(min=1, callback=_check_most, metavar="N", help="Images that sensitivity is measured on."),
 ]
 
 # Of segment.

@@ -210,10 +210,11 @@ class Bars(Progress):
         )
         self._phases: dict[str, _Phase] = {}
 
-    def begin_phase(self, name: str, count: str, start: float | None = None) -> None:
+    def begin_phase(self, name: str, total: int, unit: str, start: float | None = None) -> None:
         """Log the start of a phase, now or when the monotonic clock said `start`, unless that was done."""
         if not err.is_terminal and name not in self._phases:
-            self._phases[name] = _Phase(name, count, start)
+            one_or_more = unit.removesuffix("s") if total == 1 else unit
+            self._phases[name] = _Phase(name, f"{total} {one_or_more}", start)
 
     def end_phase(self, name: str) -> None:
         """Log the end of a phase that has started."""
@@ -260,7 +261,7 @@ def bar(bars: Bars, description: str, total: int, unit: str = "images") -> Calla
         A function of steps done and steps in all.
     """
     task = bars.add_task(description, total=None)
-    bars.begin_phase(description, f"{total} {unit}")
+    bars.begin_phase(description, total, unit)
 
     def update(done: int, total: int) -> None:
         bars.update(task, completed=done, total=total)
@@ -296,7 +297,7 @@ def stage_bars(bars: Bars) -> Callable[[str, int, int, str], None]:
         nonlocal since
         if stage not in known:
             known[stage] = waiting.pop() if waiting else bars.add_task(stage)
-            bars.begin_phase(stage, f"{total} {STAGE_UNITS.get(stage, 'steps')}", since)
+            bars.begin_phase(stage, total, STAGE_UNITS.get(stage, "steps"), since)
         description = f"{stage}, {note}" if note else stage
         bars.update(known[stage], description=description, completed=done, total=total)
         if done == total:
