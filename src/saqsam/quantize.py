@@ -57,11 +57,15 @@ class QuantizationLog:
         signs: Channels of queries and keys that changed sign, by attention (bimodal integration).
         clipping: What was chosen for each attention of the decoder.
         units: How the learning of each unit went.
+        skipped: How much of the calibration data was left out, by reason.
+        notes: How often something unusual in the calibration data was accepted, by what it was.
     """
 
     signs: dict[str, int] = field(default_factory=dict)
     clipping: list[AttentionClipping] = field(default_factory=list)
     units: list[UnitLog] = field(default_factory=list)
+    skipped: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
 
 
 @float32_arithmetic()
@@ -115,6 +119,7 @@ def quantize(
         detections=detections,
         progress=_brief(progress),
     )
+    log.skipped, log.notes = images.skipped, images.notes
     journal = None
     if unfinished is not None:
         journal = Journal(Path(unfinished), _arguments(quantized, processor, recipe, images))

@@ -48,6 +48,7 @@ from saqsam_cli.tables import (
     print_export,
     print_integer_layers,
     print_inventory,
+    print_left_out,
     print_substitutions,
     print_summary,
 )
@@ -116,7 +117,7 @@ def quantize(
         check_images = 24 if float_model.config.vision_config.image_size <= 512 else 2
     # Before the long work, so that nothing wrong with this data can come after it.
     before = None if check_data is None else _score(float_model, processor, check_data, check_images, "float")
-    _quantize_into(
+    log = _quantize_into(
         out_dir,
         float_model,
         processor,
@@ -130,6 +131,7 @@ def quantize(
     with busy(f"reading {out_dir}"):
         reloaded = load_checkpoint(out_dir, device=float_model.device)
     say(f"checkpoint: {out_dir}")
+    print_left_out(log.skipped, log.notes, "calibration: ")
     if deploy:
         print_substitutions(recipe)
     checked = None
@@ -168,7 +170,7 @@ def _quantize_into(
     source: Source,
     memory: int,
     overwrite: bool,
-) -> None:
+) -> QuantizationLog:
     """Quantize and write the checkpoint with its log; an unfinished run is kept, and said to be."""
     unfinished = out_dir.with_name(f"{out_dir.name}.unfinished")
     log = QuantizationLog()
@@ -195,6 +197,7 @@ def _quantize_into(
                 f"finished steps are kept in {unfinished}; the same command goes on from them", soft_wrap=True
             )
         raise
+    return log
 
 
 def _recipe(

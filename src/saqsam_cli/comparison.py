@@ -21,7 +21,7 @@ from saqsam.store import parse_size
 from saqsam_cli.evaluation import make_tasks
 from saqsam_cli.opening import open_labelled, open_model, write_json
 from saqsam_cli.options import EvaluationOptions
-from saqsam_cli.tables import METRIC_NAMES, figure
+from saqsam_cli.tables import METRIC_NAMES, figure, print_left_out
 from saqsam_cli.terminal import bar, busy, out, progress_bars, result_table, say
 
 WORST = 5
@@ -111,6 +111,7 @@ def comparison_dict(found: Comparison, named: Sequence[Named]) -> dict[str, Any]
         ],
         "options": first.options,
         "skipped": first.skipped,
+        "notes": first.notes,
         "differences": [
             {"first": named[0].letter, "other": model.letter, "tasks": [d.to_dict() for d in differences]}
             for model, differences in zip(named[1:], found.differences, strict=True)
@@ -134,8 +135,7 @@ def print_comparison(found: Comparison, named: Sequence[Named]) -> None:
         _print_differences(differences, named)
         for model, difference in zip(named[1:], differences, strict=True):
             _print_worst(difference, named[0], model)
-    for reason, count in first.skipped.items():
-        say(f"left out: {reason}: {count}")
+    print_left_out(first.skipped, first.notes)
 
 
 def _print_differences(differences: Sequence[TaskDifference], named: Sequence[Named]) -> None:

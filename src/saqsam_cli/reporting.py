@@ -26,6 +26,7 @@ from saqsam.report.words import short_path
 from saqsam.report.write import write_report
 from saqsam.store import parse_size
 from saqsam_cli.opening import load_torch, open_calibration, open_labelled
+from saqsam_cli.tables import print_left_out
 from saqsam_cli.terminal import bar, busy, err, progress_bars, say, stage_bars
 
 LARGE_INPUT = 512
@@ -85,6 +86,7 @@ def report(folder: Path, options: ReportOptions, *, path: Path, form: str, devic
     with busy(f"writing {path}"):
         write_report(found, path, form)
     say(lead(found))
+    print_left_out(scored.quantized.skipped, scored.quantized.notes)
     for name, why in left_out(found):
         say(f"left out: {name}: {why}")
     say(f"report: {path}")

@@ -52,6 +52,7 @@ def print_summary(
     out.print(table)
     if scores is not None:
         say(f"scored on {before.instances} objects in {before.images} images of {before.dataset}")
+        print_left_out(before.skipped, before.notes)
 
 
 def print_evaluation(result: Evaluation, model: str, recipe: str, inventory: Inventory | None) -> None:
@@ -65,10 +66,16 @@ def print_evaluation(result: Evaluation, model: str, recipe: str, inventory: Inv
         for name, value in metrics.items():
             table.add_row(METRIC_NAMES.get(name, name), figure(value))
         out.print(table)
-    for reason, number in result.skipped.items():
-        say(f"left out: {reason}: {number}")
+    print_left_out(result.skipped, result.notes)
     if inventory is not None:
         _print_shares(inventory)
+
+
+def print_left_out(skipped: Mapping[str, int], notes: Mapping[str, int], prefix: str = "") -> None:
+    """Say once for each kind what was left out of data and what was accepted although it was unusual."""
+    for label, counts in (("left out", skipped), ("note", notes)):
+        for what, number in counts.items():
+            say(f"{label}: {prefix}{what}: {number}")
 
 
 def figure(value: float | int | None) -> str:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from coco_folder import picture
-from saqsam.data import images
+from saqsam.data import decoding
 from saqsam.data.images import ImageFolder, list_images, read_image, read_size
 
 GREY = np.array([[0, 100, 255], [7, 8, 9]], dtype=np.uint8)
@@ -49,11 +49,6 @@ def test_16_bit_is_scaled_by_its_whole_range(tmp_path: Path, suffix: str) -> Non
     result = read_image(save(Image.fromarray(values), tmp_path / f"a{suffix}"))
     check(result, values.shape)
     np.testing.assert_array_equal(result[:, :, 0], [[0, 1, 255], [0, 1, 100]])
-
-
-def test_dark_16_bit_image_is_not_stretched(tmp_path: Path) -> None:
-    values = np.full((2, 2), 514, dtype=np.uint16)
-    assert read_image(save(Image.fromarray(values), tmp_path / "a.png")).max() == 2
 
 
 def test_alpha_is_dropped_and_keeps_hidden_colours(tmp_path: Path) -> None:
@@ -114,7 +109,7 @@ def test_damaged_exif_is_ignored(tmp_path: Path) -> None:
     Image.fromarray(picture((4, 7))).save(path, exif=b"Exif\x00\x00GARBAGE-GARBAGE")
     check(read_image(path), (4, 7))
     assert read_size(path) == (4, 7)
-    with pytest.raises(ValueError, match=r"none.png: expected a readable image"):
+    with pytest.raises(ValueError, match=r"none.png: expected an image file, found nothing"):
         read_size(tmp_path / "none.png")
 
 
@@ -151,9 +146,9 @@ def test_bombs_are_refused_before_they_are_decoded(tmp_path: Path, side: int) ->
 
 
 def test_own_limit_holds_where_pillows_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_PIXELS", 11)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 11)
     path = save(Image.fromarray(picture((3, 4))), tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"a\.png: .*at most 11 pixels, got 3 x 4"):
+    with pytest.raises(ValueError, match=r"a\.png: .*at most 11 pixels, found 3 x 4"):
         read_image(path)
 
 
@@ -195,8 +190,8 @@ def test_what_is_no_image(tmp_path: Path) -> None:
         read_image(tmp_path / "absent.png")
     with pytest.raises(ValueError, match="found a folder"):
         read_image(tmp_path)
-    with pytest.raises(ValueError, match="floating point"):
-        read_image(save(Image.new("F", (2, 2), 0.5), tmp_path / "f.tif"))
+    with pytest.raises(ValueError, match=r"floating point values in \[0, 1\], found 3 to 3: divide"):
+        read_image(save(Image.new("F", (2, 2), 3), tmp_path / "f.tif"))
     with pytest.raises(ValueError, match="32-bit"):
         read_image(save(Image.new("I", (2, 2), 70_000), tmp_path / "i.tif"))
 

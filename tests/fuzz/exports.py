@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from fuzz.configurations import TEXT_MUTATIONS, mutate
+from fuzz.configurations import STRAY, TEXT_MUTATIONS, mutate
 from fuzz.harness import EQUAL, VALID, Different, Tally, arguments, report, run
 from saqsam.export import export_model
 from saqsam.export.manifest import MANIFEST, file_hash, manifest_hash
@@ -85,13 +85,14 @@ def _masks(folder: Path) -> list[Tensor]:
 
 def _json_mutants(export: Export, name: str, count: int, rng: random.Random, *, recompute: bool) -> Mutants:
     text = (export.original / name).read_text(encoding="utf-8")
+    stray = sorted(STRAY)
     for _ in range(count):
         if not recompute and rng.random() < 0.1:
             index = rng.randrange(len(TEXT_MUTATIONS))
             label, mutated = f"text mutation {index}", TEXT_MUTATIONS[index](text, rng)
         else:
             raw = json.loads(text)
-            label = "; ".join(mutate(raw, rng) for _ in range(rng.choice([1, 1, 1, 2, 3])) if raw)
+            label = "; ".join(mutate(raw, stray, rng) for _ in range(rng.choice([1, 1, 1, 2, 3])) if raw)
             if recompute:
                 raw["sha256"] = manifest_hash(raw)
             mutated = json.dumps(raw)

@@ -7,7 +7,8 @@ from saqsam.checkpoint.config import FORMAT_VERSION, SaqsamConfig, quantization_
 from saqsam.checkpoint.folder import check_target, load_checkpoint, save_checkpoint
 from saqsam.checkpoint.hashing import content_hash, hash_header, processor_hash
 from saqsam.checkpoint.hf_quantizer import SaqsamQuantizer, attach_quantizer
-from saqsam.checkpoint.tensors import WEIGHTS, checkpoint_tensors
+from saqsam.checkpoint.tensors import checkpoint_tensors
+from saqsam.models.weights import SAFETENSORS as WEIGHTS
 
 __all__ = [
     "FORMAT_VERSION",

@@ -13,15 +13,14 @@ from saqsam.checkpoint.config import QUANT_METHOD, SaqsamConfig, recipe_of
 from saqsam.checkpoint.hashing import processor_hash
 from saqsam.checkpoint.hf_quantizer import attach_quantizer, update_hash, verify_processor
 from saqsam.checkpoint.tensors import (
-    WEIGHTS,
     check_values,
     checkpoint_tensors,
-    find_weight_files,
     read_tensors,
     verify_hash,
 )
 from saqsam.models.configuration import parse_sam_config
 from saqsam.models.structure import SamStructure
+from saqsam.models.weights import SAFETENSORS, safetensors_files
 from saqsam.output import whole_folder
 from saqsam.prepare import build_packed_skeleton, complete_loading
 from saqsam.recipe import Recipe
@@ -55,11 +54,11 @@ def save_checkpoint(
         tensors = checkpoint_tensors(model)
         attach_quantizer(model, stored)
         update_hash(model, tensors, processor_hash(processor))
-        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        save_file(tensors, partial / SAFETENSORS, metadata={"format": "pt"})
         model.config.architectures = ["SamModel"]
         model.config.save_pretrained(partial)
         processor.save_pretrained(partial)
-        (partial / WEIGHTS).chmod(0o644)  # safetensors makes files readable by their owner alone
+        (partial / SAFETENSORS).chmod(0o644)  # safetensors makes files readable by their owner alone
     return folder
 
 
@@ -121,7 +120,7 @@ def load_checkpoint(folder: str | Path, *, device: str | torch.device = "cpu") -
         raise CheckpointError(
             f"{source}: no model has this configuration: {shorten_message(error)}"
         ) from error
-    files = find_weight_files(folder)
+    files = safetensors_files(folder)
     tensors = read_tensors(files, model)
     check_values(tensors, model, recipe, str(files[0]))
     verify_hash(tensors, config, quantization, folder)

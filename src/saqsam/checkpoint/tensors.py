@@ -13,16 +13,13 @@ from transformers import SamConfig, SamModel
 
 from saqsam.checkpoint.config import SaqsamConfig
 from saqsam.checkpoint.hashing import content_hash, hash_header
+from saqsam.models.weights import few
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedTensor
 from saqsam.quant.log import LogQuantizer
 from saqsam.recipe import Recipe
 from saqsam.utils.errors import CheckpointError, shorten, shorten_message
-from saqsam.utils.strict_json import read_json_object
 
-WEIGHTS = "model.safetensors"
-INDEX = f"{WEIGHTS}.index.json"
-"""Lists the shards of a checkpoint that `save_pretrained` split."""
 MAX_SCALE = torch.finfo(torch.float16).max
 """Largest quantization step: what stays float is stored in float16, so no larger step makes sense."""
 MIN_SCALE = torch.finfo(torch.float32).tiny
@@ -46,25 +43,6 @@ def checkpoint_tensors(model: SamModel) -> dict[str, Tensor]:
         for name, tensor in model.state_dict().items()
         if name != _TIED
     }
-
-
-def find_weight_files(folder: Path) -> list[Path]:
-    """Return the tensor files of a checkpoint: `model.safetensors`, or the shards that its index lists.
-
-    Raises:
-        CheckpointError: There is neither, or the index is damaged or names files outside the folder.
-    """
-    single, index = folder / WEIGHTS, folder / INDEX
-    if single.is_file() or not index.is_file():
-        return [single]
-    weight_map = read_json_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: expected a weight_map of file names, got {shorten(weight_map)}")
-    names = set(map(str, weight_map.values()))
-    for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index}: expected names of safetensors files, got {shorten(name)}")
-    return [folder / name for name in sorted(names)]
 
 
 def read_tensors(files: Sequence[Path], model: SamModel) -> dict[str, Tensor]:
@@ -96,7 +74,7 @@ def read_tensors(files: Sequence[Path], model: SamModel) -> dict[str, Tensor]:
             ) from error
     missing = sorted(expected.keys() - tensors.keys())
     if missing:
-        raise CheckpointError(f"{files[0]} does not fit its recipe: it lacks {_few(missing)}")
+        raise CheckpointError(f"{files[0]} does not fit its recipe: it lacks {few(missing)}")
     return tensors
 
 
@@ -171,10 +149,10 @@ def _check_names(
     unknown, repeated = sorted(names - expected.keys()), sorted(names & read.keys())
     if unknown:
         missing = sorted(expected.keys() - names - read.keys())
-        lacks = f"lacks {_few(missing)} and " if missing else ""
-        raise CheckpointError(f"{path} does not fit its recipe: it {lacks}has unknown {_few(unknown)}")
+        lacks = f"lacks {few(missing)} and " if missing else ""
+        raise CheckpointError(f"{path} does not fit its recipe: it {lacks}has unknown {few(unknown)}")
     if repeated:
-        raise CheckpointError(f"{path} repeats {_few(repeated)} of another shard")
+        raise CheckpointError(f"{path} repeats {few(repeated)} of another shard")
 
 
 def _check_header(stored: object, name: str, expected: Tensor, path: Path) -> None:
@@ -200,7 +178,3 @@ def _check_zero_point(zero_point: Tensor, bits: int, is_middle: bool, what: str)
             f"{what} must be {low if is_middle else f'{low} to {high}'} for {bits} bits, "
             f"got {found_low if found_low < low else found_high}"
         )
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(shorten(name).strip("'") for name in names[:3])

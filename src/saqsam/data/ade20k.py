@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from saqsam.data.datasets import Sample
-from saqsam.data.images import list_images, read_image
+from saqsam.data.images import list_images, read_image_with_notes
 from saqsam.data.label_png import IGNORE, LabelMap, read_label_map
 
 CLASSES = 150
@@ -89,13 +89,20 @@ class AdeDataset:
             ValueError: The image file cannot be read.
         """
         path = self._images[index]
-        image = read_image(path)
+        image, notes = read_image_with_notes(path)
         labels = _read_annotation(self._annotation(path), image.shape[:2])
         skipped: Counter[str] = Counter()
         if isinstance(labels, str):
             skipped[labels] += 1
             labels = np.full(image.shape[:2], IGNORE, dtype=np.uint16)
-        return Sample(index % len(self) + 1, path.name, image, skipped=dict(skipped), labels=labels)
+        return Sample(
+            index % len(self) + 1,
+            path.name,
+            image,
+            skipped=dict(skipped),
+            labels=labels,
+            notes=Counter(notes),
+        )
 
 
 def _read_annotation(path: Path, size: tuple[int, ...]) -> LabelMap | str:

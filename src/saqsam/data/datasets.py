@@ -106,13 +106,24 @@ class Indexed(Protocol):
         ...
 
 
+@runtime_checkable
+class Noted(Protocol):
+    """A data set that says what it accepted although it was unusual when it was opened."""
+
+    @property
+    def index_notes(self) -> dict[str, int]:
+        """How often, by what it was."""
+        ...
+
+
 def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -> Dataset:
     """Open a data set by name or path.
 
     Args:
         spec: One of
             - `scenes`: the bundled generator, 100 scenes (or `limit`) made from `seed`;
-            - a folder with `images/` and `annotations.json` (COCO instance format);
+            - a folder with `images/` and `annotations.json` (COCO instance format), or the exports of Roboflow, Label
+              Studio and CVAT in that format (`saqsam.data.coco_layout`);
             - an image folder of a COCO root, such as `ROOT/val2017` beside
               `ROOT/annotations/instances_val2017.json`;
             - the annotation file itself of COCO or LVIS, its images beside it, in a COCO root, or in `images/`;
@@ -133,6 +144,7 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
     # The readers import the types above, so they cannot be imported at the top of this file.
     from saqsam.data.ade20k import AdeDataset
     from saqsam.data.coco import CocoDataset
+    from saqsam.data.coco_layout import find_annotations, find_export, name_of
     from saqsam.data.dota import DotaDataset
     from saqsam.data.images import ImageFolder
     from saqsam.data.mask_pairs import MaskPairDataset, find_pair_folders
@@ -144,7 +156,7 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
         return ScenesDataset(count=SCENES_COUNT if limit is None else limit, seed=seed)
     folder = Path(spec)
     if folder.suffix.lower() == ".json" and folder.is_file():
-        return CocoDataset(None, folder, name=folder.stem, limit=limit)
+        return CocoDataset(None, folder, name=name_of(folder), limit=limit)
     if not folder.is_dir():
         problem = "it is a file" if folder.exists() else "no such folder"
         raise ValueError(
@@ -152,14 +164,12 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
             f"annotations.json, labelTxt/ or masks/, ROOT/SPLIT of a COCO root, an annotation file of COCO or LVIS, "
             f"or the root of ADE20K; {problem}"
         )
-    if (folder / "annotations.json").is_file():
-        return CocoDataset(folder / "images", folder / "annotations.json", limit=limit)
+    coco = find_annotations(folder)
+    if coco is not None:
+        return CocoDataset.in_folder(coco, limit=limit)
     if (folder / "labelTxt").is_dir():
         return DotaDataset(folder, limit=limit)
     split = folder.resolve().name
-    instances_file = folder.resolve().parent / "annotations" / f"instances_{split}.json"
-    if instances_file.is_file():
-        return CocoDataset(folder, instances_file, name=split, limit=limit)
     if find_pair_folders(folder) is not None:
         return MaskPairDataset(folder, limit=limit)
     if (folder / "images" / "validation").is_dir():
@@ -167,4 +177,7 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
     root = folder.resolve().parent.parent
     if folder.resolve().parent.name == "images" and (root / "annotations" / split).is_dir():
         return AdeDataset(root, split, limit=limit)
+    export = find_export(folder)
+    if export is not None:
+        return CocoDataset.in_folder(export, limit=limit)
     return ImageFolder(folder, limit=limit)

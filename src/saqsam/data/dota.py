@@ -18,7 +18,7 @@ import pycocotools.mask as rle_codec
 
 from saqsam.data.coco import EMPTY_MASK
 from saqsam.data.datasets import Instance, Sample
-from saqsam.data.images import list_images, read_image, read_size
+from saqsam.data.images import list_images, read_image_with_notes, read_size
 from saqsam.data.json_fields import touches
 from saqsam.data.polygons import convex_hull
 from saqsam.data.rle import segmentation_to_rle
@@ -111,7 +111,7 @@ class DotaDataset:
         """
         image_id = self.image_ids[index]
         path = self._files[image_id]
-        image = read_image(path)
+        image, notes = read_image_with_notes(path)
         height, width, _ = image.shape
         skipped: Counter[str] = Counter()
         instances = []
@@ -121,7 +121,7 @@ class DotaDataset:
                 instances.append(found)
             else:
                 skipped[found] += 1
-        return Sample(image_id, path.name, image, tuple(instances), dict(skipped))
+        return Sample(image_id, path.name, image, tuple(instances), dict(skipped), notes=Counter(notes))
 
     def _instance(self, number: int, label: _Label, size: tuple[int, int]) -> Instance | str:
         """The object, or the reason why it is left out."""

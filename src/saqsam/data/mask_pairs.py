@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from saqsam.data.coco import EMPTY_MASK, OTHER_SIZE
 from saqsam.data.datasets import Instance, Sample
-from saqsam.data.images import list_images, read_image, read_values
+from saqsam.data.images import list_images, read_image_with_notes, read_values
 from saqsam.data.rle import encode_mask
 
 NO_MASK = "image without a mask file"
@@ -83,15 +83,16 @@ class MaskPairDataset:
         """
         image_path, mask_path = self._pairs[index]
         image_id = index % len(self) + 1
-        image, mask = read_image(image_path), read_mask(mask_path)
+        image, found = read_image_with_notes(image_path)
+        mask, notes = read_mask(mask_path), Counter(found)
         if mask.shape != image.shape[:2]:
-            return Sample(image_id, image_path.name, image, skipped={OTHER_SIZE: 1})
+            return Sample(image_id, image_path.name, image, skipped={OTHER_SIZE: 1}, notes=notes)
         if not mask.any():
-            return Sample(image_id, image_path.name, image, skipped={EMPTY_MASK: 1})
+            return Sample(image_id, image_path.name, image, skipped={EMPTY_MASK: 1}, notes=notes)
         rle = encode_mask(mask)
         x, y, width, height = rle_codec.toBbox(rle).tolist()
         instance = Instance(image_id, rle, (x, y, x + width, y + height), category_id=1)
-        return Sample(image_id, image_path.name, image, (instance,))
+        return Sample(image_id, image_path.name, image, (instance,), notes=notes)
 
     @property
     def index_skipped(self) -> dict[str, int]:

@@ -55,6 +55,18 @@ def read_folder(
     raise CheckpointError(f"{folder}: expected {' or '.join(names)}, found none")
 
 
+def safetensors_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a folder written by `save_pretrained`: one, or the shards that its index lists.
+
+    Raises:
+        CheckpointError: The index is damaged. That a file is missing is noticed when it is read.
+    """
+    index = folder / f"{SAFETENSORS}.index.json"
+    if index.is_file() and not (folder / SAFETENSORS).is_file():
+        return [shard for shard, _ in _shards(index)]
+    return [folder / SAFETENSORS]
+
+
 def read_safetensors(path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> dict[str, torch.Tensor]:
     """Return the tensors of one safetensors file by name, memory-mapped.
 
@@ -142,10 +154,16 @@ def is_shard(path: Path) -> bool:
     return bool(re.fullmatch(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)", path.name))
 
 
+def is_part_of_folder(path: Path) -> bool:
+    """Return whether a file has a name that `save_pretrained` gives to weights, whole or in shards."""
+    return path.name in (SAFETENSORS, PICKLED) or is_shard(path)
+
+
 def few(names: Iterable[str]) -> str:
-    """Return the first three of `names` in sorted order, each shortened, for an error message."""
+    """Return the first three of `names` in sorted order, each on one line and shortened, for an error message."""
     listed = sorted(names)
-    shown = [name if len(name) <= 80 else f"{name[:77]}..." for name in listed[:3]]
+    escaped = [repr(name)[1:-1] for name in listed[:3]]
+    shown = [name if len(name) <= 100 else f"{name[:97]}..." for name in escaped]
     return ", ".join(shown) + (", ..." if len(listed) > 3 else "")
 
 

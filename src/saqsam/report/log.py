@@ -74,6 +74,8 @@ def read_log(folder: Path) -> KnownLog | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         clipping = [read_clipping(entry) for entry in content["clipping"]]
         log = QuantizationLog(content["signs"], clipping, [UnitLog(**unit) for unit in content["units"]])
+        # Logs of earlier versions say nothing of the calibration data.
+        log.skipped, log.notes = content.get("skipped", {}), content.get("notes", {})
         source = Source(**content["source"]) if "source" in content else None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error

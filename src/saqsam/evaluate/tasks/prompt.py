@@ -43,6 +43,7 @@ class PromptTask(Task):
 
     name = "prompt"
     compared = "IoU of an object"
+    needs_objects = True
 
     def __init__(
         self, prompt: PromptKind = "box", *, clicks: int = 5, min_area: int = 0, keep_masks: bool = False
@@ -64,7 +65,11 @@ class PromptTask(Task):
         large = [instance for instance in targets if instance.area >= self.min_area]
         if len(large) < len(targets):
             session.skipped[BELOW_MIN_AREA] += len(targets) - len(large)
-        return {"instances": list(self._score(session, large)) if large else []}
+        record: Record = {"instances": list(self._score(session, large)) if large else []}
+        crowds = len(session.sample.instances) - len(targets)
+        if crowds and not targets:  # the reason, should no other image have an object either
+            record["crowds"] = crowds
+        return record
 
     def _score(self, session: ImageSession, instances: Sequence[Instance]) -> Iterator[Record]:
         predictor = session.predictor
@@ -105,6 +110,10 @@ class PromptTask(Task):
             for click in range(self.clicks):
                 metrics[f"miou_{click + 1}"] = mean([instance["ious"][click] for instance in found])
         return metrics
+
+    def is_scored(self, record: Record) -> bool:
+        """See `Task.is_scored`."""
+        return bool(record["instances"])
 
     def values(self, record: Record) -> Mapping[str, float]:
         """See `Task.values`."""
