@@ -160,7 +160,7 @@ def compare_with_torch(
 
 def parity_prompts(
     boxes: NDArray[np.float64], image_size: tuple[int, ...], *, single_mask: bool
-) -> dict[str, NDArray[np.float64]]:
+) -> dict[str, Any]:
     """Return boxes [P, 4] as prompts by kind, with their centres as points where the decoder returns one mask."""
     if not single_mask:
         return {"boxes": boxes}
