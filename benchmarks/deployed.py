@@ -178,7 +178,8 @@ def measure(
         folder = checkpoint.with_name(f"{checkpoint.name}-{RUNTIMES[runtime]}")
         export_model(model, processor, folder, format=RUNTIMES[runtime], overwrite=True)
         name, _, native = runtime.partition("-")
-        subject, _ = load_runtime(folder, name, threads=options.threads, precision=None if native else "f32")
+        precision = None if native else "f32"
+        subject, _ = load_runtime(folder, name, device="cpu", threads=options.threads, precision=precision)
         files = [folder / name for name in read_manifest(folder).files]
     if runtime != "torch":
         with bar(bars, f"{checkpoint.name} in {runtime} against torch") as step:

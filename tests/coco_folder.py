@@ -8,6 +8,9 @@ import numpy as np
 import pycocotools.mask as rle_codec
 from PIL import Image
 
+from saqsam.data.coco import CocoDataset
+from saqsam.data.datasets import Dataset, Sample, open_dataset
+
 SIZES = {1: (40, 60), 7: (50, 30)}  # (height, width) by image id
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 9, "name": "dog"}]
 
@@ -80,3 +83,27 @@ def make_coco(folder: Path, annotations: list[dict[str, Any]] | None = None, **c
     content.update(changes)
     (folder / "annotations.json").write_text(json.dumps(content))
     return folder
+
+
+def read_all(dataset: Dataset) -> list[Sample]:
+    """All samples of a data set."""
+    return [dataset[index] for index in range(len(dataset))]
+
+
+def read_coco(
+    content: dict[str, Any], folder: Path, *, encoding: str = "utf-8"
+) -> tuple[list[Sample], CocoDataset]:
+    """Write the annotation file of a folder, and return all samples and the data set."""
+    (folder / "annotations.json").write_text(json.dumps(content), encoding=encoding)
+    dataset = open_dataset(folder)
+    assert isinstance(dataset, CocoDataset)
+    return read_all(dataset), dataset
+
+
+def assert_same_samples(samples: list[Sample], others: list[Sample]) -> None:
+    """Fail unless images, objects and what was left out are equal; notes may differ."""
+    assert len(samples) == len(others)
+    for sample, other in zip(samples, others, strict=True):
+        for name in ("image_id", "file_name", "skipped", "instances", "judged", "incomplete"):
+            assert getattr(sample, name) == getattr(other, name), name
+        np.testing.assert_array_equal(sample.image, other.image)

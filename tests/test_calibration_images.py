@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import SamModel
 
+from coco_folder import annotation, make_coco
 from listed import Listed, scenes, without_instances
 from saqsam.calibration_images import (
     CalibrationImages,
@@ -18,7 +21,7 @@ from saqsam.calibration_images import (
     choose_images,
     propose_boxes,
 )
-from saqsam.data.datasets import Dataset, Sample
+from saqsam.data.datasets import Dataset, Sample, open_dataset
 from saqsam.data.detections import Detections, ImageDetections
 from saqsam.predictor import Predictor, preprocess
 from saqsam.prompts import Prompts
@@ -162,6 +165,59 @@ def test_which_prompts_are_kept_depends_on_seed_and_image_alone() -> None:
     assert first == [sorted(first[0])]
     both = boxes_of(choose(Listed([other, sample]), seed=1, prompts=3))
     assert both[1:] == first
+
+
+def write_calibration_data(folder: Path, *annotations: dict[str, Any]) -> Dataset:
+    return open_dataset(make_coco(folder, list(annotations)))
+
+
+def test_text_ids_are_those_of_the_images(tmp_path: Path) -> None:
+    box = (10, 5, 30, 25)
+    expected = choose(write_calibration_data(tmp_path / "a", annotation(1, 1, box), annotation(2, 7, box)))
+    changed = [annotation(1, 1, box) | {"image_id": "1"}, annotation(2, 7, box) | {"image_id": 7.0}]
+    images = choose(write_calibration_data(tmp_path / "b", *changed))
+    assert images.fingerprint() == expected.fingerprint()
+    assert (images.skipped, expected.notes) == ({}, {})
+    assert images.notes == {"id written as text": 1, "id written as a float": 1}
+
+
+def test_the_model_s_own_boxes_never_stand_in_for_annotations(tmp_path: Path) -> None:
+    usable, lost = annotation(1, 1, (10, 5, 30, 25)), annotation(2, 7, (0, 0, 8, 8), bbox=[0, 0, 0, 0])
+    data = write_calibration_data(tmp_path, usable, lost)
+    with pytest.warns(
+        CalibrationWarning, match=r"1 of 2 .* gave no prompt; left out: box without area \(1\)"
+    ):
+        images = choose(data)
+    assert len(images) == 1
+    assert (images.skipped, images.notes) == ({"box without area": 1}, {})
+
+
+def test_images_without_annotations_are_counted(tmp_path: Path) -> None:
+    images = choose(write_calibration_data(tmp_path, annotation(1, 1, (10, 5, 30, 25))))
+    assert len(images) == 2
+    assert images.notes == {"image without annotations prompted with the model's own boxes": 1}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"image_id": 99}, {"segmentation": [[1, 1]]}, {"bbox": [0, 0, -1, 5]}, {"iscrowd": "x"}]
+)
+def test_annotations_that_are_all_unusable_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    data = write_calibration_data(tmp_path, annotation(1, 1, (10, 5, 30, 25)) | changes)
+    with pytest.raises(ValueError, match=r"none of its annotations can be used; left out: .* \(1\)$"):
+        choose(data)
+    found = Detections(
+        {1: ImageDetections(np.array([[1.0, 2, 30, 30]]), np.ones(1), np.ones(1, dtype=np.int64))}
+    )
+    with pytest.warns(CalibrationWarning, match=r"1 of 2 calibration images gave no prompt; left out"):
+        assert len(choose(data, detections=found)) == 1  # no annotation is needed
+
+
+def test_label_maps_are_no_objects() -> None:
+    (sample,) = without_instances(scenes(1))
+    labels = np.zeros(sample.image.shape[:2], dtype=np.uint16)
+    damaged = dataclasses.replace(sample, labels=labels, skipped={"damaged annotation": 1})
+    images = choose(Listed([damaged]))
+    assert (len(images), images.skipped) == (1, {"damaged annotation": 1})
 
 
 # ---- detections

@@ -1,15 +1,19 @@
 """`Predictor` against the official `SamPredictor`, against `SamModel.forward`, and on images of any size."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import SamModel
 
 from coco_folder import picture
 from saqsam.backend import TorchBackend
+from saqsam.data.images import ImageNote
+from saqsam.image_input import as_rgb
 from saqsam.models.loading import build_model
 from saqsam.models.official import from_official
 from saqsam.predictor import Predictor
@@ -241,24 +245,155 @@ def test_bgr_is_the_mirror_of_rgb(model: SamModel) -> None:
     assert torch.equal(first.features, second.features)
 
 
-@pytest.mark.parametrize(
-    ("image", "image_format", "message"),
-    [
-        (np.zeros((4, 4), np.uint8), "RGB", "HWC uint8 with 3 channels"),
-        (np.zeros((4, 4, 4), np.uint8), "RGB", "HWC uint8 with 3 channels"),
-        (np.zeros((3, 4, 4), np.uint8), "RGB", "HWC uint8 with 3 channels"),
-        (np.zeros((4, 4, 3), np.float32), "RGB", "got float32"),
-        (np.zeros((0, 4, 3), np.uint8), "RGB", r"got uint8 \(0, 4, 3\)"),
-        (np.zeros((4, 4, 3), np.uint8), "HSV", "expected 'RGB' or 'BGR', got 'HSV'"),
-    ],
-)
+REFUSED = [
+    (None, "RGB", "got None; cv2.imread returns None for a file that it cannot read"),
+    ("photo.jpg", "RGB", r"expected pixels, got the path 'photo.jpg'; read it with saqsam.data.read_image"),
+    (
+        np.zeros((3, 40, 50), np.uint8),
+        "RGB",
+        r"channels last .* found shape \(3, 40, 50\): call image.transpose",
+    ),
+    (torch.zeros(1, 40, 50), "RGB", r"channels last .* image.permute"),
+    (np.zeros((3, 4, 4), np.uint8), "RGB", "channels last"),
+    (np.zeros((1, 3, 40, 50), np.uint8), "RGB", "HWC or HW layout and 1, 3 or 4 channels, found shape"),
+    (np.zeros((40, 50, 2), np.uint8), "RGB", "1, 3 or 4 channels"),
+    (np.zeros(7, np.uint8), "RGB", "HWC or HW"),
+    (np.float32(1), "RGB", "HWC or HW"),
+    (np.zeros((0, 4, 3), np.uint8), "RGB", r"at least one pixel, found shape \(0, 4, 3\)"),
+    (np.full((4, 4, 3), 255.0), "RGB", r"floating point values in \[0, 1\], found 255 to 255: divide"),
+    (np.full((4, 4), np.nan), "RGB", "found nan to nan"),
+    (np.full((4, 4), -1024, np.int16), "RGB", "from 0 to 65535, found -1024 to -1024: add an offset"),
+    (np.full((4, 4), 70_000), "RGB", "at most 16 bits"),
+    (np.zeros((4, 4), complex), "RGB", "values of type complex128"),
+    ([[1, 2], [3]], "RGB", "image: expected an array of numbers"),
+    (np.array([[None]]), "RGB", "values of type object"),
+    (np.zeros((1, 10_001), np.uint8), "RGB", "ratio of at most 10000, found 1 x 10001"),
+    (np.zeros((4, 4, 3), np.uint8), "HSV", "expected 'RGB' or 'BGR', got 'HSV'"),
+    (Image.new("RGB", (4, 4)), "BGR", "image_format='RGB' with a PIL image"),
+]
+
+
+@pytest.mark.parametrize(("image", "image_format", "message"), REFUSED)
 def test_images_that_are_refused_leave_the_last_one(
-    predictor: Predictor, image: np.ndarray, image_format: str, message: str
+    predictor: Predictor, image: Any, image_format: str, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         predictor.set_image(image, image_format)
+    assert len(str(caught.value)) < 300
     assert predictor.original_size == (48, 80)
     assert predictor.is_image_set
+
+
+def pixels_seen(image: Any, image_format: str = "RGB") -> np.ndarray:
+    return as_rgb(image, image_format)[0]
+
+
+PHOTO = picture((20, 30))
+GREY = PHOTO[:, :, 0]
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (PHOTO[:, ::-1], PHOTO[:, ::-1]),
+        (PHOTO.tolist(), PHOTO),
+        (PHOTO.astype(np.int64), PHOTO),
+        (np.dstack([PHOTO, GREY]), PHOTO),
+        (GREY, np.dstack([GREY] * 3)),
+        (GREY[:, :, None], np.dstack([GREY] * 3)),
+        (PHOTO / 255, PHOTO),
+        ((PHOTO / 255).astype(np.float16), PHOTO),
+        (torch.from_numpy(PHOTO), PHOTO),
+        (torch.from_numpy(PHOTO / 255).float().requires_grad_(), PHOTO),
+        (torch.from_numpy(PHOTO / 255).bfloat16(), (PHOTO / 255 * 256).round() / 256 * 255),
+        (GREY > 99, np.dstack([(GREY > 99) * 255] * 3)),
+        (Image.fromarray(PHOTO), PHOTO),
+        (Image.fromarray(GREY), np.dstack([GREY] * 3)),
+        (Image.fromarray(np.dstack([PHOTO, GREY])), PHOTO),
+        (Image.fromarray(GREY).convert("LA"), np.dstack([GREY] * 3)),
+        (Image.fromarray(PHOTO).convert("CMYK"), PHOTO),
+        (Image.fromarray(GREY.astype(np.uint16) * 257), np.dstack([GREY] * 3)),
+        (Image.fromarray((GREY / 255).astype(np.float32)), np.dstack([GREY] * 3)),
+    ],
+)
+def test_images_of_every_type_are_seen_as_rgb(image: Any, expected: np.ndarray) -> None:
+    seen = pixels_seen(image)
+    assert seen.dtype == np.uint8
+    assert seen.flags.c_contiguous
+    np.testing.assert_allclose(seen, expected, atol=1)
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "PA", "RGBX", "YCbCr", "HSV", "LAB"])
+def test_other_modes_of_pillow(predictor: Predictor, mode: str) -> None:
+    image = Image.new(mode, (30, 20))
+    predictor.set_image(image)
+    assert predictor.original_size == (20, 30)
+    np.testing.assert_array_equal(pixels_seen(image), np.asarray(image.convert("RGB")))
+
+
+def test_alpha_follows_the_order_of_the_channels() -> None:
+    bgra = np.dstack([PHOTO[:, :, ::-1], GREY])
+    np.testing.assert_array_equal(pixels_seen(bgra, "BGR"), PHOTO)
+
+
+def test_16_bit_arrays_are_scaled_by_bit_depth_with_a_note(predictor: Predictor) -> None:
+    values = (GREY.astype(np.uint16) << 4) | (GREY >> 4)  # 12 bits
+    values[0, 0] = 4095
+    with pytest.warns(ImageNote, match="image: pixel values scaled as 12-bit data") as caught:
+        predictor.set_image(values)
+    assert caught[0].filename == __file__
+    with pytest.warns(ImageNote, match="12-bit"):
+        seen = predictor.encode(values)
+    assert torch.equal(seen.features, predictor.features)
+    np.testing.assert_allclose(pixels_seen(values)[1:, :, 0], GREY[1:], atol=1)
+
+
+def test_a_pillow_image_of_a_damaged_file(predictor: Predictor, tmp_path: Path) -> None:
+    path = tmp_path / "cut.png"
+    Image.fromarray(PHOTO).save(path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with Image.open(path) as image, pytest.raises(ValueError, match="image: expected a readable PIL image"):
+        predictor.set_image(image)
+
+
+def test_prompts_may_be_tensors_with_gradients(predictor: Predictor) -> None:
+    box = torch.tensor([5.0, 5.0, 40.0, 30.0], requires_grad=True)
+    mask = torch.randn(1, *LOW_RES, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    arguments: dict[str, Any] = {
+        "point_coords": box[None, :2],
+        "point_labels": torch.tensor([1]),
+        "box": box,
+        "mask_input": mask,
+    }
+    arrays = {name: value.detach().numpy() for name, value in arguments.items()}
+    for one, other in zip(predictor.predict(**arguments), predictor.predict(**arrays), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("multimask", [True, False])
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        {"boxes": np.zeros((0, 4))},
+        {"boxes": []},
+        {"points": np.zeros((0, 2, 2)), "labels": np.zeros((0, 2))},
+        {"mask_inputs": np.zeros((0, *LOW_RES))},
+    ],
+)
+def test_no_prompts_give_empty_results(
+    predictor: Predictor, nothing: dict[str, Any], multimask: bool
+) -> None:
+    count = 3 if multimask else 1
+    masks, ious, low_res = predictor.predict_batch(**nothing, multimask_output=multimask)
+    assert (masks.shape, masks.dtype) == ((0, count, 48, 80), torch.bool)
+    assert (ious.shape, ious.dtype) == ((0, count), torch.float32)
+    assert (low_res.shape, low_res.dtype) == ((0, count, *LOW_RES), torch.float32)
+    logits, _, _ = predictor.predict_batch(**nothing, multimask_output=multimask, return_logits=True)
+    assert (logits.shape, logits.dtype) == ((0, count, 48, 80), torch.float32)
+    ((chunk, _),) = predictor.predict_low_res(**nothing, multimask_output=multimask)
+    assert chunk.shape == (0, count, *LOW_RES)
+    with pytest.raises(ValueError, match="x0, y0, x1, y1"):
+        predictor.predict(box=[])
 
 
 def test_no_image(model: SamModel) -> None:

@@ -87,7 +87,10 @@ def test_corner_points_are_inside() -> None:
         ({"boxes": [[0, 0, INF, 1]]}, "boxes: expected finite numbers"),
         ({"boxes": [[NAN] * 4]}, "boxes: expected finite numbers"),
         ({"boxes": [[0, 0, 1]]}, "x0, y0, x1, y1"),
-        ({"boxes": np.zeros((0, 4))}, "x0, y0, x1, y1"),
+        ({"boxes": np.zeros((0, 5))}, "x0, y0, x1, y1"),
+        ({"boxes": np.zeros((0, 4)), "mask_inputs": np.zeros((1, 16, 16))}, "same number of each kind"),
+        ({"boxes": torch.zeros(1, 4, dtype=torch.complex64)}, "boxes: expected real numbers"),
+        ({"boxes": torch.zeros(1, 4, device="meta")}, "boxes: expected an array of numbers"),
         ({"boxes": [0, 0, 1, 1]}, "x0, y0, x1, y1"),
         ({"boxes": [["a", 0, 1, 1]]}, "boxes: expected an array of numbers"),
         ({"boxes": [[0, 0, 1, 1], [0, 0, 1]]}, "boxes: expected an array of numbers"),
@@ -100,3 +103,30 @@ def test_corner_points_are_inside() -> None:
 def test_what_is_refused(kinds: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         prompts(**kinds)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int64])
+def test_tensors_are_taken_with_gradients_and_of_any_dtype(dtype: torch.dtype) -> None:
+    box = torch.tensor([1.0, 2.0, 30.0, 40.0]).to(dtype)
+    if dtype.is_floating_point:
+        box.requires_grad_()
+    expected = prompts(boxes=[[1, 2, 30, 40]]).boxes
+    for given in (box[None], [box], [list(box)], (tuple(box),)):
+        torch.testing.assert_close(prompts(boxes=given).boxes, expected)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "shape"),
+    [
+        ({"boxes": np.zeros((0, 4))}, (0, 4)),
+        ({"boxes": []}, (0, 4)),
+        ({"boxes": torch.zeros(0, 4)}, (0, 4)),
+        ({"points": np.zeros((0, 3, 2)), "labels": np.zeros((0, 3))}, (0, 3, 2)),
+        ({"points": [], "labels": []}, (0, 1, 2)),
+        ({"mask_inputs": np.zeros((0, *MASK))}, (0, *MASK)),
+    ],
+)
+def test_no_prompts_at_all(kinds: dict[str, Any], shape: tuple[int, ...]) -> None:
+    result = prompts(**kinds)
+    assert len(result) == 0
+    assert getattr(result, next(iter(kinds))).shape == shape

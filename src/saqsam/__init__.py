@@ -3,6 +3,7 @@
 from saqsam._version import __version__
 from saqsam.checkpoint import load_checkpoint, recipe_of, save_checkpoint
 from saqsam.data.datasets import open_dataset
+from saqsam.encoded_image import EncodedImage
 from saqsam.evaluate import evaluate
 from saqsam.mask_generator import GeneratedMask, GeneratorOptions, MaskGenerator
 from saqsam.models import load
@@ -16,6 +17,7 @@ from saqsam.utils.errors import CheckpointError
 __all__ = [
     "METHODS",
     "CheckpointError",
+    "EncodedImage",
     "GeneratedMask",
     "GeneratorOptions",
     "MaskGenerator",

@@ -1,4 +1,4 @@
-"""What runs the network: two functions, encode and decode, so that other runtimes can stand in for torch."""
+"""The interface of runtimes: encode and decode, so that other runtimes can stand in for torch."""
 
 from typing import Protocol, cast
 
@@ -9,7 +9,11 @@ from saqsam.prompts import Prompts
 
 
 class Backend(Protocol):
-    """What runs the network. Tensors may live on any one device; `encode` decides which."""
+    """A runtime of the network. Tensors may live on any one device; `encode` decides which.
+
+    Threads may share a backend: each call returns what it would have returned alone. A backend whose runtime cannot do
+    two calls at once lets them take turns.
+    """
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Embed an image.

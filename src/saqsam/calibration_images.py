@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import SamModel, SamProcessor
 
-from saqsam.data.datasets import Dataset, Sample
+from saqsam.data.coco_records import UNKNOWN_IMAGE
+from saqsam.data.datasets import Dataset, Indexed, Noted, Sample
 from saqsam.data.detections import Detections
 from saqsam.predictor import Predictor, preprocess
 from saqsam.prompts import Prompts
 from saqsam.specs import Calibration
+from saqsam.utils.counts import left_out_phrase
+
+OWN_BOXES = "image without annotations prompted with the model's own boxes"
 
 
 class CalibrationWarning(UserWarning):
@@ -35,10 +40,22 @@ class CalibrationImages:
     """The chosen images and their prompts; pixels are read again each time they are asked for.
 
     Each item is pixel values [1, 3, S, S] float32 and P box prompts in pixels of the S x S input.
+
+    Attributes:
+        skipped: How many images and objects of the data were left out, by reason.
+        notes: How often something unusual in the data was accepted, by what it was.
     """
 
-    def __init__(self, dataset: Dataset, processor: SamProcessor, entries: Sequence[_Entry]) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        processor: SamProcessor,
+        entries: Sequence[_Entry],
+        skipped: Mapping[str, int],
+        notes: Mapping[str, int],
+    ) -> None:
         self._dataset, self._processor, self._entries = dataset, processor, entries
+        self.skipped, self.notes = dict(skipped), dict(notes)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -77,7 +94,8 @@ def choose_calibration_images(
     """Draw images by the seed, and box prompts for each.
 
     Prompts are, at most `spec.prompts` of them: the boxes of `detections` with the best scores, if given; else those of
-    the image's objects, drawn by the seed; for images without objects, of the model's own confident masks.
+    the image's objects, drawn by the seed; for images without annotated objects, of the model's own confident masks.
+    An image whose annotations all had to be left out gives no prompt: the model's boxes never stand in for them.
 
     Args:
         model: The float model.
@@ -88,29 +106,76 @@ def choose_calibration_images(
         progress: Called with ("choosing prompts", images done, images in all).
 
     Raises:
-        ValueError: If there is no image, or none gives a prompt.
+        ValueError: If there is no image, none gives a prompt, or all annotated objects had to be left out.
     """
     chosen = choose_images(len(dataset), spec)
     predictor = Predictor(model, processor, prompts_at_once=spec.prompts)
     entries = []
+    tally = _Tally(dataset, detections)
     for step, index in enumerate(chosen):
         sample = dataset[index]
-        boxes = _boxes(sample, spec) if detections is None else _detected_boxes(sample, spec, detections)
-        if boxes is None:
+        tally.add(sample)
+        if detections is not None:
+            boxes = _detected_boxes(sample, spec, detections)
+        elif _is_without_objects(sample):
             boxes = propose_boxes(predictor, sample.image, spec.prompts)
+            tally.notes[OWN_BOXES] += 1
+        else:
+            boxes = _boxes(sample, spec)
         if len(boxes):
             entries.append(_Entry(index, boxes, _digest(sample.image)))
         if progress is not None:
             progress("choosing prompts", step + 1, len(chosen))
-    if not entries:
-        raise ValueError(f"none of the {len(chosen)} calibration images of {dataset.name} gives a prompt")
+    if not entries or tally.all_objects_lost:
+        why = ": none of its annotations can be used" if tally.all_objects_lost else ""
+        raise ValueError(
+            f"none of the {len(chosen)} calibration images of {dataset.name} gives a prompt{why}"
+            f"{left_out_phrase(tally.skipped)}"
+        )
     if len(entries) < len(chosen):
         warnings.warn(
-            f"{len(chosen) - len(entries)} of {len(chosen)} calibration images gave no prompt",
+            f"{len(chosen) - len(entries)} of {len(chosen)} calibration images gave no prompt"
+            f"{left_out_phrase(tally.skipped)}",
             CalibrationWarning,
             stacklevel=2,
         )
-    return CalibrationImages(dataset, processor, entries)
+    return CalibrationImages(dataset, processor, entries, tally.skipped, tally.notes)
+
+
+class _Tally:
+    """What is left out of calibration data and what is noted, image by image."""
+
+    def __init__(self, dataset: Dataset, detections: Detections | None) -> None:
+        self.skipped = Counter(dataset.index_skipped) if isinstance(dataset, Indexed) else Counter()
+        self.notes = Counter(dataset.index_notes) if isinstance(dataset, Noted) else Counter()
+        self._objects = 0
+        self._lost_objects = self.skipped[UNKNOWN_IMAGE]
+        self._are_objects_needed = detections is None
+        if detections is not None:
+            self.skipped.update({f"detection: {what}": n for what, n in detections.skipped.items()})
+            self.notes.update({f"detection: {what}": n for what, n in detections.notes.items()})
+
+    def add(self, sample: Sample) -> None:
+        """Count what is left out and noted in an image."""
+        self.skipped.update(sample.skipped)
+        self.notes.update(sample.notes)
+        self._objects += len(sample.instances)
+        self._lost_objects += _count_lost(sample)
+
+    @property
+    def all_objects_lost(self) -> bool:
+        """Whether there were annotated objects to take prompts from, and none of them could be used."""
+        return self._are_objects_needed and self._objects == 0 and self._lost_objects > 0
+
+
+def _count_lost(sample: Sample) -> int:
+    """How many annotated objects of an image were left out; label maps are not objects."""
+    return sum(sample.skipped.values()) if sample.labels is None else 0
+
+
+def _is_without_objects(sample: Sample) -> bool:
+    """Whether an image has no annotated object but crowds, usable or not."""
+    return not _count_lost(sample) and all(instance.is_crowd for instance in sample.instances)
 
 
 def _digest(image: NDArray[np.uint8]) -> bytes:
@@ -142,11 +207,9 @@ def _detected_boxes(sample: Sample, spec: Calibration, detections: Detections) -
     return found.boxes[np.sort(best)]
 
 
-def _boxes(sample: Sample, spec: Calibration) -> NDArray[np.float64] | None:
-    """Boxes [P, 4] (xyxy, original-image pixels) of at most `spec.prompts` objects; None for no object."""
+def _boxes(sample: Sample, spec: Calibration) -> NDArray[np.float64]:
+    """Boxes [P, 4] (xyxy, original-image pixels) of at most `spec.prompts` objects."""
     boxes = np.array([i.box for i in sample.instances if not i.is_crowd], dtype=np.float64).reshape(-1, 4)
-    if not len(boxes):
-        return None
     if len(boxes) > spec.prompts:
         keep = np.random.default_rng((spec.seed, sample.image_id)).choice(
             len(boxes), spec.prompts, replace=False

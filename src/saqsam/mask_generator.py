@@ -13,6 +13,7 @@ out; boxes have exclusive ends, though boxes are compared as the official code d
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +25,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import SamImageProcessorPil
 
+from saqsam.data.images import ImageNote
 from saqsam.data.rle import decode_mask, encode_mask, segmentation_to_rle
+from saqsam.encoded_image import EncodedImage
+from saqsam.image_input import ImageInput, as_rgb
 from saqsam.predictor import MASK_THRESHOLD, Predictor, check_finite
 from saqsam.suppression import suppress
 
@@ -135,22 +139,25 @@ class MaskGenerator:
         self.predictor = predictor
         self.options = GeneratorOptions() if options is None else options
 
-    def generate(self, image: NDArray[np.uint8], *, is_set: bool = False) -> list[GeneratedMask]:
-        """Masks of an image.
+    def generate(self, image: ImageInput, *, is_set: bool = False) -> list[GeneratedMask]:
+        """Generate the masks of an image.
 
         Args:
-            image: HWC uint8 RGB in [0, 255]. The predictor is set to it and stays so.
+            image: As `Predictor.set_image` takes it. The predictor is set to it and stays so.
             is_set: The predictor is set to this image already.
 
         Returns:
             The masks; of one crop by falling predicted IoU, smaller crops first.
 
         Raises:
-            ValueError: Another shape or dtype, or outputs of the model that are not finite.
+            ValueError: The image is not one that `Predictor.set_image` takes, or the model's outputs are not finite.
         """
+        picture, notes = as_rgb(image)
+        if notes:
+            warnings.warn(f"image: {'; '.join(notes)}", ImageNote, stacklevel=2)
         if not is_set:
-            self.predictor.set_image(image)
-        options, whole = self.options, self.predictor
+            self.predictor.set_image(picture)
+        options, whole = self.options, self.predictor.image
         size = whole.original_size
         crops = [
             (crop, points)
@@ -159,11 +166,10 @@ class MaskGenerator:
         ]
         found: list[GeneratedMask] = []
         for crop, points in crops:
-            predictor = whole
+            encoded = whole
             if len(crops) > 1 and crop != (0, 0, size[1], size[0]):
-                predictor = Predictor(whole.backend, whole.processor, prompts_at_once=whole.prompts_at_once)
-                predictor.set_image(np.ascontiguousarray(image[crop[1] : crop[3], crop[0] : crop[2]]))
-            masks = list(self._process_crop(predictor, crop, points, size))
+                encoded = self.predictor.encode(picture[crop[1] : crop[3], crop[0] : crop[2]])
+            masks = list(self._process_crop(encoded, crop, points, size))
             found += _distinct(masks, [mask.predicted_iou for mask in masks], options.box_nms_thresh)
         if len(crops) > 1:
             found = _distinct(found, [1 / _area(mask.crop_box) for mask in found], options.crop_nms_thresh)
@@ -172,12 +178,14 @@ class MaskGenerator:
         return found
 
     def _process_crop(
-        self, predictor: Predictor, crop: Box, points: NDArray[np.float64], size: tuple[int, int]
+        self, image: EncodedImage, crop: Box, points: NDArray[np.float64], size: tuple[int, int]
     ) -> Iterator[GeneratedMask]:
-        """Masks from the points [P, 2] of a crop, in its pixels, that pass the filters."""
+        """Yield the masks from the points [P, 2] of a crop, in its pixels, that pass the filters."""
         threshold = self.options.pred_iou_thresh
         offset = np.array(crop[:2])
-        chunks = predictor.predict_low_res(points=points[:, None], labels=np.ones((len(points), 1)))
+        chunks = self.predictor.predict_low_res(
+            points=points[:, None], labels=np.ones((len(points), 1)), image=image
+        )
         start = 0
         for low_res, predicted in chunks:
             check_finite(low_res, predicted)
@@ -186,7 +194,7 @@ class MaskGenerator:
             # Before upscaling, which is most of the work.
             passed = torch.nonzero(rated > threshold if threshold > 0 else torch.ones_like(rated))[:, 0]
             for part in torch.split(passed, max(1, _PIXELS_AT_ONCE // _area(crop))):
-                upscaled = predictor.upscale(logits[part][:, None], return_logits=True)
+                upscaled = self.predictor.upscale(logits[part][:, None], return_logits=True, image=image)
                 for place, rle, box, stability in _filter(upscaled, crop, size, self.options):
                     number = int(part[place])
                     x, y = (points[start + number // each] + offset).tolist()

@@ -1,11 +1,13 @@
-"""Masks from prompts for one image at a time: encode the image once, then ask as often as wanted.
+"""Masks from prompts: encode an image once, then predict as often as wanted.
 
 `Predictor` has the calls of `segment_anything.SamPredictor` (`set_image`, `predict`) and, for many prompts in
-one image, `predict_batch` and `predict_low_res`.
+one image, `predict_batch` and `predict_low_res`. `encode` returns an image as a handle that the same calls accept, for
+programs that work on several images at once.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,7 +15,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from transformers import SamModel, SamProcessor
 
+from saqsam.arrays import to_array
 from saqsam.backend import Backend, TorchBackend
+from saqsam.data.images import ImageNote
+from saqsam.encoded_image import CurrentImage, EncodedImage
+from saqsam.image_input import ImageInput, as_rgb
 from saqsam.models.loading import build_processor
 from saqsam.prompts import Prompts
 
@@ -25,11 +31,19 @@ _PIXELS_AT_ONCE = 2**25
 
 
 class Predictor:
-    """Segments one image at a time from points, boxes and mask prompts.
+    """Segments images from points, boxes and mask prompts.
 
-    The image is encoded once, by `set_image`; each call of a `predict` method then only runs the prompt
+    An image is encoded once, by `set_image` or `encode`; each call of a `predict` method then only runs the prompt
     encoder and the mask decoder. Pre- and post-processing are the processor's: longest edge resized, padded
     to a square; logits upscaled to that square, cropped, resized to the image, thresholded at 0.
+
+    Several threads may share a predictor, and several predictors a model. `set_image` sets the image of the calling
+    thread (or asyncio task) alone: a `predict` call refers to the image that its own thread set last. A thread that
+    has set none, such as the worker of a pool, refers to the image of another thread while there is only one; if there
+    are several, the call raises RuntimeError. Programs whose work moves between threads pass handles instead:
+
+        image = predictor.encode(array)
+        masks, ious, low_res = predictor.predict(box=box, image=image)
 
     Args:
         model: The float or quantized model, or another `Backend`. Its training mode is left as it is.
@@ -58,33 +72,41 @@ class Predictor:
             self.backend = model
             self.processor = processor
         self.prompts_at_once = prompts_at_once
-        self._features: torch.Tensor | None = None
-        self._original_size = (0, 0)
-        self._input_size = (0, 0)
+        self._current = CurrentImage()
 
-    def set_image(self, image: NDArray[np.uint8], image_format: str = "RGB") -> None:
-        """Encode an image; the predict methods then refer to it.
+    def encode(self, image: ImageInput, image_format: str = "RGB") -> EncodedImage:
+        """Encode an image and return it as a handle for the `image` argument of the other methods.
+
+        Arguments, errors and warnings are those of `set_image`. The image that is set does not change.
+        """
+        return self._encode(image, image_format)
+
+    def set_image(self, image: ImageInput, image_format: str = "RGB") -> None:
+        """Encode an image; the calls of this thread then refer to it. After an error they refer to the last one.
 
         Args:
-            image: HWC uint8 in [0, 255], three channels, of any size.
-            image_format: Order of the channels, `RGB` or `BGR`.
+            image: An array, a tensor on any device or a nested list of layout HW, HWx1 (grey), HWx3 or HWx4 (alpha is
+                dropped), or a PIL image of any mode, taken as it is stored, without its EXIF orientation. uint8 is
+                used as it is, larger integers are scaled by their bit depth as in `saqsam.data.read_image`, floats
+                are in [0, 1], booleans are black and white.
+            image_format: Order of the channels of an array, `RGB` or `BGR`.
 
         Raises:
-            ValueError: Another shape, dtype or order.
+            ValueError: The image has another layout, type or range, no pixel, or sides of a ratio above 10,000.
+
+        Warns:
+            ImageNote: The integers have more than 8 bits, and their bit depth was assumed.
         """
-        if image_format not in ("RGB", "BGR"):
-            raise ValueError(f"image_format: expected 'RGB' or 'BGR', got {image_format!r}")
-        image = np.asarray(image)
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-            raise ValueError(f"image: expected HWC uint8 with 3 channels, got {image.dtype} {image.shape}")
-        self.reset_image()
-        if image_format == "BGR":
-            image = np.ascontiguousarray(image[:, :, ::-1])
-        pixel_values, (height, width) = preprocess(self.processor, image)
+        self._current.set(self._encode(image, image_format))
+
+    def _encode(self, image: ImageInput, image_format: str) -> EncodedImage:
+        rgb, notes = as_rgb(image, image_format)
+        if notes:
+            warnings.warn(f"image: {'; '.join(notes)}", ImageNote, stacklevel=3)
+        pixel_values, (height, width) = preprocess(self.processor, rgb)
         with torch.inference_mode():
-            self._features = self.backend.encode(pixel_values)
-        self._original_size = (image.shape[0], image.shape[1])
-        self._input_size = (height, width)
+            features = self.backend.encode(pixel_values)
+        return EncodedImage(features, (rgb.shape[0], rgb.shape[1]), (height, width))
 
     def share_image(self, other: Predictor) -> None:
         """Take over the image of another predictor, encoded as it is there: for decoders of one encoder.
@@ -92,19 +114,28 @@ class Predictor:
         Raises:
             RuntimeError: No image is set there.
         """
-        self._features = other.features
-        self._original_size, self._input_size = other.original_size, other.input_size
+        self._current.set(other.image)
 
     def reset_image(self) -> None:
-        """Forget the image."""
-        self._features = None
-        self._original_size = (0, 0)
-        self._input_size = (0, 0)
+        """Forget the image; the calls of this thread then have none until it sets another."""
+        self._current.clear()
+
+    @property
+    def image(self) -> EncodedImage:
+        """The encoded image that the calls of this thread refer to.
+
+        Raises:
+            RuntimeError: No image is set, or several threads have set one and this thread has not.
+        """
+        image = self._current.get()
+        if image is None:
+            raise RuntimeError("no image: call set_image before this")
+        return image
 
     @property
     def is_image_set(self) -> bool:
         """Whether `set_image` has been called since the start or the last `reset_image`."""
-        return self._features is not None
+        return self._current.get() is not None
 
     @property
     def features(self) -> torch.Tensor:
@@ -113,9 +144,7 @@ class Predictor:
         Raises:
             RuntimeError: No image is set.
         """
-        if self._features is None:
-            raise RuntimeError("no image: call set_image before this")
-        return self._features
+        return self.image.features
 
     def get_image_embedding(self) -> torch.Tensor:
         """The same as `features`, under the name that `segment_anything` gives it."""
@@ -124,12 +153,22 @@ class Predictor:
     @property
     def original_size(self) -> tuple[int, int]:
         """(height, width) of the image; (0, 0) when none is set."""
-        return self._original_size
+        image = self._current.get()
+        return (0, 0) if image is None else image.original_size
 
     @property
     def input_size(self) -> tuple[int, int]:
         """(height, width) of the resized image within the padded square; (0, 0) when none is set."""
-        return self._input_size
+        image = self._current.get()
+        return (0, 0) if image is None else image.input_size
+
+    def _chosen(self, image: EncodedImage | None) -> EncodedImage:
+        """Return the image that a call was given, or the one that is set."""
+        if image is None:
+            return self.image
+        if not isinstance(image, EncodedImage):
+            raise ValueError(f"image: expected what Predictor.encode returns, got {type(image).__name__}")
+        return image
 
     def predict(
         self,
@@ -139,8 +178,12 @@ class Predictor:
         mask_input: ArrayLike | None = None,
         multimask_output: bool = True,
         return_logits: bool = False,
+        *,
+        image: EncodedImage | None = None,
     ) -> tuple[NDArray[np.bool_] | NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """Masks for one prompt.
+        """Predict the masks of one prompt.
+
+        Prompts are arrays, nested lists, or tensors on any device, with or without gradients.
 
         Args:
             point_coords: [N, 2] points x, y in pixels of the original image.
@@ -149,6 +192,7 @@ class Predictor:
             mask_input: [1, 4h, 4w] logits of an earlier call, one of its `low_res_masks`.
             multimask_output: Three masks if true, for prompts as ambiguous as a single point; else one.
             return_logits: Return the masks before thresholding.
+            image: The image, from `encode`; None for the one that is set.
 
         Returns:
             masks: [C, H, W] bool, or float32 logits, at the size of the original image.
@@ -161,12 +205,13 @@ class Predictor:
                 1, a box that is inverted, empty, not finite or outside the image, a mask of another size.
         """
         masks, ious, low_res = self.predict_batch(
-            boxes=None if box is None else np.reshape(np.asarray(box, dtype=np.float64), (1, -1)),
-            points=None if point_coords is None else np.asarray(point_coords)[None],
-            labels=None if point_labels is None else np.asarray(point_labels)[None],
+            boxes=None if box is None else to_array(box, "box").reshape(1, -1),
+            points=None if point_coords is None else to_array(point_coords, "points")[None],
+            labels=None if point_labels is None else to_array(point_labels, "labels")[None],
             mask_inputs=mask_input,
             multimask_output=multimask_output,
             return_logits=return_logits,
+            image=image,
         )
         return masks[0].cpu().numpy(), ious[0].cpu().numpy(), low_res[0].cpu().numpy()
 
@@ -179,8 +224,11 @@ class Predictor:
         mask_inputs: ArrayLike | None = None,
         multimask_output: bool = True,
         return_logits: bool = False,
+        image: EncodedImage | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Masks for P prompts in the image, all held at once; `predict_low_res` gives them chunk by chunk.
+        """Predict the masks of P prompts in one image, all held at once; `predict_low_res` yields them in chunks.
+
+        Without any prompt, `boxes=np.zeros((0, 4))` for example, the results are empty and have P = 0.
 
         Args:
             boxes: [P, 4] xyxy in pixels of the original image.
@@ -189,6 +237,7 @@ class Predictor:
             mask_inputs: [P, 4h, 4w] logits.
             multimask_output: Three masks a prompt if true, else one.
             return_logits: Return the masks before thresholding.
+            image: The image, from `encode`; None for the one that is set.
 
         Returns:
             masks: [P, C, H, W] bool, or float32 logits, at the size of the original image.
@@ -199,6 +248,7 @@ class Predictor:
             RuntimeError: No image is set.
             ValueError: As for `predict`, or the numbers of prompts differ.
         """
+        image = self._chosen(image)
         chunks = list(
             self.predict_low_res(
                 boxes=boxes,
@@ -206,11 +256,12 @@ class Predictor:
                 labels=labels,
                 mask_inputs=mask_inputs,
                 multimask_output=multimask_output,
+                image=image,
             )
         )
         low_res = torch.cat([logits for logits, _ in chunks])
         ious = torch.cat([predicted for _, predicted in chunks])
-        return self.upscale(low_res, return_logits=return_logits), ious, low_res
+        return self.upscale(low_res, return_logits=return_logits, image=image), ious, low_res
 
     def predict_low_res(
         self,
@@ -220,26 +271,39 @@ class Predictor:
         labels: ArrayLike | None = None,
         mask_inputs: ArrayLike | None = None,
         multimask_output: bool = True,
+        image: EncodedImage | None = None,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Logits for P prompts, at most `prompts_at_once` of them at a time.
+        """Predict the logits of P prompts, at most `prompts_at_once` of them at a time.
 
         Arguments and errors are those of `predict_batch`; the prompts are checked before the first chunk.
 
         Returns:
             An iterator over logits [p, C, 4h, 4w] and predicted IoUs [p, C], both float32, in the order of
-            the prompts. `upscale` makes masks of the logits.
+            the prompts; a single chunk with p = 0 if there is no prompt. `upscale` makes masks of the logits.
         """
-        features = self.features
+        image = self._chosen(image)
         prompts = Prompts.from_image(
-            self._original_size,
-            self._input_size,
+            image.original_size,
+            image.input_size,
             boxes=boxes,
             points=points,
             labels=labels,
             mask_inputs=mask_inputs,
-            mask_size=(4 * features.shape[2], 4 * features.shape[3]),
+            mask_size=(4 * image.features.shape[2], 4 * image.features.shape[3]),
         )
-        return self._decode_chunks(features, prompts, multimask_output)
+        if len(prompts) == 0:
+            return iter([self._decode_nothing(image, multimask_output)])
+        return self._decode_chunks(image.features, prompts, multimask_output)
+
+    @torch.inference_mode()
+    def _decode_nothing(
+        self, image: EncodedImage, multimask_output: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the results of no prompt; only the decoder itself knows their shapes and device."""
+        height, width = image.input_size
+        anything = Prompts(boxes=torch.tensor([[0.0, 0.0, float(width), float(height)]]))
+        low_res, ious = self.backend.decode(image.features, anything, multimask_output)
+        return low_res[:0], ious[:0]
 
     def _decode_chunks(
         self, features: torch.Tensor, prompts: Prompts, multimask_output: bool
@@ -252,12 +316,19 @@ class Predictor:
             yield decoded
 
     @torch.inference_mode()
-    def upscale(self, low_res_masks: torch.Tensor, *, return_logits: bool = False) -> torch.Tensor:
-        """Masks at the size of the original image.
+    def upscale(
+        self,
+        low_res_masks: torch.Tensor,
+        *,
+        return_logits: bool = False,
+        image: EncodedImage | None = None,
+    ) -> torch.Tensor:
+        """Upscale logits to masks at the size of the original image.
 
         Args:
             low_res_masks: [P, C, 4h, 4w] float32 logits.
             return_logits: Return logits instead of masks.
+            image: The image, from `encode`; None for the one that is set.
 
         Returns:
             [P, C, H, W], bool (logit > 0) or float32.
@@ -265,9 +336,8 @@ class Predictor:
         Raises:
             RuntimeError: No image is set.
         """
-        if not self.is_image_set:
-            raise RuntimeError("no image: call set_image before this")
-        height, width = self._original_size
+        image = self._chosen(image)
+        height, width = image.original_size
         pad = self.processor.image_processor.pad_size
         at_once = max(1, _PIXELS_AT_ONCE // max(height * width, pad["height"] * pad["width"]))
         flat = low_res_masks.flatten(0, 1)[:, None]  # [P * C, 1, 4h, 4w]
@@ -279,8 +349,8 @@ class Predictor:
         for start in range(0, len(flat), at_once):
             (masks,) = self.processor.image_processor.post_process_masks(
                 [flat[start : start + at_once]],
-                [self._original_size],
-                [self._input_size],
+                [image.original_size],
+                [image.input_size],
                 mask_threshold=MASK_THRESHOLD,
                 binarize=not return_logits,
             )

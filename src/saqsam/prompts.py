@@ -7,6 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from saqsam.arrays import to_array
+from saqsam.utils.errors import shorten, shorten_message
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -38,10 +41,12 @@ class Prompts:
     ) -> Self:
         """Check prompts given in pixels of an image and scale them to the resized image, per axis.
 
+        Each kind may be an array, a nested list or a tensor on any device.
+
         Args:
             image_size: (height, width) of the image.
             input_size: (height, width) after the processor resized it, without the padding.
-            boxes: [P, 4] xyxy in the image; a box may reach over the border, but not lie wholly outside.
+            boxes: [P, 4] xyxy in the image, P may be 0; a box may reach over the border, but not lie wholly outside.
             points: [P, N, 2] x, y in the image, with 0 <= x < width and 0 <= y < height.
             labels: [P, N], 0 or 1, one per point.
             mask_inputs: [P, 4h, 4w] logits.
@@ -61,17 +66,18 @@ class Prompts:
         scale = np.array([input_size[1] / image_size[1], input_size[0] / image_size[0]])  # x, y
         checked: dict[str, NDArray[Any]] = {}
         if boxes is not None:
-            array = _numbers(boxes, "boxes")
+            array = _numbers(boxes, "boxes", (0, 4))
             _check_boxes(array, image_size)
             checked["boxes"] = (array * np.tile(scale, 2)).astype(np.float32)
         if points is not None and labels is not None:
-            array, label_array = _numbers(points, "points"), _numbers(labels, "labels")
+            array = _numbers(points, "points", (0, 1, 2))
+            label_array = _numbers(labels, "labels", (0, *array.shape[1:2]))
             _check_points(array, image_size)
             _check_labels(label_array, array.shape[:2])
             checked["points"] = (array * scale).astype(np.float32)
             checked["labels"] = label_array.astype(np.int64)
         if mask_inputs is not None:
-            array = _numbers(mask_inputs, "mask input")
+            array = _numbers(mask_inputs, "mask input", (0, *mask_size))
             _check_masks(array, mask_size)
             checked["mask_inputs"] = array.astype(np.float32)
         counts = {name: len(values) for name, values in checked.items()}
@@ -99,21 +105,23 @@ class Prompts:
         return Prompts(**{name: tensor.to(device) for name, tensor in self._given().items()})
 
 
-def _numbers(values: ArrayLike, name: str) -> NDArray[np.float64]:
-    if isinstance(values, torch.Tensor):  # on any device, as the predictor's own results are
-        values = values.detach().cpu().numpy()
+def _numbers(values: ArrayLike, name: str, empty: tuple[int, ...]) -> NDArray[np.float64]:
+    """Convert to finite float64; an empty list, which has no shape, gets the shape `empty`."""
+    array = to_array(values, name)
+    if np.iscomplexobj(array):
+        raise ValueError(f"{name}: expected real numbers, got {array.dtype}")
     try:
-        array = np.asarray(values, dtype=np.float64)
+        array = array.astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: expected an array of numbers ({error})") from error
+        raise ValueError(f"{name}: expected an array of numbers ({shorten_message(error)})") from error
     if not np.isfinite(array).all():
         raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
-    return array
+    return array.reshape(empty) if array.shape == (0,) else array
 
 
 def _check_boxes(boxes: NDArray[np.float64], size: tuple[int, int]) -> None:
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or len(boxes) == 0:
-        raise ValueError(f"boxes: expected x0, y0, x1, y1 for each prompt, got shape {boxes.shape}")
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"boxes: expected x0, y0, x1, y1 for each prompt, got shape {shorten(boxes.shape)}")
     height, width = size
     for box in boxes:
         x0, y0, x1, y1 = box.tolist()
@@ -126,8 +134,10 @@ def _check_boxes(boxes: NDArray[np.float64], size: tuple[int, int]) -> None:
 
 
 def _check_points(points: NDArray[np.float64], size: tuple[int, int]) -> None:
-    if points.ndim != 3 or points.shape[2] != 2 or points.size == 0:
-        raise ValueError(f"points: expected one or more x, y for each prompt, got shape {points.shape}")
+    if points.ndim != 3 or points.shape[2] != 2 or points.shape[1] == 0:
+        raise ValueError(
+            f"points: expected one or more x, y for each prompt, got shape {shorten(points.shape)}"
+        )
     height, width = size
     outside = (points < 0).any(axis=2) | (points >= (width, height)).any(axis=2)
     if outside.any():
@@ -144,9 +154,9 @@ def _check_labels(labels: NDArray[np.float64], shape: tuple[int, ...]) -> None:
 
 
 def _check_masks(masks: NDArray[np.float64], mask_size: tuple[int, int]) -> None:
-    if masks.ndim != 3 or masks.shape[1:] != mask_size or len(masks) == 0:
+    if masks.ndim != 3 or masks.shape[1:] != mask_size:
         raise ValueError(
-            f"mask input: expected {mask_size[0]} x {mask_size[1]} logits, got shape {masks.shape}"
+            f"mask input: expected {mask_size[0]} x {mask_size[1]} logits, got shape {shorten(masks.shape)}"
         )
 
 

@@ -59,6 +59,8 @@ class QuantizationLog:
         signs: Channels of queries and keys that changed sign, by attention (bimodal integration).
         clipping: What was chosen for each attention of the decoder.
         units: How the learning of each unit went.
+        skipped: How much of the calibration data was left out, by reason.
+        notes: How often something unusual in the calibration data was accepted, by what it was.
         images: Number of calibration images.
         prompts: Number of box prompts in them.
     """
@@ -66,6 +68,8 @@ class QuantizationLog:
     signs: dict[str, int] = field(default_factory=dict)
     clipping: list[AttentionClipping] = field(default_factory=list)
     units: list[UnitLog] = field(default_factory=list)
+    skipped: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
     images: int = 0
     prompts: int = 0
 
@@ -121,6 +125,7 @@ def quantize(
         detections=detections,
         progress=_brief(progress),
     )
+    log.skipped, log.notes = images.skipped, images.notes
     log.images, log.prompts = len(images), images.prompts
     journal = None
     if unfinished is not None:

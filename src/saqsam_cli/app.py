@@ -133,6 +133,7 @@ def evaluate(
     points_per_side: arguments.PointsOption = None,
     pred_iou: arguments.PredIouOption = None,
     stability: arguments.StabilityOption = None,
+    ignore_label: arguments.IgnoreLabelOption = "auto",
     limit: arguments.LimitOption = None,
     json_file: arguments.JsonOption = None,
     memory: arguments.MemoryOption = "1GiB",
@@ -167,6 +168,7 @@ def evaluate(
                 points_per_side=points_per_side,
                 pred_iou=pred_iou,
                 stability=stability,
+                ignore_label=ignore_label,
             ),
             json_file=json_file,
             device=device,
@@ -190,6 +192,7 @@ def compare(
     points_per_side: arguments.PointsOption = None,
     pred_iou: arguments.PredIouOption = None,
     stability: arguments.StabilityOption = None,
+    ignore_label: arguments.IgnoreLabelOption = "auto",
     limit: arguments.LimitOption = None,
     json_file: arguments.JsonOption = None,
     out_png: arguments.WorstPictureOption = None,
@@ -228,6 +231,7 @@ def compare(
                 points_per_side=points_per_side,
                 pred_iou=pred_iou,
                 stability=stability,
+                ignore_label=ignore_label,
             ),
             json_file=json_file,
             picture=out_png,
@@ -380,13 +384,27 @@ def export(
     out_dir: Annotated[Path, typer.Option("--out", metavar="OUT", help="The folder to write.")],
     format: arguments.ExportFormatOption = "onnx",
     single_mask: arguments.SingleMaskOption = False,
+    runtime: arguments.ExportRuntimeOption = None,
+    min_parity: arguments.MinParityOption = 0.95,
     overwrite: arguments.OverwriteOption = False,
 ) -> None:
-    """Write a checkpoint as files for another runtime, encoder and decoder, and compare their masks with torch's."""
+    """Write a checkpoint as files for another runtime, encoder and decoder, and compare their masks with torch's.
+
+    The export fails, and leaves nothing at --out, if a runtime computes other masks; the error names the first node
+    that differs.
+    """
     if not checkpoint.is_dir():
         raise ValueError(f"no checkpoint folder {checkpoint}")
     check_new(out_dir, overwrite=overwrite)
     with _library():
         from saqsam_cli import commands
 
-        commands.export(checkpoint, out_dir, format=format, single_mask=single_mask, overwrite=overwrite)
+        commands.export(
+            checkpoint,
+            out_dir,
+            format=format,
+            single_mask=single_mask,
+            runtime=runtime,
+            min_parity=min_parity,
+            overwrite=overwrite,
+        )

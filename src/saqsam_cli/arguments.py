@@ -23,7 +23,14 @@ DATA_HELP = (
     "masks/ (pairs); an image folder of a COCO root, such as ROOT/val2017; an annotation file of COCO or LVIS; of "
     "task semantic also the root of ADE20K."
 )
-DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, mps, ...")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="auto, cpu, cuda, mps, ...; for an exported folder a device of its runtime: cuda in ONNX Runtime, gpu or "
+        "npu in OpenVINO.",
+    ),
+]
 ModelArgument = Annotated[
     str,
     typer.Argument(
@@ -115,6 +122,14 @@ StabilityOption = Annotated[
         metavar="X",
         help="Of masks of everything: those of a lower stability score are left out.",
         show_default="0.95",
+    ),
+]
+IgnoreLabelOption = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|none|VALUE",
+        help="Of folders of images and masks: the value of mask pixels that do not count. auto: 255 in masks of 0, 1 "
+        "and 255.",
     ),
 ]
 LimitOption = Annotated[
@@ -273,4 +288,15 @@ ExportFormatOption = Annotated[str, typer.Option(metavar="NAME", help="onnx, ope
 SingleMaskOption = Annotated[
     bool,
     typer.Option("--single-mask", help="One mask a prompt, chosen as the official export does, not four."),
+]
+ExportRuntimeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Runtime to compare with torch: onnxruntime, openvino or executorch.",
+        show_default="all that are installed and run the format",
+    ),
+]
+MinParityOption = Annotated[
+    float, typer.Option(metavar="IOU", help="Least mean IoU of a runtime's masks with torch's, from 0 to 1.")
 ]

@@ -25,7 +25,7 @@ from saqsam.data.images import read_image
 from saqsam.evaluate import Evaluation, PromptTask
 from saqsam.evaluate.compare import task_difference
 from saqsam.export import check_export, export_model, is_export
-from saqsam.export.parity import compare_with_torch
+from saqsam.export.verify import parity_content, runtimes_to_judge, verify_export
 from saqsam.inventory import take_inventory
 from saqsam.mask_generator import MaskGenerator
 from saqsam.output import check_file_writable, png_bytes, write_png
@@ -36,7 +36,7 @@ from saqsam.recipe import Recipe
 from saqsam.report.collect import Scored, collect
 from saqsam.report.log import Source, write_log
 from saqsam.report.write import PAGE, write_report
-from saqsam.runtimes import TORCH_INTEGER, find_integer_layers, load_runtime
+from saqsam.runtimes import TORCH_INTEGER, find_integer_layers
 from saqsam.settings import with_settings
 from saqsam.side_by_side import draw_side_by_side, median_and_worst
 from saqsam.store import parse_size
@@ -55,6 +55,7 @@ from saqsam_cli.tables import (
     print_export,
     print_integer_layers,
     print_inventory,
+    print_left_out,
     print_substitutions,
     print_summary,
 )
@@ -139,6 +140,7 @@ def quantize(
         output.place_folder()
     say(f"checkpoint: {out_dir}")
     say(f"calibrated on {log.images} images (seed {seed}) of {data.name}, {log.prompts} prompts")
+    print_left_out(log.skipped, log.notes, "calibration: ")
     if deploy:
         print_substitutions(recipe)
     scores = None if checked is None or checked.float is None else (checked.float, checked.quantized)
@@ -304,23 +306,39 @@ def inspect(folder: Path, *, json_file: Path | None, overwrite: bool) -> None:
         say(f"written: {json_file}")
 
 
-def export(checkpoint: Path, out_dir: Path, *, format: str, single_mask: bool, overwrite: bool) -> None:
-    """Write files for another runtime, load them there, and compare."""
+def export(
+    checkpoint: Path,
+    out_dir: Path,
+    *,
+    format: str,
+    single_mask: bool,
+    runtime: str | None,
+    min_parity: float,
+    overwrite: bool,
+) -> None:
+    """Write files for another runtime, judge them there, and put them in place if they compute torch's masks."""
     check_export(format, out_dir, overwrite=overwrite)
+    runtimes = runtimes_to_judge(format, None if runtime is None else [runtime], min_parity)
     with claim_output(out_dir, overwrite=overwrite) as output:
         folder = output.staged
         model, processor = load_torch(str(checkpoint), "cpu")
         with busy(f"writing {out_dir}"):
             manifest = export_model(model, processor, folder, format=format, single_mask=single_mask)
-        backend, _ = load_runtime(folder)
         data = open_dataset(SCENES, limit=PARITY_IMAGES)
         with progress_bars() as bars:
-            progress = bar(bars, "comparing with torch", PARITY_IMAGES)
-            parity = compare_with_torch(backend, model, processor, data, progress=progress)
-        write_json(folder / "parity.json", parity.to_dict())
+            found = verify_export(
+                folder,
+                model,
+                processor,
+                data,
+                min_parity=min_parity,
+                runtimes=None if runtime is None else runtimes,
+                progress=bar(bars, f"comparing {' and '.join(runtimes)} with torch", PARITY_IMAGES),
+            )
+        write_json(folder / "parity.json", parity_content(found, min_parity))
         output.place_folder()
     sizes = {name: (out_dir / name).stat().st_size for name in manifest.files}
-    print_export(manifest, sizes, take_inventory(model), parity)
+    print_export(manifest, sizes, take_inventory(model), found)
     say(f"export: {out_dir}")
 
 

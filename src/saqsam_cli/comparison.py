@@ -21,7 +21,7 @@ from saqsam_cli.evaluation import evaluation_bar, make_tasks
 from saqsam_cli.opening import json_bytes, open_labelled, open_model
 from saqsam_cli.options import EvaluationOptions
 from saqsam_cli.outputs import claim_optional
-from saqsam_cli.tables import METRIC_NAMES, figure, scored_on
+from saqsam_cli.tables import METRIC_NAMES, figure, print_left_out, scored_on
 from saqsam_cli.terminal import busy, out, progress_bars, result_table, say
 
 WORST = 5
@@ -66,7 +66,7 @@ def compare_models(
         claim_optional(json_file, overwrite=overwrite, rank=own) as figures,
         claim_optional(picture, overwrite=overwrite, rank=own) as drawing,
     ):
-        dataset = open_labelled(options.data, "--data", options.limit)
+        dataset = open_labelled(options.data, "--data", options.limit, options.ignore_label)
         tasks = make_tasks(options, dataset, keep_masks=True)
         if picture is not None and isinstance(tasks[0], EverythingTask):
             raise ValueError(
@@ -120,6 +120,7 @@ def comparison_dict(found: Comparison, named: Sequence[Named]) -> dict[str, Any]
         ],
         "options": first.options,
         "skipped": first.skipped,
+        "notes": first.notes,
         "differences": [
             {"first": named[0].letter, "other": model.letter, "tasks": [d.to_dict() for d in differences]}
             for model, differences in zip(named[1:], found.differences, strict=True)
@@ -143,8 +144,7 @@ def print_comparison(found: Comparison, named: Sequence[Named], dataset: Dataset
         _print_differences(differences, named)
         for model, difference in zip(named[1:], differences, strict=True):
             _print_worst(difference, named[0], model)
-    for reason, count in first.skipped.items():
-        say(f"left out: {reason}: {count}")
+    print_left_out(first.skipped, first.notes)
 
 
 def _print_differences(differences: Sequence[TaskDifference], named: Sequence[Named]) -> None:

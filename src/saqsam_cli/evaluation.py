@@ -61,7 +61,7 @@ def evaluate(
         check_file_writable(json_file)
     memory = parse_size(options.memory)
     with claim_optional(json_file, overwrite=overwrite, rank=launched_rank()) as output:
-        dataset = open_labelled(options.data, "--data", options.limit)
+        dataset = open_labelled(options.data, "--data", options.limit, options.ignore_label)
         tasks = make_tasks(options, dataset)
         sam, processor, recipe = open_model(model, device, runtime, threads)
         with process_group(), progress_bars() as bars:

@@ -14,10 +14,12 @@ from saqsam.backend import Backend
 from saqsam.checkpoint import quantization_config_of, recipe_of
 from saqsam.data.datasets import SCENES, SCENES_COUNT, Dataset, open_dataset
 from saqsam.data.images import ImageFolder
+from saqsam.data.mask_values import IgnoreLabel
 from saqsam.export import is_export
 from saqsam.models import load
 from saqsam.output import write_whole
 from saqsam.runtimes import TORCH_INTEGER, load_runtime, use_integer_kernels
+from saqsam.utils.errors import shorten
 from saqsam_cli.terminal import busy
 
 CALIBRATION_SCENES_SEED = 1_000_000
@@ -27,12 +29,12 @@ CALIBRATION_SCENES_SEED = 1_000_000
 def open_model(
     model: str, device: str, runtime: str | None, threads: int | None
 ) -> tuple[SamModel | Backend, SamProcessor, str]:
-    """A model of torch or an exported folder in its runtime, its processor, and the name of its recipe."""
+    """Return a model of torch or an exported folder in its runtime, its processor, and the name of its recipe."""
     if runtime not in (None, "torch", TORCH_INTEGER) or is_export(model):
         if runtime in ("torch", TORCH_INTEGER):
             raise ValueError(f"{model} is an export; torch runs the checkpoint that it was made of")
         with busy(f"loading {model}"):
-            backend, processor = load_runtime(model, runtime, threads=threads)
+            backend, processor = load_runtime(model, runtime, device=device, threads=threads)
         return backend, processor, backend.manifest.name
     if threads is not None:
         torch.set_num_threads(threads)
@@ -53,7 +55,7 @@ def load_torch(model: str, device: str) -> tuple[SamModel, SamProcessor]:
 
 
 def usable_device(name: str) -> str:
-    """The device, tried out: torch finds out that one is not there only when it is used.
+    """Return a device of torch after trying it out: torch finds out that one is missing only when it is used.
 
     Raises:
         ValueError: It cannot be used.
@@ -63,18 +65,34 @@ def usable_device(name: str) -> str:
             return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # one for each process of torchrun
         return "mps" if torch.backends.mps.is_available() else "cpu"
     try:
+        torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"--device {name} cannot be used: expected auto, cpu, cuda, cuda:N, mps or another device of torch"
+        ) from error
+    try:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
     return name
 
 
-def open_labelled(spec: str, option: str, limit: int | None) -> Dataset:
+def open_labelled(spec: str, option: str, limit: int | None, ignore_label: str = "auto") -> Dataset:
     """A data set that can be scored on, cut to `limit` images; scenes are made longer for it."""
-    dataset = open_dataset(spec, limit=limit)
+    dataset = open_dataset(spec, limit=limit, ignore_label=_parse_ignore_label(ignore_label))
     if isinstance(dataset, ImageFolder):
         raise ValueError(f"{option} {spec}: images without annotations cannot be scored on")
     return dataset
+
+
+def _parse_ignore_label(text: str) -> IgnoreLabel:
+    if text == "auto":
+        return "auto"
+    if text == "none":
+        return None
+    if text.isascii() and text.isdigit():
+        return int(text[:9])
+    raise ValueError(f"--ignore-label: expected auto, none or a value from 0 to 65535, got {shorten(text)}")
 
 
 def open_calibration(spec: str, images: int, seed: int) -> Dataset:

@@ -29,6 +29,7 @@ class EvaluationOptions:
         points_per_side: As `--points-per-side`, and so on; None for the official value.
         pred_iou: As `--pred-iou`.
         stability: As `--stability`.
+        ignore_label: As `--ignore-label`.
     """
 
     data: str
@@ -43,6 +44,7 @@ class EvaluationOptions:
     points_per_side: int | None = None
     pred_iou: float | None = None
     stability: float | None = None
+    ignore_label: str = "auto"
 
 
 def check_tasks(tasks: Sequence[str] | None, prompt: str) -> None:

@@ -27,6 +27,7 @@ from saqsam.report.write import report_bytes
 from saqsam.store import parse_size
 from saqsam_cli.opening import load_torch, open_calibration, open_labelled
 from saqsam_cli.outputs import claim_output
+from saqsam_cli.tables import print_left_out
 from saqsam_cli.terminal import bar, busy, err, progress_bars, say, stage_bars
 
 LARGE_INPUT = 512
@@ -68,16 +69,17 @@ def report(
     check_file_writable(path)
     parse_size(options.memory)
     with claim_output(path, overwrite=overwrite) as output:
-        found = _collect(folder, options, device)
+        found, scored = _collect(folder, options, device)
         with busy(f"writing {path}"):
             output.write(report_bytes(found, form))
     say(lead(found))
+    print_left_out(scored.quantized.skipped, scored.quantized.notes)
     for name, why in left_out(found):
         say(f"left out: {name}: {why}")
     say(f"report: {path}")
 
 
-def _collect(folder: Path, options: ReportOptions, device: str) -> Report:
+def _collect(folder: Path, options: ReportOptions, device: str) -> tuple[Report, Scored]:
     """Measure everything that the options ask for."""
     known = read_log(folder)
     source = None if known is None else known.source
@@ -93,9 +95,9 @@ def _collect(folder: Path, options: ReportOptions, device: str) -> Report:
     with busy("gathering"):
         found = collect(folder, quantized, scored, gallery=GALLERY)
     if float_model is not None:
-        return _measure(found, quantized, float_model, processor, scored, source, options)
+        return _measure(found, quantized, float_model, processor, scored, source, options), scored
     missing = dict.fromkeys(("distributions", "sensitivity", "focus"), why_not)
-    return replace(found, left_out={**found.left_out, **missing})
+    return replace(found, left_out={**found.left_out, **missing}), scored
 
 
 def _open_float(options: ReportOptions, source: Source | None, device: str) -> tuple[SamModel | None, str]:

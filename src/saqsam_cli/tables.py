@@ -54,6 +54,7 @@ def print_summary(
     out.print(table)
     if scores is not None:
         say(f"scored on {before.instances} objects in {before.images} images of {before.dataset}")
+        print_left_out(before.skipped, before.notes)
 
 
 def print_evaluation(
@@ -69,8 +70,7 @@ def print_evaluation(
         for name, value in metrics.items():
             table.add_row(METRIC_NAMES.get(name, name), figure(value))
         out.print(table)
-    for reason, number in result.skipped.items():
-        say(f"left out: {reason}: {number}")
+    print_left_out(result.skipped, result.notes)
     if inventory is not None:
         _print_shares(inventory)
 
@@ -82,6 +82,13 @@ def scored_on(result: Evaluation, dataset: Dataset) -> str:
     seed = f" (seed {dataset.seed})" if isinstance(dataset, ScenesDataset) else ""
     images = f"{result.images} images of {result.dataset}{seed}"
     return images if objects is None else f"{objects} objects in {images}"
+
+
+def print_left_out(skipped: Mapping[str, int], notes: Mapping[str, int], prefix: str = "") -> None:
+    """Say once for each kind what was left out of data and what was accepted although it was unusual."""
+    for label, counts in (("left out", skipped), ("note", notes)):
+        for what, number in counts.items():
+            say(f"{label}: {prefix}{what}: {number}")
 
 
 def figure(value: float | int | None) -> str:
@@ -168,8 +175,10 @@ def print_substitutions(recipe: Recipe) -> None:
     say("what that costs: evaluate this checkpoint, and one of the method as it is, on the same data")
 
 
-def print_export(manifest: Manifest, sizes: Mapping[str, int], inventory: Inventory, parity: Parity) -> None:
-    """Sizes of exported files, what they compute at which width, and how far their runtime is from torch."""
+def print_export(
+    manifest: Manifest, sizes: Mapping[str, int], inventory: Inventory, parities: Mapping[str, Parity]
+) -> None:
+    """Print sizes of exported files, the widths they compute at, and the difference of each runtime from torch."""
     table = result_table("file", "MB", "of float32", right=2)
     total = sum(sizes.values())
     for name, size in [*sizes.items(), ("together", total)]:
@@ -180,14 +189,16 @@ def print_export(manifest: Manifest, sizes: Mapping[str, int], inventory: Invent
     print_substitutions(inventory.recipe)
     _print_shares(inventory)
     _print_details(manifest)
-    table = result_table("tensor", "largest difference", "relative", right=2)
-    for tensor in parity.tensors:
-        table.add_row(tensor.name, f"{tensor.largest:.3g}", f"{tensor.relative:.2g}")
+    table = result_table("runtime", "tensor", "largest difference", "relative", right=2)
+    for runtime, parity in parities.items():
+        for tensor in parity.tensors:
+            table.add_row(runtime, tensor.name, f"{tensor.largest:.3g}", f"{tensor.relative:.2g}")
     out.print(table)
-    say(
-        f"masks of {manifest.name} against torch: IoU {parity.mask_iou:.4f}, at least {parity.least_mask_iou:.4f}, "
-        f"over {parity.masks} objects"
-    )
+    for runtime, parity in parities.items():
+        say(
+            f"masks of {manifest.name} in {runtime} against torch: IoU {parity.mask_iou:.4f}, at least "
+            f"{parity.least_mask_iou:.4f}, over {parity.masks} objects"
+        )
 
 
 def _print_details(manifest: Manifest) -> None:

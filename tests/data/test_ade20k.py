@@ -94,3 +94,54 @@ def test_what_is_no_ade20k(tmp_path: Path) -> None:
     (tmp_path / "half" / "images" / "validation").mkdir(parents=True)
     with pytest.raises(ValueError, match="expected the folder of ADE20K's label maps, found none"):
         open_dataset(tmp_path / "half")
+
+
+def test_files_as_tools_write_them(tmp_path: Path) -> None:
+    root = make_ade(tmp_path)
+    images, annotations = root / "images" / "validation", root / "annotations" / "validation"
+    (images / "ADE_val_00000001.jpg").rename(images / "ADE_val_00000001.JPG")
+    (annotations / "ADE_val_00000001.png").rename(annotations / "ADE_val_00000001.PNG")
+    labels = Image.fromarray(ade_labels("ADE_val_00000002"))
+    palette = Image.frombytes("P", labels.size, labels.tobytes())
+    palette.putpalette([17 * k % 256 for k in range(768)])
+    palette.save(annotations / "ADE_val_00000002.png")
+    for folder in (images, annotations):
+        (folder / ".ipynb_checkpoints").mkdir()
+        for name in ("._ADE_val_00000004.png", ".DS_Store", "Thumbs.db"):
+            (folder / name).write_bytes(b"")
+    table = (root / "objectInfo150.txt").read_text()
+    (root / "objectInfo150.txt").write_bytes(b"\xef\xbb\xbf" + table.replace("\n", "\r\n").encode())
+    dataset = AdeDataset(root)
+    assert (len(dataset), dataset.index_skipped) == (3, {"missing annotation": 1})
+    assert (dataset.category_names[1], dataset.category_names[150]) == ("thing 1, thing", "thing 150, thing")
+    for index, stem in enumerate(("ADE_val_00000001", "ADE_val_00000002")):
+        found = dataset[index].labels
+        assert found is not None
+        np.testing.assert_array_equal(found == 1, ade_labels(stem) == 1)
+
+
+def test_annotations_in_colours_are_counted(tmp_path: Path) -> None:
+    root = make_ade(tmp_path)
+    colours = Image.fromarray(np.dstack([ade_labels("ADE_val_00000001")] * 3))
+    colours.save(root / "annotations" / "validation" / "ADE_val_00000001.png")
+    dataset = AdeDataset(root)
+    assert dataset[0].skipped == {"annotation in colours or other values than 8 or 16 bits": 1}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_names_in_other_encodings(tmp_path: Path, encoding: str) -> None:
+    root = make_ade(tmp_path)
+    table = (root / "objectInfo150.txt").read_text().replace("thing 7,", "caf\u00e9,")
+    (root / "objectInfo150.txt").write_bytes(table.encode(encoding))
+    with pytest.raises(ValueError, match=r"objectInfo150\.txt: expected UTF-8 text"):
+        AdeDataset(root)
+    (root / "objectInfo150.txt").write_text(table.replace("\n7\t", "\n\u00b2\t"))
+    with pytest.raises(ValueError, match="each of 150 classes, got 149"):
+        AdeDataset(root)
+
+
+def test_two_images_of_one_name(tmp_path: Path) -> None:
+    root = make_ade(tmp_path)
+    Image.new("RGB", (8, 8)).save(root / "images" / "validation" / "ADE_val_00000001.png")
+    with pytest.raises(ValueError, match=r"expected one image of a name, got ADE_val_00000001\.jpg and"):
+        AdeDataset(root)

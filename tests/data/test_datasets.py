@@ -1,5 +1,6 @@
 """Opening data sets by name or path."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,7 @@ def test_neither_name_nor_folder(tmp_path: Path) -> None:
 
 
 def test_annotations_without_images(tmp_path: Path) -> None:
-    (tmp_path / "annotations.json").write_text("{}")
-    with pytest.raises(ValueError, match="expected the folder of the images"):
+    images = [{"id": 1, "file_name": "1.png", "height": 4, "width": 5}]
+    (tmp_path / "annotations.json").write_text(json.dumps({"images": images}))
+    with pytest.raises(ValueError, match=r"expected its images, such as \['1\.png'\], .*; found none of 1"):
         open_dataset(tmp_path)

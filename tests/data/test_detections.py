@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coco_folder import make_coco
+from coco_folder import SIZES, compressed, make_coco, rectangle
 from saqsam.data.coco import CocoDataset
+from saqsam.data.datasets import open_dataset
 from saqsam.data.detections import Detections, ImageDetections, load_detections
 from saqsam.data.images import ImageFolder
 
@@ -48,6 +49,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     found = load(
         tmp_path,
         [
+            entry(),
             entry(image_id=99),
             entry(image_id=98),
             entry(category_id=4),
@@ -57,7 +59,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
             entry(bbox=[-10, 2, 10, 10]),
         ],
     )
-    assert found.by_image == {}
+    assert found.by_image[1].boxes.tolist() == [[1, 2, 11, 22]]
     assert found.skipped == {
         "unknown image id": 2,
         "unknown category id": 1,
@@ -77,14 +79,15 @@ def test_images_beyond_the_limit_are_not_unknown(tmp_path: Path) -> None:
     [
         ({}, "a JSON list, got dict"),
         ([entry(), 5], "entry 1: expected an object, got int"),
-        ([entry(image_id="1")], "entry 0: expected an integer image_id, got '1'"),
+        ([entry(image_id="one")], "entry 0: expected an integer image_id, got 'one'"),
+        ([entry(image_id=1.5)], "entry 0: expected an integer image_id, got 1.5"),
         ([entry(category_id=None)], "entry 0: expected an integer category_id, got None"),
         ([entry(category_id=10**30)], "expected an integer category_id"),
         ([entry(image_id=True)], "expected an integer image_id, got True"),
         ([entry(bbox=[1, 2, 3])], "bbox as four finite numbers"),
         ([entry(bbox=[1, 2, 3, float("inf")])], "bbox as four finite numbers"),
         ([entry(bbox=[1, 2, 3, 10**400])], "bbox as four finite numbers"),
-        ([entry(bbox=[1, 2, 3, "4"])], "bbox as four finite numbers"),
+        ([entry(bbox=[1, 2, 3, "four"])], "bbox as four finite numbers"),
         ([entry(score=float("nan"))], r"a score in \[0, 1\], got nan"),
         ([entry(score=1.01)], r"a score in \[0, 1\], got 1.01"),
         ([entry(score=-0.1)], r"a score in \[0, 1\], got -0.1"),
@@ -114,3 +117,74 @@ def test_the_best_of_each_image_keep_their_order() -> None:
     assert best.by_image[8].boxes[:, 0].tolist() == [4, 8]
     assert best.skipped == {"x": 1}
     assert detections.best(5).by_image[7].scores.tolist() == [0.2, 0.9, 0.5]
+
+
+# ---- forms
+
+
+def detected(folder: Path, content: Any, encoding: str = "utf-8") -> Any:
+    path = folder / "found.json"
+    path.write_text(json.dumps(content), encoding=encoding)
+    return load_detections(path, open_dataset(make_coco(folder)))
+
+
+ENTRY = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 10, 20], "score": 0.5}
+FORMS: dict[str, tuple[Any, dict[str, int]]] = {
+    "ids as text": ([ENTRY | {"image_id": "1", "category_id": "3"}], {"id written as text": 2}),
+    "ids as floats": ([ENTRY | {"image_id": 1.0, "category_id": 3.0}], {"id written as a float": 2}),
+    "box as text": ([ENTRY | {"bbox": ["1", "2", "10", "20"]}], {"number written as text": 1}),
+    "score as text": ([ENTRY | {"score": "0.5"}], {"number written as text": 1}),
+    "in an object": (
+        {"info": {}, "annotations": [ENTRY]},
+        {"list of detections read from a field of an object": 1},
+    ),
+    "in a field": ({"detections": [ENTRY]}, {"list of detections read from a field of an object": 1}),
+    "polygon": (
+        [ENTRY | {"bbox": None, "segmentation": [[1, 2, 11, 2, 11, 22]]}],
+        {"box derived from segmentation": 1},
+    ),
+    "run lengths": (
+        [ENTRY | {"bbox": [], "segmentation": compressed(rectangle(SIZES[1], (1, 2, 11, 22)))}],
+        {"box derived from segmentation": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_forms_of_detections(tmp_path: Path, form: str) -> None:
+    content, notes = FORMS[form]
+    expected, found = detected(tmp_path, [ENTRY]), detected(tmp_path, content)
+    assert found.by_image[1].boxes.tolist() == [[1, 2, 11, 22]]
+    assert found.digest() == expected.digest()
+    assert (expected.notes, found.notes, found.skipped) == ({}, notes, {})
+    assert found.best(1).notes == notes
+
+
+def test_detections_with_a_byte_order_mark(tmp_path: Path) -> None:
+    assert detected(tmp_path, [ENTRY], "utf-8-sig").notes == {"file with a byte-order mark": 1}
+
+
+def test_detections_that_all_fall_away_say_why(tmp_path: Path) -> None:
+    lost = [ENTRY | {"image_id": 99}, ENTRY | {"image_id": 98}, ENTRY | {"bbox": [1, 2, 0, 0]}]
+    with pytest.raises(
+        ValueError,
+        match=r"none that can be used among 3; left out: unknown image id \(2\), box without area \(1\)",
+    ):
+        detected(tmp_path, lost)
+    assert detected(tmp_path, []).by_image == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"images": [], "annotations": []}, "the form of an annotation file"),
+        ({"detections": [], "results": []}, "a JSON list, got dict"),
+        ([ENTRY | {"bbox": None}], "entry 0: expected bbox as four finite numbers, got None"),
+        ([ENTRY | {"bbox": None, "segmentation": [[1, 1]]}], "got a polygon without area"),
+        ([ENTRY | {"score": "high"}], r"a score in \[0, 1\], got 'high'"),
+        ([ENTRY | {"image_id": 1.5}], "integer image_id, got 1.5"),
+    ],
+)
+def test_detections_without_a_single_meaning_are_refused(tmp_path: Path, content: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        detected(tmp_path, content)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from dota_folder import HEADER, make_dota
@@ -140,3 +142,121 @@ def test_a_detector_s_boxes(tmp_path: Path) -> None:
         "unknown image id": 1,
         "unknown category id": 1,
     }
+
+
+def one(folder: Path, content: bytes) -> DotaDataset:
+    """A set of one image with a label file of this content."""
+    make_dota(folder, {"a": []})
+    (folder / "labelTxt" / "a.txt").write_bytes(content)
+    return DotaDataset(folder)
+
+
+NUMBERS = ("10", "10.0", "1e1", "10.", "+10", "010", "1.0E+1")
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    header=st.lists(
+        st.sampled_from(
+            ["imagesource:GoogleEarth", "ImageSource: null", "GSD:0.1", "gsd : null", "gsd:", ""]
+        ),
+        max_size=4,
+    ),
+    separator=st.sampled_from([" ", "  ", "\t", ",", ", ", " \t"]),
+    newline=st.sampled_from(["\n", "\r\n", "\r"]),
+    mark=st.sampled_from([b"", b"\xef\xbb\xbf"]),
+    ten=st.sampled_from(NUMBERS),
+    category=st.sampled_from(["large-vehicle", "Large-Vehicle", "large vehicle", "LARGE_VEHICLE"]),
+    difficult=st.sampled_from(["0", "0.0", "1", "1.0", "2"]),
+    trailing=st.sampled_from(["", " ", "\t"]),
+)
+def test_lines_as_tools_write_them(
+    tmp_path: Path,
+    header: list[str],
+    separator: str,
+    newline: str,
+    mark: bytes,
+    ten: str,
+    category: str,
+    difficult: str,
+    trailing: str,
+) -> None:
+    line = separator.join([ten, ten, "30", ten, "30", "30", ten, "30", category, difficult]) + trailing
+    dataset = one(tmp_path, mark + newline.join([*header, line, "", line]).encode())
+    first, second = dataset[0].instances
+    assert first.corners == second.corners == ((10, 10), (30, 10), (30, 30), (10, 30))
+    assert first.area == 400
+    assert dataset.category_names[first.category_id] == "large-vehicle"
+    assert len(dataset.category_names) == len(CATEGORIES)
+    assert first.is_difficult == (float(difficult) > 0)
+    respelled = category != "large-vehicle"
+    assert dataset.index_notes == ({"category name in another spelling": 2} if respelled else {})
+
+
+def test_unknown_categories_of_several_words(tmp_path: Path) -> None:
+    dataset = one(tmp_path, b"10 10 30 10 30 30 10 30 old oil rig 0\n10 10 30 10 30 30 10 30 Zebra\n")
+    assert [dataset.category_names[one.category_id] for one in dataset[0].instances] == [
+        "old oil rig",
+        "Zebra",
+    ]
+    assert dataset.index_notes == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("10 10 30 10 30 30 10 30 plane 0 0.93", "got 11 words"),
+        ("10 10 30 10 30 30 10 30 plane 0.93", r"expected difficult as 0 or 1, got '0\.93'"),
+        ("10 10 30 10 30 30 10 30 plane nan", "expected difficult as 0 or 1, got 'nan'"),
+        ("10 10 30 10 30 30 plane 0", "got 8 words"),
+        ("P0003 0.93 10 10 30 10 30 30 10 30", "expected eight coordinates .*'P0003'"),
+        ("1_0 10 30 10 30 30 10 30 plane 0", "expected eight coordinates .*'1_0'"),
+        ("inf 10 30 10 30 30 10 30 plane 0", "expected finite coordinates"),
+        ("10 10 30 10 30 30 10 30 " + "x" * 5000 + " y", "expected difficult as 0 or 1, got 'y'"),
+        ("x" * 5000 + " 10 30 10 30 30 10 30 plane 0", "expected eight coordinates"),
+    ],
+)
+def test_what_a_line_may_not_be(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        one(tmp_path, f"gsd:1\n{line}\n".encode())
+    assert "a.txt:2: " in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_named(tmp_path: Path, encoding: str) -> None:
+    for mark in ("", "\ufeff"):
+        with pytest.raises(
+            ValueError, match=r"a\.txt: expected UTF-8 text, got UTF-16 or .*; save it as UTF-8"
+        ):
+            one(tmp_path, (mark + SQUARE).encode(encoding))
+
+
+@given(numbers=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=8, max_size=8))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_finite_corners_are_read_or_counted(tmp_path: Path, numbers: list[float]) -> None:
+    sample = one(tmp_path, " ".join([*map(repr, numbers), "ship", "0"]).encode())[0]
+    assert len(sample.instances) + sum(sample.skipped.values()) == 1
+
+
+@given(
+    lines=st.lists(
+        st.one_of(
+            st.binary(max_size=30),
+            st.sampled_from([SQUARE.encode(), DIAMOND.encode(), b"gsd:1", b"10 10 30 10 30 30 10 30 x"]),
+        ),
+        max_size=4,
+    )
+)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_text_is_read_or_refused_with_its_place(tmp_path: Path, lines: list[bytes]) -> None:
+    message = ""
+    try:
+        dataset = one(tmp_path, b"\n".join(lines))
+    except ValueError as error:
+        message = str(error)
+    if message:
+        assert "a.txt" in message
+        assert len(message.splitlines()) == 1
+    else:
+        assert len(dataset[0].instances) + sum(dataset[0].skipped.values()) <= len(lines)

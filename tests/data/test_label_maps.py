@@ -214,3 +214,40 @@ def test_simulated_maps_of_photographs_and_scenes(tmp_path: Path) -> None:
             labels = found(SimulatedLabels().find(sample, truth))
             assert labels.shape == truth.shape
             assert set(np.unique(labels)) <= set(np.unique(truth))
+
+
+def test_maps_as_tools_write_them(tmp_path: Path) -> None:
+    dataset = open_dataset(make_coco(tmp_path / "coco", categories=[]))
+    maps = tmp_path / "maps"
+    for folder in ("sub", ".ipynb_checkpoints", "__MACOSX"):
+        (maps / folder).mkdir(parents=True)
+        save(maps / folder / "b.png", VALUES)
+    save(maps / "a.PNG", VALUES)
+    save(maps / "C.png", VALUES)
+    (maps / "._a.png").write_bytes(b"")
+    labels = FolderLabels(maps, dataset)
+    image, truth = np.zeros((2, 3, 3), dtype=np.uint8), np.zeros((2, 3), dtype=np.uint16)
+    for number, name in enumerate(("a.jpg", "town/a.jpg", "sub/b.jpg", "c.jpg")):
+        assert found(labels.find(Sample(number, name, image), truth))[0, 1] == 1
+    for name in ("b.jpg", "d.jpg", "/etc/b.jpg", "../maps/sub/b.jpg"):
+        unusable = labels.find(Sample(9, name, image), truth)
+        assert isinstance(unusable, Unusable)
+        assert unusable.reason == MISSING_MAP
+    before = labels.options()
+    (maps / "._b.png").write_bytes(b"1")
+    assert FolderLabels(maps, dataset).options() == before
+    for path in (maps / "a.PNG", maps / "C.png", maps / "sub" / "b.png"):
+        path.rename(path.with_suffix(".npy"))
+    with pytest.raises(ValueError, match=r"expected label maps \(\.png\), found none; found sub/, 2 x \.npy"):
+        FolderLabels(maps, dataset)
+
+
+def test_ignored_pixels_have_no_label() -> None:
+    ignored = np.zeros((4, 6), dtype=bool)
+    ignored[1:3, 1:5] = True
+    one = np.zeros((4, 6), dtype=bool)
+    one[2:, :2] = True
+    instance = Instance(1, encode_mask(one), (0, 2, 2, 4), 1)
+    sample = Sample(1, "a", np.zeros((4, 6, 3), dtype=np.uint8), (instance,), ignored=encode_mask(ignored))
+    expected = np.where(one, 1, np.where(ignored, IGNORE, 0))
+    np.testing.assert_array_equal(truth_labels(sample), expected)

@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from saqsam.data.rle import encode_mask
-from saqsam.evaluate.iou import MeanIoU, boundary_iou, differing_pixels, fill_box, mask_iou, rle_ious
+from saqsam.evaluate.iou import (
+    MeanIoU,
+    boundary_iou,
+    clear_ignored,
+    differing_pixels,
+    fill_box,
+    mask_iou,
+    rle_ious,
+)
 
 
 def test_known_pairs() -> None:
@@ -112,3 +120,18 @@ def test_pixels_of_one_mask_alone() -> None:
     counts = [encode_mask(mask)["counts"].decode() for mask in (one, other)]
     assert differing_pixels(*counts, one.shape) == np.count_nonzero(one ^ other) == 24
     assert differing_pixels(counts[0], counts[0], one.shape) == 0
+
+
+def test_ignored_pixels_count_neither_for_nor_against_a_mask() -> None:
+    truth = torch.zeros(1, 8, 8, dtype=torch.bool)
+    truth[:, 2:6, 2:6] = True
+    ring = np.ones((8, 8), dtype=bool)
+    ring[1:7, 1:7] = False
+    counted = ring | truth[0].numpy()
+    predicted = torch.zeros_like(truth)
+    predicted[:, 1:7, 1:7] = True
+    assert mask_iou(predicted, truth).item() == pytest.approx(16 / 36)
+    assert mask_iou(clear_ignored(predicted, counted), truth).item() == 1.0
+    assert clear_ignored(predicted, None) is predicted
+    predicted[:, 0] = True  # beyond the ignored ring
+    assert mask_iou(clear_ignored(predicted, counted), truth).item() == pytest.approx(16 / 24)

@@ -167,7 +167,10 @@ def test_images_without_a_usable_map_are_counted_and_left_out(tmp_path: Path) ->
     assert result.skipped == {"missing label map": 1}
     assert result.metrics["semantic"]["label_maps"] == 1
     Image.fromarray(np.full(SIZES[1], 5, dtype=np.uint8)).save(maps / "1.png")
-    with pytest.raises(ValueError, match=r"none for 2; the first: 1\.png: expected labels .* got 5"):
+    with pytest.raises(
+        ValueError,
+        match=r"none for 2; the first: 1\.png: expected labels .* got 5; left out: .*missing label map \(1\)",
+    ):
         evaluate(
             Blobs(), tiny_processor(), dataset, tasks=[SemanticTask(FolderLabels(maps, dataset), OPTIONS)]
         )
@@ -180,6 +183,16 @@ def test_ade20k_in_an_evaluation(tmp_path: Path) -> None:
     assert result.metrics["semantic"]["classes"] == 2
     pixels = sum(c["truth"] for r in result.records for c in r["semantic"]["classes"].values())
     assert pixels == sum((truth_labels(dataset[k]) != IGNORE).sum() for k in range(3))
+
+
+def test_annotations_that_are_all_damaged_say_why(tmp_path: Path) -> None:
+    make_ade(tmp_path)
+    for path in (tmp_path / "annotations" / "validation").iterdir():
+        path.write_bytes(b"damaged")
+    task = SemanticTask(SimulatedLabels(1), OPTIONS)
+    message = r"expected labelled pixels to score, found none in 3 images; left out: damaged annotation \(3\), missing"
+    with pytest.raises(ValueError, match=message):
+        evaluate(Blobs(), tiny_processor(), AdeDataset(tmp_path), tasks=[task])
 
 
 def test_everything_is_found_once_for_both_tasks(tmp_path: Path) -> None:

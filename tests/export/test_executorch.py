@@ -1,10 +1,12 @@
 """Torch modules for tracing compute what torch computes; ExecuTorch's programs hold integers and give torch's masks."""
 
+import copy
 import dataclasses
 import json
 import re
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,13 @@ import saqsam
 from saqsam.backend import TorchBackend
 from saqsam.checkpoint import save_checkpoint
 from saqsam.export import export_model, read_manifest
-from saqsam.export.manifest import file_hash
+from saqsam.export.manifest import file_hash, manifest_hash
 from saqsam.export.packed import ExportError
-from saqsam.export.parity import compare_with_torch
+from saqsam.export.parity import ParityError, compare_with_torch
 from saqsam.export.torch_decoder import EMPTY, TracedDecoder
 from saqsam.export.torch_encoder import TracedEncoder
 from saqsam.export.torch_layers import RowConvolution, RowProduct, linear_of
+from saqsam.export.verify import verify_export
 from saqsam.models.structure import SamStructure
 from saqsam.predictor import Predictor
 from saqsam.presets import deployable
@@ -368,14 +371,41 @@ def test_a_program_cut_short_is_named(exported: Exported, tmp_path: Path) -> Non
     # One whose hash was forged too.
     manifest = json.loads((tmp_path / "export.json").read_text())
     manifest["files"]["decoder.pte"] = file_hash(tmp_path / "decoder.pte")
+    manifest["sha256"] = manifest_hash(manifest)
     (tmp_path / "export.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"decoder\.pte cannot be loaded by ExecuTorch"):
+    with pytest.raises(ValueError, match=r"decoder\.pte: ExecuTorch cannot load it"):
         load_runtime(tmp_path)
 
 
 @needs_executorch
+def test_a_program_that_differs_is_told_by_its_part(exported: Exported) -> None:
+    model, folder = exported
+    for parity in verify_export(folder, model, tiny_processor(), tiny_data(2)).values():
+        assert parity.decided_iou > 0.95
+    changed = copy.deepcopy(model)
+    changed.vision_encoder.neck.conv2.weight.codes.fill_(255)
+    with pytest.raises(ParityError, match=r"executorch: expected .*; the encoder differs first"):
+        verify_export(folder, changed, tiny_processor(), tiny_data(2), min_parity=1.0)
+
+
+@needs_executorch
+def test_threads_share_a_program(exported: Exported) -> None:
+    backend, _ = load_runtime(exported[1], threads=1)
+
+    def work(seed: int) -> tuple[Tensor, ...]:
+        embedding = backend.encode(tiny_pixels(seed=seed))
+        return embedding, *backend.decode(embedding, Prompts(boxes=BOXES[: 1 + seed % 3]), False)
+
+    alone = [work(seed) for seed in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(work, range(12)))
+    for one, other in zip(alone, together, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@needs_executorch
 def test_other_runtimes_refuse_the_folder(exported: Exported) -> None:
-    with pytest.raises(ValueError, match="holds files of executorch, which onnxruntime does not run"):
+    with pytest.raises(ValueError, match="onnxruntime does not run exports of the format executorch"):
         load_runtime(exported[1], "onnxruntime")
 
 

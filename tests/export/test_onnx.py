@@ -135,7 +135,7 @@ def test_each_linear_layer_is_torchs(models: dict[str, SamModel], which: str, na
 
 
 @pytest.mark.parametrize("name", ["float", "w8a8", "w8a8, float products", "w8a8, tensor probabilities"])
-@pytest.mark.parametrize("at_once", [1, 16 * GRID**2, 2 * GRID**4])
+@pytest.mark.parametrize("at_once", [1, 16 * GRID**2, GRID**4, 2 * GRID**4])
 def test_global_attention_in_blocks_is_the_same(models: dict[str, SamModel], name: str, at_once: int) -> None:
     found = []
     for options in (EncoderOptions(logits_at_once=None), EncoderOptions(logits_at_once=at_once)):
@@ -146,9 +146,25 @@ def test_global_attention_in_blocks_is_the_same(models: dict[str, SamModel], nam
         found.append(session(written).run(None, {"pixel_values": tiny_pixels().numpy()})[0])
     assert (
         not {shape for shape in shapes if len(shape) == 4 and shape[2:] == (GRID**2, GRID**2)}
-        or at_once > GRID**4
+        or at_once >= GRID**4
     )
     np.testing.assert_allclose(found[1], found[0], atol=2e-5)
+
+
+def test_names_are_unique_whatever_the_number_of_outputs() -> None:
+    """Four heads, each with all of its queries at once: outputs of one split are named like another split."""
+    graph = Graph("splits")
+    rows = graph.input("rows", (4, 4))
+    parts = graph.ops("Split", 4, rows, axis=0, num_outputs=4)
+    one = [graph.ops("Split", 1, part, axis=0, num_outputs=1)[0] for part in parts]
+    two = graph.ops("Split", 2, rows, axis=0, num_outputs=2)
+    assert len({*parts, *one, *two}) == 4 + 4 + 2
+    joined = graph.op("Concat", *one, *two, axis=0)
+    graph.output(joined, "out", (8, 4))
+    given = np.arange(16, dtype=np.float32).reshape(4, 4)
+    np.testing.assert_array_equal(
+        session(graph.model({})).run(None, {"rows": given})[0], np.tile(given, (2, 1))
+    )
 
 
 def all_values(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

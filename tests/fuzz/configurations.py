@@ -74,7 +74,9 @@ _STRAY: dict[str, Any] = {
     "input_data_format": "channels_first",
     "torch_dtype": "float16",
 }
-_TEXTS: tuple[Callable[[str, random.Random], str], ...] = (
+_HANGS_TRANSFORMERS = {"num_labels"}
+"""Makes transformers count to the number given while it parses a configuration, before it asks us."""
+TEXT_MUTATIONS: tuple[Callable[[str, random.Random], str], ...] = (
     lambda text, rng: text[:-2] + ',"deep":' + "[" * 5000 + "]" * 5000 + "}",
     lambda text, rng: text[:-2] + ',"deep":' + '{"a":' * 500 + "1" + "}" * 500 + "}",
     lambda text, rng: text[: rng.randrange(len(text))],
@@ -139,8 +141,14 @@ def _containers(value: object) -> Iterator[dict[str, Any]]:
             yield from _containers(inner)
 
 
-def _mutate(raw: dict[str, Any], rng: random.Random) -> str:
-    """Change one thing in a configuration, in place; return what was done."""
+def mutate(raw: dict[str, Any], rng: random.Random, stray: Sequence[str] = tuple(_STRAY)) -> str:
+    """Change one thing in a configuration, in place; return what was done.
+
+    Args:
+        raw: The configuration.
+        rng: Chooses.
+        stray: Keys of `_STRAY` that may be added.
+    """
     place = rng.choice([found for found in _containers(raw) if found])
     key = rng.choice(sorted(place))
     action = rng.choice(["replace"] * 6 + ["delete", "rename", "swap", "nest", "stray", "nudge", "nudge"])
@@ -156,7 +164,7 @@ def _mutate(raw: dict[str, Any], rng: random.Random) -> str:
     elif action == "nest":
         place[key] = rng.choice([[place[key]], {key: place[key]}, {"value": [place[key]] * 1000}])
     elif action == "stray":
-        key = rng.choice(sorted(_STRAY))
+        key = rng.choice(stray)
         place[key] = copy.deepcopy(_STRAY[key])
     elif isinstance(place[key], bool):
         place[key] = not place[key]
@@ -172,13 +180,14 @@ def mutants(
 ) -> Iterator[tuple[str, Callable[[], str]]]:
     """Yield copies of a model in which one JSON file has one to three mutations."""
     text = (model.original / name).read_text(encoding="utf-8")
+    stray = sorted(_STRAY if model.load is not _from_pretrained else _STRAY.keys() - _HANGS_TRANSFORMERS)
     for _ in range(count):
         if rng.random() < 0.1:
-            index = rng.randrange(len(_TEXTS))
-            label, mutated = f"text mutation {index}", _TEXTS[index](text, rng)
+            index = rng.randrange(len(TEXT_MUTATIONS))
+            label, mutated = f"text mutation {index}", TEXT_MUTATIONS[index](text, rng)
         else:
             raw = json.loads(text)
-            label = "; ".join(_mutate(raw, rng) for _ in range(rng.choice([1, 1, 1, 2, 3])) if raw)
+            label = "; ".join(mutate(raw, rng, stray) for _ in range(rng.choice([1, 1, 1, 2, 3])) if raw)
             mutated = json.dumps(raw)
         model.write(name, mutated)
         yield label, model.use

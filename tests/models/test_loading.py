@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Sam2Config, SamModel
 
+from saqsam.checkpoint import save_checkpoint
 from saqsam.models import load, loading
 from saqsam.models.loading import build_model, build_processor
 from state_dict_names import official_names
+from tiny_quantized import assert_same_outputs, quantized_tiny
 from tiny_sam import IMAGE_SIZE, tiny_config, tiny_pixels, tiny_processor, tiny_sam
 
 SHARED = "shared_image_embedding.positional_embedding"
@@ -223,6 +225,27 @@ def test_file_with_a_config_beside_it(folder: Path, suffix: str) -> None:
     model, processor = load(path)
     assert_same_model(model)
     assert processor.target_size == IMAGE_SIZE
+
+
+@pytest.mark.parametrize("content", ["{", '{"model_type": "llama", "quantization_config": {}}'])
+def test_an_official_file_needs_no_config(tmp_path: Path, content: str) -> None:
+    """Nor does another model's in the same folder matter."""
+    config = tiny_config()
+    config.mask_decoder_config.num_attention_heads = 8
+    torch.save(official_names(tiny_sam(seed=1, config=config)), tmp_path / "sam.pth")
+    (tmp_path / "config.json").write_text(content)
+    assert load(tmp_path / "sam.pth")[0].config.mask_decoder_config.num_attention_heads == 8
+
+
+def test_shards_stand_for_their_folder(tmp_path: Path) -> None:
+    tiny_sam(seed=1).save_pretrained(tmp_path, max_shard_size="100KB")
+    assert_same_model(load(tmp_path)[0])
+    assert_same_model(load(max(tmp_path.glob("model-*.safetensors")))[0])
+
+
+def test_the_file_of_a_checkpoint_stands_for_its_folder(tmp_path: Path) -> None:
+    save_checkpoint(quantized_tiny(), tiny_processor(), tmp_path / "packed")
+    assert_same_outputs(load(tmp_path / "packed" / "model.safetensors")[0], quantized_tiny())
 
 
 def test_folder_without_weights(folder: Path) -> None:

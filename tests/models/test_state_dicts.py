@@ -17,6 +17,7 @@ from transformers import SamModel
 from saqsam.models import load
 from saqsam.models.loading import build_model
 from saqsam.models.official import from_official
+from saqsam.models.processing import build_processor
 from saqsam.models.state_dicts import find_model
 from saqsam.utils.errors import CheckpointError
 from state_dict_names import official_names
@@ -37,6 +38,10 @@ MODEL = source_model()
 OFFICIAL = official_names(MODEL)
 TRANSFORMERS = {name: value.clone() for name, value in MODEL.state_dict().items()}
 HEAD = {"head.weight": torch.ones(2), "head.num_batches_tracked": torch.tensor(3)}
+IMAGENET = {
+    "pixel_mean": torch.tensor([123.675, 116.28, 103.53]).reshape(3, 1, 1),
+    "pixel_std": torch.tensor([58.395, 57.12, 57.375]).reshape(3, 1, 1),
+}
 BOOKKEEPING: dict[str, Any] = {
     "epoch": 3,
     "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 0.1}]},
@@ -72,7 +77,7 @@ LAYOUTS: dict[str, Any] = {
     },
     "the same twice": {"model": OFFICIAL, "state_dict": OFFICIAL},
     "parameters": {name: nn.Parameter(value) for name, value in OFFICIAL.items()},
-    "pixel statistics": OFFICIAL | {"pixel_mean": torch.zeros(3, 1, 1), "pixel_std": torch.ones(3, 1, 1)},
+    "pixel statistics": OFFICIAL | IMAGENET,
 }
 
 
@@ -225,3 +230,22 @@ def test_an_expanded_tensor_takes_no_memory(tmp_path: Path) -> None:
 def test_official_names_of_the_helper_are_the_official_ones() -> None:
     config, tensors = from_official(OFFICIAL)
     assert_same(build_model(config, tensors, source="test"))
+
+
+def test_the_statistics_of_a_file_are_used(tmp_path: Path) -> None:
+    """A model trained with other pixel statistics than ImageNet's is normalized with its own."""
+    plain = dict(OFFICIAL)
+    own = {"pixel_mean": torch.full((3, 1, 1), 127.5), "pixel_std": torch.full((3, 1, 1), 51.0)}
+    torch.save({**plain, **IMAGENET}, tmp_path / "usual.pth")
+    torch.save({**plain, **own}, tmp_path / "own.pth")
+    assert (
+        load(tmp_path / "usual.pth")[1].image_processor.image_mean
+        == build_processor(MODEL.config).image_processor.image_mean
+    )
+    with pytest.warns(UserWarning, match=r"normalized with the pixel_(mean|std) of the file"):
+        processor = load(tmp_path / "own.pth")[1].image_processor
+    assert (processor.image_mean, processor.image_std) == ([0.5] * 3, pytest.approx([0.2] * 3))
+    for bad in (torch.zeros(3), torch.tensor([1.0, float("nan"), 1.0]), torch.ones(2), torch.full((3,), 1e9)):
+        torch.save({**plain, "pixel_std": bad}, tmp_path / "bad.pth")
+        with pytest.raises(CheckpointError, match="pixel_std: expected three numbers"):
+            load(tmp_path / "bad.pth")

@@ -12,6 +12,7 @@ from transformers import SamConfig, SamModel
 from transformers.quantizers import register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
+from saqsam.checkpoint.casts import ignore_casts
 from saqsam.checkpoint.config import FORMAT_VERSION, QUANT_METHOD, SaqsamConfig
 from saqsam.checkpoint.hashing import content_hash, hash_header, processor_hash
 from saqsam.checkpoint.tensors import check_values, checkpoint_tensors, read_tensors, verify_hash
@@ -76,6 +77,7 @@ class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
             for tensor in [*model.parameters(), *model.buffers()]:
                 tensor.data = tensor.data.clone()
         complete_loading(model, SamStructure(model.config), Recipe.from_dict(self.quantization_config.recipe))
+        ignore_casts(model)
         return model.requires_grad_(False)
 
 
@@ -87,7 +89,7 @@ def attach_quantizer(
     content_sha256: str | None = None,
     format_version: int = FORMAT_VERSION,
 ) -> None:
-    """Mark a packed model as quantized, as transformers does when it loads one.
+    """Mark a packed model as quantized, as transformers does when it loads one; casts then leave it in float32.
 
     Args:
         model: A model with packed modules.
@@ -102,6 +104,7 @@ def attach_quantizer(
     model.hf_quantizer = SaqsamQuantizer(config)
     model.is_quantized = True
     model.quantization_method = QUANT_METHOD
+    ignore_casts(model)
 
 
 def update_hash(model: SamModel, tensors: Mapping[str, Tensor], processor_sha256: str) -> None:

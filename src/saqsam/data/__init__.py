@@ -5,7 +5,7 @@ from saqsam.data.coco import CocoDataset
 from saqsam.data.datasets import Dataset, Instance, Sample, open_dataset
 from saqsam.data.detections import Detections, DetectionSource, ImageDetections, load_detections
 from saqsam.data.dota import DotaDataset
-from saqsam.data.images import ImageFolder, list_images, read_image
+from saqsam.data.images import ImageFolder, ImageNote, list_images, read_image, read_image_with_notes
 from saqsam.data.label_maps import FolderLabels, LabelMaps, truth_labels
 from saqsam.data.mask_pairs import MaskPairDataset
 from saqsam.data.simulated_detections import SimulatedDetections
@@ -21,6 +21,7 @@ __all__ = [
     "FolderLabels",
     "ImageDetections",
     "ImageFolder",
+    "ImageNote",
     "Instance",
     "LabelMaps",
     "MaskPairDataset",
@@ -31,5 +32,6 @@ __all__ = [
     "load_detections",
     "open_dataset",
     "read_image",
+    "read_image_with_notes",
     "truth_labels",
 ]

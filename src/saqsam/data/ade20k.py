@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from saqsam.data.datasets import Sample
-from saqsam.data.images import list_images, read_image
-from saqsam.data.label_png import IGNORE, LabelMap, read_label_map
+from saqsam.data.images import list_images, read_image_with_notes
+from saqsam.data.label_png import IGNORE, LabelMap, NoLabels, read_label_map
+from saqsam.data.paths import describe_folder, expand_home, is_hidden, unique_stems
 
 CLASSES = 150
 """Labels count from 1 to it."""
@@ -20,6 +21,7 @@ NO_LABEL = 0
 
 MISSING_ANNOTATION = "missing annotation"
 DAMAGED_ANNOTATION = "damaged annotation"
+COLOUR_ANNOTATION = "annotation in colours or other values than 8 or 16 bits"
 OTHER_SIZE_ANNOTATION = "annotation of another size than the image"
 UNKNOWN_ANNOTATION = "annotation with values above 150"
 
@@ -28,7 +30,7 @@ class AdeDataset:
     """Images of `ROOT/images/SPLIT` with the label maps of `ROOT/annotations/SPLIT`, a PNG of the same stem each.
 
     Labels are 1 to 150; 0 is none of them. Images without an annotation are left out and counted. An annotation that
-    is damaged, of another size or with other values counts too; its image has no labelled pixel.
+    is damaged, in colours, of another size or with other values counts too; its image has no labelled pixel.
 
     Args:
         root: The folder that is unpacked from ADEChallengeData2016.zip.
@@ -41,42 +43,48 @@ class AdeDataset:
         index_skipped: What was left out when the folder was listed, by reason.
 
     Raises:
-        ValueError: A folder is missing, no image is left, or objectInfo150.txt is not the table of the classes.
+        ValueError: A folder is missing, two files have one name, no image is left, or objectInfo150.txt is not the
+            table of the classes.
     """
 
     def __init__(self, root: str | Path, split: str = "validation", *, limit: int | None = None) -> None:
-        root = Path(root)
-        self._annotations = root / "annotations" / split
-        if not self._annotations.is_dir():
-            raise ValueError(f"{self._annotations}: expected the folder of ADE20K's label maps, found none")
+        root = expand_home(root)
+        folder = root / "annotations" / split
+        if not folder.is_dir():
+            raise ValueError(
+                f"{folder}: expected the folder of ADE20K's label maps, found none; the root is that of "
+                "ADEChallengeData2016.zip, not of the full ADE20K release"
+            )
         images = list_images(root / "images" / split)
+        unique_stems(images, "image")
+        label_maps = sorted(
+            path for path in folder.iterdir() if path.suffix.lower() == ".png" and not is_hidden(path)
+        )
+        self._annotations = unique_stems(label_maps, "label map")
         self.name = f"ade20k_{split}"
         self.index_skipped: dict[str, int] = {}
         self._images: list[Path] = []
         for path in images:
             if len(self._images) == limit:
                 break
-            if self._annotation(path).is_file():
+            if path.stem in self._annotations:
                 self._images.append(path)
             else:
                 self.index_skipped[MISSING_ANNOTATION] = self.index_skipped.get(MISSING_ANNOTATION, 0) + 1
         if not self._images:
             raise ValueError(
-                f"{self._annotations}: expected label maps named as the images, such as "
-                f"{self._annotation(images[0]).name}, found none of {len(images)}"
+                f"{folder}: expected label maps named as the images, such as {images[0].stem}.png, found none of "
+                f"{len(images)}; found {label_maps[0].name if label_maps else describe_folder(folder)}"
             )
         table = root / "objectInfo150.txt"
         self.category_names = _read_names(table) if table.is_file() else {}
-
-    def _annotation(self, image: Path) -> Path:
-        return self._annotations / f"{image.stem}.png"
 
     @cached_property
     def digest(self) -> str:
         """Of the label maps of the kept images."""
         digest = hashlib.sha256()
         for image in self._images:
-            digest.update(image.stem.encode() + b"\0" + self._annotation(image).read_bytes())
+            digest.update(image.stem.encode() + b"\0" + self._annotations[image.stem].read_bytes())
         return digest.hexdigest()[:12]
 
     def __len__(self) -> int:
@@ -89,19 +97,28 @@ class AdeDataset:
             ValueError: The image file cannot be read.
         """
         path = self._images[index]
-        image = read_image(path)
-        labels = _read_annotation(self._annotation(path), image.shape[:2])
+        image, notes = read_image_with_notes(path)
+        labels = _read_annotation(self._annotations[path.stem], image.shape[:2])
         skipped: Counter[str] = Counter()
         if isinstance(labels, str):
             skipped[labels] += 1
             labels = np.full(image.shape[:2], IGNORE, dtype=np.uint16)
-        return Sample(index % len(self) + 1, path.name, image, skipped=dict(skipped), labels=labels)
+        return Sample(
+            index % len(self) + 1,
+            path.name,
+            image,
+            skipped=dict(skipped),
+            labels=labels,
+            notes=Counter(notes),
+        )
 
 
 def _read_annotation(path: Path, size: tuple[int, ...]) -> LabelMap | str:
     """The labels, or the reason why they cannot be used."""
     try:
         labels = read_label_map(path)
+    except NoLabels:
+        return COLOUR_ANNOTATION
     except ValueError:
         return DAMAGED_ANNOTATION
     if labels.shape != size:
@@ -114,8 +131,43 @@ def _read_annotation(path: Path, size: tuple[int, ...]) -> LabelMap | str:
 
 def _read_names(table: Path) -> dict[int, str]:
     """Names by label: rows of fields between tabs, the first a number, the last a name."""
-    rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()]
-    names = {int(row[0]): row[-1].strip() for row in rows if row[0].strip().isdigit()}
+    try:
+        text = table.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{table}: expected UTF-8 text ({error})") from error
+    rows = [line.split("\t") for line in text.splitlines()]
+    names = {int(row[0]): row[-1].strip() for row in rows if _is_number(row[0].strip())}
     if sorted(names) != list(range(1, CLASSES + 1)):
-        raise ValueError(f"{table}: expected a row for each of {CLASSES} classes, got {len(names)}")
+        raise ValueError(
+            f"{table}: expected a row for each of {CLASSES} classes, got {len(names)}; rows are number, tabs and name"
+        )
     return names
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 9
+
+
+def find_ade(folder: Path) -> tuple[Path, str] | None:
+    """Return the root and split of an ADE20K folder: the root itself or one of its image folders; None for others.
+
+    Raises:
+        ValueError: The folder is another part of such a root.
+    """
+    whole = folder.resolve()
+    root, split = whole.parent.parent, whole.name
+    if (folder / "images" / "ADE").is_dir():
+        raise ValueError(
+            f"{folder}: expected the folder of ADEChallengeData2016.zip, got the full ADE20K release"
+        )
+    if (folder / "images" / "validation").is_dir():
+        return folder, "validation"
+    if whole.parent.name == "images" and (root / "annotations" / split).is_dir():
+        return root, split
+    if whole.parent.name == "annotations" and (root / "images" / split).is_dir():
+        raise ValueError(
+            f"{folder}: expected images, got label maps; give {root} or {root / 'images' / split}"
+        )
+    if whole.name in ("images", "annotations") and (folder / "validation").is_dir():
+        raise ValueError(f"{folder}: expected the root of ADE20K or an image folder; give {whole.parent}")
+    return None

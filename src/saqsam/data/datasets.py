@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import pycocotools.mask as rle_codec
 from numpy.typing import NDArray
 
+from saqsam.data.paths import expand_home
 from saqsam.data.rle import decode_mask
 
 SCENES = "scenes"
@@ -68,6 +69,8 @@ class Sample:
         incomplete: Those of them of which not every object is annotated.
         labels: HW uint16, the class of each pixel, of data sets that have label maps instead of objects; see
             `label_png.LabelMap`.
+        ignored: COCO run lengths, as `Instance.rle`, of the pixels that count neither as object nor as background; None
+            where all pixels count.
         notes: How often something unusual in this image's files was accepted, by what it was, such as "box derived
             from segmentation"; empty when nothing was.
     """
@@ -81,6 +84,11 @@ class Sample:
     incomplete: frozenset[int] = frozenset()
     labels: NDArray[np.uint16] | None = None
     notes: Mapping[str, int] = field(default_factory=dict)
+    ignored: dict[str, Any] | None = None
+
+    def counted(self) -> NDArray[np.bool_] | None:
+        """Decode the complement of `ignored`: HW bool, the pixels that count; None where all do."""
+        return None if self.ignored is None else ~decode_mask(self.ignored)
 
 
 class Dataset(Protocol):
@@ -106,23 +114,44 @@ class Indexed(Protocol):
         ...
 
 
-def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -> Dataset:
+@runtime_checkable
+class Noted(Protocol):
+    """A data set that says what it accepted although it was unusual when it was opened."""
+
+    @property
+    def index_notes(self) -> dict[str, int]:
+        """How often, by what it was."""
+        ...
+
+
+def open_dataset(
+    spec: str | Path,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    ignore_label: int | Literal["auto"] | None = "auto",
+) -> Dataset:
     """Open a data set by name or path.
 
     Args:
         spec: One of
             - `scenes`: the bundled generator, 100 scenes (or `limit`) made from `seed`;
-            - a folder with `images/` and `annotations.json` (COCO instance format);
+            - a folder with `images/` and `annotations.json` (COCO instance format), or the exports of Roboflow, Label
+              Studio and CVAT in that format (`saqsam.data.coco_layout`);
             - an image folder of a COCO root, such as `ROOT/val2017` beside
               `ROOT/annotations/instances_val2017.json`;
             - the annotation file itself of COCO or LVIS, its images beside it, in a COCO root, or in `images/`;
-            - a folder with `images/` and `masks/`, one mask an image (`saqsam.data.mask_pairs`);
+            - a folder with `images/` and `masks/`, one mask an image, or other names of the two folders
+              (`saqsam.data.pair_folders`);
             - a folder with `images/` and `labelTxt/` (DOTA's format);
             - a root of ADE20K's layout with `images/validation` and `annotations/validation`, or one of its image
               folders, such as `ROOT/images/training`: label maps, no instances;
             - a folder of images, which carries no instances: for calibration only.
+            A leading `~` is the home folder.
         limit: Keep the first `limit` images; None keeps all.
         seed: Of the generated scenes; without meaning for files.
+        ignore_label: For folders of images and masks: the value of mask pixels that count neither as object nor as
+            background, or None; see `MaskPairDataset`.
 
     Returns:
         The data set; images are read or made one at a time, when asked for.
@@ -131,20 +160,20 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
         ValueError: `spec` is none of these, holds no image or no valid annotations, or `limit` is below 1.
     """
     # The readers import the types above, so they cannot be imported at the top of this file.
-    from saqsam.data.ade20k import AdeDataset
     from saqsam.data.coco import CocoDataset
-    from saqsam.data.dota import DotaDataset
-    from saqsam.data.images import ImageFolder
-    from saqsam.data.mask_pairs import MaskPairDataset, find_pair_folders
+    from saqsam.data.coco_layout import find_annotations, name_of
+    from saqsam.data.folder_layout import check_unused, open_folder
     from saqsam.data.scenes import ScenesDataset
 
     if limit is not None and limit < 1:
         raise ValueError(f"limit: expected at least 1 image, got {limit}")
     if str(spec) == SCENES:
+        check_unused(ignore_label, spec)
         return ScenesDataset(count=SCENES_COUNT if limit is None else limit, seed=seed)
-    folder = Path(spec)
+    folder = expand_home(spec)
     if folder.suffix.lower() == ".json" and folder.is_file():
-        return CocoDataset(None, folder, name=folder.stem, limit=limit)
+        check_unused(ignore_label, spec)
+        return CocoDataset(None, folder, name=name_of(folder), limit=limit)
     if not folder.is_dir():
         problem = "it is a file" if folder.exists() else "no such folder"
         raise ValueError(
@@ -152,19 +181,8 @@ def open_dataset(spec: str | Path, *, limit: int | None = None, seed: int = 0) -
             f"annotations.json, labelTxt/ or masks/, ROOT/SPLIT of a COCO root, an annotation file of COCO or LVIS, "
             f"or the root of ADE20K; {problem}"
         )
-    if (folder / "annotations.json").is_file():
-        return CocoDataset(folder / "images", folder / "annotations.json", limit=limit)
-    if (folder / "labelTxt").is_dir():
-        return DotaDataset(folder, limit=limit)
-    split = folder.resolve().name
-    instances_file = folder.resolve().parent / "annotations" / f"instances_{split}.json"
-    if instances_file.is_file():
-        return CocoDataset(folder, instances_file, name=split, limit=limit)
-    if find_pair_folders(folder) is not None:
-        return MaskPairDataset(folder, limit=limit)
-    if (folder / "images" / "validation").is_dir():
-        return AdeDataset(folder, limit=limit)
-    root = folder.resolve().parent.parent
-    if folder.resolve().parent.name == "images" and (root / "annotations" / split).is_dir():
-        return AdeDataset(root, split, limit=limit)
-    return ImageFolder(folder, limit=limit)
+    coco = find_annotations(folder)
+    if coco is not None:
+        check_unused(ignore_label, spec)
+        return CocoDataset.in_folder(coco, limit=limit)
+    return open_folder(folder, limit=limit, ignore_label=ignore_label)

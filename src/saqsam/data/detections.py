@@ -12,12 +12,21 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from saqsam.data.coco import EMPTY_BOX, OUTSIDE_BOX, UNKNOWN_IMAGE, CocoDataset
+from saqsam.data.coco import CocoDataset
+from saqsam.data.coco_instances import DERIVED_BOX, EMPTY_BOX, OUTSIDE_BOX
+from saqsam.data.coco_records import UNKNOWN_IMAGE
 from saqsam.data.datasets import Dataset, Sample
 from saqsam.data.dota import DotaDataset
-from saqsam.data.json_fields import is_finite, is_int, is_xywh, read_json, touches, xyxy
+from saqsam.data.json_fields import parse_id, parse_numbers, parse_xywh, read_json, touches, xyxy
+from saqsam.data.paths import expand_home
+from saqsam.data.segmentations import read_outer_box
+from saqsam.utils.counts import left_out_phrase
+from saqsam.utils.errors import shorten
 
 UNKNOWN_CATEGORY = "unknown category id"
+WRAPPED = "list of detections read from a field of an object"
+_WRAPPERS = ("annotations", "detections", "predictions", "results")
+"""Fields that tools write the list of detections into."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,11 @@ class DetectionSource(Protocol):
         """How many of its boxes were left out, by reason."""
         ...
 
+    @property
+    def notes(self) -> Mapping[str, int]:
+        """How often something unusual in its file was accepted, by what it was."""
+        ...
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -64,10 +78,12 @@ class Detections:
     Attributes:
         by_image: Detections of each image that has any, by image id.
         skipped: How many entries were left out, by reason.
+        notes: How often something unusual in the file was accepted, by what it was.
     """
 
     by_image: dict[int, ImageDetections]
     skipped: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
 
     def of(self, sample: Sample) -> ImageDetections | None:
         """See `DetectionSource.of`."""
@@ -81,7 +97,7 @@ class Detections:
             kept[image_id] = ImageDetections(
                 found.boxes[chosen], found.scores[chosen], found.category_ids[chosen]
             )
-        return Detections(kept, dict(self.skipped))
+        return Detections(kept, dict(self.skipped), dict(self.notes))
 
     def digest(self) -> str:
         """12 hexadecimal digits that tell these detections from others."""
@@ -94,61 +110,120 @@ class Detections:
         return digest.hexdigest()[:12]
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """A detection with its values checked; the box is xyxy."""
+
+    image_id: int
+    category_id: int
+    box: tuple[float, float, float, float]
+    score: float
+
+
 def load_detections(path: str | Path, dataset: Dataset) -> Detections:
     """Read a COCO results file, the boxes that any detector found in the images of `dataset`.
 
     Entries of images or categories that the annotation file does not list, and those with boxes without area
     or outside their image, are left out and counted. Entries of listed images beyond the data set's limit are
-    passed over.
+    passed over. Numbers written as text, ids written as floats, boxes that follow from a `segmentation`, and a list
+    within an object (`{"annotations": [...]}`) are accepted and noted.
 
     Args:
         path: JSON list of `{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`.
         dataset: The `CocoDataset` or `DotaDataset` that the image ids belong to.
 
     Raises:
-        ValueError: `dataset` is neither, the file is missing or no such list, or an entry has ids that are no
-            integers, a box that is not finite, or a score outside [0, 1].
+        ValueError: `dataset` is neither, the file is missing or no such list, an entry has ids that are no
+            integers, a box that is not finite, or a score outside [0, 1], or all entries are left out.
     """
     if not isinstance(dataset, CocoDataset | DotaDataset):
         raise ValueError(f"detections: expected a data set in COCO format or DOTA's, got {dataset.name!r}")
-    path = Path(path)
-    entries = read_json(path)
-    if not isinstance(entries, list):
-        raise ValueError(f"{path}: expected COCO results, a JSON list, got {type(entries).__name__}")
-    kept_images = set(dataset.image_ids)
-    kept: dict[int, list[dict[str, Any]]] = {}
+    path = expand_home(path)
+    notes: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
-    for position, entry in enumerate(entries):
-        _check_detection(entry, f"{path}: entry {position}")
-        if not dataset.has_image(entry["image_id"]):
+    entries = _unwrap(read_json(path, notes), path, notes)
+    kept_images = set(dataset.image_ids)
+    kept: dict[int, list[_Entry]] = {}
+    for position, content in enumerate(entries):
+        where = f"{path}: entry {position}"
+        image_id, category_id, score = _read_numbers(content, where, notes)
+        if not dataset.has_image(image_id):
             skipped[UNKNOWN_IMAGE] += 1
-        elif dataset.category_names and entry["category_id"] not in dataset.category_names:
+            continue
+        if image_id not in kept_images:
+            continue
+        size = dataset.image_size(image_id)
+        x0, y0, x1, y1 = box = _read_box(content, size, where, notes)
+        if dataset.category_names and category_id not in dataset.category_names:
             skipped[UNKNOWN_CATEGORY] += 1
-        elif entry["bbox"][2] <= 0 or entry["bbox"][3] <= 0:
+        elif x1 <= x0 or y1 <= y0:
             skipped[EMPTY_BOX] += 1
-        elif not touches(xyxy(entry["bbox"]), dataset.image_size(entry["image_id"])):
+        elif not touches(box, size):
             skipped[OUTSIDE_BOX] += 1
-        elif entry["image_id"] in kept_images:
-            kept.setdefault(entry["image_id"], []).append(entry)
-    return Detections({image_id: _stack(found) for image_id, found in kept.items()}, dict(skipped))
+        else:
+            kept.setdefault(image_id, []).append(_Entry(image_id, category_id, box, score))
+    if entries and skipped.total() == len(entries):
+        raise ValueError(
+            f"{path}: expected boxes for the images of {dataset.name!r}, found none that can be used among "
+            f"{len(entries)}{left_out_phrase(skipped)}"
+        )
+    return Detections(
+        {image_id: _stack(found) for image_id, found in kept.items()}, dict(skipped), dict(notes)
+    )
 
 
-def _check_detection(entry: Any, where: str) -> None:
+def _unwrap(content: Any, path: Path, notes: Counter[str]) -> list[Any]:
+    """Return the list of detections, which may be a field of an object."""
+    if isinstance(content, list):
+        return content
+    fields = [name for name in _WRAPPERS if isinstance(content, dict) and isinstance(content.get(name), list)]
+    if len(fields) == 1 and "images" not in content:
+        notes[WRAPPED] += 1
+        found: list[Any] = content[fields[0]]
+        return found
+    problem = f"got {type(content).__name__}"
+    if isinstance(content, dict) and "images" in content:
+        problem += " with 'images', which is the form of an annotation file"
+    raise ValueError(f"{path}: expected COCO results, a JSON list, {problem}")
+
+
+def _read_numbers(entry: Any, where: str, notes: Counter[str]) -> tuple[int, int, float]:
+    """Return image id, category id and score."""
     if not isinstance(entry, dict):
         raise ValueError(f"{where}: expected an object, got {type(entry).__name__}")
+    ids = []
     for key in ("image_id", "category_id"):
-        if not is_int(entry.get(key)):
-            raise ValueError(f"{where}: expected an integer {key}, got {entry.get(key)!r}")
-    if not is_xywh(entry.get("bbox")):
-        raise ValueError(f"{where}: expected bbox as four finite numbers, got {entry.get('bbox')!r}")
+        number = parse_id(entry.get(key), notes)
+        if number is None:
+            raise ValueError(f"{where}: expected an integer {key}, got {shorten(entry.get(key))}")
+        ids.append(number)
     # Scores are multiplied with predicted IoUs: those on another scale, logits say, would turn the order around.
-    if not is_finite(entry.get("score")) or not 0 <= entry["score"] <= 1:
-        raise ValueError(f"{where}: expected a score in [0, 1], got {entry.get('score')!r}")
+    score = parse_numbers([entry.get("score")], notes)
+    if score is None or not 0 <= score[0] <= 1:
+        raise ValueError(f"{where}: expected a score in [0, 1], got {shorten(entry.get('score'))}")
+    return ids[0], ids[1], score[0]
 
 
-def _stack(entries: Sequence[dict[str, Any]]) -> ImageDetections:
+def _read_box(
+    entry: dict[str, Any], size: tuple[int, int], where: str, notes: Counter[str]
+) -> tuple[float, float, float, float]:
+    """Return the box as xyxy; an absent, null or empty one follows from the entry's segmentation."""
+    value = entry.get("bbox")
+    if value in (None, []) and entry.get("segmentation"):
+        box = read_outer_box(entry["segmentation"], size, notes)
+        if isinstance(box, str):
+            raise ValueError(f"{where}: expected bbox or a segmentation that it follows from, got a {box}")
+        notes[DERIVED_BOX] += 1
+        return box
+    xywh = parse_xywh(value, notes)
+    if xywh is None:
+        raise ValueError(f"{where}: expected bbox as four finite numbers, got {shorten(value)}")
+    return xyxy(xywh)
+
+
+def _stack(entries: Sequence[_Entry]) -> ImageDetections:
     return ImageDetections(
-        boxes=np.array([xyxy(entry["bbox"]) for entry in entries], dtype=np.float64),
-        scores=np.array([entry["score"] for entry in entries], dtype=np.float64),
-        category_ids=np.array([entry["category_id"] for entry in entries], dtype=np.int64),
+        boxes=np.array([entry.box for entry in entries], dtype=np.float64),
+        scores=np.array([entry.score for entry in entries], dtype=np.float64),
+        category_ids=np.array([entry.category_id for entry in entries], dtype=np.int64),
     )

@@ -1,8 +1,8 @@
 """DOTA's folders as a data set: large aerial images, and objects as quadrilaterals in text files.
 
 `ROOT/images/P0003.png` goes with `ROOT/labelTxt/P0003.txt`, whose lines are `x1 y1 x2 y2 x3 y3 x4 y4 category
-difficult`, after up to two header lines, `imagesource:...` and `gsd:...`. Other data sets that come in this format
-open just as well.
+difficult`, after header lines such as `imagesource:...` and `gsd:...`. Words are separated by spaces, tabs or commas.
+Other data sets that come in this format open just as well.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import pycocotools.mask as rle_codec
 
 from saqsam.data.coco import EMPTY_MASK
 from saqsam.data.datasets import Instance, Sample
-from saqsam.data.images import list_images, read_image, read_size
+from saqsam.data.images import list_images, read_image_with_notes, read_size
 from saqsam.data.json_fields import touches
+from saqsam.data.paths import describe_folder, expand_home, is_hidden, unique_stems
 from saqsam.data.polygons import convex_hull
 from saqsam.data.rle import segmentation_to_rle
+from saqsam.utils.errors import shorten
 
 CATEGORIES = (
     *("plane", "ship", "storage-tank", "baseball-diamond", "tennis-court", "basketball-court"),
@@ -38,7 +40,12 @@ NO_AREA = "quadrilateral without area"
 OUTSIDE = "quadrilateral outside the image"
 FAR_OUTSIDE = "quadrilateral with a corner more than an image size outside"
 
-_HEADER = re.compile(r"(imagesource|gsd):", re.IGNORECASE)
+OTHER_SPELLING = "category name in another spelling"
+
+_HEADER = re.compile(r"(imagesource|gsd|acquisition ?dates?)\s*:", re.IGNORECASE)
+_LABEL_FOLDER = re.compile(r"labeltxt|(annfiles|labels)$", re.IGNORECASE)
+_LOOKED_AT = 20
+"""Maximum number of files in `labels` that are read to tell DOTA's format from YOLO's."""
 
 _Corners = tuple[tuple[float, float], ...]
 
@@ -60,14 +67,16 @@ class DotaDataset:
     hull; its `corners` are as in the file.
 
     Args:
-        root: Folder with `images/` and `labelTxt/`.
+        root: Folder with `images/` and `labelTxt/`, or another folder that `find_label_folder` finds.
         limit: Keep the first `limit` images that have labels, by name; None keeps all.
 
     Attributes:
         name: Of the folder.
         image_ids: Of the kept images: the place of each among all image files, sorted by name, from 1.
         digest: Of all label files.
-        category_names: Name of each category id: `CATEGORIES`, and others that the files hold.
+        category_names: Name of each category id: `CATEGORIES`, and others that the files hold. Known names count in any
+            case, with spaces or underscores too.
+        index_notes: Number of labels with a known name in another spelling.
 
     Raises:
         ValueError: A folder is missing, two images have the same name, a line of a label file is none, with its number,
@@ -75,13 +84,18 @@ class DotaDataset:
     """
 
     def __init__(self, root: str | Path, *, limit: int | None = None) -> None:
-        folder = Path(root)
+        folder = expand_home(root)
         self.name = folder.resolve().name
-        files = _by_stem(list_images(folder / "images"), folder)
-        labels, self.digest = _read_labels(folder / "labelTxt")
+        files = unique_stems(list_images(folder / "images"), "image")
+        label_folder = find_label_folder(folder) or folder / "labelTxt"
+        labels, self.digest = _read_labels(label_folder)
         known = [stem for stem in files if stem in labels]
         if not known:
-            raise ValueError(f"{folder}: expected label files of images, found none for {len(files)} images")
+            found = f"{next(iter(labels))}.txt" if labels else describe_folder(label_folder)
+            raise ValueError(
+                f"{folder}: expected label files of images, found none for {len(files)} images; expected names such "
+                f"as {next(iter(files))}.txt in {label_folder.name}/, found {found}"
+            )
         self._index_skips = {
             WITHOUT_LABELS: len(files) - len(known),
             WITHOUT_IMAGE: len(labels) - len(known),
@@ -95,10 +109,15 @@ class DotaDataset:
         for image_id, own in self._labels.items():
             self._first_ids[image_id] = count
             count += len(own)
-        others = {label.category for own in labels.values() for label in own} - set(CATEGORIES)
+        lines = [label for own in labels.values() for label in own]
+        names = {name: _known_name(name) for name in {label.category for label in lines}}
+        others = set(names.values()) - set(CATEGORIES)
         self.category_names = dict(enumerate([*CATEGORIES, *sorted(others)], start=1))
-        self._category_ids = {name: number for number, name in self.category_names.items()}
+        numbers = {name: number for number, name in self.category_names.items()}
+        self._category_ids = {written: numbers[name] for written, name in names.items()}
         self._sizes: dict[int, tuple[int, int]] = {}
+        respelled = sum(names[label.category] != label.category for label in lines)
+        self.index_notes = {OTHER_SPELLING: respelled} if respelled else {}
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -111,7 +130,7 @@ class DotaDataset:
         """
         image_id = self.image_ids[index]
         path = self._files[image_id]
-        image = read_image(path)
+        image, notes = read_image_with_notes(path)
         height, width, _ = image.shape
         skipped: Counter[str] = Counter()
         instances = []
@@ -121,7 +140,7 @@ class DotaDataset:
                 instances.append(found)
             else:
                 skipped[found] += 1
-        return Sample(image_id, path.name, image, tuple(instances), dict(skipped))
+        return Sample(image_id, path.name, image, tuple(instances), dict(skipped), notes=Counter(notes))
 
     def _instance(self, number: int, label: _Label, size: tuple[int, int]) -> Instance | str:
         """The object, or the reason why it is left out."""
@@ -166,49 +185,113 @@ class DotaDataset:
         return {reason: count for reason, count in self._index_skips.items() if count}
 
 
-def _by_stem(files: list[Path], folder: Path) -> dict[str, Path]:
-    named: dict[str, Path] = {}
-    for path in files:
-        other = named.setdefault(path.stem, path)
-        if other is not path:
-            raise ValueError(f"{folder}: expected one image of a name, got {other.name} and {path.name}")
-    return named
+def find_label_folder(root: Path) -> Path | None:
+    """Return the folder of label files: `labelTxt`, or else the only folder of label files with another known name.
+
+    Known names begin with `labelTxt`, such as `labelTxt-v1.5`, or are `annfiles` (MMRotate) or `labels`, if its files
+    are not YOLO's. The files may also lie in the only subfolder.
+
+    Raises:
+        ValueError: There are several and none is called `labelTxt`.
+    """
+    if (root / "labelTxt").is_dir():
+        return _with_files(root / "labelTxt")
+    named = [path for path in sorted(root.iterdir()) if path.is_dir() and _LABEL_FOLDER.match(path.name)]
+    folders = [(_with_files(path), path.name.lower() == "labels") for path in named]
+    found = [path for path, may_be_yolo in folders if _holds_labels(path, may_be_yolo)]
+    if len(found) > 1:
+        names = ", ".join(f"{path.relative_to(root)}/" for path in found)
+        raise ValueError(
+            f"{root}: expected one folder of label files, got {names}; call the one to use labelTxt"
+        )
+    return found[0] if found else None
+
+
+def _with_files(folder: Path) -> Path:
+    """Return the folder, or its only subfolder if the folder has no label files, as in DOTA's archives."""
+    inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and not is_hidden(path)]
+    return inside[0] if not _label_files(folder) and len(inside) == 1 else folder
+
+
+def _label_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".txt" and not is_hidden(path))
+
+
+def _holds_labels(folder: Path, may_be_yolo: bool) -> bool:
+    """Return whether a folder has label files, and whether the first label in them is DOTA's and not YOLO's."""
+    files = _label_files(folder)
+    if not may_be_yolo:
+        return bool(files)
+    for path in files[:_LOOKED_AT]:
+        text = path.read_bytes()[:4096].decode("utf-8", errors="replace").lstrip("\ufeff")
+        for line in text.splitlines():
+            if line.strip() and not _HEADER.match(line.strip()):
+                words = line.replace(",", " ").split()
+                return len(words) >= 9 and all(map(_is_number, words[:8])) and not _is_number(words[8])
+    return False
 
 
 def _read_labels(folder: Path) -> tuple[dict[str, list[_Label]], str]:
-    """The labels of each file, by its name without ending, and a digest of all files."""
+    """Return the labels of each file by its name without suffix, and a hash of all files."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of label files, found none")
     labels, digest = {}, hashlib.sha256()
-    for path in sorted(folder.glob("*.txt")):
+    for path in _label_files(folder):
         content = path.read_bytes()
         digest.update(f"{path.name}\0{len(content)}\0".encode() + content)
-        try:
-            lines = content.decode("utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: expected UTF-8 text ({error})") from error
         labels[path.stem] = [
-            _parse(line.split(), f"{path}:{number}")
-            for number, line in enumerate(lines, start=1)
+            _parse(line.replace(",", " ").split(), f"{path}:{number}")
+            for number, line in enumerate(_read_text(path, content).splitlines(), start=1)
             if line.strip() and not _HEADER.match(line.strip())
         ]
     return labels, digest.hexdigest()[:12]
 
 
+def _read_text(path: Path, content: bytes) -> str:
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
+        raise ValueError(f"{path}: expected UTF-8 text, got UTF-16 or binary data; save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8 text ({error})") from error
+
+
 def _parse(words: list[str], where: str) -> _Label:
-    """A line; without its last word, as some files have it, an object is not difficult."""
-    if len(words) not in (9, 10):
+    """Parse a line. Without the last word, the object is not difficult."""
+    if len(words) < 9:
         raise ValueError(
             f"{where}: expected x1 y1 x2 y2 x3 y3 x4 y4 category difficult, got {len(words)} words"
         )
-    try:
-        numbers = [float(word) for word in words[:8]]
-    except ValueError as error:
-        raise ValueError(f"{where}: expected eight coordinates ({error})") from error
+    for word in words[:8]:
+        if not _is_number(word):
+            raise ValueError(
+                f"{where}: expected eight coordinates (x y of four corners), got {shorten(word)}"
+            )
+    numbers = [float(word) for word in words[:8]]
     if not all(math.isfinite(number) for number in numbers):
-        raise ValueError(f"{where}: expected finite coordinates, got {' '.join(words[:8])}")
-    difficult = words[9] if len(words) == 10 else "0"
-    if not (difficult.isascii() and difficult.isdigit()):
-        raise ValueError(f"{where}: expected difficult as 0 or 1, got {difficult!r}")
+        raise ValueError(f"{where}: expected finite coordinates, got {shorten(' '.join(words[:8]))}")
+    category, difficult = (words[8:], "0") if len(words) == 9 else (words[8:-1], words[-1])
+    if len(category) > 1 and any(_is_number(word) for word in category):
+        raise ValueError(
+            f"{where}: expected x1 y1 x2 y2 x3 y3 x4 y4 category difficult, got {len(words)} words"
+        )
+    if not (_is_number(difficult) and float(difficult) >= 0 and float(difficult).is_integer()):
+        raise ValueError(f"{where}: expected difficult as 0 or 1, got {shorten(difficult)}")
     corners = tuple(zip(numbers[::2], numbers[1::2], strict=True))
-    return _Label(corners, words[8], int(difficult) > 0)
+    return _Label(corners, " ".join(category), float(difficult) > 0)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return "_" not in word  # which Python allows between digits
+
+
+def _known_name(category: str) -> str:
+    """Return the name in `CATEGORIES` that differs only in case and separators; any other name unchanged."""
+    return _PLAIN_CATEGORIES.get(re.sub(r"[\s_-]+", "-", category).lower(), category)
+
+
+_PLAIN_CATEGORIES = {name.lower(): name for name in CATEGORIES}

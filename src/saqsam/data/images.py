@@ -1,59 +1,99 @@
 """Reading image files of any kind into HWC uint8 RGB, and a bare folder of them as a data set."""
 
-import contextlib
-import struct
+from __future__ import annotations
+
 import warnings
-from collections.abc import Callable
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from saqsam.data.datasets import Sample
+from saqsam.data.decoding import MAX_PIXELS, decode_image, load_upright, open_image, read_size
+from saqsam.data.deep_images import read_deep
+from saqsam.data.paths import describe_folder, expand_home, is_hidden
+from saqsam.data.pixels import picture_to_rgb, to_rgb
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "ImageFolder",
+    "ImageNote",
+    "decode_image",
+    "list_images",
+    "read_image",
+    "read_image_with_notes",
+    "read_size",
+    "read_values",
+]
+
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg"),
+        *(".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
+    }
+)
 """File name endings, in lower case, that count as images in a folder."""
 
-MAX_PIXELS = 178_956_970
-"""Larger images are refused before they are decoded (the size at which Pillow itself refuses)."""
+FIRST_OF_SEVERAL = "first of several pages or frames read"
 
-_ORIENTATION = ExifTags.Base.Orientation
-_LYING = (5, 6, 7, 8)  # rows are stored as columns
 
-# What Pillow's decoders raise on damaged data; SyntaxError is its own for a broken header.
-_DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    IndexError,
-    TypeError,
-    OverflowError,
-)
+class ImageNote(UserWarning):
+    """Something that was assumed about an image, such as the bit depth of 16-bit data."""
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
     """Read an image file as HWC uint8 RGB in [0, 255].
 
     Greyscale is repeated over the three channels; palettes, CMYK, YCbCr and 1-bit images are converted; an
-    alpha channel is dropped, which keeps the colours stored under transparent pixels. 16-bit greyscale is
-    scaled by its full range (65535 becomes 255), whatever range the picture uses. EXIF orientation is
-    applied, so height and width are those of the picture as it is shown. Of several frames the first is read.
+    alpha channel is dropped, which keeps the colours stored under transparent pixels. EXIF orientation is
+    applied, so height and width are those of the picture as it is shown. Of several pages or frames the first is
+    read. Data of more than 8 bits are scaled by their bit depth (see `pixels.scale_integers`), floating point data
+    from [0, 1].
 
     Args:
-        path: The file.
+        path: The file, in one of `decoding.FORMATS`.
 
     Returns:
         The image, writable and contiguous.
 
     Raises:
-        ValueError: The file does not exist, is no image, is truncated, has more than `MAX_PIXELS` pixels, or
-            has pixels of a type with no agreed range (32-bit integers or floats).
+        ValueError: The file does not exist, is no image, is damaged, exceeds `decoding.MAX_PIXELS`, `MAX_SIDE` or
+            `MAX_ASPECT`, or has pixels without an agreed range: negative values, integers above 65535, or floats
+            outside [0, 1].
+
+    Warns:
+        ImageNote: Only the first page or frame was read, or the range of the data was assumed.
     """
-    return decode_image(path, _to_rgb)
+    image, notes = read_image_with_notes(path)
+    if notes:
+        warnings.warn(f"{path}: {'; '.join(notes)}", ImageNote, stacklevel=2)
+    return image
+
+
+def read_image_with_notes(path: str | Path) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """Read an image file as `read_image`, and return what it would warn of."""
+    path = Path(path)
+    with open_image(path) as image:
+        deep = read_deep(path, image)
+        if deep is not None:
+            rgb, notes = to_rgb(deep[0])[0], deep[1]
+        else:
+            load_upright(image)
+            rgb, notes = picture_to_rgb(image)
+        if _has_several_frames(image):
+            notes = (*notes, FIRST_OF_SEVERAL)
+    return rgb, notes
+
+
+def _has_several_frames(image: Image.Image) -> bool:
+    """Return whether a decoded file holds more frames than its first; that of a GIF is lost when this is asked."""
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # what follows the first frame of a GIF is damaged: any exception may come of it
+        return True
 
 
 def read_values(path: str | Path) -> NDArray[np.uint16]:
@@ -72,42 +112,6 @@ def read_values(path: str | Path) -> NDArray[np.uint16]:
     return decode_image(path, _to_values)
 
 
-def decode_image(path: str | Path, convert: Callable[[Image.Image], NDArray[Any]]) -> NDArray[Any]:
-    """Read an image file, of which `convert` makes an array.
-
-    Args:
-        path: The file.
-        convert: Given the whole picture, upright; may raise ValueError.
-
-    Raises:
-        ValueError: As `read_image`, and what `convert` raises, with the name of the file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(
-            f"{path}: expected an image file, found {'a folder' if path.is_dir() else 'nothing'}"
-        )
-    with warnings.catch_warnings():
-        # Pillow warns of large sizes (checked below), palette transparency and odd metadata: no matter here.
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(path) as image:
-                return convert(_loaded(image))
-        except Image.DecompressionBombError as error:
-            raise ValueError(f"{path}: expected at most {MAX_PIXELS} pixels ({error})") from error
-        except _DECODE_ERRORS as error:
-            raise ValueError(f"{path}: expected a readable image ({error})") from error
-
-
-def _loaded(image: Image.Image) -> Image.Image:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"expected at most {MAX_PIXELS} pixels, got {height} x {width}")
-    image.load()
-    _turn_upright(image)
-    return image
-
-
 def _to_values(image: Image.Image) -> NDArray[np.uint16]:
     if image.mode == "F":
         raise ValueError("expected 8 or 16 bits per channel, got floating point")
@@ -122,60 +126,35 @@ def _to_values(image: Image.Image) -> NDArray[np.uint16]:
     return values.astype(np.uint16)
 
 
-def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("expected 8 or 16 bits per channel, got 32-bit integers")
-        eight_bits = np.rint(values * (255.0 / 65535.0)).astype(np.uint8)
-        return np.repeat(eight_bits[:, :, None], 3, axis=2)
-    if image.mode == "F":
-        raise ValueError("expected 8 or 16 bits per channel, got floating point")
-    return np.array(image.convert("RGB"))
-
-
-def _turn_upright(image: Image.Image) -> None:
-    """Apply the EXIF orientation; a damaged EXIF block leaves the picture as it is stored."""
-    with contextlib.suppress(*_DECODE_ERRORS):
-        ImageOps.exif_transpose(image, in_place=True)
-
-
-def read_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) that `read_image` gives a file, from its head alone.
-
-    Raises:
-        ValueError: The file does not exist or is no image.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as in `read_image`
-        try:
-            with Image.open(path) as image:
-                width, height = image.size
-                with contextlib.suppress(*_DECODE_ERRORS):
-                    if image.getexif().get(_ORIENTATION, 1) in _LYING:
-                        return width, height
-        except (Image.DecompressionBombError, *_DECODE_ERRORS) as error:
-            raise ValueError(f"{path}: expected a readable image ({error})") from error
-    return height, width
-
-
 def list_images(folder: str | Path) -> list[Path]:
-    """The image files directly in `folder` (by their endings, `IMAGE_SUFFIXES`), sorted by name.
+    """List the image files directly in `folder` (by their suffixes, `IMAGE_SUFFIXES`), sorted by name.
+
+    Hidden files, such as the `._a.png` of macOS, are passed over.
 
     Raises:
-        ValueError: `folder` is no folder, or holds no image file.
+        ValueError: `folder` is not a folder, or holds no image file.
     """
-    folder = Path(folder)
+    folder = expand_home(folder)
     if not folder.is_dir():
         raise ValueError(
             f"{folder}: expected a folder of images, found {'a file' if folder.exists() else 'nothing'}"
         )
-    files = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-    )
+    files = sorted(path for path in folder.iterdir() if _is_image(path))
     if not files:
-        raise ValueError(f"{folder}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none")
+        raise ValueError(
+            f"{folder}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none; found "
+            f"{describe_folder(folder)}"
+        )
     return files
+
+
+def has_images(folder: Path) -> bool:
+    """Whether `list_images` finds any image in a folder."""
+    return any(_is_image(path) for path in folder.iterdir())
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path) and path.is_file()
 
 
 class ImageFolder:
@@ -193,11 +172,12 @@ class ImageFolder:
 
     def __init__(self, folder: str | Path, *, limit: int | None = None) -> None:
         self._files = list_images(folder)[:limit]
-        self.name = Path(folder).resolve().name
+        self.name = expand_home(folder).resolve().name
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Sample:
         path = self._files[index]
-        return Sample(image_id=index % len(self) + 1, file_name=path.name, image=read_image(path))
+        image, notes = read_image_with_notes(path)
+        return Sample(index % len(self) + 1, path.name, image, notes=Counter(notes))

@@ -14,6 +14,7 @@ from saqsam.data.ade20k import CLASSES, NO_LABEL, AdeDataset
 from saqsam.data.coco import CocoDataset
 from saqsam.data.datasets import Dataset, Sample
 from saqsam.data.label_png import IGNORE, LabelMap, read_label_map
+from saqsam.data.paths import describe_folder, expand_home, is_hidden
 from saqsam.data.scenes import CATEGORIES, ScenesDataset
 
 BACKGROUND = 0
@@ -71,21 +72,28 @@ class FolderLabels:
     """
 
     def __init__(self, folder: str | Path, dataset: Dataset) -> None:
-        self._folder = Path(folder)
+        self._folder = expand_home(folder)
         if not self._folder.is_dir():
             problem = "a file" if self._folder.exists() else "nothing"
             raise ValueError(f"labels {folder}: expected a folder of label maps, found {problem}")
-        self._files = sorted(self._folder.rglob("*.png"))
+        paths = [path for path in sorted(self._folder.rglob("*")) if path.is_file()]
+        names = {path.relative_to(self._folder): path for path in paths}
+        self._files = {name: path for name, path in names.items() if _is_label_map(name)}
         if not self._files:
-            raise ValueError(f"labels {folder}: expected label maps (.png), found none")
+            found = describe_folder(self._folder)
+            raise ValueError(f"labels {folder}: expected label maps (.png), found none; found {found}")
+        # By names in lower case; the first of several.
+        self._folded: dict[str, Path] = {}
+        for name, path in self._files.items():
+            self._folded.setdefault(name.as_posix().lower(), path)
         self._classes = label_classes(dataset)
         self._is_ade = isinstance(dataset, AdeDataset)
 
     @cached_property
     def _digest(self) -> str:
         digest = hashlib.sha256()
-        for path in self._files:
-            digest.update(path.relative_to(self._folder).as_posix().encode() + b"\0" + path.read_bytes())
+        for name, path in self._files.items():
+            digest.update(name.as_posix().encode() + b"\0" + path.read_bytes())
         return digest.hexdigest()[:12]
 
     def options(self) -> dict[str, Any]:
@@ -95,8 +103,7 @@ class FolderLabels:
     def find(self, sample: Sample, truth: LabelMap) -> LabelMap | Unusable:
         """See `LabelMaps.find`."""
         named = Path(sample.file_name).with_suffix(".png")
-        places = [self._folder / named, self._folder / named.name]
-        path = next((place for place in places if place.is_file()), None)
+        path = self._path_of(named)
         if path is None:
             return Unusable(
                 MISSING_MAP, f"{named.name}: expected it as the map of {sample.file_name}, found none"
@@ -116,6 +123,18 @@ class FolderLabels:
             return Unusable(UNKNOWN_LABEL, f"{named.name}: expected labels of the data set, got {shown}")
         return labels
 
+    def _path_of(self, named: Path) -> Path | None:
+        """Return the label map of this path or of its last part; failing that, in another case."""
+        names = [named, Path(named.name)]
+        found = [self._files[name] for name in names if name in self._files]
+        found += [path for name in names if (path := self._folded.get(name.as_posix().lower())) is not None]
+        return found[0] if found else None
+
+
+def _is_label_map(name: Path) -> bool:
+    is_visible = not any(is_hidden(Path(part)) for part in name.parts)
+    return is_visible and name.suffix.lower() == ".png"
+
 
 def label_classes(dataset: Dataset) -> frozenset[int]:
     """The labels that a data set knows, background with them; empty where it does not say."""
@@ -131,8 +150,8 @@ def label_classes(dataset: Dataset) -> frozenset[int]:
 def truth_labels(sample: Sample) -> LabelMap:
     """The true labels of an image: its own label map, or else painted from its objects.
 
-    Larger objects are painted first, so smaller ones lie on top of them; of equally large ones the first. Pixels of
-    crowd regions that no object covers have no label, all others are `BACKGROUND`.
+    Larger objects are painted first, so smaller ones lie on top of them; of equally large ones the first. Ignored
+    pixels, and those of crowd regions that no object covers, have no label; all others are `BACKGROUND`.
 
     Returns:
         HW at the size of the image.
@@ -143,6 +162,9 @@ def truth_labels(sample: Sample) -> LabelMap:
     if sample.labels is not None:
         return sample.labels
     labels = np.full(sample.image.shape[:2], BACKGROUND, dtype=np.uint16)
+    counted = sample.counted()
+    if counted is not None:
+        labels[~counted] = IGNORE
     for crowd in (one for one in sample.instances if one.is_crowd):
         labels[crowd.mask()] = IGNORE
     objects = [one for one in sample.instances if not one.is_crowd]

@@ -85,7 +85,7 @@ def segmentation_to_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, A
         return _runs_to_rle(segmentation)
     if isinstance(segmentation, list) and segmentation:
         height, width = size
-        polygons = [_checked_polygon(polygon, height, width) for polygon in segmentation]
+        polygons = [check_polygon(polygon, height, width) for polygon in segmentation]
         rle: dict[str, Any] = rle_codec.merge(rle_codec.frPyObjects(polygons, height, width))
         return rle
     raise ValueError(f"segmentation: expected polygons or run lengths, got {type(segmentation).__name__}")
@@ -149,7 +149,12 @@ def _decompress_counts(counts: bytes) -> NDArray[np.int64]:
     return runs
 
 
-def _checked_polygon(polygon: Any, height: int, width: int) -> Sequence[float]:
+def check_polygon(polygon: Any, height: int, width: int) -> Sequence[float]:
+    """Return a polygon `[x0, y0, x1, y1, ...]` unchanged if it can be drawn in an image of height x width pixels.
+
+    Raises:
+        ValueError: It has fewer than three corners, a number that is not finite, or a corner far outside the image.
+    """
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
         raise ValueError("polygon: expected at least three corners x, y")
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in polygon):

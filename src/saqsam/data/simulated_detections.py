@@ -58,6 +58,11 @@ class SimulatedDetections:
         """See `DetectionSource.skipped`: nothing is left out."""
         return {}
 
+    @property
+    def notes(self) -> Mapping[str, int]:
+        """See `DetectionSource.notes`: there is no file."""
+        return {}
+
     def digest(self) -> str:
         """See `DetectionSource.digest`."""
         return f"simulated (seed {self.seed}, jitter {self.jitter:g}, false {self.false_share:g})"

@@ -28,6 +28,21 @@ def mask_iou(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return intersection.double() / union.clamp(min=1).double()
 
 
+def clear_ignored(predicted: torch.Tensor, counted: NDArray[np.bool_] | None) -> torch.Tensor:
+    """Clear the pixels of predicted masks that do not count, as they are clear in every true mask.
+
+    Args:
+        predicted: [P, H, W] bool.
+        counted: HW bool, `Sample.counted()`; None if all pixels count.
+
+    Returns:
+        [P, H, W] bool.
+    """
+    if counted is None:
+        return predicted
+    return predicted & torch.from_numpy(counted).to(predicted.device)
+
+
 def boundary_iou(
     predicted: NDArray[np.bool_], truth: NDArray[np.bool_], *, dilation_ratio: float = 0.02
 ) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,16 +16,16 @@ from transformers import SamModel, SamProcessor
 
 from saqsam.arithmetic import float32_arithmetic
 from saqsam.backend import Backend
-from saqsam.data.datasets import Dataset, Indexed, Sample
+from saqsam.data.datasets import Dataset, Sample
 from saqsam.data.detections import DetectionSource, load_detections
 from saqsam.evaluate import ranks
 from saqsam.evaluate.identity import dataset_identity, encoder_identity, model_identity
-from saqsam.evaluate.iou import MeanIoU, fill_box, mask_iou
+from saqsam.evaluate.iou import MeanIoU, clear_ignored, fill_box, mask_iou
+from saqsam.evaluate.left_out import CROWD, check_scored, nothing_to_score, sum_notes, sum_skipped
 from saqsam.evaluate.records import RecordFolder
 from saqsam.evaluate.task import ImageSession, Metrics, Record, Task
 from saqsam.evaluate.tasks.instance import InstanceTask
-from saqsam.evaluate.tasks.oriented import OrientedTask
-from saqsam.evaluate.tasks.prompt import PromptKind, PromptTask
+from saqsam.evaluate.tasks.prompt import BELOW_MIN_AREA, PromptKind, PromptTask
 from saqsam.predictor import Predictor
 
 Progress = Callable[[int, int], None]
@@ -64,6 +63,7 @@ class Evaluation:
         records: One an image, in the order of the data set: `index`, `image_id`, `file_name`, `size` (height, width),
             and what each task says of it under the task's name.
         skipped: How much was left out, by reason.
+        notes: How often something unusual was accepted, by what it was.
     """
 
     dataset: str
@@ -72,6 +72,7 @@ class Evaluation:
     metrics: Mapping[str, Metrics]
     records: tuple[Record, ...]
     skipped: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def miou(self) -> float:
@@ -116,6 +117,7 @@ class Evaluation:
                 for name in self.metrics
             },
             "skipped": dict(self.skipped),
+            "notes": dict(self.notes),
             "records": list(self.records),
         }
 
@@ -291,6 +293,7 @@ def _record(index: int, session: ImageSession, tasks: Sequence[Task]) -> Record:
     for task in tasks:
         record[task.name] = task.score(session)
     record["skipped"] = dict(session.skipped)
+    record["notes"] = dict(session.sample.notes)
     return record
 
 
@@ -301,13 +304,10 @@ def _result(dataset: Dataset, tasks: Sequence[Task], count: int, own: Mapping[in
         return Evaluation(dataset.name, count, options, {}, ())
     found = {index: record for part in gathered for index, record in part.items()}
     records = [found[index] for index in range(count)]
+    skipped, notes = sum_skipped(dataset, tasks, records), sum_notes(dataset, tasks, records)
     metrics = {task.name: task.reduce([record[task.name] for record in records]) for task in tasks}
-    if metrics.get(PromptTask.name, {}).get("instances") == 0:
-        raise ValueError(f"data {dataset.name!r}: expected instances to score, found none in {count} images")
-    skipped = _index_skips(dataset, tasks)
-    for record in records:
-        skipped.update(record["skipped"])
-    return Evaluation(dataset.name, count, options, metrics, tuple(records), dict(skipped))
+    check_scored(dataset, tasks, records, skipped)
+    return Evaluation(dataset.name, count, options, metrics, tuple(records), dict(skipped), dict(notes))
 
 
 def _read_ahead(dataset: Dataset, indices: Sequence[int], workers: int) -> Iterator[tuple[int, Sample]]:
@@ -340,13 +340,20 @@ def fill_box_iou(dataset: Dataset, *, limit: int | None = None, min_area: int = 
         ValueError: No instance to score, or a limit below 1.
     """
     mean_iou = MeanIoU()
-    for index in range(_count(dataset, limit)):
+    skipped = sum_skipped(dataset, (), ())
+    count = _count(dataset, limit)
+    for index in range(count):
         sample = dataset[index]
+        skipped.update(sample.skipped)
         for instance in sample.instances:
             if instance.is_crowd or instance.area < min_area:
+                skipped[CROWD if instance.is_crowd else BELOW_MIN_AREA] += 1
                 continue
-            filled = fill_box(instance.box, sample.image.shape[:2])
-            mean_iou.update(mask_iou(torch.from_numpy(filled)[None], torch.from_numpy(instance.mask())[None]))
+            filled = torch.from_numpy(fill_box(instance.box, sample.image.shape[:2]))[None]
+            filled = clear_ignored(filled, sample.counted())
+            mean_iou.update(mask_iou(filled, torch.from_numpy(instance.mask())[None]))
+    if not len(mean_iou):
+        raise ValueError(nothing_to_score(dataset, count, skipped))
     return mean_iou.compute()
 
 
@@ -354,15 +361,6 @@ def _count(dataset: Dataset, limit: int | None) -> int:
     if limit is not None and limit < 1:
         raise ValueError(f"limit: expected at least 1 image, got {limit}")
     return len(dataset) if limit is None else min(limit, len(dataset))
-
-
-def _index_skips(dataset: Dataset, tasks: Sequence[Task]) -> Counter[str]:
-    skipped = Counter(dataset.index_skipped) if isinstance(dataset, Indexed) else Counter()
-    for task in tasks:
-        if isinstance(task, InstanceTask | OrientedTask) and task.detections is not None:
-            # The larger count, not the sum: tasks share a detector.
-            skipped |= Counter({f"detection: {reason}": n for reason, n in task.detections.skipped.items()})
-    return skipped
 
 
 @contextmanager

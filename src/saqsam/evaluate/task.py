@@ -70,10 +70,14 @@ class Task(ABC):
     Attributes:
         name: As the command line has it, and the key of its part of a record.
         compared: What `values` gives, in words, for tables that compare models.
+        scored: What is scored, in the plural, for error messages.
+        needs_objects: Whether data without any annotated object is an error; else metrics are None on such data.
     """
 
     name: ClassVar[str]
     compared: ClassVar[str]
+    scored: ClassVar[str] = "instances"
+    needs_objects: ClassVar[bool] = False
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
@@ -94,6 +98,10 @@ class Task(ABC):
     @abstractmethod
     def reduce(self, records: Sequence[Record]) -> Metrics:
         """Figures from all that `score` gave, in the order of the data set."""
+
+    def is_scored(self, record: Record) -> bool:
+        """Whether an image had anything to score."""
+        return bool(record["truth"])
 
     def values(self, record: Record) -> Mapping[str, float]:
         """One number for each object of an image, by a key that other models' records share; higher is better."""

@@ -16,6 +16,7 @@ from saqsam.checkpoint import (
     recipe_of,
 )
 from saqsam.export.manifest import FORMATS, MANIFEST, Manifest, file_hash, is_export, read_manifest
+from saqsam.models.processing import processor_fields
 from saqsam.output import whole_folder
 
 _NEEDS = {"onnx": ("onnx",), "openvino": ("onnx", "openvino"), "executorch": ("executorch",)}
@@ -65,7 +66,15 @@ def export_model(
         files = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
         processor.save_pretrained(partial)
         manifest = Manifest(
-            format, single_mask, recipe.to_dict(), recipe.name, checkpoint, plain, files, details
+            format=format,
+            single_mask=single_mask,
+            recipe=recipe.to_dict(),
+            name=recipe.name,
+            checkpoint=checkpoint,
+            config=plain,
+            processor=processor_fields(processor),
+            files=files,
+            details=details,
         )
         (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest

@@ -201,17 +201,20 @@ class _Transformer:
         return tokens, image
 
     def _linear(self, layer: Any, value: Value, where: str) -> Value:
-        """A linear layer of [B, R, K]: [B, R, C]. `Gemm` takes rows; the shape around it is as it was."""
+        """Apply a linear layer to [B, R, K] and return [B, R, C], through the rows [B * R, K] that `Gemm` takes."""
         graph = self.graph
         given = layer_input(graph, layer, value, where)
         inputs, outputs = layer.in_features, layer.out_features
         rows = move(graph, given, "Reshape", graph.ints(-1, inputs))
-        shape = graph.once(
-            ("shape", value),
-            lambda: graph.op("Slice", graph.op("Shape", value), graph.ints(0), graph.ints(2)),
+        batch = graph.once(
+            ("batch", value),
+            lambda: graph.op("Slice", graph.op("Shape", value), graph.ints(0), graph.ints(1)),
         )
         found = linear(graph, layer, rows, where)
-        return graph.op("Reshape", found, graph.op("Concat", shape, graph.ints(outputs), axis=0))
+        # R stays unknown to the runtime, even where it is a constant: after a layer without biases, or with zero
+        # biases, OpenVINO moves the scales of the C columns behind this Reshape, and where it knows an R of C or more
+        # it applies them to the R rows instead.
+        return graph.op("Reshape", found, graph.op("Concat", batch, graph.ints(-1, outputs), axis=0))
 
     def _attend(self, attention: Any, query: Value, key: Value, value: Value, where: str) -> Value:
         """Attention of queries [B, Q, C] to keys and values [B', K, C], B or B' being 1 or both P: [P, Q, C]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -168,8 +169,10 @@ def _mean_in_blocks(
     return graph.op("Concat", *joined, axis=1)
 
 
-def _split(graph: Graph, given: Value | Codes, count: int, axis: int) -> list[Value] | list[Codes]:
-    """Equal parts along an axis."""
+def _split(graph: Graph, given: Value | Codes, count: int, axis: int) -> Sequence[Value | Codes]:
+    """Return equal parts along an axis."""
+    if count == 1:
+        return [given]
     if isinstance(given, Codes):
         parts = graph.ops("Split", count, given.value, axis=axis, num_outputs=count)
         return [replace(given, value=part) for part in parts]

@@ -73,7 +73,7 @@ class Graph:
     ) -> list[Value]:
         """Add a node with several outputs."""
         path = self._unique(name or kind)
-        names = [f"{path}_{i}" if outputs > 1 else path for i in range(outputs)]
+        names = [path] if outputs == 1 else [self._unique_path(f"{path}_{i}") for i in range(outputs)]
         shown = "" if kind in _NAMELESS else path
         self._nodes.append(helper.make_node(kind, inputs, names, name=shown, **attributes))
         return names
@@ -159,7 +159,9 @@ class Graph:
         return path
 
     def _unique(self, name: str) -> str:
-        base = "/".join(["", *self._scope, name])
+        return self._unique_path("/".join(["", *self._scope, name]))
+
+    def _unique_path(self, base: str) -> str:
         path, number = base, 1
         while path in self._taken:
             number += 1

@@ -1,40 +1,55 @@
-"""`export.json`: what an exported folder holds, and of which checkpoint it was made."""
+"""`export.json`: the contents of an exported folder, the checkpoint it was made of, and hashes of both."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from transformers import SamConfig, SamProcessor
 
-from saqsam.models.loading import load_processor
+from saqsam.models.configuration import parse_sam_config
+from saqsam.models.processing import load_processor, processor_fields
+from saqsam.recipe import Recipe
+from saqsam.utils.errors import CheckpointError, shorten, shorten_message
+from saqsam.utils.strict_json import read_json_object
 
 MANIFEST = "export.json"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
+"""Version 1 had no hash of the manifest itself, and said nothing of the processor."""
 FORMATS = {"onnx": "onnx", "openvino": "xml", "executorch": "pte"}
-"""And how the names of their models end."""
+"""Formats, and the suffix of the files that a runtime opens."""
+PARTS = ("encoder", "decoder")
 LOW_RES_OUTPUTS = ("iou_predictions", "low_res_masks")
 """Outputs of a decoder that do not depend on the size of the original image."""
+MAX_FILE_BYTES = 2**31
+"""Largest model file that is opened; a protobuf message, as ONNX files are, holds no more."""
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MAX_NAME = 200
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an exported folder holds.
+    """Contents of an exported folder.
 
     Attributes:
         format: `onnx`, `openvino` or `executorch`.
-        single_mask: Whether the decoder returns one mask a prompt instead of four.
+        single_mask: Whether the decoder returns one mask per prompt instead of four.
         recipe: The checkpoint's recipe, as JSON types; `name` is its name.
         name: Name of the recipe.
         checkpoint: Content hash of the checkpoint.
         config: The model's `SamConfig`, as JSON types.
-        files: SHA-256 of each file by name.
-        details: What else a format says of its files, as JSON types.
-        version: Of this file's format.
+        processor: The processor's settings, as `processor_fields` returns them; empty in version 1, which has none.
+        files: SHA-256 of each model file by name.
+        details: What else a format records of its files, as JSON types.
+        version: Of the manifest's own format.
     """
 
     format: str
@@ -43,66 +58,184 @@ class Manifest:
     name: str
     checkpoint: str
     config: Mapping[str, Any]
+    processor: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
     version: int = MANIFEST_VERSION
 
     def to_json(self) -> str:
-        """As `export.json` holds it."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+        """Return the text of `export.json`, with the hash of all other fields as `sha256`."""
+        values = asdict(self)
+        return json.dumps({**values, "sha256": manifest_hash(values)}, indent=2, sort_keys=True) + "\n"
 
     def model_file(self, folder: Path, part: str) -> Path:
-        """The file of a part, `encoder` or `decoder`, that a runtime opens."""
+        """Return the file of a part, `encoder` or `decoder`, that a runtime opens."""
         return folder / f"{part}.{FORMATS[self.format]}"
 
-    @property
+    @cached_property
     def sam_config(self) -> SamConfig:
-        """The model's configuration."""
-        return SamConfig.from_dict(dict(self.config))
+        """The model's configuration.
 
-    def processor(self, folder: Path) -> SamProcessor:
-        """The processor that was saved beside it."""
-        return load_processor(folder, self.sam_config)
+        Raises:
+            CheckpointError: It is not one that a model can be built from.
+        """
+        return parse_sam_config(self.config, f"{MANIFEST}: config")
+
+    def read_processor(self, folder: Path) -> SamProcessor:
+        """Return the processor that lies in the folder.
+
+        Raises:
+            CheckpointError: It is damaged, or not the one that the model was exported with.
+        """
+        processor = load_processor(folder, self.sam_config)
+        if self.version > 1:
+            for name, found in processor_fields(processor).items():
+                if self.processor.get(name) != found:
+                    raise CheckpointError(
+                        f"{folder}: the processor was altered: expected {name} "
+                        f"{shorten(self.processor.get(name))} as in {MANIFEST}, got {shorten(found)}; "
+                        "export the model again"
+                    )
+        return processor
+
+
+def manifest_hash(values: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a manifest's fields, `sha256` left out, in one canonical form of JSON."""
+    covered = {name: value for name, value in values.items() if name != "sha256"}
+    text = json.dumps(covered, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_export(folder: str | Path) -> bool:
-    """Whether a folder is an export."""
+    """Return whether a folder is an export."""
     return (Path(folder) / MANIFEST).is_file()
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """Read and check what a folder says of itself, and that its files are whole.
+    """Read the manifest of an exported folder, and check it and the model files that it names.
 
     Raises:
-        ValueError: If it is no export, one of a newer saqsam, or a file is missing, cut short or altered.
+        CheckpointError: The folder is no export, was written by a newer saqsam, or holds a manifest or a model file
+            that is missing, damaged or altered.
     """
-    folder = Path(folder)
-    path = folder / MANIFEST
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} is no export of saqsam: it has no {MANIFEST}") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(values, dict) or values.get("version") != MANIFEST_VERSION:
-        found = values.get("version") if isinstance(values, dict) else None
-        raise ValueError(f"{path}: expected version {MANIFEST_VERSION}, got {found!r}; export it again")
-    try:
-        manifest = Manifest(**values)
-    except TypeError as error:
-        raise ValueError(f"{path} is not what saqsam writes: {error}") from error
-    for name, wanted in manifest.files.items():
-        file = folder / name
-        if not file.is_file():
-            raise ValueError(f"{file} is missing")
-        if file_hash(file) != wanted:
-            raise ValueError(
-                f"{file} is not the file that {MANIFEST} tells of: cut short or altered; export it again"
-            )
+    manifest = parse_manifest(folder)
+    check_files(Path(folder), manifest)
     return manifest
 
 
+def parse_manifest(folder: str | Path) -> Manifest:
+    """Read and check the manifest of an exported folder, without looking at the model files.
+
+    Raises:
+        CheckpointError: As for `read_manifest`.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        raw = read_json_object(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} is no export of saqsam: it has no {MANIFEST}") from error
+    version = raw.get("version")
+    if type(version) is not int or version not in (1, MANIFEST_VERSION):
+        raise CheckpointError(
+            f"{path}: expected version {MANIFEST_VERSION}, got {shorten(version)}; export the model again"
+        )
+    if version == MANIFEST_VERSION and raw.get("sha256") != manifest_hash(raw):
+        raise CheckpointError(f"{path} was altered: its hash differs; export the model again")
+    values = _checked(raw, version, str(path))
+    manifest = Manifest(**values)
+    _check_recipe(manifest, str(path))
+    parse_sam_config(manifest.config, f"{path}: config")
+    if version == 1:
+        warnings.warn(
+            f"{path}: written by an older saqsam, its configuration and processor are protected by no hash; "
+            "export the model again",
+            stacklevel=2,
+        )
+    return manifest
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Check that the model files are in the folder and have the hashes that the manifest states.
+
+    Raises:
+        CheckpointError: A file is missing, lies outside the folder, is too large, cut short or altered.
+    """
+    for name, wanted in manifest.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing")
+        if file.resolve().parent != folder.resolve():
+            raise CheckpointError(
+                f"{file}: expected a file in the folder, found a link that points outside it"
+            )
+        size = file.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise CheckpointError(f"{file}: expected at most {MAX_FILE_BYTES:,} bytes, got {size:,}")
+        if file_hash(file) != wanted:
+            raise CheckpointError(
+                f"{file} was cut short or altered: its hash differs; export the model again"
+            )
+
+
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_names(format: str) -> set[str]:
+    """Return the names of the model files that an export of a format holds."""
+    suffixes = ("xml", "bin") if format == "openvino" else (FORMATS[format],)
+    return {f"{part}.{suffix}" for part in PARTS for suffix in suffixes}
+
+
+_CHECKS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "format": (f"one of {', '.join(FORMATS)}", lambda v: isinstance(v, str) and v in FORMATS),
+    "single_mask": ("true or false", lambda v: isinstance(v, bool)),
+    "recipe": ("a JSON object", lambda v: isinstance(v, dict)),
+    "name": ("a short name", lambda v: isinstance(v, str) and 0 < len(v) <= _MAX_NAME),
+    "checkpoint": ("a SHA-256", lambda v: isinstance(v, str) and _SHA256.fullmatch(v) is not None),
+    "config": ("a JSON object", lambda v: isinstance(v, dict)),
+    "processor": ("a JSON object", lambda v: isinstance(v, dict)),
+    "files": (
+        "a JSON object of SHA-256 hashes",
+        lambda v: (
+            isinstance(v, dict) and all(isinstance(h, str) and _SHA256.fullmatch(h) for h in v.values())
+        ),
+    ),
+    "details": ("a JSON object", lambda v: isinstance(v, dict)),
+}
+
+
+def _checked(raw: Mapping[str, Any], version: int, source: str) -> dict[str, Any]:
+    """Return the fields of a manifest after checking their names and types."""
+    absent = {"processor"} if version == 1 else set()
+    unknown = raw.keys() - _CHECKS.keys() - {"version", "sha256"}
+    if unknown:
+        raise CheckpointError(f"{source}: unknown field {shorten(min(unknown))}")
+    values: dict[str, Any] = {"version": version}
+    for name, (expected, accepts) in _CHECKS.items():
+        if name in absent:
+            continue
+        if name not in raw:
+            raise CheckpointError(f"{source}: field {name!r} is missing")
+        if not accepts(raw[name]):
+            raise CheckpointError(f"{source}: {name}: expected {expected}, got {shorten(raw[name])}")
+        values[name] = raw[name]
+    names = file_names(values["format"])
+    if values["files"].keys() != names:
+        raise CheckpointError(
+            f"{source}: files: expected {', '.join(sorted(names))}, got {shorten(sorted(values['files']))}"
+        )
+    return values
+
+
+def _check_recipe(manifest: Manifest, source: str) -> None:
+    try:
+        recipe = Recipe.from_dict(manifest.recipe)
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {shorten_message(error)}") from error
+    if recipe.name != manifest.name:
+        raise CheckpointError(
+            f"{source}: name: expected the recipe's, {shorten(recipe.name)}, got {shorten(manifest.name)}"
+        )

@@ -1,4 +1,4 @@
-"""How far a runtime is from torch on the same deployed checkpoint: tensors, and masks."""
+"""Differences between a runtime and torch on the same deployed checkpoint: tensors, and masks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import SamModel, SamProcessor
 
@@ -16,10 +18,18 @@ from saqsam.evaluate.iou import mask_iou
 from saqsam.evaluate.prompts import box_prompts
 from saqsam.predictor import Predictor
 
+UNDECIDED = 0.05
+"""Share of the root mean square of a mask's logits below which rounding may flip a pixel: as far as the logits of two
+sound runtimes are apart where a value on the border of two codes falls to either side."""
+
+
+class ParityError(ValueError):
+    """A runtime does not compute what torch computes."""
+
 
 @dataclass
 class TensorDifference:
-    """How far a tensor of the runtime is from torch's.
+    """Difference between a tensor of the runtime and torch's.
 
     Attributes:
         name: As the exported files name it.
@@ -46,19 +56,24 @@ class TensorDifference:
 
 @dataclass(frozen=True)
 class Parity:
-    """What `compare_with_torch` found.
+    """Result of `compare_with_torch`.
 
     Attributes:
-        tensors: By name: the embedding, and what the decoder gives for it.
-        mask_iou: Mean IoU between the masks of both, each from its own embedding, at the image's resolution.
+        tensors: Differences of the embedding, and of the decoder's outputs for it.
+        mask_iou: Mean IoU between the masks of both, each from its own embedding, at the image's resolution; 1 where
+            both masks are empty.
         least_mask_iou: The least of them.
-        masks: How many were compared.
-        images: On how many images.
+        decided_iou: As `mask_iou`, with the pixels that torch leaves undecided counted as equal: those whose logit is
+            less than `UNDECIDED` of the logits' root mean square away from 0. Rounding alone flips them; in the masks
+            of an untrained model they are many.
+        masks: Number of masks compared.
+        images: Number of images.
     """
 
     tensors: tuple[TensorDifference, ...]
     mask_iou: float
     least_mask_iou: float
+    decided_iou: float
     masks: int
     images: int
 
@@ -74,6 +89,7 @@ def compare_with_torch(
     processor: SamProcessor,
     dataset: Dataset,
     *,
+    single_mask: bool = False,
     limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Parity:
@@ -84,17 +100,25 @@ def compare_with_torch(
         model: The deployed checkpoint that was exported.
         processor: Its processor.
         dataset: Images with objects.
+        single_mask: The decoder was exported to return one mask. Prompts are then boxes with their centres: for a box
+            alone it returns whichever of three masks it rates best, which rounding may change.
         limit: Look at the first `limit` images only.
         progress: Called after each image with the number done and the number of all.
 
     Raises:
-        ValueError: If there is no object to segment.
+        ParityError: The runtime returns NaN or infinity.
+        ValueError: There is no object to segment, or torch returns NaN or infinity.
     """
     found, wanted = Predictor(backend, processor), Predictor(TorchBackend(model), processor)
     differences: dict[str, TensorDifference] = {}
     ious: list[Tensor] = []
+    decided: list[Tensor] = []
 
     def count(name: str, one: Tensor, other: Tensor) -> None:
+        if not one.isfinite().all():
+            raise ValueError(f"{name}: expected finite values of torch, got NaN or infinity")
+        if not other.isfinite().all():
+            raise ParityError(f"{name}: expected finite values, got NaN or infinity")
         entry = differences.setdefault(name, TensorDifference(name, tuple(one.shape)))
         entry.add(one, other)
 
@@ -106,19 +130,53 @@ def compare_with_torch(
             wanted.set_image(sample.image)
             found.set_image(sample.image)
             count("image_embeddings", wanted.features, found.features)
-            boxes = box_prompts(instances)
+            prompts = parity_prompts(box_prompts(instances), sample.image.shape[:2], single_mask=single_mask)
             pairs = zip(
-                wanted.predict_low_res(boxes=boxes, multimask_output=False),
-                found.predict_low_res(boxes=boxes, multimask_output=False),
+                wanted.predict_low_res(**prompts, multimask_output=False),
+                found.predict_low_res(**prompts, multimask_output=False),
                 strict=True,
             )
             for (logits, scores), (own_logits, own_scores) in pairs:
                 count("low_res_masks", logits, own_logits)
                 count("iou_predictions", scores, own_scores)
-                ious.append(mask_iou(wanted.upscale(logits)[:, 0], found.upscale(own_logits)[:, 0]))
+                torchs = wanted.upscale(logits, return_logits=True)[:, 0]
+                masks = found.upscale(own_logits)[:, 0]
+                ious.append(_iou(masks, torchs > 0))
+                decided.append(_iou(torch.where(_undecided(torchs), torchs > 0, masks), torchs > 0))
         if progress is not None:
             progress(index + 1, images)
     if not ious:
         raise ValueError(f"data {dataset.name!r}: expected objects to compare masks of, found none")
     joined = torch.cat(ious)
-    return Parity(tuple(differences.values()), float(joined.mean()), float(joined.min()), len(joined), images)
+    return Parity(
+        tensors=tuple(differences.values()),
+        mask_iou=float(joined.mean()),
+        least_mask_iou=float(joined.min()),
+        decided_iou=float(torch.cat(decided).mean()),
+        masks=len(joined),
+        images=images,
+    )
+
+
+def parity_prompts(
+    boxes: NDArray[np.float64], image_size: tuple[int, ...], *, single_mask: bool
+) -> dict[str, Any]:
+    """Return boxes [P, 4] as prompts by kind, with their centres as points where the decoder returns one mask."""
+    if not single_mask:
+        return {"boxes": boxes}
+    height, width = image_size
+    centres = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
+    inside = np.clip(centres, 0, np.array([width - 1, height - 1]))
+    return {"boxes": boxes, "points": inside, "labels": np.ones(inside.shape[:2])}
+
+
+def _iou(masks: Tensor, wanted: Tensor) -> Tensor:
+    """Return the IoU of P pairs of masks [P, H, W], 1 where both are empty."""
+    both_empty = ~(masks | wanted).flatten(1).any(dim=1)
+    return mask_iou(masks, wanted).masked_fill(both_empty, 1.0)
+
+
+def _undecided(logits: Tensor) -> Tensor:
+    """Return which pixels of masks [P, H, W] have a logit that rounding may carry across 0."""
+    scale = logits.square().mean(dim=(1, 2), keepdim=True).sqrt()
+    return logits.abs() < UNDECIDED * scale

@@ -11,7 +11,6 @@ from saqsam.export.decoder import write_decoder
 from saqsam.export.encoder import write_encoder
 from saqsam.export.encoder_attention import EncoderOptions
 from saqsam.export.graph import Graph
-from saqsam.export.manifest import LOW_RES_OUTPUTS
 
 
 def write_onnx(
@@ -23,11 +22,6 @@ def write_onnx(
     write_decoder(decoder, model, single_mask=single_mask)
     onnx.save(encoder.model(metadata), folder / "encoder.onnx")
     onnx.save(decoder.model(metadata), folder / "decoder.onnx")
-
-
-def without_masks(path: Path) -> onnx.ModelProto:
-    """A decoder whose masks stay at low resolution: the nodes that make the large ones are gone."""
-    return keep_outputs(onnx.load(path), set(LOW_RES_OUTPUTS))
 
 
 def keep_outputs(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:

@@ -106,8 +106,11 @@ _DECODER_FIELDS: Mapping[str, Field] = {
 _GENERIC_FIELDS: Mapping[str, Field] = {
     "dtype": choice(_DTYPES),
     "torch_dtype": choice(_DTYPES),
-    "tie_word_embeddings": Field("true: SAM encodes all positions with one matrix", lambda v: v is True),
     "per_layer_config": Field("none", lambda v: False),
+}
+
+_TYING = {
+    "tie_word_embeddings": Field("true: SAM encodes all positions with one matrix", lambda v: v is True)
 }
 
 
@@ -126,7 +129,7 @@ def parse_sam_config(raw: Mapping[str, Any], source: str) -> SamConfig:
     """
     if raw.get("model_type") != SamConfig.model_type:
         raise CheckpointError(f"{source}: expected model_type 'sam', got {shorten(raw.get('model_type'))}")
-    take_fields(raw, _GENERIC_FIELDS, f"{source}: ")
+    take_fields(raw, {**_GENERIC_FIELDS, **_TYING}, f"{source}: ")
     parts = {}
     for name, fields, part in (
         ("vision_config", _VISION_FIELDS, SamVisionConfig),

@@ -21,7 +21,15 @@ from saqsam.models.inference import DECODER_HEADS, infer_sam_config
 from saqsam.models.official import from_official, rename_state_dict
 from saqsam.models.processing import build_processor, load_processor
 from saqsam.models.state_dicts import FoundModel, find_model
-from saqsam.models.weights import few, first_line, is_shard, read_folder, read_safetensors, read_torch
+from saqsam.models.weights import (
+    few,
+    first_line,
+    is_part_of_folder,
+    is_shard,
+    read_folder,
+    read_safetensors,
+    read_torch,
+)
 from saqsam.utils.errors import CheckpointError, shorten, shorten_message
 from saqsam.utils.strict_json import read_json_object
 
@@ -162,13 +170,22 @@ def _plain_names(tensors: Mapping[str, torch.Tensor], folder: Path) -> Mapping[s
         return tensors
     found = find_model(tensors, folder)
     _note_tensors_beside(found, folder)
-    return rename_state_dict(found.tensors) if found.is_official else found.tensors
+    if not found.is_official:
+        return found.tensors
+    try:
+        return rename_state_dict(found.tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
 
 
 def _load_file(path: Path, device: torch.device) -> tuple[SamModel, SamProcessor]:
     folder = path.parent
     has_config = (folder / "config.json").is_file()
-    if has_config and (is_shard(path) or "quantization_config" in _read_config(folder)):
+    if (
+        has_config
+        and is_part_of_folder(path)
+        and (is_shard(path) or "quantization_config" in _read_config(folder))
+    ):
         return _load_folder(folder, device)  # the file makes sense with its folder alone
     content: Mapping[str, object]
     content = read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_torch(path)
@@ -177,9 +194,10 @@ def _load_file(path: Path, device: torch.device) -> tuple[SamModel, SamProcessor
     if found.is_official:
         try:
             config, tensors = from_official(tensors)
-        except ValueError as error:
+        except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
         processor = build_processor(config)
+        _use_statistics(processor, found, path)
     elif has_config:
         config = parse_sam_config(_read_config(folder), str(folder / "config.json"))
         processor = load_processor(folder, config)
@@ -191,10 +209,26 @@ def _load_file(path: Path, device: torch.device) -> tuple[SamModel, SamProcessor
     return model, processor
 
 
+def _use_statistics(processor: SamProcessor, found: FoundModel, path: Path) -> None:
+    """Normalize with the `pixel_mean` and `pixel_std` that a file holds; a model trained with others needs its own."""
+    for name, setting in (("pixel_mean", "image_mean"), ("pixel_std", "image_std")):
+        if name in found.statistics:
+            values = found.statistics[name].detach().float().flatten() / 255
+            lowest = 1e-3 if name == "pixel_std" else 0.0
+            if values.shape != (3,) or not bool(((values >= lowest) & (values <= 1)).all()):
+                raise CheckpointError(
+                    f"{path}: {name}: expected three numbers in (0, 255], got {shorten((255 * values[:4]).tolist())}"
+                )
+            known = torch.tensor(getattr(processor.image_processor, setting))
+            if not torch.allclose(values, known, atol=1e-3):
+                setattr(processor.image_processor, setting, values.tolist())
+                warnings.warn(f"{path}: pixels are normalized with the {name} of the file", stacklevel=4)
+
+
 def _infer_without_config(tensors: Mapping[str, torch.Tensor], path: Path) -> SamConfig:
     try:
         config = infer_sam_config({name: tuple(value.shape) for name, value in tensors.items()})
-    except ValueError as error:
+    except CheckpointError as error:
         raise CheckpointError(f"{path}: no config.json beside it, and {error}") from error
     warnings.warn(
         f"{path}: no config.json beside it: assumed {DECODER_HEADS} heads in the decoder, and transformers' default "

@@ -30,7 +30,7 @@ _TRANSFORMERS_ROOTS = ("vision_encoder", "prompt_encoder", "mask_decoder", "shar
 # Wrappers of torch put these between the names of modules.
 _WRAPPING = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module)\.")
 _ADAPTER = re.compile(r"lora|adapter|\bw_[ab]_?\d", re.IGNORECASE)
-# Buffers of the official `Sam`, which have no dot.
+# Buffers of the official `Sam`, which some scripts save.
 _STATISTICS = ("pixel_mean", "pixel_std")
 
 
@@ -43,12 +43,15 @@ class FoundModel:
         is_official: Whether names are the official code's, not transformers'.
         tensors: Its tensors by name without prefixes.
         beside: Names of tensors stored beside the model, which belong to other modules.
+        statistics: The official model's buffers `pixel_mean` and `pixel_std`, for pixels in [0, 255], where the file
+            holds them.
     """
 
     where: str
     is_official: bool
     tensors: dict[str, torch.Tensor]
     beside: list[str]
+    statistics: dict[str, torch.Tensor]
 
 
 def find_model(content: Mapping[str, object], path: Path) -> FoundModel:
@@ -122,11 +125,14 @@ def _take(state: Mapping[str, torch.Tensor], prefix: str, where: str, is_officia
     roots = _OFFICIAL_ROOTS if is_official else _TRANSFORMERS_ROOTS
     tensors: dict[str, torch.Tensor] = {}
     beside: list[str] = []
+    statistics: dict[str, torch.Tensor] = {}
     for name, value in state.items():
         own = name.removeprefix(prefix)
         if name.startswith(prefix) and own.partition(".")[0] in roots:
             tensors[own] = value
-        elif own not in _STATISTICS:
+        elif own in _STATISTICS:
+            statistics[own] = value
+        else:
             beside.append(name)
     place = ", ".join(part for part in (where, f"prefix {prefix}" if prefix else "") if part)
-    return FoundModel(place or "the file itself", is_official, tensors, beside)
+    return FoundModel(place or "the file itself", is_official, tensors, beside, statistics)

@@ -154,6 +154,11 @@ def is_shard(path: Path) -> bool:
     return bool(re.fullmatch(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)", path.name))
 
 
+def is_part_of_folder(path: Path) -> bool:
+    """Return whether a file has a name that `save_pretrained` gives to weights, whole or in shards."""
+    return path.name in (SAFETENSORS, PICKLED) or is_shard(path)
+
+
 def few(names: Iterable[str]) -> str:
     """Return the first three of `names` in sorted order, each on one line and shortened, for an error message."""
     listed = sorted(names)

@@ -80,6 +80,8 @@ def read_log(folder: Path) -> KnownLog | None:
             _counts(content.get("signs")),
             [read_clipping(entry) for entry in _entries(content, "clipping")],
             [read_unit_log(entry) for entry in _entries(content, "units")],
+            _counts(content.get("skipped", {})),
+            _counts(content.get("notes", {})),
             _count(content.get("images", 0)),
             _count(content.get("prompts", 0)),
         )

@@ -19,7 +19,7 @@ from transformers import SamModel, SamProcessor
 
 from saqsam.arithmetic import float32_arithmetic
 from saqsam.data.datasets import Dataset
-from saqsam.evaluate.iou import mask_iou
+from saqsam.evaluate.iou import clear_ignored, mask_iou
 from saqsam.evaluate.prompts import box_prompts
 from saqsam.models.attention import SLOTS
 from saqsam.models.structure import SamStructure, replace_module
@@ -137,6 +137,7 @@ class _Probe:
     ) -> None:
         sample = dataset[index]
         instances = [instance for instance in sample.instances if not instance.is_crowd][:MOST_PROMPTS]
+        self._counted = sample.counted()
         self.image, self.boxes, self.objects = sample.image, box_prompts(instances), len(instances)
         self.truth = torch.stack([torch.from_numpy(instance.mask()) for instance in instances])
         self._own = {id(model): Predictor(model, processor) for model in (reference, quantized)}
@@ -147,7 +148,7 @@ class _Probe:
 
     def _masks(self, predictor: Predictor) -> torch.Tensor:
         masks, _, _ = predictor.predict_batch(boxes=self.boxes, multimask_output=False)
-        return masks[:, 0].cpu()
+        return clear_ignored(masks[:, 0].cpu(), self._counted)
 
     def scores(self, model: SamModel, group: Group | None) -> torch.Tensor:
         """[2]: sums over objects of the IoU with the float model's masks and with the truth.

@@ -9,7 +9,8 @@ from typing import Protocol
 from transformers import SamProcessor
 
 from saqsam.backend import Backend
-from saqsam.export.manifest import Manifest, read_manifest
+from saqsam.export.manifest import Manifest, check_files, parse_manifest
+from saqsam.runtimes.devices import AUTO, resolve_device
 from saqsam.runtimes.torch_integer import (
     TORCH_INTEGER,
     compare_with_float,
@@ -35,6 +36,7 @@ def load_runtime(
     folder: str | Path,
     runtime: str | None = None,
     *,
+    device: str = AUTO,
     threads: int | None = None,
     precision: str | None = "f32",
 ) -> tuple[Runtime, SamProcessor]:
@@ -43,7 +45,9 @@ def load_runtime(
     Args:
         folder: What `saqsam export` wrote.
         runtime: `onnxruntime`, `openvino` or `executorch`; None for that of the folder's format.
-        threads: Of the runtime; None for all cores.
+        device: `cpu`, a device of the runtime (`cuda` or `cuda:N` for ONNX Runtime, `gpu` or `npu` for OpenVINO), or
+            `auto`; see `devices.resolve_device`.
+        threads: Threads of the runtime; None for all cores.
         precision: For OpenVINO, see `OpenVinoBackend`: what computes beside the integers, `f32` as elsewhere, or None
             for its own choice, which is faster and differs from one processor to another.
 
@@ -51,26 +55,23 @@ def load_runtime(
         A backend for `Predictor` and `evaluate`, and the processor that goes with it.
 
     Raises:
-        ValueError: If the folder is damaged or no export, or the runtime is missing or does not run its format.
+        CheckpointError: The folder is no export, or is damaged or altered.
+        ValueError: The runtime or the device is unknown, missing, or does not run the folder's format.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
-    if runtime is None:
-        runtime = next(name for name, formats in RUNTIMES.items() if manifest.format in formats)
-    if runtime not in RUNTIMES:
-        raise ValueError(f"runtime: expected one of {', '.join(RUNTIMES)}, got {runtime!r}")
-    if manifest.format not in RUNTIMES[runtime]:
-        raise ValueError(f"{folder} holds files of {manifest.format}, which {runtime} does not run")
-    if importlib.util.find_spec(runtime) is None:
-        extra = "onnx" if runtime == "onnxruntime" else runtime
-        raise ValueError(f"the package {runtime} is missing: pip install 'saqsam[{extra}]'")
+    manifest = parse_manifest(folder)
+    runtime = runtime or default_runtime(manifest.format)
+    check_runtime(runtime, manifest.format)
     if threads is not None and threads < 1:
         raise ValueError(f"threads: expected at least 1, got {threads}")
+    target = resolve_device(runtime, device)
+    check_files(folder, manifest)
+    processor = manifest.read_processor(folder)
     backend: Runtime
     if runtime == "openvino":
         from saqsam.runtimes.openvino import OpenVinoBackend
 
-        backend = OpenVinoBackend(folder, manifest, threads, precision)
+        backend = OpenVinoBackend(folder, manifest, threads, precision, target)
     elif runtime == "executorch":
         from saqsam.runtimes.executorch import ExecuTorchBackend
 
@@ -78,16 +79,40 @@ def load_runtime(
     else:
         from saqsam.runtimes.onnxruntime import OnnxRuntimeBackend
 
-        backend = OnnxRuntimeBackend(folder, manifest, threads)
-    return backend, manifest.processor(folder)
+        backend = OnnxRuntimeBackend(folder, manifest, threads, target)
+    return backend, processor
+
+
+def check_runtime(runtime: str, format: str) -> None:
+    """Raise ValueError unless a runtime is known, runs a format, and is installed."""
+    if runtime not in RUNTIMES:
+        raise ValueError(f"runtime: expected one of {', '.join(RUNTIMES)}, got {runtime!r}")
+    if format not in RUNTIMES[runtime]:
+        raise ValueError(f"{runtime} does not run exports of the format {format}")
+    if not is_installed(runtime):
+        extra = "onnx" if runtime == "onnxruntime" else runtime
+        raise ValueError(f"the package {runtime} is missing: pip install 'saqsam[{extra}]'")
+
+
+def default_runtime(format: str) -> str:
+    """Return the runtime that an export of a format runs in unless another is named."""
+    return next(name for name, formats in RUNTIMES.items() if format in formats)
+
+
+def is_installed(runtime: str) -> bool:
+    """Return whether the package of a runtime is installed."""
+    return importlib.util.find_spec(runtime) is not None
 
 
 __all__ = [
     "RUNTIMES",
     "TORCH_INTEGER",
     "Runtime",
+    "check_runtime",
     "compare_with_float",
+    "default_runtime",
     "find_integer_layers",
+    "is_installed",
     "load_runtime",
     "use_integer_kernels",
 ]

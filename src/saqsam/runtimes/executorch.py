@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from saqsam.export.manifest import Manifest
+from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
 from saqsam.prompts import Prompts
-from saqsam.runtimes.inputs import as_array, check_pixels, choose_masks, decoder_inputs
+from saqsam.runtimes.inputs import as_array, check_interface, check_pixels, choose_masks, decoder_inputs
 from saqsam.silence import silent
+from saqsam.utils.errors import CheckpointError, shorten_message
 
 with silent():
     from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
@@ -23,15 +25,15 @@ _EMPTY = -2.0
 
 
 class ExecuTorchBackend:
-    """Runs `encoder.pte` and `decoder.pte` on the CPU; see `Backend`.
+    """Runs `encoder.pte` and `decoder.pte` on the CPU; see `Backend`. Threads may share it: they take turns.
 
     Args:
         folder: The exported folder.
         manifest: Its manifest.
-        threads: Of XNNPACK, for all programs of the process; None for its own choice.
+        threads: Threads of XNNPACK, for all programs of the process; None for its own choice.
 
     Raises:
-        ValueError: If a program cannot be loaded.
+        CheckpointError: A program is damaged, or does not fit the manifest.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int | None = None) -> None:
@@ -40,7 +42,28 @@ class ExecuTorchBackend:
             _unsafe_reset_threadpool(threads)
         self._encoder = _Method(manifest.model_file(folder, "encoder"))
         self._decoder = _Method(manifest.model_file(folder, "decoder"))
+        self._check(folder)
         self._prompts, self._points, _ = self._decoder.largest(1)
+
+    def _check(self, folder: Path) -> None:
+        """Check what the programs take against the manifest; their names and outputs are not stored in the files."""
+        for part, method, given in (
+            ("encoder", self._encoder, ("pixel_values",)),
+            (
+                "decoder",
+                self._decoder,
+                ("image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input"),
+            ),
+        ):
+            path = self.manifest.model_file(folder, part)
+            if method.inputs != len(given):
+                raise CheckpointError(f"{path}: expected {len(given)} inputs, got {method.inputs}")
+            free = {"point_coords": 2, "point_labels": 2, "mask_input": 1}
+            shapes: dict[str, tuple[int | None, ...]] = {}
+            for index, name in enumerate(given):
+                shape, dynamic = method.largest(index), free.get(name, 0)
+                shapes[name] = (None,) * dynamic + shape[dynamic:]
+            check_interface(path, self.manifest, part, shapes, (*LOW_RES_OUTPUTS, "image_embeddings"))
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """See `Backend.encode`."""
@@ -93,24 +116,40 @@ class _Method:
         path: The file.
 
     Raises:
-        ValueError: If it cannot be loaded.
+        CheckpointError: It cannot be loaded.
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        # A method's inputs and outputs lie in memory that the program owns.
+        self._lock = Lock()
         try:
             # The program owns what its method runs on.
             self._program = Runtime.get().load_program(path)
             method = self._program.load_method("forward")
         except (RuntimeError, KeyError) as error:
-            raise ValueError(f"{path} cannot be loaded by ExecuTorch: {error}") from error
+            raise CheckpointError(f"{path}: ExecuTorch cannot load it: {shorten_message(error)}") from error
         if method is None:
-            raise ValueError(f"{path} cannot be loaded by ExecuTorch: it has no method")
+            raise CheckpointError(f"{path}: ExecuTorch cannot load it: it has no method")
         self._method = method
 
     def largest(self, index: int) -> tuple[int, ...]:
         """The largest shape that an input may have."""
         return tuple(self._method.metadata.input_tensor_meta(index).sizes())
 
+    @property
+    def inputs(self) -> int:
+        """Number of inputs."""
+        return int(self._method.metadata.num_inputs())
+
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        """Outputs, float32 on the CPU. Inputs of another memory layout would be read as if they had this one."""
-        return list(self._method.execute([value.detach().cpu().float().contiguous() for value in inputs]))
+        """Return the outputs, float32 on the CPU."""
+        # Inputs of another memory layout would be read as if they had this one.
+        given = [value.detach().cpu().float().contiguous() for value in inputs]
+        with self._lock:
+            try:
+                return [value.clone() for value in self._method.execute(given)]
+            except RuntimeError as error:
+                raise CheckpointError(
+                    f"{self._path}: ExecuTorch cannot run it: {shorten_message(error)}"
+                ) from error

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from saqsam.export.manifest import Manifest
+from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
 from saqsam.prompts import Prompts
+from saqsam.utils.errors import CheckpointError, shorten
 
 BOX_LABELS = (2, 3)
 PADDING_LABEL = -1
@@ -54,6 +57,50 @@ def check_pixels(manifest: Manifest, pixel_values: torch.Tensor) -> None:
     wanted = (1, vision.num_channels, vision.image_size, vision.image_size)
     if tuple(pixel_values.shape) != wanted:
         raise ValueError(f"pixel_values: this encoder takes {wanted}, got {tuple(pixel_values.shape)}")
+
+
+def check_interface(
+    path: Path,
+    manifest: Manifest,
+    part: str,
+    inputs: Mapping[str, tuple[int | None, ...]],
+    outputs: Collection[str],
+) -> None:
+    """Check that a model file takes and returns what the manifest's configuration says.
+
+    Args:
+        path: The file.
+        manifest: The manifest.
+        part: `encoder` or `decoder`.
+        inputs: Shapes of the file's inputs by name, None for a dimension that is not constant.
+        outputs: Names of the file's outputs.
+
+    Raises:
+        CheckpointError: An input or output is missing, or an input has another shape.
+    """
+    config = manifest.sam_config
+    vision = config.vision_config
+    side = vision.image_size // vision.patch_size
+    wanted: dict[str, tuple[int | None, ...]]
+    if part == "encoder":
+        wanted = {"pixel_values": (1, vision.num_channels, vision.image_size, vision.image_size)}
+        names: tuple[str, ...] = ("image_embeddings",)
+    else:
+        wanted = {
+            "image_embeddings": (1, config.prompt_encoder_config.hidden_size, side, side),
+            "point_coords": (None, None, 2),
+            "point_labels": (None, None),
+            "mask_input": (None, 1, 4 * side, 4 * side),
+            "has_mask_input": (1,),
+        }
+        names = LOW_RES_OUTPUTS
+    for name, shape in wanted.items():
+        if inputs.get(name) != shape:
+            found = shorten(inputs[name]) if name in inputs else "none"
+            raise CheckpointError(f"{path}: expected the input {name} of shape {shape}, got {found}")
+    missing = [name for name in names if name not in outputs]
+    if missing:
+        raise CheckpointError(f"{path}: expected the output {missing[0]}, got {shorten(sorted(outputs))}")
 
 
 def as_array(tensor: torch.Tensor) -> NDArray[np.float32]:

@@ -2,37 +2,51 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 
 from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
-from saqsam.export.to_onnx import without_masks
+from saqsam.export.onnx_file import read_onnx
+from saqsam.export.to_onnx import keep_outputs
 from saqsam.prompts import Prompts
-from saqsam.runtimes.inputs import as_array, check_pixels, choose_masks, decoder_inputs
+from saqsam.runtimes.devices import execution_providers
+from saqsam.runtimes.inputs import as_array, check_interface, check_pixels, choose_masks, decoder_inputs
+from saqsam.utils.errors import CheckpointError, shorten_message
 
 
 class OnnxRuntimeBackend:
-    """Runs `encoder.onnx` and `decoder.onnx` on the CPU; see `Backend`.
+    """Runs `encoder.onnx` and `decoder.onnx`; see `Backend`. Threads may share it.
 
     Args:
         folder: The exported folder.
         manifest: Its manifest.
-        threads: Of a session; None for all cores.
+        threads: Threads of a session; None for all cores.
+        device: `cpu` or `cuda:N`; see `devices.resolve_device`.
+
+    Raises:
+        CheckpointError: A file is damaged, or does not fit the manifest.
+        ValueError: ONNX Runtime cannot use the device.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, threads: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, threads: int | None = None, device: str = "cpu"
+    ) -> None:
         self.manifest = manifest
-        self._encoder = session(str(manifest.model_file(folder, "encoder")), threads)
+        self._encoder = _Session(manifest, folder, "encoder", None, threads, device)
         # Large masks are the predictor's: it makes only those that are chosen.
-        decoder = without_masks(manifest.model_file(folder, "decoder"))
-        self._decoder = session(decoder.SerializeToString(), threads)
+        self._decoder = _Session(manifest, folder, "decoder", LOW_RES_OUTPUTS, threads, device)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """See `Backend.encode`."""
         check_pixels(self.manifest, pixel_values)
-        (embedding,) = self._encoder.run(None, {"pixel_values": as_array(pixel_values)})
+        (embedding,) = self._encoder.run(["image_embeddings"], {"pixel_values": as_array(pixel_values)})
         return torch.from_numpy(embedding)
 
     def decode(
@@ -40,17 +54,93 @@ class OnnxRuntimeBackend:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Backend.decode`."""
         inputs = decoder_inputs(as_array(embedding), prompts)
-        ious, logits = self._decoder.run(list(LOW_RES_OUTPUTS), inputs)
+        ious, logits = self._decoder.run(LOW_RES_OUTPUTS, inputs)
         return choose_masks(logits, ious, multimask_output)
 
 
-def session(model: str | bytes, threads: int | None) -> onnxruntime.InferenceSession:
-    """An inference session on the CPU."""
+class _Session:
+    """One model file in ONNX Runtime.
+
+    Args:
+        manifest: Manifest of the folder.
+        folder: The exported folder.
+        part: `encoder` or `decoder`.
+        outputs: Outputs to compute; None for all.
+        threads: Threads of the session; None for all cores.
+        device: `cpu` or `cuda:N`.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        folder: Path,
+        part: str,
+        outputs: Sequence[str] | None,
+        threads: int | None,
+        device: str,
+    ) -> None:
+        self._path = manifest.model_file(folder, part)
+        model = read_onnx(self._path)
+        check_interface(
+            self._path,
+            manifest,
+            part,
+            {value.name: _shape(value) for value in model.graph.input},
+            {value.name for value in model.graph.output},
+        )
+        if outputs is not None:
+            keep_outputs(model, set(outputs))
+        content = model.SerializeToString()
+        del model
+        try:
+            self._session = session(content, threads, device)
+        # ONNX Runtime's exceptions have no common class.
+        except Exception as error:
+            if device != "cpu":
+                raise ValueError(f"--device {device} cannot be used: {shorten_message(error)}") from error
+            raise CheckpointError(
+                f"{self._path}: ONNX Runtime cannot load it: {shorten_message(error)}"
+            ) from error
+        if device != "cpu" and "CUDAExecutionProvider" not in self._session.get_providers():
+            raise ValueError(
+                f"--device {device} cannot be used: ONNX Runtime could not start CUDAExecutionProvider"
+            )
+
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
+        try:
+            return list(self._session.run(list(outputs), dict(inputs)))
+        # As above.
+        except Exception as error:
+            raise CheckpointError(
+                f"{self._path}: ONNX Runtime cannot run it: {shorten_message(error)}"
+            ) from error
+
+
+def session(
+    model: str | bytes, threads: int | None, device: str = "cpu", *, optimized: bool = True
+) -> onnxruntime.InferenceSession:
+    """Create an inference session.
+
+    Args:
+        model: Path or content of an ONNX file.
+        threads: Threads of the session; None for all cores.
+        device: `cpu` or `cuda:N`.
+        optimized: Let ONNX Runtime fuse nodes; otherwise it computes each node of the graph as it is.
+    """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4 if device == "cpu" else 3
     # Unsigned times signed bytes saturate in 16 bits on processors without 8-bit dot products: there, and there
     # alone, ONNX Runtime then makes the weights unsigned too.
     options.add_session_config_entry("session.x64quantprecision", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with warnings.catch_warnings():
+        # A provider that does not start is told of by the exception that follows.
+        warnings.simplefilter("ignore")
+        return onnxruntime.InferenceSession(model, options, providers=execution_providers(device))
+
+
+def _shape(value: Any) -> tuple[int | None, ...]:
+    return tuple(d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim)

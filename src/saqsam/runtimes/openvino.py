@@ -2,61 +2,138 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
+import numpy as np
 import openvino
 import torch
+from numpy.typing import NDArray
 
 from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
 from saqsam.prompts import Prompts
-from saqsam.runtimes.inputs import as_array, check_pixels, choose_masks, decoder_inputs
+from saqsam.runtimes.inputs import as_array, check_interface, check_pixels, choose_masks, decoder_inputs
+from saqsam.utils.errors import CheckpointError, shorten_message
 
 
 class OpenVinoBackend:
-    """Runs an exported folder on the CPU; see `Backend`.
+    """Runs an exported folder; see `Backend`. Threads may share it: they take turns.
 
     Args:
         folder: The exported folder.
         manifest: Its manifest.
-        threads: Of inference; None for all cores.
-        precision: In which what is not quantized is computed: `f32`, or None for OpenVINO's own choice, which is
+        threads: Threads of inference on the CPU; None for all cores.
+        precision: Precision of everything that is not quantized: `f32`, or None for OpenVINO's own choice, which is
             bf16 on processors that are fast at it.
+        device: A device of OpenVINO, such as `CPU` or `GPU`; see `devices.resolve_device`.
+
+    Raises:
+        CheckpointError: A file is damaged, does not fit the manifest, or cannot be compiled.
+        ValueError: OpenVINO cannot use the device.
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, threads: int | None = None, precision: str | None = "f32"
+        self,
+        folder: Path,
+        manifest: Manifest,
+        threads: int | None = None,
+        precision: str | None = "f32",
+        device: str = "CPU",
     ) -> None:
         self.manifest = manifest
         settings: dict[str, Any] = {}
-        if threads is not None:
+        if threads is not None and device == "CPU":
             settings["INFERENCE_NUM_THREADS"] = threads
         if precision is not None:
             settings["INFERENCE_PRECISION_HINT"] = precision
-        core = openvino.Core()
-        self._encoder = core.compile_model(
-            core.read_model(manifest.model_file(folder, "encoder")), "CPU", settings
-        )
-        decoder = keep_results(core.read_model(manifest.model_file(folder, "decoder")), LOW_RES_OUTPUTS)
-        self._decoder = core.compile_model(decoder, "CPU", settings)
+        self._encoder = _Compiled(manifest, folder, "encoder", ("image_embeddings",), settings, device)
+        self._decoder = _Compiled(manifest, folder, "decoder", LOW_RES_OUTPUTS, settings, device)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """See `Backend.encode`."""
         check_pixels(self.manifest, pixel_values)
-        found = self._encoder([as_array(pixel_values)])
-        return torch.from_numpy(found[0].copy())
+        (embedding,) = self._encoder.run({"pixel_values": as_array(pixel_values)})
+        return torch.from_numpy(embedding)
 
     def decode(
         self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Backend.decode`."""
-        found = self._decoder(decoder_inputs(as_array(embedding), prompts))
-        ious, logits = (found[name] for name in LOW_RES_OUTPUTS)
+        ious, logits = self._decoder.run(decoder_inputs(as_array(embedding), prompts))
         return choose_masks(logits, ious, multimask_output)
 
 
-def keep_results(model: openvino.Model, names: tuple[str, ...]) -> openvino.Model:
-    """The part of a model that these outputs need."""
+class _Compiled:
+    """One model file in OpenVINO.
+
+    Args:
+        manifest: Manifest of the folder.
+        folder: The exported folder.
+        part: `encoder` or `decoder`.
+        outputs: Outputs to compute.
+        settings: OpenVINO's configuration.
+        device: A device of OpenVINO.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        folder: Path,
+        part: str,
+        outputs: Sequence[str],
+        settings: Mapping[str, Any],
+        device: str,
+    ) -> None:
+        self._path = manifest.model_file(folder, part)
+        self._outputs = outputs
+        # A compiled model has one inference request, which one thread at a time can use.
+        self._lock = Lock()
+        core = openvino.Core()
+        model = read_model(core, self._path)
+        check_interface(
+            self._path,
+            manifest,
+            part,
+            {value.get_any_name(): _shape(value) for value in model.inputs},
+            {name for value in model.outputs for name in value.get_names()},
+        )
+        try:
+            self._compiled = core.compile_model(keep_results(model, outputs), device, dict(settings))
+        except RuntimeError as error:
+            if device != "CPU":
+                raise ValueError(f"--device {device} cannot be used: {_reason(error)}") from error
+            raise CheckpointError(f"{self._path}: OpenVINO cannot compile it: {_reason(error)}") from error
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
+        with self._lock:
+            try:
+                found = self._compiled(dict(inputs))
+            except RuntimeError as error:
+                raise CheckpointError(f"{self._path}: OpenVINO cannot run it: {_reason(error)}") from error
+            # The next call writes into the same memory.
+            return [found[name].copy() for name in self._outputs]
+
+
+def read_model(core: openvino.Core, path: Path) -> openvino.Model:
+    """Read a model file, ONNX or OpenVINO's own.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    try:
+        if path.suffix == ".onnx":
+            from saqsam.export.onnx_file import read_onnx
+
+            return core.read_model(read_onnx(path).SerializeToString())
+        return core.read_model(path)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: OpenVINO cannot read it: {_reason(error)}") from error
+
+
+def keep_results(model: openvino.Model, names: Sequence[str]) -> openvino.Model:
+    """Return the part of a model that these outputs need."""
     outputs = [model.output(name) for name in names]
     results = [output.get_node() for output in outputs]
     needed: set[str] = set()
@@ -68,3 +145,14 @@ def keep_results(model: openvino.Model, names: tuple[str, ...]) -> openvino.Mode
             waiting.extend(value.get_source_output().get_node() for value in node.inputs())
     inputs = [node for node in model.get_parameters() if node.get_friendly_name() in needed]
     return openvino.Model(results, inputs, model.get_friendly_name())
+
+
+def _shape(value: Any) -> tuple[int | None, ...]:
+    shape = value.get_partial_shape()
+    return tuple(d.get_length() if d.is_static else None for d in shape) if shape.rank.is_static else ()
+
+
+def _reason(error: RuntimeError) -> str:
+    """Return the last line of one of OpenVINO's exceptions: the lines before are places in its source."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return shorten_message(lines[-1] if lines else error)

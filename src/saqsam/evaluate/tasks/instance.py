@@ -11,7 +11,7 @@ from saqsam.data.datasets import Instance
 from saqsam.data.detections import DetectionSource, ImageDetections
 from saqsam.data.rle import encode_mask, rle_from_text, rle_text
 from saqsam.evaluate.coco_ap import MaskAP
-from saqsam.evaluate.iou import rle_ious
+from saqsam.evaluate.iou import clear_ignored, rle_ious
 from saqsam.evaluate.layout import RUNS, SIZE, Layout
 from saqsam.evaluate.task import ImageSession, Metrics, Record, Task
 from saqsam.predictor import check_finite
@@ -57,10 +57,10 @@ class InstanceTask(Task):
         if boxes is None:
             return record
         position = 0
-        predictor = session.predictor
+        predictor, counted = session.predictor, sample.counted()
         for low_res, predicted in predictor.predict_low_res(boxes=boxes.boxes, multimask_output=False):
             check_finite(low_res, predicted)
-            masks = predictor.upscale(low_res)[:, 0].cpu().numpy()
+            masks = clear_ignored(predictor.upscale(low_res)[:, 0], counted).cpu().numpy()
             for mask, own in zip(masks, predicted[:, 0].tolist(), strict=True):
                 # The IoU head is linear: an estimate below 0 would turn the order of the detector's scores around.
                 score = float(boxes.scores[position]) * max(own, 0.0)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from saqsam.data.datasets import Instance
 from saqsam.data.rle import encode_mask, rle_text
-from saqsam.evaluate.iou import boundary_iou, mask_iou
+from saqsam.evaluate.iou import boundary_iou, clear_ignored, mask_iou
 from saqsam.evaluate.layout import RUNS, Layout
 from saqsam.evaluate.prompts import box_prompts, next_click, point_prompts
 from saqsam.evaluate.task import ImageSession, Metrics, Record, Task, mean
@@ -30,7 +30,8 @@ class PromptTask(Task):
     three, of which the one with the highest predicted IoU counts. Clicks start as the point; each further one lies
     deepest inside the largest region where the mask is wrong, says whether it belongs to the object, and goes in with
     all clicks before it and the logits of the last mask; these give one mask. Masks are compared at the image's
-    original resolution, where the logit is above 0. Crowd regions are not prompts.
+    original resolution, where the logit is above 0. Ignored pixels (`Sample.ignored`) are cleared from the predicted
+    masks first, so they count neither for nor against them. Crowd regions are not prompts.
 
     Args:
         prompt: `box`, `point` or `clicks`.
@@ -44,6 +45,7 @@ class PromptTask(Task):
 
     name = "prompt"
     compared = "IoU of an object"
+    needs_objects = True
 
     def __init__(
         self, prompt: PromptKind = "box", *, clicks: int = 5, min_area: int = 0, keep_masks: bool = False
@@ -65,19 +67,25 @@ class PromptTask(Task):
         large = [instance for instance in targets if instance.area >= self.min_area]
         if len(large) < len(targets):
             session.skipped[BELOW_MIN_AREA] += len(targets) - len(large)
-        return {"instances": list(self._score(session, large)) if large else []}
+        record: Record = {"instances": list(self._score(session, large)) if large else []}
+        crowds = len(session.sample.instances) - len(targets)
+        if crowds and not targets:  # the reason, should no other image have an object either
+            record["crowds"] = crowds
+        return record
 
     def _score(self, session: ImageSession, instances: Sequence[Instance]) -> Iterator[Record]:
         predictor = session.predictor
         at_once = predictor.prompts_at_once
+        counted = session.sample.counted()
         for start in range(0, len(instances), at_once):
             members = instances[start : start + at_once]
             truth = torch.from_numpy(np.stack([member.mask() for member in members]))
             truth = truth.to(predictor.features.device)
             if self.prompt == "clicks":
-                masks, own, ious = _click(predictor, truth, self.clicks)
+                masks, own, ious = _click(predictor, truth, self.clicks, counted)
             else:
                 masks, own = _prompt_once(predictor, members, self.prompt)
+                masks = clear_ignored(masks, counted)
                 ious = [mask_iou(masks, truth).tolist()]
             for row, member in enumerate(members):
                 mask = masks[row].cpu().numpy()
@@ -115,6 +123,10 @@ class PromptTask(Task):
             for click in range(self.clicks):
                 metrics[f"miou_{click + 1}"] = mean([instance["ious"][click] for instance in found])
         return metrics
+
+    def is_scored(self, record: Record) -> bool:
+        """See `Task.is_scored`."""
+        return bool(record["instances"])
 
     def values(self, record: Record) -> Mapping[str, float]:
         """See `Task.values`."""
@@ -154,7 +166,7 @@ def _best(low_res: torch.Tensor, predicted: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def _click(
-    predictor: Predictor, truth: torch.Tensor, clicks: int
+    predictor: Predictor, truth: torch.Tensor, clicks: int, counted: NDArray[np.bool_] | None
 ) -> tuple[torch.Tensor, list[float], list[list[float]]]:
     """Masks [P, H, W] after the last click, their predicted IoUs, and the IoUs [P] after each click."""
     truths: NDArray[np.bool_] = truth.cpu().numpy()
@@ -176,6 +188,6 @@ def _click(
             multimask_output=step == 0,  # one click may mean a part or the whole
         )
         logits, own = _best(low_res, predicted)
-        masks = predictor.upscale(logits)[:, 0]
+        masks = clear_ignored(predictor.upscale(logits)[:, 0], counted)
         ious.append(mask_iou(masks, truth).tolist())
     return masks, own.tolist(), ious

@@ -15,6 +15,7 @@ from saqsam.evaluate.layout import RUNS, Each, Layout, OneOf
 from saqsam.evaluate.task import ImageSession, Metrics, Record, Task, mean
 from saqsam.evaluate.tasks.everything import shown_options
 from saqsam.mask_generator import GeneratedMask, GeneratorOptions
+from saqsam.utils.counts import left_out_phrase
 
 
 class SemanticTask(Task):
@@ -31,6 +32,7 @@ class SemanticTask(Task):
 
     name = "semantic"
     compared = "IoU of a class in an image"
+    scored = "labelled pixels"
 
     def __init__(
         self, labels: LabelMaps, generator: GeneratorOptions | None = None, *, keep_masks: bool = False
@@ -49,7 +51,7 @@ class SemanticTask(Task):
         coarse = self.labels.find(session.sample, truth)
         if isinstance(coarse, Unusable):
             session.skipped[coarse.reason] += 1
-            return {"left_out": coarse.detail, "classes": {}}
+            return {"left_out": coarse.detail, "reason": coarse.reason, "classes": {}}
         masks = session.everything(self.generator)
         refined = refine(coarse, masks)
         record: Record = {"masks_found": len(masks), "classes": _count(truth, coarse, refined)}
@@ -76,9 +78,10 @@ class SemanticTask(Task):
         """
         scored = [record for record in records if "left_out" not in record]
         if records and not scored:
+            reasons = Counter(record.get("reason", "unusable label map") for record in records)
             raise ValueError(
                 f"labels: expected a usable label map of an image, found none for {len(records)}; the first: "
-                f"{records[0]['left_out']}"
+                f"{records[0]['left_out']}{left_out_phrase(reasons)}"
             )
         total: dict[str, Counter[str]] = {}
         for record in scored:
@@ -96,6 +99,10 @@ class SemanticTask(Task):
             "label_maps": len(scored),
             "masks_per_image": mean([record["masks_found"] for record in scored]),
         }
+
+    def is_scored(self, record: Record) -> bool:
+        """See `Task.is_scored`."""
+        return any(counts["truth"] for counts in record["classes"].values())
 
     def values(self, record: Record) -> Mapping[str, float]:
         """See `Task.values`: the IoU of each class that occurs in the image, within the image."""

@@ -1,0 +1,86 @@
+"""ONNX files as untrusted input: parsed, bounded and checked before a runtime opens them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+from onnx import AttributeProto, TensorProto
+
+from saqsam.export.manifest import MAX_FILE_BYTES
+from saqsam.utils.errors import CheckpointError, shorten, shorten_message
+
+MAX_ELEMENTS = 2**31
+"""Most elements of one tensor, counted over its constant dimensions: ten times the logits of SAM-H's attention."""
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file that saqsam wrote.
+
+    Raises:
+        CheckpointError: The file is missing, too large, not ONNX, or holds what saqsam never writes: tensors in other
+            files, operators of other domains, subgraphs and functions, or tensors of more than `MAX_ELEMENTS`.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    if size > MAX_FILE_BYTES:
+        raise CheckpointError(f"{path}: expected at most {MAX_FILE_BYTES:,} bytes, got {size:,}")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    # The parser's exceptions have no common class.
+    except Exception as error:
+        raise CheckpointError(f"{path}: not an ONNX file: {shorten_message(error)}") from error
+    _check_contents(model, path)
+    try:
+        onnx.checker.check_model(model)
+        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    # onnx raises exceptions of its own, of Python and of protobuf for a damaged graph.
+    except Exception as error:
+        raise CheckpointError(f"{path}: not a valid ONNX graph: {shorten_message(error)}") from error
+    _check_sizes(inferred, path)
+    return model
+
+
+def _check_contents(model: onnx.ModelProto, path: Path) -> None:
+    def refuse(found: str) -> CheckpointError:
+        return CheckpointError(f"{path}: expected a graph of standard operators, found {found}")
+
+    if model.functions:
+        raise refuse("functions")
+    if model.graph.sparse_initializer:
+        raise refuse("sparse tensors")
+    for node in model.graph.node:
+        if node.domain:
+            raise refuse(f"an operator of the domain {shorten(node.domain)}")
+        for attribute in node.attribute:
+            if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
+                raise refuse(f"a subgraph in a node of type {shorten(node.op_type)}")
+    for tensor in _tensors(model.graph):
+        if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+            raise refuse(f"tensor {shorten(tensor.name)} stored in another file")
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield attribute.t
+            yield from attribute.tensors
+
+
+def _check_sizes(model: onnx.ModelProto, path: Path) -> None:
+    graph = model.graph
+    shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        # A dimension that is not constant has the value 0.
+        shapes[value.name] = [d.dim_value or 1 for d in value.type.tensor_type.shape.dim]
+    for name, shape in shapes.items():
+        if any(size < 0 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
+            raise CheckpointError(
+                f"{path}: tensor {shorten(name)}: expected at most {MAX_ELEMENTS:,} elements, "
+                f"got the shape {shorten(shape)}"
+            )

@@ -1,0 +1,17 @@
+"""Counts by name, such as how many objects were left out for which reason, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def list_counts(counts: Mapping[str, int]) -> str:
+    """Return counts as one phrase, the largest first: `empty mask (12), damaged mask (3)`."""
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{name} ({count})" for name, count in ranked if count)
+
+
+def left_out_phrase(counts: Mapping[str, int]) -> str:
+    """Return the end of an error message that says what was left out; empty where nothing was."""
+    listed = list_counts(counts)
+    return f"; left out: {listed}" if listed else ""
