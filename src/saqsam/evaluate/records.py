@@ -101,6 +101,7 @@ class RecordFolder:
             "file_name": str,
             "size": (int, int),
             "skipped": Each(int),
+            "notes": Each(int),
             **self._layouts,
         }
         try:
