@@ -1,4 +1,4 @@
-"""`--ignore-label` of evaluate and compare."""
+"""`--ignore-label` of evaluate, compare and quantize."""
 
 from pathlib import Path
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from command_line import assert_refused, run
+from command_line import assert_done, assert_refused, run
+from saqsam.report.log import read_log
 from saqsam_cli.opening import open_labelled
 
 
@@ -37,3 +38,13 @@ def test_values(pairs: Path) -> None:
 def test_it_reaches_the_data(pairs: Path, command: tuple[str, ...]) -> None:
     result = run(*command, "--data", str(pairs), "--ignore-label", "many")
     assert_refused(result, "--ignore-label: expected auto, none or a value from 0 to 65535, got 'many'")
+
+
+def test_quantize_calibrates_on_masks_with_an_ignore_label(pairs: Path, tiny: Path, tmp_path: Path) -> None:
+    command = ("quantize", tiny, "--out", tmp_path / "q", "--method", "min-max", "--check", "none")
+    options = ("--calibration", pairs, "--images", "1")
+    assert_refused(run(*command, *options), "--ignore-label")
+    result = run(*command, *options, "--ignore-label", "255")
+    assert_done(result)
+    assert "calibrated on 1 image " in result.stdout
+    assert read_log(tmp_path / "q").source.ignore_label == "255"  # type: ignore[union-attr]

@@ -170,6 +170,13 @@ CalibrationDetectionsOption = Annotated[
         metavar="FILE", help="COCO results of any detector: its boxes are the prompts to calibrate with."
     ),
 ]
+CalibrationIgnoreLabelOption = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|none|VALUE",
+        help="Of --calibration with images and masks: the value of mask pixels that do not count.",
+    ),
+]
 EffortOption = Annotated[
     str,
     typer.Option(metavar="NAME", help="How long to learn: quick, standard or paper (the published steps)."),

@@ -40,6 +40,7 @@ from saqsam.runtimes import TORCH_INTEGER, find_integer_layers
 from saqsam.settings import with_settings
 from saqsam.side_by_side import draw_side_by_side, median_and_worst
 from saqsam.store import parse_size
+from saqsam.utils.counts import count_phrase
 from saqsam.visualize import overlay_masks
 from saqsam_cli.evaluation import generator_options, measure_integers, print_integers
 from saqsam_cli.opening import (
@@ -96,6 +97,7 @@ def quantize(
     images: int,
     seed: int,
     detections: Path | None,
+    ignore_label: str,
     effort: str,
     steps: int | None,
     settings: Sequence[str],
@@ -114,8 +116,9 @@ def quantize(
     budget = parse_size(memory)
     check_target(out_dir, overwrite=overwrite)
     with claim_output(out_dir, overwrite=overwrite) as output:
-        data = open_calibration(calibration, images, seed)
-        source = Source(model, calibration, None if detections is None else str(detections))
+        data = open_calibration(calibration, images, seed, ignore_label)
+        boxes = None if detections is None else str(detections)
+        source = Source(model, calibration, boxes, ignore_label)
         found = None if detections is None else load_detections(detections, data)
         check_data = None if check == NO_CHECK else open_labelled(check, "--check", check_images)
         float_model, processor = load_torch(model, device)
@@ -139,7 +142,8 @@ def quantize(
         _add_report(output.staged, reloaded, checked)
         output.place_folder()
     say(f"checkpoint: {out_dir}")
-    say(f"calibrated on {log.images} images (seed {seed}) of {data.name}, {log.prompts} prompts")
+    shown = count_phrase(log.images, "images")
+    say(f"calibrated on {shown} (seed {seed}) of {data.name}, {count_phrase(log.prompts, 'prompts')}")
     print_left_out(log.skipped, log.notes, "calibration: ")
     if deploy:
         print_substitutions(recipe)

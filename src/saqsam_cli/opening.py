@@ -95,10 +95,15 @@ def _parse_ignore_label(text: str) -> IgnoreLabel:
     raise ValueError(f"--ignore-label: expected auto, none or a value from 0 to 65535, got {shorten(text)}")
 
 
-def open_calibration(spec: str, images: int, seed: int) -> Dataset:
-    """What `quantize --calibration` names: all of it, to draw `images` by the seed from."""
+def open_calibration(spec: str, images: int, seed: int, ignore_label: str = "auto") -> Dataset:
+    """Open what `quantize --calibration` names: all of it, to draw `images` by the seed from."""
     count = max(images, SCENES_COUNT) if spec == SCENES else None
-    return open_dataset(spec, limit=count, seed=CALIBRATION_SCENES_SEED + seed)
+    return open_dataset(
+        spec,
+        limit=count,
+        seed=CALIBRATION_SCENES_SEED + seed,
+        ignore_label=_parse_ignore_label(ignore_label),
+    )
 
 
 def json_bytes(content: dict[str, Any]) -> bytes:

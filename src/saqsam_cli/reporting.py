@@ -190,8 +190,9 @@ def _make_reference(
         return None, "quantization.json does not name the calibration data: --calibration DATA does"
     recipe = recipe_of(quantized)
     try:
-        data = open_calibration(spec, recipe.calibration.images, recipe.calibration.seed)
         own = source if source is not None and options.calibration is None else None
+        ignore_label = "auto" if own is None else own.ignore_label
+        data = open_calibration(spec, recipe.calibration.images, recipe.calibration.seed, ignore_label)
         boxes = None if own is None or own.detections is None else load_detections(own.detections, data)
         reference = make_reference(float_model, processor, recipe, data, detections=boxes, progress=progress)
         check_reference(reference.model, quantized, recipe)

@@ -104,11 +104,8 @@ def _message(error: Exception) -> str | None:
         return "the input is nested too deeply"
     if _is_out_of_memory(error):
         return f"not enough memory: {error}"
-    if os.strerror(errno.ENOSPC) in str(
-        error
-    ):  # safetensors and runtimes raise exceptions of their own for it
-        return str(error)
-    return None
+    # safetensors and runtimes raise exceptions of their own for a full disk.
+    return str(error) if os.strerror(errno.ENOSPC) in str(error) else None
 
 
 def _notes(error: BaseException) -> list[str]:

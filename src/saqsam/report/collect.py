@@ -148,7 +148,7 @@ def add_focus(
 def _without_folders(source: Source) -> Source:
     """Names alone: reports are sent on, and folders are nobody's business."""
     detections = None if source.detections is None else short_path(source.detections)
-    return Source(short_path(source.model), short_path(source.calibration), detections)
+    return Source(short_path(source.model), short_path(source.calibration), detections, source.ignore_label)
 
 
 def encode(pixels: NDArray[np.uint8], alt: str, *, quality: int = _QUALITY) -> Picture:

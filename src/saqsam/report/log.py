@@ -29,11 +29,13 @@ class Source:
         model: The float model.
         calibration: The calibration data.
         detections: A detector's boxes, None where there were none.
+        ignore_label: Value of mask pixels that do not count, as `--ignore-label`.
     """
 
     model: str
     calibration: str
     detections: str | None = None
+    ignore_label: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def _count(value: Any) -> int:
 
 
 def _read_source(value: Any) -> Source:
-    required, names = {"model", "calibration"}, {"model", "calibration", "detections"}
+    required, names = {"model", "calibration"}, {"model", "calibration", "detections", "ignore_label"}
     if not isinstance(value, dict) or not required <= value.keys() <= names:
         raise ValueError(f"source: expected model, calibration and detections, got {shorten(value)}")
     if not all(

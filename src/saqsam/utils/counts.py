@@ -15,3 +15,8 @@ def left_out_phrase(counts: Mapping[str, int]) -> str:
     """Return the end of an error message that says what was left out; empty where nothing was."""
     listed = list_counts(counts)
     return f"; left out: {listed}" if listed else ""
+
+
+def count_phrase(count: int, plural: str) -> str:
+    """Return a count with its noun: `1 image`, `2 images`."""
+    return f"{count} {plural.removesuffix('s') if count == 1 else plural}"
