@@ -84,7 +84,8 @@ def claim_output(target: Path, *, overwrite: bool, rank: int = 0) -> Iterator[Ou
                 yield output
             except BaseException as error:
                 _remove_temporary(output.unfinished)
-                if output.has_steps():
+                # An error that names the folder, such as one of damaged steps, says itself what to do with it.
+                if output.has_steps() and str(output.unfinished) not in str(error):
                     error.add_note(
                         f"finished steps are kept in {output.unfinished}; run the same command again to resume"
                     )
