@@ -6,13 +6,18 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 OUT ?= out/demo
 
-.PHONY: demo test lint format clean
+.PHONY: demo test fuzz lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/saqsam quantize sam-mini --out $(OUT) --effort quick --overwrite
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+# Long runs of every fuzzer, about an hour on two cores; make test has short ones.
+FUZZERS := tensors configurations exports unfinished annotations images kill
+fuzz: $(VENV)/.installed-dev
+	cd tests && for name in $(FUZZERS); do ../$(BIN)/python -m fuzz.$$name || exit 1; done
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -274,14 +274,15 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("image", "image_format", "message"), REFUSED)
-def test_images_that_are_refused_leave_the_last_one(
+def test_images_that_are_refused_leave_none_behind(
     predictor: Predictor, image: Any, image_format: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         predictor.set_image(image, image_format)
     assert len(str(caught.value)) < 300
-    assert predictor.original_size == (48, 80)
-    assert predictor.is_image_set
+    assert not predictor.is_image_set
+    with pytest.raises(RuntimeError, match="no image"):
+        predictor.predict(box=[2, 2, 10, 10])
 
 
 def pixels_seen(image: Any, image_format: str = "RGB") -> np.ndarray:
@@ -440,3 +441,12 @@ def test_half_precision_models_answer_in_float32() -> None:
     _, ious, low_res = predictor.predict(box=[1, 1, 9, 9])
     assert ious.dtype == low_res.dtype == np.float32
     assert predictor.predict([[3, 3]], [1], mask_input=low_res[:1])[0].shape == (3, 20, 30)
+
+
+def test_masks_that_are_not_finite_are_an_error() -> None:
+    model = tiny_sam()
+    model.mask_decoder.upscale_conv2.bias.data.fill_(float("inf"))
+    predictor = Predictor(model, tiny_processor())
+    predictor.set_image(np.zeros((20, 20, 3), np.uint8))
+    with pytest.raises(ValueError, match="expected finite masks"):
+        predictor.predict(box=[2, 2, 10, 10])

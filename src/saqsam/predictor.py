@@ -82,7 +82,7 @@ class Predictor:
         return self._encode(image, image_format)
 
     def set_image(self, image: ImageInput, image_format: str = "RGB") -> None:
-        """Encode an image; the calls of this thread then refer to it. After an error they refer to the last one.
+        """Encode an image; the calls of this thread then refer to it. After an error they have none.
 
         Args:
             image: An array, a tensor on any device or a nested list of layout HW, HWx1 (grey), HWx3 or HWx4 (alpha is
@@ -97,6 +97,8 @@ class Predictor:
         Warns:
             ImageNote: The integers have more than 8 bits, and their bit depth was assumed.
         """
+        # A program that ignores the error must not get masks of the image before.
+        self._current.clear()
         self._current.set(self._encode(image, image_format))
 
     def _encode(self, image: ImageInput, image_format: str) -> EncodedImage:
@@ -246,7 +248,7 @@ class Predictor:
 
         Raises:
             RuntimeError: No image is set.
-            ValueError: As for `predict`, or the numbers of prompts differ.
+            ValueError: As for `predict`, the numbers of prompts differ, or the model's output is not finite.
         """
         image = self._chosen(image)
         chunks = list(
@@ -261,6 +263,7 @@ class Predictor:
         )
         low_res = torch.cat([logits for logits, _ in chunks])
         ious = torch.cat([predicted for _, predicted in chunks])
+        check_finite(low_res, ious)
         return self.upscale(low_res, return_logits=return_logits, image=image), ious, low_res
 
     def predict_low_res(

@@ -103,8 +103,7 @@ def test_impossible_values_are_refused(copy: Path, case: str, loader: Callable[[
 
 @pytest.mark.parametrize("tau", [0, -1, 3, 64, 2**31 - 1])
 def test_steps_per_octave_are_powers_of_two(tmp_path: Path, tau: int) -> None:
-    model = quantize_tiny(tiny_recipe("ptq4sam-s"))
-    folder = save_checkpoint(model, tiny_processor(), tmp_path / "log")
+    folder = save_checkpoint(quantized_tiny("ptq4sam-s"), tiny_processor(), tmp_path / "log")
     with_tensors(folder, lambda t: t.update({f"{PROBABILITIES}.tau": torch.tensor(tau, dtype=torch.int32)}))
     with pytest.raises(
         CheckpointError, match=f"{PROBABILITIES}.tau must be a power of 2 up to 32, got {tau}"

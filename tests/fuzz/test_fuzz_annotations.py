@@ -1,17 +1,17 @@
-"""A short run of the fuzzer of annotation files; `python tests/fuzz/annotations.py` makes a long one."""
+"""A short run of the fuzzer of annotation files; `make fuzz` runs the long one."""
 
 from pathlib import Path
 
 import pytest
 
 from fuzz import annotations
+from fuzz.harness import FOREIGN, REFUSED, VALID, run
 
 
-def test_mutants_are_read_or_refused(tmp_path: Path) -> None:
-    outcome = annotations.run(tmp_path, 150, seed=5)
-    assert outcome.foreign == []
-    assert outcome.counts.total() == 150
-    assert min(outcome.counts["read"], outcome.counts["refused"]) > 30
+def test_mutants_are_read_or_refused() -> None:
+    (tally,) = annotations.fuzz(150, seed=5)
+    assert tally.is_good, tally.failures
+    assert min(tally.outcomes[VALID], tally.outcomes[REFUSED]) > 30
 
 
 def test_the_unmutated_files_are_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +20,7 @@ def test_the_unmutated_files_are_read_whole(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(annotations, "_check_sample", lambda *args: (checked.append(args[0]), check(*args)))
     monkeypatch.setattr(annotations, "_change", lambda content, rng: None)
     monkeypatch.setattr(annotations, "_damage", lambda encoded, rng: None)
-    assert annotations.run(tmp_path, 4).counts == {"read": 4}
+    assert run("unchanged", annotations.mutants(tmp_path, 4, seed=0)).outcomes == {VALID: 4}
     assert [len(sample.instances) for sample in checked] == [2, 3] * 4
     assert all(not sample.skipped for sample in checked)
 
@@ -32,7 +32,5 @@ def test_other_exceptions_are_counted_and_fail_the_run(
         raise KeyError("lost")
 
     monkeypatch.setattr(annotations, "load_detections", fail)
-    assert annotations.main(["--mutants", "6"]) == 1
-    printed = capsys.readouterr().out
-    assert "KeyError: 'lost'" in printed
-    assert "0 foreign" not in printed.splitlines()[-1]
+    assert annotations.main(["--count", "6"]) == 1
+    assert f"{FOREIGN}: mutant" in capsys.readouterr().out
