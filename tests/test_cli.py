@@ -169,6 +169,62 @@ def test_lack_of_memory_is_one_line(error: Exception, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == f"error: not enough memory: {error}\n"
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RecursionError("maximum recursion depth exceeded"), "the input is nested too deeply"),
+        (RuntimeError("write failed: No space left on device"), "write failed: No space left on device"),
+        (OSError("3 requested and 0 written"), "3 requested and 0 written"),
+        (ValueError("x" * 100_000), "x" * 1997 + "..."),
+        (
+            UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+            "'utf-8' codec can't decode byte 0xff in position 0: bad",
+        ),
+    ],
+)
+def test_what_input_and_machine_explain_is_one_line(
+    error: Exception, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @terminal.guarded
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(typer.Exit) as caught:
+        fail()
+    assert caught.value.exit_code == 2
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
+def test_sigterm_is_an_interruption_and_its_handler_is_restored(capsys: pytest.CaptureFixture[str]) -> None:
+    @terminal.guarded
+    def fail() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            second.append(signal.getsignal(signal.SIGTERM))
+
+    before, second = signal.getsignal(signal.SIGTERM), []
+    with pytest.raises(typer.Exit) as caught:
+        fail()
+    assert caught.value.exit_code == 143
+    assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert second == [before]  # a second signal does not wait for the cleanup
+
+
+def test_a_closed_pipe_ends_a_command_quietly(packed: Path, tmp_path: Path) -> None:
+    running = start("-m", "saqsam", "evaluate", packed, "--limit", "1", "--json", tmp_path / "a.json")
+    assert running.stdout is not None
+    running.stdout.close()
+    assert running.stderr is not None
+    stderr = running.stderr.read()
+    running.stderr.close()
+    assert running.wait(timeout=60) == 1
+    assert "Traceback" not in stderr
+    assert "error" not in stderr
+    assert json.loads((tmp_path / "a.json").read_text())["images"] == 1
+
+
 def test_defects_of_our_own_are_not_hidden() -> None:
     @terminal.guarded
     def fail() -> None:
@@ -467,6 +523,7 @@ def test_learning_goes_on_where_it_stopped_and_leaves_its_log(
     )
     other = quantize(tiny, tmp_path / "q", *LEARN, "--seed", "1")
     assert_refused(other, "unfinished run with another calibration data, recipe", "finished steps are kept")
+    assert "to resume" not in other.stderr
     result = quantize(tiny, tmp_path / "q", *LEARN)
     assert_done(result)
     assert "encoder stage" not in result.stderr, "finished units are not learned again"

@@ -15,7 +15,7 @@ from saqsam.checkpoint.tensors import MAX_SCALE, MAX_TAU, MIN_SCALE
 from saqsam.clipping import AttentionClipping, Clip
 from saqsam.journal import damaged_step
 from saqsam.learn import UnitLog
-from saqsam.models.structure import SamStructure
+from saqsam.models.structure import DECODER_PARTS, SamStructure
 from saqsam.utils.errors import shorten
 
 
@@ -50,7 +50,8 @@ def check_signs(signs: Mapping[str, Tensor], model: SamModel, structure: SamStru
     Raises:
         CheckpointError: There is no such attention, or a tensor is not one of signs.
     """
-    known = {site.name for site in structure.attentions}
+    # The encoder's attentions have one projection for all three inputs, and no signs.
+    known = {site.name for site in structure.attentions if site.part in DECODER_PARTS}
     for name, sign in signs.items():
         if name not in known:
             raise damaged_step(path, f"it has signs of the unknown attention {shorten(name)}")

@@ -16,7 +16,8 @@ from saqsam_cli.options import check_new
 SUFFIX = ".unfinished"
 _STAGED, _REPLACED = "staged", "replaced"
 _LOCK = "lock"
-_TEMPORARY = re.compile(rf"{_STAGED}|{_REPLACED}|{_LOCK}(-\d+)?|\..*\.partial")
+_TEMPORARY = re.compile(rf"{_STAGED}|{_REPLACED}|{_LOCK}(-\d+)?|\..*\.partial|\.DS_Store|\._.*")
+"""What is removed at the start of a run, macOS's files among it; only the lock stays."""
 _STEPS = re.compile(r"arguments\.json|[\w-]+\.safetensors|records-\d+\.jsonl|\d+")
 """What an unfinished run consists of: steps of a quantization, records of an evaluation or of several models."""
 
@@ -84,7 +85,8 @@ def claim_output(target: Path, *, overwrite: bool, rank: int = 0) -> Iterator[Ou
                 yield output
             except BaseException as error:
                 _remove_temporary(output.unfinished)
-                if output.has_steps():
+                # An error that names the folder, such as one of damaged steps, says itself what to do with it.
+                if output.has_steps() and str(output.unfinished) not in str(error):
                     error.add_note(
                         f"finished steps are kept in {output.unfinished}; run the same command again to resume"
                     )

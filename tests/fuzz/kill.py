@@ -50,11 +50,13 @@ class Command:
         name: Display name.
         arguments: Everything but the output, whose option comes last.
         output: Name of the file or folder.
+        logs: Folder for what it prints.
     """
 
     name: str
     arguments: tuple[str, ...]
     output: str
+    logs: Path
 
 
 @dataclass
@@ -88,13 +90,19 @@ def make_commands(folder: Path) -> list[Command]:
     pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "photo.png")
     tiny, packed, deploy, photo = (str(folder / n) for n in ("tiny", "packed", "deployed", "photo.png"))
+    logs = folder / "logs"
+    logs.mkdir()
     learn = ("--method", "saq-sam", "--bits", "w3a4", "--steps", "3", "--set", "reconstruction.final_steps=1")
     return [
-        Command("quantize", ("quantize", tiny, "--images", "2", "--check", "none", *learn, "--out"), "q"),
-        Command("export", ("export", deploy, "--out"), "e"),
-        Command("evaluate --json", ("evaluate", packed, "--limit", "4", "--json"), "a.json"),
-        Command("report", ("report", packed, "--limit", "2", "--sensitivity", "none", "--out"), "r.html"),
-        Command("segment", ("segment", packed, photo, "--box", "5,5,60,50", "--out"), "m.png"),
+        Command(
+            "quantize", ("quantize", tiny, "--images", "2", "--check", "none", *learn, "--out"), "q", logs
+        ),
+        Command("export", ("export", deploy, "--out"), "e", logs),
+        Command("evaluate --json", ("evaluate", packed, "--limit", "4", "--json"), "a.json", logs),
+        Command(
+            "report", ("report", packed, "--limit", "2", "--sensitivity", "none", "--out"), "r.html", logs
+        ),
+        Command("segment", ("segment", packed, photo, "--box", "5,5,60,50", "--out"), "m.png", logs),
     ]
 
 
@@ -117,7 +125,7 @@ class Process:
 
 def start(command: Command, folder: Path, *more: str) -> Process:
     """Start a command that writes into a folder."""
-    handle, log = tempfile.mkstemp(suffix=".log")
+    handle, log = tempfile.mkstemp(dir=command.logs)
     pid = os.fork()
     if pid == 0:
         os.setsid()
@@ -186,7 +194,6 @@ class Trial:
             raise Wrong(f"the same command ended with {code}: {process.lines()[-1:]}")
         if self.found() != WHOLE or [path.name for path in self.folder.iterdir()] != [self.path.name]:
             raise Wrong(f"resumed to something else: {[path.name for path in self.folder.iterdir()]}")
-        process.log.unlink()
 
 
 class Bench:
@@ -262,7 +269,6 @@ class Bench:
             last = process.lines()[-1]
             if not last.startswith("interrupted") or any("Traceback" in line for line in process.lines()):
                 raise Wrong(f"expected one line after SIGTERM, found {last!r}")
-        process.log.unlink()
 
     def disk_full(self, command: Command, points: int) -> Row:
         """Run on a file system with random room left, which is less than the output needs."""

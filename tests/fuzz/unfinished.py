@@ -200,8 +200,10 @@ def _mutate_tensors(tensors: dict[str, Tensor], rng: random.Random) -> str:
         tensors[name], tensors[other] = tensors[other], tensors[name]
         return f"swap {name} and {other}"
     if action == 2:
-        new = rng.choice(["x", "a.b", "signs.", "signs.x", "a" * 10_000])
-        tensors[new] = tensors[name]
+        new = rng.choice(
+            ["x", "a.b", "signs.", "signs.x", "signs.vision_encoder.layers.0.attn", "a" * 10_000]
+        )
+        tensors[new] = rng.choice([tensors[name], torch.ones(32, dtype=torch.int8)])
         return f"copy {name} to {new[:20]}"
     mutation = rng.choice(VALUE_MUTATIONS)
     try:
