@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import openvino
 import pytest
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from saqsam.quant.layers import PackedLinear
 from saqsam.quantize import quantize
 from saqsam.runtimes.inputs import decoder_inputs
 from saqsam.runtimes.onnxruntime import session
+from saqsam.runtimes.openvino_core import openvino_core
 from tiny_quantized import tiny_data, tiny_recipe
 from tiny_sam import GRID, tiny_config, tiny_processor, tiny_sam
 
@@ -83,7 +83,7 @@ def relative(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def run_openvino(written: onnx.ModelProto, inputs: dict[str, Any]) -> list[np.ndarray]:
-    core = openvino.Core()
+    core = openvino_core()
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     found = core.compile_model(core.read_model(written.SerializeToString()), "CPU", settings)(inputs)
     return [found[name] for name in LOW_RES_OUTPUTS]

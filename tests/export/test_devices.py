@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import openvino
 import pytest
 import torch
 from PIL import Image
@@ -15,7 +14,7 @@ from command_line import assert_done, assert_refused, run
 from saqsam.checkpoint import save_checkpoint
 from saqsam.export import export_model
 from saqsam.presets import deployable
-from saqsam.runtimes import load_runtime
+from saqsam.runtimes import load_runtime, openvino_core
 from saqsam.runtimes import onnxruntime as onnxruntime_backend
 from saqsam.runtimes.devices import execution_providers, resolve_device
 from tiny_quantized import quantize_tiny, tiny_recipe
@@ -96,7 +95,7 @@ def test_openvino_takes_its_own_devices(monkeypatch: pytest.MonkeyPatch, device:
     class Core:
         available_devices = ("CPU", "GPU.0", "GPU.1", "NPU")
 
-    monkeypatch.setattr(openvino, "Core", Core)
+    monkeypatch.setattr(openvino_core, "openvino_core", Core)
     assert resolve_device("openvino", device) == expected
 
 

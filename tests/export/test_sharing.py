@@ -1,6 +1,9 @@
 """Threads may share a backend: each gets what it would have got alone."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,3 +45,21 @@ def test_threads_get_what_they_would_have_got_alone(backends: dict[str, Backend]
     for one, other in zip(alone, together, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     assert not torch.equal(alone[0][0], alone[1][0])
+
+
+def test_a_signal_after_a_model_is_gone_is_handled(tmp_path: Path) -> None:
+    """OpenVINO's alternate signal stack must outlive its models; see `openvino_core`."""
+    folder = tmp_path / "onnx"
+    export_model(quantize_tiny(deployable(tiny_recipe(bits="w8a8"))), tiny_processor(), folder)
+    script = """
+import gc, signal, sys
+from saqsam.runtimes import load_runtime
+backend, _ = load_runtime(sys.argv[1], "openvino", threads=1)
+del backend
+gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGTERM)
+"""
+    command = [sys.executable, "-c", script, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

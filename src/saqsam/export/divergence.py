@@ -173,12 +173,12 @@ def _run_session(session: Any, inputs: Mapping[str, Array]) -> Array:
 
 
 def _openvino_values(path: Path, types: onnx.ModelProto, inputs: Mapping[str, Array]) -> Compute:
-    import openvino
 
     from saqsam.export.onnx_file import read_onnx
     from saqsam.runtimes.openvino import keep_results, read_model
+    from saqsam.runtimes.openvino_core import openvino_core
 
-    core = openvino.Core()
+    core = openvino_core()
     is_onnx = path.suffix == ".onnx"
     graph = read_onnx(path) if is_onnx else None
 

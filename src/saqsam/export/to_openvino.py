@@ -10,13 +10,14 @@ from transformers import SamModel
 
 from saqsam.export.encoder_attention import EncoderOptions
 from saqsam.export.to_onnx import write_onnx
+from saqsam.runtimes.openvino_core import openvino_core
 
 
 def write_openvino(
     model: SamModel, folder: Path, metadata: dict[str, str], *, single_mask: bool, options: EncoderOptions
 ) -> None:
     """Write both models into a folder; what stays float is stored in float16."""
-    core = openvino.Core()
+    core = openvino_core()
     with tempfile.TemporaryDirectory(prefix="saqsam-") as name:
         write_onnx(model, Path(name), metadata, single_mask=single_mask, options=options)
         for part in ("encoder", "decoder"):

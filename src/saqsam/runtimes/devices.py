@@ -66,11 +66,11 @@ def _resolve_onnxruntime(device: str, name: str) -> str:
 
 
 def _resolve_openvino(device: str, name: str) -> str:
-    import openvino
-
     if name == AUTO:
         return "CPU"
-    available = openvino.Core().available_devices
+    from saqsam.runtimes.openvino_core import openvino_core
+
+    available = openvino_core().available_devices
     wanted = name.replace(":", ".").upper()
     # GPU stands for the first of GPU.0, GPU.1, ...
     if wanted not in available and not any(other.startswith(f"{wanted}.") for other in available):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
 from saqsam.prompts import Prompts
 from saqsam.runtimes.inputs import as_array, check_interface, check_pixels, choose_masks, decoder_inputs
+from saqsam.runtimes.openvino_core import openvino_core
 from saqsam.utils.errors import CheckpointError, shorten_message
 
 
@@ -90,7 +91,7 @@ class _Compiled:
         self._outputs = outputs
         # A compiled model has one inference request, which one thread at a time can use.
         self._lock = Lock()
-        core = openvino.Core()
+        core = openvino_core()
         model = read_model(core, self._path)
         check_interface(
             self._path,
