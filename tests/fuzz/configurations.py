@@ -162,7 +162,7 @@ def mutate(raw: dict[str, Any], rng: random.Random, stray: Sequence[str] = tuple
         other = rng.choice(sorted(place))
         place[key], place[other] = place[other], place[key]
     elif action == "nest":
-        place[key] = rng.choice([[place[key]], {key: place[key]}, {"value": [place[key]] * 1000}])
+        place[key] = rng.choice([[place[key]], {key: place[key]}, {"value": [place[key]] * 3}])
     elif action == "stray":
         key = rng.choice(stray)
         place[key] = copy.deepcopy(_STRAY[key])
