@@ -108,17 +108,3 @@ def test_notes_are_summed_and_in_the_json(tmp_path: Path) -> None:
     assert content["notes"] == NOTES
     assert content["records"][1]["notes"] == {"box derived from segmentation": 1, "id written as text": 1}
     assert run(folder, tasks=tasks).to_json() == result.to_json()
-
-
-def test_unfinished_records_of_earlier_versions_go_on(tmp_path: Path) -> None:
-    folder = quirky(tmp_path / "data")
-    result = run(folder, unfinished=tmp_path / "unfinished")
-    (path,) = (tmp_path / "unfinished").iterdir()
-    header, *lines = path.read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    for record in records:
-        del record["notes"]
-    path.write_text("\n".join([header, *map(json.dumps, records)]) + "\n")
-    again = run(folder, unfinished=tmp_path / "unfinished")
-    assert again.metrics == result.metrics
-    assert again.notes == {"id written as text": 1}  # that of the index alone

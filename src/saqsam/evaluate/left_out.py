@@ -27,13 +27,13 @@ def sum_skipped(dataset: Dataset, tasks: Sequence[Task], records: Sequence[Recor
 
 
 def sum_notes(dataset: Dataset, tasks: Sequence[Task], records: Sequence[Record]) -> Counter[str]:
-    """Return how often something unusual was accepted, by what it was. Records of earlier versions have no notes."""
+    """Return how often something unusual was accepted, by what it was."""
     notes = Counter(dataset.index_notes) if isinstance(dataset, Noted) else Counter()
     for task in tasks:
         if isinstance(task, InstanceTask | OrientedTask) and task.detections is not None:
             notes |= _of_detections(task.detections.notes)
     for record in records:
-        notes.update(record.get("notes", {}))
+        notes.update(record["notes"])
     return notes
 
 
