@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
-# Long runs of every fuzzer, about an hour on two cores; make test has short ones.
+# Long runs of every fuzzer, about half an hour; make test has short ones.
 FUZZERS := tensors configurations exports unfinished annotations images kill
 fuzz: $(VENV)/.installed-dev
 	cd tests && for name in $(FUZZERS); do ../$(BIN)/python -m fuzz.$$name || exit 1; done
