@@ -143,7 +143,7 @@ def choose_calibration_images(
 
 
 class _Tally:
-    """What is left out of calibration data and what is noted, image by image."""
+    """Counts of skipped objects and of notes in calibration data, image by image."""
 
     def __init__(self, dataset: Dataset, detections: Detections | None) -> None:
         self.skipped = Counter(dataset.index_skipped) if isinstance(dataset, Indexed) else Counter()
@@ -164,12 +164,12 @@ class _Tally:
 
     @property
     def all_objects_lost(self) -> bool:
-        """Whether there were annotated objects to take prompts from, and none of them could be used."""
+        """Return whether there were annotated objects to take prompts from, and none could be used."""
         return self._are_objects_needed and self._objects == 0 and self._lost_objects > 0
 
 
 def _count_lost(sample: Sample) -> int:
-    """How many annotated objects of an image were left out; label maps are not objects."""
+    """Return how many annotated objects of an image were skipped; label maps are not objects."""
     return sum(sample.skipped.values()) if sample.labels is None else 0
 
 

@@ -15,7 +15,6 @@ from json_values import is_short_line, json_values
 from saqsam.models.processing import (
     MAX_PIXEL,
     build_processor,
-    config_fingerprint,
     load_processor,
     parse_sam_processor,
     processor_fields,
@@ -103,17 +102,17 @@ def test_a_file_without_settings_is_refused(raw: dict[str, Any]) -> None:
         {"do_normalize": False},
     ],
 )
-def test_fingerprint_covers_whatever_changes_pixels(values: dict[str, object]) -> None:
+def test_fields_cover_whatever_changes_pixels(values: dict[str, object]) -> None:
     processor = parse_sam_processor(changed(**values), CONFIG, "")
     assert not torch.equal(preprocess(processor, PICTURE)[0], preprocess(tiny_processor(), PICTURE)[0])
-    fingerprint = config_fingerprint(CONFIG, processor)
-    assert fingerprint != config_fingerprint(CONFIG, tiny_processor())
-    assert json.loads(json.dumps(fingerprint)) == fingerprint
+    fields = processor_fields(processor)
+    assert fields != processor_fields(tiny_processor())
+    assert json.loads(json.dumps(fields)) == fields
 
 
-def test_fingerprint_ignores_sizes_of_label_masks() -> None:
+def test_fields_ignore_sizes_of_label_masks() -> None:
     processor = parse_sam_processor(changed(mask_size={"longest_edge": 3}, image_mean=None), CONFIG, "")
-    assert config_fingerprint(CONFIG, processor) == config_fingerprint(CONFIG, None)
+    assert processor_fields(processor) == processor_fields(build_processor(CONFIG))
 
 
 def test_built_processor_is_the_default(tmp_path: Path) -> None:

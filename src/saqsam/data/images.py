@@ -26,7 +26,6 @@ __all__ = [
     "read_image",
     "read_image_with_notes",
     "read_size",
-    "read_values",
 ]
 
 IMAGE_SUFFIXES = frozenset(
@@ -94,36 +93,6 @@ def _has_several_frames(image: Image.Image) -> bool:
         return bool(getattr(image, "is_animated", False))
     except Exception:  # what follows the first frame of a GIF is damaged: any exception may come of it
         return True
-
-
-def read_values(path: str | Path) -> NDArray[np.uint16]:
-    """Read an image file whose values are no colours but labels or marks.
-
-    Args:
-        path: The file: one channel of 1, 8 or 16 bits, or a palette, of which the indices are taken; of several
-            channels the largest value counts, alpha left aside. EXIF orientation is applied.
-
-    Returns:
-        HW uint16, as stored.
-
-    Raises:
-        ValueError: As `read_image`.
-    """
-    return decode_image(path, _to_values)
-
-
-def _to_values(image: Image.Image) -> NDArray[np.uint16]:
-    if image.mode == "F":
-        raise ValueError("expected 8 or 16 bits per channel, got floating point")
-    if image.mode == "I" or image.mode.startswith("I;16") or image.mode in ("1", "L", "P"):
-        values = np.asarray(image)
-    elif image.mode == "LA":
-        values = np.asarray(image)[..., 0]
-    else:
-        values = np.asarray(image.convert("RGB")).max(axis=2)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError("expected 8 or 16 bits per channel, got 32-bit integers")
-    return values.astype(np.uint16)
 
 
 def list_images(folder: str | Path) -> list[Path]:

@@ -273,7 +273,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _merge_tied(tensors: Mapping[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:
-    """`tensors` with the positional embedding under its one name."""
+    """Return `tensors` with the positional embedding under its one name."""
     merged = dict(tensors)
     copy = merged.pop(_SHARED_COPY, None)
     if copy is None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from transformers import SamConfig, SamImageProcessorPil, SamProcessor
 
-from saqsam.models.configuration import config_fields
 from saqsam.models.fields import Field, boolean, integer, is_number, number, take_fields, take_object
 from saqsam.utils.errors import CheckpointError, shorten
 from saqsam.utils.strict_json import read_json_object
@@ -160,21 +159,6 @@ def processor_fields(processor: SamProcessor) -> dict[str, Any]:
         "rescale_factor": float(given.rescale_factor),
         "resample": int(given.resample),
     }
-
-
-def config_fingerprint(config: SamConfig, processor: SamProcessor | None) -> dict[str, Any]:
-    """Return everything in a model's configuration and its processor that decides a mask, as plain JSON types.
-
-    Args:
-        config: The model's configuration.
-        processor: Its processor; None counts as the one that `build_processor` builds.
-
-    Returns:
-        The fields as ``{"model": ..., "processor": ...}``. Equal for configurations that compute the same, in all
-        versions of transformers.
-    """
-    fields = processor_fields(build_processor(config) if processor is None else processor)
-    return {"model": config_fields(config), "processor": fields}
 
 
 def _three(value: Any) -> list[float]:

@@ -25,9 +25,7 @@ MAX_SHARDS = 1000
 _ZIP = b"PK\x03\x04"
 
 
-def read_folder(
-    folder: Path, *, max_bytes: int = MAX_FILE_BYTES, pickled: bool = True
-) -> dict[str, torch.Tensor]:
+def read_folder(folder: Path, *, max_bytes: int = MAX_FILE_BYTES) -> dict[str, torch.Tensor]:
     """Return the tensors of a folder written by `save_pretrained`, whole or in shards.
 
     The first of these is read, as in transformers: ``model.safetensors``, ``model.safetensors.index.json``,
@@ -36,7 +34,6 @@ def read_folder(
     Args:
         folder: An existing folder.
         max_bytes: Larger files, all shards together, are refused before they are read.
-        pickled: Whether to read the files of `torch.save`; safetensors files only if false.
 
     Returns:
         Each tensor by its name, memory-mapped: copy what is to outlive the file.
@@ -45,14 +42,13 @@ def read_folder(
         CheckpointError: There are no such files, one is damaged or too large, or the shards do not hold exactly what
             their index lists.
     """
-    names = (SAFETENSORS, PICKLED) if pickled else (SAFETENSORS,)
-    for name in names:
+    for name in (SAFETENSORS, PICKLED):
         if (folder / name).is_file():
             return _read(folder / name, max_bytes)
         index = folder / f"{name}.index.json"
         if index.is_file():
             return _read_shards(index, max_bytes)
-    raise CheckpointError(f"{folder}: expected {' or '.join(names)}, found none")
+    raise CheckpointError(f"{folder}: expected {SAFETENSORS} or {PICKLED}, found none")
 
 
 def safetensors_files(folder: Path) -> list[Path]:
