@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rows import FILL_BOX, RESULTS, Row, read_rows
-from saqsam.output import write_whole
+from saqsam.utils.atomic_write import write_whole
 from scores import read_scores, scores_file
 
 METHODS = ("saq-sam", "saq-sam-plus")

@@ -29,16 +29,17 @@ from plain_rows import append_plain, read_plain
 from plan import CACHE, circumstances
 from ptq import bar
 from rows import RESULTS
-from saqsam.backend import Backend, TorchBackend
-from saqsam.data.datasets import Dataset
+from saqsam.cli.terminal import progress_bars
+from saqsam.data.types import Dataset
 from saqsam.export import export_model, read_manifest
-from saqsam.export.parity import compare_with_torch
-from saqsam.presets import METHODS, deployable
-from saqsam.prompts import Prompts
+from saqsam.inference.backend import Backend, TorchBackend
+from saqsam.inference.prompts import Prompts
+from saqsam.recipes.deployment import deployable
+from saqsam.recipes.overrides import with_settings
+from saqsam.recipes.presets import METHODS
+from saqsam.recipes.specs import Calibration
 from saqsam.runtimes import TORCH_INTEGER, load_runtime, use_integer_kernels
-from saqsam.settings import with_settings
-from saqsam.specs import Calibration
-from saqsam_cli.terminal import progress_bars
+from saqsam.verification.parity import compare_with_torch
 
 OUT = RESULTS / "deployed.csv"
 RUNTIMES = {

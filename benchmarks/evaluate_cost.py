@@ -30,12 +30,12 @@ from plain_rows import append_plain
 from plan import CACHE, ROOT, circumstances
 from random_models import random_small_sam
 from rows import RESULTS
-from saqsam.backend import TorchBackend
-from saqsam.data.datasets import open_dataset
-from saqsam.data.scenes import ScenesDataset
-from saqsam.evaluate import ranks
+from saqsam.data.open import open_dataset
+from saqsam.data.scenes.dataset import ScenesDataset
+from saqsam.evaluation import ranks
+from saqsam.inference.backend import TorchBackend
+from saqsam.inference.prompts import Prompts
 from saqsam.models.loading import BUNDLED, build_processor
-from saqsam.prompts import Prompts
 
 OUT = RESULTS / "evaluate_cost.csv"
 COLUMNS = (

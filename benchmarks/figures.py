@@ -29,16 +29,17 @@ import ptq
 import saqsam
 from plan import ROOT, Plan, make_plan, parse_arguments
 from rows import FLOAT, RESULTS, Row, read_rows
-from saqsam.data.datasets import Sample, open_dataset
-from saqsam.evaluate import mask_iou
-from saqsam.models.structure import SamStructure
-from saqsam.output import write_whole
-from saqsam.predictor import Predictor
-from saqsam.quantize import QuantizationLog
+from saqsam.cli.terminal import progress_bars
+from saqsam.data.open import open_dataset
+from saqsam.data.types import Sample
+from saqsam.evaluation import mask_iou
+from saqsam.inference.predictor import Predictor
+from saqsam.models.sam.structure import SamStructure
+from saqsam.ptq.pipeline import QuantizationLog
 from saqsam.report import focus
 from saqsam.report.log import LOG_PICTURE, write_log
-from saqsam.visualize import overlay_masks
-from saqsam_cli.terminal import progress_bars
+from saqsam.utils.atomic_write import write_whole
+from saqsam.viz.overlays import overlay_masks
 from tables import current
 
 FIGURES = ("learning", "masks", "focus", "steps")

@@ -22,14 +22,14 @@ from transformers import SamModel
 
 import saqsam
 from random_models import pack_uncalibrated, random_sam_b
-from saqsam.export.decoder import write_decoder
-from saqsam.export.encoder import write_encoder
-from saqsam.export.encoder_attention import EncoderOptions
-from saqsam.export.graph import Graph
 from saqsam.export.manifest import LOW_RES_OUTPUTS
-from saqsam.export.to_onnx import keep_outputs
-from saqsam.presets import deployable
-from saqsam.recipe import Recipe
+from saqsam.export.onnx.graph import Graph
+from saqsam.export.onnx.sam.decoder import write_decoder
+from saqsam.export.onnx.sam.encoder import write_encoder
+from saqsam.export.onnx.sam.encoder_attention import EncoderOptions
+from saqsam.export.onnx.writer import keep_outputs
+from saqsam.recipes.deployment import deployable
+from saqsam.recipes.recipe import Recipe
 
 SUBJECTS: dict[str, Callable[[], SamModel]] = {
     "sam-mini": lambda: saqsam.load("sam-mini")[0],

@@ -16,17 +16,17 @@ from transformers import SamModel, SamProcessor
 
 import saqsam
 from latency_models import export_default
-from saqsam.backend import TorchBackend
-from saqsam.calibration_images import choose_calibration_images
-from saqsam.data.datasets import Dataset
-from saqsam.export.decoder import write_decoder
-from saqsam.export.graph import Graph
+from saqsam.data.types import Dataset
 from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
-from saqsam.export.to_onnx import keep_outputs
-from saqsam.output import whole_folder
+from saqsam.export.onnx.graph import Graph
+from saqsam.export.onnx.sam.decoder import write_decoder
+from saqsam.export.onnx.writer import keep_outputs
+from saqsam.inference.backend import TorchBackend
+from saqsam.ptq.calibration_images import choose_calibration_images
+from saqsam.recipes.specs import Calibration
 from saqsam.runtimes.inputs import as_array, decoder_inputs
 from saqsam.runtimes.openvino import OpenVinoBackend
-from saqsam.specs import Calibration
+from saqsam.utils.atomic_write import whole_folder
 
 NAME = "nncf-w8a8"
 

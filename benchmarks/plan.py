@@ -21,16 +21,17 @@ from transformers import SamModel, SamProcessor
 import saqsam
 from rows import FILL_BOX, FLOAT, RESULTS
 from saqsam.checkpoint import quantization_config_of
-from saqsam.data.datasets import SCENES, SCENES_COUNT, Dataset
+from saqsam.cli.opening import CALIBRATION_SCENES_SEED, usable_device
+from saqsam.cli.terminal import err
 from saqsam.data.detections import Detections, load_detections
+from saqsam.data.open import SCENES, SCENES_COUNT
+from saqsam.data.types import Dataset
 from saqsam.models.loading import BUNDLED
-from saqsam.models.structure import SamStructure
-from saqsam.presets import METHODS, parse_bits
-from saqsam.recipe import Recipe
-from saqsam.settings import with_settings
-from saqsam.units import reconstruction_units
-from saqsam_cli.opening import CALIBRATION_SCENES_SEED, usable_device
-from saqsam_cli.terminal import err
+from saqsam.models.sam.structure import SamStructure
+from saqsam.ptq.units import reconstruction_units
+from saqsam.recipes.overrides import with_settings
+from saqsam.recipes.presets import METHODS, parse_bits
+from saqsam.recipes.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "work" / "benchmarks"

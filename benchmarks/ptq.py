@@ -28,15 +28,15 @@ from transformers import SamModel, SamProcessor
 import saqsam
 from plan import Plan, make_plan, parse_arguments
 from rows import FILL_BOX, FLOAT, KEY, Row, append_row, read_rows
+from saqsam.analysis.inventory import take_inventory
 from saqsam.checkpoint import quantization_config_of
-from saqsam.data.datasets import Dataset
-from saqsam.evaluate import Evaluation, PromptTask, mask_iou
-from saqsam.evaluate.iou import fill_box
-from saqsam.inventory import take_inventory
-from saqsam.output import write_whole
-from saqsam.presets import parse_bits
-from saqsam.recipe import Recipe
-from saqsam_cli.terminal import err, progress_bars
+from saqsam.cli.terminal import err, progress_bars
+from saqsam.data.types import Dataset
+from saqsam.evaluation import Evaluation, PromptTask, mask_iou
+from saqsam.evaluation.metrics.iou import fill_box
+from saqsam.recipes.presets import parse_bits
+from saqsam.recipes.recipe import Recipe
+from saqsam.utils.atomic_write import write_whole
 from scores import scores_file, write_scores
 
 Steps = Callable[[int, int], None]

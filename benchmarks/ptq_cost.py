@@ -32,15 +32,15 @@ from ptq import exit_code
 from random_models import random_sam_b
 from rows import RESULTS
 from run_once import peak_gib
-from saqsam.calibration_images import choose_calibration_images
-from saqsam.clipping import SEARCHED, FocusSearch, _attention_inputs
-from saqsam.models.attention import QuantDecoderAttention
+from saqsam.convert.prepare import prepare
 from saqsam.models.loading import build_processor
-from saqsam.models.structure import DECODER_PARTS, SamStructure, replace_module
-from saqsam.prepare import prepare
-from saqsam.quantize import DEFAULT_MEMORY
-from saqsam.recipe import Recipe
-from saqsam.specs import Precision
+from saqsam.models.sam.attention import QuantDecoderAttention
+from saqsam.models.sam.structure import DECODER_PARTS, SamStructure, replace_module
+from saqsam.ptq.calibration_images import choose_calibration_images
+from saqsam.ptq.clipping import SEARCHED, FocusSearch, _attention_inputs
+from saqsam.ptq.pipeline import DEFAULT_MEMORY
+from saqsam.recipes.recipe import Recipe
+from saqsam.recipes.specs import Precision
 
 OUT = RESULTS / "ptq_cost.csv"
 COLUMNS = (

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
 
-from saqsam.models.attention import PROBABILITIES
-from saqsam.models.structure import SamStructure, replace_module
-from saqsam.prepare import activation_slots, pack, prepare
+from saqsam.convert.pack import pack
+from saqsam.convert.plan import activation_slots
+from saqsam.convert.prepare import prepare
+from saqsam.models.sam.attention import PROBABILITIES
+from saqsam.models.sam.structure import SamStructure, replace_module
 from saqsam.quant.affine import AffineQuantizer
-from saqsam.recipe import Recipe
+from saqsam.recipes.recipe import Recipe
 
 ACTIVATION_RANGE = 16.0
 """Width of every activation's range, around zero: random weights have no ranges worth to be measured."""

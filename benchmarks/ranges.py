@@ -30,12 +30,12 @@ from transformers import SamModel
 import saqsam
 from plan import make_plan, parse_arguments
 from rows import RESULTS
-from saqsam.backend import TorchBackend
-from saqsam.calibration_images import CalibrationImages, choose_calibration_images
-from saqsam.clipping import SEARCHED
-from saqsam.models.structure import DECODER_PARTS, SamStructure
-from saqsam.output import write_whole
-from saqsam.prepare import prepare
+from saqsam.convert.prepare import prepare
+from saqsam.inference.backend import TorchBackend
+from saqsam.models.sam.structure import DECODER_PARTS, SamStructure
+from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
+from saqsam.ptq.clipping import SEARCHED
+from saqsam.utils.atomic_write import write_whole
 
 OUT = RESULTS / "ranges.csv"
 ORIGINAL = "sam_encoder_activation_ranges.json"

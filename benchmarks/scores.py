@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from saqsam.evaluate import InstanceScore
-from saqsam.output import write_whole
+from saqsam.evaluation import InstanceScore
+from saqsam.utils.atomic_write import write_whole
 
 _STEPS = 2**16 - 1
 """IoUs are kept in 16 bits: an error below 1e-5, far below what one object tells."""

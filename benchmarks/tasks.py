@@ -22,13 +22,14 @@ from plain_rows import append_plain, read_plain
 from plan import Plan, make_plan, parse_arguments
 from ptq import bar, exit_code, make_subject
 from rows import FLOAT, RESULTS
-from saqsam.data.datasets import SCENES, Dataset
+from saqsam.cli.terminal import progress_bars
 from saqsam.data.detections import load_detections
+from saqsam.data.open import SCENES
 from saqsam.data.simulated_detections import SimulatedDetections
 from saqsam.data.simulated_labels import SimulatedLabels
-from saqsam.evaluate import EverythingTask, InstanceTask, OrientedTask, PromptTask, SemanticTask, Task
-from saqsam.mask_generator import GeneratorOptions
-from saqsam_cli.terminal import progress_bars
+from saqsam.data.types import Dataset
+from saqsam.evaluation import EverythingTask, InstanceTask, OrientedTask, PromptTask, SemanticTask, Task
+from saqsam.inference.mask_generator import GeneratorOptions
 
 OUT = RESULTS / "tasks.csv"
 COLUMNS = (

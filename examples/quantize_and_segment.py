@@ -13,7 +13,7 @@ from PIL import Image
 
 import saqsam
 from saqsam.data.images import read_image
-from saqsam.visualize import overlay_masks
+from saqsam.viz.overlays import overlay_masks
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("model", nargs="?", default="sam-mini")

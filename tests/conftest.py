@@ -12,8 +12,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from saqsam.checkpoint import save_checkpoint
-from tiny_quantized import quantized_tiny
-from tiny_sam import tiny_processor, tiny_sam
+from support.tiny_quantized import quantized_tiny
+from support.tiny_sam import tiny_processor, tiny_sam
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 # A shell that runs tests in the background has them, and what they start, ignore Ctrl-C.

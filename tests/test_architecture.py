@@ -17,9 +17,12 @@ import saqsam
 ROOT = Path(saqsam.__file__).parent
 # Third parties that the library does without, or that only the command line, the plots and exports need.
 NOT_AT_IMPORT = (
-    *("torchvision", "segment_anything", "typer", "rich", "saqsam_cli", "matplotlib"),
+    *("torchvision", "segment_anything", "typer", "rich", "saqsam.cli", "matplotlib"),
     *("onnx", "onnxruntime", "openvino", "executorch"),
 )
+
+
+PRINT_MODULES = "import json, sys; json.dump(sorted(sys.modules), sys.stdout)"
 
 
 def module_name(path: Path) -> str:
@@ -77,52 +80,72 @@ def is_within(name: str, *packages: str) -> bool:
     return any(name == package or name.startswith(package + ".") for package in packages)
 
 
+LAYERS = (
+    ("quant", "utils"),
+    ("data", "models"),
+    ("recipes",),
+    ("convert",),
+    ("checkpoint", "inference"),
+    ("analysis", "evaluation", "export", "ptq"),
+    ("runtimes", "viz"),
+    ("report", "verification"),
+    ("cli",),
+)
+"""Folders from the lowest up: a module imports from its own folder and from lower layers."""
+ROOT_MODULES = {"saqsam", "saqsam.__main__", "saqsam._version"}
+
+
+def layer_of(name: str) -> int:
+    folder = name.split(".")[1]
+    return next(number for number, folders in enumerate(LAYERS) if folder in folders)
+
+
 def test_the_walk_finds_what_is_known_to_be_there() -> None:
-    assert "saqsam.quant.packing" in at_import("saqsam.quant.layers")  # a relative import
+    assert "saqsam.quant.packing" in at_import("saqsam.quant.layers")
     assert "saqsam.checkpoint" in at_any_time("saqsam.models.loading") - at_import("saqsam.models.loading")
-    assert "saqsam.prepare" in at_import("saqsam.quantize")
+    assert "saqsam.convert.plan" in at_import("saqsam.convert.prepare")
     for name in MODULES:
         assert at_any_time(name) <= set(MODULES), f"{name} imports what is not there"
 
 
-@pytest.mark.parametrize("name", inside("saqsam.utils"))
-def test_utils_are_a_leaf(name: str) -> None:
-    assert all(is_within(other, "saqsam.utils") for other in at_any_time(name))
+def test_the_root_holds_the_public_api_alone() -> None:
+    folders = {folder for layer in LAYERS for folder in layer}
+    assert {name for name in MODULES if name.count(".") == 1} == {
+        *(f"saqsam.{folder}" for folder in folders),
+        *(ROOT_MODULES - {"saqsam"}),
+    }
 
 
-@pytest.mark.parametrize("name", inside("saqsam.quant"))
-def test_quant_is_a_leaf(name: str) -> None:
-    assert all(is_within(other, "saqsam.quant") for other in at_any_time(name))
-    assert "transformers" not in MODULES[name].read_text(encoding="utf-8").replace("transformers'", "")
+def test_imports_point_down() -> None:
+    upward = []
+    for name in sorted(set(MODULES) - ROOT_MODULES):
+        for other in sorted(at_any_time(name) - ROOT_MODULES):
+            same_folder = name.split(".")[1] == other.split(".")[1]
+            # A folder may turn out to hold a packed checkpoint: only then is that imported.
+            loads_packed = name == "saqsam.models.loading" and other == "saqsam.checkpoint"
+            if not (same_folder or layer_of(other) < layer_of(name) or loads_packed):
+                upward.append(f"{name} imports {other}")
+    assert not upward
 
 
-@pytest.mark.parametrize("name", inside("saqsam.models"))
-def test_models_know_of_quant_alone(name: str) -> None:
-    assert all(is_within(other, "saqsam.models", "saqsam.quant", "saqsam.utils") for other in at_import(name))
-    # A folder may turn out to hold a packed checkpoint: only then is that imported.
-    allowed = ("saqsam.models", "saqsam.quant", "saqsam.utils", "saqsam.checkpoint")
-    assert all(is_within(other, *allowed) for other in at_any_time(name))
+def test_quant_knows_no_model() -> None:
+    for name in inside("saqsam.quant"):
+        assert all(is_within(other, "saqsam.quant") for other in at_any_time(name)), name
+        assert "transformers" not in MODULES[name].read_text(encoding="utf-8").replace("transformers'", ""), (
+            name
+        )
 
 
-@pytest.mark.parametrize("name", inside("saqsam.data"))
-def test_data_knows_of_no_model(name: str) -> None:
-    assert all(is_within(other, "saqsam.data", "saqsam.utils") for other in at_any_time(name))
+def test_only_the_command_line_imports_its_libraries() -> None:
+    for name in set(MODULES) - set(inside("saqsam.cli")) - {"saqsam.__main__"}:
+        assert not re.search(r"^\s*(import|from) (typer|rich)\b", MODULES[name].read_text("utf-8"), re.M), (
+            name
+        )
 
 
-@pytest.mark.parametrize("name", ["saqsam.recipe", "saqsam.presets", "saqsam.prepare", "saqsam.checkpoint"])
-def test_recipes_and_checkpoints_know_of_no_data(name: str) -> None:
-    assert not any(is_within(other, "saqsam.data", "saqsam.evaluate") for other in at_any_time(name))
-
-
-@pytest.mark.parametrize("name", [name for name in MODULES if name != "saqsam.__main__"])
-def test_the_library_knows_nothing_of_the_command_line(name: str) -> None:
-    source = MODULES[name].read_text(encoding="utf-8")
-    assert not re.search(r"\b(saqsam_cli|typer|rich)\b", source)
-
-
-@pytest.mark.parametrize("name", [name for name in MODULES if name != "saqsam.__main__"])
-def test_nobody_inside_imports_the_public_api(name: str) -> None:
-    assert "saqsam" not in at_any_time(name)
+def test_nobody_inside_imports_the_public_api() -> None:
+    for name in MODULES:
+        assert "saqsam" not in at_any_time(name) or name.startswith("saqsam.cli"), name
 
 
 def test_imports_have_no_cycle() -> None:
@@ -135,20 +158,41 @@ def test_modules_say_what_they_are_for() -> None:
         assert ast.get_docstring(tree_of(name)), f"{name} has no docstring"
 
 
-def test_importing_saqsam_imports_nothing_it_may_not_need() -> None:
-    script = "import json, sys, saqsam; json.dump(sorted(sys.modules), sys.stdout)"
+def modules_after(statements: str) -> list[str]:
+    """Names of the modules that a new process has imported after some statements; it must print nothing."""
     done = subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning:saqsam", "-c", script],
+        [sys.executable, "-W", "error::DeprecationWarning:saqsam", "-c", f"{statements}\n{PRINT_MODULES}"],
         env={**os.environ, "PYTHONPATH": str(ROOT.parent)},
         check=True,
         capture_output=True,
         text=True,
         timeout=120,
     )
-    modules = json.loads(done.stdout)
-    assert "saqsam.checkpoint" in modules  # which registers the format with transformers
-    assert not [name for name in modules if is_within(name, *NOT_AT_IMPORT)]
     assert not done.stderr
+    found: list[str] = json.loads(done.stdout)
+    return found
+
+
+def test_importing_saqsam_imports_no_torch() -> None:
+    modules = modules_after("import saqsam")
+    assert not [name for name in modules if is_within(name, "torch", "transformers", "numpy", *NOT_AT_IMPORT)]
+
+
+def test_the_library_imports_nothing_it_may_not_need() -> None:
+    modules = modules_after("import saqsam; saqsam.quantize; saqsam.evaluate; saqsam.load")
+    assert "saqsam.checkpoint" in modules
+    assert not [name for name in modules if is_within(name, *NOT_AT_IMPORT)]
+
+
+@pytest.mark.parametrize(
+    "statements",
+    ["import saqsam; from transformers import SamModel", "from transformers import SamModel; import saqsam"],
+)
+def test_checkpoints_are_known_to_transformers(statements: str) -> None:
+    check = (
+        "from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as known; assert 'saqsam' in known"
+    )
+    assert "saqsam.checkpoint" in modules_after(f"{statements}; {check}")
 
 
 def test_the_public_api_is_what_it_says() -> None:

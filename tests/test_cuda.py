@@ -11,17 +11,18 @@ import torch
 from transformers import SamModel
 
 import saqsam
-from command_line import assert_done, run
-from exact_layers import exact_layers
-from saqsam.evaluate import PromptTask
-from saqsam.evaluate.tasks.everything import EverythingTask
-from saqsam.mask_generator import GeneratorOptions
-from saqsam.presets import METHODS, deployable
-from saqsam.quantize import QuantizationLog, quantize
-from saqsam.recipe import Recipe
+from saqsam.evaluation import PromptTask
+from saqsam.evaluation.tasks.everything import EverythingTask
+from saqsam.inference.mask_generator import GeneratorOptions
+from saqsam.ptq.pipeline import QuantizationLog, quantize
+from saqsam.recipes.deployment import deployable
+from saqsam.recipes.presets import METHODS
+from saqsam.recipes.recipe import Recipe
 from saqsam.runtimes import compare_with_float, use_integer_kernels
-from tiny_quantized import tiny_data, tiny_recipe
-from tiny_sam import tiny_processor, tiny_sam
+from support.command_line import assert_done, run
+from support.exact_layers import exact_layers
+from support.tiny_quantized import tiny_data, tiny_recipe
+from support.tiny_sam import tiny_processor, tiny_sam
 
 DEVICE = os.environ.get("SAQSAM_TEST_DEVICE", "cuda")
 pytestmark = pytest.mark.skipif(

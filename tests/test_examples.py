@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 
 import saqsam
-from coco_folder import make_coco, picture
 from saqsam.data.images import read_image
 from saqsam.export import export_model
-from saqsam.predictor import preprocess
-from saqsam.presets import deployable
-from saqsam.prompts import Prompts
+from saqsam.inference.predictor import preprocess
+from saqsam.inference.prompts import Prompts
+from saqsam.recipes.deployment import deployable
 from saqsam.runtimes import load_runtime
-from tiny_quantized import quantize_tiny, tiny_recipe
-from tiny_sam import tiny_processor
+from support.coco_folder import make_coco, picture
+from support.tiny_quantized import quantize_tiny, tiny_recipe
+from support.tiny_sam import tiny_processor
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import SamModel
 
-from saqsam.data.scenes import ScenesDataset
-from script_modules import scripts
+from saqsam.data.scenes.dataset import ScenesDataset
+from support.script_modules import scripts
 
 MODULES = ("train", "evaluation", "forward", "samples", "pack", "widen")
 

@@ -28,8 +28,8 @@ import numpy as np
 from rich.progress import track
 
 from saqsam.data.coco import CocoDataset
-from saqsam.data.datasets import Dataset
-from saqsam.data.scenes import ScenesDataset
+from saqsam.data.scenes.dataset import ScenesDataset
+from saqsam.data.types import Dataset
 
 MIN_MASK_PIXELS = 12
 """Smaller objects (in packed pixels) carry no boundary to learn from."""

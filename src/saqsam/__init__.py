@@ -1,18 +1,61 @@
-"""Post-training quantization of Segment Anything Models to real low-bit integers."""
+"""Post-training quantization of Segment Anything Models to real low-bit integers.
+
+Public names are imported when they are first used, so that `import saqsam` does not import torch. Importing this
+package also makes packed checkpoints known to transformers: `SamModel.from_pretrained` loads them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from saqsam._version import __version__
-from saqsam.checkpoint import load_checkpoint, recipe_of, save_checkpoint
-from saqsam.data.datasets import open_dataset
-from saqsam.encoded_image import EncodedImage
-from saqsam.evaluate import evaluate
-from saqsam.mask_generator import GeneratedMask, GeneratorOptions, MaskGenerator
-from saqsam.models import load
-from saqsam.predictor import Predictor
-from saqsam.presets import METHODS, recipe_for
-from saqsam.quantize import QuantizationLog, quantize
-from saqsam.recipe import Recipe
-from saqsam.settings import with_settings
-from saqsam.utils.errors import CheckpointError
+from saqsam.utils.import_hook import after_import
+
+if TYPE_CHECKING:
+    from saqsam.checkpoint import SaqsamConfig, load_checkpoint, recipe_of, save_checkpoint
+    from saqsam.data import open_dataset
+    from saqsam.evaluation import evaluate
+    from saqsam.export import export_model
+    from saqsam.inference.encoded_image import EncodedImage
+    from saqsam.inference.mask_generator import GeneratedMask, GeneratorOptions, MaskGenerator
+    from saqsam.inference.predictor import Predictor
+    from saqsam.models import load
+    from saqsam.ptq.pipeline import QuantizationLog, quantize
+    from saqsam.recipes.deployment import deployable
+    from saqsam.recipes.overrides import with_settings
+    from saqsam.recipes.presets import METHODS, recipe_for
+    from saqsam.recipes.recipe import Recipe
+    from saqsam.utils.errors import CheckpointError
+
+_MODULES = {
+    "METHODS": "recipes.presets",
+    "CheckpointError": "utils.errors",
+    "EncodedImage": "inference.encoded_image",
+    "GeneratedMask": "inference.mask_generator",
+    "GeneratorOptions": "inference.mask_generator",
+    "MaskGenerator": "inference.mask_generator",
+    "Predictor": "inference.predictor",
+    "QuantizationLog": "ptq.pipeline",
+    "Recipe": "recipes.recipe",
+    "SaqsamConfig": "checkpoint",
+    "deployable": "recipes.deployment",
+    "evaluate": "evaluation",
+    "export_model": "export",
+    "load": "models",
+    "load_checkpoint": "checkpoint",
+    "open_dataset": "data",
+    "quantize": "ptq.pipeline",
+    "recipe_for": "recipes.presets",
+    "recipe_of": "checkpoint",
+    "save_checkpoint": "checkpoint",
+    "with_settings": "recipes.overrides",
+}
+"""Where each public name is defined."""
+_PACKAGES = (
+    *("analysis", "checkpoint", "convert", "data", "evaluation", "export", "inference", "models"),
+    *("ptq", "quant", "recipes", "report", "runtimes", "utils", "verification", "viz"),
+)
 
 __all__ = [
     "METHODS",
@@ -24,8 +67,11 @@ __all__ = [
     "Predictor",
     "QuantizationLog",
     "Recipe",
+    "SaqsamConfig",
     "__version__",
+    "deployable",
     "evaluate",
+    "export_model",
     "load",
     "load_checkpoint",
     "open_dataset",
@@ -35,3 +81,25 @@ __all__ = [
     "save_checkpoint",
     "with_settings",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value = getattr(importlib.import_module(f"saqsam.{_MODULES[name]}"), name)
+    elif name in _PACKAGES:
+        value = importlib.import_module(f"saqsam.{name}")
+    else:
+        raise AttributeError(f"module 'saqsam' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_PACKAGES})
+
+
+def _register_format() -> None:
+    importlib.import_module("saqsam.checkpoint")
+
+
+after_import("transformers.models.sam.modeling_sam", _register_format)

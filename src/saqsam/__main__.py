@@ -1,6 +1,6 @@
 """`python -m saqsam`."""
 
-from saqsam_cli.app import main
+from saqsam.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -12,8 +12,8 @@ from transformers import SamImageProcessorPil, SamModel, SamProcessor
 import saqsam
 from saqsam import CheckpointError
 from saqsam.checkpoint import load_checkpoint, save_checkpoint
-from tiny_quantized import assert_same_outputs, quantized_tiny, tiny_data
-from tiny_sam import tiny_processor
+from support.tiny_quantized import assert_same_outputs, quantized_tiny, tiny_data
+from support.tiny_sam import tiny_processor
 
 
 @pytest.fixture

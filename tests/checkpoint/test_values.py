@@ -25,8 +25,8 @@ from saqsam.checkpoint import (
 )
 from saqsam.checkpoint.tensors import MAX_SCALE, MIN_SCALE
 from saqsam.models.configuration import parse_sam_config
-from tiny_quantized import quantize_tiny, quantized_tiny, tiny_recipe
-from tiny_sam import tiny_processor
+from support.tiny_quantized import quantize_tiny, quantized_tiny, tiny_recipe
+from support.tiny_sam import tiny_processor
 
 QKV = "vision_encoder.layers.0.attn.qkv"
 PROBABILITIES = "vision_encoder.layers.0.attn.probability_quantizer"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ade_folder import SIZES, ade_labels, make_ade
 from saqsam.data.ade20k import AdeDataset
-from saqsam.data.datasets import open_dataset
 from saqsam.data.label_png import IGNORE
+from saqsam.data.open import open_dataset
+from support.ade_folder import SIZES, ade_labels, make_ade
 
 
 def test_images_labels_and_names(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coco_folder import SIZES, annotation, compressed, make_coco, picture, rectangle
 from saqsam.data.coco import CocoDataset
-from saqsam.data.datasets import open_dataset
+from saqsam.data.open import open_dataset
+from support.coco_folder import SIZES, annotation, compressed, make_coco, picture, rectangle
 
 
 def open_folder(folder: Path, **options: Any) -> CocoDataset:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from coco_folder import assert_same_samples, make_coco, read_all, read_coco
 from saqsam.data.coco import CocoDataset
-from saqsam.data.datasets import open_dataset
+from saqsam.data.open import open_dataset
+from support.coco_folder import assert_same_samples, make_coco, read_all, read_coco
 
 
 @pytest.mark.parametrize(

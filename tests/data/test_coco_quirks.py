@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coco_folder import (
+from saqsam.data.open import open_dataset
+from support.coco_folder import (
     SIZES,
     annotation,
     assert_same_samples,
@@ -22,7 +23,6 @@ from coco_folder import (
     rectangle,
     uncompressed,
 )
-from saqsam.data.datasets import open_dataset
 
 Content = dict[str, Any]
 

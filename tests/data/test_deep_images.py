@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from saqsam.data.datasets import open_dataset
 from saqsam.data.images import ImageNote, read_image, read_image_with_notes
+from saqsam.data.open import open_dataset
 from saqsam.data.pixels import scale_integers
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coco_folder import SIZES, compressed, make_coco, rectangle
 from saqsam.data.coco import CocoDataset
-from saqsam.data.datasets import open_dataset
 from saqsam.data.detections import Detections, ImageDetections, load_detections
 from saqsam.data.images import ImageFolder
+from saqsam.data.open import open_dataset
+from support.coco_folder import SIZES, compressed, make_coco, rectangle
 
 
 def entry(**changes: Any) -> dict[str, Any]:

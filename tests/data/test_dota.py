@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dota_folder import HEADER, make_dota
-from saqsam.data.datasets import open_dataset
 from saqsam.data.detections import load_detections
 from saqsam.data.dota import CATEGORIES, DotaDataset
+from saqsam.data.open import open_dataset
+from support.dota_folder import HEADER, make_dota
 
 SQUARE = "10 10 30 10 30 30 10 30 plane 0"
 DIAMOND = "32.0 12.0 52.0 32.0 32.0 52.0 12.0 32.0 harbor 1"

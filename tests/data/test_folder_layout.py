@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ade_folder import make_ade
-from coco_folder import make_coco, picture
-from dota_folder import make_dota
 from saqsam.data.ade20k import AdeDataset
 from saqsam.data.coco import CocoDataset
-from saqsam.data.datasets import open_dataset
 from saqsam.data.detections import load_detections
 from saqsam.data.dota import DotaDataset
 from saqsam.data.images import ImageFolder, list_images
 from saqsam.data.label_maps import FolderLabels
 from saqsam.data.mask_pairs import MaskPairDataset
+from saqsam.data.open import open_dataset
+from support.ade_folder import make_ade
+from support.coco_folder import make_coco, picture
+from support.dota_folder import make_dota
 
 SQUARE = "10 10 30 10 30 30 10 30 plane 0"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from coco_folder import picture
 from saqsam.data.coco import CocoDataset
-from saqsam.data.datasets import open_dataset
+from saqsam.data.open import open_dataset
+from support.coco_folder import picture
 
 
 def name_images(folder: Path, *names: str) -> CocoDataset:

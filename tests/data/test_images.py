@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, PngImagePlugin
 
-from coco_folder import picture
 from saqsam.data import decoding
 from saqsam.data.images import (
     ImageFolder,
@@ -23,6 +22,7 @@ from saqsam.data.images import (
     read_image_with_notes,
     read_size,
 )
+from support.coco_folder import picture
 
 GREY = np.array([[0, 100, 255], [7, 8, 9]], dtype=np.uint8)
 

@@ -7,10 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ade_folder import ade_labels, make_ade
-from coco_folder import SIZES, annotation, good_annotations, make_coco
 from saqsam.data.ade20k import AdeDataset
-from saqsam.data.datasets import Instance, Sample, open_dataset
 from saqsam.data.label_maps import (
     DAMAGED_MAP,
     MISSING_MAP,
@@ -22,8 +19,12 @@ from saqsam.data.label_maps import (
     truth_labels,
 )
 from saqsam.data.label_png import IGNORE, read_label_map
+from saqsam.data.open import open_dataset
 from saqsam.data.rle import encode_mask
 from saqsam.data.simulated_labels import SimulatedLabels
+from saqsam.data.types import Instance, Sample
+from support.ade_folder import ade_labels, make_ade
+from support.coco_folder import SIZES, annotation, good_annotations, make_coco
 
 VALUES = np.array([[0, 1, 150], [254, 255, 7]])
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from coco_folder import picture, rectangle
-from saqsam.data.datasets import open_dataset
 from saqsam.data.mask_pairs import MaskPairDataset, read_mask
-from saqsam.evaluate.run import fill_box_iou
+from saqsam.data.open import open_dataset
+from saqsam.evaluation.run import fill_box_iou
+from support.coco_folder import picture, rectangle
 
 SIZE = (40, 60)
 BOX = (10, 5, 30, 25)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coco_folder import compressed, picture, rectangle
-from saqsam.data.datasets import Sample, open_dataset
 from saqsam.data.images import read_image
+from saqsam.data.open import open_dataset
 from saqsam.data.orientation import TRANSPOSED, apply_orientation, read_orientation, undo_orientation
+from saqsam.data.types import Sample
+from support.coco_folder import compressed, picture, rectangle
 
 
 def rotated_photo(

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 
-from coco_folder import compressed, uncompressed
 from saqsam.data.rle import decode_mask, encode_mask, segmentation_to_rle
+from support.coco_folder import compressed, uncompressed
 
 masks = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12))
 

@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from saqsam.data.datasets import Instance, Sample
 from saqsam.data.rle import encode_mask
-from saqsam.data.scenes import ScenesDataset
+from saqsam.data.scenes.dataset import ScenesDataset
 from saqsam.data.simulated_detections import SimulatedDetections, _box_ious
+from saqsam.data.types import Instance, Sample
 
 
 def sample(

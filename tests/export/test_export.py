@@ -10,15 +10,15 @@ import torch
 from transformers import SamProcessor
 
 import saqsam
-from saqsam.backend import TorchBackend
 from saqsam.checkpoint import save_checkpoint
 from saqsam.export import export_model, manifest, read_manifest
-from saqsam.export.parity import compare_with_torch
-from saqsam.predictor import Predictor
-from saqsam.presets import deployable
+from saqsam.inference.backend import TorchBackend
+from saqsam.inference.predictor import Predictor
+from saqsam.recipes.deployment import deployable
 from saqsam.runtimes import load_runtime
-from tiny_quantized import quantize_tiny, quantized_tiny, tiny_data, tiny_recipe
-from tiny_sam import IMAGE_SIZE, tiny_processor, tiny_sam
+from saqsam.verification.parity import compare_with_torch
+from support.tiny_quantized import quantize_tiny, quantized_tiny, tiny_data, tiny_recipe
+from support.tiny_sam import IMAGE_SIZE, tiny_processor, tiny_sam
 
 RUNS = (("onnx", "onnxruntime"), ("onnx", "openvino"), ("openvino", "openvino"))
 FORMATS = ("onnx", "openvino")

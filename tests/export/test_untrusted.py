@@ -13,15 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from saqsam.export import export_model, manifest, onnx_file
+from saqsam.export import export_model, manifest
 from saqsam.export.manifest import MANIFEST, Manifest, file_hash, manifest_hash, read_manifest
-from saqsam.export.onnx_file import read_onnx
-from saqsam.predictor import Predictor
-from saqsam.presets import deployable
+from saqsam.export.onnx import reader as onnx_file
+from saqsam.export.onnx.reader import read_onnx
+from saqsam.inference.predictor import Predictor
+from saqsam.recipes.deployment import deployable
 from saqsam.runtimes import load_runtime
 from saqsam.utils.errors import CheckpointError
-from tiny_quantized import quantize_tiny, tiny_data, tiny_recipe
-from tiny_sam import tiny_processor
+from support.tiny_quantized import quantize_tiny, tiny_data, tiny_recipe
+from support.tiny_sam import tiny_processor
 
 RUNS = (("onnx", "onnxruntime"), ("onnx", "openvino"), ("openvino", "openvino"))
 Change = Callable[[dict[str, Any]], object]

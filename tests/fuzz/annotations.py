@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from fuzz.harness import VALID, Tally, arguments, report, run
-from saqsam.data.datasets import open_dataset
 from saqsam.data.detections import load_detections
+from saqsam.data.open import open_dataset
 
 _HOSTILE: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 7, 2**31, 2**53, 2**64, 10**400, -(10**18)),

@@ -21,10 +21,10 @@ from transformers.utils import logging
 import saqsam
 from fuzz.harness import EQUAL, VALID, Different, Tally, arguments, report, run
 from saqsam.checkpoint import save_checkpoint
+from saqsam.inference.predictor import Predictor
 from saqsam.models.processing import load_processor
-from saqsam.predictor import Predictor
-from tiny_quantized import quantize_tiny, tiny_recipe
-from tiny_sam import IMAGE_SIZE, tiny_processor, tiny_sam
+from support.tiny_quantized import quantize_tiny, tiny_recipe
+from support.tiny_sam import IMAGE_SIZE, tiny_processor, tiny_sam
 
 FILES = ("config.json", "processor_config.json")
 Loader = Callable[[Path], tuple[SamModel, SamProcessor]]

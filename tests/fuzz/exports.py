@@ -19,11 +19,11 @@ from fuzz.configurations import TEXT_MUTATIONS, mutate
 from fuzz.harness import EQUAL, VALID, Different, Tally, arguments, report, run
 from saqsam.export import export_model
 from saqsam.export.manifest import MANIFEST, file_hash, manifest_hash
-from saqsam.predictor import Predictor, check_finite
-from saqsam.presets import deployable
+from saqsam.inference.predictor import Predictor, check_finite
+from saqsam.recipes.deployment import deployable
 from saqsam.runtimes import load_runtime
-from tiny_quantized import quantize_tiny, tiny_recipe
-from tiny_sam import IMAGE_SIZE, tiny_processor
+from support.tiny_quantized import quantize_tiny, tiny_recipe
+from support.tiny_sam import IMAGE_SIZE, tiny_processor
 
 PROCESSOR = "processor_config.json"
 MODEL_FILES = ("encoder.onnx", "decoder.onnx")

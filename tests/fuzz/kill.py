@@ -29,10 +29,10 @@ import torch
 from PIL import Image
 
 from saqsam.checkpoint import save_checkpoint
-from saqsam.presets import deployable
-from saqsam_cli import app, commands, evaluation, reporting  # noqa: F401
-from tiny_quantized import quantize_tiny, quantized_tiny, tiny_recipe
-from tiny_sam import tiny_processor, tiny_sam
+from saqsam.cli import app
+from saqsam.recipes.deployment import deployable
+from support.tiny_quantized import quantize_tiny, quantized_tiny, tiny_recipe
+from support.tiny_sam import tiny_processor, tiny_sam
 
 ABSENT, OLD, WHOLE = "absent", "old", "whole"
 FAULTS = ("SIGKILL", "SIGKILL, --overwrite", "SIGTERM", "disk full", "read-only", "two at once")

@@ -24,8 +24,8 @@ from saqsam.checkpoint import (
     save_checkpoint,
 )
 from saqsam.models.configuration import parse_sam_config
-from tiny_quantized import outputs, quantize_tiny, tiny_recipe
-from tiny_sam import tiny_processor
+from support.tiny_quantized import outputs, quantize_tiny, tiny_recipe
+from support.tiny_sam import tiny_processor
 
 Mutation = Callable[[Tensor, random.Random], Tensor]
 _EXTREMES = (

@@ -23,10 +23,10 @@ from torch import Tensor
 from fuzz.harness import EQUAL, VALID, Different, Tally, arguments, report, run
 from fuzz.tensors import VALUE_MUTATIONS
 from saqsam.checkpoint import checkpoint_tensors
-from saqsam.data.scenes import ScenesDataset
+from saqsam.data.scenes.dataset import ScenesDataset
 from saqsam.data.simulated_detections import SimulatedDetections
 from saqsam.data.simulated_labels import SimulatedLabels
-from saqsam.evaluate import (
+from saqsam.evaluation import (
     EverythingTask,
     InstanceTask,
     OrientedTask,
@@ -35,12 +35,12 @@ from saqsam.evaluate import (
     Task,
     evaluate,
 )
-from saqsam.evaluate.records import RecordFolder
-from saqsam.journal import ARGUMENTS, Journal
-from saqsam.mask_generator import GeneratorOptions
-from saqsam.quantize import quantize
-from tiny_quantized import tiny_data, tiny_recipe
-from tiny_sam import tiny_processor, tiny_sam
+from saqsam.evaluation.records import RecordFolder
+from saqsam.inference.mask_generator import GeneratorOptions
+from saqsam.ptq.journal import ARGUMENTS, Journal
+from saqsam.ptq.pipeline import quantize
+from support.tiny_quantized import tiny_data, tiny_recipe
+from support.tiny_sam import tiny_processor, tiny_sam
 
 Mutants = Iterator[tuple[str, Callable[[], str]]]
 IMAGES = 2

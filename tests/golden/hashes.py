@@ -17,12 +17,10 @@ import torch
 from torch import Tensor
 from transformers import SamModel
 
-from saqsam import evaluate, load, quantize, recipe_for, save_checkpoint
-from saqsam.data.scenes import ScenesDataset
-from saqsam.export import export_model
-from saqsam.presets import deployable
-from saqsam.recipe import Calibration, Recipe
-from tiny_sam import tiny_pixels, tiny_processor, tiny_sam
+from saqsam import deployable, evaluate, export_model, load, quantize, recipe_for, save_checkpoint
+from saqsam.data.scenes.dataset import ScenesDataset
+from saqsam.recipes.recipe import Calibration, Recipe
+from support.tiny_sam import tiny_pixels, tiny_processor, tiny_sam
 
 RECORDED = Path(__file__).with_name("hashes.json")
 METHODS = ("mse", "ptq4sam-s", "saq-sam", "saq-sam-plus")

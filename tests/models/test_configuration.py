@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import SamConfig, SamModel
 
-from json_values import is_short_line, json_values
 from saqsam.models.configuration import (
     ACTIVATIONS,
     MAX_PARAMETERS,
@@ -20,7 +19,8 @@ from saqsam.models.configuration import (
     parse_sam_config,
 )
 from saqsam.utils.errors import MAX_MESSAGE_LENGTH, CheckpointError
-from tiny_sam import tiny_config, tiny_sam
+from support.json_values import is_short_line, json_values
+from support.tiny_sam import tiny_config, tiny_sam
 
 PARTS = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
 RAW: dict[str, Any] = json.loads(tiny_config().to_json_string(use_diff=False))

@@ -17,9 +17,9 @@ from transformers import Sam2Config, SamModel
 from saqsam.checkpoint import save_checkpoint
 from saqsam.models import load, loading
 from saqsam.models.loading import build_model, build_processor
-from state_dict_names import official_names
-from tiny_quantized import assert_same_outputs, quantized_tiny
-from tiny_sam import IMAGE_SIZE, tiny_config, tiny_pixels, tiny_processor, tiny_sam
+from support.state_dict_names import official_names
+from support.tiny_quantized import assert_same_outputs, quantized_tiny
+from support.tiny_sam import IMAGE_SIZE, tiny_config, tiny_pixels, tiny_processor, tiny_sam
 
 SHARED = "shared_image_embedding.positional_embedding"
 SHARED_COPY = "prompt_encoder.shared_embedding.positional_embedding"

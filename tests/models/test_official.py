@@ -11,8 +11,8 @@ from transformers import SamConfig, SamModel
 
 from saqsam.models.loading import build_model, load
 from saqsam.models.official import from_official, infer_config, rename_key
-from small_official import GRID, IMAGE, WIDTH, convert, small_official
-from torchvision_stub import import_segment_anything
+from support.small_official import GRID, IMAGE, WIDTH, convert, small_official
+from support.torchvision_stub import import_segment_anything
 
 import_segment_anything()
 from segment_anything import build_sam_vit_b, build_sam_vit_h, build_sam_vit_l  # noqa: E402

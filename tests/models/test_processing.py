@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from json_values import is_short_line, json_values
+from saqsam.inference.predictor import preprocess
 from saqsam.models.processing import (
     MAX_PIXEL,
     build_processor,
@@ -19,9 +19,9 @@ from saqsam.models.processing import (
     parse_sam_processor,
     processor_fields,
 )
-from saqsam.predictor import preprocess
 from saqsam.utils.errors import CheckpointError
-from tiny_sam import tiny_config, tiny_processor
+from support.json_values import is_short_line, json_values
+from support.tiny_sam import tiny_config, tiny_processor
 
 CONFIG = tiny_config()
 FLAT: dict[str, Any] = json.loads(tiny_processor().image_processor.to_json_string())

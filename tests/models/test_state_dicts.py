@@ -20,8 +20,8 @@ from saqsam.models.official import from_official
 from saqsam.models.processing import build_processor
 from saqsam.models.state_dicts import find_model
 from saqsam.utils.errors import CheckpointError
-from state_dict_names import official_names
-from tiny_sam import tiny_config, tiny_sam
+from support.state_dict_names import official_names
+from support.tiny_sam import tiny_config, tiny_sam
 
 HEADS = 8
 """Of the official decoder."""

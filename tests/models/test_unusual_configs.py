@@ -11,16 +11,16 @@ from transformers import SamConfig, SamModel, SamProcessor
 import saqsam
 from saqsam.checkpoint import save_checkpoint
 from saqsam.export import export_model
-from saqsam.export.parity import compare_with_torch
+from saqsam.inference.predictor import Predictor
 from saqsam.models.loading import build_processor
-from saqsam.predictor import Predictor
-from saqsam.presets import deployable
-from saqsam.quantize import quantize
-from saqsam.recipe import Calibration
+from saqsam.ptq.pipeline import quantize
+from saqsam.recipes.deployment import deployable
+from saqsam.recipes.recipe import Calibration
 from saqsam.runtimes import load_runtime
 from saqsam.utils.errors import CheckpointError
-from tiny_quantized import tiny_data, tiny_recipe
-from tiny_sam import tiny_config, tiny_sam
+from saqsam.verification.parity import compare_with_torch
+from support.tiny_quantized import tiny_data, tiny_recipe
+from support.tiny_sam import tiny_config, tiny_sam
 
 GELUS = (
     "gelu_python",

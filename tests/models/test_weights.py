@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from saqsam.models.weights import MAX_HEADER_BYTES, read_folder, read_safetensors, read_torch
 from saqsam.utils.errors import CheckpointError
-from tiny_sam import tiny_sam
+from support.tiny_sam import tiny_sam
 
 
 @pytest.fixture

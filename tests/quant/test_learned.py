@@ -8,13 +8,8 @@ from torch import Tensor, nn
 
 from saqsam.quant.affine import AffineQuantizer, affine_parameters
 from saqsam.quant.layers import PackedTensor
-from saqsam.quant.learned import (
-    LearnedAffineQuantizer,
-    LearnedWeightScale,
-    RandomDrop,
-    StraightThrough,
-)
-from saqsam.quant.log import LogQuantizer
+from saqsam.quant.learned import LearnedAffineQuantizer, LearnedWeightScale, RandomDrop, StraightThrough
+from saqsam.quant.logarithmic import LogQuantizer
 
 examples = settings(max_examples=40, deadline=None, derandomize=True)
 all_bits = st.integers(2, 8)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saqsam.quant import ranges
 from saqsam.quant.affine import affine_parameters, dequantize_affine, quantize_affine
-from saqsam.quant.observers import HistogramObserver
+from saqsam.quant.range_observers import HistogramObserver
 from saqsam.quant.ranges import (
     RANGE_METHODS,
     RangeMethod,

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from report_page import Page, made_report
 from saqsam.report.content import Report
 from saqsam.report.html import to_html
 from saqsam.report.markdown import to_markdown
 from saqsam.report.write import write_report
+from support.report_page import Page, made_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 

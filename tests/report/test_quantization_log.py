@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from saqsam.clipping import AttentionClipping, Clip
-from saqsam.learn import UnitLog
-from saqsam.models.structure import PAPER_PARTS, PARTS, SamStructure
-from saqsam.prepare import activation_slots
-from saqsam.presets import METHODS, deployable, recipe_for
-from saqsam.quantize import QuantizationLog
+from saqsam.convert.plan import activation_slots
+from saqsam.models.sam.structure import PAPER_PARTS, PARTS, SamStructure
+from saqsam.ptq.clipping import AttentionClipping, Clip
+from saqsam.ptq.learning import UnitLog
+from saqsam.ptq.pipeline import QuantizationLog
+from saqsam.recipes.deployment import deployable
+from saqsam.recipes.presets import METHODS, recipe_for
+from saqsam.recipes.specs import QuantSpec
 from saqsam.report.log import LOG_JSON, LOG_PICTURE, KnownLog, Source, read_log, write_log
 from saqsam.report.words import PART_NAMES, describe, module_name, part_name, short_path, slot_name
-from saqsam.specs import QuantSpec
-from tiny_sam import tiny_config
+from support.tiny_sam import tiny_config
 
 ATTENTION = "mask_decoder.transformer.layers.0.cross_attn_token_to_image"
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from saqsam.evaluate import evaluate
-from saqsam.models.structure import SamStructure
-from saqsam.prepare import weight_sites
-from saqsam.presets import recipe_for
+from saqsam.convert.plan import weight_sites
+from saqsam.evaluation import evaluate
+from saqsam.models.sam.structure import SamStructure
 from saqsam.quant.layers import PackedTensor
-from saqsam.quant.observers import HistogramObserver
-from saqsam.recipe import Calibration
+from saqsam.quant.range_observers import HistogramObserver
+from saqsam.recipes.presets import recipe_for
+from saqsam.recipes.recipe import Calibration
 from saqsam.report.distributions import (
     clipped_beyond,
     cumulative,
@@ -22,8 +22,15 @@ from saqsam.report.distributions import (
 )
 from saqsam.report.reference import Reference, check_reference, make_reference
 from saqsam.report.sensitivity import exchanged, find_groups, measure_sensitivity
-from tiny_quantized import assert_same_outputs, outputs, quantize_tiny, quantized_tiny, tiny_data, tiny_recipe
-from tiny_sam import tiny_processor, tiny_sam
+from support.tiny_quantized import (
+    assert_same_outputs,
+    outputs,
+    quantize_tiny,
+    quantized_tiny,
+    tiny_data,
+    tiny_recipe,
+)
+from support.tiny_sam import tiny_processor, tiny_sam
 
 
 @pytest.fixture(scope="module", params=["min-max", "saq-sam-plus"])

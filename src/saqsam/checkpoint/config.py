@@ -11,7 +11,7 @@ from transformers.quantizers import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from saqsam._version import __version__
-from saqsam.recipe import Recipe
+from saqsam.recipes.recipe import Recipe
 from saqsam.utils.errors import CheckpointError, shorten, shorten_message
 
 FORMAT_VERSION = 2

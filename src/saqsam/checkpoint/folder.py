@@ -12,18 +12,13 @@ from transformers import SamModel, SamProcessor
 from saqsam.checkpoint.config import QUANT_METHOD, SaqsamConfig, recipe_of
 from saqsam.checkpoint.hashing import processor_hash
 from saqsam.checkpoint.hf_quantizer import attach_quantizer, update_hash, verify_processor
-from saqsam.checkpoint.tensors import (
-    check_values,
-    checkpoint_tensors,
-    read_tensors,
-    verify_hash,
-)
+from saqsam.checkpoint.tensors import check_values, checkpoint_tensors, read_tensors, verify_hash
+from saqsam.convert.pack import build_packed_skeleton, complete_loading
 from saqsam.models.configuration import parse_sam_config
-from saqsam.models.structure import SamStructure
+from saqsam.models.sam.structure import SamStructure
 from saqsam.models.weights import SAFETENSORS, safetensors_files
-from saqsam.output import whole_folder
-from saqsam.prepare import build_packed_skeleton, complete_loading
-from saqsam.recipe import Recipe
+from saqsam.recipes.recipe import Recipe
+from saqsam.utils.atomic_write import whole_folder
 from saqsam.utils.errors import CheckpointError, shorten, shorten_message
 from saqsam.utils.strict_json import read_json_object
 

@@ -16,11 +16,11 @@ from saqsam.checkpoint.casts import ignore_casts
 from saqsam.checkpoint.config import FORMAT_VERSION, QUANT_METHOD, SaqsamConfig
 from saqsam.checkpoint.hashing import content_hash, hash_header, processor_hash
 from saqsam.checkpoint.tensors import check_values, checkpoint_tensors, read_tensors, verify_hash
+from saqsam.convert.pack import build_packed_skeleton, complete_loading
 from saqsam.models.configuration import check_sam_config
 from saqsam.models.processing import PROCESSOR_FILES, build_processor, load_processor
-from saqsam.models.structure import SamStructure
-from saqsam.prepare import build_packed_skeleton, complete_loading
-from saqsam.recipe import Recipe
+from saqsam.models.sam.structure import SamStructure
+from saqsam.recipes.recipe import Recipe
 from saqsam.utils.errors import CheckpointError
 
 

@@ -16,8 +16,8 @@ from saqsam.checkpoint.hashing import content_hash, hash_header
 from saqsam.models.weights import few
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedTensor
-from saqsam.quant.log import LogQuantizer
-from saqsam.recipe import Recipe
+from saqsam.quant.logarithmic import LogQuantizer
+from saqsam.recipes.recipe import Recipe
 from saqsam.utils.errors import CheckpointError, shorten, shorten_message
 
 MAX_SCALE = torch.finfo(torch.float16).max

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from saqsam.data.datasets import Sample
 from saqsam.data.images import list_images, read_image_with_notes
 from saqsam.data.label_png import IGNORE, LabelMap, NoLabels, read_label_map
 from saqsam.data.paths import describe_folder, expand_home, is_hidden, unique_stems
+from saqsam.data.types import Sample
 
 CLASSES = 150
 """Labels count from 1 to it."""

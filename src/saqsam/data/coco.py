@@ -15,10 +15,10 @@ from saqsam.data.coco_records import (
     read_categories,
     read_images,
 )
-from saqsam.data.datasets import Instance, Sample
 from saqsam.data.image_names import FoundImage, ImageFinder
 from saqsam.data.images import read_image_with_notes, read_size
 from saqsam.data.json_fields import parse_id, read_json
+from saqsam.data.types import Instance, Sample
 from saqsam.utils.counts import left_out_phrase
 
 __all__ = ["EMPTY_MASK", "OTHER_SIZE", "CocoDataset"]

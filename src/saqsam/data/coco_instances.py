@@ -12,10 +12,10 @@ import pycocotools.mask as rle_codec
 from numpy.typing import NDArray
 
 from saqsam.data.coco_records import Annotation
-from saqsam.data.datasets import Instance
 from saqsam.data.json_fields import parse_flag, parse_id, parse_xywh, touches, xyxy
 from saqsam.data.orientation import TRANSPOSED, read_orientation, undo_orientation
 from saqsam.data.segmentations import least_size, read_segmentation
+from saqsam.data.types import Instance
 
 EMPTY_MASK = "empty mask"
 OTHER_SIZE = "mask of another size than the image"

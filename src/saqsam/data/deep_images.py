@@ -17,14 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from saqsam.data.decoding import ImageError, load_upright, open_image, png_chunks
-from saqsam.data.pixels import (
-    WHITE_16,
-    describe_scale,
-    is_deep_grey,
-    scale_floats,
-    scale_integers,
-    strips,
-)
+from saqsam.data.pixels import WHITE_16, describe_scale, is_deep_grey, scale_floats, scale_integers, strips
 
 _PNG_DEPTHS = b"sBIT"
 _PNG_PIXELS = b"IDAT"

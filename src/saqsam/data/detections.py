@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from saqsam.data.coco import CocoDataset
 from saqsam.data.coco_instances import DERIVED_BOX, EMPTY_BOX, OUTSIDE_BOX
 from saqsam.data.coco_records import UNKNOWN_IMAGE
-from saqsam.data.datasets import Dataset, Sample
 from saqsam.data.dota import DotaDataset
 from saqsam.data.json_fields import parse_id, parse_numbers, parse_xywh, read_json, touches, xyxy
 from saqsam.data.paths import expand_home
 from saqsam.data.segmentations import read_outer_box
+from saqsam.data.types import Dataset, Sample
 from saqsam.utils.counts import left_out_phrase
 from saqsam.utils.errors import shorten
 

@@ -17,12 +17,12 @@ from typing import NamedTuple
 import pycocotools.mask as rle_codec
 
 from saqsam.data.coco import EMPTY_MASK
-from saqsam.data.datasets import Instance, Sample
 from saqsam.data.images import list_images, read_image_with_notes, read_size
 from saqsam.data.json_fields import touches
 from saqsam.data.paths import describe_folder, expand_home, is_hidden, unique_stems
 from saqsam.data.polygons import convex_hull
 from saqsam.data.rle import segmentation_to_rle
+from saqsam.data.types import Instance, Sample
 from saqsam.utils.errors import shorten
 
 CATEGORIES = (

@@ -8,13 +8,13 @@ from pathlib import Path
 from saqsam.data.ade20k import AdeDataset, find_ade
 from saqsam.data.coco import CocoDataset
 from saqsam.data.coco_layout import find_export
-from saqsam.data.datasets import Dataset
 from saqsam.data.dota import DotaDataset, find_label_folder
 from saqsam.data.images import ImageFolder, has_images
 from saqsam.data.mask_pairs import MaskPairDataset
 from saqsam.data.mask_values import IgnoreLabel
 from saqsam.data.pair_folders import MASK_FOLDERS, find_pair_folders, has_image_folder
 from saqsam.data.paths import describe_folder, is_hidden
+from saqsam.data.types import Dataset
 
 KNOWN = (
     "images (.jpg, .png, ...) or images/ with annotations.json (COCO), labelTxt/ (DOTA), masks/ or another folder of "

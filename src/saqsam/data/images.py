@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from saqsam.data.datasets import Sample
 from saqsam.data.decoding import MAX_PIXELS, decode_image, load_upright, open_image, read_size
 from saqsam.data.deep_images import read_deep
 from saqsam.data.paths import describe_folder, expand_home, is_hidden
 from saqsam.data.pixels import picture_to_rgb, to_rgb
+from saqsam.data.types import Sample
 
 __all__ = [
     "IMAGE_SUFFIXES",

@@ -12,10 +12,10 @@ import numpy as np
 
 from saqsam.data.ade20k import CLASSES, NO_LABEL, AdeDataset
 from saqsam.data.coco import CocoDataset
-from saqsam.data.datasets import Dataset, Sample
 from saqsam.data.label_png import IGNORE, LabelMap, read_label_map
 from saqsam.data.paths import describe_folder, expand_home, is_hidden
-from saqsam.data.scenes import CATEGORIES, ScenesDataset
+from saqsam.data.scenes.dataset import CATEGORIES, ScenesDataset
+from saqsam.data.types import Dataset, Sample
 
 BACKGROUND = 0
 """Label of pixels that no object covers, in maps painted from objects; a class like any other."""

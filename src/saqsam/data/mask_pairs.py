@@ -14,7 +14,6 @@ import pycocotools.mask as rle_codec
 from numpy.typing import NDArray
 
 from saqsam.data.coco import EMPTY_MASK, OTHER_SIZE
-from saqsam.data.datasets import Instance, Sample
 from saqsam.data.images import list_images, read_image_with_notes
 from saqsam.data.mask_values import (
     IGNORE_HINT,
@@ -31,6 +30,7 @@ from saqsam.data.pair_folders import MASK_FOLDERS, find_pair_folders, mask_names
 from saqsam.data.paths import describe_folder, expand_home, unique_stems
 from saqsam.data.rle import encode_mask
 from saqsam.data.segmentations import DAMAGED_MASK
+from saqsam.data.types import Instance, Sample
 
 NO_MASK = "image without a mask file"
 NO_IMAGE = "mask file without an image"

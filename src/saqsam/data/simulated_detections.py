@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from saqsam.data.datasets import Sample
 from saqsam.data.detections import ImageDetections
+from saqsam.data.types import Sample
 
 _TRUE_SCORE, _FALSE_SCORE = (5.0, 3.0), (3.0, 5.0)
 """Of beta distributions: means of 0.62 and 0.38, deviations of 0.16. One false box in seven outranks a true one."""

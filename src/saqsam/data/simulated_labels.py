@@ -8,9 +8,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from saqsam.data.datasets import SIMULATED, Sample
 from saqsam.data.label_maps import Unusable
 from saqsam.data.label_png import IGNORE, LabelMap
+from saqsam.data.open import SIMULATED
+from saqsam.data.types import Sample
 
 _CELLS = 40
 """Cells along the longer side of an image: a fourth of the resolution of 1/4 that SegFormer answers in at 640 px."""

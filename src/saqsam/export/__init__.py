@@ -17,7 +17,7 @@ from saqsam.checkpoint import (
 )
 from saqsam.export.manifest import FORMATS, MANIFEST, Manifest, file_hash, is_export, read_manifest
 from saqsam.models.processing import processor_fields
-from saqsam.output import whole_folder
+from saqsam.utils.atomic_write import whole_folder
 
 _NEEDS = {"onnx": ("onnx",), "openvino": ("onnx", "openvino"), "executorch": ("executorch",)}
 
@@ -85,15 +85,15 @@ def _write(
 ) -> dict[str, Any]:
     """Write the files of a format, whose packages are extras; what `export.json` says of them."""
     if format == "executorch":
-        from saqsam.export.to_executorch import write_executorch
+        from saqsam.export.executorch.writer import write_executorch
 
         return write_executorch(model, folder, single_mask=single_mask)
-    from saqsam.export.encoder_attention import EncoderOptions
+    from saqsam.export.onnx.sam.encoder_attention import EncoderOptions
 
     if format == "openvino":
-        from saqsam.export.to_openvino import write_openvino as write
+        from saqsam.export.openvino import write_openvino as write
     else:
-        from saqsam.export.to_onnx import write_onnx as write
+        from saqsam.export.onnx.writer import write_onnx as write
     write(model, folder, metadata, single_mask=single_mask, options=EncoderOptions())
     return {}
 

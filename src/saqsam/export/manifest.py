@@ -16,7 +16,7 @@ from transformers import SamConfig, SamProcessor
 
 from saqsam.models.configuration import parse_sam_config
 from saqsam.models.processing import load_processor, processor_fields
-from saqsam.recipe import Recipe
+from saqsam.recipes.recipe import Recipe
 from saqsam.utils.errors import CheckpointError, shorten, shorten_message
 from saqsam.utils.strict_json import read_json_object
 

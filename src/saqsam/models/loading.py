@@ -154,7 +154,7 @@ def _load_folder(folder: Path, device: torch.device) -> tuple[SamModel, SamProce
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         if method != "saqsam":
             raise CheckpointError(f"{folder}: expected a float model, got one quantized by {shorten(method)}")
-        from saqsam.checkpoint import load_checkpoint  # it builds on this package
+        from saqsam.checkpoint import load_checkpoint
 
         model = load_checkpoint(folder, device=device)
         return model, load_processor(folder, model.config)

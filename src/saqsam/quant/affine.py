@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from . import triton_kernels
+from saqsam.quant import triton_kernels
 
 MIN_BITS, MAX_BITS = 2, 8
 

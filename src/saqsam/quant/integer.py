@@ -25,9 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import triton_kernels
-from .affine import AffineQuantizer
-from .layers import PackedLinear, PackedTensor
+from saqsam.quant import triton_kernels
+from saqsam.quant.affine import AffineQuantizer
+from saqsam.quant.layers import PackedLinear, PackedTensor
 
 FLOAT_INPUT = "float inputs"
 SATURATING = "8-bit operands, for which this processor has no exact product"

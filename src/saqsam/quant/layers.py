@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .affine import check_bits, dequantize_affine, quantize_affine
-from .packing import pack_codes, packed_size, unpack_codes
+from saqsam.quant.affine import check_bits, dequantize_affine, quantize_affine
+from saqsam.quant.packing import pack_codes, packed_size, unpack_codes
 
 
 class PackedTensor(nn.Module):

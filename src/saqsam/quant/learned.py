@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .affine import AffineQuantizer, round_affine
-from .layers import PackedTensor
+from saqsam.quant.affine import AffineQuantizer, round_affine
+from saqsam.quant.layers import PackedTensor
 
 
 class _QuantizeWithScaleGradient(torch.autograd.Function):

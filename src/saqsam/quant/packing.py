@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from .affine import check_bits
+from saqsam.quant.affine import check_bits
 
 
 def packed_size(count: int, bits: int) -> int:

@@ -15,8 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .affine import affine_parameters
-from .observers import HistogramObserver
+from saqsam.quant.affine import affine_parameters
+from saqsam.quant.range_observers import HistogramObserver
 
 RangeMethod = Literal["min-max", "percentile", "mse"]
 RANGE_METHODS: tuple[RangeMethod, ...] = ("min-max", "percentile", "mse")

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .affine import check_bits
+from saqsam.quant.affine import check_bits
 
 _LOW, _HIGH = -0.1, 1.1
 _FAR = 20.0

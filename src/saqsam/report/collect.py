@@ -14,13 +14,13 @@ from PIL import Image
 from transformers import SamModel, SamProcessor
 
 from saqsam._version import __version__
+from saqsam.analysis.inventory import take_inventory
 from saqsam.checkpoint import quantization_config_of
-from saqsam.data.datasets import Dataset
-from saqsam.evaluate import Evaluation, PromptTask
-from saqsam.evaluate.compare import task_difference
-from saqsam.inventory import take_inventory
-from saqsam.models.structure import SamStructure
-from saqsam.prepare import Progress
+from saqsam.convert.prepare import Progress
+from saqsam.data.types import Dataset
+from saqsam.evaluation import Evaluation, PromptTask
+from saqsam.evaluation.compare import task_difference
+from saqsam.models.sam.structure import SamStructure
 from saqsam.report import focus
 from saqsam.report.content import Accuracy, Focus, GalleryImage, Picture, Report
 from saqsam.report.distributions import find_distributions
@@ -28,8 +28,8 @@ from saqsam.report.log import Source, read_log
 from saqsam.report.reference import Reference
 from saqsam.report.sensitivity import Level, measure_sensitivity
 from saqsam.report.words import describe, module_name, short_path
-from saqsam.side_by_side import image_row
-from saqsam.visualize import Comparison, comparison_cells
+from saqsam.viz.overlays import Comparison, comparison_cells
+from saqsam.viz.side_by_side import image_row
 
 CELL_WIDTH = 320
 MAP_WIDTH = 256

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from saqsam.clipping import AttentionClipping
-from saqsam.evaluate.compare import TaskDifference
-from saqsam.evaluate.task import Metrics
-from saqsam.inventory import Inventory
-from saqsam.learn import UnitLog
+from saqsam.analysis.inventory import Inventory
+from saqsam.evaluation.compare import TaskDifference
+from saqsam.evaluation.task import Metrics
+from saqsam.ptq.clipping import AttentionClipping
+from saqsam.ptq.learning import UnitLog
 from saqsam.report.log import Source
 
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import torch
 from transformers import SamModel
 
-from saqsam.models.structure import SamStructure
-from saqsam.prepare import Observer, activation_slots
+from saqsam.convert.plan import activation_slots
+from saqsam.convert.prepare import Observer
+from saqsam.models.sam.structure import SamStructure
 from saqsam.quant.affine import AffineQuantizer
-from saqsam.quant.observers import ChannelHistogramObserver, HistogramObserver
-from saqsam.recipe import Recipe
+from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver
+from saqsam.recipes.recipe import Recipe
 from saqsam.report.content import Distribution
 
 STEPS = 72

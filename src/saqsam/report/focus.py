@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import SamModel, SamProcessor
 
-from saqsam.models.attention import QuantDecoderAttention
-from saqsam.models.structure import TOKEN_TO_IMAGE_PARTS, SamStructure
-from saqsam.predictor import Predictor
-from saqsam.prepare import prepare
-from saqsam.recipe import Recipe
+from saqsam.convert.prepare import prepare
+from saqsam.inference.predictor import Predictor
+from saqsam.models.sam.attention import QuantDecoderAttention
+from saqsam.models.sam.structure import TOKEN_TO_IMAGE_PARTS, SamStructure
+from saqsam.recipes.recipe import Recipe
 
 MASK_TOKEN = 1
 """Of the decoder's tokens: the first is that of the predicted IoU, the second that of the single mask."""

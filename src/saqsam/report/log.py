@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from saqsam.clipping import AttentionClipping
-from saqsam.finished_steps import read_clipping, read_unit_log
-from saqsam.learn import UnitLog
-from saqsam.output import write_whole
-from saqsam.quantize import QuantizationLog
-from saqsam.recipe import Recipe
+from saqsam.ptq.clipping import AttentionClipping
+from saqsam.ptq.finished_steps import read_clipping, read_unit_log
+from saqsam.ptq.learning import UnitLog
+from saqsam.ptq.pipeline import QuantizationLog
+from saqsam.recipes.recipe import Recipe
+from saqsam.utils.atomic_write import write_whole
 from saqsam.utils.errors import CheckpointError, shorten
 from saqsam.utils.strict_json import read_json_object
 

@@ -15,17 +15,19 @@ from dataclasses import dataclass
 import torch
 from transformers import SamModel, SamProcessor
 
-from saqsam.bimodal import find_signs, integrate_bimodal, merged_observers
-from saqsam.calibrate import calibrate
-from saqsam.calibration_images import choose_calibration_images
-from saqsam.data.datasets import Dataset
+from saqsam.convert.pack import round_float_parameters
+from saqsam.convert.plan import activation_slots, weight_sites
+from saqsam.convert.prepare import Observer, Progress
 from saqsam.data.detections import Detections
-from saqsam.models.attention import PROBABILITIES
-from saqsam.models.structure import SamStructure
-from saqsam.prepare import Observer, Progress, activation_slots, round_float_parameters, weight_sites
+from saqsam.data.types import Dataset
+from saqsam.models.sam.attention import PROBABILITIES
+from saqsam.models.sam.structure import SamStructure
+from saqsam.ptq.bimodal import find_signs, integrate_bimodal, merged_observers
+from saqsam.ptq.calibration import calibrate
+from saqsam.ptq.calibration_images import choose_calibration_images
+from saqsam.ptq.pipeline import prepare_equalized
 from saqsam.quant.layers import PackedTensor
-from saqsam.quantize import prepare_equalized
-from saqsam.recipe import Recipe
+from saqsam.recipes.recipe import Recipe
 
 LEAST_COSINE = 0.6
 """Between a weight and its rounded codes: at 2 bits it is above 0.8, and near 0 between weights of other forms."""

@@ -17,16 +17,17 @@ import torch
 from torch import nn
 from transformers import SamModel, SamProcessor
 
-from saqsam.arithmetic import float32_arithmetic
-from saqsam.data.datasets import Dataset
-from saqsam.evaluate.iou import clear_ignored, mask_iou
-from saqsam.evaluate.prompts import box_prompts
-from saqsam.models.attention import SLOTS
-from saqsam.models.structure import SamStructure, replace_module
-from saqsam.predictor import Predictor
-from saqsam.prepare import Progress, activation_slots, weight_sites
-from saqsam.recipe import Recipe
+from saqsam.convert.plan import activation_slots, weight_sites
+from saqsam.convert.prepare import Progress
+from saqsam.data.types import Dataset
+from saqsam.evaluation.metrics.iou import clear_ignored, mask_iou
+from saqsam.evaluation.prompts import box_prompts
+from saqsam.inference.predictor import Predictor
+from saqsam.models.sam.attention import SLOTS
+from saqsam.models.sam.structure import SamStructure, replace_module
+from saqsam.recipes.recipe import Recipe
 from saqsam.report.content import GroupSensitivity, Sensitivity
+from saqsam.utils.arithmetic import float32_arithmetic
 
 Level = Literal["parts", "layers"]
 MOST_PROMPTS = 16

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from saqsam.evaluate.compare import Interval
-from saqsam.inventory import mac_width
+from saqsam.analysis.inventory import mac_width
+from saqsam.evaluation.compare import Interval
 from saqsam.report.content import Distribution, Report
 from saqsam.report.words import module_name, part_name, short_path, slot_name
 

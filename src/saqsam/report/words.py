@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from saqsam.models.structure import FLOAT_PARTS, PARTS
-from saqsam.recipe import Recipe
+from saqsam.models.sam.structure import FLOAT_PARTS, PARTS
+from saqsam.recipes.recipe import Recipe
 from saqsam.report.log import Source
 
 _RANGES = {"min-max": "the smallest to the largest value", "percentile": "percentiles", "mse": "least error"}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from saqsam.output import write_whole
 from saqsam.report.content import Report
 from saqsam.report.html import to_html
 from saqsam.report.markdown import to_markdown
+from saqsam.utils.atomic_write import write_whole
 
 PAGE = "report.html"
 """The short report beside a checkpoint."""

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from transformers import SamProcessor
 
-from saqsam.backend import Backend
 from saqsam.export.manifest import Manifest, check_files, parse_manifest
+from saqsam.inference.backend import Backend
 from saqsam.runtimes.devices import AUTO, resolve_device
 from saqsam.runtimes.torch_integer import (
     TORCH_INTEGER,

@@ -68,7 +68,7 @@ def _resolve_onnxruntime(device: str, name: str) -> str:
 def _resolve_openvino(device: str, name: str) -> str:
     if name == AUTO:
         return "CPU"
-    from saqsam.runtimes.openvino_core import openvino_core
+    from saqsam.export.openvino_core import openvino_core
 
     available = openvino_core().available_devices
     wanted = name.replace(":", ".").upper()

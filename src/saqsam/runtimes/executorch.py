@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
-from saqsam.prompts import Prompts
+from saqsam.inference.prompts import Prompts
 from saqsam.runtimes.inputs import as_array, check_interface, check_pixels, choose_masks, decoder_inputs
-from saqsam.silence import silent
 from saqsam.utils.errors import CheckpointError, shorten_message
+from saqsam.utils.quiet_logging import silent
 
 with silent():
     from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool

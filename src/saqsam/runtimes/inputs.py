@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
-from saqsam.prompts import Prompts
+from saqsam.inference.prompts import Prompts
 from saqsam.utils.errors import CheckpointError, shorten
 
 BOX_LABELS = (2, 3)

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
-from saqsam.export.onnx_file import read_onnx
-from saqsam.export.to_onnx import keep_outputs
-from saqsam.prompts import Prompts
+from saqsam.export.onnx.reader import read_onnx
+from saqsam.export.onnx.writer import keep_outputs
+from saqsam.inference.prompts import Prompts
 from saqsam.runtimes.devices import execution_providers
 from saqsam.runtimes.inputs import as_array, check_interface, check_pixels, choose_masks, decoder_inputs
 from saqsam.utils.errors import CheckpointError, shorten_message

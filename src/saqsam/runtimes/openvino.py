@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
-from saqsam.prompts import Prompts
+from saqsam.export.openvino_core import openvino_core
+from saqsam.inference.prompts import Prompts
 from saqsam.runtimes.inputs import as_array, check_interface, check_pixels, choose_masks, decoder_inputs
-from saqsam.runtimes.openvino_core import openvino_core
 from saqsam.utils.errors import CheckpointError, shorten_message
 
 
@@ -125,7 +125,7 @@ def read_model(core: openvino.Core, path: Path) -> openvino.Model:
     """
     try:
         if path.suffix == ".onnx":
-            from saqsam.export.onnx_file import read_onnx
+            from saqsam.export.onnx.reader import read_onnx
 
             return core.read_model(read_onnx(path).SerializeToString())
         return core.read_model(path)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from transformers import SamConfig, SamModel
 
-from saqsam.backend import Backend, TorchBackend
+from saqsam.inference.backend import Backend, TorchBackend
+from saqsam.inference.prompts import Prompts
 from saqsam.models.loading import build_model
-from saqsam.models.structure import replace_module
-from saqsam.prompts import Prompts
+from saqsam.models.sam.structure import replace_module
 from saqsam.quant.integer import IntegerLinear, choose_kernel
 from saqsam.quant.layers import ChannelScale, PackedLayer, PackedLinear
 

@@ -1,0 +1,206 @@
+"""What `compare` does, and the tables it prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saqsam.cli.evaluation import evaluation_bar, make_tasks
+from saqsam.cli.opening import json_bytes, open_labelled, open_model
+from saqsam.cli.options import EvaluationOptions
+from saqsam.cli.outputs import claim_optional
+from saqsam.cli.tables import METRIC_NAMES, figure, print_left_out, scored_on
+from saqsam.cli.terminal import busy, out, progress_bars, result_table, say
+from saqsam.data.types import Dataset
+from saqsam.evaluation import EverythingTask, Task
+from saqsam.evaluation.compare import Comparison, Interval, TaskDifference, compare
+from saqsam.evaluation.memory import prompts_within
+from saqsam.evaluation.ranks import launched_rank, process_group, rank
+from saqsam.evaluation.run import Subject
+from saqsam.ptq.tensor_store import parse_size
+from saqsam.runtimes import RUNTIMES, TORCH_INTEGER
+from saqsam.utils.atomic_write import check_file_writable, png_bytes
+from saqsam.viz.side_by_side import draw_side_by_side
+
+WORST = 5
+"""Images that are listed."""
+DRAWN = 3
+"""Images that are drawn of each model."""
+AT = "@"
+
+
+@dataclass(frozen=True)
+class Named:
+    """A model of the comparison.
+
+    Attributes:
+        letter: What tables call it: A, B, ...
+        model: As the command line has it.
+        recipe: The name of its recipe, or `float`.
+    """
+
+    letter: str
+    model: str
+    recipe: str
+
+
+def compare_models(
+    models: Sequence[str],
+    options: EvaluationOptions,
+    *,
+    json_file: Path | None,
+    picture: Path | None,
+    device: str,
+    threads: int | None,
+    overwrite: bool,
+) -> None:
+    """Score models on the same images, and say how they differ from the first."""
+    for path in (json_file, picture):
+        if path is not None:
+            check_file_writable(path)
+    memory = parse_size(options.memory)
+    own = launched_rank()
+    with (
+        claim_optional(json_file, overwrite=overwrite, rank=own) as figures,
+        claim_optional(picture, overwrite=overwrite, rank=own) as drawing,
+    ):
+        dataset = open_labelled(options.data, "--data", options.limit, options.ignore_label)
+        tasks = make_tasks(options, dataset, keep_masks=True)
+        if picture is not None and isinstance(tasks[0], EverythingTask):
+            raise ValueError(
+                "--out: of masks of everything nothing says which belong together, so none are drawn"
+            )
+        named, subjects = [], []
+        for number, text in enumerate(models):
+            model, runtime = split_runtime(text)
+            sam, processor, recipe = open_model(model, device, runtime, threads)
+            named.append(Named(_letter(number), text, recipe))
+            subjects.append(Subject(sam, processor, prompts_within(memory, processor)))
+        with process_group(), progress_bars() as bars:
+            is_first = rank() == 0
+            found = compare(
+                subjects,
+                dataset,
+                tasks,
+                limit=options.limit,
+                unfinished=None if figures is None else figures.unfinished,
+                workers=options.workers,
+                progress=evaluation_bar(bars, "comparing", dataset, options.limit) if is_first else None,
+            )
+        if not is_first:
+            return
+        # Drawn before anything is written: the two files appear one right after the other.
+        drawn = None if drawing is None else _draw(found, named, tasks[0], dataset)
+        if figures is not None:
+            figures.write(json_bytes(comparison_dict(found, named)))
+        if drawing is not None and drawn is not None:
+            drawing.write(drawn)
+    print_comparison(found, named, dataset)
+    for path, what in ((json_file, "written"), (picture, "picture")):
+        if path is not None:
+            say(f"{what}: {path}")
+
+
+def split_runtime(text: str) -> tuple[str, str | None]:
+    """`MODEL@RUNTIME` as both; anything else is a model whose runtime follows from what it is."""
+    model, at, runtime = text.rpartition(AT)
+    return (model, runtime) if at and runtime in (*RUNTIMES, "torch", TORCH_INTEGER) else (text, None)
+
+
+def comparison_dict(found: Comparison, named: Sequence[Named]) -> dict[str, Any]:
+    """All figures as plain values: those of each model, and of each against the first; no masks."""
+    first = found.evaluations[0]
+    return {
+        "data": {"name": first.dataset, "images": first.images},
+        "models": [
+            {"letter": model.letter, "model": model.model, "recipe": model.recipe, "metrics": result.metrics}
+            for model, result in zip(named, found.evaluations, strict=True)
+        ],
+        "options": first.options,
+        "skipped": first.skipped,
+        "notes": first.notes,
+        "differences": [
+            {"first": named[0].letter, "other": model.letter, "tasks": [d.to_dict() for d in differences]}
+            for model, differences in zip(named[1:], found.differences, strict=True)
+        ],
+    }
+
+
+def print_comparison(found: Comparison, named: Sequence[Named], dataset: Dataset) -> None:
+    """Figures of all models, their differences to the first, and where the others lost most."""
+    first = found.evaluations[0]
+    for model in named:
+        say(f"{model.letter}  {model.model} ({model.recipe})")
+    say(f"on {scored_on(first, dataset)}")
+    for number, (task, metrics) in enumerate(first.metrics.items()):
+        table = result_table(task, *(model.letter for model in named), right=len(named))
+        for name in metrics:
+            values = (result.metrics[task][name] for result in found.evaluations)
+            table.add_row(METRIC_NAMES.get(name, name), *(figure(value) for value in values))
+        out.print(table)
+        differences = [of_model[number] for of_model in found.differences]
+        _print_differences(differences, named)
+        for model, difference in zip(named[1:], differences, strict=True):
+            _print_worst(difference, named[0], model)
+    print_left_out(first.skipped, first.notes)
+
+
+def _print_differences(differences: Sequence[TaskDifference], named: Sequence[Named]) -> None:
+    letter = named[0].letter
+    table = result_table(
+        f"against {letter}", "change", "95 % interval", f"IoU with {letter}", ">= 0.9", right=4
+    )
+    for model, difference in zip(named[1:], differences, strict=True):
+        agreement = difference.agreement
+        table.add_row(
+            model.letter,
+            *interval_text(difference.difference),
+            "-" if agreement is None else f"{agreement.iou:.4f}",
+            "-" if agreement is None else f"{100 * agreement.share_above_90:.1f} %",
+        )
+    out.print(table)
+    one = differences[0]
+    if one.difference is not None:
+        say(
+            f"change: mean {one.compared}, {one.objects} objects in {len(one.images)} images; intervals over draws of "
+            "images"
+        )
+
+
+def interval_text(interval: Interval | None) -> tuple[str, str]:
+    """A change and its interval as tables show them."""
+    if interval is None:
+        return "-", "-"
+    if interval.low is None or interval.high is None:
+        return f"{interval.mean:+.4f}", "-"
+    return f"{interval.mean:+.4f}", f"{interval.low:+.4f} to {interval.high:+.4f}"
+
+
+def _print_worst(difference: TaskDifference, first: Named, other: Named) -> None:
+    losses = [image for image in difference.images[:WORST] if image.difference < 0]
+    if not losses:
+        return
+    headings = ("objects", first.letter, other.letter, "change")
+    table = result_table(f"{other.letter} lost most on", *headings, right=4)
+    for image in losses:
+        means = f"{image.first:.4f}", f"{image.other:.4f}"
+        table.add_row(image.file_name, str(image.objects), *means, f"{image.difference:+.4f}")
+    out.print(table)
+
+
+def _draw(found: Comparison, named: Sequence[Named], task: Task, dataset: Dataset) -> bytes:
+    """Draw the images that the second model lost most on, in the first task, as PNG."""
+    difference = found.differences[0][0]
+    if not difference.images or difference.agreement is None:
+        raise ValueError(f"--out: task {task.name} has no masks to draw")
+    chosen = {image.index: image.file_name for image in difference.images[:DRAWN]}
+    names = (named[0].letter, named[1].letter)
+    with busy("drawing"):
+        first, other, *_ = found.evaluations
+        return png_bytes(draw_side_by_side(dataset, task, difference, first, other, chosen, names=names))
+
+
+def _letter(number: int) -> str:
+    return chr(ord("A") + number) if number < 26 else f"M{number + 1}"

@@ -1,0 +1,213 @@
+"""What `report` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import SamModel, SamProcessor
+
+from saqsam.checkpoint import quantization_config_of, recipe_of
+from saqsam.cli.opening import load_torch, open_calibration, open_labelled
+from saqsam.cli.outputs import claim_output
+from saqsam.cli.tables import print_left_out
+from saqsam.cli.terminal import bar, busy, err, progress_bars, say, stage_bars
+from saqsam.data.detections import load_detections
+from saqsam.data.types import Dataset
+from saqsam.evaluation import PromptKind, PromptTask
+from saqsam.evaluation.memory import prompts_within
+from saqsam.evaluation.run import Subject, evaluate_together
+from saqsam.export import is_export
+from saqsam.ptq.tensor_store import parse_size
+from saqsam.report.collect import GALLERY, Scored, add_focus, add_measurements, collect
+from saqsam.report.content import Report
+from saqsam.report.log import Source, read_log
+from saqsam.report.reference import Reference, check_reference, make_reference
+from saqsam.report.sensitivity import Level
+from saqsam.report.tables import lead, left_out
+from saqsam.report.words import short_path
+from saqsam.report.write import report_bytes
+from saqsam.utils.atomic_write import check_file_writable
+
+LARGE_INPUT = 512
+"""Pixels: models of larger inputs are looked at on fewer images unless told otherwise."""
+IMAGES, IMAGES_IF_LARGE = 24, 4
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a report is made on, as the command line has it.
+
+    Attributes:
+        data: As `--data`.
+        prompt: As `--prompt`.
+        limit: As `--limit`.
+        float_model: As `--float`.
+        calibration: As `--calibration`.
+        level: As `--sensitivity`; None for none.
+        sensitivity_images: As `--sensitivity-images`.
+        memory: As `--memory`.
+    """
+
+    data: str
+    prompt: PromptKind
+    limit: int | None
+    float_model: str | None
+    calibration: str | None
+    level: Level | None
+    sensitivity_images: int
+    memory: str
+
+
+def report(
+    folder: Path, options: ReportOptions, *, path: Path, form: str, device: str, overwrite: bool
+) -> None:
+    """Measure what is to be said of a checkpoint, and write it."""
+    if is_export(folder):
+        raise ValueError(f"{folder} is an export; report on the checkpoint that it was made of")
+    check_file_writable(path)
+    parse_size(options.memory)
+    with claim_output(path, overwrite=overwrite) as output:
+        found, scored = _collect(folder, options, device)
+        with busy(f"writing {path}"):
+            output.write(report_bytes(found, form))
+    say(lead(found))
+    print_left_out(scored.quantized.skipped, scored.quantized.notes)
+    for name, why in left_out(found):
+        say(f"left out: {name}: {why}")
+    say(f"report: {path}")
+
+
+def _collect(folder: Path, options: ReportOptions, device: str) -> tuple[Report, Scored]:
+    """Measure everything that the options ask for."""
+    known = read_log(folder)
+    source = None if known is None else known.source
+    quantized, processor = load_torch(str(folder), device)
+    if quantization_config_of(quantized) is None:
+        raise ValueError(f"{folder} is float; a report is on a checkpoint of saqsam quantize")
+    limit = options.limit
+    if limit is None:
+        limit = IMAGES if quantized.config.vision_config.image_size <= LARGE_INPUT else IMAGES_IF_LARGE
+    dataset = open_labelled(options.data, "--data", limit)
+    float_model, why_not = _open_float(options, source, device)
+    scored = _score(quantized, float_model, processor, dataset, options, limit)
+    with busy("gathering"):
+        found = collect(folder, quantized, scored, gallery=GALLERY)
+    if float_model is not None:
+        return _measure(found, quantized, float_model, processor, scored, source, options), scored
+    missing = dict.fromkeys(("distributions", "sensitivity", "focus"), why_not)
+    return replace(found, left_out={**found.left_out, **missing}), scored
+
+
+def _open_float(options: ReportOptions, source: Source | None, device: str) -> tuple[SamModel | None, str]:
+    """The float model, or why there is none."""
+    name = options.float_model or (None if source is None else source.model)
+    if name is None:
+        return None, "quantization.json does not name the float model: --float MODEL does"
+    try:
+        model, _ = load_torch(name, device)
+    except (ValueError, OSError) as error:
+        if options.float_model is not None:
+            raise
+        _note(error)
+        return (
+            None,
+            f"the float model {short_path(name)} could not be loaded: --float MODEL names another place",
+        )
+    if quantization_config_of(model) is not None:
+        raise ValueError(f"--float {name}: expected a float model, got a quantized one")
+    return model, ""
+
+
+def _score(
+    quantized: SamModel,
+    float_model: SamModel | None,
+    processor: SamProcessor,
+    dataset: Dataset,
+    options: ReportOptions,
+    limit: int,
+) -> Scored:
+    task = PromptTask(options.prompt, keep_masks=True)
+    at_once = prompts_within(parse_size(options.memory), processor)
+    models = [quantized] if float_model is None else [quantized, float_model]
+    with progress_bars() as bars:
+        found = evaluate_together(
+            [Subject(model, processor, at_once) for model in models],
+            dataset,
+            [task],
+            limit=limit,
+            progress=bar(bars, "scoring", min(limit, len(dataset))),
+        )
+    return Scored(dataset, task, *found)
+
+
+def _measure(
+    found: Report,
+    quantized: SamModel,
+    float_model: SamModel,
+    processor: SamProcessor,
+    scored: Scored,
+    source: Source | None,
+    options: ReportOptions,
+) -> Report:
+    """Add what needs the float model, and what needs the calibration images too."""
+    with busy("looking where attention looks"):
+        found = add_focus(found, quantized, float_model, processor, scored)
+    with progress_bars() as bars:
+        stages = stage_bars(bars)
+
+        def progress(what: str, done: int, total: int) -> None:
+            stages(what, done, total, "")
+
+        reference, why_not = _make_reference(quantized, float_model, processor, source, options, progress)
+        if reference is None:
+            missing = dict.fromkeys(("distributions", "sensitivity"), why_not)
+            return replace(found, left_out={**found.left_out, **missing})
+        return add_measurements(
+            found,
+            quantized,
+            reference,
+            processor,
+            scored.dataset,
+            level=options.level,
+            images=options.sensitivity_images,
+            progress=progress,
+        )
+
+
+def _make_reference(
+    quantized: SamModel,
+    float_model: SamModel,
+    processor: SamProcessor,
+    source: Source | None,
+    options: ReportOptions,
+    progress: Callable[[str, int, int], None],
+) -> tuple[Reference | None, str]:
+    """The float model in the checkpoint's form, or why there is none."""
+    spec = options.calibration or (None if source is None else source.calibration)
+    if spec is None:
+        return None, "quantization.json does not name the calibration data: --calibration DATA does"
+    recipe = recipe_of(quantized)
+    try:
+        own = source if source is not None and options.calibration is None else None
+        ignore_label = "auto" if own is None else own.ignore_label
+        data = open_calibration(spec, recipe.calibration.images, recipe.calibration.seed, ignore_label)
+        boxes = None if own is None or own.detections is None else load_detections(own.detections, data)
+        reference = make_reference(float_model, processor, recipe, data, detections=boxes, progress=progress)
+        check_reference(reference.model, quantized, recipe)
+    except (ValueError, OSError) as error:
+        if options.calibration is not None or options.float_model is not None:
+            raise
+        _note(error)
+        data_name = short_path(spec)
+        return (
+            None,
+            f"the calibration data {data_name} did not lead back to this checkpoint: --calibration DATA",
+        )
+    return reference, ""
+
+
+def _note(error: Exception) -> None:
+    """Say on the terminal what a report that is sent on need not: it may hold paths."""
+    err.print(f"note: {error}", soft_wrap=True)

@@ -1,0 +1,113 @@
+"""What a data set is here (`Instance`, `Sample`, `Dataset`) and how one is opened by name or path."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pycocotools.mask as rle_codec
+from numpy.typing import NDArray
+
+from saqsam.data.rle import decode_mask
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One object of one image.
+
+    Attributes:
+        id: Number of the instance, unique in its data set.
+        rle: COCO compressed run-length encoding `{"size": [H, W], "counts": bytes}` at image resolution.
+        box: xyxy in original-image pixels; x1 and y1 are exclusive ends (COCO's x + w, y + h).
+        category_id: Category number of the data set; 1 where the set has only one class.
+        is_crowd: True for a COCO crowd region, which stands for many objects and is never a prompt.
+        corners: Corners x, y of its outline, in the pixels of `box`, where the data set has them beside the pixels
+            of the mask: the four of DOTA's quadrilateral, or those of all polygons of a COCO annotation.
+        is_difficult: True for what DOTA calls difficult, which the task `oriented` leaves out.
+    """
+
+    id: int
+    rle: dict[str, Any]
+    box: tuple[float, float, float, float]
+    category_id: int
+    is_crowd: bool = False
+    corners: tuple[tuple[float, float], ...] | None = None
+    is_difficult: bool = False
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Decode the mask: HW bool at image resolution."""
+        return decode_mask(self.rle)
+
+    @property
+    def area(self) -> int:
+        """Number of pixels of the mask, from the run lengths alone."""
+        return int(rle_codec.area(self.rle))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and its objects.
+
+    Attributes:
+        image_id: Number of the image, unique in its data set.
+        file_name: Name of the file, relative to the data set, or a made-up one for generated images.
+        image: HWC uint8 RGB in [0, 255], original resolution.
+        instances: The objects; empty for a bare folder of images.
+        skipped: How many objects of this image were left out, by reason; empty when none was.
+        judged: Categories that the annotators looked for in this image, in sets such as LVIS; None: all.
+        incomplete: Those of them of which not every object is annotated.
+        labels: HW uint16, the class of each pixel, of data sets that have label maps instead of objects; see
+            `label_png.LabelMap`.
+        ignored: COCO run lengths, as `Instance.rle`, of the pixels that count neither as object nor as background; None
+            where all pixels count.
+        notes: How often something unusual in this image's files was accepted, by what it was, such as "box derived
+            from segmentation"; empty when nothing was.
+    """
+
+    image_id: int
+    file_name: str
+    image: NDArray[np.uint8]
+    instances: tuple[Instance, ...] = ()
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    judged: frozenset[int] | None = None
+    incomplete: frozenset[int] = frozenset()
+    labels: NDArray[np.uint16] | None = None
+    notes: Mapping[str, int] = field(default_factory=dict)
+    ignored: dict[str, Any] | None = None
+
+    def counted(self) -> NDArray[np.bool_] | None:
+        """Decode the complement of `ignored`: HW bool, the pixels that count; None where all do."""
+        return None if self.ignored is None else ~decode_mask(self.ignored)
+
+
+class Dataset(Protocol):
+    """A sequence of samples; each is read or made when it is asked for, so memory does not grow with it."""
+
+    @property
+    def name(self) -> str:
+        """Short name for tables and files, such as `scenes` or `coco_val`."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+@runtime_checkable
+class Indexed(Protocol):
+    """A data set that says what it left out when it was opened."""
+
+    @property
+    def index_skipped(self) -> dict[str, int]:
+        """How many images or annotations, by reason."""
+        ...
+
+
+@runtime_checkable
+class Noted(Protocol):
+    """A data set that says what it accepted although it was unusual when it was opened."""
+
+    @property
+    def index_notes(self) -> dict[str, int]:
+        """How often, by what it was."""
+        ...

@@ -1,0 +1,1 @@
+"""ExecuTorch modules of SAM v1."""

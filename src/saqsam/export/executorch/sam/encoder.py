@@ -1,0 +1,232 @@
+"""The image encoder of a SAM as a torch module to be traced: rows instead of images, windows, attention in blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import SamModel
+
+from saqsam.export.executorch.layers import (
+    RowConvolution,
+    StoredTensor,
+    check_products,
+    linear_of,
+    normalise,
+)
+from saqsam.export.packed import ExportError
+from saqsam.export.windows import LOGITS_AT_ONCE, Window, queries_at_once, window_of
+from saqsam.quant.layers import PackedConv2d, PackedTensor
+
+
+class TracedEncoder(nn.Module):
+    """From `pixel_values` [1, 3, S, S] to the image embedding [1, C, h, w], both float32.
+
+    Args:
+        model: The model.
+        logits_at_once: Global attentions with more logits are computed head by head, some queries at a time.
+    """
+
+    def __init__(self, model: SamModel, logits_at_once: int | None = LOGITS_AT_ONCE) -> None:
+        super().__init__()
+        config, encoder = model.config.vision_config, model.vision_encoder
+        side = config.image_size // config.patch_size
+        self.patches = _Patches(encoder, side, config.patch_size)
+        self.blocks = nn.ModuleList(
+            _Block(layer, side, logits_at_once, f"vision_encoder.layers.{index}")
+            for index, layer in enumerate(encoder.layers)
+        )
+        self.neck = _Neck(encoder.neck, side)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Embed an image."""
+        rows = self.patches(pixel_values)
+        for block in self.blocks:
+            rows = block(rows)
+        embedding: Tensor = self.neck(rows)
+        return embedding
+
+
+class _Patches(nn.Module):
+    """Patch embedding with positions, as a product: [1, h * w, C]."""
+
+    def __init__(self, encoder: Any, side: int, patch: int) -> None:
+        super().__init__()
+        projection = encoder.patch_embed.projection
+        self.side, self.patch, self.bias = side, patch, projection.bias
+        is_packed = isinstance(projection, PackedConv2d)
+        self.stored_weight = StoredTensor(projection.weight) if is_packed else None
+        self.weight = None if is_packed else projection.weight
+        packed = encoder._modules.get("packed_pos_embed")
+        self.stored_positions = StoredTensor(packed) if isinstance(packed, PackedTensor) else None
+        self.positions = encoder.pos_embed if self.stored_positions is None else None
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        side, patch = self.side, self.patch
+        tiles = pixel_values.reshape(-1, side, patch, side, patch).permute(1, 3, 0, 2, 4)
+        tiles = tiles.reshape(1, side * side, -1)  # [1, h * w, 3 * p * p]
+        weight = self.weight if self.stored_weight is None else self.stored_weight()
+        assert weight is not None
+        rows = torch.bmm(tiles, weight.reshape(1, weight.shape[0], -1).transpose(1, 2))
+        if self.bias is not None:
+            rows = rows + self.bias
+        positions = self.positions if self.stored_positions is None else self.stored_positions()
+        return rows if positions is None else rows + positions.reshape(1, side * side, -1)
+
+
+class _Block(nn.Module):
+    """One transformer block on rows [1, h * w, C]."""
+
+    def __init__(self, layer: Any, side: int, logits_at_once: int | None, where: str) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = layer.layer_norm1, layer.layer_norm2
+        window = window_of(layer.window_size, side)
+        self.attention = _Attention(layer.attn, side, window, logits_at_once, f"{where}.attn")
+        self.lin1 = linear_of(layer.mlp.lin1, f"{where}.mlp.lin1")
+        self.lin2 = linear_of(layer.mlp.lin2, f"{where}.mlp.lin2")
+        self.activation = layer.mlp.act
+
+    def forward(self, rows: Tensor) -> Tensor:
+        rows = rows + self.attention(normalise(self.norm1, rows))
+        hidden: Tensor = self.lin2(self.activation(self.lin1(normalise(self.norm2, rows))))
+        return rows + hidden
+
+
+class _Attention(nn.Module):
+    """Attention within windows, with decomposed relative positions; its products are float."""
+
+    def __init__(
+        self, attention: Any, side: int, window: Window, logits_at_once: int | None, where: str
+    ) -> None:
+        super().__init__()
+        check_products(attention, where)
+        self.side, self.window, self.heads = side, window, attention.num_attention_heads
+        self.scale = float(attention.scale)
+        self.qkv = linear_of(attention.qkv, f"{where}.qkv")
+        self.proj = linear_of(attention.proj, f"{where}.proj")
+        self.queries = queries_at_once(self.heads, window, logits_at_once)
+        self.by_row = self.by_column = None
+        if attention.use_rel_pos:
+            self.by_row = _Distances(attention.rel_pos_h, window.size[0], f"{where}.rel_pos_h")
+            self.by_column = _Distances(attention.rel_pos_w, window.size[1], f"{where}.rel_pos_w")
+
+    def forward(self, rows: Tensor) -> Tensor:
+        count, tokens, heads = self.window.count, self.window.tokens, self.heads
+        qkv = self.qkv(self._partition(rows))  # [W, L, 3 * C]
+        width = qkv.shape[-1] // 3
+        thirds = [qkv[..., start : start + width] for start in (0, width, 2 * width)]
+        parts = [part.reshape(count, tokens, heads, -1).transpose(1, 2) for part in thirds]
+        query, key, value = (part.reshape(count * heads, tokens, -1) for part in parts)
+        key = key.transpose(1, 2)
+        added = self._relative_positions(query)
+        if self.queries is None:
+            mean = self._mean(query, key, value, added)
+        else:
+            mean = self._mean_in_blocks(query, key, value, added, self.queries)
+        mean = mean.reshape(count, heads, tokens, -1).transpose(1, 2).reshape(count, tokens, -1)
+        found: Tensor = self.proj(self._unpartition(mean))
+        return found
+
+    def _mean(self, query: Tensor, key: Tensor, value: Tensor, added: list[Tensor]) -> Tensor:
+        """Values [B, L, D] averaged for queries [B, Q, D] of keys [B, D, L]; `added` as they give it."""
+        logits = torch.bmm(query * self.scale, key)
+        if added:
+            shape, (high, wide) = logits.shape, self.window.size
+            logits = logits.reshape(*shape[:2], high, wide) + added[0].reshape(*shape[:2], high, 1)
+            logits = (logits + added[1].reshape(*shape[:2], 1, wide)).reshape(shape)
+        return torch.bmm(logits.softmax(-1), value)
+
+    def _mean_in_blocks(
+        self, query: Tensor, key: Tensor, value: Tensor, added: list[Tensor], queries: int
+    ) -> Tensor:
+        """`_mean` of one window head by head, some queries at a time: no tensor of all logits is ever in memory."""
+        joined = []
+        for head in range(self.heads):
+            own = slice(head, head + 1)
+            blocks = [
+                self._mean(
+                    query[own, start : start + queries],
+                    key[own],
+                    value[own],
+                    [part[own, start : start + queries] for part in added],
+                )
+                for start in range(0, self.window.tokens, queries)
+            ]
+            joined.append(torch.cat(blocks, dim=1))
+        return torch.cat(joined)
+
+    def _relative_positions(self, query: Tensor) -> list[Tensor]:
+        """What each query [B, L, D] adds to logits by a key's row [B, L, h], and by its column [B, L, w]."""
+        if self.by_row is None or self.by_column is None:
+            return []
+        (high, wide), count = self.window.size, len(query)
+        grid = query.reshape(count, high, wide, -1)
+        rows = grid.transpose(0, 1).reshape(high, count * wide, -1)
+        by_row = torch.bmm(rows, self.by_row()).reshape(high, count, wide, high).transpose(0, 1)
+        columns = grid.permute(2, 0, 1, 3).reshape(wide, count * high, -1)
+        by_column = torch.bmm(columns, self.by_column()).reshape(wide, count, high, wide).permute(1, 2, 0, 3)
+        return [part.reshape(count, high * wide, -1) for part in (by_row, by_column)]
+
+    def _partition(self, rows: Tensor) -> Tensor:
+        """Rows [1, h * w, C] in windows, padded with zeros: [W, L, C]."""
+        window, channels = self.window, rows.shape[-1]
+        if window.count == 1 and not any(window.pad):
+            return rows
+        (high, wide), (down, right) = window.size, window.pad
+        grid = rows.reshape(self.side, self.side, channels)
+        if down or right:
+            grid = F.pad(grid, (0, 0, 0, right, 0, down))
+        grid = grid.reshape(window.rows, high, window.columns, wide, channels).transpose(1, 2)
+        return grid.reshape(window.count, window.tokens, channels)
+
+    def _unpartition(self, rows: Tensor) -> Tensor:
+        """The way back: [W, L, C] to [1, h * w, C]."""
+        window, channels = self.window, rows.shape[-1]
+        if window.count == 1 and not any(window.pad):
+            return rows
+        grid = rows.reshape(window.rows, window.columns, *window.size, channels).transpose(1, 2)
+        grid = grid.reshape(self.side + window.pad[0], self.side + window.pad[1], channels)
+        return grid[: self.side, : self.side].reshape(1, self.side * self.side, channels)
+
+
+class _Distances(nn.Module):
+    """From a learned vector for each distance [2 S - 1, D] to one for each query and key, [S, D, S].
+
+    Stored is the table; the rest is computed in each run.
+
+    Attributes:
+        index: Buffer, int64 [S, S].
+    """
+
+    index: Tensor
+
+    def __init__(self, table: Tensor, size: int, where: str) -> None:
+        super().__init__()
+        if len(table) != 2 * size - 1:
+            raise ExportError(
+                f"{where}: expected {2 * size - 1} distances for {size} positions, got {len(table)}"
+            )
+        places = torch.arange(size)
+        self.table = table
+        self.register_buffer("index", places[:, None] - places[None, :] + size - 1)
+
+    def forward(self) -> Tensor:
+        return F.embedding(self.index, self.table).transpose(1, 2)
+
+
+class _Neck(nn.Module):
+    """Rows [1, h * w, C] to the embedding [1, C', h, w]."""
+
+    def __init__(self, neck: Any, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.conv1 = RowConvolution(neck.conv1, side, "vision_encoder.neck.conv1")
+        self.conv2 = RowConvolution(neck.conv2, side, "vision_encoder.neck.conv2")
+        self.norm1, self.norm2 = neck.layer_norm1, neck.layer_norm2
+
+    def forward(self, rows: Tensor) -> Tensor:
+        rows = normalise(self.norm1, self.conv1(rows))
+        rows = normalise(self.norm2, self.conv2(rows))
+        return rows.transpose(1, 2).reshape(1, -1, self.side, self.side)

@@ -1,0 +1,1 @@
+"""ONNX graphs of SAM v1."""

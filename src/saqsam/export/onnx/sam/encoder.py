@@ -1,0 +1,133 @@
+"""The image encoder of a SAM as an ONNX graph: pixels to embedding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import SamModel
+
+from saqsam.export.onnx.graph import Graph, Value
+from saqsam.export.onnx.layers import (
+    Codes,
+    activation,
+    layer_input,
+    layer_norm,
+    linear,
+    move,
+    product,
+    rounded,
+)
+from saqsam.export.onnx.sam.encoder_attention import EncoderOptions, write_attention
+from saqsam.export.packed import slot
+from saqsam.export.windows import window_of
+from saqsam.quant.layers import PackedConv2d, PackedTensor
+
+
+def write_encoder(graph: Graph, model: SamModel, options: EncoderOptions) -> None:
+    """Add the encoder: input `pixel_values` [1, 3, S, S] to output `image_embeddings` [1, C, h, w], both float32."""
+    config, encoder = model.config.vision_config, model.vision_encoder
+    side = config.image_size // config.patch_size
+    pixels = graph.input("pixel_values", (1, config.num_channels, config.image_size, config.image_size))
+    with graph.scope("patch_embed"):
+        rows = _patches(graph, encoder, pixels, side)
+    for index, layer in enumerate(encoder.layers):
+        with graph.scope(f"layers.{index}"):
+            rows = _block(graph, layer, rows, side, options, f"vision_encoder.layers.{index}")
+    with graph.scope("neck"):
+        embedding = _neck(graph, encoder.neck, rows, side)
+    graph.output(embedding, "image_embeddings", (1, config.output_channels, side, side))
+
+
+def _patches(graph: Graph, encoder: Any, pixels: Value, side: int) -> Value:
+    """Patch embedding with positions, rows [h * w, C]."""
+    projection = encoder.patch_embed.projection
+    if isinstance(projection, PackedConv2d):
+        weight = packed_weight(graph, projection.weight)
+    else:
+        weight = graph.parameter(projection.weight, "weight")
+    bias = () if projection.bias is None else (graph.parameter(projection.bias, "bias"),)
+    size = encoder.patch_embed.patch_size
+    patches = graph.op("Conv", pixels, weight, *bias, strides=list(size), kernel_shape=list(size))
+    channels = projection.weight.shape[0]
+    flat = graph.op("Reshape", patches, graph.ints(channels, side * side))
+    rows = graph.op("Transpose", flat, perm=[1, 0])
+    packed = encoder._modules.get("packed_pos_embed")
+    if isinstance(packed, PackedTensor):
+        positions = graph.op(
+            "Reshape", packed_weight(graph, packed), graph.ints(side * side, channels), name="positions"
+        )
+    elif encoder.pos_embed is not None:
+        positions = graph.parameter(encoder.pos_embed.reshape(side * side, channels), "positions")
+    else:
+        return rows
+    return graph.op("Add", rows, positions)
+
+
+def packed_weight(graph: Graph, packed: PackedTensor) -> Value:
+    """A packed tensor that is only stored small: float32 in the graph."""
+    codes = graph.unsigned_bytes(packed.unpack().cpu().numpy(), packed.bits, name="codes")
+    scale = graph.constant(packed.scale.cpu().numpy(), "weight_scale")
+    zero_point = graph.constant(packed.zero_point.cpu().numpy().astype(np.uint8), "weight_zero_point")
+    return graph.op("DequantizeLinear", codes, scale, zero_point, axis=packed.axis)
+
+
+def _block(graph: Graph, layer: Any, rows: Value, side: int, options: EncoderOptions, where: str) -> Value:
+    with graph.scope("attn"):
+        window = window_of(layer.window_size, side)
+        normal = layer_norm(graph, layer.layer_norm1, rows)
+        attended = write_attention(graph, layer.attn, normal, side, window, options, f"{where}.attn")
+        rows = graph.op("Add", rows, attended)
+    with graph.scope("mlp"):
+        mlp = layer.mlp
+        normal = layer_norm(graph, layer.layer_norm2, rows)
+        hidden = linear(graph, mlp.lin1, layer_input(graph, mlp.lin1, normal, f"{where}.mlp.lin1"), where)
+        hidden = activation(graph, mlp.act, hidden)
+        out = linear(graph, mlp.lin2, layer_input(graph, mlp.lin2, hidden, f"{where}.mlp.lin2"), where)
+        return graph.op("Add", rows, out)
+
+
+def _neck(graph: Graph, neck: Any, rows: Value, side: int) -> Value:
+    """Rows [h * w, C] to the embedding [1, C', h, w]."""
+    hidden = _convolution(graph, neck.conv1, rows, side, "neck.conv1")
+    hidden = layer_norm(graph, neck.layer_norm1, hidden)
+    hidden = _convolution(graph, neck.conv2, hidden, side, "neck.conv2")
+    hidden = layer_norm(graph, neck.layer_norm2, hidden)
+    turned = graph.op("Transpose", hidden, perm=[1, 0])
+    return graph.op("Reshape", turned, graph.ints(1, neck.conv2.weight.shape[0], side, side))
+
+
+def _convolution(graph: Graph, layer: Any, rows: Value, side: int, where: str) -> Value:
+    """A convolution that keeps the size, of rows [h * w, K], as one product: rows [h * w, C].
+
+    The values under the kernel are copied beside each other, in 8 bits where they are rounded: integer kernels for
+    products are faster than those for convolutions, and need no rounding of what comes out.
+    """
+    channels, _, high, wide = layer.weight.shape
+    given = rounded(graph, rows, slot(layer, "input_quantizer"), where)
+    if (high, wide) != (1, 1):
+        given = _neighbours(graph, given, side, high, wide)
+
+    def arrange(weight: NDArray[Any]) -> NDArray[Any]:
+        return weight.transpose(2, 3, 1, 0).reshape(-1, channels)
+
+    return product(graph, given, layer.weight, layer.bias, where, arrange)
+
+
+def _neighbours(graph: Graph, given: Value | Codes, side: int, high: int, wide: int) -> Value | Codes:
+    """Rows [h * w, K] to [h * w, high * wide * K]: each with those around it, zeros beyond the border."""
+    zero: Any = given.zero_point if isinstance(given, Codes) else graph.scalar(0.0)
+    grid = move(graph, given, "Reshape", graph.ints(side, side, -1))
+    up, left = high // 2, wide // 2
+    grid = move(graph, grid, "Pad", graph.ints(up, left, 0, up, left, 0), zero)
+    moved = [
+        move(graph, grid, "Slice", graph.ints(y, x), graph.ints(y + side, x + side), graph.ints(0, 1))
+        for y in range(high)
+        for x in range(wide)
+    ]
+    names = [m.value if isinstance(m, Codes) else m for m in moved]
+    joined = graph.op("Concat", *names, axis=-1)
+    flat = graph.op("Reshape", joined, graph.ints(side * side, -1))
+    return replace(grid, value=flat) if isinstance(grid, Codes) else flat

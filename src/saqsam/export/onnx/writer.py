@@ -1,0 +1,44 @@
+"""ONNX files of a quantized SAM: `encoder.onnx` and `decoder.onnx`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from transformers import SamModel
+
+from saqsam.export.onnx.graph import Graph
+from saqsam.export.onnx.sam.decoder import write_decoder
+from saqsam.export.onnx.sam.encoder import write_encoder
+from saqsam.export.onnx.sam.encoder_attention import EncoderOptions
+
+
+def write_onnx(
+    model: SamModel, folder: Path, metadata: dict[str, str], *, single_mask: bool, options: EncoderOptions
+) -> None:
+    """Write both files into a folder."""
+    encoder, decoder = Graph("encoder"), Graph("decoder")
+    write_encoder(encoder, model, options)
+    write_decoder(decoder, model, single_mask=single_mask)
+    onnx.save(encoder.model(metadata), folder / "encoder.onnx")
+    onnx.save(decoder.model(metadata), folder / "decoder.onnx")
+
+
+def keep_outputs(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
+    """The model with these outputs alone, in place: nodes, initializers and inputs that they need."""
+    graph = model.graph
+    needed, kept = set(names), []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(name for name in node.input if name)
+    for entries, wanted in (
+        (graph.output, [output for output in graph.output if output.name in names]),
+        (graph.node, list(reversed(kept))),
+        (graph.initializer, [tensor for tensor in graph.initializer if tensor.name in needed]),
+        (graph.input, [value for value in graph.input if value.name in needed]),
+    ):
+        copies = [entry.__class__.FromString(entry.SerializeToString()) for entry in wanted]
+        del entries[:]
+        entries.extend(copies)
+    return model

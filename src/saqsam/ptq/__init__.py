@@ -1,0 +1,4 @@
+"""Post-training quantization: calibration, clipping, equalization and reconstruction of a model.
+
+May import `data`, `models`, `quant`, `recipes`, `convert`, `checkpoint`, `inference` and `utils`.
+"""

@@ -1,0 +1,239 @@
+"""Equalization: channels that share one grid get ranges alike, by exact changes of the float model before calibration.
+
+A tensor with one scale and zero point spends its codes on the channel of the widest range. Wherever two layers follow
+one another with nothing between them that a factor or an offset for each channel does not pass through, both can be
+moved from the first into the second; the model computes the same masks as before:
+
+- a normalisation and the linear layer after it (RepQ-ViT, arXiv 2212.08254): x -> (x - m) / f, W -> W f, b -> b + W m;
+- a decoder MLP's ReLU, which passes positive factors (cross-layer equalization, arXiv 1906.04721);
+- values and the output projection: rows of probabilities sum to 1, so that an offset passes too;
+- queries and keys: factors f and 1 / f cancel in Q K^T. An offset of all keys adds the same to all logits of a row,
+  which the softmax does not see. Keys that sit in two peaks (what bimodal integration mends by signs) end in one.
+
+f is a channel's half range against the mean of them all, and m its middle, both of calibration images. The factor of
+queries is the one at which query and key have the same range. Left alone: post-GELU inputs, and what is also added to
+a residual stream. In the encoder the queries keep their scale, as relative positions are computed from them.
+
+The decoder's projections read residual streams that others read and write too: no factor can be moved there. With
+`input_scales` they get an offset and a gain of their own at run time (`scale_inputs`), as part of the rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import SamModel
+
+from saqsam.convert.prepare import Progress
+from saqsam.models.sam.structure import DECODER_PARTS, SamStructure
+from saqsam.ptq.calibration import show_images
+from saqsam.ptq.calibration_images import CalibrationImages
+from saqsam.quant.layers import ChannelScale, QuantLinear
+
+LEAST = 1 / 32
+"""Half ranges below this share of the widest count as that: a dead channel must not make weights huge."""
+
+
+@dataclass
+class ChannelRange:
+    """Smallest and largest value of each channel, means over images.
+
+    Attributes:
+        low: float32 [C].
+        high: float32 [C].
+        images: How many.
+    """
+
+    low: Tensor
+    high: Tensor
+    images: int = 0
+
+    def update(self, low: Tensor, high: Tensor) -> None:
+        """Take in the range [C] of one more image."""
+        self.images += 1
+        self.low = self.low + (low - self.low) / self.images
+        self.high = self.high + (high - self.high) / self.images
+
+    @property
+    def middle(self) -> Tensor:
+        """Middle of the range, [C]."""
+        return (self.low + self.high) / 2
+
+    @property
+    def half(self) -> Tensor:
+        """Half of its width, [C], above 0."""
+        half = (self.high - self.low) / 2
+        widest = half.max()
+        return half.clamp_min(LEAST * widest) if widest > 0 else torch.ones_like(half)
+
+    def __getitem__(self, channels: slice) -> ChannelRange:
+        """Of some of the channels."""
+        return ChannelRange(self.low[channels], self.high[channels], self.images)
+
+
+@torch.no_grad()
+def equalize(
+    model: SamModel, structure: SamStructure, images: CalibrationImages, progress: Progress | None = None
+) -> None:
+    """Equalize a float model in place.
+
+    Args:
+        model: Float model, not prepared yet.
+        structure: Its structure.
+        images: Calibration images.
+        progress: See `Progress`.
+    """
+    with _observing(model, structure) as ranges:
+        show_images(model, images, "equalizing channels", progress)
+    vision = model.config.vision_config
+    grid = vision.image_size // vision.patch_size
+    for index, block in enumerate(model.vision_encoder.layers):
+        name = f"vision_encoder.layers.{index}"
+        # Windows that do not fit the grid are filled up with zeros after the normalisation: those cannot be moved.
+        is_padded = bool(block.window_size) and grid % block.window_size != 0
+        _equalize_norm(
+            block.layer_norm1, block.attn.qkv, ranges[f"{name}.attn.qkv input"], moves=not is_padded
+        )
+        _equalize_norm(block.layer_norm2, block.mlp.lin1, ranges[f"{name}.mlp.lin1 input"])
+        _equalize_encoder_attention(block.attn, ranges[f"{name}.attn.qkv output"])
+    neck = model.vision_encoder.neck
+    _equalize_norm(neck.layer_norm1, neck.conv2, ranges["vision_encoder.neck.conv2 input"], moves=False)
+    for site in structure.attentions:
+        if site.part in DECODER_PARTS:
+            _equalize_decoder_attention(model.get_submodule(site.name), ranges, site.name)
+    for index, layer in enumerate(model.mask_decoder.transformer.layers):
+        hidden = ranges[f"mask_decoder.transformer.layers.{index}.mlp.lin2 input"]
+        factor = hidden.half / hidden.half.mean()
+        _scale_outputs(layer.mlp.lin1, 1 / factor)
+        _scale_inputs(layer.mlp.lin2, factor)
+
+
+@torch.no_grad()
+def scale_inputs(
+    model: SamModel, structure: SamStructure, images: CalibrationImages, progress: Progress | None = None
+) -> None:
+    """Set the channel scales of a prepared model with empty slots, in place, and the inverse in weights and biases.
+
+    Args:
+        model: Prepared model.
+        structure: Its structure.
+        images: Calibration images.
+        progress: See `Progress`.
+    """
+    with _observing(model, structure) as ranges:
+        show_images(model, images, "scaling inputs", progress)
+    for name in structure.residual_readers:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, QuantLinear)
+        assert isinstance(layer.input_scale, ChannelScale)
+        seen = ranges[f"{name} input"]
+        # A checkpoint stores float16.
+        gain, offset = (seen.half.mean() / seen.half).half().float(), seen.middle.half().float()
+        layer.input_scale.gain.copy_(gain)
+        layer.input_scale.offset.copy_(offset)
+        layer.bias.add_(layer.weight @ offset)
+        _scale_inputs(layer, 1 / gain)
+
+
+def _equalize_norm(
+    norm: nn.Module, layer: nn.Linear | nn.Conv2d, seen: ChannelRange, *, moves: bool = True
+) -> None:
+    assert isinstance(norm.weight, Tensor)
+    assert isinstance(norm.bias, Tensor)
+    factor = seen.half / seen.half.mean()
+    if moves:
+        assert layer.bias is not None
+        layer.bias.add_(layer.weight @ seen.middle)
+        norm.bias.sub_(seen.middle)
+    norm.weight.div_(factor)
+    norm.bias.div_(factor)
+    _scale_inputs(layer, factor)
+
+
+def _equalize_encoder_attention(attention: nn.Module, seen: ChannelRange) -> None:
+    qkv, proj = attention.qkv, attention.proj
+    assert isinstance(qkv, nn.Linear)
+    assert isinstance(proj, nn.Linear)
+    channels = qkv.out_features // 3
+    keys, values = slice(channels, 2 * channels), slice(2 * channels, 3 * channels)
+    if qkv.bias is not None:
+        qkv.bias[keys].sub_(seen[keys].middle)
+        proj.bias.add_(proj.weight @ seen[values].middle)
+        qkv.bias[values].sub_(seen[values].middle)
+    factor = seen[values].half / seen[values].half.mean()
+    _scale_outputs(qkv, 1 / factor, values)
+    _scale_inputs(proj, factor)
+
+
+def _equalize_decoder_attention(attention: nn.Module, ranges: Mapping[str, ChannelRange], name: str) -> None:
+    query, key, value, output = (
+        _linear(attention, projection) for projection in ("q_proj", "k_proj", "v_proj", "out_proj")
+    )
+    queries, keys, values = (
+        ranges[f"{name}.{projection} output"] for projection in ("q_proj", "k_proj", "v_proj")
+    )
+    key.bias.sub_(keys.middle)
+    factor = (keys.half / queries.half).sqrt()
+    _scale_outputs(query, factor)
+    _scale_outputs(key, 1 / factor)
+    output.bias.add_(output.weight @ values.middle)
+    value.bias.sub_(values.middle)
+    factor = values.half / values.half.mean()
+    _scale_outputs(value, 1 / factor)
+    _scale_inputs(output, factor)
+
+
+def _linear(parent: nn.Module, name: str) -> nn.Linear:
+    layer = parent.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def _scale_inputs(layer: nn.Module, factor: Tensor) -> None:
+    """Columns of a weight [C, K] or [C, K, h, w] times a factor [K]."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    weight.mul_(factor.reshape(1, -1, *([1] * (weight.dim() - 2))))
+
+
+def _scale_outputs(layer: nn.Module, factor: Tensor, rows: slice = slice(None)) -> None:
+    """Rows of a weight [C, K], and of the bias, times a factor."""
+    assert isinstance(layer.weight, Tensor)
+    layer.weight[rows] *= factor[:, None]
+    if layer.bias is not None:
+        assert isinstance(layer.bias, Tensor)
+        layer.bias[rows] *= factor
+
+
+@contextmanager
+def _observing(model: SamModel, structure: SamStructure) -> Iterator[dict[str, ChannelRange]]:
+    """Ranges by `<layer> input` or `<layer> output` of what a model computes while the block runs."""
+    ranges: dict[str, ChannelRange] = {}
+
+    def see(name: str, axis: int, values: Tensor) -> None:
+        rows = values.detach().movedim(axis, -1).flatten(0, -2)
+        low, high = rows.amin(0), rows.amax(0)
+        ranges.setdefault(name, ChannelRange(torch.zeros_like(low), torch.zeros_like(high))).update(low, high)
+
+    def seeing_inputs(name: str, axis: int) -> Callable[..., None]:
+        return lambda _module, inputs: see(f"{name} input", axis, inputs[0])
+
+    def seeing_outputs(name: str) -> Callable[..., None]:
+        return lambda _module, _inputs, output: see(f"{name} output", -1, output)
+
+    handles = []
+    for site in structure.layers:
+        layer = model.get_submodule(site.name)
+        axis = 1 if isinstance(layer, nn.Conv2d) else -1
+        handles.append(layer.register_forward_pre_hook(seeing_inputs(site.name, axis)))
+        if axis == -1:
+            handles.append(layer.register_forward_hook(seeing_outputs(site.name)))
+    try:
+        yield ranges
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,113 @@
+"""Finished steps of an unfinished quantization on disk, so that it can be resumed.
+
+The folder is untrusted input: every file is parsed strictly, and a digest binds each step to its run, so that an
+altered step, or one of another run, is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from saqsam.utils.atomic_write import write_whole
+from saqsam.utils.errors import CheckpointError, shorten_message
+from saqsam.utils.strict_json import parse_json_object, read_json_object
+
+ARGUMENTS = "arguments.json"
+_NOTES, _DIGEST = "notes", "sha256"
+_NOT_OURS = re.compile(r"(?!lock(-\d+)?$|staged$|replaced$|\.).*")
+"""Names other than those of locks and temporary files, which the command line keeps in the folder too."""
+
+
+class Journal:
+    """A folder of finished steps, created with the first of them.
+
+    Args:
+        folder: The folder.
+        arguments: Everything that decides the result. A journal resumes only a run with the same arguments.
+
+    Raises:
+        ValueError: The folder belongs to a run with other arguments, or is no journal.
+        CheckpointError: Its `arguments.json` is damaged.
+    """
+
+    def __init__(self, folder: Path, arguments: Mapping[str, str]) -> None:
+        self.folder, self.arguments = folder, dict(arguments)
+        path = folder / ARGUMENTS
+        if path.exists():
+            try:
+                known = read_json_object(path)
+            except CheckpointError as error:
+                raise CheckpointError(f"{error}; remove {folder} to start again") from error
+            other = sorted(key for key in {*known, *arguments} if known.get(key) != arguments.get(key))
+            if other:
+                names = shorten_message(", ".join(other))
+                raise ValueError(
+                    f"{folder} holds an unfinished run with another {names}; its finished steps are kept. "
+                    f"Repeat that run, choose another --out, or remove the folder to start again"
+                )
+        elif folder.exists() and (
+            not folder.is_dir() or any(_NOT_OURS.fullmatch(item.name) for item in folder.iterdir())
+        ):
+            raise ValueError(f"{folder} is in the way: it is not an unfinished run of saqsam")
+
+    def path(self, step: str) -> Path:
+        """Return the file of a step."""
+        return self.folder / f"{step}.safetensors"
+
+    def load(self, step: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return the tensors and notes of a finished step; None if it is not finished.
+
+        Raises:
+            CheckpointError: Its file is damaged, altered, or of another run.
+        """
+        path = self.path(step)
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, ValueError) as error:
+            raise damaged_step(path, shorten_message(error)) from error
+        notes = metadata.get(_NOTES, "")
+        if _DIGEST not in metadata:
+            raise damaged_step(path, "it has no digest, as in older versions of saqsam")
+        if metadata[_DIGEST] != self._digest(step, tensors, notes):
+            raise damaged_step(path, "its digest does not match its content and the arguments of this run")
+        try:
+            return tensors, parse_json_object(notes, "its notes")
+        except CheckpointError as error:
+            raise damaged_step(path, str(error)) from error
+
+    def save(self, step: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        """Write a finished step as an atomic write."""
+        if not (self.folder / ARGUMENTS).exists():
+            content = json.dumps(self.arguments, indent=1, sort_keys=True)
+            write_whole(self.folder / ARGUMENTS, content.encode())
+        text = json.dumps(notes, allow_nan=False)
+        metadata = {_NOTES: text, _DIGEST: self._digest(step, tensors, text)}
+        write_whole(self.path(step), save(dict(tensors), metadata=metadata))
+
+    def _digest(self, step: str, tensors: Mapping[str, Tensor], notes: str) -> str:
+        """Return the SHA-256 of a step: its run, name and notes, and the dtype, shape and bytes of its tensors."""
+        digest = hashlib.sha256(json.dumps([self.arguments, step, notes], sort_keys=True).encode())
+        for name in sorted(tensors):
+            tensor = tensors[name]
+            digest.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def damaged_step(path: Path, why: str) -> CheckpointError:
+    """Return the error for the file of a step that cannot be used."""
+    return CheckpointError(f"{path} is damaged: {why}; remove it to redo this step")

@@ -1,0 +1,230 @@
+"""A `Recipe`: everything that decides how a model is quantized, as data.
+
+A recipe is frozen, checks itself when it is made, and round-trips through JSON; a checkpoint carries the one it was
+made with. Methods differ only in their recipes (`presets.py`); the parts of one are in `specs.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_args
+
+from saqsam.models.sam.structure import FLOAT_PARTS, PAPER_PARTS, PARTS
+from saqsam.quant.affine import check_bits
+from saqsam.recipes.specs import (
+    Calibration,
+    Clipping,
+    Override,
+    ProbabilitySpec,
+    QuantSpec,
+    Reconstruction,
+    check_choice,
+    check_mapping,
+    check_type,
+)
+from saqsam.utils.suggestions import nearest
+
+__all__ = ["Calibration", "Clipping", "Override", "ProbabilitySpec", "QuantSpec", "Recipe", "Reconstruction"]
+
+RECIPE_VERSION = 1
+Products = Literal["quantized", "float"]
+ATTENTION_PARTS = tuple(part for part in PAPER_PARTS if "attention" in part or "_to_" in part)
+_Spec = TypeVar("_Spec")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a SAM is quantized.
+
+    Attributes:
+        method: Name of the method, as in `presets.METHODS`.
+        weights: Weights of the papers' tensor set; per output channel.
+        activations: Layer inputs and the operands of attention products; per tensor and static, unless `dynamic`.
+        probabilities: Attention's probabilities, where they differ from other activations.
+        equalized: Whether channels that share a grid are given ranges alike first (`equalize.py`; not of the paper).
+        input_scales: Whether inputs of the decoder that no earlier layer can be scaled for get an offset and a gain for
+            each channel (`quant.layers.ChannelScale`; not of the paper).
+        bimodal: Whether the two peaks of the keys of token-to-image attention are merged (PTQ4SAM).
+        clipping: Perceptual-consistency clipping of the decoder's attentions, or None.
+        reconstruction: Learned rounding and scales, or None.
+        overrides: Other bits for single parts or groups of them, by name (`models.structure.PARTS`) or
+            prefix.
+        extra: Bits (weights and inputs) of parts that the papers leave float: `patch_embedding` and
+            `position_embedding` (weights only), `upscaling`, `hypernetworks`, `iou_head`.
+        quantized_rel_pos_query: Compute relative positions from the quantized query; the papers use the float
+            one.
+        encoder_products: `float` leaves the operands of the encoder's attention products float, for runtimes whose
+            integer kernels are no faster there; the papers quantize them.
+        decoder_products: The same of the decoder's attentions, for runtimes that have no integer kernels for
+            products of two activations.
+        integer_biases: Whether biases of quantized layers are multiples of the products' step, as integer kernels add
+            them (32 bits wide).
+        calibration: The calibration.
+        version: Version of this format.
+    """
+
+    method: str
+    weights: QuantSpec
+    activations: QuantSpec
+    probabilities: ProbabilitySpec = field(default_factory=ProbabilitySpec)
+    equalized: bool = False
+    input_scales: bool = False
+    bimodal: bool = False
+    clipping: Clipping | None = None
+    reconstruction: Reconstruction | None = None
+    overrides: Mapping[str, Override] = field(default_factory=dict)
+    extra: Mapping[str, int] = field(default_factory=dict)
+    quantized_rel_pos_query: bool = False
+    encoder_products: Products = "quantized"
+    decoder_products: Products = "quantized"
+    integer_biases: bool = False
+    calibration: Calibration = field(default_factory=Calibration)
+    version: int = RECIPE_VERSION
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.method, str) or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.method):
+            raise ValueError(
+                f"method must be a name of small letters, digits and dashes, got {self.method!r}"
+            )
+        if self.version != RECIPE_VERSION:
+            raise ValueError(
+                f"recipe version {self.version} is not the {RECIPE_VERSION} that this saqsam reads"
+            )
+        for name in ("encoder_products", "decoder_products"):
+            check_choice(name, getattr(self, name), get_args(Products))
+        for name in ("quantized_rel_pos_query", "bimodal", "equalized", "input_scales", "integer_biases"):
+            check_type(name, getattr(self, name), bool)
+        for name, spec in _SPECS.items():
+            if not (getattr(self, name) is None and name in _OPTIONAL):
+                check_type(name, getattr(self, name), spec)
+        for where in ("overrides", "extra"):
+            check_mapping(where, getattr(self, where))
+        for name, override in self.overrides.items():
+            check_type(f"overrides.{name}", override, Override)
+            if not any(_covers(name, part) for part in PAPER_PARTS):
+                raise ValueError(f"no part {name!r} to override{nearest(name, _prefixes(PAPER_PARTS))}")
+        for name, bits in self.extra.items():
+            if name not in FLOAT_PARTS:
+                raise ValueError(f"no extra part {name!r}{nearest(name, FLOAT_PARTS)}")
+            check_bits(bits, f"extra.{name}")
+        if self.activations.symmetric_bytes:
+            raise ValueError(
+                "activations.symmetric_bytes: only weights have it; there is activations.symmetric"
+            )
+        self._check_dynamic()
+
+    def _check_dynamic(self) -> None:
+        """Raise ValueError where a field needs what `activations.dynamic` or float products leave out."""
+        if self.weights.dynamic:
+            raise ValueError("weights.dynamic: only activations have ranges that are found anew")
+        if self.activations.dynamic and self.integer_biases:
+            raise ValueError(
+                "integer_biases must be false with activations.dynamic: there is no step to be multiples of"
+            )
+        if self.clipping is not None and (self.activations.dynamic or self.decoder_products == "float"):
+            raise ValueError(
+                "clipping chooses static ranges of the decoder's attentions, which activations.dynamic and "
+                "decoder_products=float leave out: set clipping=none"
+            )
+
+    @property
+    def name(self) -> str:
+        """Method and bits, such as `mse-w4a4`; and `-mixed` where it departs from the papers' set."""
+        uniform = (self.weights.bits, self.activations.bits)
+        is_mixed = bool(self.extra) or any(self.bits_of(part) != uniform for part in PAPER_PARTS)
+        is_mixed |= any(self.probability_bits(part) != uniform[1] for part in ATTENTION_PARTS)
+        return f"{self.method}-w{uniform[0]}a{uniform[1]}" + ("-mixed" if is_mixed else "")
+
+    def bits_of(self, part: str) -> tuple[int | None, int | None]:
+        """Bits of a part's weights and activations; None is float. The longest matching override wins."""
+        if part not in PARTS:
+            raise ValueError(f"no part {part!r}{nearest(part, PARTS)}")
+        if part in FLOAT_PARTS:
+            bits = self.extra.get(part)
+            return bits, None if part in ("patch_embedding", "position_embedding") else bits
+        weights, activations = self.weights.bits, self.activations.bits
+        for name in sorted(self.overrides, key=len):
+            if _covers(name, part):
+                weights = self.overrides[name].weights or weights
+                activations = self.overrides[name].activations or activations
+        if part == "encoder.attention" and self.encoder_products == "float":
+            return weights, None
+        return weights, activations
+
+    def operand_bits(self, part: str) -> int | None:
+        """Bits of the queries, keys and values of a part's attentions; None is float."""
+        if part.startswith("decoder.") and self.decoder_products == "float":
+            return None
+        return self.bits_of(part)[1]
+
+    def probability_bits(self, part: str) -> int | None:
+        """Bits of a part's attention probabilities; None is float."""
+        bits = self.operand_bits(part)
+        return bits if bits is None else self.probabilities.bits or bits
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            **dataclasses.asdict(self),
+            "overrides": {k: dataclasses.asdict(v) for k, v in sorted(self.overrides.items())},
+            "extra": dict(sorted(self.extra.items())),
+        }
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal recipes give equal text."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        """The recipe of `to_dict`.
+
+        Raises:
+            ValueError: A key is unknown or missing, or a value does not fit; the message names it.
+        """
+        check_mapping("recipe", data)
+        values = dict(data)
+        for name, spec in _SPECS.items():
+            if name in values and not (values[name] is None and name in _OPTIONAL):
+                values[name] = _build(spec, values[name], name)
+        overrides = values.get("overrides", {})
+        check_mapping("overrides", overrides)
+        values["overrides"] = {k: _build(Override, v, f"overrides.{k}") for k, v in overrides.items()}
+        return _build(cls, values, "recipe")
+
+
+# Fields that hold a dataclass of their own, and those that may be None.
+_SPECS: dict[str, type] = {
+    "weights": QuantSpec,
+    "activations": QuantSpec,
+    "probabilities": ProbabilitySpec,
+    "clipping": Clipping,
+    "reconstruction": Reconstruction,
+    "calibration": Calibration,
+}
+_OPTIONAL = ("clipping", "reconstruction")
+
+
+def _build(kind: type[_Spec], values: Any, where: str) -> _Spec:
+    """Make a dataclass from a mapping, refusing unknown keys."""
+    check_mapping(where, values)
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    names = [f.name for f in fields]
+    for key in values:
+        if key not in names:
+            raise ValueError(f"{where} has no field {key!r}{nearest(key, names)}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _covers(name: str, part: str) -> bool:
+    return part == name or part.startswith(name + ".")
+
+
+def _prefixes(parts: tuple[str, ...]) -> list[str]:
+    return sorted({*parts, *(part.split(".")[0] for part in parts)})

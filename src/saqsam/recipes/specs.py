@@ -1,0 +1,252 @@
+"""The parts of a `Recipe`: small frozen dataclasses that check themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from saqsam.quant.affine import check_bits
+from saqsam.quant.ranges import RANGE_METHODS, RangeMethod
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """How one kind of tensor is quantized.
+
+    Attributes:
+        bits: 2 to 8.
+        symmetric: Whether the zero point is fixed at the middle code.
+        symmetric_bytes: The same for codes of 8 bits alone. A narrower one minus any zero point is a signed byte.
+        range: How the range is chosen: `min-max`, `percentile` or `mse`.
+        dynamic: For activations: inputs of layers have no range that is set beforehand; each row (a token's or a
+            pixel's channels) spans its own, asymmetrically. Operands of attention stay static.
+    """
+
+    bits: int
+    symmetric: bool = False
+    range: RangeMethod = "mse"
+    dynamic: bool = False
+    symmetric_bytes: bool = False
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+        check_type("symmetric", self.symmetric, bool)
+        check_type("symmetric_bytes", self.symmetric_bytes, bool)
+        check_type("dynamic", self.dynamic, bool)
+        if self.dynamic and self.symmetric:
+            raise ValueError("dynamic ranges are asymmetric: symmetric must be false with them")
+        check_choice("range", self.range, RANGE_METHODS)
+
+    def is_symmetric(self, bits: int) -> bool:
+        """Whether the zero point of codes of so many bits is the middle one."""
+        return self.symmetric or (self.symmetric_bytes and bits == 8)
+
+
+@dataclass(frozen=True)
+class ProbabilitySpec:
+    """How the probabilities of attention (after softmax) are quantized.
+
+    Attributes:
+        kind: `uniform` (as all activations) or `log` (adaptive granularity of PTQ4SAM, arXiv 2405.03144).
+        bits: 2 to 8; None for the bits of the part's activations.
+        scale: `tensor`: the softmax is quantized, as in the papers. `row`: its numerators are, which lie in [0, 1] in
+            every row, and their sum divides the product with the values.
+        finest: For `log`: the most steps an octave that are tried (tau), a power of 2; the paper's are 1, 2 and 4.
+    """
+
+    kind: Literal["uniform", "log"] = "uniform"
+    bits: int | None = None
+    scale: Literal["tensor", "row"] = "tensor"
+    finest: int = 4
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, ("uniform", "log"))
+        check_choice("scale", self.scale, ("tensor", "row"))
+        check_positive("finest", self.finest)
+        if self.finest not in (1, 2, 4, 8, 16, 32):
+            raise ValueError(f"finest must be a power of 2 up to 32, got {self.finest}")
+        if self.bits is not None:
+            check_bits(self.bits, "probabilities.bits")
+
+
+@dataclass(frozen=True)
+class Override:
+    """Other bits for a part; None keeps what the recipe says."""
+
+    weights: int | None = None
+    activations: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("weights", "activations"):
+            if getattr(self, name) is not None:
+                check_bits(getattr(self, name), name)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the model is shown before its ranges are set.
+
+    Attributes:
+        images: Number of images.
+        prompts: Most prompts of an image.
+        seed: Which images and prompts are drawn.
+        percentile: For the range method `percentile`: share of values inside, in percent, on each side.
+        power: For `mse`: exponent of the error.
+    """
+
+    images: int = 32
+    prompts: int = 16
+    seed: int = 0
+    percentile: float = 99.99
+    power: float = 2.4
+
+    def __post_init__(self) -> None:
+        for name in ("images", "prompts"):
+            check_positive(name, getattr(self, name))
+        check_type("seed", self.seed, int)
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if not 50 < self.percentile <= 100:
+            raise ValueError(f"percentile must lie in (50, 100], got {self.percentile}")
+        if not 0.5 <= self.power <= 8:
+            raise ValueError(f"power must lie in [0.5, 8], got {self.power}")
+
+
+ClippingMeasure = Literal["focus", "output"]
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """Perceptual-consistency clipping of the mask decoder's attentions (SAQ-SAM, arXiv 2503.06515).
+
+    Attributes:
+        theta: A key is in the focus of a query where its probability exceeds theta times the row's largest.
+        images: Calibration images that the focus deviation is averaged over; the paper takes one.
+        passes: How often the four tensors of an attention are searched, one after another.
+        include_range: Whether the range of `activations.range` is a candidate too.
+        measure: What ranges are chosen by: the `focus` deviation, or the relative squared error of the attention's
+            `output` (not of the paper).
+    """
+
+    theta: float = 0.5
+    images: int = 1
+    passes: int = 2
+    include_range: bool = False
+    measure: ClippingMeasure = "focus"
+
+    def __post_init__(self) -> None:
+        check_number("theta", self.theta, 0.001, 0.999)
+        check_positive("images", self.images)
+        check_positive("passes", self.passes)
+        check_type("include_range", self.include_range, bool)
+        check_choice("measure", self.measure, get_args(ClippingMeasure))
+
+
+ReconstructionLoss = Literal["output", "prompt", "mask"]
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Learned rounding and activation scales, unit by unit (AdaRound, BRECQ, QDrop; and SAQ-SAM's prompts).
+
+    Attributes:
+        unit: Of the encoder: `block`, or `stage` (the blocks up to and including a global one).
+        loss: `output` compares what the unit itself gives. `prompt` (prompt-aware reconstruction) compares what the
+            two-way decoder makes of it with real prompts: for encoder units its image tokens, for decoder
+            layers its output tokens beside the layer's own. `mask` compares the masks (not of the paper).
+        skip_layers: But for `output`: what an encoder unit gives skips all later blocks on its way to the decoder.
+        target: What the float unit is run on for its target: the `quantized` or the `float` prefix's output.
+        scales: Whether activation scales are learned too.
+        drop: Probability that an activation stays float while learning (QDrop); 1 learns with float activations.
+        steps: Optimizer steps a unit; each sees one image.
+        final_steps: The same for the decoder's last attention, as a multiple of `steps`.
+        prompts: Prompts of a step, at most.
+        rounding_rate: Adam's learning rate of the rounding variables.
+        scale_rate: Adam's learning rate of the scales' logarithms; falls to 0 by a cosine.
+        regulariser: Weight of the rounding regulariser, a mean over weights, against the loss in units of what
+            rounding to nearest gives.
+        warmup: Share of the steps without it.
+        token_weight: Weight of a decoder layer's own token error.
+        affine: Whether a unit's biases, normalisations and channel scales are learned too (not of the paper): they are
+            float in a checkpoint anyway, and take up the mean error of what is rounded.
+        affine_rate: Adam's learning rate of them; falls to 0 by a cosine.
+        joint_steps: Steps at the end, as a multiple of `steps`, in which all scales of the decoder, also those of its
+            weights (and, with `affine`, biases and normalisations), are learned together by the masks, every
+            quantizer on (not of the paper); 0 for none.
+        precision: Of the steps' products: `float32`, or `bfloat16` by autocast. Targets, rounding and scales are
+            float32 in any case.
+    """
+
+    unit: Literal["block", "stage"] = "stage"
+    loss: ReconstructionLoss = "prompt"
+    skip_layers: bool = True
+    target: Literal["quantized", "float"] = "quantized"
+    scales: bool = True
+    drop: float = 0.5
+    steps: int = 2000
+    final_steps: int = 5
+    prompts: int = 16
+    rounding_rate: float = 1e-3
+    scale_rate: float = 2e-3
+    regulariser: float = 1.0
+    warmup: float = 0.2
+    token_weight: float = 0.01
+    affine: bool = False
+    affine_rate: float = 1e-3
+    joint_steps: int = 0
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        check_choice("unit", self.unit, ("block", "stage"))
+        check_choice("loss", self.loss, get_args(ReconstructionLoss))
+        check_choice("target", self.target, ("quantized", "float"))
+        check_choice("precision", self.precision, get_args(Precision))
+        for name in ("skip_layers", "scales", "affine"):
+            check_type(name, getattr(self, name), bool)
+        for name in ("steps", "final_steps", "prompts"):
+            check_positive(name, getattr(self, name))
+        check_type("joint_steps", self.joint_steps, int)
+        for name in ("drop", "warmup"):
+            check_number(name, getattr(self, name), 0, 1)
+        for name in (
+            "rounding_rate",
+            "scale_rate",
+            "affine_rate",
+            "regulariser",
+            "token_weight",
+            "joint_steps",
+        ):
+            check_number(name, getattr(self, name), 0, 1e3)
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def check_mapping(name: str, value: object) -> None:
+    """Raise ValueError unless `value` is a mapping."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} must be a mapping, got {type(value).__name__}")
+
+
+def check_type(name: str, value: object, kind: type) -> None:
+    """Raise ValueError unless `value` is exactly of type `kind`."""
+    if type(value) is not kind:
+        raise ValueError(f"{name} must be {kind.__name__}, got {value!r}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is an int of at least 1."""
+    check_type(name, value, int)
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_number(name: str, value: Any, low: float, high: float) -> None:
+    """Raise ValueError unless `value` is a number in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}")

@@ -1,0 +1,182 @@
+"""Differences between a runtime and torch on the same deployed checkpoint: tensors, and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import SamModel, SamProcessor
+
+from saqsam.data.types import Dataset
+from saqsam.evaluation.metrics.iou import mask_iou
+from saqsam.evaluation.prompts import box_prompts
+from saqsam.inference.backend import Backend, TorchBackend
+from saqsam.inference.predictor import Predictor
+
+UNDECIDED = 0.05
+"""Share of the root mean square of a mask's logits below which rounding may flip a pixel: as far as the logits of two
+sound runtimes are apart where a value on the border of two codes falls to either side."""
+
+
+class ParityError(ValueError):
+    """A runtime does not compute what torch computes."""
+
+
+@dataclass
+class TensorDifference:
+    """Difference between a tensor of the runtime and torch's.
+
+    Attributes:
+        name: As the exported files name it.
+        shape: Of the first one that was compared.
+        largest: Largest absolute difference.
+        relative: Norm of the differences over the norm of torch's, over all images.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    largest: float = 0.0
+    relative: float = 0.0
+    _error: float = 0.0
+    _norm: float = 0.0
+
+    def add(self, wanted: Tensor, found: Tensor) -> None:
+        """Count one more pair."""
+        difference = found.double() - wanted.double()
+        self.largest = max(self.largest, float(difference.abs().max()))
+        self._error += float(difference.square().sum())
+        self._norm += float(wanted.double().square().sum())
+        self.relative = (self._error / self._norm) ** 0.5 if self._norm else 0.0
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Result of `compare_with_torch`.
+
+    Attributes:
+        tensors: Differences of the embedding, and of the decoder's outputs for it.
+        mask_iou: Mean IoU between the masks of both, each from its own embedding, at the image's resolution; 1 where
+            both masks are empty.
+        least_mask_iou: The least of them.
+        decided_iou: As `mask_iou`, with the pixels that torch leaves undecided counted as equal: those whose logit is
+            less than `UNDECIDED` of the logits' root mean square away from 0. Rounding alone flips them; in the masks
+            of an untrained model they are many.
+        masks: Number of masks compared.
+        images: Number of images.
+    """
+
+    tensors: tuple[TensorDifference, ...]
+    mask_iou: float
+    least_mask_iou: float
+    decided_iou: float
+    masks: int
+    images: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        tensors = [{k: v for k, v in asdict(t).items() if not k.startswith("_")} for t in self.tensors]
+        return {**asdict(self), "tensors": tensors}
+
+
+def compare_with_torch(
+    backend: Backend,
+    model: SamModel,
+    processor: SamProcessor,
+    dataset: Dataset,
+    *,
+    single_mask: bool = False,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Parity:
+    """Segment the objects of a data set from their boxes in a runtime and in torch, and compare.
+
+    Args:
+        backend: The runtime.
+        model: The deployed checkpoint that was exported.
+        processor: Its processor.
+        dataset: Images with objects.
+        single_mask: The decoder was exported to return one mask. Prompts are then boxes with their centres: for a box
+            alone it returns whichever of three masks it rates best, which rounding may change.
+        limit: Look at the first `limit` images only.
+        progress: Called after each image with the number done and the number of all.
+
+    Raises:
+        ParityError: The runtime returns NaN or infinity.
+        ValueError: There is no object to segment, or torch returns NaN or infinity.
+    """
+    found, wanted = Predictor(backend, processor), Predictor(TorchBackend(model), processor)
+    differences: dict[str, TensorDifference] = {}
+    ious: list[Tensor] = []
+    decided: list[Tensor] = []
+
+    def count(name: str, one: Tensor, other: Tensor) -> None:
+        if not one.isfinite().all():
+            raise ValueError(f"{name}: expected finite values of torch, got NaN or infinity")
+        if not other.isfinite().all():
+            raise ParityError(f"{name}: expected finite values, got NaN or infinity")
+        entry = differences.setdefault(name, TensorDifference(name, tuple(one.shape)))
+        entry.add(one, other)
+
+    images = len(dataset) if limit is None else min(limit, len(dataset))
+    for index in range(images):
+        sample = dataset[index]
+        instances = [instance for instance in sample.instances if not instance.is_crowd]
+        if instances:
+            wanted.set_image(sample.image)
+            found.set_image(sample.image)
+            count("image_embeddings", wanted.features, found.features)
+            prompts = parity_prompts(box_prompts(instances), sample.image.shape[:2], single_mask=single_mask)
+            pairs = zip(
+                wanted.predict_low_res(**prompts, multimask_output=False),
+                found.predict_low_res(**prompts, multimask_output=False),
+                strict=True,
+            )
+            for (logits, scores), (own_logits, own_scores) in pairs:
+                count("low_res_masks", logits, own_logits)
+                count("iou_predictions", scores, own_scores)
+                torchs = wanted.upscale(logits, return_logits=True)[:, 0]
+                masks = found.upscale(own_logits)[:, 0]
+                ious.append(_iou(masks, torchs > 0))
+                decided.append(_iou(torch.where(_undecided(torchs), torchs > 0, masks), torchs > 0))
+        if progress is not None:
+            progress(index + 1, images)
+    if not ious:
+        raise ValueError(f"data {dataset.name!r}: expected objects to compare masks of, found none")
+    joined = torch.cat(ious)
+    return Parity(
+        tensors=tuple(differences.values()),
+        mask_iou=float(joined.mean()),
+        least_mask_iou=float(joined.min()),
+        decided_iou=float(torch.cat(decided).mean()),
+        masks=len(joined),
+        images=images,
+    )
+
+
+def parity_prompts(
+    boxes: NDArray[np.float64], image_size: tuple[int, ...], *, single_mask: bool
+) -> dict[str, Any]:
+    """Return boxes [P, 4] as prompts by kind, with their centres as points where the decoder returns one mask."""
+    if not single_mask:
+        return {"boxes": boxes}
+    height, width = image_size
+    centres = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
+    inside = np.clip(centres, 0, np.array([width - 1, height - 1]))
+    return {"boxes": boxes, "points": inside, "labels": np.ones(inside.shape[:2])}
+
+
+def _iou(masks: Tensor, wanted: Tensor) -> Tensor:
+    """Return the IoU of P pairs of masks [P, H, W], 1 where both are empty."""
+    both_empty = ~(masks | wanted).flatten(1).any(dim=1)
+    return mask_iou(masks, wanted).masked_fill(both_empty, 1.0)
+
+
+def _undecided(logits: Tensor) -> Tensor:
+    """Return which pixels of masks [P, H, W] have a logit that rounding may carry across 0."""
+    scale = logits.square().mean(dim=(1, 2), keepdim=True).sqrt()
+    return logits.abs() < UNDECIDED * scale

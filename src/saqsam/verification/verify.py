@@ -1,0 +1,158 @@
+"""Judgement of an export: whether its runtimes compute the masks that torch computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import SamModel, SamProcessor
+
+from saqsam.data.types import Dataset
+from saqsam.evaluation.prompts import box_prompts
+from saqsam.export.manifest import Manifest, parse_manifest
+from saqsam.inference.backend import Backend
+from saqsam.inference.predictor import preprocess
+from saqsam.inference.prompts import Prompts
+from saqsam.runtimes import RUNTIMES, check_runtime, default_runtime, is_installed, load_runtime
+from saqsam.utils.errors import shorten_message
+from saqsam.verification.divergence import Divergence, find_divergence
+from saqsam.verification.parity import Parity, ParityError, compare_with_torch, parity_prompts
+
+MIN_PARITY = 0.95
+"""Mean IoU with torch's masks below which an export fails."""
+MAX_DIFFERENCE = 0.5
+"""Relative difference from torch's logits above which an export fails whatever the masks are: those that fill the
+picture, or are empty, have a high IoU with others like them. Sound runtimes stay ten times below."""
+
+
+def verify_export(
+    folder: str | Path,
+    model: SamModel,
+    processor: SamProcessor,
+    dataset: Dataset,
+    *,
+    min_parity: float = MIN_PARITY,
+    runtimes: Sequence[str] | None = None,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Parity]:
+    """Compare an exported folder with torch in each runtime, and fail if one computes other masks.
+
+    Args:
+        folder: What `export_model` wrote.
+        model: The model that was exported.
+        processor: Its processor.
+        dataset: Images with objects, which are segmented from their boxes.
+        min_parity: Least mean IoU between a runtime's masks and torch's, in [0, 1]. Pixels that torch leaves undecided
+            are not counted; see `Parity.decided_iou`. Above 0, logits may not differ by more than `MAX_DIFFERENCE`.
+        runtimes: Runtimes to judge; None for all that are installed and run the folder's format.
+        limit: Look at the first `limit` images only.
+        progress: Called after each image with the number done and the number of all.
+
+    Returns:
+        The differences in each runtime by its name, that of the format first.
+
+    Raises:
+        ParityError: A runtime cannot run the folder, returns NaN or infinity, or computes other masks. The message
+            names the first node that differs.
+        ValueError: `min_parity` is no IoU, a runtime is unknown or missing, or there is no object to segment.
+    """
+    folder = Path(folder)
+    manifest = parse_manifest(folder)
+    names = runtimes_to_judge(manifest.format, runtimes, min_parity)
+    found = {}
+    for name in names:
+        try:
+            backend, own_processor = load_runtime(folder, name, device="cpu")
+        except ValueError as error:
+            if runtimes is not None or len(names) == 1:
+                raise
+            raise ParityError(
+                f"{name} cannot run the export: {shorten_message(error)}; to export for one runtime alone, "
+                f"name it with --runtime {default_runtime(manifest.format)}"
+            ) from error
+        try:
+            parity = compare_with_torch(
+                backend,
+                model,
+                own_processor,
+                dataset,
+                single_mask=manifest.single_mask,
+                limit=limit,
+                progress=progress,
+            )
+            _judge(parity, min_parity)
+        except ParityError as error:
+            divergence = _locate(folder, backend, manifest, name, model, processor, dataset)
+            raise ParityError(f"{name}: {error}; {divergence}") from error
+        found[name] = parity
+    return found
+
+
+def _judge(parity: Parity, min_parity: float) -> None:
+    """Raise ParityError if masks differ by more than is accepted; a parity of 0 accepts all."""
+    if parity.decided_iou < min_parity:
+        raise ParityError(
+            f"expected masks with a mean IoU of at least {min_parity:g} (--min-parity) with torch's, got "
+            f"{parity.decided_iou:.3f}"
+        )
+    (logits,) = (tensor for tensor in parity.tensors if tensor.name == "low_res_masks")
+    if min_parity > 0 and logits.relative > MAX_DIFFERENCE:
+        raise ParityError(
+            f"expected logits that differ from torch's by at most {MAX_DIFFERENCE:g} of their norm, got "
+            f"{logits.relative:.2g}"
+        )
+
+
+def runtimes_to_judge(
+    format: str, runtimes: Sequence[str] | None = None, min_parity: float = MIN_PARITY
+) -> list[str]:
+    """Return the runtimes that `verify_export` judges, the format's own first; can be asked before an export is made.
+
+    Raises:
+        ValueError: As for `verify_export`.
+    """
+    if not 0 <= min_parity <= 1:
+        raise ValueError(f"--min-parity: expected a number from 0 to 1, got {min_parity:g}")
+    own = default_runtime(format)
+    if runtimes is None:
+        names = [name for name in RUNTIMES if format in RUNTIMES[name] and is_installed(name)] or [own]
+    else:
+        names = list(runtimes)
+    for name in names:
+        check_runtime(name, format)
+    return sorted(names, key=lambda name: name != own)
+
+
+def parity_content(found: Mapping[str, Parity], min_parity: float) -> dict[str, Any]:
+    """Return what `parity.json` holds: the differences of the format's own runtime, and those of the others."""
+    (own, parity), *others = found.items()
+    return {
+        "min_parity": min_parity,
+        "runtime": own,
+        **parity.to_dict(),
+        "other_runtimes": {name: other.to_dict() for name, other in others},
+    }
+
+
+def _locate(
+    folder: Path,
+    backend: Backend,
+    manifest: Manifest,
+    runtime: str,
+    model: SamModel,
+    processor: SamProcessor,
+    dataset: Dataset,
+) -> Divergence:
+    """Find the first node that differs on the first image that has objects."""
+    samples = (dataset[index] for index in range(len(dataset)))
+    image, boxes = next(
+        (sample.image, box_prompts(objects))
+        for sample in samples
+        if (objects := [instance for instance in sample.instances if not instance.is_crowd])
+    )
+    pixels, size = preprocess(processor, image)
+    given = parity_prompts(boxes, image.shape[:2], single_mask=manifest.single_mask)
+    prompts = Prompts.from_image(image.shape[:2], size, **given, mask_size=(0, 0))
+    return find_divergence(folder, backend, manifest, runtime, model, pixels, prompts)

@@ -1,0 +1,97 @@
+"""A picture of the masks of two models on the images that tell their difference best, drawn from their records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saqsam.data.rle import decode_mask, rle_from_text
+from saqsam.data.types import Dataset, Sample
+from saqsam.evaluation import Evaluation, PromptTask, Task
+from saqsam.evaluation.compare import TaskDifference
+from saqsam.evaluation.metrics.iou import differing_pixels
+from saqsam.evaluation.task import Record
+from saqsam.viz.overlays import Comparison, comparison_picture
+
+MOST_MASKS = 8
+"""Masks drawn of one image: with more of them a picture cannot be read."""
+
+
+def median_and_worst(difference: TaskDifference) -> dict[int, str]:
+    """Places of the image of the median change and of the two of the largest losses, with what each stands for."""
+    order = [image.index for image in difference.images]
+    median = order[len(order) // 2]
+    chosen = {median: "median image"}
+    for index, name in zip([i for i in order if i != median], ("worst image", "second worst"), strict=False):
+        chosen[index] = name
+    return chosen
+
+
+def draw_side_by_side(
+    dataset: Dataset,
+    task: Task,
+    difference: TaskDifference,
+    first: Evaluation,
+    other: Evaluation,
+    chosen: Mapping[int, str],
+    *,
+    names: tuple[str, str] = ("float", "quantized"),
+) -> NDArray[np.uint8]:
+    """Draw image, masks of the one, masks of the other and their difference, a row for each image.
+
+    Args:
+        dataset: What both were scored on.
+        task: One that keeps masks.
+        difference: Of the two in this task.
+        first: Records of the one.
+        other: Records of the other, of the same images.
+        chosen: What each image stands for, by its place in the data set.
+        names: Of the two models.
+
+    Returns:
+        HWC uint8 RGB.
+    """
+    changes = {image.index: image.difference for image in difference.images}
+    rows = []
+    for index, name in chosen.items():
+        caption = f"{name}: its mean {_unit(difference)} changes by {changes[index]:+.3f}"
+        rows.append(
+            image_row(dataset[index], task, first.records[index], other.records[index], caption=caption)
+        )
+    return comparison_picture(rows, titles=("image and prompts", *names, "difference"), names=names)
+
+
+def image_row(
+    sample: Sample, task: Task, first: Record, other: Record, *, caption: str = "", most: int = MOST_MASKS
+) -> Comparison:
+    """One image with the masks of two records: of those that both have the `most` that differ in most pixels."""
+    size = first["size"]
+    own, others = task.masks(first[task.name]), task.masks(other[task.name])
+    common = [key for key in own if key in others]
+    drawn = set(sorted(common, key=lambda key: -differing_pixels(own[key], others[key], size))[:most])
+    keys = [key for key in common if key in drawn]
+    boxes = [i.box for i in sample.instances if str(i.id) in keys] if _has_boxes(task) else []
+    return Comparison(
+        sample.image,
+        np.array(boxes),
+        _masks([own[key] for key in keys], size),
+        _masks([others[key] for key in keys], size),
+        caption,
+    )
+
+
+def _has_boxes(task: Task) -> bool:
+    """Whether the keys of a task's masks are objects whose boxes were its prompts."""
+    return isinstance(task, PromptTask) and task.prompt == "box"
+
+
+def _unit(difference: TaskDifference) -> str:
+    return "IoU" if difference.task == PromptTask.name else difference.compared
+
+
+def _masks(counts: list[str], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """[P, H, W] bool."""
+    masks = [decode_mask(rle_from_text(c, size)) for c in counts]
+    return np.stack(masks) if masks else np.zeros((0, *size), dtype=bool)

@@ -1,0 +1,446 @@
+"""Reconstruction: what is learned, what it is compared by, and that nothing temporary stays behind."""
+
+import copy
+import dataclasses
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import SamModel
+
+import saqsam.ptq.learning
+from saqsam.convert.pack import round_float_parameters, round_weight
+from saqsam.convert.plan import activation_slots, weight_sites
+from saqsam.convert.prepare import fill_slots, prepare
+from saqsam.inference.backend import TorchBackend
+from saqsam.models.sam.forward import embed_boxes, embed_patches, flatten_image, image_positions
+from saqsam.models.sam.structure import SamStructure
+from saqsam.ptq.calibration import calibrate
+from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
+from saqsam.ptq.learning import learning, unit_parts
+from saqsam.ptq.pipeline import prepare_equalized
+from saqsam.ptq.reconstruction import reconstruct
+from saqsam.ptq.units import EncoderUnit, JointUnit, PromptTokens, mask_error, reconstruction_units
+from saqsam.quant.affine import AffineQuantizer
+from saqsam.quant.layers import PackedTensor
+from saqsam.quant.learned import RandomDrop
+from saqsam.quant.logarithmic import LogQuantizer
+from saqsam.recipes.presets import METHODS
+from saqsam.recipes.recipe import Recipe, Reconstruction
+from support.tiny_quantized import quantize_tiny, tiny_data, tiny_recipe
+from support.tiny_sam import tiny_config, tiny_processor, tiny_sam
+
+STRUCTURE = SamStructure(tiny_config())
+LEARNED = [name for name, function in METHODS.items() if function(4, 4).reconstruction is not None]
+
+
+def learned_recipe(method: str = "saq-sam", bits: str = "w3a4", **changes: object) -> Recipe:
+    recipe = tiny_recipe(method, bits)
+    assert recipe.reconstruction is not None
+    few = {"steps": 4, "final_steps": 1, "prompts": 2, "rounding_rate": 0.05, **changes}
+    return dataclasses.replace(recipe, reconstruction=dataclasses.replace(recipe.reconstruction, **few))
+
+
+def calibrated(recipe: Recipe) -> tuple[SamModel, SamModel, CalibrationImages]:
+    """Model, its float reference, and images."""
+    model = tiny_sam()
+    images = choose_calibration_images(model, tiny_processor(), tiny_data(), recipe.calibration)
+    prepare(model, STRUCTURE, recipe)
+    reference = copy.deepcopy(model)
+    fill_slots(model, STRUCTURE, recipe, calibrate(model, STRUCTURE, recipe, images))
+    return model, reference, images
+
+
+def first_state(model: SamModel, images: CalibrationImages) -> tuple[tuple[Tensor], PromptTokens]:
+    pixels, boxes = max((images[i] for i in range(len(images))), key=lambda pair: len(pair[1]))
+    assert boxes.boxes is not None
+    tokens, dense = embed_boxes(model, boxes.boxes)
+    return (embed_patches(model, pixels),), PromptTokens(tokens, flatten_image(dense), image_positions(model))
+
+
+def units(**changes: object) -> list:
+    return reconstruction_units(STRUCTURE, 2, Reconstruction(**changes))
+
+
+# ---- units
+
+
+def test_units_cover_every_quantized_layer_and_slot_once() -> None:
+    recipe = tiny_recipe("saq-sam")
+    for unit in ("stage", "block"):
+        parts = [unit_parts(u, tiny_sam(), STRUCTURE, recipe) for u in units(unit=unit)]
+        layers = [site.name for part in parts for site, _ in part.layers]
+        slots = [slot for part in parts for slot in part.slots]
+        assert sorted(layers) == sorted(site.name for site, _ in weight_sites(STRUCTURE, recipe))
+        assert sorted(slots) == sorted(slot.name for slot in activation_slots(STRUCTURE, recipe))
+
+
+def test_stages_end_at_global_attention() -> None:
+    assert [u.name for u in units()] == [
+        "encoder stage 1",
+        "encoder stage 2",
+        "neck",
+        "decoder layer 1",
+        "decoder layer 2",
+        "final attention",
+    ]
+    assert [list(u.blocks) for u in units()[:2]] == [[0, 1], [2, 3]]
+    assert [list(u.blocks) for u in units(unit="block")[:4]] == [[0], [1], [2], [3]]
+    assert [u.steps for u in units(final_steps=7)] == [1, 1, 1, 1, 1, 7]
+
+
+@torch.no_grad()
+def test_running_all_units_gives_the_model_s_own_transformer() -> None:
+    model, _, images = calibrated(tiny_recipe("saq-sam"))
+    state, prompts = first_state(model, images)
+    seen = {}
+    final = model.mask_decoder.transformer.final_attn_token_to_image
+    handle = final.register_forward_hook(lambda _m, _a, out: seen.update(out=out[0]))
+    pixels, boxes = max((images[i] for i in range(len(images))), key=lambda pair: len(pair[1]))
+    assert boxes.boxes is not None
+    model(pixel_values=pixels, input_boxes=boxes.boxes[None], multimask_output=False)
+    handle.remove()
+    for unit in units():
+        state = unit.run(model, state, prompts)
+    torch.testing.assert_close(state[0].flatten(0, 1), seen["out"].flatten(0, 1), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_layer_skipping_leaves_out_the_later_blocks_alone() -> None:
+    _, reference, images = calibrated(tiny_recipe("saq-sam"))
+    state, prompts = first_state(reference, images)
+    skipping, running = units()[0], units(skip_layers=False)[0]
+    direct = skipping.response(reference, reference, state, prompts)[0]
+    whole = running.response(reference, reference, state, prompts)[0]
+    broken = copy.deepcopy(reference)
+    broken.vision_encoder.layers[3].mlp.lin2.weight.zero_()
+    assert torch.equal(skipping.response(broken, broken, state, prompts)[0], direct)
+    assert not torch.equal(running.response(broken, broken, state, prompts)[0], whole)
+    # Without skipping, the response of the first unit is that of the last one to the float prefix.
+    (after,) = skipping.run(reference, state, prompts)
+    torch.testing.assert_close(units()[1].response(reference, reference, (after,), prompts)[0], whole)
+
+
+@torch.no_grad()
+def test_the_prompt_decides_about_the_response() -> None:
+    _, reference, images = calibrated(tiny_recipe("saq-sam"))
+    state, prompts = first_state(reference, images)
+    assert len(prompts.tokens) > 1
+    (image,) = units()[0].response(reference, reference, state, prompts)
+    assert image.shape == (len(prompts.tokens), 1, 64, 32)
+    assert not torch.equal(image[0], image[1])
+    (alone,) = units()[0].response(reference, reference, state, prompts[torch.tensor([1])])
+    torch.testing.assert_close(alone[0], image[1])
+    (own,) = units(loss="output")[0].response(reference, reference, state, prompts)
+    assert own.shape == (1, 8, 8, 32)
+
+
+def test_the_loss_is_summed_over_channels_and_averaged_over_the_rest() -> None:
+    unit = units()[0]
+    found, target = torch.zeros(2, 1, 64, 32), torch.zeros(2, 1, 64, 32)
+    found[0, 0, 5] = 2.0
+    assert float(unit.loss((found,), (target,))) == pytest.approx(32 * 4 / 128)
+    layer = next(u for u in units(token_weight=0.01) if u.name == "decoder layer 1")
+    tokens, one = torch.zeros(2, 1, 7, 32), torch.ones(2, 1, 7, 32)
+    assert float(layer.loss((one, target, tokens), (tokens, target, tokens))) == pytest.approx(0.32)
+    assert float(layer.loss((tokens, target, one), (tokens, target, tokens))) == pytest.approx(32.0)
+    assert float(layer.loss((tokens, found, tokens), (tokens, target, tokens))) == pytest.approx(1.0)
+
+
+# ---- learning
+
+
+@torch.no_grad()
+def test_with_the_mask_loss_every_unit_answers_the_model_s_own_masks() -> None:
+    _, reference, images = calibrated(tiny_recipe("saq-sam"))
+    state, prompts = first_state(reference, images)
+    backend = TorchBackend(reference)
+    pixels, boxes = max((images[i] for i in range(len(images))), key=lambda pair: len(pair[1]))
+    masks, ious = backend.decode(backend.encode(pixels), boxes, multimask_output=False)
+    for unit in units(loss="mask", skip_layers=False):
+        answer = unit.response(reference, reference, state, prompts)
+        torch.testing.assert_close(answer[0][:, :1], masks, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(answer[1][:, :1], ious, rtol=1e-4, atol=1e-4)
+        assert float(unit.loss(answer, answer)) == pytest.approx(0, abs=1e-6)
+        state = unit.run(reference, state, prompts)
+
+
+def test_the_mask_error_counts_pixels_that_could_go_either_way() -> None:
+    target = (torch.tensor([[[[0.0, 8.0]]]]), torch.tensor([[0.5]]))
+    undecided = (torch.tensor([[[[2.0, 8.0]]]]), torch.tensor([[0.5]]))
+    decided = (torch.tensor([[[[0.0, 10.0]]]]), torch.tensor([[0.5]]))
+    assert float(mask_error(undecided, target)) > 100 * float(mask_error(decided, target)) > 0
+    probability = torch.tensor(2.0).sigmoid()
+    divergence = -0.5 * (torch.log(2 * probability) + torch.log(2 * (1 - probability)))
+    inside = torch.tensor(8.0).sigmoid()
+    common, both = probability / 2 + inside**2, probability**2 + 0.25 + 2 * inside**2
+    expected = float(divergence / 2 + 1 - 2 * common / both)
+    assert float(mask_error(undecided, target)) == pytest.approx(expected, rel=1e-4)
+    other_iou = (target[0], torch.tensor([[0.8]]))
+    assert float(mask_error(other_iou, target)) == pytest.approx(0.09, rel=1e-4)
+
+
+def test_the_mask_error_of_a_small_object_weighs_as_much_as_that_of_a_large_one() -> None:
+    def missed(side: int) -> float:
+        wanted = torch.full((1, 1, 64, 64), -20.0)
+        wanted[..., :side, :side] = 20.0
+        found = wanted.clone()
+        found[..., : side // 2, :side] = -2.0  # one half is not seen
+        return float(mask_error((found, torch.ones(1, 1)), (wanted, torch.ones(1, 1))))
+
+    assert missed(4) > 0.2
+    assert missed(32) < 3 * missed(4)
+
+
+@torch.no_grad()
+def test_the_joint_unit_starts_where_the_encoder_ends_and_answers_the_masks() -> None:
+    _, reference, images = calibrated(tiny_recipe("saq-sam"))
+    pixels, boxes = max((images[i] for i in range(len(images))), key=lambda pair: len(pair[1]))
+    state, prompts = first_state(reference, images)
+    unit = units(joint_steps=3)[-1]
+    assert isinstance(unit, JointUnit)
+    assert unit.steps == 3
+    backend = TorchBackend(reference)
+    masks, ious = backend.decode(backend.encode(pixels), boxes, multimask_output=False)
+    found = unit.response(reference, reference, unit.enter(reference, state, prompts), prompts)
+    torch.testing.assert_close(found[0][:, :1], masks, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[1][:, :1], ious, rtol=1e-4, atol=1e-4)
+
+
+def test_the_joint_unit_brings_the_masks_nearer_to_float_and_leaves_the_codes() -> None:
+    few = {"steps": 2, "scale_rate": 0.01, "affine_rate": 3e-3, "affine": True}
+    kept = {}
+    for joint_steps in (0, 60):
+        recipe = learned_recipe(bits="w4a4", joint_steps=joint_steps, **few)
+        kept[joint_steps] = quantize_tiny(recipe)
+    before, after = kept[0], kept[60]
+    original = tiny_sam()
+    images = choose_calibration_images(original, tiny_processor(), tiny_data(), recipe.calibration)
+    errors = []
+    for model in (before, after):
+        total = 0.0
+        for index in range(len(images)):
+            pixels, boxes = images[index]
+            backends = TorchBackend(model), TorchBackend(original)
+            with torch.no_grad():
+                answers = [b.decode(b.encode(pixels), boxes, multimask_output=True) for b in backends]
+                total += float(mask_error(*answers))
+        errors.append(total)
+    assert errors[1] < 0.9 * errors[0]
+    for site, _ in weight_sites(STRUCTURE, recipe):
+        codes = [model.get_submodule(f"{site.name}.weight").unpack() for model in (before, after)]
+        assert torch.equal(*codes)
+
+
+def test_biases_and_normalisations_are_learned_as_float16_or_left_as_they_were() -> None:
+    recipe = learned_recipe(affine=True)
+    model, _, _ = calibrated(recipe)
+    parts = unit_parts(units()[0], model, STRUCTURE, recipe)
+    assert "vision_encoder.layers.0.layer_norm1.weight" in parts.affine
+    assert "vision_encoder.layers.1.attn.qkv.bias" in parts.affine
+    assert not any("rel_pos" in name or "layers.2." in name for name in parts.affine)
+    name = parts.affine[0]
+    before = model.get_parameter(name).clone()
+    with pytest.raises(ZeroDivisionError), learning(model, parts, recipe, 0.5, torch.Generator()):  # noqa: PT012
+        with torch.no_grad():
+            model.get_parameter(name).add_(0.1234567)
+        raise ZeroDivisionError
+    assert torch.equal(model.get_parameter(name), before)
+    assert not model.get_parameter(name).requires_grad
+    with torch.no_grad(), learning(model, parts, recipe, 0.5, torch.Generator()) as learned:
+        assert learned.affine.keys() == set(parts.affine)
+        learned.affine[name].add_(0.1234567)
+    after = model.get_parameter(name)
+    assert torch.equal(after, (before + 0.1234567).half().float())
+    assert not after.requires_grad
+
+
+def kinds(model: nn.Module) -> dict[str, str]:
+    return {name: type(module).__name__ for name, module in model.named_modules()}
+
+
+def test_a_unit_is_packed_after_learning_and_as_it_was_after_an_error() -> None:
+    recipe = learned_recipe()
+    model, _, _ = calibrated(recipe)
+    parts = unit_parts(units()[0], model, STRUCTURE, recipe)
+    before = kinds(model)
+    with pytest.raises(ZeroDivisionError), learning(model, parts, recipe, 0.5, torch.Generator()):  # noqa: PT012
+        assert any(isinstance(module, RandomDrop) for module in model.modules())
+        raise ZeroDivisionError
+    assert kinds(model) == before
+    with learning(model, parts, recipe, 0.5, torch.Generator()) as learned:
+        assert learned.roundings.keys() == {site.name for site, _ in parts.layers}
+        assert learned.scales
+    after = kinds(model)
+    assert {after[site.name] for site, _ in parts.layers} == {"PackedLinear"}
+    assert {after[slot] for slot in parts.slots} == {"AffineQuantizer", "LogQuantizer"}
+    assert not any(isinstance(module, RandomDrop) for module in model.modules())
+
+
+@pytest.mark.parametrize("method", [*LEARNED, "saq-sam with masks"])
+def test_every_weight_is_one_of_its_two_neighbours_on_a_grid_of_b_bits(method: str) -> None:
+    name, _, with_masks = method.partition(" ")
+    recipe = learned_recipe(name, **({"loss": "mask"} if with_masks else {}))
+    quantized = quantize_tiny(recipe)
+    original = tiny_sam()
+    if recipe.equalized:
+        round_float_parameters(original, STRUCTURE, recipe)
+        images = choose_calibration_images(original, tiny_processor(), tiny_data(), recipe.calibration)
+        prepare_equalized(original, STRUCTURE, recipe, images)
+    moved = 0
+    for site, bits in weight_sites(STRUCTURE, recipe):
+        packed = quantized.get_submodule(f"{site.name}.weight")
+        assert isinstance(packed, PackedTensor)
+        codes = packed.unpack()
+        channels = codes.movedim(packed.axis, 0).flatten(1)
+        assert max(len(row.unique()) for row in channels) <= 2**bits == 8
+        layer = original.get_submodule(site.name)
+        nearest = round_weight(layer, bits, recipe)
+        # Learned at the end, jointly, with codes that stay.
+        is_learned = bool(recipe.reconstruction.joint_steps) and site.part.startswith("decoder")
+        assert torch.equal(nearest.scale, packed.scale) != is_learned, site.name
+        assert (codes.int() - nearest.unpack().int()).abs().max() <= 1
+        moved += int((codes != nearest.unpack()).sum())
+    assert moved > 0
+    allowed = {"AffineQuantizer", "LogQuantizer"}
+    assert {
+        type(quantized.get_submodule(s.name)).__name__ for s in activation_slots(STRUCTURE, recipe)
+    } <= allowed
+
+
+def response_error(
+    model: SamModel, reference: SamModel, images: CalibrationImages, unit: EncoderUnit
+) -> float:
+    state, prompts = first_state(reference, images)
+    with torch.no_grad():
+        target = unit.response(reference, reference, state, prompts)
+        return float(unit.loss(unit.response(model, reference, state, prompts), target))
+
+
+def test_learning_answers_prompts_better_than_rounding_to_nearest() -> None:
+    recipe = learned_recipe(bits="w3a8", steps=80, drop=0.5, warmup=0.1)
+    model, reference, images = calibrated(recipe)
+    nearest = copy.deepcopy(model)
+    for site, bits in weight_sites(STRUCTURE, recipe):
+        if site.name.startswith("vision_encoder.layers"):
+            layer = nearest.get_submodule(site.name)
+            layer.weight.data = round_weight(layer, bits, recipe)()
+    reconstruct(model, reference, STRUCTURE, recipe, images, memory=2**30)
+    unit = units()[0]
+    assert response_error(model, reference, images, unit) < 0.75 * response_error(
+        nearest, reference, images, unit
+    )
+
+
+def test_scales_are_learned_only_if_wanted_and_zero_points_never() -> None:
+    for scales in (True, False):
+        recipe = learned_recipe("qdrop", scales=scales)
+        model, reference, images = calibrated(recipe)
+        before = {
+            s.name: copy.deepcopy(model.get_submodule(s.name)) for s in activation_slots(STRUCTURE, recipe)
+        }
+        reconstruct(model, reference, STRUCTURE, recipe, images, memory=2**30)
+        changed = 0
+        for name, old in before.items():
+            new = model.get_submodule(name)
+            assert isinstance(old, AffineQuantizer)
+            assert isinstance(new, AffineQuantizer)
+            assert torch.equal(new.zero_point, old.zero_point)
+            changed += not torch.equal(new.scale, old.scale)
+        assert changed > 0.9 * len(before) if scales else changed == 0
+
+
+def test_logarithmic_probabilities_keep_what_calibration_chose() -> None:
+    recipe = learned_recipe("saq-sam")
+    model, reference, images = calibrated(recipe)
+    before = {
+        n: copy.deepcopy(m.state_dict()) for n, m in model.named_modules() if isinstance(m, LogQuantizer)
+    }
+    assert len(before) == len(STRUCTURE.attentions)
+    reconstruct(model, reference, STRUCTURE, recipe, images, memory=2**30)
+    for name, state in before.items():
+        after = model.get_submodule(name).state_dict()
+        assert all(torch.equal(after[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("target", ["quantized", "float"])
+def test_two_runs_are_equal_and_the_memory_budget_changes_nothing(target: str) -> None:
+    recipe = learned_recipe(target=target)
+    states = []
+    for memory in (2**30, 2**30, 150_000):
+        model, reference, images = calibrated(recipe)
+        logs = reconstruct(model, reference, STRUCTURE, recipe, images, memory=memory)
+        states.append((model.state_dict(), [log.losses for log in logs]))
+    for state, losses in states[1:]:
+        assert losses == states[0][1]
+        assert all(torch.equal(state[key], states[0][0][key]) for key in state)
+
+
+def test_too_little_memory_for_one_image_is_said() -> None:
+    recipe = learned_recipe()
+    model, reference, images = calibrated(recipe)
+    with pytest.raises(
+        ValueError, match=r"memory of 0\.0 MiB is too little for .*: one image needs 0\.\d MiB"
+    ):
+        reconstruct(model, reference, STRUCTURE, recipe, images, memory=100)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_unit_s_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = learned_recipe(steps=8)
+    saved = []
+    original = EncoderUnit.loss
+
+    def loss(self: EncoderUnit, found: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> Tensor:
+        value = original(self, found, target)
+        return value * float("nan") if self.name == "encoder stage 2" else value
+
+    monkeypatch.setattr(EncoderUnit, "loss", loss)
+    model, reference, images = calibrated(recipe)
+    before = kinds(model.vision_encoder.layers[2])
+    with pytest.raises(ValueError, match=re.escape("the loss of encoder stage 2 became nan at step 1")):
+        reconstruct(
+            model,
+            reference,
+            STRUCTURE,
+            recipe,
+            images,
+            memory=2**30,
+            save_unit=lambda number, unit, log: saved.append(unit.name),
+        )
+    assert saved == ["encoder stage 1"]
+    assert kinds(model.vision_encoder.layers[2]) == before
+
+
+def test_progress_names_unit_loss_and_steps() -> None:
+    recipe = learned_recipe()
+    model, reference, images = calibrated(recipe)
+    seen = []
+    reconstruct(
+        model, reference, STRUCTURE, recipe, images, memory=2**30, progress=lambda *step: seen.append(step)
+    )
+    assert [step[:3] for step in seen if step[0].startswith("2/6")] == [
+        ("2/6 encoder stage 2", done, 4) for done in (1, 2, 3, 4)
+    ]
+    assert all(re.fullmatch(r"loss [\d.e+-]+", step[3]) for step in seen)
+
+
+def test_the_regulariser_waits_for_the_warm_up_and_then_decides() -> None:
+    """With it alone at work, soft rounding ends hard; without it, it does not."""
+    ends = {}
+    for weight in (0.0, 1e3):
+        recipe = learned_recipe("brecq", steps=60, regulariser=weight, rounding_rate=0.1)
+        model, reference, images = calibrated(recipe)
+        shares: list[Tensor] = []
+        original = saqsam.ptq.learning._regulariser
+
+        def watch(roundings, spec, progress, shares=shares, original=original):
+            shares[:] = [rounding.share_up().detach().flatten() for rounding in roundings]
+            return original(roundings, spec, progress)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(saqsam.ptq.learning, "_regulariser", watch)
+            reconstruct(model, reference, STRUCTURE, recipe, images, memory=2**30)
+        share = torch.cat(shares)
+        ends[weight] = float(((share < 0.01) | (share > 0.99)).float().mean())
+    assert ends[1e3] > 0.8 > 2 * ends[0.0]

@@ -1,0 +1,46 @@
+import dataclasses
+
+import pytest
+
+from saqsam.recipes.deployment import deployable, substitutions
+from saqsam.recipes.overrides import with_settings
+from saqsam.recipes.presets import METHODS, recipe_for
+
+ALL = ["weights.symmetric_bytes", "probabilities", "integer_biases", "encoder_products", "extra"]
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_a_method_as_it_is_has_none(method: str) -> None:
+    assert substitutions(recipe_for(method, "w4a8")) == []
+
+
+@pytest.mark.parametrize("method", ["mse", "saq-sam-plus"])
+def test_every_field_that_deployable_changes_is_named(method: str) -> None:
+    plain = recipe_for(method, "w4a4")
+    deployed = deployable(plain)
+    found = substitutions(deployed)
+    assert [one.field for one in found] == ALL
+    changed = {
+        name
+        for name, value in dataclasses.asdict(deployed).items()
+        if value != dataclasses.asdict(plain)[name] and name != "method"
+    }
+    assert changed == {name.partition(".")[0] for name in ALL}
+    by_field = {one.field: (one.method, one.used) for one in found}
+    assert by_field["weights.symmetric_bytes"] == ("false", "true")
+    assert by_field["probabilities"][1] == "uniform, 8 bits, scale=row"
+    assert by_field["extra"][0] == "float"
+    assert "iou_head 8 bits" in by_field["extra"][1]
+
+
+def test_settings_take_part_and_take_back() -> None:
+    one = with_settings(recipe_for("mse", "w8a8"), ["integer_biases=true", "probabilities.scale=row"])
+    assert [found.field for found in substitutions(one)] == ["probabilities", "integer_biases"]
+    back = with_settings(deployable(recipe_for("mse", "w8a8")), ["weights.symmetric_bytes=false"])
+    assert back.method == "mse-deploy-custom"
+    assert [found.field for found in substitutions(back)] == ALL[1:]
+
+
+def test_a_method_of_another_version_has_nothing_to_be_compared_with() -> None:
+    unknown = dataclasses.replace(deployable(recipe_for("mse", "w4a4")), method="newer-deploy")
+    assert substitutions(unknown) == []

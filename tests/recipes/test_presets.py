@@ -1,0 +1,231 @@
+"""Named methods and the spelling of bits."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+
+from saqsam.models.sam.structure import FLOAT_PARTS
+from saqsam.recipes.deployment import deployable
+from saqsam.recipes.presets import EFFORTS, METHODS, parse_bits, recipe_for, with_effort
+from saqsam.recipes.recipe import Calibration, Clipping, ProbabilitySpec, QuantSpec, Recipe, Reconstruction
+
+FIXED = {"reconstruction.steps", "reconstruction.rounding_rate"}
+"""What is a matter of effort and not of method."""
+
+
+def fields(recipe: Recipe) -> dict[str, Any]:
+    """All that makes a method what it is, by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in recipe.to_dict().items():
+        if name in ("clipping", "reconstruction"):
+            found[name] = value is not None
+        if isinstance(value, dict):
+            found |= {f"{name}.{key}": inner for key, inner in value.items()}
+        elif name not in ("method", "clipping", "reconstruction"):
+            found[name] = value
+    return {name: value for name, value in found.items() if name not in FIXED}
+
+
+def differences(one: str, other: str) -> dict[str, tuple[Any, Any]]:
+    a, b = fields(recipe_for(one)), fields(recipe_for(other))
+    return {name: (a.get(name), b.get(name)) for name in sorted({*a, *b}) if a.get(name) != b.get(name)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bits", ["w4a4", "w6a6", "w8a8", "w4a8", "w2a3"])
+def test_methods_give_recipes_of_their_name_and_bits(method: str, bits: str) -> None:
+    recipe = recipe_for(method, bits)
+    assert recipe.name == f"{method}-{bits}"
+    assert recipe.method == method
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    # Exactly the papers' tensor set, and their calibration.
+    assert not recipe.overrides
+    assert not recipe.extra
+    assert not recipe.quantized_rel_pos_query
+    assert recipe.calibration == Calibration(images=32, prompts=16, seed=0, percentile=99.99, power=2.4)
+
+
+def test_there_are_ten_methods_and_no_two_are_one() -> None:
+    assert list(METHODS) == [
+        "min-max",
+        "percentile",
+        "mse",
+        "brecq",
+        "qdrop",
+        "ptq4sam-s",
+        "ptq4sam",
+        "saq-sam-s",
+        "saq-sam",
+        "saq-sam-plus",
+    ]
+    assert all(differences(a, b) for a, b in itertools.combinations(METHODS, 2))
+
+
+def test_statistics_differ_in_their_ranges_alone() -> None:
+    ranges = ("min-max", "percentile", "mse")
+    assert {m: (recipe_for(m).weights, recipe_for(m).activations) for m in ranges} == {
+        "min-max": (QuantSpec(4, False, "min-max"), QuantSpec(4, False, "min-max")),
+        "percentile": (QuantSpec(4, False, "min-max"), QuantSpec(4, False, "percentile")),
+        "mse": (QuantSpec(4, False, "mse"), QuantSpec(4, False, "mse")),
+    }
+    for a, b in itertools.combinations(ranges, 2):
+        assert set(differences(a, b)) <= {"weights.range", "activations.range"}
+
+
+def test_methods_differ_in_what_their_papers_add() -> None:
+    learned = {name for name in fields(recipe_for("saq-sam")) if name.startswith("reconstruction")}
+    assert differences("brecq", "qdrop") == {
+        "reconstruction.scales": (False, True),
+        "reconstruction.drop": (1.0, 0.5),
+    }
+    assert set(differences("mse", "qdrop")) == learned
+    assert differences("mse", "ptq4sam-s") == {
+        "bimodal": (False, True),
+        "probabilities.kind": ("uniform", "log"),
+    }
+    assert differences("qdrop", "ptq4sam") == differences("mse", "ptq4sam-s")
+    assert set(differences("ptq4sam-s", "ptq4sam")) == learned
+    assert recipe_for("saq-sam-s").clipping == Clipping(theta=0.5, images=1, passes=2, include_range=False)
+    assert dataclasses.replace(recipe_for("saq-sam-s"), clipping=None, method="ptq4sam-s") == recipe_for(
+        "ptq4sam-s"
+    )
+    assert set(differences("saq-sam-s", "saq-sam")) == learned
+    clipping = {name for name in fields(recipe_for("saq-sam")) if name.startswith("clipping")}
+    assert set(differences("ptq4sam", "saq-sam")) - clipping == {
+        f"reconstruction.{name}" for name in ("unit", "loss")
+    }
+    assert differences("saq-sam", "saq-sam-plus") == {
+        "equalized": (False, True),
+        "input_scales": (False, True),
+        "probabilities.scale": ("tensor", "row"),
+        "clipping.images": (1, 4),
+        "clipping.include_range": (False, True),
+        "clipping.measure": ("focus", "output"),
+        "reconstruction.affine": (False, True),
+        "reconstruction.joint_steps": (0, 8),
+    }
+
+
+def test_the_paper_s_numbers() -> None:
+    learned = recipe_for("saq-sam", effort="paper").reconstruction
+    assert learned == Reconstruction(
+        unit="stage",
+        loss="prompt",
+        skip_layers=True,
+        target="float",
+        scales=True,
+        drop=0.5,
+        steps=2000,
+        final_steps=5,
+        rounding_rate=1e-3,
+        scale_rate=2e-3,
+        regulariser=1.0,
+        warmup=0.2,
+        token_weight=0.01,
+    )
+
+
+def test_the_default_is_saq_sam_plus_at_four_bits_with_standard_effort() -> None:
+    assert recipe_for() == recipe_for("saq-sam-plus", "w4a4", "standard")
+    assert (
+        dataclasses.replace(METHODS["saq-sam-plus"](4, 4), reconstruction=recipe_for().reconstruction)
+        == recipe_for()
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_effort_is_steps_and_what_goes_with_them_and_nothing_else(method: str) -> None:
+    recipes = {effort: recipe_for(method, effort=effort) for effort in EFFORTS}
+    if recipes["quick"].reconstruction is None:
+        assert len({recipe.to_json() for recipe in recipes.values()}) == 1
+        return
+    steps = []
+    for effort, recipe in recipes.items():
+        learned = recipe.reconstruction
+        assert learned is not None
+        assert {name: getattr(learned, name) for name in EFFORTS[effort]} == EFFORTS[effort]
+        of_effort = dataclasses.replace(learned, **EFFORTS["paper"])
+        assert dataclasses.replace(recipe, reconstruction=of_effort) == recipes["paper"]
+        assert recipe.name == f"{method}-w4a4"
+        steps.append(learned.steps)
+        assert with_effort(recipe, "quick") == recipes["quick"]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bits", ["w4a4", "w8a8"])
+def test_what_is_deployable_has_signed_bytes_integer_biases_and_row_scaled_probabilities(
+    method: str, bits: str
+) -> None:
+    recipe = recipe_for(method, bits)
+    made = deployable(recipe)
+    assert made.weights == dataclasses.replace(recipe.weights, symmetric_bytes=True)
+    assert [made.weights.is_symmetric(bits) for bits in (4, 7, 8)] == [False, False, True]
+    assert made.probabilities == ProbabilitySpec("uniform", 8, scale="row")
+    assert made.integer_biases
+    assert set(made.extra) == set(FLOAT_PARTS) - {"upscaling"}
+    kept = {"method": recipe.method, "weights": recipe.weights, "probabilities": recipe.probabilities}
+    kept |= {"integer_biases": False, "encoder_products": "quantized", "extra": {}}
+    assert dataclasses.replace(made, **kept) == recipe
+    # Float products in the encoder make it a mixture, and the name says so.
+    assert made.name == f"{method}-deploy-{bits}-mixed"
+    assert Recipe.from_dict(made.to_dict()) == made
+
+
+def test_every_method_says_what_it_is() -> None:
+    assert all(function.__doc__ for function in METHODS.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "bits"), [("w4a4", (4, 4)), ("w2a8", (2, 8)), ("W6A6", (6, 6)), (" w8a3\n", (8, 3))]
+)
+def test_bits_are_read(text: str, bits: tuple[int, int]) -> None:
+    assert parse_bits(text) == bits
+
+
+@pytest.mark.parametrize(
+    "text", ["", "4", "w4", "a4", "a4w4", "w4a", "w4 a4", "w-4a4", "w4.5a4", "w4a4-mixed", "int4"]
+)
+def test_other_spellings_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"bits must look like w4a4 \(weights 4, activations 4\), got"):
+        parse_bits(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("w1a4", "weight bits must be an integer from 2 to 8, got 1"),
+        ("w4a1", "activation bits must be an integer from 2 to 8, got 1"),
+        ("w16a16", "weight bits must be an integer from 2 to 8, got 16"),
+        ("w4a0", "activation bits must be an integer from 2 to 8, got 0"),
+        ("w4a99999999999999999999", "activation bits must be"),
+    ],
+)
+def test_bits_out_of_range_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_bits(text)
+    with pytest.raises(ValueError, match=message):
+        recipe_for("mse", text)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("minmax", "no method 'minmax'; did you mean 'min-max'?"),
+        ("percentil", "did you mean 'percentile'?"),
+        ("saqsam", "did you mean 'saq-sam'?"),
+        ("MSE2", "no method 'MSE2'; there are min-max, percentile, mse, brecq, qdrop"),
+        ("", "there are min-max, percentile, mse"),
+    ],
+)
+def test_unknown_methods_are_refused_with_the_nearest(method: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        recipe_for(method)
+
+
+@pytest.mark.parametrize("method", ["mse", "saq-sam"])
+def test_unknown_efforts_are_refused_with_the_nearest(method: str) -> None:
+    with pytest.raises(ValueError, match=r"no effort 'standart'; did you mean 'standard'\?"):
+        recipe_for(method, effort="standart")
