@@ -20,7 +20,7 @@ from transformers import SamModel
 
 from saqsam.convert.pack import pack_layer, round_weight
 from saqsam.convert.plan import activation_slots, weight_sites
-from saqsam.models.sam.structure import SamStructure, Site, replace_module
+from saqsam.models.family import ModelStructure, Site, replace_module
 from saqsam.ptq.tensor_store import TensorStore
 from saqsam.ptq.units import JointUnit, PromptTokens, State, Unit
 from saqsam.quant.affine import AffineQuantizer
@@ -80,7 +80,7 @@ class UnitParts:
     packed: tuple[str, ...] = ()
 
 
-def unit_parts(unit: Unit, model: SamModel, structure: SamStructure, recipe: Recipe) -> UnitParts:
+def unit_parts(unit: Unit, model: SamModel, structure: ModelStructure, recipe: Recipe) -> UnitParts:
     """What the recipe has to learn inside a unit."""
 
     def inside(name: str) -> bool:

@@ -23,7 +23,8 @@ from saqsam.convert.prepare import fill_slots, place_empty_quantizers, prepare
 from saqsam.data.detections import Detections
 from saqsam.data.types import Dataset
 from saqsam.models.configuration import config_fields
-from saqsam.models.sam.structure import SamStructure
+from saqsam.models.family import ModelStructure
+from saqsam.models.registry import structure_of
 from saqsam.ptq.bimodal import find_signs, integrate_bimodal, merged_observers
 from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
@@ -106,7 +107,7 @@ def quantize(
     if quantization_config_of(model) is not None:
         raise ValueError("this model is quantized already; quantize the float model")
     log = QuantizationLog() if log is None else log
-    structure = SamStructure(model.config)
+    structure = structure_of(model.config)
     structure.check(model)
     quantized = copy.deepcopy(model).eval().float()
     round_float_parameters(quantized, structure, recipe)
@@ -135,7 +136,7 @@ def quantize(
 
 def prepare_equalized(
     model: SamModel,
-    structure: SamStructure,
+    structure: ModelStructure,
     recipe: Recipe,
     images: CalibrationImages,
     progress: Callable[[str, int, int], None] | None = None,
@@ -152,7 +153,7 @@ def prepare_equalized(
 
 def _set_ranges(
     quantized: SamModel,
-    structure: SamStructure,
+    structure: ModelStructure,
     recipe: Recipe,
     images: CalibrationImages,
     log: QuantizationLog,
@@ -190,7 +191,7 @@ def _set_ranges(
     return reference
 
 
-def _slot_tensors(model: SamModel, structure: SamStructure, recipe: Recipe) -> dict[str, Tensor]:
+def _slot_tensors(model: SamModel, structure: ModelStructure, recipe: Recipe) -> dict[str, Tensor]:
     """Return the tensors of all activation quantizers by name."""
     return {
         f"{slot.name}.{name}": tensor
@@ -212,7 +213,7 @@ def _read_clippings(notes: Mapping[str, Any], path: Path) -> list[AttentionClipp
 def _learn(
     quantized: SamModel,
     reference: SamModel,
-    structure: SamStructure,
+    structure: ModelStructure,
     recipe: Recipe,
     images: CalibrationImages,
     memory: int,
@@ -246,7 +247,7 @@ def _learn(
 def _load_unit(
     journal: Journal | None,
     model: SamModel,
-    structure: SamStructure,
+    structure: ModelStructure,
     recipe: Recipe,
     number: int,
     unit: Unit,

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import SamModel
 
+from saqsam.models.family import ModelStructure
 from saqsam.models.sam.forward import embed_boxes, embed_patches, flatten_image, image_positions
-from saqsam.models.sam.structure import SamStructure
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.ptq.learning import Captured, UnitLog, UnitParts, learn_unit, unit_parts
 from saqsam.ptq.tensor_store import MemoryBudget, TensorStore
@@ -34,7 +34,7 @@ UnitLoader = Callable[[int, Unit], UnitLog | None]
 def reconstruct(
     model: SamModel,
     reference: SamModel,
-    structure: SamStructure,
+    structure: ModelStructure,
     recipe: Recipe,
     images: CalibrationImages,
     *,

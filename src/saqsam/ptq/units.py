@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import SamModel
 
+from saqsam.models.family import ModelStructure
 from saqsam.models.sam.forward import (
     flatten_image,
     run_blocks,
@@ -32,7 +33,6 @@ from saqsam.models.sam.forward import (
     run_neck,
     run_transformer,
 )
-from saqsam.models.sam.structure import SamStructure
 from saqsam.recipes.specs import Reconstruction, ReconstructionLoss
 
 State = tuple[Tensor, ...]
@@ -272,7 +272,7 @@ class JointUnit(Unit):
         return mask_error(found, target)
 
 
-def reconstruction_units(structure: SamStructure, decoder_layers: int, spec: Reconstruction) -> list[Unit]:
+def reconstruction_units(structure: ModelStructure, decoder_layers: int, spec: Reconstruction) -> list[Unit]:
     """The units of a model in the order of computation.
 
     Args:
