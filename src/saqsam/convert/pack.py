@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import SamModel
 
 from saqsam.convert.plan import weight_sites
-from saqsam.convert.prepare import Progress, place_empty_quantizers, prepare
+from saqsam.convert.prepare import place_empty_quantizers, prepare
 from saqsam.models.sam.structure import PATCH_EMBEDDING, SamStructure, Site, replace_module
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import (
@@ -18,6 +18,7 @@ from saqsam.quant.layers import (
 )
 from saqsam.quant.ranges import weight_parameters
 from saqsam.recipes.recipe import Recipe
+from saqsam.utils.progress import Progress
 
 
 @torch.no_grad()
