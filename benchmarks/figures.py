@@ -35,7 +35,7 @@ from saqsam.data.types import Sample
 from saqsam.evaluation import mask_iou
 from saqsam.inference.predictor import Predictor
 from saqsam.models.registry import structure_of
-from saqsam.ptq.pipeline import QuantizationLog
+from saqsam.ptq.log import QuantizationLog
 from saqsam.report import focus
 from saqsam.report.log import LOG_PICTURE, write_log
 from saqsam.utils.atomic_write import write_whole
@@ -158,7 +158,7 @@ def write_learning(plan: Plan, path: Path) -> None:
             recipe,
             plan.calibration[1],
             log=log,
-            progress=lambda _, done, whole, __: step(done, whole),
+            progress=step,
         )
     write_log(log, recipe, folder)
     write_whole(path, (folder / LOG_PICTURE).read_bytes())

@@ -102,8 +102,8 @@ class Phases:
         self.seconds: dict[str, float] = {}
         self.steps: dict[str, list[float]] = {}
 
-    def __call__(self, what: str, done: int, total: int, note: str) -> None:
-        """See `saqsam.quantize`."""
+    def __call__(self, what: str, done: int, total: int, note: str = "", /) -> None:
+        """Add the time since the last call to a phase."""
         now = time.perf_counter()
         self.seconds[what] = self.seconds.get(what, 0.0) + now - self.last
         self.steps.setdefault(what, []).append(now - self.last)

@@ -9,9 +9,7 @@ import pytest
 from saqsam.convert.plan import activation_slots
 from saqsam.models.parts import PAPER_PARTS, PARTS
 from saqsam.models.registry import structure_of
-from saqsam.ptq.clipping import AttentionClipping, Clip
-from saqsam.ptq.learning import UnitLog
-from saqsam.ptq.pipeline import QuantizationLog
+from saqsam.ptq.log import AttentionClipping, Clip, QuantizationLog, UnitLog
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.presets import METHODS, recipe_for
 from saqsam.recipes.specs import QuantSpec

@@ -14,7 +14,7 @@ from saqsam.convert.position_embedding import (
     position_embedding,
     unpack_position_embedding,
 )
-from saqsam.convert.prepare import Progress, place_empty_quantizers, prepare
+from saqsam.convert.prepare import place_empty_quantizers, prepare
 from saqsam.models.family import ModelStructure, Site, replace_module
 from saqsam.models.registry import structure_of
 from saqsam.quant.affine import AffineQuantizer
@@ -26,6 +26,7 @@ from saqsam.quant.layers import (
 )
 from saqsam.quant.ranges import weight_parameters
 from saqsam.recipes.recipe import Recipe
+from saqsam.utils.progress import Progress
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ All three are `SamModel`s. What a module is says what state it is in: `nn.Linear
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import nn
@@ -25,9 +25,7 @@ from saqsam.quant.logarithmic import GranularityObserver, LogQuantizer
 from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver
 from saqsam.quant.ranges import activation_parameters
 from saqsam.recipes.recipe import Recipe
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, the number of steps done, and their total."""
+from saqsam.utils.progress import Progress
 
 Observer = HistogramObserver | ChannelHistogramObserver | GranularityObserver
 Quantizer = AffineQuantizer | DynamicQuantizer | LogQuantizer

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import SamModel
 
 from saqsam.convert.plan import Slot, activation_slots
-from saqsam.convert.prepare import Observer, Progress
+from saqsam.convert.prepare import Observer
 from saqsam.inference.backend import TorchBackend
 from saqsam.models.family import ModelStructure, replace_module
 from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
@@ -18,6 +18,7 @@ from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.quant.logarithmic import GranularityObserver, ValueTap
 from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver
 from saqsam.recipes.recipe import Recipe
+from saqsam.utils.progress import Progress
 
 
 @contextmanager
@@ -77,7 +78,7 @@ def calibrate(
         structure: Its structure.
         recipe: Says what is observed.
         images: Images and prompts.
-        progress: See `Progress`.
+        progress: Progress callback.
         slots: The recipe's slots to look at; None for all.
 
     Returns:

@@ -28,12 +28,12 @@ import torch
 from torch import Tensor, nn
 from transformers import SamModel
 
-from saqsam.convert.prepare import Progress
 from saqsam.models.family import ModelStructure
 from saqsam.models.parts import DECODER_PARTS
 from saqsam.ptq.calibration import show_images
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.quant.layers import ChannelScale, QuantLinear
+from saqsam.utils.progress import Progress
 
 LEAST = 1 / 32
 """Half ranges below this share of the widest count as that: a dead channel must not make weights huge."""
@@ -86,7 +86,7 @@ def equalize(
         model: Float model, not prepared yet.
         structure: Its structure.
         images: Calibration images.
-        progress: See `Progress`.
+        progress: Progress callback.
     """
     with _observing(model, structure) as ranges:
         show_images(model, images, "equalizing channels", progress)
@@ -123,7 +123,7 @@ def scale_inputs(
         model: Prepared model.
         structure: Its structure.
         images: Calibration images.
-        progress: See `Progress`.
+        progress: Progress callback.
     """
     with _observing(model, structure) as ranges:
         show_images(model, images, "scaling inputs", progress)

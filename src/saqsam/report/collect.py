@@ -16,7 +16,6 @@ from transformers import SamModel, SamProcessor
 from saqsam._version import __version__
 from saqsam.analysis.inventory import take_inventory
 from saqsam.checkpoint import quantization_config_of
-from saqsam.convert.prepare import Progress
 from saqsam.data.types import Dataset
 from saqsam.evaluation import Evaluation, PromptTask
 from saqsam.evaluation.compare import task_difference
@@ -28,6 +27,7 @@ from saqsam.report.log import Source, read_log
 from saqsam.report.reference import Reference
 from saqsam.report.sensitivity import Level, measure_sensitivity
 from saqsam.report.words import describe, module_name, short_path
+from saqsam.utils.progress import Progress
 from saqsam.viz.overlays import Comparison, comparison_cells
 from saqsam.viz.side_by_side import image_row
 

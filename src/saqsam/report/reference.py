@@ -17,7 +17,7 @@ from transformers import SamModel, SamProcessor
 
 from saqsam.convert.pack import round_float_parameters
 from saqsam.convert.plan import activation_slots, weight_sites
-from saqsam.convert.prepare import Observer, Progress
+from saqsam.convert.prepare import Observer
 from saqsam.data.detections import Detections
 from saqsam.data.types import Dataset
 from saqsam.models.registry import structure_of
@@ -28,6 +28,7 @@ from saqsam.ptq.calibration_images import choose_calibration_images
 from saqsam.ptq.pipeline import prepare_equalized
 from saqsam.quant.layers import PackedTensor
 from saqsam.recipes.recipe import Recipe
+from saqsam.utils.progress import Progress
 
 LEAST_COSINE = 0.6
 """Between a weight and its rounded codes: at 2 bits it is above 0.8, and near 0 between weights of other forms."""

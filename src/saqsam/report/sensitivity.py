@@ -18,7 +18,6 @@ from torch import nn
 from transformers import SamModel, SamProcessor
 
 from saqsam.convert.plan import activation_slots, weight_sites
-from saqsam.convert.prepare import Progress
 from saqsam.data.types import Dataset
 from saqsam.evaluation.metrics.iou import clear_ignored, mask_iou
 from saqsam.evaluation.prompts import box_prompts
@@ -29,6 +28,7 @@ from saqsam.models.sam.attention import SLOTS
 from saqsam.recipes.recipe import Recipe
 from saqsam.report.content import GroupSensitivity, Sensitivity
 from saqsam.utils.arithmetic import float32_arithmetic
+from saqsam.utils.progress import Progress
 
 Level = Literal["parts", "layers"]
 MOST_PROMPTS = 16
@@ -101,7 +101,7 @@ def measure_sensitivity(
         dataset: With objects.
         images: Look at the first so many that have objects.
         level: What is exchanged at once.
-        progress: See `Progress`.
+        progress: Progress callback.
 
     Raises:
         ValueError: No image has an object.
