@@ -21,7 +21,7 @@ from saqsam.convert.plan import activation_slots, weight_sites
 from saqsam.convert.prepare import Progress
 from saqsam.data.types import Dataset
 from saqsam.evaluation.metrics.iou import clear_ignored, mask_iou
-from saqsam.evaluation.prompts import box_prompts
+from saqsam.evaluation.simulated_prompts import box_prompts
 from saqsam.inference.predictor import Predictor
 from saqsam.models.sam.attention import SLOTS
 from saqsam.models.sam.structure import SamStructure, replace_module
