@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from transformers import SamModel
 
+from saqsam.data.image_input import as_rgb
 from saqsam.data.images import ImageNote
 from saqsam.inference.backend import TorchBackend
-from saqsam.inference.image_input import as_rgb
 from saqsam.inference.predictor import Predictor
 from saqsam.inference.prompts import Prompts
 from saqsam.models.loading import build_model

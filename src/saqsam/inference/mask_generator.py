@@ -25,10 +25,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import SamImageProcessorPil
 
+from saqsam.data.image_input import ImageInput, as_rgb
 from saqsam.data.images import ImageNote
 from saqsam.data.rle import decode_mask, encode_mask, segmentation_to_rle
 from saqsam.inference.encoded_image import EncodedImage
-from saqsam.inference.image_input import ImageInput, as_rgb
 from saqsam.inference.nms import suppress
 from saqsam.inference.predictor import MASK_THRESHOLD, Predictor, check_finite
 

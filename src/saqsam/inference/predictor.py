@@ -15,13 +15,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from transformers import SamModel, SamProcessor
 
+from saqsam.data.image_input import ImageInput, as_rgb
 from saqsam.data.images import ImageNote
-from saqsam.inference.arrays import to_array
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.encoded_image import CurrentImage, EncodedImage
-from saqsam.inference.image_input import ImageInput, as_rgb
 from saqsam.inference.prompts import Prompts
 from saqsam.models.loading import build_processor
+from saqsam.utils.arrays import to_array
 
 MASK_THRESHOLD = 0.0
 """A pixel belongs to a mask where its logit is above this, as in the original SAM."""

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from saqsam.inference.arrays import to_array
+from saqsam.utils.arrays import to_array
 from saqsam.utils.errors import shorten, shorten_message
 
 
