@@ -1,12 +1,11 @@
 """`load` from every source, and what it says about sources that are not right."""
 
+import fnmatch
 import json
 import pickle
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -346,21 +345,21 @@ def test_processor_of_another_size_is_refused(folder: Path) -> None:
 # Packed checkpoints
 
 
-def test_packed_checkpoint_goes_to_its_loader(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    checkpoint = ModuleType("saqsam.checkpoint")
-
-    def load_checkpoint(path: Path, *, device: torch.device) -> SamModel:
-        calls.append((path, device))
-        return tiny_sam(seed=1)
-
-    checkpoint.load_checkpoint = load_checkpoint
-    monkeypatch.setitem(sys.modules, "saqsam.checkpoint", checkpoint)
-    edit_json(folder / "config.json", lambda c: c.update(quantization_config={"quant_method": "saqsam"}))
-    model, processor = load(folder)
-    assert calls == [(folder, torch.device("cpu"))]
-    assert_same_model(model)
+def test_packed_checkpoint_goes_to_its_loader(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = load(packed)
+    assert_same_outputs(model, quantized_tiny())
     assert processor.target_size == IMAGE_SIZE
+    asked = []
+
+    def download(model_id: str, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        return str(packed)
+
+    monkeypatch.setattr(loading, "snapshot_download", download)
+    assert_same_outputs(load("owner/packed")[0], quantized_tiny())
+    (patterns,) = asked
+    for file in ("config.json", "model.safetensors", "processor_config.json"):
+        assert any(fnmatch.fnmatch(file, pattern) for pattern in patterns), file
 
 
 @pytest.mark.parametrize("value", [{"quant_method": "gptq"}, {}, "gptq"])
