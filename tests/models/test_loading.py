@@ -16,6 +16,7 @@ from transformers import Sam2Config, SamModel
 from saqsam.checkpoint import save_checkpoint
 from saqsam.models import load, loading
 from saqsam.models.loading import build_model, build_processor
+from saqsam.utils.errors import CheckpointError
 from support.state_dict_names import official_names
 from support.tiny_quantized import assert_same_outputs, quantized_tiny
 from support.tiny_sam import IMAGE_SIZE, tiny_config, tiny_pixels, tiny_processor, tiny_sam
@@ -293,7 +294,9 @@ def test_wrong_config(folder: Path, content: str, message: str) -> None:
 
 def test_other_segment_anything_models_are_refused(tmp_path: Path) -> None:
     Sam2Config().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="expected model_type 'sam', got 'sam2'"):
+    with pytest.raises(
+        CheckpointError, match=r"config\.json: this is a SAM 2 checkpoint; saqsam supports SAM v1"
+    ):
         load(tmp_path)
 
 
