@@ -27,10 +27,8 @@ from saqsam.report.labels import describe, module_name, short_path
 from saqsam.report.log import Source, read_log
 from saqsam.report.reference import Reference
 from saqsam.report.sensitivity import Level, measure_sensitivity
-from saqsam.report.words import describe, module_name, short_path
 from saqsam.utils.progress import Progress
 from saqsam.viz.comparison_picture import ComparisonRow, comparison_cells
-from saqsam.viz.overlays import comparison_cells
 from saqsam.viz.side_by_side import image_row
 
 CELL_WIDTH = 320
