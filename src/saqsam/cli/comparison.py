@@ -19,9 +19,9 @@ from saqsam.evaluation.compare import Comparison, Interval, TaskDifference, comp
 from saqsam.evaluation.memory import prompts_within
 from saqsam.evaluation.ranks import launched_rank, process_group, rank
 from saqsam.evaluation.run import Subject
-from saqsam.ptq.tensor_store import parse_size
 from saqsam.runtimes import RUNTIMES, TORCH_INTEGER
 from saqsam.utils.atomic_write import check_file_writable, png_bytes
+from saqsam.utils.sizes import parse_size
 from saqsam.viz.side_by_side import draw_side_by_side
 
 WORST = 5

@@ -41,11 +41,11 @@ from saqsam.evaluation.memory import prompts_within
 from saqsam.evaluation.ranks import launched_rank, process_group, rank
 from saqsam.inference.backend import Backend
 from saqsam.inference.mask_generator import GeneratorOptions
-from saqsam.ptq.tensor_store import parse_size
 from saqsam.runtimes import TORCH_INTEGER, compare_with_float, find_integer_layers
 from saqsam.runtimes.torch_integer import IntegerLayers, Speed
 from saqsam.utils.atomic_write import check_file_writable
 from saqsam.utils.progress import Progress
+from saqsam.utils.sizes import parse_size
 
 
 def evaluate(

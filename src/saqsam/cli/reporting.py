@@ -18,7 +18,6 @@ from saqsam.evaluation import PromptKind, PromptTask
 from saqsam.evaluation.memory import prompts_within
 from saqsam.evaluation.run import Subject, evaluate_together
 from saqsam.export import is_export
-from saqsam.ptq.tensor_store import parse_size
 from saqsam.report.collect import GALLERY, Scored, add_focus, add_measurements, collect
 from saqsam.report.content import Report
 from saqsam.report.log import Source, read_log
@@ -29,6 +28,7 @@ from saqsam.report.words import short_path
 from saqsam.report.write import report_bytes
 from saqsam.utils.atomic_write import check_file_writable
 from saqsam.utils.progress import Progress
+from saqsam.utils.sizes import parse_size
 
 LARGE_INPUT = 512
 """Pixels: models of larger inputs are looked at on fewer images unless told otherwise."""

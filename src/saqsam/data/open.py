@@ -1,7 +1,8 @@
 """Open a dataset by name or path."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from saqsam.data.paths import expand_home
 from saqsam.data.types import Dataset
@@ -16,6 +17,23 @@ SIMULATED = "simulated"
 
 SCENES_COUNT = 100
 """Scenes in the bundled evaluation set; the first N of a longer or shorter set are the same."""
+
+
+DatasetSource = str | Path | Sequence[Any] | Dataset
+"""Everything that `as_dataset` takes."""
+
+
+def as_dataset(source: DatasetSource) -> Dataset:
+    """Return a dataset for a name, a path, or a dataset, which is returned unchanged.
+
+    Raises:
+        ValueError: `source` is none of these.
+    """
+    if isinstance(source, str | Path):
+        return open_dataset(source)
+    if isinstance(source, Dataset):
+        return source
+    raise ValueError(f"data: expected a name, a path or a dataset, got {type(source).__name__}")
 
 
 def open_dataset(

@@ -80,6 +80,7 @@ class Sample:
         return None if self.ignored is None else ~decode_mask(self.ignored)
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """A sequence of samples; each is read or made when it is asked for, so memory does not grow with it."""
 

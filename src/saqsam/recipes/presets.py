@@ -7,11 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from saqsam.quant.affine import check_bits
+from saqsam.recipes.defaults import DEFAULT_BITS, DEFAULT_EFFORT, DEFAULT_METHOD
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Clipping, ProbabilitySpec, QuantSpec, Reconstruction
 from saqsam.utils.suggestions import nearest
-
-DEFAULT_METHOD = "saq-sam-plus"
 
 
 def min_max(weight_bits: int, activation_bits: int) -> Recipe:
@@ -148,8 +147,10 @@ def parse_bits(bits: str) -> tuple[int, int]:
     return check_bits(int(match[1]), "weight bits"), check_bits(int(match[2]), "activation bits")
 
 
-def recipe_for(method: str = DEFAULT_METHOD, bits: str = "w4a4", effort: str = "standard") -> Recipe:
-    """The recipe of a method at given bits.
+def recipe_for(
+    method: str = DEFAULT_METHOD, bits: str = DEFAULT_BITS, effort: str = DEFAULT_EFFORT
+) -> Recipe:
+    """Return the recipe of a method at given bits.
 
     Args:
         method: One of `METHODS`.
