@@ -34,7 +34,7 @@ from saqsam.data.open import open_dataset
 from saqsam.data.types import Sample
 from saqsam.evaluation import mask_iou
 from saqsam.inference.predictor import Predictor
-from saqsam.models.sam.structure import SamStructure
+from saqsam.models.registry import structure_of
 from saqsam.report import focus
 from saqsam.report.log import LOG_PICTURE, write_log
 from saqsam.utils.atomic_write import write_whole
@@ -89,7 +89,7 @@ def draw_focus(models: Models, scene: Sample) -> Figure:
     box = max((i for i in scene.instances if not i.is_crowd), key=lambda i: i.area).box
     float_model, processor = models.float
     float_model = focus.with_slots(float_model, saqsam.recipe_for("mse", BITS))
-    sites = focus.looking_attentions(SamStructure(float_model.config))
+    sites = focus.looking_attentions(structure_of(float_model.config))
     columns = {"float": focus.probabilities(float_model, processor, scene.image, box, sites)}
     titles = {"ptq4sam-s": "ranges of least error", "saq-sam-s": "clipped by the focus"}
     for method in FOCUS:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from saqsam.models.sam.structure import SamStructure
+from saqsam.models.registry import structure_of
 from saqsam.ptq.finished_steps import check_signs, place_tensors
 from saqsam.utils.errors import CheckpointError
 from support.tiny_quantized import quantized_tiny
@@ -79,7 +79,7 @@ def test_missing_and_unknown_tensors_are_refused() -> None:
 )
 def test_impossible_signs_are_refused(name: str | None, sign: Tensor, message: str) -> None:
     model = tiny_sam()
-    structure = SamStructure(model.config)
+    structure = structure_of(model.config)
     encoder, *_, attention = (site.name for site in structure.attentions)
     channels = model.get_submodule(f"{attention}.q_proj").weight.shape[0]
     check_signs({attention: -torch.ones(channels, dtype=torch.int8)}, model, structure, PATH)

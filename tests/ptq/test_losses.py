@@ -7,7 +7,7 @@ from typing import get_args
 import torch
 
 import saqsam.ptq
-from saqsam.models.sam.structure import SamStructure
+from saqsam.models.registry import structure_of
 from saqsam.ptq.losses import LOSSES, MaskLoss, OutputLoss, PromptLoss
 from saqsam.ptq.units import reconstruction_units
 from saqsam.recipes.specs import Reconstruction, ReconstructionLoss
@@ -19,7 +19,7 @@ def test_every_loss_that_a_recipe_can_name_has_a_class() -> None:
 
 
 def test_units_are_learned_by_the_loss_of_the_recipe_and_the_joint_unit_by_the_masks() -> None:
-    structure = SamStructure(tiny_config())
+    structure = structure_of(tiny_config())
     for name, kind in LOSSES.items():
         *units, joint = reconstruction_units(structure, 2, Reconstruction(loss=name, joint_steps=1))
         assert {type(unit.loss) for unit in units} == {kind}
@@ -27,7 +27,7 @@ def test_units_are_learned_by_the_loss_of_the_recipe_and_the_joint_unit_by_the_m
 
 
 def test_output_and_prompt_loss_differ_in_the_response_alone() -> None:
-    unit = reconstruction_units(SamStructure(tiny_config()), 2, Reconstruction(token_weight=0.5))[3]
+    unit = reconstruction_units(structure_of(tiny_config()), 2, Reconstruction(token_weight=0.5))[3]
     response = tuple(torch.full((2, 1, 3, 4), value) for value in (1.0, 2.0, 3.0))
     target = tuple(torch.zeros_like(tensor) for tensor in response)
     errors = [float(loss(unit, response, target)) for loss in (OutputLoss(), PromptLoss())]

@@ -14,8 +14,8 @@ from saqsam.convert.pack import round_float_parameters, round_weight
 from saqsam.convert.plan import activation_slots, weight_sites
 from saqsam.convert.prepare import fill_slots, prepare
 from saqsam.inference.backend import TorchBackend
+from saqsam.models.registry import structure_of
 from saqsam.models.sam.forward import embed_boxes, embed_patches, flatten_image, image_positions
-from saqsam.models.sam.structure import SamStructure
 from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
 from saqsam.ptq.log import UnitLog
@@ -36,7 +36,7 @@ from saqsam.recipes.recipe import Recipe, Reconstruction
 from support.tiny_quantized import quantize_tiny, tiny_data, tiny_recipe
 from support.tiny_sam import tiny_config, tiny_processor, tiny_sam
 
-STRUCTURE = SamStructure(tiny_config())
+STRUCTURE = structure_of(tiny_config())
 LEARNED = [name for name, function in METHODS.items() if function(4, 4).reconstruction is not None]
 
 

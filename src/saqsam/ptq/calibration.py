@@ -12,7 +12,8 @@ from transformers import SamModel
 from saqsam.convert.plan import Slot, activation_slots
 from saqsam.convert.prepare import Observer
 from saqsam.inference.backend import TorchBackend
-from saqsam.models.sam.structure import TOKEN_TO_IMAGE_PARTS, SamStructure, replace_module
+from saqsam.models.family import ModelStructure, replace_module
+from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.quant.logarithmic import GranularityObserver, ValueTap
 from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver
@@ -22,7 +23,7 @@ from saqsam.utils.progress import Progress
 
 @contextmanager
 def observing(
-    model: SamModel, structure: SamStructure, recipe: Recipe, slots: Iterable[Slot] | None = None
+    model: SamModel, structure: ModelStructure, recipe: Recipe, slots: Iterable[Slot] | None = None
 ) -> Iterator[dict[str, Observer]]:
     """Observers in slots of a prepared model (None: all) while the block runs, by slot name; empty slots after it."""
     observers: dict[str, Observer] = {}
@@ -63,7 +64,7 @@ _MERGED = ("query_quantizer", "key_quantizer")
 @torch.inference_mode()
 def calibrate(
     model: SamModel,
-    structure: SamStructure,
+    structure: ModelStructure,
     recipe: Recipe,
     images: CalibrationImages,
     progress: Progress | None = None,

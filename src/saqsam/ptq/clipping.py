@@ -34,8 +34,9 @@ from transformers import SamModel
 from saqsam.convert.plan import activation_slots
 from saqsam.convert.prepare import emptied
 from saqsam.inference.backend import TorchBackend
+from saqsam.models.family import ModelStructure, replace_module
+from saqsam.models.parts import DECODER_PARTS
 from saqsam.models.sam.attention import QuantDecoderAttention
-from saqsam.models.sam.structure import DECODER_PARTS, SamStructure, replace_module
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.ptq.log import AttentionClipping, Clip
 from saqsam.quant.affine import AffineQuantizer, affine_parameters
@@ -185,7 +186,7 @@ class FocusSearch:
 @torch.no_grad()
 def clip_attentions(
     model: SamModel,
-    structure: SamStructure,
+    structure: ModelStructure,
     recipe: Recipe,
     images: CalibrationImages,
     progress: Progress | None = None,

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 from transformers import SamModel
 
-from saqsam.models.sam.structure import DECODER_PARTS, SamStructure
+from saqsam.models.family import ModelStructure
+from saqsam.models.parts import DECODER_PARTS
 from saqsam.ptq.calibration import show_images
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.quant.layers import ChannelScale, QuantLinear
@@ -77,7 +78,7 @@ class ChannelRange:
 
 @torch.no_grad()
 def equalize(
-    model: SamModel, structure: SamStructure, images: CalibrationImages, progress: Progress | None = None
+    model: SamModel, structure: ModelStructure, images: CalibrationImages, progress: Progress | None = None
 ) -> None:
     """Equalize a float model in place.
 
@@ -114,7 +115,7 @@ def equalize(
 
 @torch.no_grad()
 def scale_inputs(
-    model: SamModel, structure: SamStructure, images: CalibrationImages, progress: Progress | None = None
+    model: SamModel, structure: ModelStructure, images: CalibrationImages, progress: Progress | None = None
 ) -> None:
     """Set the channel scales of a prepared model with empty slots, in place, and the inverse in weights and biases.
 
@@ -210,7 +211,7 @@ def _scale_outputs(layer: nn.Module, factor: Tensor, rows: slice = slice(None)) 
 
 
 @contextmanager
-def _observing(model: SamModel, structure: SamStructure) -> Iterator[dict[str, ChannelRange]]:
+def _observing(model: SamModel, structure: ModelStructure) -> Iterator[dict[str, ChannelRange]]:
     """Ranges by `<layer> input` or `<layer> output` of what a model computes while the block runs."""
     ranges: dict[str, ChannelRange] = {}
 

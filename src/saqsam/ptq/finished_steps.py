@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import SamModel
 
 from saqsam.checkpoint.tensors import MAX_SCALE, MAX_TAU, MIN_SCALE
-from saqsam.models.sam.structure import DECODER_PARTS, SamStructure
+from saqsam.models.family import ModelStructure
+from saqsam.models.parts import DECODER_PARTS
 from saqsam.ptq.journal import damaged_step
 from saqsam.utils.errors import shorten
 
@@ -40,7 +41,7 @@ def place_tensors(model: SamModel, tensors: Mapping[str, Tensor], names: Iterabl
             target.copy_(tensors[name])
 
 
-def check_signs(signs: Mapping[str, Tensor], model: SamModel, structure: SamStructure, path: Path) -> None:
+def check_signs(signs: Mapping[str, Tensor], model: SamModel, structure: ModelStructure, path: Path) -> None:
     """Check the signs of channels of the decoder's attentions, int8 [C] by name of the attention.
 
     Raises:

@@ -15,8 +15,9 @@ from saqsam.convert.pack import pack, pack_embeddings, round_float_parameters
 from saqsam.convert.prepare import fill_slots, prepare
 from saqsam.data.detections import Detections
 from saqsam.data.open import DatasetSource
+from saqsam.models.family import ModelStructure
 from saqsam.models.processing import build_processor
-from saqsam.models.sam.structure import SamStructure
+from saqsam.models.registry import structure_of
 from saqsam.ptq.bimodal import find_signs, integrate_bimodal, merged_observers
 from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_data import open_calibration
@@ -81,7 +82,7 @@ def quantize(
     memory = parse_size(memory)
     processor = build_processor(model.config) if processor is None else processor
     dataset = open_calibration(calibration, recipe.calibration)
-    structure = SamStructure(model.config)
+    structure = structure_of(model.config)
     structure.check(model)
     quantized = copy.deepcopy(model).eval().float()
     round_float_parameters(quantized, structure, recipe)
@@ -117,7 +118,7 @@ def quantize(
 
 def prepare_equalized(
     model: SamModel,
-    structure: SamStructure,
+    structure: ModelStructure,
     recipe: Recipe,
     images: CalibrationImages,
     progress: Progress | None = None,
@@ -144,7 +145,7 @@ def prepare_equalized(
 
 def _set_ranges(
     quantized: SamModel,
-    structure: SamStructure,
+    structure: ModelStructure,
     recipe: Recipe,
     images: CalibrationImages,
     steps: FinishedSteps,

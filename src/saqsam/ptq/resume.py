@@ -25,7 +25,7 @@ from saqsam.convert.pack import place_empty_weight
 from saqsam.convert.plan import activation_slots
 from saqsam.convert.prepare import place_empty_quantizers
 from saqsam.models.configuration import config_fields
-from saqsam.models.sam.structure import SamStructure
+from saqsam.models.family import ModelStructure
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.ptq.finished_steps import check_signs, place_tensors
 from saqsam.ptq.journal import Journal, damaged_step
@@ -67,7 +67,7 @@ class FinishedSteps:
     def __init__(self, folder: Path | None = None, run: Mapping[str, str] | None = None) -> None:
         self._journal = None if folder is None else Journal(folder, run or {})
 
-    def load_ranges(self, model: SamModel, structure: SamStructure) -> SavedRanges | None:
+    def load_ranges(self, model: SamModel, structure: ModelStructure) -> SavedRanges | None:
         """Load the ranges that an earlier run has set; None if there are none.
 
         Args:
@@ -89,7 +89,7 @@ class FinishedSteps:
         return SavedRanges({name: sign.float() for name, sign in signs.items()}, quantizers, clipping)
 
     def restore_ranges(
-        self, ranges: SavedRanges, model: SamModel, structure: SamStructure, recipe: Recipe
+        self, ranges: SavedRanges, model: SamModel, structure: ModelStructure, recipe: Recipe
     ) -> None:
         """Fill the slots of a prepared model with the quantizers of an earlier run.
 
@@ -106,7 +106,7 @@ class FinishedSteps:
         signs: Mapping[str, Tensor],
         clipping: list[AttentionClipping],
         model: SamModel,
-        structure: SamStructure,
+        structure: ModelStructure,
         recipe: Recipe,
     ) -> None:
         """Save the ranges of a calibrated model.
@@ -181,7 +181,7 @@ def _unit_step(number: int) -> str:
     return f"unit-{number:02}"
 
 
-def _quantizer_tensors(model: SamModel, structure: SamStructure, recipe: Recipe) -> dict[str, Tensor]:
+def _quantizer_tensors(model: SamModel, structure: ModelStructure, recipe: Recipe) -> dict[str, Tensor]:
     """Return the tensors of all activation quantizers, by name in the model."""
     return {
         f"{slot.name}.{name}": tensor

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import SamModel
 
 from saqsam.convert.plan import activation_slots, weight_sites
-from saqsam.models.sam.structure import SamStructure, Site
+from saqsam.models.family import ModelStructure, Site
 from saqsam.ptq.units import Unit
 from saqsam.recipes.recipe import Recipe
 
@@ -30,7 +30,7 @@ class UnitParameters:
     packed_weights: tuple[str, ...] = ()
 
 
-def unit_parameters(unit: Unit, model: SamModel, structure: SamStructure, recipe: Recipe) -> UnitParameters:
+def unit_parameters(unit: Unit, model: SamModel, structure: ModelStructure, recipe: Recipe) -> UnitParameters:
     """Return the names of what a recipe learns in a unit.
 
     Args:

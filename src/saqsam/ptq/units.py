@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from transformers import SamModel
 
+from saqsam.models.family import ModelStructure
 from saqsam.models.sam.forward import (
     flatten_image,
     run_blocks,
@@ -26,7 +27,6 @@ from saqsam.models.sam.forward import (
     run_neck,
     run_transformer,
 )
-from saqsam.models.sam.structure import SamStructure
 from saqsam.ptq.losses import LOSSES, Loss, MaskLoss
 from saqsam.ptq.states import PromptTokens, State
 from saqsam.recipes.specs import Reconstruction
@@ -270,7 +270,7 @@ def _finish_decoder(
     return run_mask_head(model, tokens, image)
 
 
-def reconstruction_units(structure: SamStructure, decoder_layers: int, spec: Reconstruction) -> list[Unit]:
+def reconstruction_units(structure: ModelStructure, decoder_layers: int, spec: Reconstruction) -> list[Unit]:
     """Return the units of a model in the order of computation.
 
     Args:

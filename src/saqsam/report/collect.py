@@ -19,7 +19,7 @@ from saqsam.checkpoint import quantization_config_of
 from saqsam.data.types import Dataset
 from saqsam.evaluation import Evaluation, PromptTask
 from saqsam.evaluation.compare import task_difference
-from saqsam.models.sam.structure import SamStructure
+from saqsam.models.registry import structure_of
 from saqsam.report import focus
 from saqsam.report.content import Accuracy, Focus, GalleryImage, Picture, Report
 from saqsam.report.distributions import find_distributions
@@ -129,7 +129,7 @@ def add_focus(
         return report
     sample = scored.dataset[difference.images[0].index]
     box = max((i for i in sample.instances if not i.is_crowd), key=lambda i: i.area).box
-    names = focus.looking_attentions(SamStructure(float_model.config))
+    names = focus.looking_attentions(structure_of(float_model.config))
     exact, found = (
         focus.probabilities(model, processor, sample.image, box, names)
         for model in (focus.with_slots(float_model, report.inventory.recipe), quantized)

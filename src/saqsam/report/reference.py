@@ -20,8 +20,8 @@ from saqsam.convert.plan import activation_slots, weight_sites
 from saqsam.convert.prepare import Observer
 from saqsam.data.detections import Detections
 from saqsam.data.types import Dataset
+from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import PROBABILITIES
-from saqsam.models.sam.structure import SamStructure
 from saqsam.ptq.bimodal import find_signs, integrate_bimodal, merged_observers
 from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_images import choose_calibration_images
@@ -57,7 +57,7 @@ def make_reference(
     progress: Progress | None = None,
 ) -> Reference:
     """Take a float model as far as `quantize` does before anything is rounded; arguments are those of `quantize`."""
-    structure = SamStructure(model.config)
+    structure = structure_of(model.config)
     made = copy.deepcopy(model).eval().float()
     round_float_parameters(made, structure, recipe)
     images = choose_calibration_images(
@@ -75,7 +75,7 @@ def make_reference(
 @torch.no_grad()
 def check_reference(reference: SamModel, quantized: SamModel, recipe: Recipe) -> None:
     """Raise ValueError unless the weights of a checkpoint are rounded ones of a reference."""
-    for site, _ in weight_sites(SamStructure(reference.config), recipe):
+    for site, _ in weight_sites(structure_of(reference.config), recipe):
         weight = reference.get_submodule(site.name).weight
         packed = quantized.get_submodule(site.name).weight
         assert isinstance(weight, torch.Tensor)
