@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 from transformers import SamModel
@@ -14,14 +15,20 @@ from saqsam.export.onnx.sam.encoder_attention import EncoderOptions
 
 
 def write_onnx(
-    model: SamModel, folder: Path, metadata: dict[str, str], *, single_mask: bool, options: EncoderOptions
-) -> None:
-    """Write both files into a folder."""
+    model: SamModel,
+    folder: Path,
+    metadata: dict[str, str],
+    *,
+    single_mask: bool,
+    options: EncoderOptions | None = None,
+) -> dict[str, Any]:
+    """Write both files into a folder; a `Writer`."""
     encoder, decoder = Graph("encoder"), Graph("decoder")
-    write_encoder(encoder, model, options)
+    write_encoder(encoder, model, EncoderOptions() if options is None else options)
     write_decoder(decoder, model, single_mask=single_mask)
     onnx.save(encoder.model(metadata), folder / "encoder.onnx")
     onnx.save(decoder.model(metadata), folder / "decoder.onnx")
+    return {}
 
 
 def keep_outputs(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
