@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from transformers import SamConfig, SamModel
+from transformers import SamModel
 
+from saqsam.checkpoint.dequantize import dequantized
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.prompts import Prompts
-from saqsam.models.loading import build_model
 from saqsam.models.sam.structure import replace_module
 from saqsam.quant.integer import IntegerLinear, choose_kernel
-from saqsam.quant.layers import ChannelScale, PackedLayer, PackedLinear
+from saqsam.quant.layers import PackedLinear
 
 TORCH_INTEGER = "torch-int8"
 """Its name beside those of `RUNTIMES`, which run exported folders."""
@@ -64,32 +64,6 @@ def use_integer_kernels(model: SamModel) -> IntegerLayers:
         if not isinstance(kernel, str) and not isinstance(layer, IntegerLinear):
             replace_module(model, name, IntegerLinear(layer, kernel).train(layer.training))
     return find_integer_layers(model)
-
-
-def dequantized(model: SamModel) -> SamModel:
-    """A float model with the weights that a quantized model's codes stand for, activations not rounded.
-
-    It is what a float model costs: transformers' own layers and attentions on the same device.
-    """
-    config = model.config.to_dict()
-    config.pop("quantization_config", None)
-    config = SamConfig.from_dict(config)
-    with torch.device("meta"):
-        known = SamModel(config).state_dict()
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if name in known}
-    for name, layer in model.named_modules():
-        if isinstance(layer, PackedLayer):
-            weight, bias = layer.weight(), layer.bias
-            if isinstance(layer, PackedLinear) and isinstance(layer.input_scale, ChannelScale):
-                weight = weight * layer.input_scale.gain
-                moved = weight @ layer.input_scale.offset
-                bias = -moved if bias is None else bias - moved
-            tensors[f"{name}.weight"] = weight
-            if bias is not None:
-                tensors[f"{name}.bias"] = bias
-    if model.vision_encoder.pos_embed is not None:
-        tensors["vision_encoder.pos_embed"] = model.vision_encoder.pos_embed
-    return build_model(config, tensors, source="the quantized model", device=model.device)
 
 
 @dataclass(frozen=True)
