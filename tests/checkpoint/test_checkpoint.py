@@ -169,18 +169,6 @@ torch.save(result, sys.argv[2])
         assert torch.equal(tensor, expected[name][key]), (name, how, key)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, "float16", "auto", None])
-def test_scales_stay_float32_whatever_dtype_is_asked_for(saved: dict[str, Path], dtype: Any) -> None:
-    model = from_pretrained(saved["plain"], dtype=dtype)
-    assert model.dtype == torch.float32
-    assert {tensor.dtype for tensor in model.state_dict().values()} == {
-        torch.float32,
-        torch.int32,
-        torch.uint8,
-    }
-    assert_same_outputs(model, quantized_tiny())
-
-
 @models
 @both_loaders
 def test_save_pretrained_writes_a_checkpoint(

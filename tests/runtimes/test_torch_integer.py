@@ -10,6 +10,7 @@ from transformers import SamModel
 
 import saqsam
 from saqsam.checkpoint import checkpoint_tensors
+from saqsam.checkpoint.dequantize import dequantized
 from saqsam.convert.plan import activation_slots
 from saqsam.convert.prepare import emptied
 from saqsam.evaluation.metrics.iou import mask_iou
@@ -21,7 +22,6 @@ from saqsam.quant.layers import PackedLinear
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.recipe import Calibration
 from saqsam.runtimes import compare_with_float, find_integer_layers, use_integer_kernels
-from saqsam.runtimes.torch_integer import dequantized
 from support.exact_layers import exact_layers
 from support.tiny_quantized import outputs, quantize_tiny, quantized_tiny, tiny_recipe
 from support.tiny_sam import tiny_pixels

@@ -1,32 +1,99 @@
-"""Casts of a quantized model, which leave it in float32."""
+"""Casts of a quantized model: to bfloat16, with scales that stay in float32; anything else is refused."""
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers import SamModel
+from transformers.models.sam.modeling_sam import SamPatchEmbeddings, SamPositionalEmbedding
+
+from saqsam.quant.affine import AffineQuantizer
+from saqsam.quant.integer import Kernel
+from saqsam.quant.layers import ChannelScale, PackedTensor
+from saqsam.quant.logarithmic import LogQuantizer
+
+COMPUTE_DTYPES = (torch.float32, torch.bfloat16)
+"""Dtypes of the activations and float parameters of a quantized model."""
+_KEPT_IN_FLOAT32 = (PackedTensor, AffineQuantizer, LogQuantizer, ChannelScale, Kernel)
 
 
-class _KeepDtypes:
-    """Stand-in for the `_apply` of a model, through which torch sends every cast and every move to a device."""
+def check_compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return a dtype that a quantized model can compute in.
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
-    def __call__(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        def keep_dtype(tensor: Tensor) -> Tensor:
-            changed = fn(tensor)
-            return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
-
-        model: nn.Module = type(self._model)._apply(self._model, keep_dtype, recurse)  # type: ignore[no-untyped-call]
-        return model
-
-
-def ignore_casts(model: nn.Module) -> None:
-    """Let `model.to(torch.float16)`, `model.bfloat16()` and the like move a model without changing its dtypes.
-
-    A scale that is rounded to half precision moves the whole grid of its codes, and activations on the border of two
-    codes change theirs, so a cast model would not return the masks that the checkpoint was measured with.
+    Raises:
+        ValueError: It is neither float32 nor bfloat16. float16 has too small a range for SAM's activations.
     """
-    # On the instance: a subclass of SamModel would not be found by what transformers registers for SamModel itself.
-    model._apply = _KeepDtypes(model)  # type: ignore[method-assign]
+    if dtype not in COMPUTE_DTYPES:
+        raise ValueError(f"dtype: a quantized SAM computes in float32 or bfloat16, got {_name(dtype)}")
+    return dtype
+
+
+def guard_casts(model: SamModel) -> None:
+    """Let `model.to(torch.bfloat16)` cast a quantized model as it should be, and refuse other dtypes.
+
+    All float parameters and activations become bfloat16. Scales, zero points and codes stay as they are: a scale that
+    is rounded moves the whole grid of its codes. Quantizers compute in float32 and return bfloat16. Coordinates of
+    prompts and positions are encoded in float32: bfloat16 cannot tell neighbouring pixels apart.
+    """
+    model._apply = functools.partial(_apply, model)
+
+
+def _apply(model: SamModel, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SamModel:
+    """Stand in for `nn.Module._apply`, through which torch sends every cast and every move to a device."""
+    wanted = fn(torch.zeros((), dtype=model.dtype, device=model.device)).dtype
+    if wanted != model.dtype:
+        check_compute_dtype(wanted)
+        if wanted == torch.float32:
+            raise ValueError(
+                "this model was cast to bfloat16, which lost digits; load it again to use float32"
+            )
+        _encode_positions_in_float32(model)
+    kept = {
+        id(tensor)
+        for module in model.modules()
+        if isinstance(module, _KEPT_IN_FLOAT32)
+        for tensor in [*module.parameters(), *module.buffers()]
+    }
+
+    def cast_unless_kept(tensor: Tensor) -> Tensor:
+        changed = fn(tensor)
+        return tensor.to(changed.device) if id(tensor) in kept else changed
+
+    applied: SamModel = type(model)._apply(model, cast_unless_kept, recurse)
+    model.config.dtype = wanted
+    return applied
+
+
+class _Float32PositionalEmbedding(SamPositionalEmbedding):  # type: ignore[misc]
+    """`SamPositionalEmbedding` that computes in float32, whatever its matrix is stored in."""
+
+    def forward(self, input_coords: Tensor, input_shape: tuple[int, int] | None = None) -> Tensor:
+        """Encode coordinates [..., 2] as [..., C] in the dtype of the matrix."""
+        wide = copy.copy(self)
+        wide._parameters = {"positional_embedding": self.positional_embedding.float()}
+        encoded: Tensor = SamPositionalEmbedding.forward(wide, input_coords.float(), input_shape)
+        return encoded.to(self.positional_embedding.dtype)
+
+
+def _encode_positions_in_float32(model: SamModel) -> None:
+    """Prepare the modules that read coordinates and pixels for a model in another dtype, in place."""
+    for module in model.modules():
+        if type(module) is SamPositionalEmbedding:
+            module.__class__ = _Float32PositionalEmbedding
+        if isinstance(module, SamPatchEmbeddings) and not module._forward_pre_hooks:
+            module.register_forward_pre_hook(_cast_pixels)
+
+
+def _cast_pixels(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Cast pixels to the dtype of the patch embedding, as processors return them in float32."""
+    pixels, *others = arguments
+    return pixels.to(next(module.parameters()).dtype), *others
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

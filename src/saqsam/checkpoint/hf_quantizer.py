@@ -12,9 +12,11 @@ from transformers import SamConfig, SamModel, SamProcessor
 from transformers.quantizers import register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
-from saqsam.checkpoint.casts import ignore_casts
+from saqsam.checkpoint.casts import check_compute_dtype
 from saqsam.checkpoint.config import FORMAT_VERSION, QUANT_METHOD, SaqsamConfig
+from saqsam.checkpoint.dequantize import dequantized
 from saqsam.checkpoint.hashing import content_hash, hash_header, processor_hash
+from saqsam.checkpoint.model_methods import use_float_methods, use_packed_methods
 from saqsam.checkpoint.tensors import check_headers, check_values, checkpoint_tensors, verify_tensors
 from saqsam.convert.pack import build_packed_skeleton, complete_loading
 from saqsam.models.configuration import check_sam_config
@@ -32,14 +34,23 @@ class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
     requires_calibration = True
     _first_file: Path | None = None
     """The first file of the checkpoint that is being loaded."""
+    _compute_dtype = torch.float32
+    """The dtype that the model is asked for in."""
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Return float32: scales and activations are float32, whatever dtype was requested."""
+        """Return float32, in which tensors are read and verified; the model is cast when they are there.
+
+        Raises:
+            ValueError: The dtype is neither float32 nor bfloat16.
+        """
+        self._compute_dtype = check_compute_dtype(dtype)
         return torch.float32
 
     def update_attn_implementation(self, config: SamConfig) -> SamConfig:
         """Check the model's configuration; this is the one hook that runs before the model is built."""
         check_sam_config(config, "config.json")
+        # `dtype="auto"`, transformers' default, asks the file, where no hash covers this field.
+        config.dtype = torch.float32
         return config
 
     def is_serializable(self) -> bool:
@@ -85,8 +96,14 @@ class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
             if not _is_partial_download(folder):
                 verified_processor(folder, model.config, self.quantization_config)
         complete_loading(model, structure_of(model.config), Recipe.from_dict(self.quantization_config.recipe))
-        ignore_casts(model)
-        return model.requires_grad_(False)
+        use_packed_methods(model)
+        return model.requires_grad_(False).to(self._compute_dtype)
+
+    def _dequantize(self, model: SamModel, dtype: torch.dtype | None = None) -> SamModel:
+        for name, child in dequantized(model).named_children():
+            setattr(model, name, child)
+        use_float_methods(model)
+        return model.to(dtype)
 
 
 def attach_quantizer(
@@ -97,7 +114,7 @@ def attach_quantizer(
     content_sha256: str | None = None,
     format_version: int = FORMAT_VERSION,
 ) -> None:
-    """Mark a packed model as quantized, as transformers does when it loads one; casts then leave it in float32.
+    """Mark a packed model as quantized, as transformers does when it loads one.
 
     Args:
         model: A model with packed modules.
@@ -112,15 +129,20 @@ def attach_quantizer(
     model.hf_quantizer = SaqsamQuantizer(config)
     model.is_quantized = True
     model.quantization_method = QUANT_METHOD
-    ignore_casts(model)
+    use_packed_methods(model)
 
 
 def update_hash(model: SamModel, tensors: Mapping[str, Tensor], processor_sha256: str) -> None:
     """Set the hash of a quantized model's configuration to that of the tensors about to be written.
 
     Raises:
+        ValueError: The model was cast to bfloat16.
         CheckpointError: A tensor holds values that no checkpoint may hold, such as a scale that is not finite.
     """
+    if model.dtype != torch.float32:
+        raise ValueError(
+            "this model was cast to bfloat16, which lost digits; save one that was loaded in float32"
+        )
     config: SaqsamConfig = model.config.quantization_config
     check_values(tensors, model, Recipe.from_dict(config.recipe), "this model")
     config.format_version = FORMAT_VERSION

@@ -78,7 +78,7 @@ class FbgemmKernel(Kernel):
         with _fbgemm():
             # From codes, where the public constructor would round float weights again.
             stored = torch._make_per_channel_quantized_tensor(codes, step, zero_point.long(), 0)
-            self._packed = torch.ops.quantized.linear_prepack(stored, None if bias is None else bias.detach())
+            self._packed = torch.ops.quantized.linear_prepack(stored, _float32(bias))
 
     def forward(self, rows: Tensor) -> Tensor:
         """See `Kernel.forward`."""
@@ -109,7 +109,7 @@ class IntMmKernel(Kernel):
         self.register_buffer("from_shift", (sums * self._shift).to(torch.int32), persistent=False)
         self.register_buffer("weight_zero_point", zero_point, persistent=False)
         self.register_buffer("step", weight.scale * quantizer.scale, persistent=False)
-        self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
+        self.register_buffer("bias", _float32(bias), persistent=False)
         self._has_zero_points = bool(zero_point.any())
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -133,6 +133,11 @@ class IntMmKernel(Kernel):
         sums = torch._int_mm(codes, self.columns)
         reals = (self.weight_zero_point, self.from_shift, self.step, self.bias)
         return triton_kernels.scale_sums(sums, row_sums, *reals, dtype=rows.dtype)
+
+
+def _float32(bias: Tensor | None) -> Tensor | None:
+    """Return a bias without gradients in float32, in which it is added to the scaled sums."""
+    return None if bias is None else bias.detach().float()
 
 
 class IntegerLinear(PackedLinear):

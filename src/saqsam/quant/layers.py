@@ -194,8 +194,9 @@ class PackedLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map input [..., K] to [..., C]."""
-        return F.linear(self.input_quantizer(self.input_scale(input)), self.weight(), self.bias)
+        """Map input [..., K] to [..., C], in the input's dtype; scales are applied in float32."""
+        values = self.input_quantizer(self.input_scale(input)).to(input.dtype)
+        return F.linear(values, self.weight().to(input.dtype), self.bias)
 
 
 class PackedConv2d(nn.Module):
@@ -215,7 +216,8 @@ class PackedConv2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map input [B, K, H, W] to [B, C, H', W']."""
-        return F.conv2d(self.input_quantizer(input), self.weight(), self.bias, self.stride, self.padding)
+        weight = self.weight().to(input.dtype)
+        return F.conv2d(self.input_quantizer(input), weight, self.bias, self.stride, self.padding)
 
 
 class PackedConvTranspose2d(nn.Module):
@@ -229,7 +231,8 @@ class PackedConvTranspose2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map input [B, K, H, W] to [B, C, s * H, s * W]."""
-        return F.conv_transpose2d(self.input_quantizer(input), self.weight(), self.bias, self.stride)
+        weight = self.weight().to(input.dtype)
+        return F.conv_transpose2d(self.input_quantizer(input), weight, self.bias, self.stride)
 
 
 PackedLayer = PackedLinear | PackedConv2d | PackedConvTranspose2d

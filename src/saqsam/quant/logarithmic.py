@@ -67,11 +67,13 @@ class LogQuantizer(nn.Module):
         return 0.0, float(self.scale)
 
     def forward(self, values: Tensor) -> Tensor:
-        """Round `values` (any shape, float32 in [0, 1]) to powers of 2**(1 / tau) times the scale."""
+        """Round `values` (any shape, float in [0, 1]) to powers of 2**(1 / tau) times the scale, in their dtype."""
         last = 2**self.bits - 1
-        codes = (torch.log2(self.scale) - torch.log2(values)).mul_(self.tau).round_().clamp_(0, last)
+        codes = torch.log2(self.scale) - torch.log2(values.float())
+        codes = codes.mul_(self.tau).round_().clamp_(0, last)
         is_zero = codes == last
-        return codes.div_(-self.tau).exp2_().mul_(self.scale).masked_fill_(is_zero, 0.0)
+        rounded = codes.div_(-self.tau).exp2_().mul_(self.scale).masked_fill_(is_zero, 0.0)
+        return rounded.to(values.dtype)
 
     def extra_repr(self) -> str:
         """For printing."""

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 import torch
 from transformers import SamModel
 
-from saqsam.convert.position_embedding import position_embedding
+from saqsam.checkpoint.dequantize import dequantized
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.prompts import Prompts
 from saqsam.models.family import replace_module
-from saqsam.models.loading import build_model
-from saqsam.models.registry import family_of, structure_of
+from saqsam.models.registry import family_of
 from saqsam.quant.integer import IntegerLinear, choose_kernel
-from saqsam.quant.layers import ChannelScale, PackedLayer, PackedLinear
+from saqsam.quant.layers import PackedLinear
 
 MOST_ROUNDS = 7
 TIMING_SECONDS = 10.0
@@ -64,34 +63,6 @@ def use_integer_kernels(model: SamModel) -> IntegerLayers:
         if not isinstance(kernel, str) and not isinstance(layer, IntegerLinear):
             replace_module(model, name, IntegerLinear(layer, kernel).train(layer.training))
     return find_integer_layers(model)
-
-
-def dequantized(model: SamModel) -> SamModel:
-    """A float model with the weights that a quantized model's codes stand for, activations not rounded.
-
-    It is what a float model costs: transformers' own layers and attentions on the same device.
-    """
-    config = model.config.to_dict()
-    config.pop("quantization_config", None)
-    config = type(model.config).from_dict(config)
-    with torch.device("meta"):
-        known = family_of(config).build(config).state_dict()
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if name in known}
-    for name, layer in model.named_modules():
-        if isinstance(layer, PackedLayer):
-            weight, bias = layer.weight(), layer.bias
-            if isinstance(layer, PackedLinear) and isinstance(layer.input_scale, ChannelScale):
-                weight = weight * layer.input_scale.gain
-                moved = weight @ layer.input_scale.offset
-                bias = -moved if bias is None else bias - moved
-            tensors[f"{name}.weight"] = weight
-            if bias is not None:
-                tensors[f"{name}.bias"] = bias
-    structure = structure_of(config)
-    positions = position_embedding(model, structure)
-    if positions is not None:
-        tensors[structure.position_embedding] = positions
-    return build_model(config, tensors, source="the quantized model", device=model.device)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,48 @@
+"""From packed codes back to transformers' own float model."""
+
+from __future__ import annotations
+
+import torch
+from transformers import SamModel
+
+from saqsam.convert.position_embedding import position_embedding
+from saqsam.models.loading import build_model
+from saqsam.models.registry import family_of, structure_of
+from saqsam.quant.layers import ChannelScale, PackedLayer, PackedLinear
+
+
+@torch.no_grad()
+def dequantized(model: SamModel) -> SamModel:
+    """Return a float model with the weights that a quantized model's codes stand for.
+
+    It holds transformers' own layers and attentions, and nothing in it rounds an activation. The offsets and gains of
+    `ChannelScale`s are folded into the weights and biases that follow them. Its outputs equal the quantized model's
+    with every activation quantizer taken out, but for the last bits of float32.
+
+    Args:
+        model: The quantized model, which stays as it is.
+
+    Returns:
+        A model in float32 and eval mode, on the same device.
+    """
+    fields = model.config.to_dict()
+    fields.pop("quantization_config", None)
+    config = type(model.config).from_dict(fields)
+    with torch.device("meta"):
+        names = family_of(config).build(config).state_dict().keys()
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name in names}
+    for name, layer in model.named_modules():
+        if isinstance(layer, PackedLayer):
+            weight, bias = layer.weight(), layer.bias
+            if isinstance(layer, PackedLinear) and isinstance(layer.input_scale, ChannelScale):
+                weight = weight * layer.input_scale.gain
+                moved = weight @ layer.input_scale.offset
+                bias = -moved if bias is None else bias - moved
+            tensors[f"{name}.weight"] = weight
+            if bias is not None:
+                tensors[f"{name}.bias"] = bias
+    structure = structure_of(config)
+    positions = position_embedding(model, structure)
+    if positions is not None:
+        tensors[structure.position_embedding] = positions
+    return build_model(config, tensors, source="the quantized model", device=model.device)
