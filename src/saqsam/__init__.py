@@ -13,7 +13,7 @@ from saqsam._version import __version__
 from saqsam.utils.import_hook import after_import
 
 if TYPE_CHECKING:
-    from saqsam.checkpoint import SaqsamConfig, load_checkpoint, recipe_of, save_checkpoint
+    from saqsam.checkpoint import SaqsamConfig, recipe_of, save_checkpoint
     from saqsam.data import open_dataset
     from saqsam.evaluation import evaluate
     from saqsam.export import export_model
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from saqsam.models import load
     from saqsam.ptq.log import QuantizationLog
     from saqsam.ptq.pipeline import quantize
+    from saqsam.ptq.result import QuantizationResult
     from saqsam.recipes.deployment import deployable
     from saqsam.recipes.overrides import with_settings
     from saqsam.recipes.presets import METHODS, recipe_for
@@ -40,13 +41,13 @@ _MODULES = {
     "MaskGenerator": "inference.mask_generator",
     "Predictor": "inference.predictor",
     "QuantizationLog": "ptq.log",
+    "QuantizationResult": "ptq.result",
     "Recipe": "recipes.recipe",
     "SaqsamConfig": "checkpoint",
     "deployable": "recipes.deployment",
     "evaluate": "evaluation",
     "export_model": "export",
     "load": "models",
-    "load_checkpoint": "checkpoint",
     "open_dataset": "data",
     "quantize": "ptq.pipeline",
     "recipe_for": "recipes.presets",
@@ -69,6 +70,7 @@ __all__ = [
     "MaskGenerator",
     "Predictor",
     "QuantizationLog",
+    "QuantizationResult",
     "Recipe",
     "SaqsamConfig",
     "__version__",
@@ -76,7 +78,6 @@ __all__ = [
     "evaluate",
     "export_model",
     "load",
-    "load_checkpoint",
     "open_dataset",
     "quantize",
     "recipe_for",
@@ -92,7 +93,9 @@ def __getattr__(name: str) -> Any:
     elif name in _PACKAGES:
         value = importlib.import_module(f"saqsam.{name}")
     else:
-        raise AttributeError(f"module 'saqsam' has no attribute {name!r}")
+        # Remove the hint with version 0.3.
+        hint = ": saqsam.load returns (model, processor)" if name == "load_checkpoint" else ""
+        raise AttributeError(f"module 'saqsam' has no attribute {name!r}{hint}")
     globals()[name] = value
     return value
 

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import SamModel, SamProcessor
 
 from saqsam.data.types import Dataset
-from saqsam.evaluation.prompts import box_prompts
+from saqsam.evaluation.simulated_prompts import box_prompts
 from saqsam.export.manifest import Manifest, parse_manifest
 from saqsam.inference.backend import Backend
 from saqsam.inference.processing import preprocess
