@@ -61,7 +61,7 @@ def save_checkpoint(
 def check_target(folder: Path, *, overwrite: bool) -> None:
     """Raise ValueError if `save_checkpoint` would refuse the folder; call it before long work begins."""
     if folder.exists() and not overwrite:
-        raise ValueError(f"{folder} exists; choose another name, or overwrite it (--overwrite)")
+        raise ValueError(f"{folder} exists; choose another name, or pass overwrite=True")
     if folder.exists() and not _is_replaceable(folder):
         raise ValueError(
             f"{folder} is not a checkpoint of saqsam and is never overwritten; choose another name"
