@@ -395,7 +395,7 @@ def test_overwrite_replaces_a_checkpoint(tiny: Path, packed: Path, tmp_path: Pat
         (["--set", "clipping.theta=0.4"], ["this method has no clipping"]),
         (["--set", "weights.bits=99"], ["99"]),
         (["--memory", "much"], ["4GiB", "'much'"]),
-        (["--detections", "nowhere.json"], ["a data set in COCO format or DOTA's"]),
+        (["--detections", "nowhere.json"], ["a dataset in COCO format or DOTA's"]),
         (["--device", "abacus"], ["--device abacus"]),
         (["--device", "meta"], ["--device meta"]),
     ],

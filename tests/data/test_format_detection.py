@@ -1,4 +1,4 @@
-"""What a folder is, by the names of what it holds, and what to give instead where it is a part of one."""
+"""Detection of the format of a folder, and advice for folders that are only a part of a dataset."""
 
 import os
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_yolo_with_the_split_names_of_ade20k(tmp_path: Path) -> None:
         open_dataset(tmp_path)
 
 
-def test_folders_without_anything_known(tmp_path: Path) -> None:
+def test_folders_in_no_known_format_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"found none; found an empty folder$"):
         open_dataset(tmp_path)
     for name in ("a.nii.gz", "b.nii.gz", "c.dcm", "._d.dcm"):
@@ -110,7 +110,7 @@ def test_parts_of_ade20k(tmp_path: Path) -> None:
         open_dataset(tmp_path / "full")
 
 
-def test_an_ignore_label_is_for_masks_alone(tmp_path: Path) -> None:
+def test_an_ignore_label_needs_masks(tmp_path: Path) -> None:
     make_coco(tmp_path / "coco")
     make_dota(tmp_path / "dota", {"a": [SQUARE]})
     make_ade(tmp_path / "ade")

@@ -1,4 +1,4 @@
-"""Images of more than 8 bits per channel: scaled by the bit depth that the file states or its data take."""
+"""Images of more than 8 bits per channel, scaled by the stated bit depth or by that of their data."""
 
 import struct
 import zlib
@@ -99,7 +99,7 @@ def test_grey_levels_of_every_depth_survive(tmp_path: Path, suffix: str, bits: i
 
 
 @pytest.mark.parametrize("bits", [9, 10, 11, 12, 13, 14, 15, 16])
-def test_no_depth_ends_in_less_than_128_grey_levels(tmp_path: Path, bits: int) -> None:
+def test_every_depth_keeps_at_least_128_grey_levels(tmp_path: Path, bits: int) -> None:
     image, _ = read_image_with_notes(write_png(tmp_path / "a.png", ramp(bits)))
     assert len(np.unique(image)) >= 128
     assert image.max() >= 127
@@ -143,7 +143,7 @@ def test_grey_with_alpha_and_binary_colours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stated", [10, 12, 14, 16])
-def test_a_stated_depth_holds_for_dark_pictures(tmp_path: Path, stated: int) -> None:
+def test_a_stated_depth_applies_to_dark_images(tmp_path: Path, stated: int) -> None:
     dark = np.full((4, 5), 300, np.uint16)
     expected = np.full((4, 5, 3), round(300 * 255 / (2**stated - 1)), np.uint8)
     for path in (
@@ -219,7 +219,7 @@ def test_scaling_keeps_order_and_uses_a_bit_depth(values: list[int], stated_bits
         assert white == (stated if max(values) <= stated else 65535)
 
 
-def test_one_warning_for_each_file_and_one_count_for_each_sample(tmp_path: Path) -> None:
+def test_one_warning_per_file_and_one_count_per_sample(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_png(tmp_path / f"{name}.png", ramp(12))
     with pytest.warns(ImageNote, match=r"a\.png: pixel values scaled as 12-bit data") as caught:

@@ -1,4 +1,4 @@
-"""Images of an annotation file are found however it names them, and never outside their folder."""
+"""Lookup of image files by the names in annotations, and never outside their folder."""
 
 import json
 import unicodedata
@@ -58,7 +58,7 @@ def test_names_with_backslashes_on_disk(tmp_path: Path) -> None:
     assert (dataset[0].file_name, dataset.index_notes) == ("images\\a.png", {})
 
 
-def test_names_that_fit_several_files_or_that_of_another_image(tmp_path: Path) -> None:
+def test_ambiguous_names_are_refused(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "b.jpg", "C.png", "c.png"):
         save(tmp_path / "images" / name)
     dataset = name_images(tmp_path, "a.png", "a.jpg", "b.webp", "C.PNG", "c.png", "train/d.png", "b.png")

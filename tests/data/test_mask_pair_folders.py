@@ -1,4 +1,4 @@
-"""Which folders hold images and masks, and which mask belongs to which image."""
+"""Names of folders of images and masks, and matching of masks to images."""
 
 from pathlib import Path
 
@@ -90,7 +90,7 @@ def test_several_folders_of_masks(tmp_path: Path) -> None:
     )
 
 
-def test_other_names_are_named(tmp_path: Path) -> None:
+def test_unknown_folder_names_are_listed(tmp_path: Path) -> None:
     make(tmp_path, "images", "a.png")
     make(tmp_path, "outlines", "a.png")
     with pytest.raises(
@@ -105,7 +105,7 @@ def test_other_names_are_named(tmp_path: Path) -> None:
     assert isinstance(open_dataset(tmp_path), ImageFolder)
 
 
-def test_hidden_files_are_passed_over(tmp_path: Path) -> None:
+def test_hidden_files_are_ignored(tmp_path: Path) -> None:
     for folder in ("images", "masks"):
         make(tmp_path, folder, "a.png")
         for name in ("._a.png", ".DS_Store", "Thumbs.db", "desktop.ini", "._b.png", ".c.png"):
@@ -144,7 +144,7 @@ def test_names_in_another_case_are_counted(tmp_path: Path) -> None:
     assert dataset.index_notes == {"mask matched by its name in another case": 1}
 
 
-def test_equal_names_go_first() -> None:
+def test_equal_names_are_matched_first() -> None:
     images = [Path(name) for name in ("A.png", "a.png", "a_0000.png", "a_mask.png", "b.png")]
     masks = [Path(name) for name in ("a.png", "a_mask.png", "b_mask.png", "b_seg.png")]
     assert [(image.name, mask.name) for image, mask in match_masks(images, masks)] == [
@@ -169,7 +169,7 @@ def test_a_mask_belongs_to_one_image(stems: list[str], others: list[str]) -> Non
     assert all(image in matched for image in images if image.stem in others)
 
 
-def test_two_files_of_one_name(tmp_path: Path) -> None:
+def test_two_files_with_one_name_are_refused(tmp_path: Path) -> None:
     make(tmp_path, "images", "a.png", "a.jpg")
     make(tmp_path, "masks", "a.png")
     with pytest.raises(ValueError, match=r"images: expected one image of a name, got a\.jpg and a\.png"):

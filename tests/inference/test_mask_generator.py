@@ -1,4 +1,4 @@
-"""`MaskGenerator` against the official generator, against transformers' filters, and on masks that are known."""
+"""`MaskGenerator` against the official generator, and on masks that are known."""
 
 import dataclasses
 import inspect
@@ -96,7 +96,7 @@ def test_agrees_with_the_official_generator_on_a_model() -> None:
     assert_same(found, expected, exact=False)
 
 
-def test_crops_find_what_the_whole_image_does_not_and_go_first() -> None:
+def test_masks_of_crops_come_first() -> None:
     options = GeneratorOptions(8, 0.6, 0.5, crop_n_layers=1)
     found = MaskGenerator(Predictor(Blobs(), tiny_processor()), options).generate(IMAGE)
     sizes = [(one.crop_box[2] - one.crop_box[0]) * (one.crop_box[3] - one.crop_box[1]) for one in found]
@@ -139,7 +139,7 @@ def test_images_of_any_size(size: tuple[int, int]) -> None:
         assert one.area > 0
 
 
-def test_nothing_passes_and_a_layer_without_points() -> None:
+def test_no_mask_passes_and_a_layer_has_no_points() -> None:
     predictor = Predictor(Blobs(), tiny_processor())
     assert MaskGenerator(predictor, GeneratorOptions(4, pred_iou_thresh=1.0)).generate(IMAGE) == []
     backend = Blobs()
@@ -182,7 +182,7 @@ def test_options_out_of_range(wrong: dict[str, Any]) -> None:
         GeneratorOptions(**wrong)
 
 
-def test_small_regions_by_hand() -> None:
+def test_small_regions_are_removed() -> None:
     mask = np.zeros((20, 20), dtype=bool)
     mask[2:12, 2:12] = True
     mask[4:6, 4:6] = False  # a hole of 4

@@ -274,7 +274,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("image", "image_format", "message"), REFUSED)
-def test_images_that_are_refused_leave_none_behind(
+def test_a_refused_image_leaves_no_current_image(
     predictor: Predictor, image: Any, image_format: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message) as caught:
@@ -430,7 +430,7 @@ def test_prompts_are_checked_at_the_call(predictor: Predictor) -> None:
         predictor.predict(mask_input=np.zeros((1, 256, 256)))
 
 
-def test_the_caller_is_not_left_in_inference_mode(predictor: Predictor) -> None:
+def test_gradients_stay_enabled_for_the_caller(predictor: Predictor) -> None:
     for _ in predictor.predict_low_res(boxes=[[0, 0, 9, 9]] * 2):
         assert not torch.is_inference_mode_enabled()
 
@@ -443,7 +443,7 @@ def test_half_precision_models_answer_in_float32() -> None:
     assert predictor.predict([[3, 3]], [1], mask_input=low_res[:1])[0].shape == (3, 20, 30)
 
 
-def test_masks_that_are_not_finite_are_an_error() -> None:
+def test_masks_that_are_not_finite_are_refused() -> None:
     model = tiny_sam()
     model.mask_decoder.upscale_conv2.bias.data.fill_(float("inf"))
     predictor = Predictor(model, tiny_processor())

@@ -13,21 +13,21 @@ from saqsam.utils.errors import shorten
 USUAL_NAME = "annotations.json"
 _ROBOFLOW, _LABEL_STUDIO, _CVAT = "_annotations.coco.json", "result.json", "instances_default.json"
 _GENERAL_NAMES = frozenset({USUAL_NAME, _ROBOFLOW, _LABEL_STUDIO, _CVAT})
-"""Names that say nothing about the data set."""
+"""File names that do not identify the dataset."""
 
 _LOOKED_FOR = 50
-"""Names of images that a folder is chosen by."""
+"""Number of image names by which a folder is chosen."""
 
 
 @dataclass(frozen=True)
 class CocoFolder:
-    """An annotation file and where its images are.
+    """An annotation file and the folder of its images.
 
     Attributes:
         annotations: The annotation file.
-        images: Its image folder; None where `find_images` has to look for it.
-        name: Short name of the data set.
-        is_usual: Whether the file has its usual place, so that nobody needs to be told which one was read.
+        images: Image folder; None if `find_images` has to search for it.
+        name: Short name of the dataset.
+        is_usual: Whether the file is in its usual place; otherwise a note states which one was read.
     """
 
     annotations: Path
@@ -37,9 +37,9 @@ class CocoFolder:
 
 
 def find_annotations(folder: Path) -> CocoFolder | None:
-    """Return the annotation file in the usual place of a folder; None where there is none.
+    """Return the annotation file in the usual place of a folder; None if there is none.
 
-    Usual are `annotations.json` in the folder, and `../annotations/instances_NAME.json` of an image folder NAME.
+    Usual places are `annotations.json` in the folder, and `../annotations/instances_NAME.json` of an image folder NAME.
     """
     resolved = folder.resolve()
     if (folder / USUAL_NAME).is_file():
@@ -51,28 +51,28 @@ def find_annotations(folder: Path) -> CocoFolder | None:
 
 
 def find_export(folder: Path) -> CocoFolder | None:
-    """Return the annotation file of a labelling tool in a folder; None where there is none.
+    """Return the annotation file of a labelling tool in a folder; None if there is none.
 
-    Known are Roboflow's `_annotations.coco.json`, in the folder or a single subfolder, Label Studio's `result.json`
-    with `images/`, and a single `annotations/instances_*.json`, as CVAT writes it.
+    Known files are Roboflow's `_annotations.coco.json`, in the folder or a single subfolder, Label Studio's
+    `result.json` with `images/`, and a single `annotations/instances_*.json`, as CVAT writes it.
 
     Raises:
         ValueError: The folder has several annotation files.
     """
-    found = [folder / _ROBOFLOW] if (folder / _ROBOFLOW).is_file() else []
+    files = [folder / _ROBOFLOW] if (folder / _ROBOFLOW).is_file() else []
     if (folder / _LABEL_STUDIO).is_file() and (folder / "images").is_dir():
-        found.append(folder / _LABEL_STUDIO)
-    found += sorted(folder.glob("annotations/instances_*.json"))
-    if not found:
-        found = sorted(folder.glob(f"*/{_ROBOFLOW}"))
-    if len(found) > 1:
-        names = ", ".join(path.relative_to(folder).as_posix() for path in found)
+        files.append(folder / _LABEL_STUDIO)
+    files += sorted(folder.glob("annotations/instances_*.json"))
+    if not files:
+        files = sorted(folder.glob(f"*/{_ROBOFLOW}"))
+    if len(files) > 1:
+        names = ", ".join(path.relative_to(folder).as_posix() for path in files)
         raise ValueError(f"{folder}: expected one annotation file, found {names}; give the file itself")
-    return CocoFolder(found[0], None, name_of(found[0]), is_usual=False) if found else None
+    return CocoFolder(files[0], None, name_of(files[0]), is_usual=False) if files else None
 
 
 def name_of(annotations: Path) -> str:
-    """Return a name for the data set of an annotation file: that of the file or, if it says nothing, its folder's."""
+    """Return a name for the dataset of an annotation file: the file's own or, if that is generic, its folder's."""
     if annotations.name not in _GENERAL_NAMES:
         return annotations.stem
     parent = annotations.resolve().parent
@@ -82,8 +82,8 @@ def name_of(annotations: Path) -> str:
 def find_images(names: list[str], annotations: Path) -> ImageFinder:
     """Return a finder for the folder that holds the images of an annotation file.
 
-    Looked at are `images/` beside the file, its own folder, and one above that folder, its `images/`, and those named
-    like the file in both. The folder that holds most of the first images wins, of equals the first.
+    The search covers `images/` beside the file, the folder of the file, the folder above, its `images/`, and folders
+    named like the file in the last two. The folder with most of the first images wins; on a tie, the first one.
 
     Raises:
         ValueError: None of the images is in any of these folders.

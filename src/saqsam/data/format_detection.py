@@ -1,4 +1,4 @@
-"""Recognize the format of a folder without COCO's usual annotation file by the names of what it holds."""
+"""Detect the format of a folder without COCO's usual annotation file, by the names of its contents."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ KNOWN = (
 
 
 def open_folder(folder: Path, *, limit: int | None = None, ignore_label: IgnoreLabel = "auto") -> Dataset:
-    """Open a folder of DOTA, of images and masks, of ADE20K, exported by a labelling tool, or of images, in this order.
+    """Open a folder of DOTA, images and masks, ADE20K, an export of a labelling tool, or images, tried in this order.
 
     Args:
         folder: The folder.
-        limit: As of `open_dataset`.
-        ignore_label: As of `open_dataset`.
+        limit: As for `open_dataset`.
+        ignore_label: As for `open_dataset`.
 
     Raises:
-        ValueError: The folder is none of these or could be several, is not whole, or is in YOLO's format; or
-            `ignore_label` is given for another format than images and masks.
+        ValueError: The folder is none of these, could be several, is incomplete, or is in YOLO's format; or
+            `ignore_label` is set for another format than images and masks.
     """
     if find_label_folder(folder) is not None:
         check_unused(ignore_label, folder)
@@ -52,14 +52,14 @@ def open_folder(folder: Path, *, limit: int | None = None, ignore_label: IgnoreL
     if export is not None:
         return CocoDataset.in_folder(export, limit=limit)
     if not has_images(folder):
-        found = describe_folder(folder)
+        contents = describe_folder(folder)
         if has_image_folder(folder):
             names = ", ".join(MASK_FOLDERS)
             raise ValueError(
                 f"{folder}: expected annotations beside the images: annotations.json (COCO), labelTxt/ (DOTA), or a "
-                f"folder of masks ({names}); found {found}"
+                f"folder of masks ({names}); found {contents}"
             )
-        raise ValueError(f"{folder}: expected {KNOWN}, found none; found {found}")
+        raise ValueError(f"{folder}: expected {KNOWN}, found none; found {contents}")
     return ImageFolder(folder, limit=limit)
 
 

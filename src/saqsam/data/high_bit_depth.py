@@ -1,7 +1,7 @@
-"""Image files with more than 8 bits per channel: their samples, and the value that they state for white.
+"""Read image files with more than 8 bits per channel, scaled by the white value that they state.
 
 Pillow decodes grey samples of 16 bits as they are, but keeps only the high byte of 16-bit colours. Those are decoded
-twice, once for each byte.
+twice, once per byte.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _colour_rawmodes(image: Image.Image) -> list[str] | None:
 
 
 def _stated_white(path: Path, image: Image.Image) -> int | None:
-    """Return the value that a file states for white; None if it states none, or only the largest of 16 bits."""
+    """Return the white value that a file states; None if it states none, or only the largest of 16 bits."""
     if image.format == "PNG":
         bits = _png_depth(path)
         return None if bits is None else 2**bits - 1

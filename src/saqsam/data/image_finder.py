@@ -1,8 +1,8 @@
-"""Find the files of images that annotations name as another machine or tool saw them.
+"""Find the files of images whose names in annotations come from another machine or tool.
 
 A `file_name` may be a path of the machine that wrote it, have backslashes, be a URL, or differ from the file in case,
 Unicode normalization, percent-encoding or type. Every form that fits a single file is accepted. Only files below the
-image folder are ever returned, whatever a name says.
+image folder are returned, whatever the name.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ OTHER_SPELLING = "image found in another spelling of its name"
 OTHER_TYPE = "image found as a file of another type"
 
 _OTHER_SUFFIXES = frozenset({".avif", ".gif", ".heic", ".jfif", ".jp2", ".jpe"})
-"""Types of images that are not read, but that files may have been converted from."""
+"""Suffixes that are not read, but from which files may have been converted."""
 
 _DEEPEST = 32
-"""Folders that a name may lead through; of longer paths the end counts."""
+"""Maximum number of path components of a name; only the end of a longer path is used."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class FoundImage:
 
     Attributes:
         name: Path relative to the image folder, with forward slashes.
-        note: How its name in the annotations differs; None where it does not.
+        note: Difference to the name in the annotations; None if they are equal.
     """
 
     name: str
@@ -47,7 +47,7 @@ class FoundImage:
 
 
 class ImageFinder:
-    """Looks up names of images in a folder. Folders are listed once, when a name first leads there.
+    """Looks up names of images in a folder. Each folder is listed once, on first use.
 
     Args:
         folder: The image folder.
@@ -58,7 +58,7 @@ class ImageFinder:
         self._listings: dict[str, _Listing] = {}
 
     def find(self, name: str) -> FoundImage | str:
-        """Return the file of a name, or the reason why there is none.
+        """Return the file with a name, or the reason why there is none.
 
         The whole path is tried before its shorter ends, and the exact spelling before others.
         """
@@ -78,17 +78,17 @@ class ImageFinder:
         return MISSING_FILE
 
     def find_all(self, names: list[str]) -> list[FoundImage | str]:
-        """Find many names. A name that leads only loosely to the file of another one is refused with the reason."""
-        found = [self.find(name) for name in names]
+        """Find many names. An inexact match with a file that another name claims too is refused with the reason."""
+        matches = [self.find(name) for name in names]
         claims: defaultdict[str, set[str]] = defaultdict(set)
-        for name, image in zip(names, found, strict=True):
+        for name, image in zip(names, matches, strict=True):
             if isinstance(image, FoundImage):
                 claims[image.name].add(name)
         return [
             SHARED_FILE
             if isinstance(image, FoundImage) and image.note is not None and len(claims[image.name]) > 1
             else image
-            for image in found
+            for image in matches
         ]
 
     def _is_file(self, path: str) -> bool:
@@ -97,7 +97,7 @@ class ImageFinder:
         return listing is not None and name in listing.files
 
     def _candidates(self, path: str, *, by_stem: bool) -> list[str]:
-        """Files that a path may stand for, where folders and the file may be spelled otherwise."""
+        """Return the files that a path may stand for if folders and the file may have another spelling."""
         *folders, name = path.split("/")
         parents = [""]
         for folder in folders:
@@ -106,19 +106,19 @@ class ImageFinder:
                 for parent in parents
                 for child in self._children(parent, _spelling(folder))
             ]
-        found = []
+        files = []
         for parent in parents:
             listing = self._list(parent)
             if listing is not None:
-                found += [posixpath.join(parent, child) for child in listing.find(name, by_stem=by_stem)]
-        return found
+                files += [posixpath.join(parent, child) for child in listing.find(name, by_stem=by_stem)]
+        return files
 
     def _children(self, parent: str, spelling: str) -> list[str]:
         listing = self._list(parent)
         return [] if listing is None else listing.folders.get(spelling, [])
 
     def _list(self, relative: str) -> _Listing | None:
-        """The listing of a folder below the image folder; None for a path that is not listed as a folder."""
+        """Return the listing of a folder below the image folder; None for a path that is not a folder."""
         if relative not in self._listings:
             if relative:
                 parent, _, name = relative.rpartition("/")
@@ -130,7 +130,7 @@ class ImageFinder:
 
 
 class _Listing:
-    """What a folder holds, by every key that names are compared by."""
+    """Contents of a folder, indexed by the keys that names are compared by."""
 
     def __init__(self, folder: Path) -> None:
         self.files: set[str] = set()
@@ -145,27 +145,27 @@ class _Listing:
                     self.files.add(entry.name)
 
     def find(self, name: str, *, by_stem: bool) -> list[str]:
-        """Files of the same spelling, or images of the same stem."""
+        """Return the files with the same spelling, or the images with the same stem."""
         return self._by_stem.get(_stem(name), []) if by_stem else self._by_spelling.get(_spelling(name), [])
 
     @cached_property
     def _by_spelling(self) -> dict[str, list[str]]:
-        found: defaultdict[str, list[str]] = defaultdict(list)
+        names: defaultdict[str, list[str]] = defaultdict(list)
         for name in sorted(self.files):
-            found[_spelling(name)].append(name)
-        return found
+            names[_spelling(name)].append(name)
+        return names
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
-        found: defaultdict[str, list[str]] = defaultdict(list)
+        names: defaultdict[str, list[str]] = defaultdict(list)
         for name in sorted(self.files):
             if Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                found[_stem(name)].append(name)
-        return found
+                names[_stem(name)].append(name)
+        return names
 
 
 def _ends(name: str) -> list[str]:
-    """A name as a relative path with forward slashes, and all shorter ends of it, the longest first."""
+    """Return a name as a relative path with forward slashes, and all its shorter ends, the longest first."""
     if "://" in name:
         try:
             name = unquote(urlsplit(name).path)

@@ -1,4 +1,4 @@
-"""Folders of images and masks, found by their names, and the names of mask files."""
+"""Find folders of images and masks by their names, and the names of mask files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _CHANNEL = "_0000"
 
 
 def find_pair_folders(root: str | Path) -> tuple[Path, Path] | None:
-    """Return the folders of images and of masks in `root`; None where there is no such pair.
+    """Return the folders of images and of masks in `root`; None if there is no such pair.
 
     `root` may also be the image folder of one of several splits, such as `imagesTr` beside `labelsTr`, or `images/val`
     beside `masks/val`.
@@ -49,9 +49,9 @@ def find_pair_folders(root: str | Path) -> tuple[Path, Path] | None:
     if not root.is_dir():
         return None
     for patterns in USUAL_FOLDERS:
-        found = [[path for path in sorted(root.glob(pattern)) if path.is_dir()] for pattern in patterns]
-        if all(len(paths) == 1 for paths in found):
-            return found[0][0], found[1][0]
+        images, masks = ([p for p in sorted(root.glob(pattern)) if p.is_dir()] for pattern in patterns)
+        if len(images) == len(masks) == 1:
+            return images[0], masks[0]
     pairs = _pairs(root)
     if len(pairs) > 1:
         names = " and ".join(f"{images.name}/ + {masks.name}/" for images, masks in pairs)
@@ -83,14 +83,14 @@ def _split_pair(images: Path) -> tuple[Path, Path] | None:
     """Return an image folder that is one of several splits, and its mask folder."""
     whole = images.resolve()
     if _SPLIT.fullmatch(_plain(whole.name)):
-        found = [masks for one, masks in _pairs(whole.parent) if one.name == whole.name]
+        masks = [other for one, other in _pairs(whole.parent) if one.name == whole.name]
     elif _plain(whole.parent.name) in _PLAIN_IMAGES:
         named = [path for path in whole.parent.parent.iterdir() if _plain(path.name) in _PLAIN_MASKS]
-        found = [path / whole.name for path in named if path.name != _ADE_LABELS]
-        found = [path for path in found if path.is_dir() and has_images(path)]
+        masks = [path / whole.name for path in named if path.name != _ADE_LABELS]
+        masks = [path for path in masks if path.is_dir() and has_images(path)]
     else:
         return None
-    return (images, found[0]) if len(found) == 1 and has_images(images) else None
+    return (images, masks[0]) if len(masks) == 1 and has_images(images) else None
 
 
 def _known_folders(root: Path, names: frozenset[str]) -> list[Path]:
@@ -105,8 +105,8 @@ def _plain(name: str) -> str:
 
 def _split(folder: Path) -> str:
     """Return nnU-Net's split, such as `tr` for training; empty for all other folders."""
-    found = _SPLIT.fullmatch(_plain(folder.name))
-    return found[2] if found else ""
+    match = _SPLIT.fullmatch(_plain(folder.name))
+    return match[2] if match else ""
 
 
 _PLAIN_IMAGES = frozenset(map(_plain, IMAGE_FOLDERS))

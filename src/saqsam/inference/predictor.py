@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from transformers import SamModel, SamProcessor
+from transformers import PreTrainedModel, SamModel, SamProcessor
 
 from saqsam.data.image_input import ImageInput, as_rgb
 from saqsam.data.images import ImageNote
@@ -65,7 +65,7 @@ class Predictor:
     ) -> None:
         if prompts_at_once < 1:
             raise ValueError(f"prompts_at_once: expected at least 1, got {prompts_at_once}")
-        if isinstance(model, SamModel):
+        if isinstance(model, PreTrainedModel):
             self.backend: Backend = TorchBackend(model)
             self.processor = build_processor(model.config) if processor is None else processor
         elif processor is None:
