@@ -34,8 +34,8 @@ from saqsam.data.open import open_dataset
 from saqsam.data.types import Sample
 from saqsam.evaluation import mask_iou
 from saqsam.inference.predictor import Predictor
-from saqsam.models.sam.structure import SamStructure
-from saqsam.ptq.pipeline import QuantizationLog
+from saqsam.models.registry import structure_of
+from saqsam.ptq.log import QuantizationLog
 from saqsam.report import focus
 from saqsam.report.log import LOG_PICTURE, write_log
 from saqsam.utils.atomic_write import write_whole
@@ -90,7 +90,7 @@ def draw_focus(models: Models, scene: Sample) -> Figure:
     box = max((i for i in scene.instances if not i.is_crowd), key=lambda i: i.area).box
     float_model, processor = models.float
     float_model = focus.with_slots(float_model, saqsam.recipe_for("mse", BITS))
-    sites = focus.looking_attentions(SamStructure(float_model.config))
+    sites = focus.looking_attentions(structure_of(float_model.config))
     columns = {"float": focus.probabilities(float_model, processor, scene.image, box, sites)}
     titles = {"ptq4sam-s": "ranges of least error", "saq-sam-s": "clipped by the focus"}
     for method in FOCUS:
@@ -158,7 +158,7 @@ def write_learning(plan: Plan, path: Path) -> None:
             recipe,
             plan.calibration[1],
             log=log,
-            progress=lambda _, done, whole, __: step(done, whole),
+            progress=step,
         )
     write_log(log, recipe, folder)
     write_whole(path, (folder / LOG_PICTURE).read_bytes())

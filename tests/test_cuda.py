@@ -14,7 +14,8 @@ import saqsam
 from saqsam.evaluation import PromptTask
 from saqsam.evaluation.tasks.everything import EverythingTask
 from saqsam.inference.mask_generator import GeneratorOptions
-from saqsam.ptq.pipeline import QuantizationLog, quantize
+from saqsam.ptq.log import QuantizationLog
+from saqsam.ptq.pipeline import quantize
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.presets import METHODS
 from saqsam.recipes.recipe import Recipe
@@ -124,8 +125,8 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
     class Stop(Exception):
         pass
 
-    def stop(what: str, done: int, total: int, note: str) -> None:
-        if what.startswith("4/"):
+    def stop(phase: str, done: int, total: int, note: str = "") -> None:
+        if phase.startswith("4/"):
             raise Stop
 
     with pytest.raises(Stop):

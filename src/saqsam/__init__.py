@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from saqsam.inference.mask_generator import GeneratedMask, GeneratorOptions, MaskGenerator
     from saqsam.inference.predictor import Predictor
     from saqsam.models import load
-    from saqsam.ptq.pipeline import QuantizationLog, quantize
+    from saqsam.ptq.log import QuantizationLog
+    from saqsam.ptq.pipeline import quantize
     from saqsam.recipes.deployment import deployable
     from saqsam.recipes.overrides import with_settings
     from saqsam.recipes.presets import METHODS, recipe_for
@@ -36,7 +37,7 @@ _MODULES = {
     "GeneratorOptions": "inference.mask_generator",
     "MaskGenerator": "inference.mask_generator",
     "Predictor": "inference.predictor",
-    "QuantizationLog": "ptq.pipeline",
+    "QuantizationLog": "ptq.log",
     "Recipe": "recipes.recipe",
     "SaqsamConfig": "checkpoint",
     "deployable": "recipes.deployment",

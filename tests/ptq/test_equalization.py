@@ -12,7 +12,7 @@ from transformers import SamModel
 from saqsam.checkpoint import load_checkpoint, save_checkpoint
 from saqsam.convert.prepare import prepare
 from saqsam.inference.backend import TorchBackend
-from saqsam.models.sam.structure import SamStructure
+from saqsam.models.registry import structure_of
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
 from saqsam.ptq.equalization import LEAST, ChannelRange, _observing, equalize, scale_inputs
 from saqsam.ptq.pipeline import quantize
@@ -21,7 +21,7 @@ from saqsam.recipes.recipe import Calibration, Reconstruction
 from support.tiny_quantized import quantize_tiny, tiny_data, tiny_recipe
 from support.tiny_sam import tiny_config, tiny_processor, tiny_sam
 
-STRUCTURE = SamStructure(tiny_config())
+STRUCTURE = structure_of(tiny_config())
 
 
 @torch.no_grad()

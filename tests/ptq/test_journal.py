@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 import saqsam
 from saqsam.ptq.journal import Journal
-from saqsam.ptq.pipeline import QuantizationLog, quantize
+from saqsam.ptq.log import QuantizationLog
+from saqsam.ptq.pipeline import quantize
 from saqsam.utils.errors import CheckpointError
 from support.tiny_quantized import tiny_data, tiny_recipe
 from support.tiny_sam import tiny_processor, tiny_sam
@@ -25,7 +26,8 @@ SCRIPT = f"""
 import dataclasses, sys, time
 import torch
 torch.set_num_threads(1)
-from saqsam.quantize import QuantizationLog, quantize
+from saqsam.ptq.log import QuantizationLog
+from saqsam.ptq.pipeline import quantize
 from support.tiny_quantized import tiny_data, tiny_recipe
 from support.tiny_sam import tiny_processor, tiny_sam
 

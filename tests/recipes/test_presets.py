@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from saqsam.models.sam.structure import FLOAT_PARTS
+from saqsam.models.parts import FLOAT_PARTS
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.presets import EFFORTS, METHODS, parse_bits, recipe_for, with_effort
 from saqsam.recipes.recipe import Calibration, Clipping, ProbabilitySpec, QuantSpec, Recipe, Reconstruction

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from saqsam.convert.plan import activation_slots
-from saqsam.models.sam.structure import PAPER_PARTS, PARTS, SamStructure
-from saqsam.ptq.clipping import AttentionClipping, Clip
-from saqsam.ptq.learning import UnitLog
-from saqsam.ptq.pipeline import QuantizationLog
+from saqsam.models.parts import PAPER_PARTS, PARTS
+from saqsam.models.registry import structure_of
+from saqsam.ptq.log import AttentionClipping, Clip, QuantizationLog, UnitLog
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.presets import METHODS, recipe_for
 from saqsam.recipes.specs import QuantSpec
@@ -77,7 +76,7 @@ def test_names() -> None:
     )
     assert slot_name("vision_encoder.neck.conv1.input_quantizer") == "neck.conv1: input"
     assert short_path("/a/b/model/") == "model"
-    names = [slot_name(s.name) for s in activation_slots(SamStructure(tiny_config()), recipe_for("mse"))]
+    names = [slot_name(s.name) for s in activation_slots(structure_of(tiny_config()), recipe_for("mse"))]
     assert len(set(names)) == len(names)
 
 

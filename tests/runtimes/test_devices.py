@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 
 from saqsam.checkpoint import save_checkpoint
-from saqsam.export import export_model
+from saqsam.export import export_model, openvino_core
 from saqsam.recipes.deployment import deployable
-from saqsam.export import openvino_core
 from saqsam.runtimes import load_runtime
 from saqsam.runtimes import onnxruntime as onnxruntime_backend
 from saqsam.runtimes.devices import execution_providers, resolve_device

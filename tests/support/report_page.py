@@ -6,8 +6,7 @@ import numpy as np
 
 from saqsam.analysis.inventory import take_inventory
 from saqsam.evaluation.compare import Agreement, ImageDifference, Interval, TaskDifference
-from saqsam.ptq.clipping import AttentionClipping, Clip
-from saqsam.ptq.learning import UnitLog
+from saqsam.ptq.log import AttentionClipping, Clip, UnitLog
 from saqsam.report.collect import encode
 from saqsam.report.content import (
     Accuracy,

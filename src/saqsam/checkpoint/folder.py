@@ -15,7 +15,7 @@ from saqsam.checkpoint.hf_quantizer import attach_quantizer, update_hash, verify
 from saqsam.checkpoint.tensors import check_values, checkpoint_tensors, read_tensors, verify_hash
 from saqsam.convert.pack import build_packed_skeleton, complete_loading
 from saqsam.models.configuration import parse_sam_config
-from saqsam.models.sam.structure import SamStructure
+from saqsam.models.registry import family_of, structure_of
 from saqsam.models.weights import SAFETENSORS, safetensors_files
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.atomic_write import whole_folder
@@ -106,7 +106,7 @@ def load_checkpoint(folder: str | Path, *, device: str | torch.device = "cpu") -
         raise CheckpointError(f"{source}: {error}") from error
     recipe = Recipe.from_dict(quantization.recipe)
     config = parse_sam_config(raw, source)
-    structure = SamStructure(config)
+    structure = structure_of(config)
     try:
         with torch.device("meta"):
             model = SamModel(config)
@@ -123,9 +123,7 @@ def load_checkpoint(folder: str | Path, *, device: str | torch.device = "cpu") -
     expected = model.state_dict()
     state = {name: t.to(device=device, dtype=expected[name].dtype, copy=True) for name, t in tensors.items()}
     model.load_state_dict(state, strict=False, assign=True)
-    model.prompt_encoder.shared_embedding.positional_embedding = (
-        model.shared_image_embedding.positional_embedding
-    )
+    family_of(config).tie(model)
     model.requires_grad_(False)
     complete_loading(model, structure, recipe)
     attach_quantizer(

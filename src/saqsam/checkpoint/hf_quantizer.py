@@ -19,7 +19,7 @@ from saqsam.checkpoint.tensors import check_values, checkpoint_tensors, read_ten
 from saqsam.convert.pack import build_packed_skeleton, complete_loading
 from saqsam.models.configuration import check_sam_config
 from saqsam.models.processing import PROCESSOR_FILES, build_processor, load_processor
-from saqsam.models.sam.structure import SamStructure
+from saqsam.models.registry import structure_of
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.errors import CheckpointError
 
@@ -61,7 +61,7 @@ class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
         quantization = self.quantization_config
         recipe = Recipe.from_dict(quantization.recipe)
         try:
-            build_packed_skeleton(model, SamStructure(model.config), recipe)
+            build_packed_skeleton(model, structure_of(model.config), recipe)
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"config.json: the recipe does not fit the model: {error}") from error
         if checkpoint_files:
@@ -76,7 +76,11 @@ class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
             # Tensors mapped from a file are not aligned, which changes the last bits of some products.
             for tensor in [*model.parameters(), *model.buffers()]:
                 tensor.data = tensor.data.clone()
-        complete_loading(model, SamStructure(model.config), Recipe.from_dict(self.quantization_config.recipe))
+        complete_loading(
+            model,
+            structure_of(model.config),
+            Recipe.from_dict(self.quantization_config.recipe),
+        )
         ignore_casts(model)
         return model.requires_grad_(False)
 

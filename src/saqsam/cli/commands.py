@@ -43,7 +43,7 @@ from saqsam.evaluation.compare import task_difference
 from saqsam.export import check_export, export_model, is_export
 from saqsam.inference.mask_generator import MaskGenerator
 from saqsam.inference.predictor import Predictor
-from saqsam.ptq.pipeline import QuantizationLog
+from saqsam.ptq.log import QuantizationLog
 from saqsam.ptq.tensor_store import parse_size
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.overrides import with_settings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -45,6 +45,7 @@ from saqsam.ptq.tensor_store import parse_size
 from saqsam.runtimes import TORCH_INTEGER, compare_with_float, find_integer_layers
 from saqsam.runtimes.torch_integer import IntegerLayers, Speed
 from saqsam.utils.atomic_write import check_file_writable
+from saqsam.utils.progress import Progress
 
 
 def evaluate(
@@ -94,7 +95,7 @@ def evaluate(
         say(f"written: {json_file}")
 
 
-def evaluation_bar(bars: Bars, verb: str, dataset: Dataset, limit: int | None) -> Callable[[int, int], None]:
+def evaluation_bar(bars: Bars, verb: str, dataset: Dataset, limit: int | None) -> Progress:
     """Add the bar of a pass over a data set."""
     count = len(dataset) if limit is None else min(limit, len(dataset))
     return bar(bars, f"{verb} on {dataset.name}", count)

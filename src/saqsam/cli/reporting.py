@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from saqsam.report.tables import lead, left_out
 from saqsam.report.words import short_path
 from saqsam.report.write import report_bytes
 from saqsam.utils.atomic_write import check_file_writable
+from saqsam.utils.progress import Progress
 
 LARGE_INPUT = 512
 """Pixels: models of larger inputs are looked at on fewer images unless told otherwise."""
@@ -155,11 +155,7 @@ def _measure(
     with busy("looking where attention looks"):
         found = add_focus(found, quantized, float_model, processor, scored)
     with progress_bars() as bars:
-        stages = stage_bars(bars)
-
-        def progress(what: str, done: int, total: int) -> None:
-            stages(what, done, total, "")
-
+        progress = stage_bars(bars)
         reference, why_not = _make_reference(quantized, float_model, processor, source, options, progress)
         if reference is None:
             missing = dict.fromkeys(("distributions", "sensitivity"), why_not)
@@ -182,7 +178,7 @@ def _make_reference(
     processor: SamProcessor,
     source: Source | None,
     options: ReportOptions,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> tuple[Reference | None, str]:
     """The float model in the checkpoint's form, or why there is none."""
     spec = options.calibration or (None if source is None else source.calibration)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +26,8 @@ from saqsam.evaluation.tasks.prompt import BELOW_MIN_AREA, PromptKind, PromptTas
 from saqsam.inference.backend import Backend
 from saqsam.inference.predictor import Predictor
 from saqsam.utils.arithmetic import float32_arithmetic
+from saqsam.utils.progress import Progress
 
-Progress = Callable[[int, int], None]
-"""Called with the number of images done and the number of all."""
 WORKERS = 2
 """Threads that read images ahead of the model."""
 
@@ -67,7 +66,7 @@ def evaluate(
         unfinished: Folder that records are written to as they are made. Records of the same evaluation that are there
             already are not made again. The caller removes it.
         workers: Threads that read images ahead.
-        progress: Called after each image.
+        progress: Progress callback, called after each image; its phase is "evaluating".
 
     Returns:
         The scores; of other ranks than 0 without records and figures.
@@ -185,7 +184,7 @@ def _walk(
                     encoded[encoder] = subject.predictor
             done += 1
             if progress is not None:
-                progress(done, len(own))
+                progress("evaluating", done, len(own))
     return made
 
 

@@ -88,13 +88,11 @@ def _write(
         from saqsam.export.executorch.writer import write_executorch
 
         return write_executorch(model, folder, single_mask=single_mask)
-    from saqsam.export.onnx.sam.encoder_attention import EncoderOptions
-
     if format == "openvino":
         from saqsam.export.openvino import write_openvino as write
     else:
         from saqsam.export.onnx.writer import write_onnx as write
-    write(model, folder, metadata, single_mask=single_mask, options=EncoderOptions())
+    write(model, folder, metadata, single_mask=single_mask)
     return {}
 
 

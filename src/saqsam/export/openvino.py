@@ -8,18 +8,15 @@ from pathlib import Path
 import openvino
 from transformers import SamModel
 
-from saqsam.export.onnx.sam.encoder_attention import EncoderOptions
 from saqsam.export.onnx.writer import write_onnx
 from saqsam.export.openvino_core import openvino_core
 
 
-def write_openvino(
-    model: SamModel, folder: Path, metadata: dict[str, str], *, single_mask: bool, options: EncoderOptions
-) -> None:
+def write_openvino(model: SamModel, folder: Path, metadata: dict[str, str], *, single_mask: bool) -> None:
     """Write both models into a folder; what stays float is stored in float16."""
     core = openvino_core()
     with tempfile.TemporaryDirectory(prefix="saqsam-") as name:
-        write_onnx(model, Path(name), metadata, single_mask=single_mask, options=options)
+        write_onnx(model, Path(name), metadata, single_mask=single_mask)
         for part in ("encoder", "decoder"):
             # Read, not converted: conversion would widen 4-bit weights and store what follows from others.
             converted = core.read_model(Path(name) / f"{part}.onnx")

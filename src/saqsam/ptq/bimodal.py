@@ -21,13 +21,13 @@ from torch import Tensor
 from transformers import SamModel
 
 from saqsam.convert.prepare import Observer
-from saqsam.models.sam.structure import SamStructure
+from saqsam.models.family import ModelStructure
 from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver
 
 POINTS, APART, HEIGHT = 128, 32, 0.01
 
 
-def find_signs(structure: SamStructure, observers: Mapping[str, Observer]) -> dict[str, Tensor]:
+def find_signs(structure: ModelStructure, observers: Mapping[str, Observer]) -> dict[str, Tensor]:
     """The sign of each channel of every token-to-image attention.
 
     Args:

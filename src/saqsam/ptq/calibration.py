@@ -10,18 +10,20 @@ from torch import nn
 from transformers import SamModel
 
 from saqsam.convert.plan import Slot, activation_slots
-from saqsam.convert.prepare import Observer, Progress
+from saqsam.convert.prepare import Observer
 from saqsam.inference.backend import TorchBackend
-from saqsam.models.sam.structure import TOKEN_TO_IMAGE_PARTS, SamStructure, replace_module
+from saqsam.models.family import ModelStructure, replace_module
+from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.quant.logarithmic import GranularityObserver, ValueTap
 from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver
 from saqsam.recipes.recipe import Recipe
+from saqsam.utils.progress import Progress
 
 
 @contextmanager
 def observing(
-    model: SamModel, structure: SamStructure, recipe: Recipe, slots: Iterable[Slot] | None = None
+    model: SamModel, structure: ModelStructure, recipe: Recipe, slots: Iterable[Slot] | None = None
 ) -> Iterator[dict[str, Observer]]:
     """Observers in slots of a prepared model (None: all) while the block runs, by slot name; empty slots after it."""
     observers: dict[str, Observer] = {}
@@ -62,7 +64,7 @@ _MERGED = ("query_quantizer", "key_quantizer")
 @torch.inference_mode()
 def calibrate(
     model: SamModel,
-    structure: SamStructure,
+    structure: ModelStructure,
     recipe: Recipe,
     images: CalibrationImages,
     progress: Progress | None = None,
@@ -76,7 +78,7 @@ def calibrate(
         structure: Its structure.
         recipe: Says what is observed.
         images: Images and prompts.
-        progress: See `Progress`.
+        progress: Progress callback.
         slots: The recipe's slots to look at; None for all.
 
     Returns:

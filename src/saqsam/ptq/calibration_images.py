@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from saqsam.inference.predictor import Predictor, preprocess
 from saqsam.inference.prompts import Prompts
 from saqsam.recipes.specs import Calibration
 from saqsam.utils.counts import left_out_phrase
+from saqsam.utils.progress import Progress
 
 OWN_BOXES = "image without annotations prompted with the model's own boxes"
 
@@ -89,7 +90,7 @@ def choose_calibration_images(
     spec: Calibration,
     *,
     detections: Detections | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> CalibrationImages:
     """Draw images by the seed, and box prompts for each.
 

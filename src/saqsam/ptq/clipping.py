@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,14 +32,17 @@ from torch import Tensor, nn
 from transformers import SamModel
 
 from saqsam.convert.plan import activation_slots
-from saqsam.convert.prepare import Progress, emptied
+from saqsam.convert.prepare import emptied
 from saqsam.inference.backend import TorchBackend
+from saqsam.models.family import ModelStructure, replace_module
+from saqsam.models.parts import DECODER_PARTS
 from saqsam.models.sam.attention import QuantDecoderAttention
-from saqsam.models.sam.structure import DECODER_PARTS, SamStructure, replace_module
 from saqsam.ptq.calibration_images import CalibrationImages
+from saqsam.ptq.log import AttentionClipping, Clip
 from saqsam.quant.affine import AffineQuantizer, affine_parameters
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import ClippingMeasure
+from saqsam.utils.progress import Progress
 
 # fmt: off
 QUANTILES = (
@@ -53,40 +55,6 @@ SEARCHED = ("q_proj.input_quantizer", "k_proj.input_quantizer", "query_quantizer
 
 AttentionInputs = tuple[Tensor, Tensor, Tensor]
 """Of the query, key and value projections of an attention."""
-
-
-@dataclass(frozen=True)
-class Clip:
-    """The range chosen for one tensor.
-
-    Attributes:
-        slot: Name of the slot within the attention.
-        quantile: p, or None where the range that was there before was kept.
-        low: Lower end.
-        high: Upper end.
-    """
-
-    slot: str
-    quantile: float | None
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class AttentionClipping:
-    """What was chosen for one attention.
-
-    Attributes:
-        name: Module name of the attention.
-        clips: The four ranges, in the order of `SEARCHED`.
-        before: Focus deviation with the ranges that were there before.
-        after: Focus deviation with the chosen ones.
-    """
-
-    name: str
-    clips: tuple[Clip, ...]
-    before: float
-    after: float
 
 
 class FocusSearch:
@@ -218,7 +186,7 @@ class FocusSearch:
 @torch.no_grad()
 def clip_attentions(
     model: SamModel,
-    structure: SamStructure,
+    structure: ModelStructure,
     recipe: Recipe,
     images: CalibrationImages,
     progress: Progress | None = None,
@@ -230,7 +198,7 @@ def clip_attentions(
         structure: Its structure.
         recipe: With `clipping`.
         images: Calibration images.
-        progress: See `Progress`.
+        progress: Progress callback.
 
     Returns:
         What was chosen, for every attention of the decoder.

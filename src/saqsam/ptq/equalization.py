@@ -28,11 +28,12 @@ import torch
 from torch import Tensor, nn
 from transformers import SamModel
 
-from saqsam.convert.prepare import Progress
-from saqsam.models.sam.structure import DECODER_PARTS, SamStructure
+from saqsam.models.family import ModelStructure
+from saqsam.models.parts import DECODER_PARTS
 from saqsam.ptq.calibration import show_images
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.quant.layers import ChannelScale, QuantLinear
+from saqsam.utils.progress import Progress
 
 LEAST = 1 / 32
 """Half ranges below this share of the widest count as that: a dead channel must not make weights huge."""
@@ -77,7 +78,7 @@ class ChannelRange:
 
 @torch.no_grad()
 def equalize(
-    model: SamModel, structure: SamStructure, images: CalibrationImages, progress: Progress | None = None
+    model: SamModel, structure: ModelStructure, images: CalibrationImages, progress: Progress | None = None
 ) -> None:
     """Equalize a float model in place.
 
@@ -85,7 +86,7 @@ def equalize(
         model: Float model, not prepared yet.
         structure: Its structure.
         images: Calibration images.
-        progress: See `Progress`.
+        progress: Progress callback.
     """
     with _observing(model, structure) as ranges:
         show_images(model, images, "equalizing channels", progress)
@@ -114,7 +115,7 @@ def equalize(
 
 @torch.no_grad()
 def scale_inputs(
-    model: SamModel, structure: SamStructure, images: CalibrationImages, progress: Progress | None = None
+    model: SamModel, structure: ModelStructure, images: CalibrationImages, progress: Progress | None = None
 ) -> None:
     """Set the channel scales of a prepared model with empty slots, in place, and the inverse in weights and biases.
 
@@ -122,7 +123,7 @@ def scale_inputs(
         model: Prepared model.
         structure: Its structure.
         images: Calibration images.
-        progress: See `Progress`.
+        progress: Progress callback.
     """
     with _observing(model, structure) as ranges:
         show_images(model, images, "scaling inputs", progress)
@@ -210,7 +211,7 @@ def _scale_outputs(layer: nn.Module, factor: Tensor, rows: slice = slice(None)) 
 
 
 @contextmanager
-def _observing(model: SamModel, structure: SamStructure) -> Iterator[dict[str, ChannelRange]]:
+def _observing(model: SamModel, structure: ModelStructure) -> Iterator[dict[str, ChannelRange]]:
     """Ranges by `<layer> input` or `<layer> output` of what a model computes while the block runs."""
     ranges: dict[str, ChannelRange] = {}
 

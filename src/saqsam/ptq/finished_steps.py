@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import SamModel
 
 from saqsam.checkpoint.tensors import MAX_SCALE, MAX_TAU, MIN_SCALE
-from saqsam.models.sam.structure import DECODER_PARTS, SamStructure
-from saqsam.ptq.clipping import AttentionClipping, Clip
+from saqsam.models.family import ModelStructure
+from saqsam.models.parts import DECODER_PARTS
 from saqsam.ptq.journal import damaged_step
-from saqsam.ptq.learning import UnitLog
 from saqsam.utils.errors import shorten
 
 
@@ -44,7 +41,7 @@ def place_tensors(model: SamModel, tensors: Mapping[str, Tensor], names: Iterabl
             target.copy_(tensors[name])
 
 
-def check_signs(signs: Mapping[str, Tensor], model: SamModel, structure: SamStructure, path: Path) -> None:
+def check_signs(signs: Mapping[str, Tensor], model: SamModel, structure: ModelStructure, path: Path) -> None:
     """Check the signs of channels of the decoder's attentions, int8 [C] by name of the attention.
 
     Raises:
@@ -99,83 +96,3 @@ def _check_range(name: str, tensor: Tensor, low: float, high: float, path: Path)
     if tensor.numel() and (tensor.min() < low or tensor.max() > high):
         found = f"{float(tensor.min()):g} to {float(tensor.max()):g}"
         raise damaged_step(path, f"{name}: expected values from {low:g} to {high:g}, found {found}")
-
-
-def read_unit_log(values: Mapping[str, Any]) -> UnitLog:
-    """Return the log of a unit from its plain values.
-
-    Raises:
-        ValueError: They are not those of a `UnitLog`.
-    """
-    read = _Fields(values, UnitLog)
-    log = UnitLog(
-        read.get("unit", _is_text),
-        read.get("steps", lambda value: _is_list(value, _is_count)),
-        read.get("losses", lambda value: _is_list(value, _is_number)),
-        read.get("moved", _is_share),
-    )
-    if len(log.steps) != len(log.losses):
-        raise ValueError(f"expected a loss for each of {len(log.steps)} steps, got {len(log.losses)}")
-    return log
-
-
-def read_clipping(values: Any) -> AttentionClipping:
-    """Return what was chosen for an attention from its plain values.
-
-    Raises:
-        ValueError: They are not those of an `AttentionClipping`.
-    """
-    read = _Fields(values, AttentionClipping)
-    clips = read.get("clips", lambda value: isinstance(value, list))
-    return AttentionClipping(
-        read.get("name", _is_text),
-        tuple(_read_clip(clip) for clip in clips),
-        read.get("before", _is_number),
-        read.get("after", _is_number),
-    )
-
-
-def _read_clip(values: Any) -> Clip:
-    read = _Fields(values, Clip)
-    return Clip(
-        read.get("slot", _is_text),
-        read.get("quantile", lambda value: value is None or _is_share(value)),
-        read.get("low", _is_number),
-        read.get("high", _is_number),
-    )
-
-
-class _Fields:
-    """The fields of a dataclass, read one by one from untrusted plain values."""
-
-    def __init__(self, values: Any, of: type) -> None:
-        self._values, self._what = values, of.__name__
-        names = {field.name for field in dataclasses.fields(of)}
-        if not isinstance(values, Mapping) or values.keys() != names:
-            raise ValueError(f"{self._what}: expected {', '.join(sorted(names))}, got {shorten(values)}")
-
-    def get(self, name: str, is_valid: Callable[[Any], bool]) -> Any:
-        value = self._values[name]
-        if not is_valid(value):
-            raise ValueError(f"{self._what}: {name} cannot be {shorten(value)}")
-        return value
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_share(value: Any) -> bool:
-    return _is_number(value) and 0 <= value <= 1
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_list(value: Any, is_valid: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and all(is_valid(one) for one in value)

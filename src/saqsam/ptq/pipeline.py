@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,48 +23,25 @@ from saqsam.convert.prepare import fill_slots, place_empty_quantizers, prepare
 from saqsam.data.detections import Detections
 from saqsam.data.types import Dataset
 from saqsam.models.configuration import config_fields
-from saqsam.models.sam.structure import SamStructure
+from saqsam.models.family import ModelStructure
+from saqsam.models.registry import structure_of
 from saqsam.ptq.bimodal import find_signs, integrate_bimodal, merged_observers
 from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
-from saqsam.ptq.clipping import AttentionClipping, clip_attentions
+from saqsam.ptq.clipping import clip_attentions
 from saqsam.ptq.equalization import equalize, scale_inputs
-from saqsam.ptq.finished_steps import check_signs, place_tensors, read_clipping, read_unit_log
+from saqsam.ptq.finished_steps import check_signs, place_tensors
 from saqsam.ptq.journal import Journal, damaged_step
-from saqsam.ptq.learning import UnitLog, unit_parts
-from saqsam.ptq.reconstruction import reconstruct, unit_tensors
+from saqsam.ptq.log import AttentionClipping, QuantizationLog, UnitLog, read_clipping, read_unit_log
+from saqsam.ptq.reconstruction import reconstruct
+from saqsam.ptq.unit_parameters import unit_parameters, unit_tensors
 from saqsam.ptq.units import Unit
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.arithmetic import float32_arithmetic
+from saqsam.utils.progress import Progress
 
 DEFAULT_MEMORY = 4 * 2**30
 _SIGNS = "signs."
-
-Progress = Callable[[str, int, int, str], None]
-"""Called with what is being done, steps done, steps in all, and what is to be said of them."""
-
-
-@dataclass
-class QuantizationLog:
-    """What happened while quantizing.
-
-    Attributes:
-        signs: Channels of queries and keys that changed sign, by attention (bimodal integration).
-        clipping: What was chosen for each attention of the decoder.
-        units: How the learning of each unit went.
-        skipped: How much of the calibration data was left out, by reason.
-        notes: How often something unusual in the calibration data was accepted, by what it was.
-        images: Number of calibration images.
-        prompts: Number of box prompts in them.
-    """
-
-    signs: dict[str, int] = field(default_factory=dict)
-    clipping: list[AttentionClipping] = field(default_factory=list)
-    units: list[UnitLog] = field(default_factory=list)
-    skipped: dict[str, int] = field(default_factory=dict)
-    notes: dict[str, int] = field(default_factory=dict)
-    images: int = 0
-    prompts: int = 0
 
 
 @float32_arithmetic()
@@ -92,7 +69,7 @@ def quantize(
         unfinished: Folder for finished steps. If a run with the same arguments left some there, it goes on from
             them, to the very same result. Remove it when the result is saved.
         log: Is filled with what happened.
-        progress: See `Progress`.
+        progress: Progress callback.
 
     Returns:
         A `SamModel` on the same device whose weights are packed codes; `saqsam.save_checkpoint` writes it. It computes
@@ -106,7 +83,7 @@ def quantize(
     if quantization_config_of(model) is not None:
         raise ValueError("this model is quantized already; quantize the float model")
     log = QuantizationLog() if log is None else log
-    structure = SamStructure(model.config)
+    structure = structure_of(model.config)
     structure.check(model)
     quantized = copy.deepcopy(model).eval().float()
     round_float_parameters(quantized, structure, recipe)
@@ -116,7 +93,7 @@ def quantize(
         calibration,
         recipe.calibration,
         detections=detections,
-        progress=_brief(progress),
+        progress=progress,
     )
     log.skipped, log.notes = images.skipped, images.notes
     log.images, log.prompts = len(images), images.prompts
@@ -124,21 +101,21 @@ def quantize(
     if unfinished is not None:
         journal = Journal(Path(unfinished), _arguments(quantized, processor, recipe, images))
 
-    prepare_equalized(quantized, structure, recipe, images, _brief(progress))
+    prepare_equalized(quantized, structure, recipe, images, progress)
     reference = _set_ranges(quantized, structure, recipe, images, log, journal, progress)
     if recipe.reconstruction is not None:
         log.units = _learn(quantized, reference, structure, recipe, images, memory, journal, progress)
-    pack(quantized, structure, recipe, _brief(progress))
+    pack(quantized, structure, recipe, progress)
     attach_quantizer(quantized, recipe.to_dict(), processor_sha256=processor_hash(processor))
     return quantized.eval()  # the new modules too
 
 
 def prepare_equalized(
     model: SamModel,
-    structure: SamStructure,
+    structure: ModelStructure,
     recipe: Recipe,
     images: CalibrationImages,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Equalize a float model as the recipe says and give it empty slots, in place; it computes what it did."""
     if recipe.equalized:
@@ -152,7 +129,7 @@ def prepare_equalized(
 
 def _set_ranges(
     quantized: SamModel,
-    structure: SamStructure,
+    structure: ModelStructure,
     recipe: Recipe,
     images: CalibrationImages,
     log: QuantizationLog,
@@ -174,13 +151,13 @@ def _set_ranges(
         ranges = {n: t for n, t in tensors.items() if not n.startswith(_SIGNS)}
         place_tensors(quantized, ranges, _slot_tensors(quantized, structure, recipe), path)
     else:
-        observers = calibrate(quantized, structure, recipe, images, _brief(progress))
+        observers = calibrate(quantized, structure, recipe, images, progress)
         signs = find_signs(structure, observers)
         integrate_bimodal(quantized, signs)
         reference = copy.deepcopy(quantized)
-        fill_slots(quantized, structure, recipe, merged_observers(observers, signs), _brief(progress))
+        fill_slots(quantized, structure, recipe, merged_observers(observers, signs), progress)
         if recipe.clipping is not None:
-            log.clipping = clip_attentions(quantized, structure, recipe, images, _brief(progress))
+            log.clipping = clip_attentions(quantized, structure, recipe, images, progress)
         if journal is not None:
             tensors = {f"{_SIGNS}{name}": sign.to(torch.int8) for name, sign in signs.items()}
             slots = _slot_tensors(quantized, structure, recipe)
@@ -190,7 +167,7 @@ def _set_ranges(
     return reference
 
 
-def _slot_tensors(model: SamModel, structure: SamStructure, recipe: Recipe) -> dict[str, Tensor]:
+def _slot_tensors(model: SamModel, structure: ModelStructure, recipe: Recipe) -> dict[str, Tensor]:
     """Return the tensors of all activation quantizers by name."""
     return {
         f"{slot.name}.{name}": tensor
@@ -212,7 +189,7 @@ def _read_clippings(notes: Mapping[str, Any], path: Path) -> list[AttentionClipp
 def _learn(
     quantized: SamModel,
     reference: SamModel,
-    structure: SamStructure,
+    structure: ModelStructure,
     recipe: Recipe,
     images: CalibrationImages,
     memory: int,
@@ -227,7 +204,7 @@ def _learn(
 
     def save_unit(number: int, unit: Unit, unit_log: UnitLog) -> None:
         if journal is not None:
-            tensors = unit_tensors(quantized, unit_parts(unit, quantized, structure, recipe))
+            tensors = unit_tensors(quantized, unit_parameters(unit, quantized, structure, recipe))
             journal.save(f"unit-{number:02}", tensors, asdict(unit_log))
 
     return reconstruct(
@@ -246,7 +223,7 @@ def _learn(
 def _load_unit(
     journal: Journal | None,
     model: SamModel,
-    structure: SamStructure,
+    structure: ModelStructure,
     recipe: Recipe,
     number: int,
     unit: Unit,
@@ -261,7 +238,7 @@ def _load_unit(
         log = read_unit_log(notes)
     except ValueError as error:
         raise damaged_step(journal.path(step), str(error)) from error
-    parts = unit_parts(unit, model, structure, recipe)
+    parts = unit_parameters(unit, model, structure, recipe)
     for site, bits in parts.layers:
         place_empty_weight(model, site, bits)
     place_tensors(model, tensors, unit_tensors(model, parts), journal.path(step))
@@ -286,10 +263,3 @@ def _arguments(
         "number of threads": str(torch.get_num_threads()) if on_cpu else "",
         "version of saqsam, torch or transformers": f"{__version__} {torch.__version__} {transformers.__version__}",
     }
-
-
-def _brief(progress: Progress | None) -> Callable[[str, int, int], None] | None:
-    """For steps that have nothing to say beside their count."""
-    if progress is None:
-        return None
-    return lambda what, done, total: progress(what, done, total, "")

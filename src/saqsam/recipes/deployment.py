@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from saqsam.models.sam.structure import FLOAT_PARTS
+from saqsam.models.parts import FLOAT_PARTS
 from saqsam.recipes.presets import METHODS
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import ProbabilitySpec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from saqsam.models.sam.structure import FLOAT_PARTS, PARTS
+from saqsam.models.parts import FLOAT_PARTS, PARTS
 from saqsam.recipes.recipe import Recipe
 from saqsam.report.log import Source
 

@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from transformers import SamConfig, SamModel
+from transformers import SamModel
 
+from saqsam.convert.position_embedding import position_embedding
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.prompts import Prompts
+from saqsam.models.family import replace_module
 from saqsam.models.loading import build_model
-from saqsam.models.sam.structure import replace_module
+from saqsam.models.registry import family_of, structure_of
 from saqsam.quant.integer import IntegerLinear, choose_kernel
 from saqsam.quant.layers import ChannelScale, PackedLayer, PackedLinear
 
@@ -73,9 +75,9 @@ def dequantized(model: SamModel) -> SamModel:
     """
     config = model.config.to_dict()
     config.pop("quantization_config", None)
-    config = SamConfig.from_dict(config)
+    config = type(model.config).from_dict(config)
     with torch.device("meta"):
-        known = SamModel(config).state_dict()
+        known = family_of(config).build(config).state_dict()
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name in known}
     for name, layer in model.named_modules():
         if isinstance(layer, PackedLayer):
@@ -87,8 +89,10 @@ def dequantized(model: SamModel) -> SamModel:
             tensors[f"{name}.weight"] = weight
             if bias is not None:
                 tensors[f"{name}.bias"] = bias
-    if model.vision_encoder.pos_embed is not None:
-        tensors["vision_encoder.pos_embed"] = model.vision_encoder.pos_embed
+    structure = structure_of(config)
+    positions = position_embedding(model, structure)
+    if positions is not None:
+        tensors[structure.position_embedding] = positions
     return build_model(config, tensors, source="the quantized model", device=model.device)
 
 
@@ -124,9 +128,9 @@ def compare_with_float(model: SamModel, *, prompts: int = 16) -> list[Speed]:
         Medians of encoder and decoder over up to `MOST_ROUNDS` rounds, one to warm up not among them; large models
         get fewer, so that no more than about `TIMING_SECONDS` are spent.
     """
-    size = model.config.vision_config.image_size
-    pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    boxes = torch.tensor([[0.25, 0.25, 0.75, 0.75]]).repeat(prompts, 1) * size
+    spec = family_of(model.config).input_spec(model.config)
+    pixels = torch.randn(spec.pixels, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[0.25, 0.25, 0.75, 0.75]]).repeat(prompts, 1) * spec.image_size
     backends = (TorchBackend(model), TorchBackend(dequantized(model)))
     rounds: list[list[float]] = []
     start = time.perf_counter()

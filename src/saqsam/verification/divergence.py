@@ -104,17 +104,15 @@ def _write_graph(model: SamModel, part: str, single_mask: bool) -> onnx.ModelPro
     import onnx
 
     from saqsam.export.onnx.graph import Graph
-    from saqsam.export.onnx.sam.decoder import write_decoder
-    from saqsam.export.onnx.sam.encoder import write_encoder
-    from saqsam.export.onnx.sam.encoder_attention import EncoderOptions
     from saqsam.export.onnx.writer import keep_outputs
+    from saqsam.export.onnx.writers import graph_writer
 
     graph = Graph(part)
     if part == "encoder":
-        write_encoder(graph, model, EncoderOptions())
+        graph_writer(model.config).write_encoder(graph, model)
         written = graph.model({})
     else:
-        write_decoder(graph, model, single_mask=single_mask)
+        graph_writer(model.config).write_decoder(graph, model, single_mask=single_mask)
         written = keep_outputs(graph.model({}), set(LOW_RES_OUTPUTS))
     return onnx.shape_inference.infer_shapes(written, data_prop=True)
 
@@ -242,10 +240,9 @@ def _sources(graph: onnx.ModelProto, names: set[str]) -> dict[str, set[str]]:
 @contextmanager
 def _recorded_blocks(model: SamModel, part: str) -> Iterator[dict[str, Array]]:
     """Record what torch's blocks return while the context is open, as rows, by the graph's name of the block."""
-    if part == "encoder":
-        scope, layers = "/layers", model.vision_encoder.layers
-    else:
-        scope, layers = "/mask_decoder/layers", model.mask_decoder.transformer.layers
+    from saqsam.export.onnx.writers import graph_writer
+
+    scopes = graph_writer(model.config).block_scopes(model.config, part)
     blocks: dict[str, Array] = {}
 
     def record(name: str) -> Callable[..., None]:
@@ -256,7 +253,9 @@ def _recorded_blocks(model: SamModel, part: str) -> Iterator[dict[str, Array]]:
 
         return hook
 
-    handles = [layer.register_forward_hook(record(f"{scope}.{index}/")) for index, layer in enumerate(layers)]
+    handles = [
+        model.get_submodule(name).register_forward_hook(record(scope)) for name, scope in scopes.items()
+    ]
     try:
         yield blocks
     finally:

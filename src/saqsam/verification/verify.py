@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from saqsam.inference.predictor import preprocess
 from saqsam.inference.prompts import Prompts
 from saqsam.runtimes import RUNTIMES, check_runtime, default_runtime, is_installed, load_runtime
 from saqsam.utils.errors import shorten_message
+from saqsam.utils.progress import Progress
 from saqsam.verification.divergence import Divergence, find_divergence
 from saqsam.verification.parity import Parity, ParityError, compare_with_torch, parity_prompts
 
@@ -35,7 +36,7 @@ def verify_export(
     min_parity: float = MIN_PARITY,
     runtimes: Sequence[str] | None = None,
     limit: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Parity]:
     """Compare an exported folder with torch in each runtime, and fail if one computes other masks.
 
@@ -48,7 +49,7 @@ def verify_export(
             are not counted; see `Parity.decided_iou`. Above 0, logits may not differ by more than `MAX_DIFFERENCE`.
         runtimes: Runtimes to judge; None for all that are installed and run the folder's format.
         limit: Look at the first `limit` images only.
-        progress: Called after each image with the number done and the number of all.
+        progress: Progress callback, called after each image.
 
     Returns:
         The differences in each runtime by its name, that of the format first.

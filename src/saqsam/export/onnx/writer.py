@@ -8,18 +8,15 @@ import onnx
 from transformers import SamModel
 
 from saqsam.export.onnx.graph import Graph
-from saqsam.export.onnx.sam.decoder import write_decoder
-from saqsam.export.onnx.sam.encoder import write_encoder
-from saqsam.export.onnx.sam.encoder_attention import EncoderOptions
+from saqsam.export.onnx.writers import graph_writer
 
 
-def write_onnx(
-    model: SamModel, folder: Path, metadata: dict[str, str], *, single_mask: bool, options: EncoderOptions
-) -> None:
+def write_onnx(model: SamModel, folder: Path, metadata: dict[str, str], *, single_mask: bool) -> None:
     """Write both files into a folder."""
     encoder, decoder = Graph("encoder"), Graph("decoder")
-    write_encoder(encoder, model, options)
-    write_decoder(decoder, model, single_mask=single_mask)
+    writer = graph_writer(model.config)
+    writer.write_encoder(encoder, model)
+    writer.write_decoder(decoder, model, single_mask=single_mask)
     onnx.save(encoder.model(metadata), folder / "encoder.onnx")
     onnx.save(decoder.model(metadata), folder / "decoder.onnx")
 
