@@ -9,10 +9,11 @@ from __future__ import annotations
 import ast
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "saqsam"
@@ -35,6 +36,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages to the site."""
+    from mkdocs.structure.files import File
+
     pages = {CLI_PAGE: cli_page(), f"{API_FOLDER}/index.md": root_page()}
     pages |= {f"{API_FOLDER}/{name}.md": package_page(name) for name in packages()}
     for path, text in pages.items():
@@ -102,8 +105,9 @@ def _table(kind: str, parameters: list[Any]) -> str:
             f"`{name}`" if kind == "argument" or not parameter.metavar else f"`{name} {parameter.metavar}`"
             for name in names
         ]
-        cells = (", ".join(names), " ".join((parameter.help or "").split()), _default(parameter))
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        # Pipes in code do not end a cell; elsewhere they would.
+        description = " ".join((parameter.help or "").split()).replace("|", "\\|")
+        lines.append(f"| {', '.join(names)} | {description} | {_default(parameter)} |")
     return "\n".join(lines)
 
 
@@ -113,7 +117,7 @@ def _default(parameter: Any) -> str:
         return parameter.show_default
     if parameter.required:
         return "required"
-    if parameter.default in (None, False, ()):
+    if parameter.default is None or parameter.default is False:
         return ""
     return f"`{parameter.default}`"
 

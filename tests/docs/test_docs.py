@@ -52,7 +52,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(pixels).save(folder / "photo.jpg")
     (folder / "my_photos").mkdir()
     for number in range(32):
-        Image.fromarray(np.roll(pixels[:60, :80], number, axis=1)).save(folder / "my_photos" / f"{number}.png")
+        Image.fromarray(np.roll(pixels[:60, :80], number, axis=1)).save(
+            folder / "my_photos" / f"{number}.png"
+        )
     save_checkpoint(quantized_tiny("mse"), tiny_processor(), folder / "sam-w4")
     deployed = quantize_tiny(deployable(tiny_recipe("mse", "w8a8")))
     save_checkpoint(deployed, tiny_processor(), folder / "sam-w8")
@@ -62,7 +64,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tiny_models(workplace: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def tiny_models(
+    workplace: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
     """Make pages work on the tiny SAM and with a few learning steps; return the names that blocks may use."""
     load = saqsam.load
 
@@ -118,7 +122,9 @@ def test_command_lines_parse() -> None:
     assert count > 50
 
 
-@pytest.mark.parametrize("line", ["evaluate sam-w4 --dta scenes", "export sam-w8", "quantise sam-mini --out x"])
+@pytest.mark.parametrize(
+    "line", ["evaluate sam-w4 --dta scenes", "export sam-w8", "quantise sam-mini --out x"]
+)
 def test_a_wrong_command_line_does_not_parse(line: str) -> None:
     (arguments,) = docs_pages.command_lines(f"```\nsaqsam {line}\n```\n")
     with pytest.raises(Exception, match=r"--dta|out_dir|quantise"):

@@ -52,7 +52,12 @@ def blocks(page: str) -> Iterator[Block]:
 
 def command_lines(page: str) -> Iterator[list[str]]:
     """Yield the arguments of each `saqsam` command in blocks and in inline code, without the word `saqsam`."""
-    lines = [line.strip() for block in blocks(page) if block.language != "python" for line in block.text.splitlines()]
+    lines = [
+        line.strip()
+        for block in blocks(page)
+        if block.language != "python"
+        for line in block.text.splitlines()
+    ]
     prose = _FENCE.sub("", _COMMENT.sub("", page))
     lines += re.findall(r"^    (saqsam .+)$", prose, re.MULTILINE)
     lines += re.findall(r"`(saqsam [a-z]+ [^`]*--[^`]*)`", prose)
