@@ -13,12 +13,14 @@ from saqsam._version import __version__
 from saqsam.utils.import_hook import after_import
 
 if TYPE_CHECKING:
-    from saqsam.checkpoint import SaqsamConfig, load_checkpoint, recipe_of, save_checkpoint
+    from saqsam.checkpoint import SaqsamConfig, recipe_of, save_checkpoint
     from saqsam.data import open_dataset
     from saqsam.evaluation import evaluate
     from saqsam.export import export_model
     from saqsam.inference.encoded_image import EncodedImage
-    from saqsam.inference.mask_generator import GeneratedMask, GeneratorOptions, MaskGenerator
+    from saqsam.inference.generated_mask import GeneratedMask
+    from saqsam.inference.generator_options import GeneratorOptions
+    from saqsam.inference.mask_generator import MaskGenerator
     from saqsam.inference.predictor import Predictor
     from saqsam.models import load
     from saqsam.ptq.log import QuantizationLog
@@ -33,8 +35,8 @@ _MODULES = {
     "METHODS": "recipes.presets",
     "CheckpointError": "utils.errors",
     "EncodedImage": "inference.encoded_image",
-    "GeneratedMask": "inference.mask_generator",
-    "GeneratorOptions": "inference.mask_generator",
+    "GeneratedMask": "inference.generated_mask",
+    "GeneratorOptions": "inference.generator_options",
     "MaskGenerator": "inference.mask_generator",
     "Predictor": "inference.predictor",
     "QuantizationLog": "ptq.log",
@@ -44,7 +46,6 @@ _MODULES = {
     "evaluate": "evaluation",
     "export_model": "export",
     "load": "models",
-    "load_checkpoint": "checkpoint",
     "open_dataset": "data",
     "quantize": "ptq.pipeline",
     "recipe_for": "recipes.presets",
@@ -74,7 +75,6 @@ __all__ = [
     "evaluate",
     "export_model",
     "load",
-    "load_checkpoint",
     "open_dataset",
     "quantize",
     "recipe_for",
@@ -90,7 +90,9 @@ def __getattr__(name: str) -> Any:
     elif name in _PACKAGES:
         value = importlib.import_module(f"saqsam.{name}")
     else:
-        raise AttributeError(f"module 'saqsam' has no attribute {name!r}")
+        # Remove the hint with version 0.3.
+        hint = ": saqsam.load returns (model, processor)" if name == "load_checkpoint" else ""
+        raise AttributeError(f"module 'saqsam' has no attribute {name!r}{hint}")
     globals()[name] = value
     return value
 

@@ -147,7 +147,7 @@ result = {}
 for name in ("plain", "mixed"):
     folder = Path(sys.argv[1]) / name
     for how, model in (
-        ("load_checkpoint", saqsam.load_checkpoint(folder)),
+        ("load", saqsam.load(folder)[0]),
         ("from_pretrained", SamModel.from_pretrained(folder)),
     ):
         result |= {(name, how, key): tensor for key, tensor in outputs(model).items()}

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
-from saqsam.ptq.tensor_store import MemoryBudget, TensorStore, parse_size
+from saqsam.ptq.tensor_store import MemoryBudget, TensorStore
 
 CPU = torch.device("cpu")
 ITEM = 4 * (6 + 12)  # bytes of one `item`
@@ -152,33 +150,3 @@ def test_types_survive_the_disk(budgets: Budgets, dtype: torch.dtype) -> None:
 
 
 # ---- sizes
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("4GiB", 4 * 2**30),
-        ("512MiB", 2**29),
-        (" 1.5 GiB ", 3 * 2**29),
-        ("2g", 2**31),
-        ("64kib", 2**16),
-        ("1TB", 2**40),
-        ("0.25M", 2**18),
-    ],
-)
-def test_sizes_are_read(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(number=st.integers(1, 10**6), unit=st.sampled_from(["KiB", "MiB", "GiB", "TiB"]))
-def test_whole_sizes_are_exact(number: int, unit: str) -> None:
-    assert parse_size(f"{number}{unit}") == number * 1024 ** (1 + ["KiB", "MiB", "GiB", "TiB"].index(unit))
-
-
-@pytest.mark.parametrize(
-    "text", ["", "4", "GiB", "4 PiB", "-1GiB", "0GiB", "0.0001KiB", "1e3MiB", "4GiB 1MiB", "nanGiB", "4GiBs"]
-)
-def test_other_sizes_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="a size must look like 4GiB or 512MiB, got"):
-        parse_size(text)

@@ -16,7 +16,7 @@ import saqsam
 from saqsam.analysis.inventory import take_inventory
 from saqsam.checkpoint import check_target, load_checkpoint, quantization_config_of, save_checkpoint
 from saqsam.cli.evaluation import generator_options, measure_integers, print_integers
-from saqsam.cli.opening import (
+from saqsam.cli.inputs import (
     json_bytes,
     load_torch,
     open_calibration,
@@ -25,7 +25,7 @@ from saqsam.cli.opening import (
     write_json,
 )
 from saqsam.cli.outputs import Output, claim_optional, claim_output
-from saqsam.cli.tables import (
+from saqsam.cli.result_tables import (
     print_export,
     print_integer_layers,
     print_inventory,
@@ -44,7 +44,6 @@ from saqsam.export import check_export, export_model, is_export
 from saqsam.inference.mask_generator import MaskGenerator
 from saqsam.inference.predictor import Predictor
 from saqsam.ptq.log import QuantizationLog
-from saqsam.ptq.tensor_store import parse_size
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.overrides import with_settings
 from saqsam.recipes.presets import recipe_for
@@ -55,6 +54,7 @@ from saqsam.report.write import PAGE, write_report
 from saqsam.runtimes import TORCH_INTEGER, find_integer_layers
 from saqsam.utils.atomic_write import check_file_writable, png_bytes, write_png
 from saqsam.utils.counts import count_phrase
+from saqsam.utils.sizes import parse_size
 from saqsam.verification.verify import parity_content, runtimes_to_judge, verify_export
 from saqsam.viz.overlays import overlay_masks
 from saqsam.viz.side_by_side import draw_side_by_side, median_and_worst

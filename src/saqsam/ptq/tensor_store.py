@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,21 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-
-
-def parse_size(text: str) -> int:
-    """Bytes of `4GiB`, `512MiB` and the like.
-
-    Raises:
-        ValueError: For any other text, or nothing.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B?)", text.strip(), re.IGNORECASE)
-    size = 0 if match is None else int(float(match[1]) * _UNITS[f"{match[2][0].upper()}iB"])
-    if size < 1:
-        raise ValueError(f"a size must look like 4GiB or 512MiB, got {text!r}")
-    return size
 
 
 class MemoryBudget:
