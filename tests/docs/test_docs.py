@@ -104,6 +104,11 @@ def test_python_blocks_run(page: Path, tiny_models: dict[str, Any]) -> None:
             exec(code, namespace)
 
 
+def test_a_marked_block_is_only_compiled() -> None:
+    page = "<!-- compiled only: needs a GPU -->\n```python\n1 / 0\n```\n\n```python\n1\n```\n"
+    assert [block.runs for block in docs_pages.blocks(page)] == [False, True]
+
+
 def parse(arguments: list[str]) -> None:
     command = typer.main.get_command(app).commands[arguments[0]]  # type: ignore[attr-defined]
     command.make_context(arguments[0], list(arguments[1:]))
