@@ -35,7 +35,6 @@ from saqsam.data.types import Sample
 from saqsam.evaluation import mask_iou
 from saqsam.inference.predictor import Predictor
 from saqsam.models.registry import structure_of
-from saqsam.ptq.log import QuantizationLog
 from saqsam.report import focus
 from saqsam.report.log import LOG_PICTURE, write_log
 from saqsam.utils.atomic_write import write_whole
@@ -148,19 +147,18 @@ def draw_masks(models: Models, scenes: Sequence[Sample]) -> Figure:
 def write_learning(plan: Plan, path: Path) -> None:
     """The picture that `saqsam quantize` leaves beside a checkpoint."""
     model, processor = plan.model.loaded
-    recipe, log = plan.recipe("saq-sam", BITS), QuantizationLog()
+    recipe = plan.recipe("saq-sam", BITS)
     folder = plan.cache / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     with progress_bars() as bars, ptq.bar(bars, "learning") as step:
-        saqsam.quantize(
+        result = saqsam.quantize(
             model,
             processor,
             recipe,
             plan.calibration[1],
-            log=log,
             progress=step,
         )
-    write_log(log, recipe, folder)
+    write_log(result.log, recipe, folder)
     write_whole(path, (folder / LOG_PICTURE).read_bytes())
 
 

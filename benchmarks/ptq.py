@@ -129,7 +129,7 @@ def make_checkpoint(plan: Plan, method: str, bits: str, bars: rich_progress.Prog
         model, processor = plan.model.loaded
         start = time.perf_counter()
         with bar(bars, recipe.name) as step:
-            quantized = saqsam.quantize(
+            result = saqsam.quantize(
                 model,
                 processor,
                 recipe,
@@ -138,7 +138,7 @@ def make_checkpoint(plan: Plan, method: str, bits: str, bars: rich_progress.Prog
             )
         # The folder last: it is there only if all is.
         write_whole(timing, json.dumps({"seconds": time.perf_counter() - start}).encode())
-        saqsam.save_checkpoint(quantized, processor, folder, overwrite=True)
+        result.save(folder, overwrite=True)
     return folder, float(json.loads(timing.read_text(encoding="utf-8"))["seconds"])
 
 

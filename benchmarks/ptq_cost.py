@@ -40,7 +40,6 @@ from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import QuantDecoderAttention
 from saqsam.ptq.calibration_images import choose_calibration_images
 from saqsam.ptq.clipping import SEARCHED, FocusSearch, _attention_inputs
-from saqsam.ptq.pipeline import DEFAULT_MEMORY
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Precision
 
@@ -212,7 +211,7 @@ def measure_sam_b(device: str) -> list[dict[str, object]]:
         phases = Phases()
         if torch.device(device).type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        saqsam.quantize(model, processor, recipe, data, memory=DEFAULT_MEMORY, progress=phases)
+        saqsam.quantize(model, processor, recipe, data, progress=phases)
         projected = 0.0
         for what, steps in phases.steps.items():
             if "/" not in what:

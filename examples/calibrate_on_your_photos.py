@@ -31,7 +31,7 @@ recipe = replace(
     recipe, calibration=replace(recipe.calibration, images=min(args.images, len(photos)), seed=0)
 )
 quantized = saqsam.quantize(model, processor, recipe, photos)
-saqsam.save_checkpoint(quantized, processor, args.out, overwrite=True)
+quantized.save(args.out, overwrite=True)
 labels = len(photos[0].instances)
 print(f"calibrated on {recipe.calibration.images} of {len(photos)} pictures of {photos.name}, ", end="")
 print("prompted by their boxes" if labels else "prompted by the model's own masks")

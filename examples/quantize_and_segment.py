@@ -34,8 +34,8 @@ recipe = saqsam.recipe_for("mse", "w4a4")
 recipe = replace(recipe, calibration=replace(recipe.calibration, images=args.images))
 # Calibrate on other scenes than the one segmented below. For your own photographs: calibrate_on_your_photos.py.
 calibration = saqsam.open_dataset("scenes", limit=args.images, seed=1)
-quantized = saqsam.quantize(model, processor, recipe, calibration)
-saqsam.save_checkpoint(quantized, processor, args.out, overwrite=True)
+result = saqsam.quantize(model, processor, recipe, calibration)
+result.save(args.out, overwrite=True)
 
 masks = {}
 for name, source in (("float", args.model), ("quantized", args.out)):

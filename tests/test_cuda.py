@@ -14,7 +14,6 @@ import saqsam
 from saqsam.evaluation import PromptTask
 from saqsam.evaluation.tasks.everything import EverythingTask
 from saqsam.inference.mask_generator import GeneratorOptions
-from saqsam.ptq.log import QuantizationLog
 from saqsam.ptq.pipeline import quantize
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.presets import METHODS
@@ -40,6 +39,10 @@ def recipe(method: str, precision: str = "float32", bits: str = "w4a4") -> Recip
 
 
 def quantized(made: Recipe, device: str = DEVICE, **options: object) -> SamModel:
+    return quantize_on(made, device, **options).model
+
+
+def quantize_on(made: Recipe, device: str = DEVICE, **options: object) -> saqsam.QuantizationResult:
     model = tiny_sam().to(device)
     return quantize(model, tiny_processor(), made, tiny_data(), **options)  # type: ignore[arg-type]
 
@@ -130,11 +133,10 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
             raise Stop
 
     with pytest.raises(Stop):
-        quantized(made, unfinished=tmp_path / "unfinished", progress=stop)
-    log = QuantizationLog()
-    resumed = quantized(made, unfinished=tmp_path / "unfinished", log=log)
-    assert len(log.units) == 7
-    assert checkpoint(resumed, tmp_path / "one") == checkpoint(quantized(made), tmp_path / "two")
+        quantized(made, resume_dir=tmp_path / "unfinished", progress=stop)
+    resumed = quantize_on(made, resume_dir=tmp_path / "unfinished")
+    assert len(resumed.log.units) == 7
+    assert checkpoint(resumed.model, tmp_path / "one") == checkpoint(quantized(made), tmp_path / "two")
 
 
 @pytest.mark.parametrize("prompt", ["box", "point", "clicks"])

@@ -14,7 +14,14 @@ FORBIDDEN = {
     *("patch_embed", "pos_embed", "packed_pos_embed", "rel_pos_h", "rel_pos_w", "layer_norm1", "layer_norm2"),
     *("lin1", "lin2", "qkv", "q_proj", "k_proj", "v_proj", "out_proj", "self_attn"),
     *("cross_attn_token_to_image", "cross_attn_image_to_token", "final_attn_token_to_image"),
-    *("layer_norm_final_attn", "upscale_conv1", "upscale_conv2", "upscale_layer_norm", "iou_token", "mask_tokens"),
+    *(
+        "layer_norm_final_attn",
+        "upscale_conv1",
+        "upscale_conv2",
+        "upscale_layer_norm",
+        "iou_token",
+        "mask_tokens",
+    ),
     *("output_hypernetworks_mlps", "iou_prediction_head", "internal_dim"),
 }
 """Module, parameter and configuration names of SAM v1 in transformers."""
@@ -25,7 +32,9 @@ CLASSES = {"SamModel", "SamConfig", "SamVisionAttention", "SamAttention"}
 def names_in(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Yield the line and text of every name of a module that code, not documentation, mentions."""
     docstrings = {
-        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
@@ -33,7 +42,10 @@ def names_in(tree: ast.Module) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
             yield from ((node.lineno, word) for word in node.value.replace("/", ".").split("."))
         elif isinstance(node, ast.Call):
-            called = [node.func, *(node.args if ast.unparse(node.func) in ("isinstance", "issubclass") else [])]
+            called = [
+                node.func,
+                *(node.args if ast.unparse(node.func) in ("isinstance", "issubclass") else []),
+            ]
             yield from ((node.lineno, n.id) for n in called if isinstance(n, ast.Name) and n.id in CLASSES)
 
 

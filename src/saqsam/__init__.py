@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from saqsam.models import load
     from saqsam.ptq.log import QuantizationLog
     from saqsam.ptq.pipeline import quantize
+    from saqsam.ptq.result import QuantizationResult
     from saqsam.recipes.deployment import deployable
     from saqsam.recipes.overrides import with_settings
     from saqsam.recipes.presets import METHODS, recipe_for
@@ -40,6 +41,7 @@ _MODULES = {
     "MaskGenerator": "inference.mask_generator",
     "Predictor": "inference.predictor",
     "QuantizationLog": "ptq.log",
+    "QuantizationResult": "ptq.result",
     "Recipe": "recipes.recipe",
     "SaqsamConfig": "checkpoint",
     "deployable": "recipes.deployment",
@@ -68,6 +70,7 @@ __all__ = [
     "MaskGenerator",
     "Predictor",
     "QuantizationLog",
+    "QuantizationResult",
     "Recipe",
     "SaqsamConfig",
     "__version__",

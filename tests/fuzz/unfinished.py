@@ -130,8 +130,8 @@ class Quantization:
 
     def _run(self, folder: Path) -> dict[str, Tensor]:
         recipe = tiny_recipe("saq-sam", "w3a4", bimodal=True)
-        found = quantize(tiny_sam(), tiny_processor(), recipe, tiny_data(), unfinished=folder)
-        return checkpoint_tensors(found)
+        found = quantize(tiny_sam(), tiny_processor(), recipe, tiny_data(), resume_dir=folder)
+        return checkpoint_tensors(found.model)
 
     def reset(self) -> None:
         """Make the copy equal to the original."""

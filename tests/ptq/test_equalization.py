@@ -133,7 +133,7 @@ def test_it_gains_where_activations_are_the_narrower_and_loses_where_weights_are
     errors = []
     for equalized in (False, True):
         recipe = dataclasses.replace(tiny_recipe("mse", bits), equalized=equalized)
-        found = masks(quantize(uneven_sam(), tiny_processor(), recipe, tiny_data()), images)
+        found = masks(quantize(uneven_sam(), tiny_processor(), recipe, tiny_data()).model, images)
         errors.append(sum(float((f - e).square().mean()) for f, e in zip(found, exact, strict=True)))
     assert (errors[1] < errors[0]) == gains, errors
 
@@ -176,7 +176,7 @@ def test_scaled_inputs_gain_where_activations_are_narrow_and_survive_the_file(tm
     errors = []
     for input_scales in (False, True):
         recipe = tiny_recipe("mse", "w8a4", input_scales=input_scales)
-        quantized = quantize(model, tiny_processor(), recipe, tiny_data())
+        quantized = quantize(model, tiny_processor(), recipe, tiny_data()).model
         folder = save_checkpoint(quantized, tiny_processor(), tmp_path / f"{input_scales}")
         found = masks(load_checkpoint(folder), images)
         for a, b in zip(found, masks(quantized, images), strict=True):

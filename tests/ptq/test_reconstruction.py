@@ -18,12 +18,14 @@ from saqsam.models.registry import structure_of
 from saqsam.models.sam.forward import embed_boxes, embed_patches, flatten_image, image_positions
 from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
+from saqsam.ptq.log import UnitLog
 from saqsam.ptq.losses import mask_error
 from saqsam.ptq.pipeline import prepare_equalized
 from saqsam.ptq.reconstruction import reconstruct
 from saqsam.ptq.relaxation import relaxed
+from saqsam.ptq.resume import FinishedSteps
 from saqsam.ptq.states import PromptTokens
-from saqsam.ptq.unit_parameters import unit_parameters
+from saqsam.ptq.unit_parameters import UnitParameters, unit_parameters
 from saqsam.ptq.units import EncoderUnit, JointUnit, reconstruction_units
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedTensor
@@ -398,6 +400,10 @@ def test_a_loss_that_is_not_finite_stops_with_the_unit_s_name(monkeypatch: pytes
         value = original(self, found, target)
         return value * float("nan") if self.name == "encoder stage 2" else value
 
+    class Recorder(FinishedSteps):
+        def save_unit(self, number: int, log: UnitLog, model: SamModel, parameters: UnitParameters) -> None:
+            saved.append(log.unit)
+
     monkeypatch.setattr(EncoderUnit, "error", error)
     model, reference, images = calibrated(recipe)
     before = kinds(model.vision_encoder.layers[2])
@@ -409,7 +415,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_unit_s_name(monkeypatch: pytes
             recipe,
             images,
             memory=2**30,
-            save_unit=lambda number, unit, log: saved.append(unit.name),
+            steps=Recorder(),
         )
     assert saved == ["encoder stage 1"]
     assert kinds(model.vision_encoder.layers[2]) == before

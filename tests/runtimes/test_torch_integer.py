@@ -37,7 +37,7 @@ def mini() -> tuple[SamModel, SamModel]:
         deployable(saqsam.recipe_for("mse", "w4a8")), calibration=Calibration(images=1, prompts=2)
     )
     data = saqsam.open_dataset("scenes", limit=1, seed=5)
-    plain = saqsam.quantize(float_model, processor, recipe, data)
+    plain = saqsam.quantize(float_model, processor, recipe, data).model
     integer = copy.deepcopy(plain)
     use_integer_kernels(integer)
     return plain, integer

@@ -23,6 +23,15 @@ from saqsam.cli.options import (
     parse_numbers,
 )
 from saqsam.cli.terminal import guarded, say, starting
+from saqsam.recipes.catalog import (
+    DEFAULT_BITS,
+    DEFAULT_CALIBRATION,
+    DEFAULT_CALIBRATION_IMAGES,
+    DEFAULT_EFFORT,
+    DEFAULT_MEMORY,
+    DEFAULT_METHOD,
+    DEFAULT_SEED,
+)
 
 app = typer.Typer(
     name="saqsam",
@@ -73,19 +82,19 @@ def quantize(
     model: arguments.ModelArgument = "sam-mini",
     *,
     out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="The checkpoint to write.")],
-    method: arguments.MethodOption = "saq-sam-plus",
-    bits: arguments.BitsOption = "w4a4",
-    calibration: arguments.CalibrationOption = SCENES,
-    images: arguments.CalibrationImagesOption = 32,
-    seed: arguments.SeedOption = 0,
+    method: arguments.MethodOption = DEFAULT_METHOD,
+    bits: arguments.BitsOption = DEFAULT_BITS,
+    calibration: arguments.CalibrationOption = DEFAULT_CALIBRATION,
+    images: arguments.CalibrationImagesOption = DEFAULT_CALIBRATION_IMAGES,
+    seed: arguments.SeedOption = DEFAULT_SEED,
     detections: arguments.CalibrationDetectionsOption = None,
     ignore_label: arguments.CalibrationIgnoreLabelOption = "auto",
-    effort: arguments.EffortOption = "standard",
+    effort: arguments.EffortOption = DEFAULT_EFFORT,
     steps: arguments.StepsOption = None,
     settings: arguments.SettingsOption = None,
     deploy: arguments.DeployOption = False,
     deploy_for: arguments.DeployForOption = None,
-    memory: arguments.CaptureMemoryOption = "4GiB",
+    memory: arguments.CaptureMemoryOption = DEFAULT_MEMORY,
     check: arguments.CheckOption = SCENES,
     check_images: arguments.CheckImagesOption = None,
     device: arguments.DeviceOption = "auto",

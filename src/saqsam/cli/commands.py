@@ -176,23 +176,22 @@ def _quantize_into(
     memory: int,
 ) -> QuantizationLog:
     """Quantize and write the checkpoint with its log to the staging folder."""
-    log = QuantizationLog()
     with progress_bars() as bars:
-        quantized = saqsam.quantize(
+        result = saqsam.quantize(
             model,
             processor,
             recipe,
             data,
             detections=detections,
             memory=memory,
-            unfinished=output.unfinished,
-            log=log,
+            resume_dir=output.unfinished,
             progress=stage_bars(bars),
         )
     with busy("writing the checkpoint"):
-        save_checkpoint(quantized, processor, output.staged)
-        write_log(log, recipe, output.staged, source)
-    return log
+        # Not `result.save`: the finished steps are kept until the checkpoint is verified and in place.
+        save_checkpoint(result.model, processor, output.staged)
+        write_log(result.log, recipe, output.staged, source)
+    return result.log
 
 
 def _recipe(

@@ -14,17 +14,15 @@ from saqsam.checkpoint import quantization_config_of, recipe_of
 from saqsam.cli.terminal import busy
 from saqsam.data.images import ImageFolder
 from saqsam.data.mask_values import IgnoreLabel
-from saqsam.data.open import SCENES, SCENES_COUNT, open_dataset
+from saqsam.data.open import SCENES, open_dataset
 from saqsam.data.types import Dataset
 from saqsam.export import is_export
 from saqsam.inference.backend import Backend
 from saqsam.models import load
+from saqsam.ptq.calibration_data import calibration_scenes
 from saqsam.runtimes import TORCH_INTEGER, load_runtime, use_integer_kernels
 from saqsam.utils.atomic_write import write_whole
 from saqsam.utils.errors import shorten
-
-CALIBRATION_SCENES_SEED = 1_000_000
-"""Added to the seed of scenes used for calibration: those of seed 0 are for evaluation."""
 
 
 def open_model(
@@ -98,13 +96,10 @@ def _parse_ignore_label(text: str) -> IgnoreLabel:
 
 def open_calibration(spec: str, images: int, seed: int, ignore_label: str = "auto") -> Dataset:
     """Open what `quantize --calibration` names: all of it, to draw `images` by the seed from."""
-    count = max(images, SCENES_COUNT) if spec == SCENES else None
-    return open_dataset(
-        spec,
-        limit=count,
-        seed=CALIBRATION_SCENES_SEED + seed,
-        ignore_label=_parse_ignore_label(ignore_label),
-    )
+    label = _parse_ignore_label(ignore_label)
+    if spec == SCENES and label == "auto":
+        return calibration_scenes(images, seed)
+    return open_dataset(spec, ignore_label=label)
 
 
 def json_bytes(content: dict[str, Any]) -> bytes:

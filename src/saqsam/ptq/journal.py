@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from saqsam.utils.strict_json import parse_json_object, read_json_object
 
 ARGUMENTS = "arguments.json"
 _NOTES, _DIGEST = "notes", "sha256"
+_STEP = re.compile(r"ranges|unit-\d+")
+"""Names of the steps of a quantization."""
 _NOT_OURS = re.compile(r"(?!lock(-\d+)?$|staged$|replaced$|\.).*")
 """Names other than those of locks and temporary files, which the command line keeps in the folder too."""
 
@@ -53,7 +56,7 @@ class Journal:
                 names = shorten_message(", ".join(other))
                 raise ValueError(
                     f"{folder} holds an unfinished run with another {names}; its finished steps are kept. "
-                    f"Repeat that run, choose another --out, or remove the folder to start again"
+                    f"Repeat that run, choose another folder, or remove this one to start over"
                 )
         elif folder.exists() and (
             not folder.is_dir() or any(_NOT_OURS.fullmatch(item.name) for item in folder.iterdir())
@@ -106,6 +109,18 @@ class Journal:
             digest.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
             digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def remove_steps(folder: Path) -> None:
+    """Remove the finished steps in a folder, and the folder if nothing else is in it.
+
+    The arguments go last: if the process ends in between, what is left is still an unfinished run.
+    """
+    for path in [*sorted(folder.glob("*.safetensors")), folder / ARGUMENTS]:
+        if path.name == ARGUMENTS or _STEP.fullmatch(path.stem):
+            path.unlink(missing_ok=True)
+    with suppress(OSError):  # other files, or no such folder
+        folder.rmdir()
 
 
 def damaged_step(path: Path, why: str) -> CheckpointError:

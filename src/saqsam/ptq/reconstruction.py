@@ -19,6 +19,7 @@ from saqsam.models.sam.forward import embed_boxes, embed_patches, flatten_image,
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.ptq.learning import Captured, learn_unit
 from saqsam.ptq.log import UnitLog
+from saqsam.ptq.resume import FinishedSteps
 from saqsam.ptq.states import PromptTokens, State
 from saqsam.ptq.tensor_store import MemoryBudget, TensorStore
 from saqsam.ptq.unit_parameters import unit_parameters
@@ -26,11 +27,6 @@ from saqsam.ptq.units import Unit, reconstruction_units
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Reconstruction
 from saqsam.utils.progress import Progress
-
-UnitSaver = Callable[[int, Unit, UnitLog], None]
-"""Function of number, unit and log that saves a unit that has been learned."""
-UnitLoader = Callable[[int, Unit], UnitLog | None]
-"""Function of number and unit that restores a unit learned in an earlier run and returns its log, or None."""
 
 
 def reconstruct(
@@ -41,8 +37,7 @@ def reconstruct(
     images: CalibrationImages,
     *,
     memory: int,
-    load_unit: UnitLoader | None = None,
-    save_unit: UnitSaver | None = None,
+    steps: FinishedSteps | None = None,
     progress: Progress | None = None,
 ) -> list[UnitLog]:
     """Learn all units of a calibrated model in place and leave them packed.
@@ -54,8 +49,7 @@ def reconstruct(
         recipe: Recipe with `reconstruction`.
         images: Calibration images.
         memory: Bytes of captured tensors to hold in memory; the rest is spilled to disk.
-        load_unit: Restores a unit that was learned in an earlier run.
-        save_unit: Called after each unit that was learned in this run.
+        steps: Finished steps: units of an earlier run are restored from it, and units of this run saved to it.
         progress: Progress callback; the phases are the units.
 
     Returns:
@@ -63,29 +57,30 @@ def reconstruct(
 
     Raises:
         ValueError: `memory` is too little for one image, or a loss is not finite.
+        CheckpointError: A finished step is damaged.
     """
     spec = recipe.reconstruction
     assert spec is not None
     units = reconstruction_units(structure, model.config.mask_decoder_config.num_hidden_layers, spec)
     model.requires_grad_(False)
     reference.requires_grad_(False)
+    steps = FinishedSteps() if steps is None else steps
     logs = []
     with MemoryBudget(memory) as budget, torch.no_grad():
         inputs = _UnitInputs(model, reference, images, budget, spec)
         for number, unit in enumerate(units):
-            log = None if load_unit is None else load_unit(number, unit)
+            parameters = unit_parameters(unit, model, structure, recipe)
+            log = steps.load_unit(number, model, parameters)
             if log is None:
                 if unit.restarts:
                     inputs.restart(unit)
-                parameters = unit_parameters(unit, model, structure, recipe)
                 seed = recipe.calibration.seed * 1000 + 2 * number
                 phase = f"{number + 1}/{len(units)} {unit.name}"
                 with inputs.captured(unit) as captured, torch.enable_grad():
                     log = learn_unit(
                         model, reference, unit, parameters, recipe, captured, seed, progress, phase=phase
                     )
-                if save_unit is not None:
-                    save_unit(number, unit, log)
+                steps.save_unit(number, log, model, parameters)
             logs.append(log)
             if number + 1 < len(units) and not units[number + 1].restarts:
                 inputs.advance(unit)

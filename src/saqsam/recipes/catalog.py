@@ -10,6 +10,12 @@ from dataclasses import dataclass
 DEFAULT_METHOD = "saq-sam-plus"
 DEFAULT_BITS = "w4a4"
 DEFAULT_EFFORT = "standard"
+DEFAULT_CALIBRATION = "scenes"
+"""Calibration data: the bundled scenes."""
+DEFAULT_CALIBRATION_IMAGES = 32
+DEFAULT_SEED = 0
+DEFAULT_MEMORY = "4GiB"
+"""Memory for captured activations; what exceeds it is spilled to disk."""
 
 METHOD_SUMMARIES = {
     "min-max": "ranges from the smallest to the largest value",

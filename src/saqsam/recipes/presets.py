@@ -134,7 +134,7 @@ def parse_bits(bits: str) -> tuple[int, int]:
 def recipe_for(
     method: str = DEFAULT_METHOD, bits: str = DEFAULT_BITS, effort: str = DEFAULT_EFFORT
 ) -> Recipe:
-    """The recipe of a method at given bits.
+    """Return the recipe of a method at given bits.
 
     Args:
         method: One of `METHODS`.
