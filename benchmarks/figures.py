@@ -1,6 +1,6 @@
-"""Draws the figures of docs/results.md from checkpoints reloaded from disk, on scenes of the bundled generator.
+"""Draw the figures of docs/results from checkpoints reloaded from disk, on scenes of the bundled generator.
 
-    python benchmarks/figures.py                 # docs/images/focus.png, masks.png, learning.png and steps.png
+    python benchmarks/figures.py                 # docs/assets/focus.png, masks.png, learning.png and steps.png
 
 - `focus.png`: where a mask token looks in the image, in float, with ranges of least error, and clipped by the focus.
 - `masks.png`: the masks of one model after another at the hardest bits.
@@ -42,7 +42,7 @@ from saqsam.viz.overlays import overlay_masks
 from tables import current
 
 FIGURES = ("learning", "masks", "focus", "steps")
-IMAGES = ROOT / "docs" / "images"
+IMAGES = ROOT / "docs" / "assets"
 BITS = "w4a4"
 FOCUS = ("ptq4sam-s", "saq-sam-s")
 """They differ in the clipping alone."""
