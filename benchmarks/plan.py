@@ -21,7 +21,7 @@ from transformers import SamModel, SamProcessor
 import saqsam
 from rows import FILL_BOX, FLOAT, RESULTS
 from saqsam.checkpoint import quantization_config_of
-from saqsam.cli.opening import CALIBRATION_SCENES_SEED, usable_device
+from saqsam.cli.inputs import CALIBRATION_SCENES_SEED, usable_device
 from saqsam.cli.terminal import err
 from saqsam.data.detections import Detections, load_detections
 from saqsam.data.open import SCENES, SCENES_COUNT

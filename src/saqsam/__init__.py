@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from saqsam.evaluation import evaluate
     from saqsam.export import export_model
     from saqsam.inference.encoded_image import EncodedImage
-    from saqsam.inference.mask_generator import GeneratedMask, GeneratorOptions, MaskGenerator
+    from saqsam.inference.generated_mask import GeneratedMask
+    from saqsam.inference.generator_options import GeneratorOptions
+    from saqsam.inference.mask_generator import MaskGenerator
     from saqsam.inference.predictor import Predictor
     from saqsam.models import load
     from saqsam.ptq.log import QuantizationLog
@@ -34,8 +36,8 @@ _MODULES = {
     "METHODS": "recipes.presets",
     "CheckpointError": "utils.errors",
     "EncodedImage": "inference.encoded_image",
-    "GeneratedMask": "inference.mask_generator",
-    "GeneratorOptions": "inference.mask_generator",
+    "GeneratedMask": "inference.generated_mask",
+    "GeneratorOptions": "inference.generator_options",
     "MaskGenerator": "inference.mask_generator",
     "Predictor": "inference.predictor",
     "QuantizationLog": "ptq.log",

@@ -264,7 +264,7 @@ class Evaluation:
             changed = copy.deepcopy(records)
             label = mutate_json(changed[rng.randrange(len(changed))], rng)
             shutil.rmtree(self.copy, ignore_errors=True)
-            folder = RecordFolder(self.copy, header["evaluation"], count=IMAGES, layouts={})
+            folder = RecordFolder(self.copy, header["evaluation"], count=IMAGES, schemas={})
             try:
                 for record in changed:
                     folder.append(record)

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from transformers import SamModel
 
+from saqsam.data.image_input import as_rgb
 from saqsam.data.images import ImageNote
 from saqsam.inference.backend import TorchBackend
-from saqsam.inference.image_input import as_rgb
 from saqsam.inference.predictor import Predictor
 from saqsam.inference.prompts import Prompts
 from saqsam.models.loading import build_model
@@ -185,7 +185,7 @@ def test_chunks_change_nothing(model: SamModel, predictor: Predictor, kinds: tup
 def test_upscaling_in_parts_changes_nothing(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     boxes = random_prompts((48, 80), 3)["boxes"]
     whole = predictor.predict_batch(boxes=boxes, return_logits=True)[0]
-    monkeypatch.setattr("saqsam.inference.predictor._PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr("saqsam.inference.processing.MAX_UPSCALED_PIXELS", 1)
     parts = predictor.predict_batch(boxes=boxes, return_logits=True)[0]
     assert torch.equal(whole, parts)
     assert whole.dtype == torch.float32

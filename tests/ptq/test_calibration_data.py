@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from saqsam.cli.opening import open_calibration as open_for_command
+from saqsam.cli.inputs import open_calibration as open_for_command
 from saqsam.data.open import open_dataset
 from saqsam.ptq.calibration_data import open_calibration
 from saqsam.recipes.specs import Calibration

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import saqsam
 from saqsam.checkpoint import recipe_of
@@ -60,6 +61,13 @@ def test_a_model_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (result.log.images, result.log.prompts) == (2, 4)
     size = {"height": 64, "width": 64}
     assert result.processor.image_processor.pad_size == size
+
+
+def test_a_list_of_images_is_calibration_data() -> None:
+    images = [tiny_data()[0].image, Image.fromarray(tiny_data()[1].image)]
+    result = quantize(tiny_sam(), tiny_processor(), tiny_recipe(), images)
+    assert result.log.images == 2
+    assert result.log.prompts > 0
 
 
 def test_a_recipe_can_be_named_and_memory_be_text(monkeypatch: pytest.MonkeyPatch) -> None:

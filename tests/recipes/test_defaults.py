@@ -5,7 +5,7 @@ import inspect
 from saqsam.cli import app
 from saqsam.data.open import SCENES
 from saqsam.ptq.pipeline import quantize
-from saqsam.recipes import defaults
+from saqsam.recipes import catalog as defaults
 from saqsam.recipes.presets import EFFORTS, METHODS, recipe_for
 from saqsam.recipes.specs import Calibration
 

@@ -13,8 +13,8 @@ from saqsam.ptq.log import AttentionClipping, Clip, QuantizationLog, UnitLog
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.presets import METHODS, recipe_for
 from saqsam.recipes.specs import QuantSpec
+from saqsam.report.labels import PART_NAMES, describe, module_name, part_name, short_path, slot_name
 from saqsam.report.log import LOG_JSON, LOG_PICTURE, KnownLog, Source, read_log, write_log
-from saqsam.report.words import PART_NAMES, describe, module_name, part_name, short_path, slot_name
 from support.tiny_sam import tiny_config
 
 ATTENTION = "mask_decoder.transformer.layers.0.cross_attn_token_to_image"

@@ -17,8 +17,8 @@ from saqsam.report.content import (
     Report,
     Sensitivity,
 )
+from saqsam.report.labels import describe
 from saqsam.report.log import Source
-from saqsam.report.words import describe
 from support.tiny_quantized import quantized_tiny
 
 ATTENTION = "mask_decoder.transformer.layers.0.cross_attn_token_to_image"

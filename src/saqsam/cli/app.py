@@ -19,10 +19,11 @@ from saqsam.cli.options import (
     check_new,
     check_png,
     check_tasks,
+    default_masks_path,
     parse_numbers,
 )
 from saqsam.cli.terminal import guarded, say, starting
-from saqsam.recipes.defaults import (
+from saqsam.recipes.catalog import (
     DEFAULT_BITS,
     DEFAULT_CALIBRATION,
     DEFAULT_CALIBRATION_IMAGES,
@@ -334,7 +335,7 @@ def segment(
         raise ValueError("give at least one --box x0,y0,x1,y1 or --point x,y, or --everything")
     if not everything and not (points_per_side is pred_iou is stability is None):
         raise ValueError("--points-per-side, --pred-iou and --stability need --everything")
-    path = out_png or image.with_name(f"{image.stem}.masks.png")
+    path = out_png or default_masks_path(image)
     check_png(path)
     if path.exists() and image.exists() and path.samefile(image):
         raise ValueError(f"--out: {path} is the picture to segment; choose another name")

@@ -16,7 +16,7 @@ import saqsam
 from saqsam.analysis.inventory import take_inventory
 from saqsam.checkpoint import check_target, load_checkpoint, quantization_config_of, save_checkpoint
 from saqsam.cli.evaluation import generator_options, measure_integers, print_integers
-from saqsam.cli.opening import (
+from saqsam.cli.inputs import (
     json_bytes,
     load_torch,
     open_calibration,
@@ -25,7 +25,7 @@ from saqsam.cli.opening import (
     write_json,
 )
 from saqsam.cli.outputs import Output, claim_optional, claim_output
-from saqsam.cli.tables import (
+from saqsam.cli.result_tables import (
     print_export,
     print_integer_layers,
     print_inventory,

@@ -13,10 +13,10 @@ from transformers import SamModel
 import saqsam
 from saqsam.analysis.inventory import Inventory, take_inventory
 from saqsam.checkpoint import quantization_config_of
-from saqsam.cli.opening import json_bytes, open_labelled, open_model
+from saqsam.cli.inputs import json_bytes, open_labelled, open_model
 from saqsam.cli.options import EvaluationOptions
 from saqsam.cli.outputs import claim_optional
-from saqsam.cli.tables import print_evaluation, print_integer_layers, print_speed
+from saqsam.cli.result_tables import print_evaluation, print_integer_layers, print_speed
 from saqsam.cli.terminal import Bars, bar, busy, progress_bars, say
 from saqsam.data.ade20k import AdeDataset
 from saqsam.data.coco import CocoDataset
@@ -37,7 +37,7 @@ from saqsam.evaluation import (
     SemanticTask,
     Task,
 )
-from saqsam.evaluation.memory import prompts_within
+from saqsam.evaluation.prompt_batches import prompts_within
 from saqsam.evaluation.ranks import launched_rank, process_group, rank
 from saqsam.inference.backend import Backend
 from saqsam.inference.mask_generator import GeneratorOptions

@@ -5,8 +5,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Self
 
+from saqsam.data.coco_folders import CocoFolder, find_images
 from saqsam.data.coco_instances import EMPTY_MASK, OTHER_SIZE, orient, read_instance
-from saqsam.data.coco_layout import CocoFolder, find_images
 from saqsam.data.coco_records import (
     Annotation,
     ImageRecord,
@@ -15,7 +15,7 @@ from saqsam.data.coco_records import (
     read_categories,
     read_images,
 )
-from saqsam.data.image_names import FoundImage, ImageFinder
+from saqsam.data.image_finder import FoundImage, ImageFinder
 from saqsam.data.images import read_image_with_notes, read_size
 from saqsam.data.json_fields import parse_id, read_json
 from saqsam.data.types import Instance, Sample
@@ -39,7 +39,7 @@ class CocoDataset:
 
     Args:
         images_dir: Folder that the `file_name`s are relative to; no file outside it is read. None looks for the folder,
-            see `coco_layout.find_images`.
+            see `coco_folders.find_images`.
         annotations_json: COCO instance file. Masks as run lengths or polygons; boxes are `bbox` (x, y, width,
             height), or taken from the mask where absent.
         name: Name in tables; by default that of the folder that holds the annotations.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from saqsam.data.decoding import MAX_PIXELS, decode_image, load_upright, open_image, read_size
-from saqsam.data.deep_images import read_deep
+from saqsam.data.high_bit_depth import read_deep
 from saqsam.data.paths import describe_folder, expand_home, is_hidden
 from saqsam.data.pixels import picture_to_rgb, to_rgb
 from saqsam.data.types import Sample

@@ -14,7 +14,8 @@ from saqsam.data.ade20k import CLASSES, NO_LABEL, AdeDataset
 from saqsam.data.coco import CocoDataset
 from saqsam.data.label_png import IGNORE, LabelMap, read_label_map
 from saqsam.data.paths import describe_folder, expand_home, is_hidden
-from saqsam.data.scenes.dataset import CATEGORIES, ScenesDataset
+from saqsam.data.scenes.dataset import ScenesDataset
+from saqsam.data.scenes.generate import CATEGORIES
 from saqsam.data.types import Dataset, Sample
 
 BACKGROUND = 0

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from saqsam.data.coco import EMPTY_MASK, OTHER_SIZE
 from saqsam.data.images import list_images, read_image_with_notes
+from saqsam.data.mask_pair_folders import MASK_FOLDERS, find_pair_folders, mask_names
 from saqsam.data.mask_values import (
     IGNORE_HINT,
     WHITE,
@@ -26,7 +27,6 @@ from saqsam.data.mask_values import (
     read_channels,
 )
 from saqsam.data.orientation import TRANSPOSED, apply_orientation, read_orientation
-from saqsam.data.pair_folders import MASK_FOLDERS, find_pair_folders, mask_names
 from saqsam.data.paths import describe_folder, expand_home, unique_stems
 from saqsam.data.rle import encode_mask
 from saqsam.data.segmentations import DAMAGED_MASK

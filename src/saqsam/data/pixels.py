@@ -38,7 +38,7 @@ def to_rgb(values: NDArray[Any]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     Raises:
         ImageError: The array has another shape, or values outside these ranges.
     """
-    _check_shape(values.shape)
+    check_shape(values.shape)
     colours = values[:, :, None] if values.ndim == 2 else values[:, :, :3]
     grey, notes = to_8_bits(colours)
     return np.require(np.broadcast_to(grey, (*grey.shape[:2], 3)), requirements=["C", "W"]), notes
@@ -153,7 +153,8 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
         yield slice(start, min(start + rows, shape[0]))
 
 
-def _check_shape(shape: tuple[int, ...]) -> None:
+def check_shape(shape: tuple[int, ...]) -> None:
+    """Raise ImageError unless a shape is that of one image: HW, HWx1, HWx3 or HWx4, with at least one pixel."""
     if 0 in shape:
         raise ImageError(f"expected at least one pixel, found shape {shape}")
     if len(shape) == 2:

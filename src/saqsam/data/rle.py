@@ -29,8 +29,22 @@ def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
     return rle
 
 
+def run_lengths(rle: dict[str, Any]) -> list[int]:
+    """Return the uncompressed counts of run lengths, which go down the columns and start with background.
+
+    Args:
+        rle: COCO compressed run-length encoding `{"size": [H, W], "counts": bytes}`.
+
+    Raises:
+        ValueError: The runs do not fill the image.
+    """
+    height, width = rle["size"]
+    counts: list[int] = _checked_runs(rle["counts"], height, width).tolist()
+    return counts
+
+
 def rle_text(rle: dict[str, Any]) -> str:
-    """The counts of run lengths as JSON can hold them; their size is to be kept beside."""
+    """Return the compressed counts of run lengths as text for JSON; the size has to be stored beside them."""
     counts: bytes = rle["counts"]
     return counts.decode()
 

@@ -1,4 +1,4 @@
-"""What a data set is here (`Instance`, `Sample`, `Dataset`) and how one is opened by name or path."""
+"""The types of a dataset: `Instance`, `Sample` and the `Dataset` protocol."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -82,7 +82,7 @@ class Sample:
 
 @runtime_checkable
 class Dataset(Protocol):
-    """A sequence of samples; each is read or made when it is asked for, so memory does not grow with it."""
+    """A sequence of samples. Each is read or made on access, so memory does not grow with their number."""
 
     @property
     def name(self) -> str:

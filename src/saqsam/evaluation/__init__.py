@@ -2,9 +2,9 @@
 
 from saqsam.evaluation.metrics.coco_ap import MaskAP
 from saqsam.evaluation.metrics.iou import MeanIoU, mask_iou
-from saqsam.evaluation.prompts import interior_point
 from saqsam.evaluation.results import Evaluation, InstanceScore
 from saqsam.evaluation.run import evaluate, fill_box_iou
+from saqsam.evaluation.simulated_prompts import interior_point
 from saqsam.evaluation.task import Task
 from saqsam.evaluation.tasks.everything import EverythingTask
 from saqsam.evaluation.tasks.instance import InstanceTask

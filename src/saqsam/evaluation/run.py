@@ -62,7 +62,7 @@ def evaluate(
         tasks: What to ask; None for what `prompt` and `detections` say.
         limit: Look at the first `limit` images only.
         min_area: Leave out instances with fewer pixels than this as prompts; not with `tasks`.
-        prompts_at_once: Prompts per decoder call, see `memory.prompts_within`.
+        prompts_at_once: Prompts per decoder call, see `prompt_batches.prompts_within`.
         unfinished: Folder that records are written to as they are made. Records of the same evaluation that are there
             already are not made again. The caller removes it.
         workers: Threads that read images ahead.
@@ -129,7 +129,7 @@ def evaluate_together(
             unfinished if len(subjects) == 1 else unfinished / str(number),
             _header(subject.predictor, dataset, tasks, count),
             count=count,
-            layouts={task.name: task.layout() for task in tasks},
+            schemas={task.name: task.schema() for task in tasks},
             rank=ranks.rank(),
         )
         for number, subject in enumerate(subjects)

@@ -1,4 +1,4 @@
-"""The interface of runtimes: encode and decode, so that other runtimes can stand in for torch."""
+"""The interface of runtimes, `encode` and `decode`, and its implementation in torch."""
 
 from typing import Protocol, cast
 
@@ -11,15 +11,15 @@ from saqsam.inference.prompts import Prompts
 class Backend(Protocol):
     """A runtime of the network. Tensors may live on any one device; `encode` decides which.
 
-    Threads may share a backend: each call returns what it would have returned alone. A backend whose runtime cannot do
-    two calls at once lets them take turns.
+    Threads may share a backend: concurrent calls do not affect each other's results. A backend whose runtime is not
+    thread-safe runs them one after the other.
     """
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Embed an image.
 
         Args:
-            pixel_values: [1, 3, S, S] float32, normalised and padded by the processor.
+            pixel_values: [1, 3, S, S] float32, normalized and padded by the processor.
 
         Returns:
             [1, C, h, w], the image embedding after the neck.
@@ -29,12 +29,12 @@ class Backend(Protocol):
     def decode(
         self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Masks for P prompts in one image.
+        """Predict the low-resolution masks of P prompts in one image.
 
         Args:
             embedding: [1, C, h, w] from `encode`.
             prompts: P prompts in the pixels of the S x S input.
-            multimask_output: Three masks a prompt if true, else one.
+            multimask_output: Return three masks a prompt if true, else one.
 
         Returns:
             Logits [P, C, 4h, 4w] float32 and predicted IoUs [P, C] float32, with C = 3 or 1.
@@ -49,16 +49,16 @@ class TorchBackend:
         self.model = model
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """See `Backend.encode`."""
+        """Embed an image, as `Backend.encode`."""
         embedding = self.model.get_image_embeddings(pixel_values.to(self.model.device, self.model.dtype))
         return cast(torch.Tensor, embedding)
 
     def decode(
         self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Backend.decode`."""
-        # The prompts become the batch, because the prompt encoder takes one mask input per batch entry. The
-        # decoder repeats the embedding for each prompt anyway, so this costs nothing.
+        """Predict masks, as `Backend.decode`."""
+        # The prompts form the batch, because the prompt encoder takes one mask input per batch entry. The decoder
+        # repeats the embedding for each prompt anyway, so this costs nothing.
         count = len(prompts)
         prompts = prompts.to(embedding.device)
         masks = prompts.mask_inputs

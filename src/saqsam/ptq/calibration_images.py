@@ -17,7 +17,8 @@ from transformers import SamModel, SamProcessor
 from saqsam.data.coco_records import UNKNOWN_IMAGE
 from saqsam.data.detections import Detections
 from saqsam.data.types import Dataset, Indexed, Noted, Sample
-from saqsam.inference.predictor import Predictor, preprocess
+from saqsam.inference.predictor import Predictor
+from saqsam.inference.processing import preprocess
 from saqsam.inference.prompts import Prompts
 from saqsam.recipes.specs import Calibration
 from saqsam.utils.counts import left_out_phrase

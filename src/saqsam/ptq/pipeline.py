@@ -28,7 +28,7 @@ from saqsam.ptq.log import QuantizationLog
 from saqsam.ptq.reconstruction import reconstruct
 from saqsam.ptq.result import QuantizationResult
 from saqsam.ptq.resume import FinishedSteps, identify_run
-from saqsam.recipes.defaults import DEFAULT_CALIBRATION, DEFAULT_MEMORY, DEFAULT_METHOD
+from saqsam.recipes.catalog import DEFAULT_CALIBRATION, DEFAULT_MEMORY, DEFAULT_METHOD
 from saqsam.recipes.presets import recipe_for
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.arithmetic import float32_arithmetic

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from saqsam.quant.affine import check_bits
-from saqsam.recipes.defaults import DEFAULT_BITS, DEFAULT_EFFORT, DEFAULT_METHOD
+from saqsam.recipes.catalog import DEFAULT_BITS, DEFAULT_EFFORT, DEFAULT_METHOD, EFFORTS, METHOD_SUMMARIES
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Clipping, ProbabilitySpec, QuantSpec, Reconstruction
 from saqsam.utils.suggestions import nearest
@@ -101,25 +101,9 @@ def saq_sam_plus(weight_bits: int, activation_bits: int) -> Recipe:
 
 
 METHODS: dict[str, Callable[[int, int], Recipe]] = {
-    "min-max": min_max,
-    "percentile": percentile,
-    "mse": mse,
-    "brecq": brecq,
-    "qdrop": qdrop,
-    "ptq4sam-s": ptq4sam_s,
-    "ptq4sam": ptq4sam,
-    "saq-sam-s": saq_sam_s,
-    "saq-sam": saq_sam,
-    "saq-sam-plus": saq_sam_plus,
+    name: globals()[name.replace("-", "_")] for name in METHOD_SUMMARIES
 }
-
-EFFORTS: dict[str, dict[str, float]] = {
-    "quick": {"steps": 30, "final_steps": 2, "prompts": 4, "rounding_rate": 0.05, "scale_rate": 0.02},
-    "standard": {"steps": 100, "final_steps": 4, "prompts": 4, "rounding_rate": 0.02, "scale_rate": 0.01},
-    "paper": {"steps": 2000, "final_steps": 5, "prompts": 16, "rounding_rate": 1e-3, "scale_rate": 2e-3},
-}
-"""Steps of a unit and prompts of a step, and the learning rates that go with so many steps: with Adam a variable goes
-no farther than their product."""
+"""The functions above, by the name of their method."""
 
 
 def with_effort(recipe: Recipe, effort: str) -> Recipe:

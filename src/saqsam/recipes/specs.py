@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from saqsam.quant.affine import check_bits
 from saqsam.quant.ranges import RANGE_METHODS, RangeMethod
-from saqsam.recipes.defaults import DEFAULT_CALIBRATION_IMAGES, DEFAULT_SEED
+from saqsam.recipes.catalog import DEFAULT_CALIBRATION_IMAGES, DEFAULT_SEED
 
 
 @dataclass(frozen=True)

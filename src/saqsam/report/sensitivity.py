@@ -20,7 +20,7 @@ from transformers import SamModel, SamProcessor
 from saqsam.convert.plan import activation_slots, weight_sites
 from saqsam.data.types import Dataset
 from saqsam.evaluation.metrics.iou import clear_ignored, mask_iou
-from saqsam.evaluation.prompts import box_prompts
+from saqsam.evaluation.simulated_prompts import box_prompts
 from saqsam.inference.predictor import Predictor
 from saqsam.models.family import ModelStructure, replace_module
 from saqsam.models.registry import structure_of

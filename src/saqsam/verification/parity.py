@@ -13,7 +13,7 @@ from transformers import SamModel, SamProcessor
 
 from saqsam.data.types import Dataset
 from saqsam.evaluation.metrics.iou import mask_iou
-from saqsam.evaluation.prompts import box_prompts
+from saqsam.evaluation.simulated_prompts import box_prompts
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.predictor import Predictor
 from saqsam.utils.progress import Progress

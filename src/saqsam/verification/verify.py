@@ -9,10 +9,10 @@ from typing import Any
 from transformers import SamModel, SamProcessor
 
 from saqsam.data.types import Dataset
-from saqsam.evaluation.prompts import box_prompts
+from saqsam.evaluation.simulated_prompts import box_prompts
 from saqsam.export.manifest import Manifest, parse_manifest
 from saqsam.inference.backend import Backend
-from saqsam.inference.predictor import preprocess
+from saqsam.inference.processing import preprocess
 from saqsam.inference.prompts import Prompts
 from saqsam.runtimes import RUNTIMES, check_runtime, default_runtime, is_installed, load_runtime
 from saqsam.utils.errors import shorten_message

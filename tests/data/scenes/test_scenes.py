@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from saqsam.data.scenes.canvas import MIN_VISIBLE_PIXELS, Canvas, Look
-from saqsam.data.scenes.dataset import CATEGORIES, ScenesDataset, generate_scene
+from saqsam.data.scenes.dataset import ScenesDataset
+from saqsam.data.scenes.generate import CATEGORIES, generate_scene
 from saqsam.data.scenes.layouts import STYLES
 from saqsam.data.scenes.shapes import SHAPES, Piece, place, rasterize
 from saqsam.data.scenes.textures import FIELDS, Material, paint
@@ -43,7 +44,7 @@ def scenes():
 
 def test_same_seed_gives_same_bytes_also_in_a_fresh_process():
     code = (
-        "import hashlib; from saqsam.data.scenes.dataset import generate_scene\n"
+        "import hashlib; from saqsam.data.scenes.generate import generate_scene\n"
         "for seed in (3, 4):\n"
         "    s = generate_scene(seed)\n"
         "    data = s.image.tobytes() + s.masks.tobytes() + repr(s.kinds).encode()\n"

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from saqsam.data.image_names import MISSING_FILE, FoundImage, ImageFinder
+from saqsam.data.image_finder import MISSING_FILE, FoundImage, ImageFinder
 from saqsam.utils.counts import left_out_phrase
 from saqsam.utils.errors import shorten
 

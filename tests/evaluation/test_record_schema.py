@@ -5,16 +5,16 @@ import pytest
 from hypothesis import given, settings
 
 from saqsam.data.rle import encode_mask, rle_text
-from saqsam.evaluation.record_layout import (
+from saqsam.evaluation.record_schema import (
     ANY,
-    RUNS,
-    SIZE,
+    IMAGE_SIZE,
+    MASK_COUNTS,
     AtLeast,
-    Each,
-    Layout,
-    Maybe,
+    MapOf,
+    Nullable,
     OneOf,
-    check_layout,
+    Schema,
+    check_schema,
     check_size,
 )
 from support.json_values import json_values
@@ -23,7 +23,7 @@ MASK = rle_text(encode_mask(np.eye(4, 6, dtype=bool)))
 
 
 @pytest.mark.parametrize(
-    ("layout", "good", "bad"),
+    ("schema", "good", "bad"),
     [
         (int, [0, -3], [True, 1.0, "1", None]),
         (float, [0, 0.5], [False, "0.5", None, []]),
@@ -32,21 +32,21 @@ MASK = rle_text(encode_mask(np.eye(4, 6, dtype=bool)))
         ([int], [[], [1, 2]], [{}, [1, "2"], None]),
         ((int, str), [[1, "x"]], [[1], [1, "x", 2], ["x", 1]]),
         ({"a": int, "b?": str}, [{"a": 1}, {"a": 1, "b": ""}], [{}, {"b": ""}, {"a": 1, "c": 2}, []]),
-        (Each(int), [{}, {"x": 1}], [{"x": None}, [1]]),
-        (Maybe(int), [None, 1], ["x"]),
+        (MapOf(int), [{}, {"x": 1}], [{"x": None}, [1]]),
+        (Nullable(int), [None, 1], ["x"]),
         (OneOf(((int, int), str)), [[1, 2], "x"], [[1], 3]),
         (AtLeast(2, int), [[1, 2], [1, 2, 3]], [[1], ["1", "2"]]),
-        (SIZE, [[4, 6]], [[6, 4], [4], None]),
-        (RUNS, [MASK], ["", MASK[:-1], "?", 3, None]),
+        (IMAGE_SIZE, [[4, 6]], [[6, 4], [4], None]),
+        (MASK_COUNTS, [MASK], ["", MASK[:-1], "?", 3, None]),
         (ANY, [None, [1]], []),
     ],
 )
-def test_values_are_accepted_by_their_layout_alone(layout: Layout, good: list[Any], bad: list[Any]) -> None:
+def test_values_are_accepted_by_their_layout_alone(schema: Schema, good: list[Any], bad: list[Any]) -> None:
     for value in good:
-        check_layout(value, layout, (4, 6), "value")
+        check_schema(value, schema, (4, 6), "value")
     for value in bad:
         with pytest.raises(ValueError, match=r"^(value|run lengths)[^:]*: expected"):
-            check_layout(value, layout, (4, 6), "value")
+            check_schema(value, schema, (4, 6), "value")
 
 
 @pytest.mark.parametrize("size", [None, [4], [0, 6], [4.0, 6], [2**20, 2**20], ["4", "6"]])
@@ -59,10 +59,10 @@ def test_sizes_that_no_image_has_are_refused(size: Any) -> None:
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(json_values)
 def test_any_value_is_accepted_or_refused_in_a_short_line(value: Any) -> None:
-    layout = {"a": [(int, Maybe(RUNS))], "b?": Each(float)}
+    schema = {"a": [(int, Nullable(MASK_COUNTS))], "b?": MapOf(float)}
     message = ""
     try:
-        check_layout(value, layout, (4, 6), "value")
+        check_schema(value, schema, (4, 6), "value")
     except ValueError as error:
         message = str(error)
     assert len(message) < 300

@@ -1,4 +1,4 @@
-"""NumPy arrays from whatever callers pass as numbers: arrays, tensors on any device, nested lists of either."""
+"""Conversion of array-like values (arrays, tensors on any device, nested lists of either) to NumPy arrays."""
 
 from __future__ import annotations
 

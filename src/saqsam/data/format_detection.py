@@ -7,12 +7,12 @@ from pathlib import Path
 
 from saqsam.data.ade20k import AdeDataset, find_ade
 from saqsam.data.coco import CocoDataset
-from saqsam.data.coco_layout import find_export
+from saqsam.data.coco_folders import find_export
 from saqsam.data.dota import DotaDataset, find_label_folder
 from saqsam.data.images import ImageFolder, has_images
+from saqsam.data.mask_pair_folders import MASK_FOLDERS, find_pair_folders, has_image_folder
 from saqsam.data.mask_pairs import MaskPairDataset
 from saqsam.data.mask_values import IgnoreLabel
-from saqsam.data.pair_folders import MASK_FOLDERS, find_pair_folders, has_image_folder
 from saqsam.data.paths import describe_folder, is_hidden
 from saqsam.data.types import Dataset
 

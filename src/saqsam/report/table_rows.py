@@ -10,7 +10,7 @@ from typing import Any
 from saqsam.analysis.inventory import mac_width
 from saqsam.evaluation.compare import Interval
 from saqsam.report.content import Distribution, Report
-from saqsam.report.words import module_name, part_name, short_path, slot_name
+from saqsam.report.labels import module_name, part_name, short_path, slot_name
 
 METRICS = {
     "miou": "mean IoU",

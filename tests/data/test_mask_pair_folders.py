@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from saqsam.data.images import ImageFolder
+from saqsam.data.mask_pair_folders import MASK_ENDINGS, MASK_FOLDERS, find_pair_folders, mask_names
 from saqsam.data.mask_pairs import MaskPairDataset, match_masks
 from saqsam.data.open import open_dataset
-from saqsam.data.pair_folders import MASK_ENDINGS, MASK_FOLDERS, find_pair_folders, mask_names
 
 MASK = np.zeros((8, 10), dtype=np.uint8)
 MASK[2:6, 3:7] = 255
