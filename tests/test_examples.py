@@ -63,7 +63,7 @@ def test_quantize_and_segment(tiny: Path, made: tuple[Path, list[str]]) -> None:
     agreement = [iou(*pair) for pair in zip(box_masks(tiny, boxes), box_masks(out, boxes), strict=True)]
     assert [line.split()[-1] for line in printed[:-1]] == [f"{value:.3f}" for value in agreement]
     assert min(agreement) < 1  # the masks are those of two models
-    assert saqsam.recipe_of(saqsam.load_checkpoint(out)).calibration.images == 2
+    assert saqsam.recipe_of(saqsam.load(out)[0]).calibration.images == 2
     assert read_image(out / "masks.png").shape == scene.image.shape
 
 

@@ -13,7 +13,7 @@ from saqsam._version import __version__
 from saqsam.utils.import_hook import after_import
 
 if TYPE_CHECKING:
-    from saqsam.checkpoint import SaqsamConfig, load_checkpoint, recipe_of, save_checkpoint
+    from saqsam.checkpoint import SaqsamConfig, recipe_of, save_checkpoint
     from saqsam.data import open_dataset
     from saqsam.evaluation import evaluate
     from saqsam.export import export_model
@@ -48,7 +48,6 @@ _MODULES = {
     "evaluate": "evaluation",
     "export_model": "export",
     "load": "models",
-    "load_checkpoint": "checkpoint",
     "open_dataset": "data",
     "quantize": "ptq.pipeline",
     "recipe_for": "recipes.presets",
@@ -79,7 +78,6 @@ __all__ = [
     "evaluate",
     "export_model",
     "load",
-    "load_checkpoint",
     "open_dataset",
     "quantize",
     "recipe_for",
@@ -95,7 +93,9 @@ def __getattr__(name: str) -> Any:
     elif name in _PACKAGES:
         value = importlib.import_module(f"saqsam.{name}")
     else:
-        raise AttributeError(f"module 'saqsam' has no attribute {name!r}")
+        # Remove the hint with version 0.3.
+        hint = ": saqsam.load returns (model, processor)" if name == "load_checkpoint" else ""
+        raise AttributeError(f"module 'saqsam' has no attribute {name!r}{hint}")
     globals()[name] = value
     return value
 

@@ -147,7 +147,7 @@ result = {}
 for name in ("plain", "mixed"):
     folder = Path(sys.argv[1]) / name
     for how, model in (
-        ("load_checkpoint", saqsam.load_checkpoint(folder)),
+        ("load", saqsam.load(folder)[0]),
         ("from_pretrained", SamModel.from_pretrained(folder)),
     ):
         result |= {(name, how, key): tensor for key, tensor in outputs(model).items()}
@@ -614,7 +614,7 @@ def siblings(folder: Path) -> list[str]:
 
 def test_an_existing_folder_is_kept_without_overwrite(copy: Path) -> None:
     before = tree(copy)
-    with pytest.raises(ValueError, match=r"copy exists; choose another name, or overwrite it"):
+    with pytest.raises(ValueError, match=r"copy exists; choose another name, or pass overwrite=True"):
         save_checkpoint(mixed_tiny(), tiny_processor(), copy)
     assert tree(copy) == before
     assert siblings(copy) == ["copy"]

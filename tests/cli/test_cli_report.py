@@ -35,7 +35,7 @@ def test_quantize_leaves_a_short_report(made: Path, tmp_path: Path) -> None:
     assert sections(page) == ["how", "size", "accuracy", "gallery", "clipping", "learning", "about"]
     assert "tiny, saq-sam-w4a4" in Page(page.read_text()).text
     assert page.stat().st_size < 300_000
-    saqsam.load_checkpoint(made / "q")  # which it is no part of
+    saqsam.load(made / "q")  # which it is no part of
     arguments = ("--images", "2", "--check", "none", "--method", "min-max")
     assert_done(run("quantize", made / "tiny", "--out", tmp_path / "q", *arguments))
     assert sections(tmp_path / "q" / "report.html") == ["how", "size", "about"]

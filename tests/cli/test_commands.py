@@ -1106,5 +1106,5 @@ def test_an_export_is_no_checkpoint(deployed: Path, tmp_path: Path) -> None:
 
 def test_a_runtime_for_what_is_no_export_is_refused(packed: Path, labelled: Path) -> None:
     assert_refused(
-        run("evaluate", packed, "--data", labelled, "--runtime", "onnxruntime"), "no export of saqsam"
+        run("evaluate", packed, "--data", labelled, "--runtime", "onnxruntime"), "not an export of saqsam"
     )

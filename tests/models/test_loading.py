@@ -1,12 +1,11 @@
 """`load` from every source, and what it says about sources that are not right."""
 
+import fnmatch
 import json
 import pickle
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from transformers import Sam2Config, SamModel
 from saqsam.checkpoint import save_checkpoint
 from saqsam.models import load, loading
 from saqsam.models.loading import build_model, build_processor
+from saqsam.utils.errors import CheckpointError
 from support.state_dict_names import official_names
 from support.tiny_quantized import assert_same_outputs, quantized_tiny
 from support.tiny_sam import IMAGE_SIZE, tiny_config, tiny_pixels, tiny_processor, tiny_sam
@@ -294,7 +294,9 @@ def test_wrong_config(folder: Path, content: str, message: str) -> None:
 
 def test_other_segment_anything_models_are_refused(tmp_path: Path) -> None:
     Sam2Config().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="expected model_type 'sam', got 'sam2'"):
+    with pytest.raises(
+        CheckpointError, match=r"config\.json: this is a SAM 2 checkpoint; saqsam supports SAM v1"
+    ):
         load(tmp_path)
 
 
@@ -346,21 +348,21 @@ def test_processor_of_another_size_is_refused(folder: Path) -> None:
 # Packed checkpoints
 
 
-def test_packed_checkpoint_goes_to_its_loader(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    checkpoint = ModuleType("saqsam.checkpoint")
-
-    def load_checkpoint(path: Path, *, device: torch.device) -> SamModel:
-        calls.append((path, device))
-        return tiny_sam(seed=1)
-
-    checkpoint.load_checkpoint = load_checkpoint
-    monkeypatch.setitem(sys.modules, "saqsam.checkpoint", checkpoint)
-    edit_json(folder / "config.json", lambda c: c.update(quantization_config={"quant_method": "saqsam"}))
-    model, processor = load(folder)
-    assert calls == [(folder, torch.device("cpu"))]
-    assert_same_model(model)
+def test_packed_checkpoint_goes_to_its_loader(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = load(packed)
+    assert_same_outputs(model, quantized_tiny())
     assert processor.target_size == IMAGE_SIZE
+    asked = []
+
+    def download(model_id: str, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        return str(packed)
+
+    monkeypatch.setattr(loading, "snapshot_download", download)
+    assert_same_outputs(load("owner/packed")[0], quantized_tiny())
+    (patterns,) = asked
+    for file in ("config.json", "model.safetensors", "processor_config.json"):
+        assert any(fnmatch.fnmatch(file, pattern) for pattern in patterns), file
 
 
 @pytest.mark.parametrize("value", [{"quant_method": "gptq"}, {}, "gptq"])

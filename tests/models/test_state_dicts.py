@@ -67,6 +67,7 @@ LAYOUTS: dict[str, Any] = {
     "model_state_dict": {"model_state_dict": OFFICIAL} | BOOKKEEPING,
     "net": {"net": OFFICIAL},
     "ema": {"ema": add("module."), "epoch": 1},
+    "state_dict, DataParallel": {"state_dict": add("module.")} | BOOKKEEPING,
     "nested": {"checkpoint": {"model": {"state_dict": OFFICIAL}}},
     "Lightning": {"state_dict": add("model."), "pytorch-lightning_version": "2.4.0"} | BOOKKEEPING,
     "Lightning, deeper": {"state_dict": add("net.sam.")},
@@ -153,7 +154,11 @@ def test_other_modules_are_not_mentioned_where_the_model_is_incomplete(tmp_path:
         ),
         (
             OFFICIAL | {"mask_decoder.hf_token.weight": torch.zeros(2)},
-            r"1 unknown tensors .* a SAM does not have: mask_decoder\.hf_token",
+            r"sam\.pth: this is a SAM-HQ checkpoint; saqsam supports SAM v1 ",
+        ),
+        (
+            OFFICIAL | {"mask_decoder.depth_token.weight": torch.zeros(2)},
+            r"1 unknown tensors .* a SAM does not have: mask_decoder\.depth_token",
         ),
     ],
 )

@@ -5,15 +5,15 @@ import inspect
 from saqsam.cli import app
 from saqsam.data.open import SCENES
 from saqsam.ptq.pipeline import quantize
-from saqsam.recipes import catalog as defaults
+from saqsam.recipes import catalog
 from saqsam.recipes.presets import EFFORTS, METHODS, recipe_for
 from saqsam.recipes.specs import Calibration
 
 
 def test_the_defaults_exist() -> None:
-    assert defaults.DEFAULT_METHOD in METHODS
-    assert defaults.DEFAULT_EFFORT in EFFORTS
-    assert defaults.DEFAULT_CALIBRATION == SCENES
+    assert catalog.DEFAULT_METHOD in METHODS
+    assert catalog.DEFAULT_EFFORT in EFFORTS
+    assert catalog.DEFAULT_CALIBRATION == SCENES
 
 
 def test_library_and_command_line_share_them() -> None:

@@ -1,10 +1,12 @@
-"""Sizes in bytes are read from numbers and text, and anything else is refused in one line."""
+"""Sizes of memory: text and numbers of bytes, and nothing else."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saqsam.evaluation.prompt_batches import prompts_within
 from saqsam.utils.sizes import parse_size
+from support.tiny_sam import tiny_processor
 
 
 @pytest.mark.parametrize(
@@ -33,18 +35,22 @@ def test_whole_sizes_are_exact(number: int, unit: str) -> None:
     "text", ["", "4", "GiB", "4 PiB", "-1GiB", "0GiB", "0.0001KiB", "1e3MiB", "4GiB 1MiB", "nanGiB", "4GiBs"]
 )
 def test_other_sizes_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="a size must look like 4GiB or 512MiB, got"):
+    with pytest.raises(
+        ValueError, match="a size must look like 4GiB or 512MiB, or be a number of bytes, got"
+    ):
         parse_size(text)
 
 
-def test_numbers_are_bytes() -> None:
-    assert parse_size(150_000) == 150_000
-    for size in (0, -1):
-        with pytest.raises(ValueError, match=f"a size must be at least 1 byte, got {size}"):
-            parse_size(size)
+@pytest.mark.parametrize("size", [1, 2**40])
+def test_bytes_stay_bytes(size: int) -> None:
+    assert parse_size(size) == size
 
 
-@pytest.mark.parametrize("value", [True, 1.5, None])
-def test_other_types_are_refused(value: object) -> None:
-    with pytest.raises(ValueError, match="a size must look like 4GiB or 512MiB, got"):
-        parse_size(value)  # type: ignore[arg-type]
+@pytest.mark.parametrize("size", [0, -1, True, 1.5, None])
+def test_other_values_are_refused(size: object) -> None:
+    with pytest.raises(ValueError, match="or be a number of bytes, got"):
+        parse_size(size)  # type: ignore[arg-type]
+
+
+def test_a_budget_for_prompts_is_text_or_bytes() -> None:
+    assert prompts_within("2MiB", tiny_processor()) == prompts_within(2 * 2**20, tiny_processor()) == 10

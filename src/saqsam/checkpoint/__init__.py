@@ -4,7 +4,7 @@
 """
 
 from saqsam.checkpoint.config import FORMAT_VERSION, SaqsamConfig, quantization_config_of, recipe_of
-from saqsam.checkpoint.folder import check_target, load_checkpoint, save_checkpoint
+from saqsam.checkpoint.folder import check_target, load_checkpoint, load_packed_folder, save_checkpoint
 from saqsam.checkpoint.hashing import content_hash, hash_header, processor_hash
 from saqsam.checkpoint.hf_quantizer import SaqsamQuantizer, attach_quantizer
 from saqsam.checkpoint.tensors import checkpoint_tensors
@@ -21,6 +21,7 @@ __all__ = [
     "content_hash",
     "hash_header",
     "load_checkpoint",
+    "load_packed_folder",
     "processor_hash",
     "quantization_config_of",
     "recipe_of",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from transformers import SamModel, SamProcessor
 
 from saqsam.checkpoint.config import QUANT_METHOD, SaqsamConfig, recipe_of
 from saqsam.checkpoint.hashing import processor_hash
-from saqsam.checkpoint.hf_quantizer import attach_quantizer, update_hash, verify_processor
-from saqsam.checkpoint.tensors import check_values, checkpoint_tensors, read_tensors, verify_hash
+from saqsam.checkpoint.hf_quantizer import attach_quantizer, update_hash, verified_processor
+from saqsam.checkpoint.tensors import checkpoint_tensors, read_tensors, verify_tensors
 from saqsam.convert.pack import build_packed_skeleton, complete_loading
 from saqsam.models.configuration import parse_sam_config
 from saqsam.models.registry import family_of, structure_of
@@ -60,7 +61,7 @@ def save_checkpoint(
 def check_target(folder: Path, *, overwrite: bool) -> None:
     """Raise ValueError if `save_checkpoint` would refuse the folder; call it before long work begins."""
     if folder.exists() and not overwrite:
-        raise ValueError(f"{folder} exists; choose another name, or overwrite it (--overwrite)")
+        raise ValueError(f"{folder} exists; choose another name, or pass overwrite=True")
     if folder.exists() and not _is_replaceable(folder):
         raise ValueError(
             f"{folder} is not a checkpoint of saqsam and is never overwritten; choose another name"
@@ -79,26 +80,34 @@ def _is_replaceable(path: Path) -> bool:
 
 
 def load_checkpoint(folder: str | Path, *, device: str | torch.device = "cpu") -> SamModel:
-    """Load a packed checkpoint and verify it.
+    """Load the model of a packed checkpoint and verify it; see `load_packed_folder`."""
+    folder = Path(folder)
+    try:
+        raw = _read_config(folder)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder / 'config.json'} is missing") from error
+    return load_packed_folder(folder, raw, device=device)[0]
+
+
+def load_packed_folder(
+    folder: Path, raw: Mapping[str, Any], *, device: str | torch.device = "cpu"
+) -> tuple[SamModel, SamProcessor]:
+    """Load a packed checkpoint and verify it. Each file is read once.
 
     Names, dtypes, shapes and values of all tensors are checked, then the content hash, which covers tensors, recipe and
     the configurations of model and processor.
 
     Args:
         folder: A folder written by `save_checkpoint`, or by `save_pretrained` of model and processor.
+        raw: The parsed JSON of its `config.json`, with a `quantization_config` of saqsam.
         device: Where the tensors go.
 
     Returns:
-        The quantized model in eval mode.
+        The quantized model in float32 and eval mode, and its processor.
 
     Raises:
         CheckpointError: A file is missing, damaged, altered, or of an unknown version; the message says which.
     """
-    folder = Path(folder)
-    try:
-        raw = _read_config(folder)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder / 'config.json'} is missing") from error
     source = str(folder / "config.json")
     try:
         quantization = SaqsamConfig.from_dict(raw["quantization_config"])
@@ -117,9 +126,8 @@ def load_checkpoint(folder: str | Path, *, device: str | torch.device = "cpu") -
         ) from error
     files = safetensors_files(folder)
     tensors = read_tensors(files, model)
-    check_values(tensors, model, recipe, str(files[0]))
-    verify_hash(tensors, config, quantization, folder)
-    verify_processor(folder, config, quantization)
+    verify_tensors(tensors, model, quantization, next(iter(files)))
+    processor = verified_processor(folder, config, quantization)
     expected = model.state_dict()
     state = {name: t.to(device=device, dtype=expected[name].dtype, copy=True) for name, t in tensors.items()}
     model.load_state_dict(state, strict=False, assign=True)
@@ -134,7 +142,7 @@ def load_checkpoint(folder: str | Path, *, device: str | torch.device = "cpu") -
         format_version=quantization.format_version,
     )
     loaded: SamModel = model.eval()
-    return loaded
+    return loaded, processor
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

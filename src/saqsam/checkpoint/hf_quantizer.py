@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import SamConfig, SamModel
+from transformers import SamConfig, SamModel, SamProcessor
 from transformers.quantizers import register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
 from saqsam.checkpoint.casts import ignore_casts
 from saqsam.checkpoint.config import FORMAT_VERSION, QUANT_METHOD, SaqsamConfig
 from saqsam.checkpoint.hashing import content_hash, hash_header, processor_hash
-from saqsam.checkpoint.tensors import check_values, checkpoint_tensors, read_tensors, verify_hash
+from saqsam.checkpoint.tensors import check_headers, check_values, checkpoint_tensors, verify_tensors
 from saqsam.convert.pack import build_packed_skeleton, complete_loading
 from saqsam.models.configuration import check_sam_config
 from saqsam.models.processing import PROCESSOR_FILES, build_processor, load_processor
 from saqsam.models.registry import structure_of
+from saqsam.models.weights import safetensors_files
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.errors import CheckpointError
 
@@ -29,6 +30,8 @@ class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
     """Build packed modules before transformers loads a checkpoint's tensors, and verify the tensors."""
 
     requires_calibration = True
+    _first_file: Path | None = None
+    """The first file of the checkpoint that is being loaded."""
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Return float32: scales and activations are float32, whatever dtype was requested."""
@@ -65,22 +68,23 @@ class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"config.json: the recipe does not fit the model: {error}") from error
         if checkpoint_files:
-            files = [Path(file) for file in checkpoint_files]
-            tensors = read_tensors(files, model)
-            check_values(tensors, model, recipe, str(files[0]))
-            verify_hash(tensors, model.config, quantization, files[0].parent)
-            verify_processor(files[0].parent, model.config, quantization)
+            paths = [Path(file) for file in checkpoint_files]
+            listed = safetensors_files(paths[0].parent)
+            check_headers({path: listed.get(path) for path in paths}, model)
+            self._first_file = paths[0]
 
     def _process_model_after_weight_loading(self, model: SamModel, **_: Any) -> SamModel:
         with torch.no_grad():
             # Tensors mapped from a file are not aligned, which changes the last bits of some products.
             for tensor in [*model.parameters(), *model.buffers()]:
                 tensor.data = tensor.data.clone()
-        complete_loading(
-            model,
-            structure_of(model.config),
-            Recipe.from_dict(self.quantization_config.recipe),
-        )
+        if self._first_file is not None:
+            # transformers has read the data by now, once; in float16, floats are again as they are stored.
+            verify_tensors(checkpoint_tensors(model), model, self.quantization_config, self._first_file)
+            folder = self._first_file.parent
+            if not _is_partial_download(folder):
+                verified_processor(folder, model.config, self.quantization_config)
+        complete_loading(model, structure_of(model.config), Recipe.from_dict(self.quantization_config.recipe))
         ignore_casts(model)
         return model.requires_grad_(False)
 
@@ -124,16 +128,29 @@ def update_hash(model: SamModel, tensors: Mapping[str, Tensor], processor_sha256
     config.content_sha256 = content_hash(tensors, hash_header(model.config, config.recipe, processor_sha256))
 
 
-def verify_processor(folder: Path, config: SamConfig, quantization: SaqsamConfig) -> None:
-    """Raise CheckpointError if the folder's processor is not the one that the checkpoint was saved with.
+def verified_processor(folder: Path, config: SamConfig, quantization: SaqsamConfig) -> SamProcessor:
+    """Return the processor of a checkpoint, if it is the one that the checkpoint was saved with.
 
     A folder without a processor file stands for the default processor. Format version 1 has no hash to compare with.
+
+    Raises:
+        CheckpointError: The processor is another one, or its file is damaged.
     """
-    if quantization.format_version == 1:
-        return
-    present = [name for name in PROCESSOR_FILES if (folder / name).is_file()]
-    if processor_hash(load_processor(folder, config)) != quantization.processor_sha256:
+    processor = load_processor(folder, config)
+    is_hashed = quantization.format_version > 1
+    if is_hashed and processor_hash(processor) != quantization.processor_sha256:
+        present = [name for name in PROCESSOR_FILES if (folder / name).is_file()]
         raise CheckpointError(
             f"{folder / (present or PROCESSOR_FILES)[0]}: expected the processor that this checkpoint was measured "
             f"with, got {'another one: it was altered' if present else 'no file'}"
         )
+    return processor
+
+
+def _is_partial_download(folder: Path) -> bool:
+    """Return whether a folder is a hub snapshot of which transformers has fetched no processor.
+
+    `SamModel.from_pretrained` fetches the files of the model alone.
+    """
+    is_snapshot = folder.parent.name == "snapshots"
+    return is_snapshot and not any((folder / name).is_file() for name in PROCESSOR_FILES)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import SamConfig, SamModel
+from transformers import SamModel
 
 from saqsam.checkpoint.config import SaqsamConfig
 from saqsam.checkpoint.hashing import content_hash, hash_header
@@ -45,37 +48,37 @@ def checkpoint_tensors(model: SamModel) -> dict[str, Tensor]:
     }
 
 
-def read_tensors(files: Sequence[Path], model: SamModel) -> dict[str, Tensor]:
+def read_tensors(files: Mapping[Path, set[str] | None], model: SamModel) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint, which must be exactly those of a model.
 
     Args:
-        files: The safetensors files, several if the checkpoint is sharded.
+        files: The safetensors files with the names that an index lists for each, as `safetensors_files` returns them.
         model: A model with packed modules, usually on the meta device.
 
+    Returns:
+        Tensors by name, memory-mapped: copy what is to outlive the file.
+
     Raises:
-        CheckpointError: A file is missing or damaged, or a tensor is missing, unknown, repeated, or of another dtype or
-            shape than the model's. Headers are compared before any data is read.
+        CheckpointError: A file is missing or damaged, or a tensor is missing, unknown, repeated, in another shard than
+            the index says, or of another dtype or shape than the model's. Each file's header is compared before any
+            of its data is read.
     """
-    expected = {name: tensor for name, tensor in model.state_dict().items() if name != _TIED}
     tensors: dict[str, Tensor] = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                names = set(file.keys())
-                _check_names(names, expected, tensors, path)
-                for name in sorted(names):
-                    _check_header(file.get_slice(name), name, expected[name], path)
-                tensors |= {name: file.get_tensor(name) for name in sorted(names)}
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{path} is missing") from error
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{path} cannot be read, it may be cut short: {shorten_message(error)}"
-            ) from error
-    missing = sorted(expected.keys() - tensors.keys())
-    if missing:
-        raise CheckpointError(f"{files[0]} does not fit its recipe: it lacks {few(missing)}")
+    for path, listed in files.items():
+        with _reading(path) as file:
+            names = _check_header(file, path, listed, model, tensors.keys())
+            tensors |= {name: file.get_tensor(name) for name in names}
+    _check_complete(files, model, tensors.keys())
     return tensors
+
+
+def check_headers(files: Mapping[Path, set[str] | None], model: SamModel) -> None:
+    """Raise CheckpointError where `read_tensors` would, without reading any data."""
+    names: set[str] = set()
+    for path, listed in files.items():
+        with _reading(path) as file:
+            names.update(_check_header(file, path, listed, model, names))
+    _check_complete(files, model, names)
 
 
 def check_values(tensors: Mapping[str, Tensor], model: SamModel, recipe: Recipe, source: str) -> None:
@@ -107,20 +110,22 @@ def check_values(tensors: Mapping[str, Tensor], model: SamModel, recipe: Recipe,
             raise CheckpointError(f"{source}: {name} holds NaN or infinity, or a value beyond float16")
 
 
-def verify_hash(
-    tensors: Mapping[str, Tensor], config: SamConfig, quantization: SaqsamConfig, folder: Path
+def verify_tensors(
+    tensors: Mapping[str, Tensor], model: SamModel, quantization: SaqsamConfig, file: Path
 ) -> None:
-    """Compare a checkpoint's hash with its content.
+    """Check the values of a checkpoint's tensors, and compare its hash with its content.
 
     Args:
-        tensors: The tensors as stored.
-        config: The model's configuration.
-        quantization: Holds the hash.
-        folder: Of the checkpoint, for messages.
+        tensors: The tensors as stored, by name.
+        model: A model with packed modules, usually on the meta device.
+        quantization: The checkpoint's quantization config, which holds the hash.
+        file: The first file of tensors, for messages.
 
     Raises:
-        CheckpointError: The hashes differ.
+        CheckpointError: A value is none that quantization can produce, see `check_values`, or the hashes differ.
     """
+    check_values(tensors, model, Recipe.from_dict(quantization.recipe), str(file))
+    folder = file.parent
     header = dict(quantization.recipe)
     if quantization.format_version == 1:
         warnings.warn(
@@ -129,7 +134,7 @@ def verify_hash(
             stacklevel=2,
         )
     else:
-        header = hash_header(config, quantization.recipe, quantization.processor_sha256)
+        header = hash_header(model.config, quantization.recipe, quantization.processor_sha256)
     found = content_hash(tensors, header)
     if found != quantization.content_sha256:
         raise CheckpointError(
@@ -143,25 +148,65 @@ def _stored_dtype(name: str, tensor: Tensor) -> torch.dtype:
     return torch.float16 if is_half else tensor.dtype
 
 
-def _check_names(
-    names: set[str], expected: Mapping[str, Tensor], read: Mapping[str, Tensor], path: Path
-) -> None:
-    unknown, repeated = sorted(names - expected.keys()), sorted(names & read.keys())
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; whatever is wrong with it raises CheckpointError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read, it may be cut short: {shorten_message(error)}"
+        ) from error
+
+
+def _check_header(
+    file: Any, path: Path, listed: set[str] | None, model: SamModel, read: AbstractSet[str]
+) -> list[str]:
+    """Compare the names, dtypes and shapes in a file with the model's.
+
+    Args:
+        file: The open file.
+        path: Its path, for messages.
+        listed: The names that an index lists for it; None if there is no index.
+        model: The model with packed modules.
+        read: Names in the files before it.
+
+    Returns:
+        The names, sorted.
+    """
+    expected = {name: tensor for name, tensor in model.state_dict().items() if name != _TIED}
+    names = set(file.keys())
+    unknown, repeated = sorted(names - expected.keys()), sorted(names & read)
     if unknown:
-        missing = sorted(expected.keys() - names - read.keys())
+        missing = sorted(expected.keys() - names - read)
         lacks = f"lacks {few(missing)} and " if missing else ""
         raise CheckpointError(f"{path} does not fit its recipe: it {lacks}has unknown {few(unknown)}")
     if repeated:
         raise CheckpointError(f"{path} repeats {few(repeated)} of another shard")
+    if listed is not None and names != listed:
+        raise CheckpointError(
+            f"{path}: its tensors are not those that the index lists: {few(names ^ listed)}"
+        )
+    for name in sorted(names):
+        stored = file.get_slice(name)
+        shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
+        if shape != tuple(expected[name].shape):
+            raise CheckpointError(
+                f"{path}: {name} must have shape {tuple(expected[name].shape)}, has {shorten(shape)}"
+            )
+        wanted = _SAFETENSORS_DTYPES[_stored_dtype(name, expected[name])]
+        if dtype != wanted:
+            raise CheckpointError(f"{path}: {name} must be {wanted}, is {dtype}")
+    return sorted(names)
 
 
-def _check_header(stored: object, name: str, expected: Tensor, path: Path) -> None:
-    shape, dtype = tuple(stored.get_shape()), stored.get_dtype()  # type: ignore[attr-defined]
-    if shape != tuple(expected.shape):
-        raise CheckpointError(f"{path}: {name} must have shape {tuple(expected.shape)}, has {shorten(shape)}")
-    wanted = _SAFETENSORS_DTYPES[_stored_dtype(name, expected)]
-    if dtype != wanted:
-        raise CheckpointError(f"{path}: {name} must be {wanted}, is {dtype}")
+def _check_complete(files: Mapping[Path, set[str] | None], model: SamModel, read: AbstractSet[str]) -> None:
+    missing = model.state_dict().keys() - read - {_TIED}
+    if missing:
+        raise CheckpointError(f"{next(iter(files))} does not fit its recipe: it lacks {few(missing)}")
 
 
 def _check_scale(scale: Tensor, what: str) -> None:

@@ -13,7 +13,8 @@ from saqsam.evaluation import Evaluation
 from saqsam.export import Manifest
 from saqsam.recipes.deployment import substitutions
 from saqsam.recipes.recipe import Recipe
-from saqsam.runtimes.torch_integer import TORCH_INTEGER, IntegerLayers, Speed
+from saqsam.runtimes.registry import TORCH_INTEGER
+from saqsam.runtimes.torch_integer import IntegerLayers, Speed
 from saqsam.verification.parity import Parity
 
 METRIC_NAMES = {

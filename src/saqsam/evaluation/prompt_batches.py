@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from transformers import SamProcessor
 
+from saqsam.utils.sizes import parse_size
+
 MOST_PROMPTS = 16
 """Beyond this a decoder hardly gains from more prompts at once."""
 _PATCH = 16
@@ -11,10 +13,17 @@ _BYTES_PER_TOKEN = 12 * 1024
 """Peak of a decoder call for each image token of each prompt: 8 KiB measured on SAM-B in float, quantizers add."""
 
 
-def prompts_within(memory: int, processor: SamProcessor) -> int:
-    """Prompts per decoder call that stay within `memory` bytes, between 1 and 16.
+def prompts_within(memory: int | str, processor: SamProcessor) -> int:
+    """Return how many prompts per decoder call stay within a memory budget, between 1 and 16.
 
     The answer depends on nothing else, so that processes and runs agree on it.
+
+    Args:
+        memory: Bytes, or text such as ``"1GiB"``.
+        processor: The model's processor, which knows the size of its images.
+
+    Raises:
+        ValueError: `memory` is no size, see `parse_size`.
     """
     side = int(processor.image_processor.pad_size["height"]) // _PATCH
-    return max(1, min(MOST_PROMPTS, memory // (side * side * _BYTES_PER_TOKEN)))
+    return max(1, min(MOST_PROMPTS, parse_size(memory) // (side * side * _BYTES_PER_TOKEN)))

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import SamConfig, SamMaskDecoderConfig, SamPromptEncoderConfig, SamVisionConfig
 
 from saqsam.models.fields import Field, boolean, choice, integer, number, take_fields, take_object
+from saqsam.models.other_families import name_of_model_type, refusal
 from saqsam.utils.errors import CheckpointError, shorten
 
 MAX_LAYERS = 256
@@ -127,6 +128,9 @@ def parse_sam_config(raw: Mapping[str, Any], source: str) -> SamConfig:
         CheckpointError: A field has the wrong type or lies outside its limits, or two fields contradict each other.
             The message is one line that names the field, what was expected and what was found.
     """
+    other = name_of_model_type(raw.get("model_type"))
+    if other is not None:
+        raise CheckpointError(f"{source}: {refusal(other)}")
     if raw.get("model_type") != SamConfig.model_type:
         raise CheckpointError(f"{source}: expected model_type 'sam', got {shorten(raw.get('model_type'))}")
     take_fields(raw, {**_GENERIC_FIELDS, **_TYING}, f"{source}: ")

@@ -154,10 +154,9 @@ def _load_folder(folder: Path, device: torch.device) -> tuple[SamModel, SamProce
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         if method != "saqsam":
             raise CheckpointError(f"{folder}: expected a float model, got one quantized by {shorten(method)}")
-        from saqsam.checkpoint import load_checkpoint
+        from saqsam.checkpoint import load_packed_folder
 
-        model = load_checkpoint(folder, device=device)
-        return model, load_processor(folder, model.config)
+        return load_packed_folder(folder, raw, device=device)
     config = parse_sam_config(raw, str(folder / "config.json"))
     processor = load_processor(folder, config)
     tensors = read_folder(folder, max_bytes=max_weight_bytes(config))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from saqsam.models.other_families import name_of_tensors, refusal
 from saqsam.models.weights import few
 from saqsam.utils.errors import CheckpointError, shorten
 
@@ -62,9 +63,12 @@ def find_model(content: Mapping[str, object], path: Path) -> FoundModel:
         path: The file, for error messages.
 
     Raises:
-        CheckpointError: There is no model, there are several that differ, or tensors of adapters that change what
-            the model computes.
+        CheckpointError: There is no model, there are several that differ, it is of another family such as SAM 2, or
+            there are tensors of adapters that change what the model computes.
     """
+    other = name_of_tensors(_tensor_names(content))
+    if other is not None:
+        raise CheckpointError(f"{path}: {refusal(other)}")
     found = list(_find_all(content, path))
     if not found:
         raise CheckpointError(
@@ -84,6 +88,13 @@ def find_model(content: Mapping[str, object], path: Path) -> FoundModel:
             "weights before saving"
         )
     return model
+
+
+def _tensor_names(content: Mapping[str, object]) -> Iterator[str]:
+    for _, dictionary in _dictionaries(content, "", MAX_NESTING, set()):
+        for name, value in dictionary.items():
+            if isinstance(name, str) and isinstance(value, torch.Tensor):
+                yield _WRAPPING.sub("", name)
 
 
 def _find_all(content: Mapping[str, object], path: Path) -> Iterator[FoundModel]:

@@ -51,16 +51,19 @@ def read_folder(folder: Path, *, max_bytes: int = MAX_FILE_BYTES) -> dict[str, t
     raise CheckpointError(f"{folder}: expected {SAFETENSORS} or {PICKLED}, found none")
 
 
-def safetensors_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a folder written by `save_pretrained`: one, or the shards that its index lists.
+def safetensors_files(folder: Path) -> dict[Path, set[str] | None]:
+    """Return the safetensors files of a folder written by `save_pretrained`, with the tensors that its index lists.
+
+    Returns:
+        Names of tensors by file: each shard's, or None for a single file, which needs no index.
 
     Raises:
         CheckpointError: The index is damaged. That a file is missing is noticed when it is read.
     """
     index = folder / f"{SAFETENSORS}.index.json"
     if index.is_file() and not (folder / SAFETENSORS).is_file():
-        return [shard for shard, _ in _shards(index)]
-    return [folder / SAFETENSORS]
+        return dict(_shards(index))
+    return {folder / SAFETENSORS: None}
 
 
 def read_safetensors(path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> dict[str, torch.Tensor]:

@@ -23,8 +23,6 @@ from saqsam.models.registry import family_of, structure_of
 from saqsam.quant.integer import IntegerLinear, choose_kernel
 from saqsam.quant.layers import ChannelScale, PackedLayer, PackedLinear
 
-TORCH_INTEGER = "torch-int8"
-"""Its name beside those of `RUNTIMES`, which run exported folders."""
 MOST_ROUNDS = 7
 TIMING_SECONDS = 10.0
 """No further round is begun after so long."""

@@ -14,7 +14,8 @@ from saqsam.export.manifest import Manifest, parse_manifest
 from saqsam.inference.backend import Backend
 from saqsam.inference.processing import preprocess
 from saqsam.inference.prompts import Prompts
-from saqsam.runtimes import RUNTIMES, check_runtime, default_runtime, is_installed, load_runtime
+from saqsam.runtimes.loading import load_runtime
+from saqsam.runtimes.registry import check_runtime, default_runtime, installed_runtimes
 from saqsam.utils.errors import shorten_message
 from saqsam.utils.progress import Progress
 from saqsam.verification.divergence import Divergence, find_divergence
@@ -71,7 +72,7 @@ def verify_export(
                 raise
             raise ParityError(
                 f"{name} cannot run the export: {shorten_message(error)}; to export for one runtime alone, "
-                f"name it with --runtime {default_runtime(manifest.format)}"
+                f"name it: {default_runtime(manifest.format)}"
             ) from error
         try:
             parity = compare_with_torch(
@@ -117,10 +118,7 @@ def runtimes_to_judge(
     if not 0 <= min_parity <= 1:
         raise ValueError(f"--min-parity: expected a number from 0 to 1, got {min_parity:g}")
     own = default_runtime(format)
-    if runtimes is None:
-        names = [name for name in RUNTIMES if format in RUNTIMES[name] and is_installed(name)] or [own]
-    else:
-        names = list(runtimes)
+    names = (installed_runtimes(format) or [own]) if runtimes is None else list(runtimes)
     for name in names:
         check_runtime(name, format)
     return sorted(names, key=lambda name: name != own)

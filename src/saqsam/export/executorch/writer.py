@@ -32,8 +32,10 @@ LOGITS_AT_ONCE = 2**24
 """Of a global attention: one head of SAM-B at 1024 px. Smaller blocks make graphs that take long to lower."""
 
 
-def write_executorch(model: SamModel, folder: Path, *, single_mask: bool) -> dict[str, Any]:
-    """Write both programs into a folder.
+def write_executorch(
+    model: SamModel, folder: Path, metadata: dict[str, str], *, single_mask: bool
+) -> dict[str, Any]:
+    """Write both programs into a folder; a `Writer`. Programs have no place for metadata.
 
     Returns:
         What `export.json` says of them, as JSON types: `delegation` of each, `substitutions`, and the most `prompts`

@@ -1,0 +1,62 @@
+"""Names of the segmentation models that saqsam does not support, recognised by what their files hold.
+
+A refusal then says which model a file is of, rather than which tensors are missing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+SUPPORTED = "saqsam supports SAM v1 (ViT-B, ViT-L, ViT-H, and models of that architecture)"
+
+_MODEL_TYPES = {
+    "sam_hq": "SAM-HQ",
+    "sam2": "SAM 2",
+    "sam2_video": "SAM 2",
+    "edgetam": "EdgeTAM",
+    "edgetam_video": "EdgeTAM",
+    "sam3": "SAM 3",
+    "sam3_video": "SAM 3",
+    "sam3_tracker": "SAM 3",
+    "sam3_tracker_video": "SAM 3",
+}
+"""Names by the `model_type` of transformers' configurations."""
+
+_OFFICIAL_KEYS = (
+    ("SAM 3", r"backbone\.vision_backbone\."),
+    ("EdgeTAM", r"image_encoder\.trunk\.body\."),
+    # A module that appeared with version 2.1.
+    ("SAM 2.1", r"obj_ptr_tpos_proj\.|no_obj_embed_spatial$"),
+    ("SAM 2", r"image_encoder\.trunk\.|sam_mask_decoder\."),
+    (
+        "SAM-HQ",
+        r"mask_decoder\.(hf_token|hf_mlp|compress_vit_feat|embedding_encoder|embedding_maskfeature)\.",
+    ),
+    ("MobileSAM", r"image_encoder\.patch_embed\.seq\.|image_encoder\.layers\.\d+\.blocks\."),
+    # transformers' names.
+    ("SAM-HQ", r"mask_decoder\.(hq_token|hq_mask_mlp|compress_vit_conv1)\."),
+    ("SAM 2", r"vision_encoder\.backbone\.blocks\."),
+)
+"""Names by a pattern of a tensor's name, the first that matches one; prefixes may come before it."""
+
+
+def name_of_model_type(model_type: object) -> str | None:
+    """Return the name of the model that a `model_type` stands for; None for SAM v1 and for unknown ones."""
+    return _MODEL_TYPES.get(model_type) if isinstance(model_type, str) else None
+
+
+def name_of_tensors(names: Iterable[str]) -> str | None:
+    """Return the name of the model that holds these tensors; None for SAM v1 and for unknown ones."""
+    listed = list(names)
+    for name, pattern in _OFFICIAL_KEYS:
+        anywhere = re.compile(rf"(?:^|\.){pattern}")
+        if any(anywhere.search(key) for key in listed):
+            return name
+    return None
+
+
+def refusal(name: str) -> str:
+    """Return the message for a file of another model: what it is, and what is supported."""
+    article = "an" if name.startswith("Edge") else "a"
+    return f"this is {article} {name} checkpoint; {SUPPORTED}"
