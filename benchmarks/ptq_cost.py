@@ -39,7 +39,8 @@ from saqsam.models.parts import DECODER_PARTS
 from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import QuantDecoderAttention
 from saqsam.ptq.calibration_images import choose_calibration_images
-from saqsam.ptq.clipping import SEARCHED, FocusSearch, _attention_inputs
+from saqsam.ptq.clipping import attention_inputs
+from saqsam.ptq.focus_search import SEARCHED, FocusSearch
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Precision
 
@@ -151,7 +152,7 @@ def measure_search(device: str) -> list[dict[str, object]]:
     names = [site.name for site in structure.attentions if site.part in DECODER_PARTS]
     seconds: dict[str, list[float]] = {"search": [], "plain": []}
     with torch.no_grad():
-        inputs = _attention_inputs(model, names, images, 0)
+        inputs = attention_inputs(model, names, images, 0)
         for name in names:
             attention = model.get_submodule(name)
             assert isinstance(attention, QuantDecoderAttention)

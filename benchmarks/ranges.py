@@ -35,7 +35,7 @@ from saqsam.inference.backend import TorchBackend
 from saqsam.models.parts import DECODER_PARTS
 from saqsam.models.registry import structure_of
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
-from saqsam.ptq.clipping import SEARCHED
+from saqsam.ptq.focus_search import SEARCHED
 from saqsam.utils.atomic_write import write_whole
 
 OUT = RESULTS / "ranges.csv"

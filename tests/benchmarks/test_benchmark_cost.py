@@ -10,7 +10,7 @@ from torch import nn
 from saqsam.convert.prepare import prepare
 from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import QuantDecoderAttention
-from saqsam.ptq.clipping import SEARCHED, FocusSearch
+from saqsam.ptq.focus_search import SEARCHED, FocusSearch
 from support.script_modules import scripts
 from support.tiny_quantized import tiny_recipe
 from support.tiny_sam import tiny_config, tiny_sam

@@ -9,7 +9,7 @@ import torch
 from saqsam.models.parts import DECODER_PARTS
 from saqsam.models.registry import structure_of
 from saqsam.ptq.calibration_images import choose_calibration_images
-from saqsam.ptq.clipping import SEARCHED
+from saqsam.ptq.focus_search import SEARCHED
 from support.script_modules import scripts
 from support.tiny_quantized import tiny_data, tiny_recipe
 from support.tiny_sam import tiny_config, tiny_processor, tiny_sam

@@ -14,7 +14,8 @@ from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import QuantDecoderAttention
 from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
-from saqsam.ptq.clipping import QUANTILES, SEARCHED, AttentionInputs, FocusSearch, clip_attentions
+from saqsam.ptq.clipping import clip_attentions
+from saqsam.ptq.focus_search import QUANTILES, SEARCHED, AttentionInputs, FocusSearch
 from saqsam.quant.affine import AffineQuantizer, affine_parameters
 from saqsam.quant.range_observers import HistogramObserver
 from saqsam.quant.ranges import activation_parameters

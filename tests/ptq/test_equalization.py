@@ -14,7 +14,7 @@ from saqsam.convert.prepare import prepare
 from saqsam.inference.backend import TorchBackend
 from saqsam.models.registry import structure_of
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
-from saqsam.ptq.equalization import LEAST, ChannelRange, _observing, equalize, scale_inputs
+from saqsam.ptq.equalization import MIN_HALF_RANGE, ChannelRange, _observing, equalize, scale_inputs
 from saqsam.ptq.pipeline import quantize
 from saqsam.quant.layers import ChannelScale
 from saqsam.recipes.recipe import Calibration, Reconstruction
@@ -110,7 +110,7 @@ def test_channels_that_share_a_grid_have_ranges_alike_afterwards() -> None:
 
 def test_a_channel_without_a_range_gets_a_bounded_factor() -> None:
     seen = ChannelRange(torch.tensor([0.0, -1.0]), torch.tensor([0.0, 3.0]))
-    assert seen.half.tolist() == [LEAST * 2, 2]
+    assert seen.half.tolist() == [MIN_HALF_RANGE * 2, 2]
     assert ChannelRange(torch.zeros(2), torch.zeros(2)).half.tolist() == [1, 1]
     model = uneven_sam()
     with torch.no_grad():

@@ -444,7 +444,7 @@ def test_the_regularizer_waits_for_the_warm_up_and_then_decides() -> None:
         original = saqsam.ptq.learning._regularizer
 
         def watch(roundings, spec, progress, shares=shares, original=original):
-            shares[:] = [rounding.share_up().detach().flatten() for rounding in roundings]
+            shares[:] = [rounding.soft_rounding().detach().flatten() for rounding in roundings]
             return original(roundings, spec, progress)
 
         with pytest.MonkeyPatch.context() as patch:

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import saqsam
 from saqsam.checkpoint import recipe_of
@@ -62,6 +63,13 @@ def test_a_model_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.processor.image_processor.pad_size == size
 
 
+def test_a_list_of_images_is_calibration_data() -> None:
+    images = [tiny_data()[0].image, Image.fromarray(tiny_data()[1].image)]
+    result = quantize(tiny_sam(), tiny_processor(), tiny_recipe(), images)
+    assert result.log.images == 2
+    assert result.log.prompts > 0
+
+
 def test_a_recipe_can_be_named_and_memory_be_text(monkeypatch: pytest.MonkeyPatch) -> None:
     few = tiny_recipe()
     monkeypatch.setitem(presets.METHODS, "min-max", lambda *bits: few)
@@ -75,7 +83,7 @@ def test_a_recipe_can_be_named_and_memory_be_text(monkeypatch: pytest.MonkeyPatc
         ("saq-sma", {}, "no method 'saq-sma'; did you mean"),
         (4, {}, "recipe: expected a Recipe or the name of a method, got int"),
         ("mse", {"memory": "much"}, "a size must look like 4GiB"),
-        ("mse", {"memory": 0}, "a size must be at least 1 byte"),
+        ("mse", {"memory": 0}, "a size must look like 4GiB .* got 0"),
         ("mse", {"calibration": "nowhere"}, "no such folder"),
     ],
 )

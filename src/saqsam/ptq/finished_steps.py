@@ -1,4 +1,4 @@
-"""Finished steps of a quantization as tensors and plain values, and back into a model after checking them."""
+"""Check the tensors of a finished step against a model, and place them in it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def place_tensors(model: SamModel, tensors: Mapping[str, Tensor], names: Iterabl
     """Copy the tensors of a step into the parameters and buffers of the same names.
 
     Args:
-        model: Has modules of the right shapes in their places.
+        model: Model with modules of the right shapes in place.
         tensors: Tensors by name.
-        names: The names that the step must have.
-        path: File of the step, for messages.
+        names: Names that the step must have.
+        path: File of the step, for error messages.
 
     Raises:
         CheckpointError: A tensor is missing or unknown, has another dtype or shape than the model's, or holds a value
@@ -42,12 +42,18 @@ def place_tensors(model: SamModel, tensors: Mapping[str, Tensor], names: Iterabl
 
 
 def check_signs(signs: Mapping[str, Tensor], model: SamModel, structure: ModelStructure, path: Path) -> None:
-    """Check the signs of channels of the decoder's attentions, int8 [C] by name of the attention.
+    """Check signs of query and key channels.
+
+    Args:
+        signs: +1 or -1, int8 [C], by name of the attention.
+        model: Prepared model.
+        structure: Structure of the model.
+        path: File of the step, for error messages.
 
     Raises:
-        CheckpointError: There is no such attention, or a tensor is not one of signs.
+        CheckpointError: There is no such attention in the decoder, or a tensor holds other values than signs.
     """
-    # The encoder's attentions have one projection for all three inputs, and no signs.
+    # The encoder's attentions have one projection for all three operands, and no signs.
     known = {site.name for site in structure.attentions if site.part in DECODER_PARTS}
     for name, sign in signs.items():
         if name not in known:
@@ -59,12 +65,12 @@ def check_signs(signs: Mapping[str, Tensor], model: SamModel, structure: ModelSt
 
 
 def check_tensor(name: str, tensor: Tensor, target: Tensor, path: Path) -> None:
-    """Raise CheckpointError if a tensor has another dtype or shape than the one it is for, or is not finite."""
+    """Raise CheckpointError if a tensor has another dtype or shape than its target, or is not finite."""
     if tensor.dtype != target.dtype:
         raise damaged_step(path, f"{name}: expected {target.dtype}, found {tensor.dtype}")
     if tensor.shape != target.shape:
-        found = shorten(tuple(tensor.shape))
-        raise damaged_step(path, f"{name}: expected shape {tuple(target.shape)}, found {found}")
+        shape = shorten(tuple(tensor.shape))
+        raise damaged_step(path, f"{name}: expected shape {tuple(target.shape)}, found {shape}")
     if not torch.isfinite(tensor).all():
         raise damaged_step(path, f"{name}: expected finite values, found NaN or infinity")
 
@@ -88,11 +94,11 @@ def _check_values(name: str, tensor: Tensor, bits: int | None, path: Path) -> No
         if tau < 1 or tau > MAX_TAU or tau & (tau - 1):
             raise damaged_step(path, f"{name}: expected a power of 2 up to {MAX_TAU}, found {tau}")
     if tensor.is_floating_point() and attribute != "scale":
-        # What stays float is stored as float16 in the checkpoint.
+        # A checkpoint stores float parameters as float16.
         _check_range(name, tensor, -MAX_SCALE, MAX_SCALE, path)
 
 
 def _check_range(name: str, tensor: Tensor, low: float, high: float, path: Path) -> None:
     if tensor.numel() and (tensor.min() < low or tensor.max() > high):
-        found = f"{float(tensor.min()):g} to {float(tensor.max()):g}"
-        raise damaged_step(path, f"{name}: expected values from {low:g} to {high:g}, found {found}")
+        span = f"{float(tensor.min()):g} to {float(tensor.max()):g}"
+        raise damaged_step(path, f"{name}: expected values from {low:g} to {high:g}, found {span}")

@@ -190,4 +190,4 @@ def _regularizer(roundings: list[LearnedRounding], spec: Reconstruction, fractio
     annealed = (fraction - spec.warmup) / max(1e-9, 1 - spec.warmup)
     beta = BETA_END + 0.5 * (BETA_START - BETA_END) * (1 + math.cos(math.pi * annealed))
     count = sum(r.variable.numel() for r in roundings)
-    return spec.regulariser / count * sum((r.regulariser(beta) for r in roundings), start=torch.zeros(()))
+    return spec.regulariser / count * sum((r.regularizer(beta) for r in roundings), start=torch.zeros(()))

@@ -1,9 +1,9 @@
-"""Layers of a model under quantization (float weights, quantizers in slots) and after it (packed codes).
+"""Layers of a model during quantization (float weights, quantizers in slots) and after it (packed codes).
 
 `QuantLinear`, `QuantConv2d` and `QuantConvTranspose2d` are their float namesakes with two slots:
-`input_quantizer` and `weight_quantizer`. A slot holds `nn.Identity` until something takes its place: an
-observer while calibrating, a quantizer after it. `PackedLinear` and its siblings are what a checkpoint holds:
-codes, scales and zero points, no float weights.
+`input_quantizer` and `weight_quantizer`. A slot holds `nn.Identity` until it is replaced by an observer during
+calibration, and by a quantizer after it. `PackedLinear` and its siblings are the layers of a checkpoint: codes,
+scales and zero points, no float weights.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from saqsam.quant.packing import pack_codes, packed_size, unpack_codes
 
 
 class PackedTensor(nn.Module):
-    """A weight as b-bit codes, with a scale and a zero point for each slice along its channel axis.
+    """A per-channel quantized weight: packed b-bit codes, and a scale and zero point per channel.
 
     Attributes:
-        codes: uint8 [ceil(numel * bits / 8)], see `packing`.
-        scale: float32 [C], C being the size of the channel axis.
+        codes: Packed codes, uint8 [ceil(numel * bits / 8)], see `packing.py`.
+        scale: float32 [C], where C is the size of the channel axis.
         zero_point: uint8 [C].
+        shape: Shape of the weight.
+        bits: 2 to 8.
+        axis: Channel axis.
     """
 
     codes: Tensor
@@ -43,7 +46,7 @@ class PackedTensor(nn.Module):
     def from_float(
         cls, values: Tensor, scale: Tensor, zero_point: Tensor, bits: int, axis: int = 0
     ) -> PackedTensor:
-        """Round float values to the grid of scale and zero point (both [C]) and pack the codes."""
+        """Quantize float values with a scale and zero point [C] and pack the codes."""
         shape = tuple(size if i == axis else 1 for i, size in enumerate(values.shape))
         codes = quantize_affine(values.detach(), scale.reshape(shape), zero_point.reshape(shape), bits)
         return cls.from_codes(codes, scale, zero_point, bits, axis)
@@ -52,7 +55,7 @@ class PackedTensor(nn.Module):
     def from_codes(
         cls, codes: Tensor, scale: Tensor, zero_point: Tensor, bits: int, axis: int = 0
     ) -> PackedTensor:
-        """Pack codes (uint8, in the tensor's shape) that belong to scale and zero point (both [C])."""
+        """Pack codes, uint8 in the shape of the weight, with their scale and zero point [C]."""
         packed = cls(tuple(codes.shape), bits, axis).to(codes.device)
         packed.codes.copy_(pack_codes(codes, bits))
         packed.scale.copy_(scale)
@@ -63,24 +66,24 @@ class PackedTensor(nn.Module):
         return tuple(size if axis == self.axis else 1 for axis, size in enumerate(self.shape))
 
     def unpack(self) -> Tensor:
-        """The codes, uint8, in the tensor's shape."""
+        """Return the codes, uint8 in the shape of the weight."""
         return unpack_codes(self.codes, self.bits, self.shape.numel()).reshape(self.shape)
 
     def forward(self) -> Tensor:
-        """The tensor in float32."""
+        """Return the dequantized weight, float32."""
         shape = self._broadcast_shape()
         return dequantize_affine(self.unpack(), self.scale.reshape(shape), self.zero_point.reshape(shape))
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the text that printing the module shows in parentheses."""
         return f"shape={tuple(self.shape)}, bits={self.bits}, axis={self.axis}"
 
 
 class ChannelScale(nn.Module):
-    """An offset and a gain for each channel of a layer's input, before it is quantized.
+    """Per-channel offset and gain of a layer's input, applied before it is quantized.
 
-    What is quantized is (x - offset) * gain, so that channels of different ranges share one grid; the layer's weight
-    and bias hold the inverse. At run time it is one multiply-add, part of the rounding that follows it.
+    The quantizer receives (x - offset) * gain, so that channels of different ranges share one grid; the inverse is
+    folded into the layer's weight and bias. At run time this is one multiply-add, fused with the rounding after it.
 
     Attributes:
         offset: Parameter, float32 [K].
@@ -93,12 +96,12 @@ class ChannelScale(nn.Module):
         self.gain = nn.Parameter(torch.ones(channels))
 
     def forward(self, input: Tensor) -> Tensor:
-        """Scale input [..., K]."""
+        """Shift and scale the input [..., K]."""
         return (input - self.offset) * self.gain
 
 
 class QuantLinear(nn.Linear):
-    """`nn.Linear` with quantizer slots and, before its input's, a place for a `ChannelScale`."""
+    """`nn.Linear` with quantizer slots, and a slot for a `ChannelScale` before the input quantizer."""
 
     input_scale: nn.Module
     input_quantizer: nn.Module
@@ -144,15 +147,15 @@ _QUANT_CLASS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def channel_axis(layer: nn.Module) -> int:
-    """Axis of the output channels in a layer's weight: 1 for transposed convolutions, else 0."""
+    """Return the axis of the output channels in a layer's weight: 1 for transposed convolutions, else 0."""
     return 1 if isinstance(layer, nn.ConvTranspose2d) else 0
 
 
 def to_quant_layer(layer: nn.Module) -> QuantLayer:
-    """A layer with empty slots that shares the parameters of a float linear or convolution.
+    """Return a layer with empty slots that shares the parameters of a float linear layer or convolution.
 
     Raises:
-        TypeError: For any other layer, or a convolution with groups, dilation, padding other than zeros, or,
+        TypeError: The layer is of another kind, or a convolution with groups, dilation, padding other than zeros or,
             if transposed, any padding.
     """
     if type(layer) not in _QUANT_CLASS:
@@ -165,7 +168,7 @@ def to_quant_layer(layer: nn.Module) -> QuantLayer:
     ):
         raise TypeError(f"cannot quantize {layer}: it has groups, dilation or padding that is not supported")
     new = _QUANT_CLASS[type(layer)].__new__(_QUANT_CLASS[type(layer)])
-    # The same object state under a class with another forward: nothing is copied, nothing initialised anew.
+    # The state of the layer under a class with another forward: nothing is copied or initialized again.
     new.__dict__ = {**layer.__dict__, "_modules": {}}
     new.input_quantizer = nn.Identity()
     new.weight_quantizer = nn.Identity()
@@ -181,8 +184,8 @@ class PackedLinear(nn.Module):
     Attributes:
         weight: PackedTensor [C, K].
         bias: Parameter float32 [C] or None.
-        input_scale: `ChannelScale` of the input, `nn.Identity` where it has none.
-        input_quantizer: Quantizer of the input, `nn.Identity` where it stays float.
+        input_scale: `ChannelScale` of the input; `nn.Identity` if it has none.
+        input_quantizer: Quantizer of the input; `nn.Identity` if the input stays float.
     """
 
     def __init__(
@@ -239,7 +242,16 @@ PackedLayer = PackedLinear | PackedConv2d | PackedConvTranspose2d
 
 
 def to_packed_layer(layer: nn.Module, weight: PackedTensor, input_quantizer: nn.Module) -> PackedLayer:
-    """The packed form of a float or quant layer, with its bias, stride and padding."""
+    """Return the packed form of a float or quant layer, with its bias, stride and padding.
+
+    Args:
+        layer: Layer to replace.
+        weight: Packed weight.
+        input_quantizer: Quantizer of the input; `nn.Identity` if it stays float.
+
+    Raises:
+        TypeError: The layer is neither linear nor a convolution.
+    """
     if isinstance(layer, nn.Linear):
         input_scale = layer.input_scale if isinstance(layer, QuantLinear) else nn.Identity()
         return PackedLinear(weight, layer.bias, input_scale, input_quantizer)

@@ -1,4 +1,4 @@
-"""Names, defaults and one-line summaries of methods, efforts and deploy targets.
+"""Names, defaults and one-line summaries of methods, efforts and deploy targets, shared by library and command line.
 
 Plain data: the command line takes its choices and its help from here without importing torch.
 """
