@@ -238,11 +238,11 @@ def finish_row(
     """Evaluate, and append the row."""
     name = f"{row['recipe']} in {row['runtime']}"
     with bar(bars, name) as step:
-        result = saqsam.evaluate(subject, processor, data, progress=step)
-    row |= {"miou": round(result.miou, 6), "instances": result.instances}
+        metrics = saqsam.evaluate(subject, processor, data, progress=step).metrics["prompt"]
+    row |= {"miou": round(metrics["miou"], 6), "instances": metrics["instances"]}
     row["file_mb"] = round(sum(file.stat().st_size for file in files) / 1e6, 3)
     append_plain(options.out, COLUMNS, [row])
-    bars.console.print(f"{name} on {options.data}: mean IoU {result.miou:.4f}")
+    bars.console.print(f"{name} on {options.data}: mean IoU {metrics['miou']:.4f}")
 
 
 if __name__ == "__main__":

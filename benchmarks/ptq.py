@@ -32,7 +32,7 @@ from saqsam.analysis.inventory import take_inventory
 from saqsam.checkpoint import quantization_config_of
 from saqsam.cli.terminal import err, progress_bars
 from saqsam.data.types import Dataset
-from saqsam.evaluation import Evaluation, PromptTask, mask_iou
+from saqsam.evaluation import Evaluation, PromptTask, instance_scores, mask_iou
 from saqsam.evaluation.metrics.iou import fill_box
 from saqsam.recipes.presets import parse_bits
 from saqsam.recipes.recipe import Recipe
@@ -176,21 +176,22 @@ def _measure(
     for reason, number in result.skipped.items():
         bars.console.print(f"{name}: left out: {reason}: {number}")
     if not key["settings"]:  # methods as they are get compared object by object
-        write_scores(scores_file(plan.out, [key[column] for column in KEY]), result.scores)
+        write_scores(scores_file(plan.out, [key[column] for column in KEY]), instance_scores(result))
+    ap = result.metrics.get("instance", {})
     measured = {
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "miou": result.miou,
-        "instances": result.instances,
-        "segm_ap": result.segm_ap,
-        "segm_ap50": result.segm_ap50,
-        "detections": None if result.segm_ap is None else plan.most_detections,
+        "miou": result.metrics["prompt"]["miou"],
+        "instances": result.metrics["prompt"]["instances"],
+        "segm_ap": ap.get("segm_ap"),
+        "segm_ap50": ap.get("segm_ap50"),
+        "detections": None if not ap else plan.most_detections,
         "seconds_evaluate": seconds,
     }
     return Row(**plan.circumstances, **subject.columns, **key, **measured)  # type: ignore[arg-type]
 
 
 def _evaluate_filled_boxes(dataset: Dataset, progress: Progress) -> Evaluation:
-    """As `fill_box_iou`, with the score of every instance."""
+    """As `box_fill_iou`, with the score of every instance."""
     task, records = PromptTask(), []
     for index in range(len(dataset)):
         sample, found = dataset[index], []

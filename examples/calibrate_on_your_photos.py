@@ -40,5 +40,6 @@ if args.score:
     data = saqsam.open_dataset(args.score)
     for name, source in (("float", args.model), ("4-bit", args.out)):  # the 4-bit model is reloaded from disk
         result = saqsam.evaluate(*saqsam.load(source), data, limit=16)
-        print(f"{name}: mean IoU {result.miou:.4f} on {result.instances} objects")
+        metrics = result.metrics["prompt"]
+        print(f"{name}: mean IoU {metrics['miou']:.4f} on {metrics['instances']} objects")
 print(f"checkpoint: {args.out}")

@@ -145,8 +145,8 @@ def test_evaluation(prompt: str) -> None:
     tasks = [PromptTask(prompt), EverythingTask(GeneratorOptions(points_per_side=4))]  # type: ignore[arg-type]
     there = saqsam.evaluate(model, tiny_processor(), tiny_data(), tasks=tasks)
     here = saqsam.evaluate(tiny_sam().to(DEVICE), tiny_processor(), tiny_data(), tasks=tasks)
-    assert here.instances == there.instances
-    assert here.miou == pytest.approx(there.miou, abs=0.02)
+    assert here.metrics["prompt"]["instances"] == there.metrics["prompt"]["instances"]
+    assert here.metrics["prompt"]["miou"] == pytest.approx(there.metrics["prompt"]["miou"], abs=0.02)
 
 
 def test_the_command_line(tmp_path: Path) -> None:

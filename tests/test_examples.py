@@ -106,7 +106,8 @@ def test_calibrate_on_your_photos(tiny: Path, tmp_path: Path) -> None:
     assert printed[0] == "calibrated on 2 of 3 pictures of photos, prompted by the model's own masks"
     data = saqsam.open_dataset(labelled)
     for line, model in zip(printed[1:3], (tiny, tmp_path / "q"), strict=True):
-        assert f"mean IoU {saqsam.evaluate(*saqsam.load(model), data).miou:.4f} on 3 objects" in line
+        metrics = saqsam.evaluate(*saqsam.load(model), data).metrics["prompt"]
+        assert f"mean IoU {metrics['miou']:.4f} on 3 objects" in line
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from types import ModuleType
 import pytest
 
 import saqsam
-from saqsam.evaluation import fill_box_iou
+from saqsam.evaluation import box_fill_iou
 from support.script_modules import scripts
 from support.tiny_sam import tiny_processor, tiny_sam
 
@@ -42,7 +42,7 @@ def test_rows_are_of_the_checkpoint_on_disk(ptq, arguments, tmp_path):
     assert ptq.main(arguments) == 0
     box, plain, quantized = read(ptq, tmp_path)
     assert (box.method, box.model, box.recipe, box.prompt) == ("fill-box", "", "", "box")
-    assert box.miou == pytest.approx(fill_box_iou(scenes()), abs=1e-6)
+    assert box.miou == pytest.approx(box_fill_iou(scenes()), abs=1e-6)
     assert (plain.method, plain.bits, plain.model, plain.calibration) == ("float", "w32a32", "tiny", "")
     assert (quantized.recipe, quantized.calibration, quantized.calibration_images) == (
         "min-max-w4a4",
@@ -51,8 +51,8 @@ def test_rows_are_of_the_checkpoint_on_disk(ptq, arguments, tmp_path):
     )
     (folder,) = (path for path in (tmp_path / "cache" / "checkpoints").iterdir() if path.is_dir())
     result = saqsam.evaluate(*saqsam.load(folder), scenes())
-    assert quantized.miou == pytest.approx(result.miou, abs=1e-6)
-    assert quantized.instances == plain.instances == box.instances == result.instances
+    assert quantized.miou == pytest.approx(result.metrics["prompt"]["miou"], abs=1e-6)
+    assert quantized.instances == plain.instances == box.instances == result.metrics["prompt"]["instances"]
     assert quantized.checkpoint_bytes == (folder / "model.safetensors").stat().st_size
     assert 0.5 < quantized.low_width_macs < 1
     with scripts("benchmarks", ["scores"]) as found:

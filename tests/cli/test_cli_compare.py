@@ -9,7 +9,7 @@ import pytest
 
 import saqsam
 from saqsam.checkpoint import save_checkpoint
-from saqsam.cli.comparison import split_runtime
+from saqsam.cli.commands.compare import split_runtime
 from saqsam.data.images import read_image
 from saqsam.data.scenes.dataset import ScenesDataset
 from support.coco_folder import make_coco
@@ -24,9 +24,11 @@ def test_figures_file_and_picture_are_of_one_comparison(tiny: Path, packed: Path
     )
     assert_done(result)
     scenes = saqsam.open_dataset("scenes", limit=3)
-    alone = [saqsam.evaluate(*saqsam.load(folder), scenes).miou for folder in (tiny, packed)]
+    alone = [
+        saqsam.evaluate(*saqsam.load(folder), scenes).metrics["prompt"]["miou"] for folder in (tiny, packed)
+    ]
     lines = result.stdout.splitlines()
-    objects = saqsam.evaluate(*saqsam.load(tiny), scenes).instances
+    objects = saqsam.evaluate(*saqsam.load(tiny), scenes).metrics["prompt"]["instances"]
     assert lines[:4] == [
         f"A  {tiny} (float)",
         f"B  {packed} (min-max-w4a4)",
@@ -94,14 +96,14 @@ def test_detections_are_compared_too(tiny: Path, packed: Path, tmp_path: Path) -
     assert [task["task"] for task in tasks] == ["prompt", "instance"]
     assert "segm_ap" in tasks[1]["metrics"]
     assert tasks[1]["agreement"]["masks"] == 1
-    assert "best IoU that an object is found with" in " ".join(result.stdout.split())
+    assert "best IoU of a mask with an object" in " ".join(result.stdout.split())
 
 
 def test_wrong_use(tiny: Path, packed: Path, tmp_path: Path) -> None:
     assert_refused(run("compare", tiny), "two models or more, got 1")
     assert_refused(run("compare", tiny, packed, "--out", tmp_path / "c.jpg"), "ends in .png")
     everything = run("compare", tiny, packed, "--task", "everything", "--out", tmp_path / "c.png")
-    assert_refused(everything, "which belong together")
+    assert_refused(everything, "belong together")
     assert_refused(run("compare", tiny, packed, "--task", "colour"), "--task", "colour")
     assert_refused(run("compare", tiny, f"{packed}@onnxruntime"), "no export")
     assert_refused(run("compare", f"{tiny}@torch-int8", packed), "is float")

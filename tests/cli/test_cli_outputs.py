@@ -56,7 +56,7 @@ def test_an_existing_output_is_refused_before_any_work_and_kept(
 
     path = target(name, photo, tmp_path / "out")
     path.write_text("mine")
-    monkeypatch.setattr(app, "_library", begin)
+    monkeypatch.setattr(app, "library", begin)
     result = run(*commands(packed, photo, tmp_path / "out")[name])
     assert_refused(result, f"{path} exists; choose another name, or pass --overwrite")
     assert len(result.stderr.splitlines()) == 1

@@ -53,8 +53,9 @@ def test_a_full_report_in_its_three_forms(made: Path, tmp_path: Path) -> None:
     assert_done(run(*common, "--sensitivity", "layers", "--format", "json", "--out", tmp_path / "r"))
     content = json.loads((tmp_path / "r").read_text())
     data = saqsam.open_dataset("scenes", limit=2)
-    assert content["accuracy"]["quantized"]["miou"] == saqsam.evaluate(*saqsam.load(made / "q"), data).miou
-    assert content["accuracy"]["float"]["miou"] == saqsam.evaluate(*saqsam.load(made / "tiny"), data).miou
+    for model, folder in (("quantized", "q"), ("float", "tiny")):
+        scored = saqsam.evaluate(*saqsam.load(made / folder), data)
+        assert content["accuracy"][model]["miou"] == scored.metrics["prompt"]["miou"]
     groups = [group["name"] for group in content["sensitivity"]["groups"]]
     assert "vision_encoder.layers.0.attn.qkv" in groups
     assert content["distributions"]

@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from saqsam.data.mask_pairs import MaskPairDataset, read_mask
 from saqsam.data.open import open_dataset
-from saqsam.evaluation.run import fill_box_iou
+from saqsam.evaluation.baseline import box_fill_iou
 from support.coco_folder import picture, rectangle
 
 SIZE = (40, 60)
@@ -157,7 +157,7 @@ def test_ignored_pixels_are_neither_object_nor_background(tmp_path: Path) -> Non
     assert first.instances[0].box == BOX
     assert (third.counted(), third.notes) == (None, {})
     # The box of the object, filled, is right wherever pixels count.
-    assert fill_box_iou(dataset) == 1.0
+    assert box_fill_iou(dataset) == 1.0
 
 
 def test_an_explicit_ignore_label(tmp_path: Path) -> None:
@@ -257,4 +257,4 @@ def test_masks_of_rotated_photographs(tmp_path: Path, orientation: int) -> None:
 
 
 def test_mask_pairs_can_be_evaluated(tmp_path: Path) -> None:
-    assert fill_box_iou(open_dataset(make_pairs(tmp_path))) == 1.0
+    assert box_fill_iou(open_dataset(make_pairs(tmp_path))) == 1.0

@@ -10,7 +10,8 @@ from saqsam.data.rle import encode_mask
 from saqsam.data.scenes.dataset import ScenesDataset
 from saqsam.evaluation import Evaluation, PromptTask, Task
 from saqsam.evaluation.compare import RESAMPLES, compare, mean_interval, task_difference
-from saqsam.evaluation.run import Subject, evaluate_together
+from saqsam.evaluation.run import evaluate_together
+from saqsam.evaluation.subject import Subject
 from support.tiny_quantized import quantized_tiny
 from support.tiny_sam import tiny_sam
 
@@ -154,13 +155,14 @@ def test_a_model_against_itself_and_others() -> None:
     assert set(same.metrics.values()) == {0.0}
 
     assert changed.difference is not None
-    assert changed.difference.mean == pytest.approx(found.evaluations[2].miou - found.evaluations[0].miou)
+    one, other = (found.evaluations[k].metrics["prompt"]["miou"] for k in (0, 2))
+    assert changed.difference.mean == pytest.approx(other - one)
     assert changed.metrics["miou"] == pytest.approx(changed.difference.mean)
     losses = [image.difference for image in changed.images]
     assert losses == sorted(losses)
     assert losses != [0] * 3
     assert changed.agreement is not None
-    assert changed.agreement.masks == changed.objects == found.evaluations[0].instances
+    assert changed.agreement.masks == changed.objects == found.evaluations[0].metrics["prompt"]["instances"]
     assert 0 < changed.agreement.iou < 1
     with pytest.raises(ValueError, match="at least 2"):
         compare([Subject(tiny_sam(), None)], SCENES, [MASKS])

@@ -7,7 +7,8 @@ from transformers import SamConfig, SamImageProcessorPil, SamProcessor
 
 from saqsam.evaluation import PromptTask
 from saqsam.evaluation.fingerprint import encoder_identity, model_identity
-from saqsam.evaluation.run import Subject, evaluate, evaluate_together
+from saqsam.evaluation.run import evaluate, evaluate_together
+from saqsam.evaluation.subject import Subject
 from saqsam.inference.predictor import Predictor
 from support.tiny_quantized import tiny_data
 from support.tiny_sam import tiny_config, tiny_processor, tiny_sam

@@ -10,7 +10,7 @@ from saqsam.data.detections import Detections, ImageDetections
 from saqsam.data.open import open_dataset
 from saqsam.data.rle import decode_mask, rle_from_text
 from saqsam.data.types import Dataset
-from saqsam.evaluation import InstanceTask, PromptTask, evaluate, fill_box_iou
+from saqsam.evaluation import InstanceTask, PromptTask, box_fill_iou, evaluate
 from support.coco_folder import picture, rectangle
 from support.fills_boxes import FillsBoxes
 from support.tiny_sam import tiny_processor, tiny_sam
@@ -34,11 +34,11 @@ def corner_ignored(folder: Path, value: int) -> Dataset:
 def test_a_filled_box(tmp_path: Path, value: int, iou: float) -> None:
     dataset = corner_ignored(tmp_path, value)
     assert dataset[0].instances[0].box == BOX
-    assert fill_box_iou(dataset) == iou
+    assert box_fill_iou(dataset) == iou
     found = ImageDetections(np.array([BOX], dtype=np.float64), np.array([0.9]), np.array([1]))
     tasks = [PromptTask(), InstanceTask(Detections({1: found}))]
     result = evaluate(FillsBoxes(), tiny_processor(), dataset, tasks=tasks)
-    assert result.miou == iou
+    assert result.metrics["prompt"]["miou"] == iou
     assert result.metrics["prompt"]["boundary_iou"] == (1.0 if value else pytest.approx(0.7, abs=0.1))
     # Of the ten thresholds 0.5 to 0.95, those up to 0.75 are met.
     assert result.metrics["instance"]["segm_ap"] == pytest.approx(1.0 if value else 0.6)

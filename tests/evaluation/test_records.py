@@ -16,7 +16,8 @@ import saqsam
 from saqsam.data.scenes.dataset import ScenesDataset
 from saqsam.evaluation import PromptTask, evaluate
 from saqsam.evaluation.records import RecordFolder
-from saqsam.evaluation.run import Subject, evaluate_together
+from saqsam.evaluation.run import evaluate_together
+from saqsam.evaluation.subject import Subject
 from saqsam.utils.errors import CheckpointError
 from support.coco_folder import make_coco
 from support.tiny_sam import tiny_processor, tiny_sam

@@ -15,8 +15,10 @@ from saqsam.data.images import ImageFolder
 from saqsam.data.open import open_dataset
 from saqsam.data.rle import encode_mask
 from saqsam.data.types import Instance, Sample
-from saqsam.evaluation.results import Evaluation, InstanceScore
-from saqsam.evaluation.run import evaluate, fill_box_iou
+from saqsam.evaluation.baseline import box_fill_iou
+from saqsam.evaluation.results import Evaluation
+from saqsam.evaluation.run import evaluate
+from saqsam.evaluation.tasks.prompt import InstanceScore, instance_scores
 from saqsam.inference.backend import Backend
 from saqsam.inference.prompts import Prompts
 from support.coco_folder import annotation, make_coco
@@ -88,15 +90,17 @@ def test_box_prompts() -> None:
     dataset = InMemory([sample(4, instance(1, (8, 8, 24, 40)), instance(2, (32, 0, 64, 20))), sample(9)])
     result = run(dataset)
     assert result == run(dataset)
-    assert (result.dataset, result.instances, result.images) == ("made", 2, 2)
-    assert [(score.image_id, score.instance_id) for score in result.scores] == [(4, 1), (4, 2)]
+    assert (result.dataset, result.metrics["prompt"]["instances"], result.images) == ("made", 2, 2)
+    assert [(score.image_id, score.instance_id) for score in instance_scores(result)] == [(4, 1), (4, 2)]
     # Rectangles that fill their boxes come back but for the rounding of their corners.
-    assert all(score.iou > 0.98 for score in result.scores)
-    assert all(score.predicted_iou == pytest.approx(0.1) for score in result.scores)
-    assert result.miou == pytest.approx(np.mean([score.iou for score in result.scores]))
+    assert all(score.iou > 0.98 for score in instance_scores(result))
+    assert all(score.predicted_iou == pytest.approx(0.1) for score in instance_scores(result))
+    assert result.metrics["prompt"]["miou"] == pytest.approx(
+        np.mean([score.iou for score in instance_scores(result)])
+    )
     assert result.skipped == {}
     assert result.options == {"prompt": {"prompt": "box", "min_area": 0, "masks": False}}
-    assert (result.segm_ap, result.segm_ap50) == (None, None)
+    assert list(result.metrics) == ["prompt"]
 
 
 @pytest.mark.parametrize(("own_ious", "radius"), [((0.9, 0.1, 0.5), 4), ((0.1, 0.9, 0.5), 11)])
@@ -106,7 +110,7 @@ def test_point_prompts_take_the_mask_with_the_highest_predicted_iou(
     target = instance(1, (20, 20, 41, 41))  # its deepest pixel is (30, 30)
     result = run(InMemory([sample(1, target)]), FillsBoxes(own_ious), prompt="point")
     assert result.options["prompt"]["prompt"] == "point"
-    (score,) = result.scores
+    (score,) = instance_scores(result)
     assert score.predicted_iou == pytest.approx(0.9)
     side = min(2 * radius, 22)
     assert score.iou == pytest.approx(min(side, 21) ** 2 / max(side, 21) ** 2, abs=0.03)
@@ -119,20 +123,20 @@ def test_every_instance_weighs_the_same() -> None:
     notched = Instance(3, encode_mask(ring), (0.0, 0.0, 32.0, 32.0), 1)
     full = instance(1, (0, 0, 32, 32))
     dataset = InMemory([sample(1, full, full, full), sample(2, notched)])
-    assert run(dataset).miou == pytest.approx((3 * 1 + 0.75) / 4, abs=0.01)
-    assert fill_box_iou(dataset) == (3 * 1 + 0.75) / 4
-    assert fill_box_iou(dataset, limit=1) == 1
+    assert run(dataset).metrics["prompt"]["miou"] == pytest.approx((3 * 1 + 0.75) / 4, abs=0.01)
+    assert box_fill_iou(dataset) == (3 * 1 + 0.75) / 4
+    assert box_fill_iou(dataset, limit=1) == 1
 
 
 def test_crowds_and_small_instances_are_no_prompts() -> None:
     small, large = instance(1, (0, 0, 4, 4)), instance(2, (10, 10, 50, 50))
     crowd = instance(3, (30, 30, 64, 64), crowd=True)
     dataset = InMemory([sample(1, small, large, crowd)])
-    assert [score.instance_id for score in run(dataset).scores] == [1, 2]
+    assert [score.instance_id for score in instance_scores(run(dataset))] == [1, 2]
     result = run(dataset, min_area=17)
-    assert [score.instance_id for score in result.scores] == [2]
-    assert result.skipped == {"mask below the least area": 1}
-    assert run(dataset, min_area=16).instances == 2
+    assert [score.instance_id for score in instance_scores(result)] == [2]
+    assert result.skipped == {"mask below the minimum area": 1}
+    assert run(dataset, min_area=16).metrics["prompt"]["instances"] == 2
 
 
 def test_limit_progress_and_images_without_instances() -> None:
@@ -142,7 +146,7 @@ def test_limit_progress_and_images_without_instances() -> None:
     )
     calls: list[tuple[object, ...]] = []
     result = run(dataset, backend, limit=2, progress=lambda *step: calls.append(step))
-    assert (result.images, result.instances) == (2, 1)
+    assert (result.images, result.metrics["prompt"]["instances"]) == (2, 1)
     assert calls == [("evaluating", 1, 2), ("evaluating", 2, 2)]
     assert backend.encoded == 1  # nothing to do in the first image
     assert run(dataset, limit=99).images == 3
@@ -152,8 +156,8 @@ def test_more_instances_than_prompts_at_once() -> None:
     boxes = [(x, y, x + 8, y + 8) for x in range(0, 48, 8) for y in range(0, 48, 8)]
     dataset = InMemory([sample(1, *(instance(index, box) for index, box in enumerate(boxes)))])
     result = run(dataset)
-    assert [score.instance_id for score in result.scores] == list(range(36))
-    assert result.miou > 0.9
+    assert [score.instance_id for score in instance_scores(result)] == list(range(36))
+    assert result.metrics["prompt"]["miou"] > 0.9
 
 
 def test_skipped_counts_of_files(tmp_path: Path) -> None:
@@ -163,7 +167,7 @@ def test_skipped_counts_of_files(tmp_path: Path) -> None:
     )
     (tmp_path / "images" / "7.png").unlink()
     result = run(CocoDataset(tmp_path / "images", tmp_path / "annotations.json"))
-    assert result.instances == 1
+    assert result.metrics["prompt"]["instances"] == 1
     assert result.skipped == {"missing image file": 1, "empty mask": 1}
 
 
@@ -181,11 +185,11 @@ def test_detections_give_mask_ap() -> None:
         _6=ImageDetections(np.array([[0.0, 0, 9, 9]]), np.array([0.1]), np.array([1])),
     )
     result = run(dataset, detections=found)
-    assert result.segm_ap50 == result.metrics["instance"]["segm_ap50"] == pytest.approx(0.5, abs=0.01)
+    assert result.metrics["instance"]["segm_ap50"] == pytest.approx(0.5, abs=0.01)
     assert result.metrics["instance"]["segm_ap50_agnostic"] == pytest.approx(1)
-    assert result.instances == 2
+    assert result.metrics["prompt"]["instances"] == 2
     assert result.skipped == {"detection: unknown image id": 3}
-    assert result.miou == run(dataset).miou
+    assert result.metrics["prompt"]["miou"] == run(dataset).metrics["prompt"]["miou"]
 
 
 def test_detection_scores_are_multiplied_by_the_predicted_iou() -> None:
@@ -211,7 +215,7 @@ def test_detection_scores_are_multiplied_by_the_predicted_iou() -> None:
     )
 
     def ap(low: float) -> float | None:
-        return run(InMemory([truth]), Distrusts(low), detections=found).segm_ap50
+        return run(InMemory([truth]), Distrusts(low), detections=found).metrics["instance"]["segm_ap50"]
 
     assert ap(0.9) == pytest.approx(0.5)  # 0.27 for the right box, 0.54 for the wrong one
     assert ap(0.4) == pytest.approx(1)  # 0.27 and 0.24
@@ -227,7 +231,7 @@ def test_detections_from_a_file(tmp_path: Path) -> None:
     ]
     path.write_text(json.dumps(entries))
     result = run(open_dataset(tmp_path), detections=path)
-    assert result.segm_ap is not None
+    assert result.metrics["instance"]["segm_ap"] is not None
     assert result.skipped == {"detection: unknown image id": 1}
 
 
@@ -237,20 +241,20 @@ def test_json_holds_the_figures() -> None:
     result = run(dataset, detections=detections(_4=box))
     content = json.loads(result.to_json())
     assert content == result.to_dict()
-    assert content["tasks"]["prompt"]["metrics"]["miou"] == result.miou
+    assert content["tasks"]["prompt"]["metrics"]["miou"] == result.metrics["prompt"]["miou"]
     assert content["images"] == 1
     assert content["tasks"]["instance"]["metrics"]["segm_ap50"] == pytest.approx(1)
     assert content["tasks"]["instance"]["metrics"]["segm_ap_large"] is None
     (record,) = content["records"]
     assert (record["image_id"], record["file_name"]) == (4, "4.png")
     (found,) = record["prompt"]["instances"]
-    assert InstanceScore(4, 1, found["iou"], found["predicted_iou"]) == result.scores[0]
+    assert InstanceScore(4, 1, found["iou"], found["predicted_iou"]) == instance_scores(result)[0]
     assert "instance" not in json.loads(run(dataset).to_json())["tasks"]
 
 
 def test_wrong_use(tmp_path: Path) -> None:
     dataset = InMemory([sample(1, instance(1, (8, 8, 24, 40)))])
-    with pytest.raises(ValueError, match="expected 'box', 'point' or 'clicks', got 'mask'"):
+    with pytest.raises(ValueError, match="expected box, point or clicks, got 'mask'"):
         run(dataset, prompt="mask")
     with pytest.raises(ValueError, match="at least 1 image, got 0"):
         run(dataset, limit=0)
@@ -283,9 +287,9 @@ def test_a_real_model_twice(model: SamModel, prompt: str, tmp_path: Path) -> Non
     second = evaluate(model.eval(), None, dataset, prompt=prompt)
     assert not model.training
     assert first == second
-    assert first.instances == 3
-    assert all(0 <= score.iou <= 1 for score in first.scores)
-    assert len(first.scores) == len({score.instance_id for score in first.scores})
+    assert first.metrics["prompt"]["instances"] == 3
+    assert all(0 <= score.iou <= 1 for score in instance_scores(first))
+    assert len(instance_scores(first)) == len({score.instance_id for score in instance_scores(first)})
 
 
 def test_masks_are_compared_at_the_original_resolution() -> None:
@@ -299,7 +303,9 @@ def test_masks_are_compared_at_the_original_resolution() -> None:
     instances = tuple(
         Instance(index, encode_mask(truth), box, 1) for index, truth in enumerate((mask, notched))
     )
-    whole, less = (score.iou for score in run(InMemory([Sample(1, "a.png", image, instances)])).scores)
+    whole, less = (
+        score.iou for score in instance_scores(run(InMemory([Sample(1, "a.png", image, instances)])))
+    )
     union = round(1 / (whole - less))
     assert whole - less == pytest.approx(1 / union, abs=1e-12)
     assert whole > 0.9
@@ -314,5 +320,5 @@ def test_filling_the_box_on_real_data(shared_data: Path, name: str) -> None:
     """The figures that the data's own README gives for its first 50 images, and those for all of it."""
     first, whole = FILLED[name]
     dataset = open_dataset(shared_data / name)
-    assert fill_box_iou(dataset, limit=50, min_area=64) == pytest.approx(first, abs=6e-4)
-    assert fill_box_iou(dataset, min_area=64) == pytest.approx(whole, abs=6e-4)
+    assert box_fill_iou(dataset, limit=50, min_area=64) == pytest.approx(first, abs=6e-4)
+    assert box_fill_iou(dataset, min_area=64) == pytest.approx(whole, abs=6e-4)

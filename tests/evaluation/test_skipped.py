@@ -9,9 +9,11 @@ import pytest
 from saqsam.data.detections import load_detections
 from saqsam.data.open import open_dataset
 from saqsam.evaluation import EverythingTask, InstanceTask, OrientedTask, PromptTask, Task
+from saqsam.evaluation.baseline import box_fill_iou
 from saqsam.evaluation.compare import compare
 from saqsam.evaluation.results import Evaluation
-from saqsam.evaluation.run import Subject, evaluate, fill_box_iou
+from saqsam.evaluation.run import evaluate
+from saqsam.evaluation.subject import Subject
 from saqsam.inference.mask_generator import GeneratorOptions
 from support.blobs import Blobs
 from support.coco_folder import annotation, make_coco
@@ -38,7 +40,7 @@ def test_nothing_to_score_says_why_most_frequent_first(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=expected):
         run(tmp_path)
     with pytest.raises(ValueError, match=expected):
-        fill_box_iou(dataset)
+        box_fill_iou(dataset)
     subjects = [Subject(FillsBoxes(), tiny_processor()) for _ in range(2)]
     with pytest.raises(ValueError, match=expected):
         compare(subjects, dataset, [PromptTask("box")])
@@ -61,13 +63,13 @@ def test_other_tasks_say_why_too(tmp_path: Path, name: str) -> None:
 def test_crowds_and_small_objects_are_reasons(tmp_path: Path) -> None:
     make_coco(tmp_path, [annotation(1, 1, BOX, iscrowd="1"), annotation(2, 7, (0, 0, 4, 4))])
     with pytest.raises(
-        ValueError, match=r"crowd region, which is never scored \(1\), mask below the least area \(1\)"
+        ValueError, match=r"crowd region, which is never scored \(1\), mask below the minimum area \(1\)"
     ):
         run(tmp_path, min_area=100)
     with pytest.raises(
-        ValueError, match=r"crowd region, which is never scored \(1\), mask below the least area \(1\)"
+        ValueError, match=r"crowd region, which is never scored \(1\), mask below the minimum area \(1\)"
     ):
-        fill_box_iou(open_dataset(tmp_path), min_area=100)
+        box_fill_iou(open_dataset(tmp_path), min_area=100)
 
 
 def test_data_without_objects_says_so(tmp_path: Path) -> None:

@@ -114,7 +114,9 @@ def test_sensitivity_by_other_means() -> None:
     assert calls[-1] == ("sensitivity", 2 * len(found.groups), 2 * len(found.groups))
     assert found.objects == sum(len(data[i].instances) for i in range(2))
     for model, expected in ((quantized, found.quantized_miou), (made.model, found.float_miou)):
-        assert evaluate(model, tiny_processor(), data, limit=2).miou == pytest.approx(expected)
+        assert evaluate(model, tiny_processor(), data, limit=2).metrics["prompt"]["miou"] == pytest.approx(
+            expected
+        )
     for group in find_groups(structure_of(quantized.config), recipe, "parts"):
         (entry,) = (entry for entry in found.groups if entry.name == group.name)
         for model, donor, miou in (
@@ -122,7 +124,9 @@ def test_sensitivity_by_other_means() -> None:
             (quantized, made.model, entry.without_miou),
         ):
             with exchanged(model, donor, group.modules):
-                assert evaluate(model, tiny_processor(), data, limit=2).miou == pytest.approx(miou)
+                assert evaluate(model, tiny_processor(), data, limit=2).metrics["prompt"][
+                    "miou"
+                ] == pytest.approx(miou)
         assert 0 < entry.alone <= 1
         assert 0 < entry.without <= 1
     assert 0 < found.quantized < 1

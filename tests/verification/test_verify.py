@@ -12,7 +12,7 @@ from transformers import SamModel
 
 import saqsam
 from saqsam.checkpoint import save_checkpoint
-from saqsam.cli.commands import PARITY_IMAGES
+from saqsam.cli.commands.export import PARITY_IMAGES
 from saqsam.export import export_model
 from saqsam.export.onnx.layers import layer_input, linear, move
 from saqsam.export.onnx.sam import decoder, encoder

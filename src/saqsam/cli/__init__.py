@@ -1,6 +1,4 @@
-"""The command line of saqsam.
+"""The command line: `app` declares the commands, `commands` implements them.
 
-It lies outside the package `saqsam`, whose import takes seconds: that brings torch and transformers, to which it
-makes checkpoints known. `app` declares the commands and imports nothing of it, so that help and a misspelt option
-answer at once; what the commands do is in `commands`, imported when one runs.
+Nothing may import this package. `app` and `options` import no torch, so that help and misspelt options answer at once.
 """

@@ -1,187 +1,82 @@
-"""The commands of `saqsam`: what they take, and refusing what needs no model."""
+"""Declaration of the commands of `saqsam`, and the checks that need no model."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import inspect as inspect_module
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from saqsam.cli import arguments
-from saqsam.cli.options import (
-    EvaluationOptions,
+from saqsam.cli import options
+from saqsam.cli.checks import (
+    check_checkpoint,
     check_choice,
-    check_form,
     check_new,
     check_png,
     check_tasks,
     default_masks_path,
     parse_numbers,
+    report_form,
 )
-from saqsam.cli.terminal import guarded, say, starting
-from saqsam.recipes.catalog import (
-    DEFAULT_BITS,
-    DEFAULT_CALIBRATION,
-    DEFAULT_CALIBRATION_IMAGES,
-    DEFAULT_EFFORT,
-    DEFAULT_MEMORY,
-    DEFAULT_METHOD,
-    DEFAULT_SEED,
-)
-
-app = typer.Typer(
-    name="saqsam",
-    help="Quantize Segment Anything Models to real low-bit integers, and use the result.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-SCENES = "scenes"
+from saqsam.cli.library import library
+from saqsam.cli.option_groups import TaskOptions, expand_groups
+from saqsam.cli.terminal import guarded, say
+from saqsam.export.formats import DEFAULT_FORMAT
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line."""
     app(prog_name="saqsam")
 
 
-@contextmanager
-def _library() -> Iterator[None]:
-    """Import what the commands do, saying so, and keep what transformers logs for programmers out of it."""
-    # What torch and transformers import tells programmers while it is imported, where ExecuTorch is installed.
-    for name in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with starting():
-        from saqsam.cli.commands import quiet_transformers
-    with quiet_transformers():
-        yield
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        say(f"saqsam {importlib.metadata.version('saqsam')}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
-    ] = False,
-) -> None:
-    pass
-
-
-@app.command()
-@guarded
 def quantize(
-    model: arguments.ModelArgument = "sam-mini",
+    model: options.ModelArgument = "sam-mini",
     *,
-    out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="The checkpoint to write.")],
-    method: arguments.MethodOption = DEFAULT_METHOD,
-    bits: arguments.BitsOption = DEFAULT_BITS,
-    calibration: arguments.CalibrationOption = DEFAULT_CALIBRATION,
-    images: arguments.CalibrationImagesOption = DEFAULT_CALIBRATION_IMAGES,
-    seed: arguments.SeedOption = DEFAULT_SEED,
-    detections: arguments.CalibrationDetectionsOption = None,
-    ignore_label: arguments.CalibrationIgnoreLabelOption = "auto",
-    effort: arguments.EffortOption = DEFAULT_EFFORT,
-    steps: arguments.StepsOption = None,
-    settings: arguments.SettingsOption = None,
-    deploy: arguments.DeployOption = False,
-    deploy_for: arguments.DeployForOption = None,
-    memory: arguments.CaptureMemoryOption = DEFAULT_MEMORY,
-    check: arguments.CheckOption = SCENES,
-    check_images: arguments.CheckImagesOption = None,
-    device: arguments.DeviceOption = "auto",
-    overwrite: arguments.OverwriteOption = False,
+    out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Checkpoint to write.")],
+    choices: options.QuantizeOptions,
+    device: options.DeviceOption = "auto",
+    overwrite: options.OverwriteOption = False,
 ) -> None:
-    """Quantize a SAM, write a packed checkpoint, and compare what was written with the float model.
+    """Quantize a SAM to a packed checkpoint, and compare it with the float model.
 
-    Ends with sizes, mean IoU and a picture, all computed from the checkpoint as reloaded from disk. Interrupted, it
-    goes on where it stopped when the same command is given again.
+    Prints sizes and mean IoU and draws a picture, all from the checkpoint as reloaded from disk. Run an interrupted
+    command again to resume it.
     """
     check_new(out_dir, overwrite=overwrite)
-    with _library():
-        from saqsam.cli import commands
+    with library():
+        from saqsam.cli.commands.quantize import quantize
 
-        commands.quantize(
-            model,
-            out_dir,
-            method=method,
-            bits=bits,
-            calibration=calibration,
-            images=images,
-            seed=seed,
-            detections=detections,
-            ignore_label=ignore_label,
-            effort=effort,
-            steps=steps,
-            settings=settings or [],
-            deploy=deploy_for or ("onnx" if deploy else None),
-            memory=memory,
-            check=check,
-            check_images=check_images,
-            device=device,
-            overwrite=overwrite,
-        )
+        quantize(model, out_dir, choices, device=device, overwrite=overwrite)
 
 
-@app.command()
-@guarded
 def evaluate(
-    model: arguments.ModelArgument = "sam-mini",
+    model: options.ModelArgument = "sam-mini",
     *,
-    data: arguments.DataOption = SCENES,
-    task: arguments.TaskOption = None,
-    prompt: arguments.PromptOption = "box",
-    detections: arguments.DetectionsOption = None,
-    tile: arguments.TileOption = 1024,
-    labels: arguments.LabelsOption = None,
-    points_per_side: arguments.PointsOption = None,
-    pred_iou: arguments.PredIouOption = None,
-    stability: arguments.StabilityOption = None,
-    ignore_label: arguments.IgnoreLabelOption = "auto",
-    limit: arguments.LimitOption = None,
-    json_file: arguments.JsonOption = None,
-    memory: arguments.MemoryOption = "1GiB",
-    workers: arguments.WorkersOption = 2,
-    device: arguments.DeviceOption = "auto",
-    runtime: arguments.RuntimeOption = None,
-    threads: arguments.ThreadsOption = None,
-    overwrite: arguments.OverwriteOption = False,
+    choices: options.EvaluationOptions,
+    task_options: TaskOptions,
+    json_file: options.JsonOption = None,
+    device: options.DeviceOption = "auto",
+    runtime: options.RuntimeOption = None,
+    threads: options.ThreadsOption = None,
+    overwrite: options.OverwriteOption = False,
 ) -> None:
-    """Score a model, a checkpoint or, in its runtime, an export, on one task or several.
+    """Score a model, a checkpoint or an exported folder on one task or several.
 
-    With --json, what has been scored is kept in FILE.unfinished until all is: interrupted, the same command goes on.
-    Started by torchrun (torchrun --nproc-per-node 2 -m saqsam evaluate ...), processes share the images.
+    With --json, finished images are kept in FILE.unfinished: run an interrupted command again to resume it. Processes
+    that torchrun starts (torchrun --nproc-per-node 2 -m saqsam evaluate ...) share the images.
     """
-    check_tasks(task, prompt)
+    check_tasks(choices.task, task_options)
     check_new(json_file, overwrite=overwrite)
-    with _library():
-        from saqsam.cli import evaluation
+    with library():
+        from saqsam.cli.commands.evaluate import evaluate
 
-        evaluation.evaluate(
+        evaluate(
             model,
-            EvaluationOptions(
-                data,
-                task,
-                prompt,
-                detections,
-                limit,
-                memory,
-                workers,
-                tile=tile,
-                labels=labels,
-                points_per_side=points_per_side,
-                pred_iou=pred_iou,
-                stability=stability,
-                ignore_label=ignore_label,
-            ),
+            choices,
+            task_options.given,
             json_file=json_file,
             device=device,
             runtime=runtime,
@@ -190,61 +85,35 @@ def evaluate(
         )
 
 
-@app.command()
-@guarded
 def compare(
-    models: arguments.ModelsArgument,
+    models: options.ModelsArgument,
     *,
-    data: arguments.DataOption = SCENES,
-    task: arguments.TaskOption = None,
-    prompt: arguments.PromptOption = "box",
-    detections: arguments.DetectionsOption = None,
-    tile: arguments.TileOption = 1024,
-    labels: arguments.LabelsOption = None,
-    points_per_side: arguments.PointsOption = None,
-    pred_iou: arguments.PredIouOption = None,
-    stability: arguments.StabilityOption = None,
-    ignore_label: arguments.IgnoreLabelOption = "auto",
-    limit: arguments.LimitOption = None,
-    json_file: arguments.JsonOption = None,
-    out_png: arguments.WorstPictureOption = None,
-    memory: arguments.MemoryOption = "1GiB",
-    workers: arguments.WorkersOption = 2,
-    device: arguments.DeviceOption = "auto",
-    threads: arguments.ThreadsOption = None,
-    overwrite: arguments.OverwriteOption = False,
+    choices: options.EvaluationOptions,
+    task_options: TaskOptions,
+    json_file: options.JsonOption = None,
+    out_png: options.WorstPictureOption = None,
+    device: options.DeviceOption = "auto",
+    threads: options.ThreadsOption = None,
+    overwrite: options.OverwriteOption = False,
 ) -> None:
-    """Compare models on the same images and prompts: differences to the first with intervals, and where they lie.
+    """Compare models on the same images and prompts, with confidence intervals.
 
-    Beside IoU with the truth stands the IoU of the models' masks with each other. With --json, what has been scored is
-    kept in FILE.unfinished until all is: interrupted, the same command goes on.
+    Prints differences to the first model, the IoU of the models' masks with each other, and the images on which a model
+    lost most. With --json, finished images are kept in FILE.unfinished: run an interrupted command again to resume it.
     """
-    check_tasks(task, prompt)
+    check_tasks(choices.task, task_options)
     if len(models) < 2:
         raise ValueError(f"compare: expected two models or more, got {len(models)}")
     check_png(out_png)
     for path in (json_file, out_png):
         check_new(path, overwrite=overwrite)
-    with _library():
-        from saqsam.cli import comparison
+    with library():
+        from saqsam.cli.commands.compare import compare_models
 
-        comparison.compare_models(
+        compare_models(
             models,
-            EvaluationOptions(
-                data,
-                task,
-                prompt,
-                detections,
-                limit,
-                memory,
-                workers,
-                tile=tile,
-                labels=labels,
-                points_per_side=points_per_side,
-                pred_iou=pred_iou,
-                stability=stability,
-                ignore_label=ignore_label,
-            ),
+            choices,
+            task_options.given,
             json_file=json_file,
             picture=out_png,
             device=device,
@@ -253,52 +122,38 @@ def compare(
         )
 
 
-@app.command()
-@guarded
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint of saqsam.")],
+    folder: options.CheckpointArgument,
     *,
     out_file: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="REPORT.html, or .md or .json: the file to write.")
+        Path, typer.Option("--out", metavar="FILE", help="File to write, such as REPORT.html.")
     ],
-    data: arguments.DataOption = SCENES,
-    prompt: arguments.PromptOption = "box",
-    limit: arguments.ReportLimitOption = None,
-    format: arguments.ReportFormOption = None,
-    float_model: arguments.FloatModelOption = None,
-    calibration: arguments.ReportCalibrationOption = None,
-    sensitivity: arguments.SensitivityOption = "parts",
-    sensitivity_images: arguments.SensitivityImagesOption = 4,
-    memory: arguments.MemoryOption = "1GiB",
-    device: arguments.DeviceOption = "auto",
-    overwrite: arguments.OverwriteOption = False,
+    choices: options.ReportOptions,
+    prompt_options: options.PromptOptions,
+    format: Annotated[
+        str | None,
+        typer.Option(metavar="html|md|json", help="Form of the file.", show_default="the ending of --out"),
+    ] = None,
+    device: options.DeviceOption = "auto",
+    overwrite: options.OverwriteOption = False,
 ) -> None:
-    """Write a report on a checkpoint: one file that needs no network, to be read in two minutes and sent on.
+    """Write a report on a checkpoint as one self-contained file.
 
-    Scores float and quantized model side by side, and measures what each part costs. saqsam quantize writes the short
-    version, report.html, by itself.
+    Scores float and quantized model side by side, and measures the accuracy drop of each part. saqsam quantize writes a
+    short version, report.html, into every checkpoint.
     """
-    check_tasks(None, prompt)
-    form = check_form(out_file, format)
-    check_choice("--sensitivity", sensitivity, ("none", "parts", "layers"))
-    if not folder.is_dir():
-        raise ValueError(f"no checkpoint folder {folder}")
+    check_tasks(None, prompt_options)
+    form = report_form(out_file, format)
+    check_choice("--sensitivity", choices.sensitivity, ("none", "parts", "layers"))
+    check_checkpoint(folder)
     check_new(out_file, overwrite=overwrite)
-    with _library():
-        from saqsam.cli import reporting
+    with library():
+        from saqsam.cli.commands.report import report
 
-        reporting.report(
+        report(
             folder,
-            reporting.ReportOptions(
-                data,
-                prompt,  # type: ignore[arg-type]
-                limit,
-                float_model,
-                calibration,
-                None if sensitivity == "none" else sensitivity,  # type: ignore[arg-type]
-                sensitivity_images,
-                memory,
-            ),
+            choices,
+            prompt_options.given,
             path=out_file,
             form=form,
             device=device,
@@ -306,112 +161,80 @@ def report(
         )
 
 
-@app.command()
-@guarded
 def segment(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="sam-mini, a checkpoint, an export, or any other model.")
-    ],
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to segment.")],
+    model: options.ModelArgument,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image to segment.")],
     *,
-    box: arguments.BoxOption = None,
-    point: arguments.PointOption = None,
-    everything: arguments.EverythingOption = False,
-    points_per_side: arguments.PointsOption = None,
-    pred_iou: arguments.PredIouOption = None,
-    stability: arguments.StabilityOption = None,
-    out_png: arguments.MasksPictureOption = None,
-    device: arguments.DeviceOption = "auto",
-    runtime: arguments.RuntimeOption = None,
-    threads: arguments.ThreadsOption = None,
-    overwrite: arguments.OverwriteOption = False,
+    box: options.BoxOption = None,
+    point: options.PointOption = None,
+    everything: options.EverythingOption = False,
+    generator: options.GeneratorOptions,
+    out_png: options.MasksPictureOption = None,
+    device: options.DeviceOption = "auto",
+    runtime: options.RuntimeOption = None,
+    threads: options.ThreadsOption = None,
+    overwrite: options.OverwriteOption = False,
 ) -> None:
-    """Segment objects of a picture from boxes and points, a mask each, or everything in it."""
+    """Segment objects of an image from boxes and points, or everything in it."""
     boxes = [(text, parse_numbers(text, 4, "--box", "x0,y0,x1,y1")) for text in box or []]
     points = [(text, parse_numbers(text, 2, "--point", "x,y")) for text in point or []]
     if everything and (boxes or points):
         raise ValueError("give --everything or prompts, not both")
     if not everything and not boxes and not points:
         raise ValueError("give at least one --box x0,y0,x1,y1 or --point x,y, or --everything")
-    if not everything and not (points_per_side is pred_iou is stability is None):
+    if not everything and generator.given:
         raise ValueError("--points-per-side, --pred-iou and --stability need --everything")
     path = out_png or default_masks_path(image)
     check_png(path)
     if path.exists() and image.exists() and path.samefile(image):
         raise ValueError(f"--out: {path} is the picture to segment; choose another name")
     check_new(path, overwrite=overwrite)
-    with _library():
-        from saqsam.cli import commands
+    with library():
+        from saqsam.cli.commands.segment import Machine, segment, segment_everything
 
+        machine = Machine(device, runtime, threads)
         if everything:
-            commands.segment_everything(
-                model,
-                image,
-                path,
-                points_per_side=points_per_side,
-                pred_iou=pred_iou,
-                stability=stability,
-                device=device,
-                runtime=runtime,
-                threads=threads,
-                overwrite=overwrite,
-            )
-            return
-        commands.segment(
-            model,
-            image,
-            path,
-            boxes=boxes,
-            points=points,
-            device=device,
-            runtime=runtime,
-            threads=threads,
-            overwrite=overwrite,
-        )
+            segment_everything(model, image, path, generator.given, machine, overwrite=overwrite)
+        else:
+            segment(model, image, path, boxes, points, machine, overwrite=overwrite)
 
 
-@app.command()
-@guarded
 def inspect(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint of saqsam.")],
+    folder: options.CheckpointArgument,
     *,
-    json_file: arguments.JsonOption = None,
-    overwrite: arguments.OverwriteOption = False,
+    json_file: options.JsonOption = None,
+    overwrite: options.OverwriteOption = False,
 ) -> None:
-    """Show what is quantized to how many bits: ranges, bytes and multiply-accumulates of each part."""
-    if not folder.is_dir():
-        raise ValueError(f"no checkpoint folder {folder}")
+    """Show bits, ranges, bytes and multiply-accumulates of each part of a checkpoint."""
+    check_checkpoint(folder)
     check_new(json_file, overwrite=overwrite)
-    with _library():
-        from saqsam.cli import commands
+    with library():
+        from saqsam.cli.commands.inspect import inspect
 
-        commands.inspect(folder, json_file=json_file, overwrite=overwrite)
+        inspect(folder, json_file=json_file, overwrite=overwrite)
 
 
-@app.command()
-@guarded
 def export(
-    checkpoint: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint of saqsam.")],
+    checkpoint: options.CheckpointArgument,
     *,
-    out_dir: Annotated[Path, typer.Option("--out", metavar="OUT", help="The folder to write.")],
-    format: arguments.ExportFormatOption = "onnx",
-    single_mask: arguments.SingleMaskOption = False,
-    runtime: arguments.ExportRuntimeOption = None,
-    min_parity: arguments.MinParityOption = 0.95,
-    overwrite: arguments.OverwriteOption = False,
+    out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
+    format: options.ExportFormatOption = DEFAULT_FORMAT,
+    single_mask: options.SingleMaskOption = False,
+    runtime: options.ExportRuntimeOption = None,
+    min_parity: options.MinParityOption = 0.95,
+    overwrite: options.OverwriteOption = False,
 ) -> None:
-    """Write a checkpoint as files for another runtime, encoder and decoder, and compare their masks with torch's.
+    """Export a checkpoint for another runtime, and compare its masks with torch's.
 
     The export fails, and leaves nothing at --out, if a runtime computes other masks; the error names the first node
     that differs.
     """
-    if not checkpoint.is_dir():
-        raise ValueError(f"no checkpoint folder {checkpoint}")
+    check_checkpoint(checkpoint)
     check_new(out_dir, overwrite=overwrite)
-    with _library():
-        from saqsam.cli import commands
+    with library():
+        from saqsam.cli.commands.export import export
 
-        commands.export(
+        export(
             checkpoint,
             out_dir,
             format=format,
@@ -420,3 +243,45 @@ def export(
             min_parity=min_parity,
             overwrite=overwrite,
         )
+
+
+def _print_version(is_given: bool) -> None:
+    if is_given:
+        say(f"saqsam {importlib.metadata.version('saqsam')}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
+
+
+def _help_text(command: Callable[..., None]) -> str:
+    """Return the docstring of a command with one line per paragraph, which the terminal wraps to its width."""
+    paragraphs = (inspect_module.getdoc(command) or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+COMMANDS = (quantize, evaluate, compare, report, segment, inspect, export)
+
+
+def create_app() -> typer.Typer:
+    """Create the command line from `COMMANDS` and the registries as they are now."""
+    created = typer.Typer(
+        name="saqsam",
+        help="Quantize Segment Anything Models to real low-bit integers, and evaluate, inspect and export them.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    created.callback()(_root)
+    for command in COMMANDS:
+        created.command(help=_help_text(command))(guarded(expand_groups(command)))
+    return created
+
+
+app = create_app()

@@ -1,113 +1,351 @@
-"""Options that several commands take together, and what can be said of them before anything is imported."""
+"""Options of the commands, as typer declares them: single ones that several commands share, and groups.
+
+Choices, defaults and help texts come from the registries of tasks, methods, formats and runtimes.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-PROMPTS = ("box", "point", "clicks")
-FORMS = ("html", "md", "json")
-TASKS = ("prompt", "instance", "oriented", "everything", "semantic")
+import typer
+
+from saqsam.cli.option_groups import OptionGroup, TaskOptions, check_most
+from saqsam.evaluation.registry import GENERATOR_OPTIONS, PROMPT, TASKS, TaskOption
+from saqsam.export.formats import FORMATS
+from saqsam.recipes.catalog import (
+    DEFAULT_BITS,
+    DEFAULT_CALIBRATION,
+    DEFAULT_CALIBRATION_IMAGES,
+    DEFAULT_EFFORT,
+    DEFAULT_MEMORY,
+    DEFAULT_METHOD,
+    DEFAULT_SEED,
+    DEPLOY_TARGETS,
+    EFFORTS,
+    METHOD_SUMMARIES,
+)
+from saqsam.runtimes.registry import RUNTIMES, TORCH, TORCH_INTEGER
+
+SCENES = "scenes"
+NO_CHECK = "none"
+
+
+def alternatives(names: Iterable[str]) -> str:
+    """Return names as a list that ends in "or"."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def described(summaries: Iterable[tuple[str, str]]) -> str:
+    """Return names with their summaries in brackets, as one sentence without its full stop."""
+    return ", ".join(f"{name} ({summary})" for name, summary in summaries)
+
+
+def _runtime_devices() -> str:
+    return ", ".join(f"{alternatives(r.devices)} in {r.name}" for r in RUNTIMES.values() if r.devices)
+
+
+def _default_tasks() -> str:
+    names = " and ".join(entry.name for entry in TASKS.values() if entry.is_default)
+    implied = [f"{e.name} too with --{e.implied_by}" for e in TASKS.values() if e.implied_by is not None]
+    return "; ".join([names, *implied])
+
+
+MODEL_HELP = (
+    "sam-mini, a checkpoint or export of saqsam, a folder or hub id of transformers, or an official "
+    "sam_vit_*.pth."
+)
+DATA_HELP = (
+    "scenes (generated images); a folder with images/ and annotations.json (COCO format), labelTxt/ (DOTA) or masks/ "
+    "(pairs); an image folder of a COCO root, such as ROOT/val2017; an annotation file of COCO or LVIS; for task "
+    "semantic also the root of ADE20K."
+)
+IGNORE_LABEL_HELP = "value of mask pixels that do not count; auto: 255 in masks of 0, 1 and 255."
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+CheckpointArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint of saqsam.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help=f"Device: auto, cpu, cuda, mps, ...; for an exported folder one of its runtime: {_runtime_devices()}.",
+    ),
+]
+RuntimeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help=f"Runtime. For an exported folder {alternatives(RUNTIMES)}; for a checkpoint {TORCH}, or {TORCH_INTEGER}: "
+        "linear layers on torch's integer kernels, timed against float.",
+        show_default=f"that of the export's format; {TORCH}",
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(min=1, max=1024, metavar="N", help="Threads of torch or the runtime.", show_default="all"),
+]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write all results to a JSON file.")
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 
 
 @dataclass(frozen=True)
-class EvaluationOptions:
-    """What is evaluated, on what, as the command line has it.
+class EvaluationOptions(OptionGroup):
+    """Data and tasks of an evaluation."""
 
-    Attributes:
-        data: As `--data`.
-        tasks: As `--task`; None for what the other options imply.
-        prompt: As `--prompt`.
-        detections: As `--detections`.
-        limit: As `--limit`.
-        memory: As `--memory`.
-        workers: As `--workers`.
-        tile: As `--tile`.
-        labels: As `--labels`.
-        points_per_side: As `--points-per-side`, and so on; None for the official value.
-        pred_iou: As `--pred-iou`.
-        stability: As `--stability`.
-        ignore_label: As `--ignore-label`.
-    """
-
-    data: str
-    tasks: Sequence[str] | None
-    prompt: str
-    detections: Path | None
-    limit: int | None
-    memory: str
-    workers: int
-    tile: int = 1024
-    labels: str | None = None
-    points_per_side: int | None = None
-    pred_iou: float | None = None
-    stability: float | None = None
-    ignore_label: str = "auto"
+    data: Annotated[str, typer.Option(metavar="DATA", help=f"Dataset to score: {DATA_HELP}")] = SCENES
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"Task: {described((e.name, e.summary) for e in TASKS.values())}; repeatable.",
+            show_default=_default_tasks(),
+        ),
+    ] = None
+    ignore_label: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none|VALUE", help=f"In folders of images and masks, the {IGNORE_LABEL_HELP}"
+        ),
+    ] = "auto"
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, callback=check_most, metavar="N", help="Score the first N images only."),
+    ] = None
+    memory: Annotated[
+        str,
+        typer.Option(metavar="SIZE", help="Memory for prompts that are decoded together, beside the model."),
+    ] = "1GiB"
+    workers: Annotated[
+        int, typer.Option(min=0, max=256, metavar="N", help="Threads that read images ahead.")
+    ] = 2
 
 
-def check_tasks(tasks: Sequence[str] | None, prompt: str) -> None:
-    """Raise ValueError for names of tasks or prompts that there are not."""
-    if prompt not in PROMPTS:
-        raise ValueError(f"--prompt: expected box, point or clicks, got {prompt!r}")
-    for name in tasks or ():
-        if name not in TASKS:
-            raise ValueError(f"--task: expected one of {', '.join(TASKS)}, got {name!r}")
+class PromptOptions(TaskOptions):
+    """The kind of prompt, for commands that score the task `prompt` alone."""
+
+    panel = None
+
+    @classmethod
+    def declared(cls) -> Sequence[TaskOption]:
+        """Return the options of the group."""
+        return (PROMPT,)
 
 
-def check_new(path: Path | None, *, overwrite: bool) -> None:
-    """Raise ValueError if an output exists and is not to be replaced."""
-    if path is not None and os.path.lexists(path) and not overwrite:
-        raise ValueError(f"{path} exists; choose another name, or pass --overwrite")
+class GeneratorOptions(TaskOptions):
+    """Options of automatic masks, for commands that run no task."""
+
+    panel = "Options of --everything"
+
+    @classmethod
+    def declared(cls) -> Sequence[TaskOption]:
+        """Return the options of the group."""
+        return GENERATOR_OPTIONS
 
 
-def check_png(path: Path | None) -> None:
-    """Raise ValueError for the name of a picture that says it is something else."""
-    if path is not None and path.suffix.lower() != ".png":
-        raise ValueError(f"--out: expected a name that ends in .png, got {path}")
+@dataclass(frozen=True)
+class QuantizeOptions(OptionGroup):
+    """Method, calibration and check of a quantization."""
+
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help=f"Method: {described(METHOD_SUMMARIES.items())}.")
+    ] = DEFAULT_METHOD
+    bits: Annotated[
+        str, typer.Option(metavar="wXaY", help="X bits for weights, Y for activations, 2 to 8 each.")
+    ] = DEFAULT_BITS
+    calibration: Annotated[
+        str,
+        typer.Option(
+            metavar="DATA", help="Calibration set: a dataset as for evaluate --data, or any folder of images."
+        ),
+    ] = DEFAULT_CALIBRATION
+    images: Annotated[
+        int, typer.Option(min=1, callback=check_most, metavar="N", help="Number of calibration images.")
+    ] = DEFAULT_CALIBRATION_IMAGES
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0, callback=check_most, metavar="N", help="Seed that draws calibration images and prompts."
+        ),
+    ] = DEFAULT_SEED
+    detections: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="COCO results of any detector, whose boxes become the calibration prompts."
+        ),
+    ] = None
+    ignore_label: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none|VALUE",
+            help=f"In a calibration set of images and masks, the {IGNORE_LABEL_HELP}",
+        ),
+    ] = "auto"
+    effort: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=f"Length of learning: {alternatives(EFFORTS)} (the published number of steps).",
+        ),
+    ] = DEFAULT_EFFORT
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, callback=check_most, metavar="N", help="Learning steps per unit, instead of --effort's."
+        ),
+    ] = None
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override one field of the method's recipe, such as clipping=none or reconstruction.loss=output; "
+            "repeatable.",
+        ),
+    ] = None
+    deploy: Annotated[
+        bool,
+        typer.Option(
+            "--deploy",
+            help="Make the recipe run on integer kernels: signed weights, 8-bit uniform probabilities.",
+        ),
+    ] = False
+    deploy_for: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"The same for a format of saqsam export: {alternatives(DEPLOY_TARGETS)}.",
+        ),
+    ] = None
+    memory: Annotated[
+        str,
+        typer.Option(metavar="SIZE", help="Captured activations to hold in memory; the rest goes to disk."),
+    ] = DEFAULT_MEMORY
+    check: Annotated[
+        str,
+        typer.Option(
+            metavar="DATA",
+            help=f"Dataset to score float and quantized model on afterwards; {NO_CHECK} skips that.",
+        ),
+    ] = SCENES
+    check_images: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            callback=check_most,
+            metavar="N",
+            help="Images of --check.",
+            show_default="24; 2 for inputs above 512 px",
+        ),
+    ] = None
 
 
-def default_masks_path(image: Path) -> Path:
-    """Return the default output of `segment`, `PHOTO.masks.png` beside `PHOTO.jpg`.
+@dataclass(frozen=True)
+class ReportOptions(OptionGroup):
+    """Data and measurements of a report."""
 
-    Raises:
-        ValueError: `image` is a folder, such as `.`, `..` or `/`, from whose name no other can be made.
-    """
-    if image.is_dir():
-        raise ValueError(f"IMAGE: expected an image file, got the folder {image}")
-    return image.with_name(f"{image.stem}.masks.png")
+    data: Annotated[str, typer.Option(metavar="DATA", help=f"Dataset to score: {DATA_HELP}")] = SCENES
+    ignore_label: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none|VALUE", help=f"In folders of images and masks, the {IGNORE_LABEL_HELP}"
+        ),
+    ] = "auto"
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            callback=check_most,
+            metavar="N",
+            help="Score the first N images only.",
+            show_default="24; 4 for inputs above 512 px",
+        ),
+    ] = None
+    float_model: Annotated[
+        str | None,
+        typer.Option(
+            "--float",
+            metavar="MODEL",
+            help="Float model to compare with.",
+            show_default="as recorded by quantize",
+        ),
+    ] = None
+    calibration: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Calibration set.", show_default="as recorded by quantize"),
+    ] = None
+    sensitivity: Annotated[
+        str,
+        typer.Option(
+            metavar="none|parts|layers",
+            help="Quantize each alone, and leave each float alone: the recipe's parts, or every single layer.",
+        ),
+    ] = "parts"
+    sensitivity_images: Annotated[
+        int,
+        typer.Option(min=1, callback=check_most, metavar="N", help="Images that sensitivity is measured on."),
+    ] = 4
+    memory: Annotated[
+        str,
+        typer.Option(metavar="SIZE", help="Memory for prompts that are decoded together, beside the model."),
+    ] = "1GiB"
 
 
-def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
-    """Raise ValueError for a value that there is not."""
-    if value not in choices:
-        raise ValueError(f"{option}: expected {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}")
+# Of segment.
+BoxOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="x0,y0,x1,y1", help="Box around an object, in pixels; repeatable."),
+]
+PointOption = Annotated[
+    list[str] | None, typer.Option(metavar="x,y", help="Point on an object, in pixels; repeatable.")
+]
+EverythingOption = Annotated[
+    bool, typer.Option("--everything", help="Segment everything from a grid of points instead.")
+]
+MasksPictureOption = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="PNG", help="Picture to write.", show_default="beside IMAGE, *.masks.png"),
+]
 
+# Of compare.
+ModelsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL",
+        help="Two models or more, each as for evaluate. DIR@NAME selects a runtime, such as out/onnx@openvino or "
+        f"out/q@{TORCH_INTEGER}.",
+    ),
+]
+WorstPictureOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="PNG", help="Picture of the images on which the second model lost most, to write."
+    ),
+]
 
-def check_form(path: Path, form: str | None) -> str:
-    """The form of a report: `html`, `md` or `json`, as asked for or as its file is named."""
-    if form is not None:
-        check_choice("--format", form, FORMS)
-        return form
-    ending = path.suffix.lower().removeprefix(".")
-    if ending not in FORMS:
-        raise ValueError(
-            f"--out: expected a name that ends in .html, .md or .json, got {path}; or say --format"
-        )
-    return ending
-
-
-def parse_numbers(text: str, count: int, option: str, form: str) -> list[float]:
-    """So many numbers between commas; `form` says how they must look.
-
-    Raises:
-        ValueError: They do not.
-    """
-    try:
-        values = [float(value) for value in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) != count:
-        raise ValueError(f"{option} must look like {form}, got {text!r}")
-    return values
+# Of export.
+ExportFormatOption = Annotated[str, typer.Option(metavar="NAME", help=f"Format: {alternatives(FORMATS)}.")]
+SingleMaskOption = Annotated[
+    bool,
+    typer.Option(
+        "--single-mask", help="Return one mask per prompt, chosen as in the official export, instead of four."
+    ),
+]
+ExportRuntimeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help=f"Runtime to compare with torch: {alternatives(RUNTIMES)}.",
+        show_default="all that are installed and run the format",
+    ),
+]
+MinParityOption = Annotated[
+    float,
+    typer.Option(
+        metavar="IOU", help="Lowest accepted mean IoU between a runtime's masks and torch's, from 0 to 1."
+    ),
+]

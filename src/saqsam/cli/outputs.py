@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from saqsam.cli.options import check_new
+from saqsam.cli.checks import check_new
 from saqsam.utils.atomic_write import check_writable, write_whole
 from saqsam.utils.locks import LockHeldError, lock_file
 from saqsam.utils.replace import replace_file, replace_folder, restore_folder

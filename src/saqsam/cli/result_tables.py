@@ -1,4 +1,4 @@
-"""The tables that the commands print."""
+"""Tables that the commands print."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from saqsam.analysis.inventory import Inventory, mac_width
 from saqsam.cli.terminal import out, result_table, say
 from saqsam.data.scenes.dataset import ScenesDataset
 from saqsam.data.types import Dataset
-from saqsam.evaluation import Evaluation
+from saqsam.evaluation.results import Evaluation
+from saqsam.evaluation.task import Task
 from saqsam.export import Manifest
 from saqsam.recipes.deployment import substitutions
 from saqsam.recipes.recipe import Recipe
@@ -17,59 +18,44 @@ from saqsam.runtimes.registry import TORCH_INTEGER
 from saqsam.runtimes.torch_integer import IntegerLayers, Speed
 from saqsam.verification.parity import Parity
 
-METRIC_NAMES = {
-    "miou": "mean IoU",
-    "boundary_iou": "mean boundary IoU",
-    "share_above_90": "share above IoU 0.9",
-    "instances": "objects",
-    "rotated_miou": "mean rotated IoU",
-    "ignored": "difficult objects, crowds",
-    "mended": "truth not convex, its hull taken",
-    "boxes": "boxes asked for",
-    "empty_masks": "of these without a pixel",
-    "ar10": "average recall, 10 masks",
-    "ar100": "average recall, 100 masks",
-    "ar1000": "average recall, 1000 masks",
-    "masks_per_image": "masks in an image",
-    "semantic_miou": "mean IoU of classes",
-    "pixel_accuracy": "pixel accuracy",
-    "unrefined_miou": "mean IoU, unrefined",
-    "unrefined_pixel_accuracy": "pixel accuracy, unrefined",
-    "label_maps": "label maps",
-}
-"""Of figures whose own names say little."""
-
 
 def print_summary(
     inventory: Inventory, folder: Path, scores: tuple[Evaluation, Evaluation] | None = None
 ) -> None:
-    """Float against quantized: size of a checkpoint and, with scores of both, mean IoU."""
+    """Print the size of a checkpoint beside that of the float model and, with scores of both, their mean IoU."""
     on_disk = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     table = result_table(inventory.name, "float32", "quantized", "", right=3)
     ratio = f"{inventory.float32_bytes / on_disk:.2f}x smaller"
     table.add_row("size on disk", _megabytes(inventory.float32_bytes), _megabytes(on_disk), ratio)
     if scores is not None:
-        before, after = scores
-        change = f"{after.miou - before.miou:+.4f}"
-        table.add_row("mean IoU, box prompts", f"{before.miou:.4f}", f"{after.miou:.4f}", change)
+        before, _ = scores
+        one, other = (result.metrics["prompt"]["miou"] or 0.0 for result in scores)
+        table.add_row("mean IoU, box prompts", f"{one:.4f}", f"{other:.4f}", f"{other - one:+.4f}")
     out.print(table)
     if scores is not None:
-        say(f"scored on {before.instances} objects in {before.images} images of {before.dataset}")
+        say(
+            f"scored on {before.metrics['prompt']['instances']} objects in {before.images} images of {before.dataset}"
+        )
         print_left_out(before.skipped, before.notes)
 
 
 def print_evaluation(
-    result: Evaluation, model: str, recipe: str, inventory: Inventory | None, dataset: Dataset
+    result: Evaluation,
+    tasks: Sequence[Task],
+    model: str,
+    recipe: str,
+    inventory: Inventory | None,
+    dataset: Dataset,
 ) -> None:
-    """Figures of each task for one model and the name of its recipe; of a checkpoint its widths too."""
+    """Print the metrics of each task for one model and, of a checkpoint, its shares of bytes and MACs."""
     say(f"{model} ({recipe}) on {scored_on(result, dataset)}")
-    for task, metrics in result.metrics.items():
+    for task in tasks:
         options = ", ".join(
-            f"{k} {v}" for k, v in result.options[task].items() if isinstance(v, int | float | str) and v
+            f"{k} {v}" for k, v in result.options[task.name].items() if isinstance(v, int | float | str) and v
         )
-        table = result_table(f"{task}: {options}" if options else task, "", right=1)
-        for name, value in metrics.items():
-            table.add_row(METRIC_NAMES.get(name, name), figure(value))
+        table = result_table(f"{task.name}: {options}" if options else task.name, "", right=1)
+        for name, value in result.metrics[task.name].items():
+            table.add_row(task.metric_labels.get(name, name), metric_text(value))
         out.print(table)
     print_left_out(result.skipped, result.notes)
     if inventory is not None:
@@ -77,7 +63,7 @@ def print_evaluation(
 
 
 def scored_on(result: Evaluation, dataset: Dataset) -> str:
-    """Describe what a model was scored on: numbers of objects and images, and what they are drawn from."""
+    """Return a phrase with the numbers of objects and images that were scored, and their dataset."""
     counts = [metrics.get(name) for metrics in result.metrics.values() for name in ("instances", "objects")]
     objects = next((count for count in counts if count is not None), None)
     seed = f" (seed {dataset.seed})" if isinstance(dataset, ScenesDataset) else ""
@@ -86,19 +72,19 @@ def scored_on(result: Evaluation, dataset: Dataset) -> str:
 
 
 def print_left_out(skipped: Mapping[str, int], notes: Mapping[str, int], prefix: str = "") -> None:
-    """Say once for each kind what was left out of data and what was accepted although it was unusual."""
+    """Print what was skipped and what was accepted although unusual, one line per kind."""
     for label, counts in (("left out", skipped), ("note", notes)):
         for what, number in counts.items():
             say(f"{label}: {prefix}{what}: {number}")
 
 
-def figure(value: float | int | None) -> str:
-    """A figure as tables show it: counts whole, the rest with four digits, what was not there as a dash."""
+def metric_text(value: float | int | None) -> str:
+    """Return a metric as tables show it: counts whole, others with four digits, a dash for None."""
     return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}"
 
 
 def print_inventory(inventory: Inventory, source: str) -> None:
-    """A row for each part of a quantized model, and the shares at each width."""
+    """Print one row per part of a quantized model, and the shares of bytes and MACs by width."""
     say(f"{inventory.name} ({source})")
     table = result_table("part", "bits", "activations", "params", "bytes", "%", "MACs", "%", right=7)
     for part in inventory.parts:
@@ -127,14 +113,14 @@ def _print_shares(inventory: Inventory) -> None:
 
 
 def print_integer_layers(layers: IntegerLayers) -> None:
-    """How many linear layers torch's integer kernels take on this machine, and why they do not take the others."""
+    """Print how many linear layers run on torch's integer kernels, and why the others do not."""
     say(f"{TORCH_INTEGER}: {layers.integer} of {layers.total} quantized linear layers on integers")
     for reason, count in layers.left.items():
         say(f"  {count} de-quantized: {reason}")
 
 
 def print_speed(speeds: Sequence[Speed]) -> None:
-    """Times of a model in torch beside those of a float one."""
+    """Print the latency of a model in torch beside that of a float one."""
     table = result_table("", "ms", "float, ms", "speed", right=3)
     for speed in speeds:
         times = (f"{1000 * seconds:.1f}" for seconds in (speed.seconds, speed.float_seconds))
@@ -150,7 +136,7 @@ def _megabytes(count: int) -> str:
 
 
 def _short(count: int) -> str:
-    """At most three digits and a unit: 950, 12.3k, 488G."""
+    """Return a count with at most three digits and a unit: 950, 12.3k, 488G."""
     value, unit = float(count), ""
     for larger in ("k", "M", "G", "T"):
         if value < 999.5:
@@ -160,26 +146,26 @@ def _short(count: int) -> str:
 
 
 def _end(value: float) -> str:
-    """An end of a range in at most five characters, for values below ten thousand."""
+    """Return the end of a range in at most five characters, for values below ten thousand."""
     decimals = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
     return f"{value:.{decimals}f}"
 
 
 def print_substitutions(recipe: Recipe) -> None:
-    """What a recipe has in the place of its method's own choices for the sake of integer kernels."""
-    found = substitutions(recipe)
-    if not found:
+    """Print the fields in which a recipe departs from its method for integer kernels."""
+    departures = substitutions(recipe)
+    if not departures:
         return
     say(f"{recipe.name} departs from its method for integer kernels in:")
-    for one in found:
+    for one in departures:
         say(f"  {one.field}: {one.used} (the method: {one.method}); {one.why}")
-    say("what that costs: evaluate this checkpoint, and one of the method as it is, on the same data")
+    say("to measure the accuracy drop, evaluate this checkpoint and one of the plain method on the same data")
 
 
 def print_export(
     manifest: Manifest, sizes: Mapping[str, int], inventory: Inventory, parities: Mapping[str, Parity]
 ) -> None:
-    """Print sizes of exported files, the widths they compute at, and the difference of each runtime from torch."""
+    """Print sizes of exported files, their bit widths, and the difference of each runtime from torch."""
     table = result_table("file", "MB", "of float32", right=2)
     total = sum(sizes.values())
     for name, size in [*sizes.items(), ("together", total)]:
@@ -203,13 +189,13 @@ def print_export(
 
 
 def _print_details(manifest: Manifest) -> None:
-    """What a format says of its files: who runs them, in which arithmetic, and what has another form in them."""
-    for part, found in manifest.details.get("delegation", {}).items():
-        outside = sum(found["outside"].values())
+    """Print what a format records of its files: delegation, arithmetic and substitutions."""
+    for part, nodes in manifest.details.get("delegation", {}).items():
+        outside = sum(nodes["outside"].values())
         say(
-            f"{part}: {100 * found['share']:.1f} % of {found['delegated'] + outside} nodes run in XNNPACK; "
-            f"integer products: {_counts(found['integer_products'])}; "
-            f"float products: {_counts(found['float_products'])}; other kernels: {_counts(found['outside'])}"
+            f"{part}: {100 * nodes['share']:.1f} % of {nodes['delegated'] + outside} nodes run in XNNPACK; "
+            f"integer products: {_counts(nodes['integer_products'])}; "
+            f"float products: {_counts(nodes['float_products'])}; other kernels: {_counts(nodes['outside'])}"
         )
     for line in manifest.details.get("substitutions", ()):
         say(f"stored otherwise: {line}")

@@ -1,4 +1,4 @@
-"""What an evaluation left out or accepted although it was unusual, summed over data set, detections and records."""
+"""Counts of what an evaluation skipped, or accepted although unusual, over dataset, inputs of tasks and records."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 
 from saqsam.data.types import Dataset, Indexed, Noted
 from saqsam.evaluation.task import Record, Task
-from saqsam.evaluation.tasks.instance import InstanceTask
-from saqsam.evaluation.tasks.oriented import OrientedTask
 from saqsam.utils.counts import left_out_phrase
 
 CROWD = "crowd region, which is never scored"
@@ -16,22 +14,20 @@ _DETECTION = "detection: "
 
 
 def sum_skipped(dataset: Dataset, tasks: Sequence[Task], records: Sequence[Record]) -> Counter[str]:
-    """Return how much was left out, by reason."""
+    """Return the number of skipped items by reason."""
     skipped = Counter(dataset.index_skipped) if isinstance(dataset, Indexed) else Counter()
     for task in tasks:
-        if isinstance(task, InstanceTask | OrientedTask) and task.detections is not None:
-            skipped |= _of_detections(task.detections.skipped)
+        skipped |= _of_detections(task.input_skipped())
     for record in records:
         skipped.update(record["skipped"])
     return skipped
 
 
 def sum_notes(dataset: Dataset, tasks: Sequence[Task], records: Sequence[Record]) -> Counter[str]:
-    """Return how often something unusual was accepted, by what it was."""
+    """Return how often something unusual was accepted, by description."""
     notes = Counter(dataset.index_notes) if isinstance(dataset, Noted) else Counter()
     for task in tasks:
-        if isinstance(task, InstanceTask | OrientedTask) and task.detections is not None:
-            notes |= _of_detections(task.detections.notes)
+        notes |= _of_detections(task.input_notes())
     for record in records:
         notes.update(record["notes"])
     return notes
@@ -45,24 +41,23 @@ def _of_detections(counts: Mapping[str, int]) -> Counter[str]:
 def check_scored(
     dataset: Dataset, tasks: Sequence[Task], records: Sequence[Record], skipped: Mapping[str, int]
 ) -> None:
-    """Check that each task had something to score, unless data without objects is no fault for it.
+    """Check that each task had something to score, unless it allows a dataset without objects.
 
     Raises:
-        ValueError: A task had nothing to score; the message says what was left out and why.
+        ValueError: A task had nothing to score; the message says what was skipped and why.
     """
     is_lost = any(number for reason, number in skipped.items() if not reason.startswith(_DETECTION))
     for task in tasks:
         own = [record[task.name] for record in records]
         if any(map(task.is_scored, own)) or not (task.needs_objects or is_lost):
             continue
-        crowds = sum(record.get("crowds", 0) for record in own)
-        reasons = Counter(skipped) + Counter({CROWD: crowds})
+        reasons = Counter(skipped) + Counter(task.why_nothing_was_scored(own))
         raise ValueError(nothing_to_score(dataset, len(records), reasons, task.scored))
 
 
 def nothing_to_score(
     dataset: Dataset, images: int, reasons: Mapping[str, int], scored: str = "instances"
 ) -> str:
-    """Return the error message for a data set of which everything was left out."""
+    """Return the error message for a dataset of which everything was skipped."""
     why = left_out_phrase(reasons) or "; no image has annotated objects"
     return f"data {dataset.name!r}: expected {scored} to score, found none in {images} images{why}"

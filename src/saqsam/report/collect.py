@@ -21,12 +21,13 @@ from saqsam.evaluation import Evaluation, PromptTask
 from saqsam.evaluation.compare import task_difference
 from saqsam.models.registry import structure_of
 from saqsam.report import focus
+from saqsam.report.choices import Level
 from saqsam.report.content import Accuracy, Focus, GalleryImage, Picture, Report
 from saqsam.report.distributions import find_distributions
 from saqsam.report.labels import describe, module_name, short_path
 from saqsam.report.log import Source, read_log
 from saqsam.report.reference import Reference
-from saqsam.report.sensitivity import Level, measure_sensitivity
+from saqsam.report.sensitivity import measure_sensitivity
 from saqsam.utils.progress import Progress
 from saqsam.viz.comparison_picture import ComparisonRow, comparison_cells
 from saqsam.viz.side_by_side import image_row

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
@@ -26,11 +25,11 @@ from saqsam.models.family import ModelStructure, replace_module
 from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import SLOTS
 from saqsam.recipes.recipe import Recipe
+from saqsam.report.choices import Level
 from saqsam.report.content import GroupSensitivity, Sensitivity
 from saqsam.utils.arithmetic import float32_arithmetic
 from saqsam.utils.progress import Progress
 
-Level = Literal["parts", "layers"]
 MOST_PROMPTS = 16
 """Objects of an image that are looked at."""
 

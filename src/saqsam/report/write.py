@@ -1,17 +1,16 @@
-"""A report as a file, in one of its forms."""
+"""Write a report as a file, in one of its forms."""
 
 from __future__ import annotations
 
-import json
+import pkgutil
 from pathlib import Path
 
+from saqsam.report.choices import FORMS
 from saqsam.report.content import Report
-from saqsam.report.html import to_html
-from saqsam.report.markdown import to_markdown
 from saqsam.utils.atomic_write import write_whole
 
 PAGE = "report.html"
-"""The short report beside a checkpoint."""
+"""File name of the short report in a checkpoint."""
 
 
 def write_report(report: Report, path: Path, form: str = "html") -> None:
@@ -20,7 +19,7 @@ def write_report(report: Report, path: Path, form: str = "html") -> None:
     Args:
         report: The report.
         path: The file to write.
-        form: `html`, `md` or `json`.
+        form: One of `FORMS`: `html`, `md` or `json`.
 
     Raises:
         ValueError: There is no such form.
@@ -30,12 +29,7 @@ def write_report(report: Report, path: Path, form: str = "html") -> None:
 
 def report_bytes(report: Report, form: str) -> bytes:
     """Render a report in one of the forms of `write_report`."""
-    if form == "html":
-        text = to_html(report)
-    elif form == "md":
-        text = to_markdown(report)
-    elif form == "json":
-        text = json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n"
-    else:
-        raise ValueError(f"form: expected html, md or json, got {form!r}")
+    if form not in FORMS:
+        raise ValueError(f"form: expected one of {', '.join(FORMS)}, got {form!r}")
+    text: str = pkgutil.resolve_name(FORMS[form])(report)
     return text.encode()

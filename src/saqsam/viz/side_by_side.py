@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from saqsam.data.rle import decode_mask, rle_from_text
 from saqsam.data.types import Dataset, Sample
-from saqsam.evaluation import Evaluation, PromptTask, Task
 from saqsam.evaluation.compare import TaskDifference
 from saqsam.evaluation.metrics.iou import differing_pixels
-from saqsam.evaluation.task import Record
+from saqsam.evaluation.results import Evaluation
+from saqsam.evaluation.task import Record, Task
 from saqsam.viz.comparison_picture import ComparisonRow, comparison_picture
 
 MOST_MASKS = 8
@@ -60,7 +60,7 @@ def draw_side_by_side(
     changes = {image.index: image.difference for image in difference.images}
     rows = []
     for index, name in chosen.items():
-        caption = f"{name}: its mean {_unit(difference)} changes by {changes[index]:+.3f}"
+        caption = f"{name}: its mean {task.unit} changes by {changes[index]:+.3f}"
         rows.append(
             image_row(dataset[index], task, first.records[index], other.records[index], caption=caption)
         )
@@ -76,7 +76,7 @@ def image_row(
     common = [key for key in own if key in others]
     drawn = set(sorted(common, key=lambda key: -differing_pixels(own[key], others[key], size))[:most])
     keys = [key for key in common if key in drawn]
-    boxes = [i.box for i in sample.instances if str(i.id) in keys] if _has_boxes(task) else []
+    boxes = [i.box for i in sample.instances if str(i.id) in keys] if task.has_box_prompts else []
     return ComparisonRow(
         sample.image,
         np.array(boxes),
@@ -84,15 +84,6 @@ def image_row(
         _masks([others[key] for key in keys], size),
         caption,
     )
-
-
-def _has_boxes(task: Task) -> bool:
-    """Return whether the keys of a task's masks are objects whose boxes were its prompts."""
-    return isinstance(task, PromptTask) and task.prompt == "box"
-
-
-def _unit(difference: TaskDifference) -> str:
-    return "IoU" if difference.task == PromptTask.name else difference.compared
 
 
 def _masks(counts: list[str], size: tuple[int, int]) -> NDArray[np.bool_]:

@@ -1,10 +1,10 @@
-"""Task `oriented`: a mask for each horizontal box, and the smallest rectangle around it as an oriented box."""
+"""Task `oriented`: oriented boxes, the smallest rectangles around masks from horizontal boxes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,46 +12,54 @@ from numpy.typing import NDArray
 from saqsam.data.detections import DetectionSource, ImageDetections
 from saqsam.data.polygons import Polygon, convex_hull, mask_rectangle, polygon_area, smallest_rectangle
 from saqsam.data.rle import encode_mask, rle_text
-from saqsam.data.types import Instance, Sample
+from saqsam.data.types import Dataset, Instance, Sample
 from saqsam.evaluation.metrics.rotated import polygon_ious
 from saqsam.evaluation.metrics.rotated_ap import OrientedDetection, OrientedTruth, RotatedAP
 from saqsam.evaluation.record_schema import MASK_COUNTS, AtLeast, Nullable, Schema
+from saqsam.evaluation.registry import DEFAULT_TILE
 from saqsam.evaluation.task import ImageSession, Metrics, Record, Task, mean
+from saqsam.evaluation.task_inputs import category_names
 from saqsam.evaluation.tiles import Tile, assign_tiles
 from saqsam.inference.predictor import Predictor, check_finite
 
-TILE = 1024
-"""Side of the tiles that DOTA's images are cut into, in pixels."""
 OVERLAP = 200 / 1024
-"""What neighbouring tiles share, as a share of their side."""
+"""Overlap of neighbouring tiles as a share of their side, as DOTA's images are cut."""
 
 
 class OrientedTask(Task):
     """Rotated AP and mean rotated IoU of the smallest rectangles around masks from horizontal boxes.
 
-    The boxes are a detector's, or those of the objects themselves; each gives one mask, scored by the detector's score
-    (1 without one) times the predicted IoU. The true oriented box of an object is its quadrilateral, where the data
-    set has one; else the smallest rectangle around its polygons or its mask. Difficult objects and crowds are no
-    prompts, and finding them is neither right nor wrong. Images larger than a tile are segmented tile by tile.
+    The boxes are those of a detector, or of the objects themselves. Each gives one mask, scored by the detection score
+    (1 without a detector) times the predicted IoU. The true oriented box of an object is its quadrilateral where the
+    dataset has one, otherwise the smallest rectangle around its polygons or its mask. Difficult objects and crowds are
+    not prompts, and finding them is neither right nor wrong. Images larger than a tile are segmented tile by tile.
 
     Args:
-        detections: Of the data set, from `load_detections` or simulated; None for the boxes of the objects.
+        detections: Detections of the dataset, from `load_detections` or simulated; None for the boxes of the objects.
         tile: Side of a tile in pixels.
-        category_names: Of the data set, for the names of figures of single classes; ids for what is missing.
+        category_names: Class names by id, for the names of per-class metrics; missing ones are named by their id.
         keep_masks: Keep the masks in the records, for comparisons and pictures.
 
     Raises:
-        ValueError: A tile without pixels.
+        ValueError: A tile has no pixels.
     """
 
     name = "oriented"
-    compared = "rotated IoU that an object is found with"
+    compared = "best rotated IoU of an oriented box with an object"
+    unit = "rotated IoU"
+    metric_labels: ClassVar = {
+        "rotated_miou": "mean rotated IoU",
+        "ignored": "difficult objects, crowds",
+        "mended": "non-convex truth, hull taken",
+        "boxes": "box prompts",
+        "empty_masks": "box prompts with empty mask",
+    }
 
     def __init__(
         self,
         detections: DetectionSource | None = None,
         *,
-        tile: int = TILE,
+        tile: int = DEFAULT_TILE,
         category_names: Mapping[int, str] | None = None,
         keep_masks: bool = False,
     ) -> None:
@@ -60,13 +68,31 @@ class OrientedTask(Task):
         self.detections, self.tile, self.keep_masks = detections, tile, keep_masks
         self.category_names = category_names or {}
 
+    @classmethod
+    def create(cls, dataset: Dataset, options: Mapping[str, Any], *, keep_masks: bool) -> OrientedTask:
+        """Create the task from its options."""
+        return cls(
+            options["detections"],
+            tile=options["tile"],
+            category_names=category_names(dataset),
+            keep_masks=keep_masks,
+        )
+
+    def input_skipped(self) -> Mapping[str, int]:
+        """Return the detections that were skipped, by reason."""
+        return {} if self.detections is None else self.detections.skipped
+
+    def input_notes(self) -> Mapping[str, int]:
+        """Return what was unusual in the detections."""
+        return {} if self.detections is None else self.detections.notes
+
     def options(self) -> dict[str, Any]:
-        """See `Task.options`."""
+        """Return the options that decide about scores."""
         source = None if self.detections is None else self.detections.digest()
         return {"detections": source, "tile": self.tile, "masks": self.keep_masks}
 
     def score(self, session: ImageSession) -> Record:
-        """See `Task.score`; the truth goes into the record too, so that records are all that figures need."""
+        """Score an image; the record holds the truth too, so that records are all that metrics need."""
         sample = session.sample
         truth = [_truth(instance) for instance in sample.instances]
         record: Record = {
@@ -74,46 +100,46 @@ class OrientedTask(Task):
             "mended": sum(is_mended for _, is_mended in truth),
             "found": [],
         }
-        asked = self._ask(sample)
-        if asked is None:
+        prompts = self._prompts(sample)
+        if prompts is None:
             return record
-        found: list[Record] = [{} for _ in asked.numbers]
+        detections: list[Record] = [{} for _ in prompts.object_ids]
         size, overlap = sample.image.shape[:2], min(round(self.tile * OVERLAP), self.tile - 1)
-        for tile, places in assign_tiles(asked.boxes, size, self.tile, overlap).items():
-            predictor, corner = _look(session, tile)
-            boxes = asked.boxes[places] - np.tile(corner, 2)
+        for tile, places in assign_tiles(prompts.boxes, size, self.tile, overlap).items():
+            predictor, corner = _set_to_tile(session, tile)
+            boxes = prompts.boxes[places] - np.tile(corner, 2)
             for place, (polygon, own, counts) in zip(
                 places, self._segment(predictor, boxes, tile, sample), strict=True
             ):
-                found[place] = {
-                    "id": asked.numbers[place],
-                    "category": asked.categories[place],
-                    # As in the task `instance`: below 0 an estimate would turn the order of scores around.
-                    "score": asked.scores[place] * max(own, 0.0),
+                detections[place] = {
+                    "id": prompts.object_ids[place],
+                    "category": prompts.categories[place],
+                    # As in the task `instance`: an estimate below 0 would reverse the order of scores.
+                    "score": prompts.scores[place] * max(own, 0.0),
                     "predicted_iou": own,
                     "corners": None if polygon is None else (polygon + corner).tolist(),
                 } | ({"mask": counts} if self.keep_masks else {})
-        record["found"] = found
+        record["found"] = detections
         return record
 
-    def _ask(self, sample: Sample) -> _Asked | None:
-        """What the model is asked of an image; None where that is nothing."""
+    def _prompts(self, sample: Sample) -> _BoxPrompts | None:
+        """Return the box prompts of an image; None where there are none."""
         if self.detections is None:
             members = [one for one in sample.instances if not (one.is_crowd or one.is_difficult)]
             boxes = np.array([one.box for one in members], dtype=np.float64).reshape(-1, 4)
             categories = [one.category_id for one in members]
-            asked = _Asked(boxes, [1.0] * len(members), categories, [one.id for one in members])
+            prompts = _BoxPrompts(boxes, [1.0] * len(members), categories, [one.id for one in members])
         else:
-            found = self.detections.of(sample) or ImageDetections.none()
-            asked = _Asked(
-                found.boxes, found.scores.tolist(), found.category_ids.tolist(), [None] * len(found.boxes)
+            own = self.detections.of(sample) or ImageDetections.none()
+            prompts = _BoxPrompts(
+                own.boxes, own.scores.tolist(), own.category_ids.tolist(), [None] * len(own.boxes)
             )
-        return asked if asked.numbers else None
+        return prompts if prompts.object_ids else None
 
     def _segment(
         self, predictor: Predictor, boxes: NDArray[np.float64], tile: Tile, sample: Sample
     ) -> Iterator[tuple[Polygon | None, float, str | None]]:
-        """The rectangle in the tile, the predicted IoU and, if kept, the mask in the image, of each box."""
+        """Yield the rectangle in the tile, the predicted IoU and, if kept, the mask in the image, of each box."""
         for low_res, predicted in predictor.predict_low_res(boxes=boxes, multimask_output=False):
             check_finite(low_res, predicted)
             masks = predictor.upscale(low_res)[:, 0].cpu().numpy()
@@ -122,7 +148,7 @@ class OrientedTask(Task):
                 yield mask_rectangle(mask), own, counts
 
     def schema(self) -> Schema:
-        """See `Task.schema`."""
+        """Return the schema of a record."""
         corners = AtLeast(3, (float, float))
         truth = {"id": int, "category": int, "difficult": bool, "crowd": bool, "corners": corners}
         found: dict[str, Schema] = {
@@ -137,12 +163,12 @@ class OrientedTask(Task):
         return {"truth": [truth], "mended": int, "found": [found]}
 
     def reduce(self, records: Sequence[Record]) -> Metrics:
-        """See `Task.reduce`.
+        """Compute the metrics.
 
-        `rotated_miou` is the mean of `values`; then come the figures of `RotatedAP.compute`; of several classes the
-        `rotated_ap50` of each; how many objects were to be found (`objects`), how many were difficult or crowds
-        (`ignored`), how many quadrilaterals were not convex, so that their hull was taken (`mended`); how many boxes
-        were asked for (`boxes`), and how many of them gave no pixel (`empty_masks`), which counts as wrong.
+        `rotated_miou` is the mean of `values`. The metrics of `RotatedAP.compute` follow, and with several classes the
+        `rotated_ap50` of each. Then come counts: objects to find (`objects`), difficult objects and crowds (`ignored`),
+        quadrilaterals that were not convex and replaced by their hull (`mended`), box prompts (`boxes`), and those
+        whose mask was empty (`empty_masks`), which count as wrong.
         """
         average = RotatedAP()
         for record in records:
@@ -154,22 +180,22 @@ class OrientedTask(Task):
         metrics |= average.compute()
         by_class = average.by_class()
         if len(by_class) > 1:
-            for category, figures in by_class.items():
+            for category, own_metrics in by_class.items():
                 name = self.category_names.get(category, str(category))
-                metrics[f"rotated_ap50/{name}"] = figures["rotated_ap50"]
-        found = [one for record in records for one in record["found"]]
+                metrics[f"rotated_ap50/{name}"] = own_metrics["rotated_ap50"]
+        detections = [one for record in records for one in record["found"]]
         return metrics | {
             "objects": len(values),
             "ignored": sum(len(record["truth"]) for record in records) - len(values),
             "mended": sum(record["mended"] for record in records),
-            "boxes": len(found),
-            "empty_masks": sum(one["corners"] is None for one in found),
+            "boxes": len(detections),
+            "empty_masks": sum(one["corners"] is None for one in detections),
         }
 
     def values(self, record: Record) -> Mapping[str, float]:
-        """See `Task.values`: the rotated IoU of each object with what its own box gave, or with the best of its class.
+        """Return the rotated IoU of each object with the detection of its own box, or with the best of its class.
 
-        0 where nothing was found; without difficult objects and crowds.
+        0 where nothing was found; difficult objects and crowds have no value.
         """
         truth = [one for one in record["truth"] if _true(one).counts]
         found = [one for one in record["found"] if one["corners"] is not None]
@@ -183,7 +209,7 @@ class OrientedTask(Task):
         return {str(one["id"]): value for one, value in zip(truth, best.tolist(), strict=True)}
 
     def masks(self, record: Record) -> Mapping[str, str]:
-        """See `Task.masks`: by the object's id or, of a detector's boxes, by their place."""
+        """Return the masks that the record keeps, by object id or, with detections, by position."""
         return {
             str(place if one["id"] is None else one["id"]): one["mask"]
             for place, one in enumerate(record["found"])
@@ -192,24 +218,24 @@ class OrientedTask(Task):
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """Boxes that are prompts.
+class _BoxPrompts:
+    """Boxes of P prompts in an image.
 
     Attributes:
         boxes: [P, 4] float64 xyxy in pixels of the image.
         scores: P confidences.
         categories: P classes.
-        numbers: P ids of objects; None where a box is a detector's.
+        object_ids: P ids of objects; None for a box of a detector.
     """
 
     boxes: NDArray[np.float64]
     scores: list[float]
     categories: list[int]
-    numbers: Sequence[int | None]
+    object_ids: Sequence[int | None]
 
 
-def _look(session: ImageSession, tile: Tile) -> tuple[Predictor, NDArray[np.float64]]:
-    """A predictor that is set to a tile, and the tile's upper left corner x, y in the image."""
+def _set_to_tile(session: ImageSession, tile: Tile) -> tuple[Predictor, NDArray[np.float64]]:
+    """Return a predictor that is set to a tile, and the upper left corner x, y of the tile in the image."""
     height, width, _ = session.sample.image.shape
     if tile == (0, 0, width, height):
         return session.predictor, np.zeros(2)
@@ -226,7 +252,7 @@ def _in_image(mask: NDArray[np.bool_], tile: Tile, sample: Sample) -> str:
 
 
 def _truth(instance: Instance) -> tuple[Record, bool]:
-    """An object as a record has it, and whether its quadrilateral had to be mended."""
+    """Return an object as records hold it, and whether its quadrilateral was not convex."""
     polygon, is_mended = true_polygon(instance)
     return {
         "id": instance.id,
@@ -238,12 +264,12 @@ def _truth(instance: Instance) -> tuple[Record, bool]:
 
 
 def true_polygon(instance: Instance) -> tuple[Polygon, bool]:
-    """The true oriented box of an object.
+    """Return the true oriented box of an object.
 
     Returns:
-        Of four corners their convex hull, of another number the smallest rectangle around them; without corners, or if
-        they have no area, the smallest rectangle around the mask. And whether four corners were not convex as they
-        stood: crossed, or one within the triangle of the others.
+        The convex hull of four corners, or the smallest rectangle around any other number of corners; without corners,
+        or if they have no area, the smallest rectangle around the mask. And whether four corners were not convex:
+        crossed, or one inside the triangle of the others.
     """
     corners = instance.corners
     if corners is not None:

@@ -1,33 +1,34 @@
-"""What `compare` does, and the tables it prints."""
+"""Implementation of `saqsam compare`, with the tables it prints."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saqsam.cli.evaluation import evaluation_bar, make_tasks
+from saqsam.cli.commands.evaluate import evaluation_bar
 from saqsam.cli.inputs import json_bytes, open_labelled, open_model
 from saqsam.cli.options import EvaluationOptions
 from saqsam.cli.outputs import claim_optional
-from saqsam.cli.result_tables import METRIC_NAMES, figure, print_left_out, scored_on
+from saqsam.cli.result_tables import metric_text, print_left_out, scored_on
 from saqsam.cli.terminal import busy, out, progress_bars, result_table, say
 from saqsam.data.types import Dataset
-from saqsam.evaluation import EverythingTask, Task
 from saqsam.evaluation.compare import Comparison, Interval, TaskDifference, compare
 from saqsam.evaluation.prompt_batches import prompts_within
 from saqsam.evaluation.ranks import launched_rank, process_group, rank
-from saqsam.evaluation.run import Subject
-from saqsam.runtimes import RUNTIMES, TORCH_INTEGER
+from saqsam.evaluation.registry import create_tasks
+from saqsam.evaluation.subject import Subject
+from saqsam.evaluation.task import Task
+from saqsam.runtimes import RUNTIMES, TORCH, TORCH_INTEGER
 from saqsam.utils.atomic_write import check_file_writable, png_bytes
 from saqsam.utils.sizes import parse_size
 from saqsam.viz.side_by_side import draw_side_by_side
 
 WORST = 5
-"""Images that are listed."""
+"""Number of images to list."""
 DRAWN = 3
-"""Images that are drawn of each model."""
+"""Number of images to draw."""
 AT = "@"
 
 
@@ -36,9 +37,9 @@ class Named:
     """A model of the comparison.
 
     Attributes:
-        letter: What tables call it: A, B, ...
-        model: As the command line has it.
-        recipe: The name of its recipe, or `float`.
+        letter: Its name in tables: A, B, ...
+        model: Its name on the command line.
+        recipe: Name of its recipe, or `float`.
     """
 
     letter: str
@@ -49,6 +50,7 @@ class Named:
 def compare_models(
     models: Sequence[str],
     options: EvaluationOptions,
+    task_options: Mapping[str, Any],
     *,
     json_file: Path | None,
     picture: Path | None,
@@ -56,22 +58,20 @@ def compare_models(
     threads: int | None,
     overwrite: bool,
 ) -> None:
-    """Score models on the same images, and say how they differ from the first."""
+    """Score models on the same images, and compare each with the first."""
     for path in (json_file, picture):
         if path is not None:
             check_file_writable(path)
     memory = parse_size(options.memory)
     own = launched_rank()
     with (
-        claim_optional(json_file, overwrite=overwrite, rank=own) as figures,
+        claim_optional(json_file, overwrite=overwrite, rank=own) as results,
         claim_optional(picture, overwrite=overwrite, rank=own) as drawing,
     ):
         dataset = open_labelled(options.data, "--data", options.limit, options.ignore_label)
-        tasks = make_tasks(options, dataset, keep_masks=True)
-        if picture is not None and isinstance(tasks[0], EverythingTask):
-            raise ValueError(
-                "--out: of masks of everything nothing says which belong together, so none are drawn"
-            )
+        tasks = create_tasks(dataset, options.task, keep_masks=True, **task_options)
+        if picture is not None and not tasks[0].has_comparable_masks:
+            raise ValueError(f"--out: nothing tells which masks of task {tasks[0].name} belong together")
         named, subjects = [], []
         for number, text in enumerate(models):
             model, runtime = split_runtime(text)
@@ -80,67 +80,69 @@ def compare_models(
             subjects.append(Subject(sam, processor, prompts_within(memory, processor)))
         with process_group(), progress_bars() as bars:
             is_first = rank() == 0
-            found = compare(
+            comparison = compare(
                 subjects,
                 dataset,
                 tasks,
                 limit=options.limit,
-                unfinished=None if figures is None else figures.unfinished,
+                unfinished=None if results is None else results.unfinished,
                 workers=options.workers,
                 progress=evaluation_bar(bars, "comparing", dataset, options.limit) if is_first else None,
             )
         if not is_first:
             return
         # Drawn before anything is written: the two files appear one right after the other.
-        drawn = None if drawing is None else _draw(found, named, tasks[0], dataset)
-        if figures is not None:
-            figures.write(json_bytes(comparison_dict(found, named)))
+        drawn = None if drawing is None else _draw(comparison, named, tasks[0], dataset)
+        if results is not None:
+            results.write(json_bytes(comparison_dict(comparison, named)))
         if drawing is not None and drawn is not None:
             drawing.write(drawn)
-    print_comparison(found, named, dataset)
+    print_comparison(comparison, tasks, named, dataset)
     for path, what in ((json_file, "written"), (picture, "picture")):
         if path is not None:
             say(f"{what}: {path}")
 
 
 def split_runtime(text: str) -> tuple[str, str | None]:
-    """`MODEL@RUNTIME` as both; anything else is a model whose runtime follows from what it is."""
+    """Split `MODEL@RUNTIME`; any other text is a model that runs in its default runtime."""
     model, at, runtime = text.rpartition(AT)
-    return (model, runtime) if at and runtime in (*RUNTIMES, "torch", TORCH_INTEGER) else (text, None)
+    return (model, runtime) if at and runtime in (*RUNTIMES, TORCH, TORCH_INTEGER) else (text, None)
 
 
-def comparison_dict(found: Comparison, named: Sequence[Named]) -> dict[str, Any]:
-    """All figures as plain values: those of each model, and of each against the first; no masks."""
-    first = found.evaluations[0]
+def comparison_dict(comparison: Comparison, named: Sequence[Named]) -> dict[str, Any]:
+    """Return metrics of each model and their differences to the first as plain values, without masks."""
+    first = comparison.evaluations[0]
     return {
         "data": {"name": first.dataset, "images": first.images},
         "models": [
             {"letter": model.letter, "model": model.model, "recipe": model.recipe, "metrics": result.metrics}
-            for model, result in zip(named, found.evaluations, strict=True)
+            for model, result in zip(named, comparison.evaluations, strict=True)
         ],
         "options": first.options,
         "skipped": first.skipped,
         "notes": first.notes,
         "differences": [
             {"first": named[0].letter, "other": model.letter, "tasks": [d.to_dict() for d in differences]}
-            for model, differences in zip(named[1:], found.differences, strict=True)
+            for model, differences in zip(named[1:], comparison.differences, strict=True)
         ],
     }
 
 
-def print_comparison(found: Comparison, named: Sequence[Named], dataset: Dataset) -> None:
-    """Figures of all models, their differences to the first, and where the others lost most."""
-    first = found.evaluations[0]
+def print_comparison(
+    comparison: Comparison, tasks: Sequence[Task], named: Sequence[Named], dataset: Dataset
+) -> None:
+    """Print metrics of all models, their differences to the first, and the images on which the others lost most."""
+    first = comparison.evaluations[0]
     for model in named:
         say(f"{model.letter}  {model.model} ({model.recipe})")
     say(f"on {scored_on(first, dataset)}")
-    for number, (task, metrics) in enumerate(first.metrics.items()):
-        table = result_table(task, *(model.letter for model in named), right=len(named))
-        for name in metrics:
-            values = (result.metrics[task][name] for result in found.evaluations)
-            table.add_row(METRIC_NAMES.get(name, name), *(figure(value) for value in values))
+    for number, task in enumerate(tasks):
+        table = result_table(task.name, *(model.letter for model in named), right=len(named))
+        for name in first.metrics[task.name]:
+            values = (result.metrics[task.name][name] for result in comparison.evaluations)
+            table.add_row(task.metric_labels.get(name, name), *(metric_text(value) for value in values))
         out.print(table)
-        differences = [of_model[number] for of_model in found.differences]
+        differences = [of_model[number] for of_model in comparison.differences]
         _print_differences(differences, named)
         for model, difference in zip(named[1:], differences, strict=True):
             _print_worst(difference, named[0], model)
@@ -170,7 +172,7 @@ def _print_differences(differences: Sequence[TaskDifference], named: Sequence[Na
 
 
 def interval_text(interval: Interval | None) -> tuple[str, str]:
-    """A change and its interval as tables show them."""
+    """Return a change and its interval as tables show them."""
     if interval is None:
         return "-", "-"
     if interval.low is None or interval.high is None:
@@ -190,15 +192,15 @@ def _print_worst(difference: TaskDifference, first: Named, other: Named) -> None
     out.print(table)
 
 
-def _draw(found: Comparison, named: Sequence[Named], task: Task, dataset: Dataset) -> bytes:
-    """Draw the images that the second model lost most on, in the first task, as PNG."""
-    difference = found.differences[0][0]
+def _draw(comparison: Comparison, named: Sequence[Named], task: Task, dataset: Dataset) -> bytes:
+    """Draw the images on which the second model lost most in the first task, as PNG."""
+    difference = comparison.differences[0][0]
     if not difference.images or difference.agreement is None:
         raise ValueError(f"--out: task {task.name} has no masks to draw")
     chosen = {image.index: image.file_name for image in difference.images[:DRAWN]}
     names = (named[0].letter, named[1].letter)
     with busy("drawing"):
-        first, other, *_ = found.evaluations
+        first, other, *_ = comparison.evaluations
         return png_bytes(draw_side_by_side(dataset, task, difference, first, other, chosen, names=names))
 
 

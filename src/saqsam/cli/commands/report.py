@@ -1,29 +1,36 @@
-"""What `report` does."""
+"""Implementation of `saqsam report`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 from transformers import SamModel, SamProcessor
 
 from saqsam.checkpoint import quantization_config_of, recipe_of
 from saqsam.cli.inputs import load_torch, open_calibration, open_labelled
+from saqsam.cli.options import ReportOptions
 from saqsam.cli.outputs import claim_output
 from saqsam.cli.result_tables import print_left_out
 from saqsam.cli.terminal import bar, busy, err, progress_bars, say, stage_bars
 from saqsam.data.detections import load_detections
 from saqsam.data.types import Dataset
-from saqsam.evaluation import PromptKind, PromptTask
 from saqsam.evaluation.prompt_batches import prompts_within
-from saqsam.evaluation.run import Subject, evaluate_together
+from saqsam.evaluation.registry import create_tasks
+from saqsam.evaluation.run import evaluate_together
+from saqsam.evaluation.subject import Subject
+from saqsam.evaluation.task import Task
+from saqsam.evaluation.tasks.prompt import PromptTask
 from saqsam.export import is_export
+from saqsam.models.registry import family_of
+from saqsam.report.choices import Level
 from saqsam.report.collect import GALLERY, Scored, add_focus, add_measurements, collect
 from saqsam.report.content import Report
 from saqsam.report.labels import short_path
 from saqsam.report.log import Source, read_log
 from saqsam.report.reference import Reference, check_reference, make_reference
-from saqsam.report.sensitivity import Level
 from saqsam.report.table_rows import lead, left_out
 from saqsam.report.write import report_bytes
 from saqsam.utils.atomic_write import check_file_writable
@@ -31,55 +38,39 @@ from saqsam.utils.progress import Progress
 from saqsam.utils.sizes import parse_size
 
 LARGE_INPUT = 512
-"""Pixels: models of larger inputs are looked at on fewer images unless told otherwise."""
+"""Input size in pixels above which fewer images are scored by default."""
 IMAGES, IMAGES_IF_LARGE = 24, 4
 
 
-@dataclass(frozen=True)
-class ReportOptions:
-    """What a report is made on, as the command line has it.
-
-    Attributes:
-        data: As `--data`.
-        prompt: As `--prompt`.
-        limit: As `--limit`.
-        float_model: As `--float`.
-        calibration: As `--calibration`.
-        level: As `--sensitivity`; None for none.
-        sensitivity_images: As `--sensitivity-images`.
-        memory: As `--memory`.
-    """
-
-    data: str
-    prompt: PromptKind
-    limit: int | None
-    float_model: str | None
-    calibration: str | None
-    level: Level | None
-    sensitivity_images: int
-    memory: str
-
-
 def report(
-    folder: Path, options: ReportOptions, *, path: Path, form: str, device: str, overwrite: bool
+    folder: Path,
+    options: ReportOptions,
+    prompt_options: Mapping[str, Any],
+    *,
+    path: Path,
+    form: str,
+    device: str,
+    overwrite: bool,
 ) -> None:
-    """Measure what is to be said of a checkpoint, and write it."""
+    """Measure a checkpoint, and write the report."""
     if is_export(folder):
         raise ValueError(f"{folder} is an export; report on the checkpoint that it was made of")
     check_file_writable(path)
     parse_size(options.memory)
     with claim_output(path, overwrite=overwrite) as output:
-        found, scored = _collect(folder, options, device)
+        content, scored = _collect(folder, options, prompt_options, device)
         with busy(f"writing {path}"):
-            output.write(report_bytes(found, form))
-    say(lead(found))
+            output.write(report_bytes(content, form))
+    say(lead(content))
     print_left_out(scored.quantized.skipped, scored.quantized.notes)
-    for name, why in left_out(found):
+    for name, why in left_out(content):
         say(f"left out: {name}: {why}")
     say(f"report: {path}")
 
 
-def _collect(folder: Path, options: ReportOptions, device: str) -> tuple[Report, Scored]:
+def _collect(
+    folder: Path, options: ReportOptions, prompt_options: Mapping[str, Any], device: str
+) -> tuple[Report, Scored]:
     """Measure everything that the options ask for."""
     known = read_log(folder)
     source = None if known is None else known.source
@@ -88,10 +79,15 @@ def _collect(folder: Path, options: ReportOptions, device: str) -> tuple[Report,
         raise ValueError(f"{folder} is float; a report is on a checkpoint of saqsam quantize")
     limit = options.limit
     if limit is None:
-        limit = IMAGES if quantized.config.vision_config.image_size <= LARGE_INPUT else IMAGES_IF_LARGE
-    dataset = open_labelled(options.data, "--data", limit)
+        limit = (
+            IMAGES
+            if family_of(quantized.config).input_spec(quantized.config).image_size <= LARGE_INPUT
+            else IMAGES_IF_LARGE
+        )
+    dataset = open_labelled(options.data, "--data", limit, options.ignore_label)
+    (task,) = create_tasks(dataset, [PromptTask.name], keep_masks=True, **prompt_options)
     float_model, why_not = _open_float(options, source, device)
-    scored = _score(quantized, float_model, processor, dataset, options, limit)
+    scored = _score(quantized, float_model, processor, dataset, task, options, limit)
     with busy("gathering"):
         found = collect(folder, quantized, scored, gallery=GALLERY)
     if float_model is not None:
@@ -101,7 +97,7 @@ def _collect(folder: Path, options: ReportOptions, device: str) -> tuple[Report,
 
 
 def _open_float(options: ReportOptions, source: Source | None, device: str) -> tuple[SamModel | None, str]:
-    """The float model, or why there is none."""
+    """Load the float model, or return the reason why there is none."""
     name = options.float_model or (None if source is None else source.model)
     if name is None:
         return None, "quantization.json does not name the float model: --float MODEL does"
@@ -125,10 +121,11 @@ def _score(
     float_model: SamModel | None,
     processor: SamProcessor,
     dataset: Dataset,
+    task: Task,
     options: ReportOptions,
     limit: int,
 ) -> Scored:
-    task = PromptTask(options.prompt, keep_masks=True)
+    assert isinstance(task, PromptTask)
     at_once = prompts_within(parse_size(options.memory), processor)
     models = [quantized] if float_model is None else [quantized, float_model]
     with progress_bars() as bars:
@@ -151,7 +148,7 @@ def _measure(
     source: Source | None,
     options: ReportOptions,
 ) -> Report:
-    """Add what needs the float model, and what needs the calibration images too."""
+    """Add what needs the float model, and what needs the calibration images as well."""
     with busy("looking where attention looks"):
         found = add_focus(found, quantized, float_model, processor, scored)
     with progress_bars() as bars:
@@ -166,7 +163,7 @@ def _measure(
             reference,
             processor,
             scored.dataset,
-            level=options.level,
+            level=_level(options),
             images=options.sensitivity_images,
             progress=progress,
         )
@@ -180,7 +177,7 @@ def _make_reference(
     options: ReportOptions,
     progress: Progress,
 ) -> tuple[Reference | None, str]:
-    """The float model in the checkpoint's form, or why there is none."""
+    """Return the float model in the form of the checkpoint, or the reason why there is none."""
     spec = options.calibration or (None if source is None else source.calibration)
     if spec is None:
         return None, "quantization.json does not name the calibration data: --calibration DATA does"
@@ -204,6 +201,11 @@ def _make_reference(
     return reference, ""
 
 
+def _level(options: ReportOptions) -> Level | None:
+    """Return the level of the sensitivity analysis; None for none."""
+    return None if options.sensitivity == "none" else cast(Level, options.sensitivity)
+
+
 def _note(error: Exception) -> None:
-    """Say on the terminal what a report that is sent on need not: it may hold paths."""
+    """Print an error on the terminal alone: it may hold paths, which a report should not."""
     err.print(f"note: {error}", soft_wrap=True)

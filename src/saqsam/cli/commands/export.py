@@ -1,0 +1,54 @@
+"""Implementation of `saqsam export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from saqsam.analysis.inventory import take_inventory
+from saqsam.cli.inputs import load_torch, write_json
+from saqsam.cli.options import SCENES
+from saqsam.cli.outputs import claim_output
+from saqsam.cli.result_tables import print_export
+from saqsam.cli.terminal import bar, busy, progress_bars, say
+from saqsam.data.open import open_dataset
+from saqsam.export import check_export, export_model
+from saqsam.verification.verify import parity_content, runtimes_to_judge, verify_export
+
+PARITY_IMAGES = 4
+"""Scenes on which an export is compared with torch."""
+
+
+def export(
+    checkpoint: Path,
+    out_dir: Path,
+    *,
+    format: str,
+    single_mask: bool,
+    runtime: str | None,
+    min_parity: float,
+    overwrite: bool,
+) -> None:
+    """Export a checkpoint, and put the files in place if runtimes compute torch's masks from them."""
+    check_export(format, out_dir, overwrite=overwrite)
+    runtimes = runtimes_to_judge(format, None if runtime is None else [runtime], min_parity)
+    with claim_output(out_dir, overwrite=overwrite) as output:
+        folder = output.staged
+        model, processor = load_torch(str(checkpoint), "cpu")
+        with busy(f"writing {out_dir}"):
+            manifest = export_model(model, processor, folder, format=format, single_mask=single_mask)
+        data = open_dataset(SCENES, limit=PARITY_IMAGES)
+        with progress_bars() as bars:
+            parities = verify_export(
+                folder,
+                model,
+                processor,
+                data,
+                min_parity=min_parity,
+                runtimes=None if runtime is None else runtimes,
+                progress=bar(bars, f"comparing {' and '.join(runtimes)} with torch", PARITY_IMAGES),
+            )
+        write_json(folder / "parity.json", parity_content(parities, min_parity))
+        output.place_folder()
+    sizes = {name: (out_dir / name).stat().st_size for name in manifest.files}
+    print_export(manifest, sizes, take_inventory(model), parities)
+    say(f"export: {out_dir}")

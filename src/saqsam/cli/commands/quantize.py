@@ -1,0 +1,162 @@
+"""Implementation of `saqsam quantize`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from transformers import SamModel, SamProcessor
+
+import saqsam
+from saqsam.analysis.inventory import take_inventory
+from saqsam.checkpoint import check_target, load_checkpoint, quantization_config_of, save_checkpoint
+from saqsam.cli.inputs import load_torch, open_calibration, open_labelled
+from saqsam.cli.options import NO_CHECK, QuantizeOptions
+from saqsam.cli.outputs import Output, claim_output
+from saqsam.cli.result_tables import print_left_out, print_substitutions, print_summary
+from saqsam.cli.terminal import bar, busy, progress_bars, say, stage_bars
+from saqsam.data.detections import Detections, load_detections
+from saqsam.data.types import Dataset
+from saqsam.evaluation import Evaluation, PromptTask
+from saqsam.evaluation.compare import task_difference
+from saqsam.models.registry import family_of
+from saqsam.ptq.log import QuantizationLog
+from saqsam.recipes.catalog import DEFAULT_TARGET
+from saqsam.recipes.deployment import deployable
+from saqsam.recipes.overrides import with_settings
+from saqsam.recipes.presets import recipe_for
+from saqsam.recipes.recipe import Recipe
+from saqsam.report.collect import Scored, collect
+from saqsam.report.log import Source, write_log
+from saqsam.report.write import PAGE, write_report
+from saqsam.utils.atomic_write import write_png
+from saqsam.utils.counts import count_phrase
+from saqsam.utils.sizes import parse_size
+from saqsam.viz.side_by_side import draw_side_by_side, median_and_worst
+
+PICTURE = "comparison.png"
+LARGE_INPUT = 512
+"""Side in pixels above which fewer images are scored by default."""
+CHECK_TASK = PromptTask("box", keep_masks=True)
+"""Task in which the float and the quantized model are compared."""
+
+
+def quantize(
+    model: str,
+    out_dir: Path,
+    options: QuantizeOptions,
+    *,
+    device: str,
+    overwrite: bool,
+) -> None:
+    """Quantize a model, write the checkpoint, reload it, and compare it with the float model."""
+    recipe = _recipe(options)
+    budget = parse_size(options.memory)
+    check_target(out_dir, overwrite=overwrite)
+    with claim_output(out_dir, overwrite=overwrite) as output:
+        data = open_calibration(options.calibration, options.images, options.seed, options.ignore_label)
+        boxes = None if options.detections is None else str(options.detections)
+        source = Source(model, options.calibration, boxes, options.ignore_label)
+        detections = None if boxes is None else load_detections(boxes, data)
+        check, check_images = options.check, options.check_images
+        check_data = None if check == NO_CHECK else open_labelled(check, "--check", check_images)
+        float_model, processor = load_torch(model, device)
+        if quantization_config_of(float_model) is not None:
+            raise ValueError(f"{model} is quantized already; quantize the float model")
+        if check_images is None:
+            check_images = (
+                24
+                if family_of(float_model.config).input_spec(float_model.config).image_size <= LARGE_INPUT
+                else 2
+            )
+        # Before the long work, so that unusable data fail early.
+        before = (
+            None if check_data is None else _score(float_model, processor, check_data, check_images, "float")
+        )
+        log = _quantize_into(
+            output, float_model, processor, recipe, data, detections=detections, source=source, memory=budget
+        )
+        with busy("reading the checkpoint back"):
+            reloaded = load_checkpoint(output.staged, device=float_model.device)
+        checked = None
+        if check_data is not None and before is not None:
+            after = _score(reloaded, processor, check_data, check_images, "quantized")
+            checked = Scored(check_data, CHECK_TASK, after, before)
+        _add_report(output.staged, reloaded, checked)
+        output.place_folder()
+    say(f"checkpoint: {out_dir}")
+    shown = count_phrase(log.images, "images")
+    say(f"calibrated on {shown} (seed {options.seed}) of {data.name}, {count_phrase(log.prompts, 'prompts')}")
+    print_left_out(log.skipped, log.notes, "calibration: ")
+    if options.deploy or options.deploy_for is not None:
+        print_substitutions(recipe)
+    scores = None if checked is None or checked.float is None else (checked.float, checked.quantized)
+    print_summary(take_inventory(reloaded), out_dir, scores)
+    say(f"report: {out_dir / PAGE}")
+    if scores is not None:
+        say(f"picture: {out_dir / PICTURE}")
+
+
+def _add_report(folder: Path, reloaded: SamModel, checked: Scored | None) -> None:
+    """Write the picture and the short report of a checkpoint."""
+    if checked is not None and checked.float is not None:
+        scores = (checked.float, checked.quantized)
+        with busy("drawing the comparison"):
+            difference = task_difference(checked.task, *scores)
+            chosen = median_and_worst(difference)
+            drawn = draw_side_by_side(checked.dataset, checked.task, difference, *scores, chosen)
+            write_png(folder / PICTURE, drawn)
+    with busy("writing the report"):
+        write_report(collect(folder, reloaded, checked), folder / PAGE)
+
+
+def _quantize_into(
+    output: Output,
+    model: SamModel,
+    processor: SamProcessor,
+    recipe: Recipe,
+    data: Dataset,
+    *,
+    detections: Detections | None,
+    source: Source,
+    memory: int,
+) -> QuantizationLog:
+    """Quantize and write the checkpoint with its log to the staging folder."""
+    with progress_bars() as bars:
+        result = saqsam.quantize(
+            model,
+            processor,
+            recipe,
+            data,
+            detections=detections,
+            memory=memory,
+            resume_dir=output.unfinished,
+            progress=stage_bars(bars),
+        )
+    with busy("writing the checkpoint"):
+        # Not `result.save`: the finished steps are kept until the checkpoint is verified and in place.
+        save_checkpoint(result.model, processor, output.staged)
+        write_log(result.log, recipe, output.staged, source)
+    return result.log
+
+
+def _recipe(options: QuantizeOptions) -> Recipe:
+    """Return the recipe that the options describe."""
+    recipe = recipe_for(options.method, options.bits, options.effort)
+    target = options.deploy_for or (DEFAULT_TARGET if options.deploy else None)
+    if target is not None:
+        recipe = deployable(recipe, target)
+    recipe = with_settings(recipe, options.overrides or [])
+    if options.steps is not None:
+        if recipe.reconstruction is None:
+            raise ValueError(f"--steps: {options.method} learns nothing")
+        learned = dataclasses.replace(recipe.reconstruction, steps=options.steps)
+        recipe = dataclasses.replace(recipe, reconstruction=learned)
+    calibration = dataclasses.replace(recipe.calibration, images=options.images, seed=options.seed)
+    return dataclasses.replace(recipe, calibration=calibration)
+
+
+def _score(model: SamModel, processor: SamProcessor, data: Dataset, count: int, name: str) -> Evaluation:
+    with progress_bars() as bars:
+        progress = bar(bars, f"scoring, {name}", min(count, len(data)))
+        return saqsam.evaluate(model, processor, data, tasks=[CHECK_TASK], limit=count, progress=progress)
