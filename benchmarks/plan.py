@@ -21,13 +21,14 @@ from transformers import SamModel, SamProcessor
 import saqsam
 from rows import FILL_BOX, FLOAT, RESULTS
 from saqsam.checkpoint import quantization_config_of
-from saqsam.cli.inputs import CALIBRATION_SCENES_SEED, usable_device
+from saqsam.cli.inputs import usable_device
 from saqsam.cli.terminal import err
 from saqsam.data.detections import Detections, load_detections
-from saqsam.data.open import SCENES, SCENES_COUNT
+from saqsam.data.open import SCENES
 from saqsam.data.types import Dataset
 from saqsam.models.loading import BUNDLED
 from saqsam.models.registry import structure_of
+from saqsam.ptq.calibration_data import calibration_scenes
 from saqsam.ptq.units import reconstruction_units
 from saqsam.recipes.overrides import with_settings
 from saqsam.recipes.presets import METHODS, parse_bits
@@ -236,8 +237,7 @@ def _open_calibration(name: str | None, root: Path, images: int, seed: int) -> t
         err.print(f"calibrating on {images} images of {name}")
     if name != SCENES:
         return name, saqsam.open_dataset(root / name)
-    count, seed = max(images, SCENES_COUNT), CALIBRATION_SCENES_SEED + seed
-    return name, saqsam.open_dataset(SCENES, limit=count, seed=seed)
+    return name, calibration_scenes(images, seed)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

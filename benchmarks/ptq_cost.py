@@ -38,6 +38,7 @@ from saqsam.models.loading import build_processor
 from saqsam.models.parts import DECODER_PARTS
 from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import QuantDecoderAttention
+from saqsam.ptq.calibration_data import calibration_scenes
 from saqsam.ptq.calibration_images import choose_calibration_images
 from saqsam.ptq.clipping import attention_inputs
 from saqsam.ptq.focus_search import SEARCHED, FocusSearch
@@ -114,7 +115,7 @@ def measure_sam_mini(device: str, method: str = "saq-sam") -> list[dict[str, obj
     """Seconds of each phase of a method on the bundled model."""
     model, processor = saqsam.load("sam-mini", device=device)
     recipe = saqsam.recipe_for(method, "w4a4")
-    data = saqsam.open_dataset("scenes", limit=100, seed=1_000_000)
+    data = calibration_scenes(images=32, seed=0)
     phases, start = Phases(), time.perf_counter()
     saqsam.quantize(model, processor, recipe, data, progress=phases)
     total = time.perf_counter() - start
@@ -146,7 +147,7 @@ def measure_search(device: str) -> list[dict[str, object]]:
         saqsam.recipe_for("saq-sam-s", "w4a4"),
     )
     spec = dataclasses.replace(recipe.calibration, images=1)
-    data = saqsam.open_dataset("scenes", limit=100, seed=1_000_000)
+    data = calibration_scenes(images=32, seed=0)
     images = choose_calibration_images(model, processor, data, spec)
     prepare(model, structure, recipe)
     names = [site.name for site in structure.attentions if site.part in DECODER_PARTS]

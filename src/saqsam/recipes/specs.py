@@ -44,6 +44,10 @@ class QuantSpec:
         return self.symmetric or (self.symmetric_bytes and bits == 8)
 
 
+ProbabilityKind = Literal["uniform", "log"]
+ProbabilityScale = Literal["tensor", "row"]
+
+
 @dataclass(frozen=True)
 class ProbabilitySpec:
     """How the probabilities of attention (after softmax) are quantized.
@@ -56,14 +60,14 @@ class ProbabilitySpec:
         finest: For `log`: the most steps an octave that are tried (tau), a power of 2; the paper's are 1, 2 and 4.
     """
 
-    kind: Literal["uniform", "log"] = "uniform"
+    kind: ProbabilityKind = "uniform"
     bits: int | None = None
-    scale: Literal["tensor", "row"] = "tensor"
+    scale: ProbabilityScale = "tensor"
     finest: int = 4
 
     def __post_init__(self) -> None:
-        check_choice("kind", self.kind, ("uniform", "log"))
-        check_choice("scale", self.scale, ("tensor", "row"))
+        check_choice("kind", self.kind, get_args(ProbabilityKind))
+        check_choice("scale", self.scale, get_args(ProbabilityScale))
         check_positive("finest", self.finest)
         if self.finest not in (1, 2, 4, 8, 16, 32):
             raise ValueError(f"finest must be a power of 2 up to 32, got {self.finest}")
@@ -144,7 +148,9 @@ class Clipping:
         check_choice("measure", self.measure, get_args(ClippingMeasure))
 
 
+ReconstructionUnit = Literal["block", "stage"]
 ReconstructionLoss = Literal["output", "prompt", "mask"]
+ReconstructionTarget = Literal["quantized", "float"]
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -180,10 +186,10 @@ class Reconstruction:
             float32 in any case.
     """
 
-    unit: Literal["block", "stage"] = "stage"
+    unit: ReconstructionUnit = "stage"
     loss: ReconstructionLoss = "prompt"
     skip_layers: bool = True
-    target: Literal["quantized", "float"] = "quantized"
+    target: ReconstructionTarget = "quantized"
     scales: bool = True
     drop: float = 0.5
     steps: int = 2000
@@ -200,9 +206,9 @@ class Reconstruction:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        check_choice("unit", self.unit, ("block", "stage"))
+        check_choice("unit", self.unit, get_args(ReconstructionUnit))
         check_choice("loss", self.loss, get_args(ReconstructionLoss))
-        check_choice("target", self.target, ("quantized", "float"))
+        check_choice("target", self.target, get_args(ReconstructionTarget))
         check_choice("precision", self.precision, get_args(Precision))
         for name in ("skip_layers", "scales", "affine"):
             check_type(name, getattr(self, name), bool)
