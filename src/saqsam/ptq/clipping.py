@@ -253,7 +253,7 @@ def clip_attentions(
         clips: dict[str, Clip] = {}
         for slot, index, _ in _rounds(spec.passes):
             bits = slots[names[slot]]
-            candidates = search.candidates(index, slot, bits, symmetric=recipe.activations.symmetric)
+            candidates = search.candidates(index, slot, bits, symmetric=recipe.activation_spec.symmetric)
             options: list[tuple[float | None, AffineQuantizer]] = [*candidates]
             old = before[slot]
             assert isinstance(old, AffineQuantizer)

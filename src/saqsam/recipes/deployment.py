@@ -38,6 +38,10 @@ def deployable(recipe: Recipe, target: str = "onnx") -> Recipe:
     """
     if target not in DEPLOY_TARGETS:
         raise ValueError(f"no target {target!r}{nearest(target, DEPLOY_TARGETS)}")
+    if recipe.activations is None:
+        raise ValueError(
+            f"{target} runs quantized activations, but {recipe.name} leaves them float: choose another method"
+        )
     extra = {part: 8 for part in FLOAT_PARTS if part != "upscaling"}
     if target == "executorch":
         if recipe.activations.bits != 8:
@@ -106,7 +110,7 @@ _FIELDS: dict[str, tuple[Callable[[Recipe], str], str]] = {
         "kernels take signed bytes without zero points; codes of fewer bits have these taken off beforehand",
     ),
     "activations.dynamic": (
-        lambda recipe: str(recipe.activations.dynamic).lower(),
+        lambda recipe: str(recipe.activation_spec.dynamic).lower(),
         "kernels with float outputs round each row of their inputs on a grid of its own",
     ),
     "probabilities": (
@@ -147,7 +151,7 @@ def substitutions(recipe: Recipe) -> list[Substitution]:
     name = recipe.method
     while name.endswith(_SUFFIXES):
         name = name.rpartition("-")[0]
-    if name not in METHODS:
+    if name not in METHODS or recipe.activations is None:
         return []
     method = METHODS[name](recipe.weights.bits, recipe.activations.bits)
     return [
