@@ -152,10 +152,8 @@ def make_checkpoint(method: str, bits: str, options: argparse.Namespace, bars: P
         recipe = replace(recipe, calibration=replace(recipe.calibration, seed=SEED))
         calibration = saqsam.open_dataset(options.data_root / CALIBRATION)
         with bar(bars, f"making {folder.name}") as step:
-            quantized = saqsam.quantize(
-                model, processor, recipe, calibration, progress=lambda _, done, total, __: step(done, total)
-            )
-        saqsam.save_checkpoint(quantized, processor, folder)
+            result = saqsam.quantize(model, processor, recipe, calibration, progress=step)
+        result.save(folder)
     return folder
 
 

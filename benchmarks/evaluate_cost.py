@@ -134,7 +134,7 @@ def turn(data: Path, images: int, threads: int, prompt: str, name: str) -> list[
         processes = ranks.world_size()
         start = time.perf_counter()
 
-        def look(done: int, count: int) -> None:
+        def look(phase: str, done: int, count: int, note: str = "", /) -> None:
             everywhere = done * processes
             if everywhere in MARKS or done == count:
                 seconds = time.perf_counter() - start

@@ -11,16 +11,16 @@ FIGURES = {
     "box": {"miou": "mean IoU", "boundary_iou": "boundary IoU", "share_above_90": "share above IoU 0.9"},
     "point": {"miou": "mean IoU", "boundary_iou": "boundary IoU"},
     "clicks": {"miou_1": "mean IoU, 1 click", "miou_3": "3 clicks", "miou_5": "5 clicks"},
-    "instance": {"segm_ap": "mask AP", "segm_ap50": "AP50", "segm_ap_agnostic": "AP, one class"},
+    "instance": {"segm_ap": "mask AP", "segm_ap50": "AP50", "segm_ap_agnostic": "class-agnostic AP"},
     "oriented": {
         "rotated_ap50": "rotated AP50",
         "rotated_ap": "rotated AP",
         "rotated_miou": "mean rotated IoU",
     },
-    "everything": {"ar100": "AR of 100", "ar1000": "AR of 1,000", "segm_ap_agnostic": "AP, one class"},
+    "everything": {"ar100": "AR@100", "ar1000": "AR@1000", "segm_ap_agnostic": "class-agnostic AP"},
     "semantic": {
         "semantic_miou": "mean IoU of classes",
-        "unrefined_miou": "the same, unrefined",
+        "unrefined_miou": "mean IoU of classes, unrefined",
         "pixel_accuracy": "pixel accuracy",
     },
 }
@@ -60,11 +60,11 @@ def evaluate_cost(lines: Sequence[Mapping[str, str]]) -> str:
     heading = [
         "model",
         "processes",
-        "threads of each",
+        "threads per process",
         "prompts",
         "images",
-        "images a second",
-        "outside the network",
+        "images per second",
+        "time outside the network",
         "MiB",
     ]
     blocks = []

@@ -1,6 +1,6 @@
-"""Draws the figures of docs/results.md from checkpoints reloaded from disk, on scenes of the bundled generator.
+"""Draw the figures of docs/results from checkpoints reloaded from disk, on scenes of the bundled generator.
 
-    python benchmarks/figures.py                 # docs/images/focus.png, masks.png, learning.png and steps.png
+    python benchmarks/figures.py                 # docs/assets/focus.png, masks.png, learning.png and steps.png
 
 - `focus.png`: where a mask token looks in the image, in float, with ranges of least error, and clipped by the focus.
 - `masks.png`: the masks of one model after another at the hardest bits.
@@ -34,8 +34,7 @@ from saqsam.data.open import open_dataset
 from saqsam.data.types import Sample
 from saqsam.evaluation import mask_iou
 from saqsam.inference.predictor import Predictor
-from saqsam.models.sam.structure import SamStructure
-from saqsam.ptq.pipeline import QuantizationLog
+from saqsam.models.registry import structure_of
 from saqsam.report import focus
 from saqsam.report.log import LOG_PICTURE, write_log
 from saqsam.utils.atomic_write import write_whole
@@ -43,7 +42,7 @@ from saqsam.viz.overlays import overlay_masks
 from tables import current
 
 FIGURES = ("learning", "masks", "focus", "steps")
-IMAGES = ROOT / "docs" / "images"
+IMAGES = ROOT / "docs" / "assets"
 BITS = "w4a4"
 FOCUS = ("ptq4sam-s", "saq-sam-s")
 """They differ in the clipping alone."""
@@ -90,7 +89,7 @@ def draw_focus(models: Models, scene: Sample) -> Figure:
     box = max((i for i in scene.instances if not i.is_crowd), key=lambda i: i.area).box
     float_model, processor = models.float
     float_model = focus.with_slots(float_model, saqsam.recipe_for("mse", BITS))
-    sites = focus.looking_attentions(SamStructure(float_model.config))
+    sites = focus.looking_attentions(structure_of(float_model.config))
     columns = {"float": focus.probabilities(float_model, processor, scene.image, box, sites)}
     titles = {"ptq4sam-s": "ranges of least error", "saq-sam-s": "clipped by the focus"}
     for method in FOCUS:
@@ -148,19 +147,18 @@ def draw_masks(models: Models, scenes: Sequence[Sample]) -> Figure:
 def write_learning(plan: Plan, path: Path) -> None:
     """The picture that `saqsam quantize` leaves beside a checkpoint."""
     model, processor = plan.model.loaded
-    recipe, log = plan.recipe("saq-sam", BITS), QuantizationLog()
+    recipe = plan.recipe("saq-sam", BITS)
     folder = plan.cache / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     with progress_bars() as bars, ptq.bar(bars, "learning") as step:
-        saqsam.quantize(
+        result = saqsam.quantize(
             model,
             processor,
             recipe,
             plan.calibration[1],
-            log=log,
-            progress=lambda _, done, whole, __: step(done, whole),
+            progress=step,
         )
-    write_log(log, recipe, folder)
+    write_log(result.log, recipe, folder)
     write_whole(path, (folder / LOG_PICTURE).read_bytes())
 
 

@@ -17,14 +17,14 @@ def outliers(lines: Sequence[Mapping[str, str]]) -> str:
     decoder = [line for line in lines if line["where"] == "decoder"]
     model = decoder[0]["model"]
     slots = list(dict.fromkeys(line["tensor"].rpartition(".")[2] for line in decoder))
-    names = {"input_quantizer": "projected from", "query_quantizer": "queries", "key_quantizer": "keys"}
+    names = {"input_quantizer": "projection inputs", "query_quantizer": "queries", "key_quantizer": "keys"}
     rows = []
     for slot in slots:
         of_slot = [line for line in decoder if line["tensor"].endswith(slot)]
         ratios = [float(line["ratio"]) for line in of_slot]
         largest = max(float(line["largest"]) for line in of_slot)
         rows.append([names[slot], f"{largest:.1f}", f"{min(ratios):.1f}", f"{max(ratios):.1f}"])
-    heading = [f"decoder of {model}", "largest", "largest / 99 %, least", "most"]
+    heading = [f"decoder of {model}", "largest value", "largest / 99th percentile, min", "max"]
     first = markdown(heading, rows, right=3)
     encoder = [line for line in lines if line["where"] == "encoder"]
     models = list(dict.fromkeys(line["model"] for line in encoder))
@@ -34,7 +34,7 @@ def outliers(lines: Sequence[Mapping[str, str]]) -> str:
         [name, *(_ratio_cell(by_key[name, kind]) for kind in kinds if (name, kind) in by_key)]
         for name in models
     ]
-    return first + "\n\n" + markdown(["encoder, input of", *kinds], rows, right=len(kinds))
+    return first + "\n\n" + markdown(["encoder layer input", *kinds], rows, right=len(kinds))
 
 
 def _ratio_cell(line: Mapping[str, str]) -> str:
@@ -53,7 +53,7 @@ def ahead(lines: Sequence[Mapping[str, str]]) -> str:
             for rival in ordered({line["rival"] for line in shown}, METHODS)
         ]
         seeds = listed(line["seeds"] for line in shown)
-        title = f"**`{method}`** at {bits}, ahead of (seeds: {seeds})"
+        title = f"**`{method}`** at {bits} minus each other method (seeds: {seeds})"
         blocks.append(f"{title}\n\n{markdown(['', *data], rows, right=len(data))}")
     return "\n\n".join(blocks)
 
@@ -84,10 +84,10 @@ def _cost_on(lines: Sequence[Mapping[str, str]]) -> list[str]:
     search = {line["what"]: line for line in lines if line["subject"] == "search"}
     if search:
         rows = [[what, line["seconds"], f"{float(line['ratio']):.1f}x"] for what, line in search.items()]
-        blocks.append(markdown(["clipping search, all attentions once", "seconds", "speed"], rows, right=2))
+        blocks.append(markdown(["clipping search, all attentions once", "seconds", "speedup"], rows, right=2))
     large = [line for line in lines if line["subject"] == "sam-b"]
     if large:
-        heading = ["SAM-B, 1024 px", "units", "seconds a step, unit by unit", "published steps", "peak GiB"]
+        heading = ["SAM-B, 1024 px", "units", "seconds per step, by unit", "published steps", "peak GiB"]
         blocks.append(markdown(heading, _units(large), right=2))
     return blocks
 
@@ -104,7 +104,7 @@ def _units(lines: Sequence[Mapping[str, str]]) -> list[list[str]]:
             rows.append([recipe, name, seconds, f"{int(steps):,}", ""])
         else:
             hours = float(units[0]["seconds"]) / 3600
-            rows.append([recipe, kind, f"{hours:.1f} h in all", "", units[0]["peak_gib"]])
+            rows.append([recipe, kind, f"{hours:.1f} h in total", "", units[0]["peak_gib"]])
     return rows
 
 
@@ -115,19 +115,19 @@ def _kind(unit: str) -> str:
 
 _RUNTIMES = {
     "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO, float32 beside integers",
-    "openvino-native": "OpenVINO, as it chooses",
+    "openvino": "OpenVINO, float32 precision",
+    "openvino-native": "OpenVINO, default precision",
     "torch": "PyTorch",
-    "torch-int8": "PyTorch, integer products",
+    "torch-int8": "PyTorch, `torch-int8`",
 }
 _VARIANTS = {
     "default": "float32, `torch.onnx.export`",
-    "dynamic": "the same, `quantize_dynamic`",
-    "static": "the same, `quantize_static`",
-    "nncf": "the same, NNCF to 8 bits",
-    "int4": "the same, weights alone in 4 bits",
-    "float": "float32, saqsam's graph",
-    "w8a8-all": "`w8a8`, encoder's products too",
+    "dynamic": "ONNX Runtime `quantize_dynamic`",
+    "static": "ONNX Runtime `quantize_static`",
+    "nncf": "NNCF, 8 bits",
+    "int4": "4-bit weight-only",
+    "float": "float32, saqsam export",
+    "w8a8-all": "`w8a8`, encoder attention quantized",
     "eager": "float32, eager",
 }
 
@@ -155,18 +155,18 @@ def latency(lines: Sequence[Mapping[str, str]]) -> str:
         ]
         machine, subject, part, prompts = key
         title = f"**{subject}, {part}**{_prompts(prompts)}, {machine}"
-        heading = ["", "", "ms", "fastest to slowest", "speed", "GiB", "MB"]
+        heading = ["", "", "ms", "min to max", "speedup", "GiB", "MB"]
         blocks.append(f"{title}\n\n{markdown(heading, rows, right=5)}")
     return "\n\n".join(blocks)
 
 
 _GPU_VARIANTS = {
     "float32": "float32",
-    "tf32": "float32, products in TF32",
+    "tf32": "float32, TF32 matmuls",
     "bfloat16": "bfloat16",
-    "packed": "de-quantized floats",
-    "torch-int8": "integer products, the rest float32",
-    "torch-int8-bfloat16": "integer products, the rest bfloat16",
+    "packed": "dequantized float32",
+    "torch-int8": "`torch-int8`, float32 elsewhere",
+    "torch-int8-bfloat16": "`torch-int8`, bfloat16 elsewhere",
 }
 
 
@@ -187,7 +187,7 @@ def gpu_latency(lines: Sequence[Mapping[str, str]]) -> str:
         ]
         machine, torch, subject, part, prompts = key
         title = f"**{subject}, {part}**{_prompts(prompts)}, {machine}, torch {torch}"
-        blocks.append(f"{title}\n\n{markdown(['', '', 'ms', 'fastest to slowest', 'speed'], rows, right=3)}")
+        blocks.append(f"{title}\n\n{markdown(['', '', 'ms', 'min to max', 'speedup'], rows, right=3)}")
     return "\n\n".join(blocks)
 
 
@@ -203,18 +203,18 @@ def _prompts(count: str) -> str:
 
 
 _DEPLOYED = {
-    "torch": "torch, de-quantized",
-    "torch-float64": "the same, sums in float64",
-    "torch-int8": "torch, integer products",
+    "torch": "torch, dequantized",
+    "torch-float64": "torch, dequantized, float64 accumulation",
+    "torch-int8": "torch, `torch-int8`",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
-    "openvino-native": "OpenVINO, as it chooses",
+    "openvino-native": "OpenVINO, default precision",
 }
 
 
 def deployed(lines: Sequence[Mapping[str, str]]) -> str:
     """Mean IoU of deployed checkpoints by runtime, how far their masks are from torch's: a table for each machine."""
-    heading = ["deployed sam-mini", "runtime", "data", "mean IoU", "IoU with torch's masks", "MB"]
+    heading = ["deployed sam-mini", "runtime", "data", "mean IoU", "mask IoU with torch", "MB"]
     blocks = []
     for machine in dict.fromkeys(line["machine"] for line in lines):
         rows = [

@@ -21,13 +21,13 @@ from transformers import SamModel, SamProcessor
 import saqsam
 from rows import FILL_BOX, FLOAT, RESULTS
 from saqsam.checkpoint import quantization_config_of
-from saqsam.cli.opening import CALIBRATION_SCENES_SEED, usable_device
+from saqsam.cli.inputs import CALIBRATION_SCENES_SEED, usable_device
 from saqsam.cli.terminal import err
 from saqsam.data.detections import Detections, load_detections
 from saqsam.data.open import SCENES, SCENES_COUNT
 from saqsam.data.types import Dataset
 from saqsam.models.loading import BUNDLED
-from saqsam.models.sam.structure import SamStructure
+from saqsam.models.registry import structure_of
 from saqsam.ptq.units import reconstruction_units
 from saqsam.recipes.overrides import with_settings
 from saqsam.recipes.presets import METHODS, parse_bits
@@ -143,7 +143,7 @@ class Plan:
         config = self.model.loaded[0].config
         layers = config.mask_decoder_config.num_hidden_layers
         return sum(
-            spec.steps * unit.steps for unit in reconstruction_units(SamStructure(config), layers, spec)
+            spec.steps * unit.steps for unit in reconstruction_units(structure_of(config), layers, spec)
         )
 
     def key_columns(self, method: str, bits: str, data: str) -> dict[str, str | int | None]:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from rich.progress import Progress
+from rich import progress as rich_progress
 from transformers import SamModel, SamProcessor
 
 import saqsam
@@ -37,9 +37,9 @@ from saqsam.evaluation.metrics.iou import fill_box
 from saqsam.recipes.presets import parse_bits
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.atomic_write import write_whole
+from saqsam.utils.progress import Progress
 from scores import scores_file, write_scores
 
-Steps = Callable[[int, int], None]
 """Called with steps done and steps in all."""
 
 
@@ -80,7 +80,7 @@ def run(plan: Plan) -> int:
     return total
 
 
-def make_subject(plan: Plan, method: str, bits: str, bars: Progress) -> Subject:
+def make_subject(plan: Plan, method: str, bits: str, bars: rich_progress.Progress) -> Subject:
     """What is evaluated of a method, its checkpoint made if need be and reloaded, and the columns that describe it."""
     nothing: dict[str, str | int | float | None] = {
         "recipe": "" if method == FILL_BOX else method,
@@ -120,7 +120,7 @@ def make_subject(plan: Plan, method: str, bits: str, bars: Progress) -> Subject:
     return Subject((model, processor), columns)
 
 
-def make_checkpoint(plan: Plan, method: str, bits: str, bars: Progress) -> tuple[Path, float]:
+def make_checkpoint(plan: Plan, method: str, bits: str, bars: rich_progress.Progress) -> tuple[Path, float]:
     """Folder of a checkpoint and the seconds it took, from the cache if the same code has made it before."""
     recipe = plan.recipe(method, bits)
     folder = plan.cache / "checkpoints" / f"{recipe.name}-{_cache_key(plan, recipe)}"
@@ -129,16 +129,16 @@ def make_checkpoint(plan: Plan, method: str, bits: str, bars: Progress) -> tuple
         model, processor = plan.model.loaded
         start = time.perf_counter()
         with bar(bars, recipe.name) as step:
-            quantized = saqsam.quantize(
+            result = saqsam.quantize(
                 model,
                 processor,
                 recipe,
                 plan.calibration[1],
-                progress=lambda _, done, whole, __: step(done, whole),
+                progress=step,
             )
         # The folder last: it is there only if all is.
         write_whole(timing, json.dumps({"seconds": time.perf_counter() - start}).encode())
-        saqsam.save_checkpoint(quantized, processor, folder, overwrite=True)
+        result.save(folder, overwrite=True)
     return folder, float(json.loads(timing.read_text(encoding="utf-8"))["seconds"])
 
 
@@ -153,7 +153,9 @@ def _cache_key(plan: Plan, recipe: Recipe) -> str:
     return digest.hexdigest()[:12]
 
 
-def _measure(plan: Plan, subject: Subject, key: Mapping[str, str | int | None], bars: Progress) -> Row:
+def _measure(
+    plan: Plan, subject: Subject, key: Mapping[str, str | int | None], bars: rich_progress.Progress
+) -> Row:
     name = str(key["data"])
     dataset = plan.data[name]
     # AP is of boxes, whatever the prompt: once is enough.
@@ -187,7 +189,7 @@ def _measure(plan: Plan, subject: Subject, key: Mapping[str, str | int | None], 
     return Row(**plan.circumstances, **subject.columns, **key, **measured)  # type: ignore[arg-type]
 
 
-def _evaluate_filled_boxes(dataset: Dataset, progress: Steps) -> Evaluation:
+def _evaluate_filled_boxes(dataset: Dataset, progress: Progress) -> Evaluation:
     """As `fill_box_iou`, with the score of every instance."""
     task, records = PromptTask(), []
     for index in range(len(dataset)):
@@ -199,17 +201,21 @@ def _evaluate_filled_boxes(dataset: Dataset, progress: Steps) -> Evaluation:
             iou = mask_iou(filled[None], torch.from_numpy(instance.mask())[None]).item()
             found.append({"id": instance.id, "iou": iou, "boundary_iou": math.nan, "predicted_iou": math.nan})
         records.append({"image_id": sample.image_id, task.name: {"instances": found}})
-        progress(index + 1, len(dataset))
+        progress("evaluating", index + 1, len(dataset))
     metrics = {task.name: task.reduce([record[task.name] for record in records])}
     return Evaluation(dataset.name, len(dataset), {task.name: task.options()}, metrics, tuple(records))
 
 
 @contextmanager
-def bar(bars: Progress, description: str) -> Iterator[Steps]:
-    """A progress bar that is gone after the block."""
+def bar(bars: rich_progress.Progress, description: str) -> Iterator[Progress]:
+    """Show a progress bar while the block runs; yields the callback that moves it."""
     task = bars.add_task(description, total=None)
+
+    def update(phase: str, done: int, total: int, note: str = "", /) -> None:
+        bars.update(task, completed=done, total=total)
+
     try:
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+        yield update
     finally:
         bars.remove_task(task)
 

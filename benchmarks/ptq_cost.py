@@ -33,12 +33,14 @@ from random_models import random_sam_b
 from rows import RESULTS
 from run_once import peak_gib
 from saqsam.convert.prepare import prepare
+from saqsam.models.family import replace_module
 from saqsam.models.loading import build_processor
+from saqsam.models.parts import DECODER_PARTS
+from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import QuantDecoderAttention
-from saqsam.models.sam.structure import DECODER_PARTS, SamStructure, replace_module
 from saqsam.ptq.calibration_images import choose_calibration_images
-from saqsam.ptq.clipping import SEARCHED, FocusSearch, _attention_inputs
-from saqsam.ptq.pipeline import DEFAULT_MEMORY
+from saqsam.ptq.clipping import attention_inputs
+from saqsam.ptq.focus_search import SEARCHED, FocusSearch
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Precision
 
@@ -100,8 +102,8 @@ class Phases:
         self.seconds: dict[str, float] = {}
         self.steps: dict[str, list[float]] = {}
 
-    def __call__(self, what: str, done: int, total: int, note: str) -> None:
-        """See `saqsam.quantize`."""
+    def __call__(self, what: str, done: int, total: int, note: str = "", /) -> None:
+        """Add the time since the last call to a phase."""
         now = time.perf_counter()
         self.seconds[what] = self.seconds.get(what, 0.0) + now - self.last
         self.steps.setdefault(what, []).append(now - self.last)
@@ -139,7 +141,10 @@ def _peak_gib(device: str) -> float:
 def measure_search(device: str) -> list[dict[str, object]]:
     """The clipping search against a plain one: all slots of all attentions, one pass."""
     model, processor = saqsam.load("sam-mini", device=device)
-    structure, recipe = SamStructure(model.config), saqsam.recipe_for("saq-sam-s", "w4a4")
+    structure, recipe = (
+        structure_of(model.config),
+        saqsam.recipe_for("saq-sam-s", "w4a4"),
+    )
     spec = dataclasses.replace(recipe.calibration, images=1)
     data = saqsam.open_dataset("scenes", limit=100, seed=1_000_000)
     images = choose_calibration_images(model, processor, data, spec)
@@ -147,7 +152,7 @@ def measure_search(device: str) -> list[dict[str, object]]:
     names = [site.name for site in structure.attentions if site.part in DECODER_PARTS]
     seconds: dict[str, list[float]] = {"search": [], "plain": []}
     with torch.no_grad():
-        inputs = _attention_inputs(model, names, images, 0)
+        inputs = attention_inputs(model, names, images, 0)
         for name in names:
             attention = model.get_submodule(name)
             assert isinstance(attention, QuantDecoderAttention)
@@ -207,7 +212,7 @@ def measure_sam_b(device: str) -> list[dict[str, object]]:
         phases = Phases()
         if torch.device(device).type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        saqsam.quantize(model, processor, recipe, data, memory=DEFAULT_MEMORY, progress=phases)
+        saqsam.quantize(model, processor, recipe, data, progress=phases)
         projected = 0.0
         for what, steps in phases.steps.items():
             if "/" not in what:

@@ -8,8 +8,9 @@ from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEnc
 from saqsam.convert.pack import pack
 from saqsam.convert.plan import activation_slots
 from saqsam.convert.prepare import prepare
+from saqsam.models.family import replace_module
+from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import PROBABILITIES
-from saqsam.models.sam.structure import SamStructure, replace_module
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.recipes.recipe import Recipe
 
@@ -55,7 +56,7 @@ def random_small_sam() -> SamModel:
 
 def pack_uncalibrated(model: SamModel, recipe: Recipe) -> SamModel:
     """Quantize a float model in place with ranges that nothing was measured for; as fast and as large as any other."""
-    structure = SamStructure(model.config)
+    structure = structure_of(model.config)
     prepare(model, structure, recipe)
     for slot in activation_slots(structure, recipe):
         levels = 2**slot.bits - 1

@@ -32,9 +32,10 @@ from plan import make_plan, parse_arguments
 from rows import RESULTS
 from saqsam.convert.prepare import prepare
 from saqsam.inference.backend import TorchBackend
-from saqsam.models.sam.structure import DECODER_PARTS, SamStructure
+from saqsam.models.parts import DECODER_PARTS
+from saqsam.models.registry import structure_of
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
-from saqsam.ptq.clipping import SEARCHED
+from saqsam.ptq.focus_search import SEARCHED
 from saqsam.utils.atomic_write import write_whole
 
 OUT = RESULTS / "ranges.csv"
@@ -68,7 +69,7 @@ class Ratio:
 def measure(model: SamModel, name: str, images: CalibrationImages) -> Iterator[Ratio]:
     """Ratios of a float model, which stays as it is."""
     model = copy.deepcopy(model)
-    structure = SamStructure(model.config)
+    structure = structure_of(model.config)
     prepare(model, structure, saqsam.recipe_for("mse", "w4a4"))  # slots to watch; outputs stay
     decoder: dict[str, list[Tensor]] = {}
     encoder: dict[str, list[Tensor]] = {}

@@ -11,6 +11,8 @@ from table_text import BITS, DATA, METHODS, PROMPTS, listed, markdown, method_la
 
 BUNDLED = "sam-mini"
 HEADLINE_BITS = "w4a4"
+HEADLINE_METHODS = (FILL_BOX, FLOAT, "mse", "qdrop", "ptq4sam", "saq-sam", "saq-sam-plus")
+"""The few rows that the first table of README.md has room for."""
 
 
 def accuracy(rows: Sequence[Row]) -> str:
@@ -42,12 +44,17 @@ def sizes(rows: Sequence[Row]) -> str:
             percent = "" if share is None else f"{100 * share:.1f} %"
             smaller = f"{float32 / size:.2f}x"
             lines.append([model, bits, ", ".join(methods), f"{size:,}", smaller, percent])
-    heading = ["model", "bits", "methods", "bytes on disk", "smaller than float32", "MACs at these bits"]
+    heading = ["model", "bits", "methods", "bytes on disk", "compression", "MACs at these bits"]
     return markdown(heading, lines, right=3) if lines else ""
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """The hardest bits with box prompts: a line for each method, a column for each data set; one model alone."""
+    """Tabulate the best-known methods at the hardest bits, as `methods` does."""
+    return methods([row for row in rows if row.method in HEADLINE_METHODS])
+
+
+def methods(rows: Sequence[Row]) -> str:
+    """Tabulate mean IoU with box prompts at the hardest bits: one row per method, one column per dataset."""
     rows = [row for row in rows if row.prompt == "box"]
     quantized = [row for row in rows if row.bits == HEADLINE_BITS]
     if not quantized:
@@ -69,7 +76,10 @@ def headline(rows: Sequence[Row]) -> str:
             reference = None if method in (FILL_BOX, FLOAT) else _float_score(here, _miou)
             cells.append(_cell([row for row in here if row.method == method], _miou, reference))
         lines.append([method_label(method), *cells])
-    note = f"{model} at `{HEADLINE_BITS}`, calibrated on {calibration}; box prompts; in brackets, difference to float."
+    note = (
+        f"{model} at `{HEADLINE_BITS}`, calibrated on {calibration}; box prompts. "
+        "In parentheses: difference from the float model."
+    )
     return f"{markdown(['mean IoU on', *data], lines, right=len(data))}\n\n{note}"
 
 
@@ -84,7 +94,7 @@ def provenance(rows: Sequence[Row]) -> str:
         ["saqsam", listed(row.saqsam for row in rows)],
         ["torch", listed(row.torch for row in rows)],
         ["transformers", listed(row.transformers for row in rows)],
-        ["days", listed(row.date[:10] for row in rows)],
+        ["dates", listed(row.date[:10] for row in rows)],
     ]
     return markdown(["", ""], lines)
 
@@ -94,12 +104,13 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "detections": detections,
     "sizes": sizes,
     "headline": headline,
+    "methods": methods,
     "provenance": provenance,
 }
 
 
 def ablation(variants: Sequence[Row], plain: Sequence[Row]) -> str:
-    """Methods with a part changed, each below the method as it is; in brackets the difference to that. Of seed 0."""
+    """Tabulate ablations below the unchanged method, with the difference from it in parentheses; seed 0 only."""
     variants = [row for row in variants if row.seed == 0]
     data = ordered({row.data for row in variants}, DATA)
     lines = []
@@ -141,11 +152,11 @@ def steps(variants: Sequence[Row], plain: Sequence[Row]) -> str:
             minutes = max(row.seconds_quantize or 0.0 for row in here.values()) / 60
             cells = [_number(here[name].miou if name in here else None) for name in data]
             lines.append([method_label(method), f"{count:,}", f"{minutes:.1f}", *cells])
-    return markdown(["method", "steps in all", "minutes", *data], lines, right=2 + len(data)) if lines else ""
+    return markdown(["method", "total steps", "minutes", *data], lines, right=2 + len(data)) if lines else ""
 
 
 def precision(variants: Sequence[Row], plain: Sequence[Row]) -> str:
-    """Methods that learned in another precision, each below the method as it is; in brackets the difference to that."""
+    """Tabulate learning precisions below float32, with the difference from it in parentheses."""
     data = ordered({row.data for row in variants}, DATA)
     lines = []
     for method, bits in dict.fromkeys((row.method, row.bits) for row in variants):

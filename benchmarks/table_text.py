@@ -17,7 +17,7 @@ PROMPTS = ("box", "point")
 
 def method_label(method: str) -> str:
     """A method as a table shows it."""
-    return {FILL_BOX: "the box itself", FLOAT: "float model"}.get(method, f"`{method}`")
+    return {FILL_BOX: "box-fill baseline", FLOAT: "float model"}.get(method, f"`{method}`")
 
 
 def signed(value: float) -> str:

@@ -1,10 +1,10 @@
-"""Writes the tables of the documentation from the rows of a benchmark.
+"""Write the tables of the documentation from benchmark rows.
 
-    python benchmarks/tables.py            # writes them
-    python benchmarks/tables.py --check    # exits with 1 if a page shows other figures than the rows give
+    python benchmarks/tables.py            # write all tables
+    python benchmarks/tables.py --check    # exit with 1 if a page differs from the rows
 
-In a page, `<!-- table:NAME -->` and `<!-- /table -->` enclose a table; `<!-- table:NAME coco_val -->` is the part of it
-for one data set. `TABLES` holds the names.
+A page marks a table with `<!-- table:NAME -->` and `<!-- /table -->`; `<!-- table:NAME coco_val -->` is the part of it
+for one dataset. `TABLES`, `VARIANT_TABLES` and `OTHER_TABLES` hold the names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rows import RESULTS, Row, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = (RESULTS / "ptq.csv", RESULTS / "methods.csv")
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("results.md", "deploy.md", "tasks.md")))
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 NOTHING_YET = "*Not measured yet: run `python benchmarks/ptq.py`, then `python benchmarks/tables.py`.*"
 
 _BLOCK = re.compile(r"<!-- table:(\w+)(?: (\w+))? -->\n(.*?)<!-- /table -->", re.DOTALL)

@@ -1,4 +1,4 @@
-"""Segments an object from its box with an exported folder and ExecuTorch's runtime alone, without saqsam.
+"""Segment an object from its box with an export and the ExecuTorch runtime, without saqsam.
 
 python executorch_client.py EXPORT photo.jpg 120 80 460 390 mask.png
 """
@@ -26,7 +26,7 @@ pixels = (np.asarray(resized, dtype=np.float32) - (123.675, 116.28, 103.53)) / (
 padded = torch.zeros(1, 3, size, size)
 padded[0, :, : resized.height, : resized.width] = torch.from_numpy(pixels.transpose(2, 0, 1))
 
-coords, labels = torch.zeros(1, points, 2), torch.full((1, points), -2.0)  # -2: no point here
+coords, labels = torch.zeros(1, points, 2), torch.full((1, points), -2.0)  # label -2: no point
 coords[0, :2], labels[0, :2] = scale * box.reshape(2, 2), torch.tensor([2.0, 3.0])  # a box is two points
 (embedding,) = encoder.execute([padded])
 no_mask = torch.zeros(decoder.metadata.input_tensor_meta(3).sizes())

@@ -1,4 +1,4 @@
-"""Segments an object from its box with an exported folder and ONNX Runtime alone: neither saqsam nor torch.
+"""Segment an object from its box with an export and ONNX Runtime, without saqsam or torch.
 
 python onnx_client.py EXPORT photo.jpg 120 80 460 390 mask.png
 """
@@ -15,7 +15,7 @@ box = np.array(sys.argv[3:7], dtype=np.float32)
 options = onnxruntime.SessionOptions()
 options.add_session_config_entry(
     "session.x64quantprecision", "1"
-)  # exact where 8-bit products would saturate
+)  # keeps products exact on processors where they would saturate
 files = (folder / f"{part}.onnx" for part in ("encoder", "decoder"))
 encoder, decoder = (onnxruntime.InferenceSession(file, options) for file in files)
 

@@ -1,4 +1,4 @@
-"""The same as `onnx_client.py` with OpenVINO alone, and an export of either format.
+"""Segment an object from its box with an export of either format and OpenVINO, without saqsam or torch.
 
 python openvino_client.py EXPORT photo.jpg 120 80 460 390 mask.png
 """

@@ -1,6 +1,6 @@
-"""Quantize a SAM to 4 bits, reload it from disk, and segment the objects of a picture with both.
+"""Quantize a SAM to 4 bits, reload it from disk, and segment a picture with the float and the 4-bit model.
 
-python examples/quantize_and_segment.py                          # the bundled model on a made scene
+python examples/quantize_and_segment.py                          # the bundled model on a synthetic scene
 python examples/quantize_and_segment.py facebook/sam-vit-base --image photo.jpg --box 120,80,460,390
 """
 
@@ -17,9 +17,9 @@ from saqsam.viz.overlays import overlay_masks
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("model", nargs="?", default="sam-mini")
-parser.add_argument("--image", help="a picture; without it, a scene that the package draws")
+parser.add_argument("--image", help="a picture; default: a synthetic scene")
 parser.add_argument("--box", action="append", help="x0,y0,x1,y1 in pixels, with --image; repeatable")
-parser.add_argument("--images", type=int, default=8, help="calibration images; 32 are better")
+parser.add_argument("--images", type=int, default=8, help="calibration images; 32 give better masks")
 parser.add_argument("--out", type=Path, default=Path("out/examples/w4a4"))
 args = parser.parse_args()
 
@@ -32,10 +32,10 @@ else:
 model, processor = saqsam.load(args.model)
 recipe = saqsam.recipe_for("mse", "w4a4")
 recipe = replace(recipe, calibration=replace(recipe.calibration, images=args.images))
-# Other scenes than the one that is segmented. Your own photographs are better: see calibrate_on_your_photos.py.
+# Calibrate on other scenes than the one segmented below. For your own photographs: calibrate_on_your_photos.py.
 calibration = saqsam.open_dataset("scenes", limit=args.images, seed=1)
-quantized = saqsam.quantize(model, processor, recipe, calibration)
-saqsam.save_checkpoint(quantized, processor, args.out, overwrite=True)
+result = saqsam.quantize(model, processor, recipe, calibration)
+result.save(args.out, overwrite=True)
 
 masks = {}
 for name, source in (("float", args.model), ("quantized", args.out)):

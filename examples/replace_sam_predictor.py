@@ -1,6 +1,6 @@
-"""In place of `segment_anything.SamPredictor`: the same calls, on a 4-bit checkpoint.
+"""Replace `segment_anything.SamPredictor` by a 4-bit checkpoint without changing the calls.
 
-python examples/quantize_and_segment.py      # makes the checkpoint
+python examples/quantize_and_segment.py      # writes the checkpoint
 python examples/replace_sam_predictor.py
 """
 
@@ -17,7 +17,7 @@ args = parser.parse_args()
 # Before:
 #     from segment_anything import SamPredictor, sam_model_registry
 #     predictor = SamPredictor(sam_model_registry["vit_b"](checkpoint="sam_vit_b_01ec64.pth"))
-# After; a float model from an official .pth would do as well:
+# After (`saqsam.load` also takes the official .pth):
 predictor = saqsam.Predictor(*saqsam.load(args.checkpoint))
 
 scene = saqsam.open_dataset("scenes", limit=1)[0]
@@ -29,13 +29,13 @@ def report(prompt, mask):
     print(f"{prompt}: {mask.sum()} pixels, IoU {(mask & truth).sum() / (mask | truth).sum():.3f}")
 
 
-predictor.set_image(scene.image)  # HWC uint8 RGB; or image_format="BGR", as cv2.imread gives it
+predictor.set_image(scene.image)  # HWC uint8 RGB; for cv2.imread: image_format="BGR"
 
 # A box gives one mask.
 masks, ious, low_res = predictor.predict(box=np.array(target.box), multimask_output=False)
 report("box", masks[0])
 
-# A point is ambiguous: three masks, of which the model ranks its own.
+# A point is ambiguous and gives three masks; the model rates each of them.
 rows, columns = np.nonzero(truth)
 middle = len(rows) // 2
 click = np.array([[columns[middle], rows[middle]]])  # x, y
@@ -43,7 +43,7 @@ masks, ious, low_res = predictor.predict(click, np.array([1]))
 best = ious.argmax()
 report("point", masks[best])
 
-# The best of them goes back in, with a second point: 0 for one that is not on the object.
+# Refine the best mask with a second point; label 0 marks a point beside the object.
 corner = np.argwhere(~scene.instances[0].mask() & ~truth)[0][::-1]
 masks, ious, low_res = predictor.predict(
     np.vstack([click, corner]), np.array([1, 0]), mask_input=low_res[best][None], multimask_output=False

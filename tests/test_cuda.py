@@ -14,7 +14,7 @@ import saqsam
 from saqsam.evaluation import PromptTask
 from saqsam.evaluation.tasks.everything import EverythingTask
 from saqsam.inference.mask_generator import GeneratorOptions
-from saqsam.ptq.pipeline import QuantizationLog, quantize
+from saqsam.ptq.pipeline import quantize
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.presets import METHODS
 from saqsam.recipes.recipe import Recipe
@@ -39,6 +39,10 @@ def recipe(method: str, precision: str = "float32", bits: str = "w4a4") -> Recip
 
 
 def quantized(made: Recipe, device: str = DEVICE, **options: object) -> SamModel:
+    return quantize_on(made, device, **options).model
+
+
+def quantize_on(made: Recipe, device: str = DEVICE, **options: object) -> saqsam.QuantizationResult:
     model = tiny_sam().to(device)
     return quantize(model, tiny_processor(), made, tiny_data(), **options)  # type: ignore[arg-type]
 
@@ -124,16 +128,15 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
     class Stop(Exception):
         pass
 
-    def stop(what: str, done: int, total: int, note: str) -> None:
-        if what.startswith("4/"):
+    def stop(phase: str, done: int, total: int, note: str = "") -> None:
+        if phase.startswith("4/"):
             raise Stop
 
     with pytest.raises(Stop):
-        quantized(made, unfinished=tmp_path / "unfinished", progress=stop)
-    log = QuantizationLog()
-    resumed = quantized(made, unfinished=tmp_path / "unfinished", log=log)
-    assert len(log.units) == 7
-    assert checkpoint(resumed, tmp_path / "one") == checkpoint(quantized(made), tmp_path / "two")
+        quantized(made, resume_dir=tmp_path / "unfinished", progress=stop)
+    resumed = quantize_on(made, resume_dir=tmp_path / "unfinished")
+    assert len(resumed.log.units) == 7
+    assert checkpoint(resumed.model, tmp_path / "one") == checkpoint(quantized(made), tmp_path / "two")
 
 
 @pytest.mark.parametrize("prompt", ["box", "point", "clicks"])

@@ -14,7 +14,7 @@ from PIL import Image
 import saqsam
 from saqsam.data.images import read_image
 from saqsam.export import export_model
-from saqsam.inference.predictor import preprocess
+from saqsam.inference.processing import preprocess
 from saqsam.inference.prompts import Prompts
 from saqsam.recipes.deployment import deployable
 from saqsam.runtimes import load_runtime

@@ -1,4 +1,4 @@
-"""Draw the learning curve: `python training/plot.py` writes docs/images/training.png from log/curve.csv."""
+"""Draw the learning curve: `python training/plot.py` writes docs/assets/training.png from log/curve.csv."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def main() -> None:
     axes.set_xlim(0, hours[-1] * 1.18)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(HERE.parent / "docs" / "images" / "training.png", dpi=110)
+    figure.savefig(HERE.parent / "docs" / "assets" / "training.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-// Segments an object from its box with an exported folder, in JavaScript: WebAssembly here, the same calls in a browser.
+// Segment an object from its box with an export, in Node.js (WebAssembly); a browser uses the same calls.
 //
 //     npm install onnxruntime-web
 //     node segment.mjs EXPORT pixels.f32 x0 y0 x1 y1 logits.f32
 //
-// pixels.f32: float32 [1, 3, S, S], normalised and padded as the processor does it; the box is in pixels of that square.
-// logits.f32: float32 [4, 4h, 4w]; a pixel belongs to the mask where its logit is above 0, the first is for boxes.
+// pixels.f32: float32 [1, 3, S, S], normalized and padded as the processor does; the box is in pixels of that square.
+// logits.f32: float32 [4, 4h, 4w]; a pixel belongs to a mask if its logit is above 0. Use the first mask for a box.
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import * as ort from "onnxruntime-web";
@@ -25,8 +25,8 @@ const { image_embeddings } = await encoder.run({ pixel_values: floats(pixels, [1
 const side = 4 * image_embeddings.dims[3];
 const { iou_predictions, low_res_masks } = await decoder.run({
   image_embeddings,
-  point_coords: floats(box, [1, 2, 2]), // a box is its two corners,
-  point_labels: floats([2, 3], [1, 2]), // which have these labels
+  point_coords: floats(box, [1, 2, 2]), // the two corners of the box
+  point_labels: floats([2, 3], [1, 2]), // labels of box corners
   mask_input: floats(new Float32Array(side * side), [1, 1, side, side]),
   has_mask_input: floats([0], [1]),
   orig_im_size: floats([size, size], [2]),

@@ -18,10 +18,14 @@ if TYPE_CHECKING:
     from saqsam.evaluation import evaluate
     from saqsam.export import export_model
     from saqsam.inference.encoded_image import EncodedImage
-    from saqsam.inference.mask_generator import GeneratedMask, GeneratorOptions, MaskGenerator
+    from saqsam.inference.generated_mask import GeneratedMask
+    from saqsam.inference.generator_options import GeneratorOptions
+    from saqsam.inference.mask_generator import MaskGenerator
     from saqsam.inference.predictor import Predictor
     from saqsam.models import load
-    from saqsam.ptq.pipeline import QuantizationLog, quantize
+    from saqsam.ptq.log import QuantizationLog
+    from saqsam.ptq.pipeline import quantize
+    from saqsam.ptq.result import QuantizationResult
     from saqsam.recipes.deployment import deployable
     from saqsam.recipes.overrides import with_settings
     from saqsam.recipes.presets import METHODS, recipe_for
@@ -32,11 +36,12 @@ _MODULES = {
     "METHODS": "recipes.presets",
     "CheckpointError": "utils.errors",
     "EncodedImage": "inference.encoded_image",
-    "GeneratedMask": "inference.mask_generator",
-    "GeneratorOptions": "inference.mask_generator",
+    "GeneratedMask": "inference.generated_mask",
+    "GeneratorOptions": "inference.generator_options",
     "MaskGenerator": "inference.mask_generator",
     "Predictor": "inference.predictor",
-    "QuantizationLog": "ptq.pipeline",
+    "QuantizationLog": "ptq.log",
+    "QuantizationResult": "ptq.result",
     "Recipe": "recipes.recipe",
     "SaqsamConfig": "checkpoint",
     "deployable": "recipes.deployment",
@@ -65,6 +70,7 @@ __all__ = [
     "MaskGenerator",
     "Predictor",
     "QuantizationLog",
+    "QuantizationResult",
     "Recipe",
     "SaqsamConfig",
     "__version__",

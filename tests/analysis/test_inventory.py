@@ -11,7 +11,7 @@ from transformers import SamConfig
 from saqsam.analysis.inventory import Inventory, PartInventory, mac_width, mixed_name, take_inventory
 from saqsam.analysis.macs import count_macs
 from saqsam.checkpoint import save_checkpoint
-from saqsam.models.sam.structure import FLOAT_PARTS, PAPER_PARTS
+from saqsam.models.parts import FLOAT_PARTS, PAPER_PARTS
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedTensor
 from saqsam.quant.logarithmic import LogQuantizer

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from saqsam.convert.prepare import prepare
+from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import QuantDecoderAttention
-from saqsam.models.sam.structure import SamStructure
-from saqsam.ptq.clipping import SEARCHED, FocusSearch
+from saqsam.ptq.focus_search import SEARCHED, FocusSearch
 from support.script_modules import scripts
 from support.tiny_quantized import tiny_recipe
 from support.tiny_sam import tiny_config, tiny_sam
@@ -27,7 +27,7 @@ def test_both_searches_look_at_all_candidates_and_leave_the_attention_as_it_was(
     cost: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_sam()
-    prepare(model, SamStructure(tiny_config()), tiny_recipe())
+    prepare(model, structure_of(tiny_config()), tiny_recipe())
     attention = model.mask_decoder.transformer.layers[0].cross_attn_token_to_image
     assert isinstance(attention, QuantDecoderAttention)
     shapes = ((3, 1, 7, 32), (1, 1, 64, 32), (1, 1, 64, 32))

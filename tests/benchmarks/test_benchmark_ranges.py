@@ -6,9 +6,10 @@ from types import ModuleType
 import pytest
 import torch
 
-from saqsam.models.sam.structure import DECODER_PARTS, SamStructure
+from saqsam.models.parts import DECODER_PARTS
+from saqsam.models.registry import structure_of
 from saqsam.ptq.calibration_images import choose_calibration_images
-from saqsam.ptq.clipping import SEARCHED
+from saqsam.ptq.focus_search import SEARCHED
 from support.script_modules import scripts
 from support.tiny_quantized import tiny_data, tiny_recipe
 from support.tiny_sam import tiny_config, tiny_processor, tiny_sam
@@ -35,7 +36,7 @@ def measured(ranges: ModuleType, *, plant: bool) -> dict[str, float]:
 
 def test_every_searched_tensor_and_kind_of_layer_is_measured(ranges: ModuleType) -> None:
     found = measured(ranges, plant=False)
-    attentions = [s for s in SamStructure(tiny_config()).attentions if s.part in DECODER_PARTS]
+    attentions = [s for s in structure_of(tiny_config()).attentions if s.part in DECODER_PARTS]
     assert len(found) == len(attentions) * len(SEARCHED) + 4
     assert set(ranges.ENCODER_PARTS) < set(found)
 

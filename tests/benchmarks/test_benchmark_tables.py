@@ -112,7 +112,7 @@ def test_a_block_compares_methods_and_widths_with_float(tables, made):
         "**coco_val**, mean IoU, box prompts (1,346 objects in 153 images); sam-mini calibrated on 32 images of coco_train",  # noqa: E501
         "| method | float | w8a8 | w4a4 |",
         "| --- | ---: | ---: | ---: |",
-        "| the box itself | 0.589 (−0.011) |  |  |",
+        "| box-fill baseline | 0.589 (−0.011) |  |  |",
         "| float model | 0.600 |  |  |",
         "| `min-max` |  | 0.599 (−0.001) | 0.310 (−0.290) |",
         "| `mse` |  | 0.600 (0.000) | 0.500 (−0.100) |",
@@ -159,28 +159,35 @@ def test_detections_have_no_line_for_the_box_itself(tables, made):
     text = tables.fill_tables(page("detections"), made)
     assert "COCO mask AP" in text
     assert "| `mse` |  | 0.125 (−0.075) | 0.125 (−0.075) |" in text
-    assert "the box itself" not in text
+    assert "box-fill baseline" not in text
 
 
 def test_sizes_join_methods_of_one_size(tables, made):
     assert lines(tables.fill_tables(page("sizes"), made))[2:-2] == [
-        "| model | bits | methods | bytes on disk | smaller than float32 | MACs at these bits |",
+        "| model | bits | methods | bytes on disk | compression | MACs at these bits |",
         "| --- | --- | --- | ---: | ---: | ---: |",
         "| sam-mini | w8a8 | min-max, mse | 1,900,000 | 3.42x | 91.0 % |",
         "| sam-mini | w4a4 | min-max, mse | 1,000,000 | 6.50x | 91.0 % |",
     ]
 
 
-def test_headline_shows_the_hardest_bits(tables, made):
-    assert lines(tables.fill_tables(page("headline"), made))[2:-2] == [
+def test_the_methods_table_shows_the_hardest_bits(tables, made):
+    assert lines(tables.fill_tables(page("methods"), made))[2:-2] == [
         "| mean IoU on | coco_val |",
         "| --- | ---: |",
-        "| the box itself | 0.589 |",
+        "| box-fill baseline | 0.589 |",
         "| float model | 0.600 |",
         "| `min-max` | 0.310 (−0.290) |",
         "| `mse` | 0.500 (−0.100) |",
-        "sam-mini at `w4a4`, calibrated on 32 images of coco_train; box prompts; in brackets, difference to float.",
+        "sam-mini at `w4a4`, calibrated on 32 images of coco_train; box prompts. "
+        "In parentheses: difference from the float model.",
     ]
+
+
+def test_the_headline_leaves_out_plain_ranges(tables, made):
+    shown = lines(tables.fill_tables(page("headline"), made))
+    assert "| `mse` | 0.500 (−0.100) |" in shown
+    assert not any("min-max" in line for line in shown)
 
 
 def test_changed_recipes_are_not_shown_under_a_method_s_name(tables, rows, made, row_tables):
@@ -195,12 +202,12 @@ def test_provenance_names_machine_and_versions(tables, made):
     assert "| weights (SHA-256) | sam-mini aaaa |" in text
 
 
-@pytest.mark.parametrize("name", ["ptq", "detections", "sizes", "headline", "provenance"])
+@pytest.mark.parametrize("name", ["ptq", "detections", "sizes", "headline", "methods", "provenance"])
 def test_without_rows_every_table_says_how_to_get_them(tables, name):
     assert tables.NOTHING_YET in tables.fill_tables(page(name), [])
 
 
-@pytest.mark.parametrize("name", ["ptq", "detections", "sizes", "headline", "provenance"])
+@pytest.mark.parametrize("name", ["ptq", "detections", "sizes", "headline", "methods", "provenance"])
 def test_filling_twice_changes_nothing(tables, made, name):
     once = tables.fill_tables(page(name), made)
     assert tables.fill_tables(once, made) == once
@@ -254,11 +261,11 @@ def test_the_outlier_table_sums_up_slots_and_kinds_of_layers(tables: ModuleType,
         line("SAM vit-b", "encoder", "qkv", 18.0, 1.8, 2.4),
     ]
     assert other_tables.outliers(lines).splitlines() == [
-        "| decoder of m | largest | largest / 99 %, least | most |",
+        "| decoder of m | largest value | largest / 99th percentile, min | max |",
         "| --- | ---: | ---: | ---: |",
         "| keys | 4.0 | 1.5 | 2.0 |",
         "",
-        "| encoder, input of | qkv |",
+        "| encoder layer input | qkv |",
         "| --- | ---: |",
         "| m | 1.2 (up to 3.0) |",
         "| SAM vit-b | 1.8 (up to 2.4) |",
@@ -274,7 +281,7 @@ def test_the_table_of_who_is_ahead_has_rivals_down_and_data_across(tables: Modul
 
     lines = [line("ptq4sam", "coco_val", 0.02), line("mse", "coco_val", 0.03), line("mse", "scenes", -0.01)]
     assert other_tables.ahead(lines).splitlines() == [
-        "**`saq-sam`** at w4a4, ahead of (seeds: 1)",
+        "**`saq-sam`** at w4a4 minus each other method (seeds: 1)",
         "",
         "|  | scenes | coco_val |",
         "| --- | ---: | ---: |",
@@ -333,15 +340,15 @@ def test_substitutions_are_compared_with_the_method_as_it_is(rows, row_tables):
         "",
         "|  | coco_val | nuclei_val |",
         "| --- | ---: | ---: |",
-        "| the method as it is | 0.500 | 0.700 |",
-        "| symmetric weights of all widths |  | 0.710 (+0.010) |",
+        "| unchanged method | 0.500 | 0.700 |",
+        "| symmetric weights at every width |  | 0.710 (+0.010) |",
         "| integer biases | 0.498 (−0.002) |  |",
     ]
     assert row_tables.substitutions([], []) == ""
 
 
 def test_all_substitutions_together_are_the_deployable_recipe(modules):
-    settings = modules["deploy_fields"].SUBSTITUTIONS["all together, `--deploy`"]
+    settings = modules["deploy_fields"].SUBSTITUTIONS["all combined: `--deploy`"]
     for method in ("mse", "saq-sam-s"):
         plain = recipe_for(method, "w4a8")
         deployed, together = deployable(plain), with_settings(plain, settings)
@@ -396,12 +403,12 @@ def test_cost_has_a_table_for_each_subject(other_tables):
     assert "| search | 3.000 | 3.0x |" in text
     assert "| saq-sam-w4a4 | 2 encoder stages | 20.5, 21.5 | 2,000 |  |" in text
     assert "| saq-sam-w4a4 | final attention | 0.5 | 10,000 |  |" in text
-    assert "| saq-sam-w4a4 | projected total | 10.0 h in all |  | 7.5 |" in text
+    assert "| saq-sam-w4a4 | projected total | 10.0 h in total |  | 7.5 |" in text
     assert text.startswith("**m, 2 threads**, torch 2\n")
     assert other_tables.cost([]) == ""
     elsewhere = other_tables.cost([*lines, {**lines[-1], "machine": "A GPU"}]).split("\n\n")
     assert [block for block in elsewhere if block.startswith("**")][-1].startswith("**A GPU**")
-    assert elsewhere[-1].count("h in all") == 1
+    assert elsewhere[-1].count("h in total") == 1
 
 
 def latency_line(**changes: str) -> dict[str, str]:
@@ -429,10 +436,7 @@ def test_times_of_two_machines_are_not_compared(other_tables):
     assert second.startswith("sam-b, encoder**, CPU B\n")
     assert "9000.0" not in second
     assert "8000.0" in second
-    assert (
-        "| OpenVINO, float32 beside integers | the same, NNCF to 8 bits | 2000.0 | 1000.0 to 3000.0 | 4.50x |"
-        in second
-    )
+    assert "| OpenVINO, float32 precision | NNCF, 8 bits | 2000.0 | 1000.0 to 3000.0 | 4.50x |" in second
 
 
 def test_times_on_a_gpu_have_a_table_for_each_part(other_tables):
@@ -445,8 +449,8 @@ def test_times_on_a_gpu_have_a_table_for_each_part(other_tables):
     first, second = other_tables.gpu_latency(lines).split("\n\n**")
     assert first.startswith("**sam-b, encoder**, A GPU, torch 2.11\n")
     assert "|  | float32 | 40.3 | 39.0 to 41.0 | 1.00x |" in first
-    assert "| `w8a8` | integer products, the rest float32 | 30.0 | 39.0 to 41.0 | 1.34x |" in first
-    assert "rest float32, `torch.compile` | 30.0 | 39.0 to 41.0 | 2.00x |" in first
+    assert "| `w8a8` | `torch-int8`, float32 elsewhere | 30.0 | 39.0 to 41.0 | 1.34x |" in first
+    assert "float32 elsewhere, `torch.compile` | 30.0 | 39.0 to 41.0 | 2.00x |" in first
     assert "9.00x" not in first
     assert second.startswith("sam-b, decoder**, 1 prompt, A GPU, torch 2.11\n")
 
@@ -488,7 +492,7 @@ def test_accuracy_in_runtimes_has_a_table_for_each_machine(other_tables):
     }
     found = other_tables.deployed([line, nncf]).split("\n\n")
     assert [found[0], found[2]] == ["CPU A", "CPU B"]
-    own = "`mse-deploy-w8a8-mixed`, `encoder_products=quantized` | torch, integer products"
+    own = "`mse-deploy-w8a8-mixed`, `encoder_products=quantized` | torch, `torch-int8`"
     assert f"| {own} | coco_val | 0.5961 | 0.9851 | 7.766 |" in found[1]
     assert "| `nncf-w8a8` | OpenVINO | coco_val | 0.5961 |  | 7.766 |" in found[3]
     assert other_tables.deployed([]) == ""

@@ -39,7 +39,7 @@ from saqsam.checkpoint import (
 )
 from saqsam.checkpoint import folder as checkpoint_folder
 from saqsam.convert.pack import build_packed_skeleton
-from saqsam.models.sam.structure import SamStructure
+from saqsam.models.registry import structure_of
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils import atomic_write as output
 from support.tiny_quantized import (
@@ -328,7 +328,7 @@ def stored_bytes(config: SamConfig, recipe: Recipe) -> int:
     """Size of the tensor file of a checkpoint, from a model that holds no data."""
     with torch.device("meta"):
         model = SamModel(config)
-        build_packed_skeleton(model, SamStructure(config), recipe)
+        build_packed_skeleton(model, structure_of(config), recipe)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     total = 0
     names = {torch.uint8: "U8", torch.int32: "I32", torch.float32: "F32"}
@@ -602,7 +602,7 @@ def siblings(folder: Path) -> list[str]:
 
 def test_an_existing_folder_is_kept_without_overwrite(copy: Path) -> None:
     before = tree(copy)
-    with pytest.raises(ValueError, match=r"copy exists; choose another name, or overwrite it"):
+    with pytest.raises(ValueError, match=r"copy exists; choose another name, or pass overwrite=True"):
         save_checkpoint(mixed_tiny(), tiny_processor(), copy)
     assert tree(copy) == before
     assert siblings(copy) == ["copy"]

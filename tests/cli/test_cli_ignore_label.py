@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saqsam.cli.opening import open_labelled
+from saqsam.cli.inputs import open_labelled
 from saqsam.report.log import read_log
 from support.command_line import assert_done, assert_refused, run
 

@@ -22,7 +22,7 @@ from typer.testing import Result
 import saqsam
 from saqsam.checkpoint import folder as checkpoint_folder
 from saqsam.checkpoint import load_checkpoint, save_checkpoint
-from saqsam.cli import app, commands, tables, terminal
+from saqsam.cli import app, commands, result_tables, terminal
 from saqsam.data.images import read_image
 from saqsam.ptq import reconstruction as reconstruct
 from saqsam.quant.layers import PackedLinear
@@ -395,7 +395,7 @@ def test_overwrite_replaces_a_checkpoint(tiny: Path, packed: Path, tmp_path: Pat
         (["--set", "clipping.theta=0.4"], ["this method has no clipping"]),
         (["--set", "weights.bits=99"], ["99"]),
         (["--memory", "much"], ["4GiB", "'much'"]),
-        (["--detections", "nowhere.json"], ["a data set in COCO format or DOTA's"]),
+        (["--detections", "nowhere.json"], ["a dataset in COCO format or DOTA's"]),
         (["--device", "abacus"], ["--device abacus"]),
         (["--device", "meta"], ["--device meta"]),
     ],
@@ -889,7 +889,7 @@ def test_segment_refuses_what_is_no_picture(packed: Path, tmp_path: Path) -> Non
 
 
 def test_inspect_fits_80_columns_uncut(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (terminal, tables):
+    for module in (terminal, result_tables):
         monkeypatch.setattr(module, "out", Console(markup=False, emoji=False, highlight=False, width=80))
     result = run("inspect", packed)
     assert_done(result)
@@ -921,8 +921,8 @@ def test_inspect_refuses_what_is_no_checkpoint(tiny: Path, tmp_path: Path) -> No
 def test_numbers_are_short() -> None:
     numbers = [0, 950, 999, 1000, 12_345, 99_949, 99_950, 999_499, 999_500, 486_038_667_264]
     texts = ["0", "950", "999", "1.0k", "12.3k", "99.9k", "100k", "999k", "1.0M", "486G"]
-    assert [tables._short(number) for number in numbers] == texts
-    assert [tables._end(value) for value in (-9.99, 9.995, -12.34, 99.96, 170.4)] == [
+    assert [result_tables._short(number) for number in numbers] == texts
+    assert [result_tables._end(value) for value in (-9.99, 9.995, -12.34, 99.96, 170.4)] == [
         *("-9.99", "10.0", "-12.3", "100", "170"),
     ]
 
@@ -946,7 +946,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
 # code becomes that of the process.
 COMMANDS = """
 import json, sys
-from saqsam_cli.app import main
+from saqsam.cli.app import main
 commands = json.loads(sys.argv[1])
 for command in commands[:-1]:
     sys.argv[1:] = command
@@ -962,11 +962,11 @@ main()
 # What takes seconds to import, and no help needs.
 LEAN = """
 import sys
-from saqsam_cli.app import main
+from saqsam.cli.app import main
 try:
     main()
 finally:
-    assert not {"torch", "transformers", "numpy", "saqsam"} & sys.modules.keys()
+    assert not {"torch", "transformers", "numpy"} & sys.modules.keys()
 """
 
 
@@ -1106,5 +1106,5 @@ def test_an_export_is_no_checkpoint(deployed: Path, tmp_path: Path) -> None:
 
 def test_a_runtime_for_what_is_no_export_is_refused(packed: Path, labelled: Path) -> None:
     assert_refused(
-        run("evaluate", packed, "--data", labelled, "--runtime", "onnxruntime"), "no export of saqsam"
+        run("evaluate", packed, "--data", labelled, "--runtime", "onnxruntime"), "not an export of saqsam"
     )

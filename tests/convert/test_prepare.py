@@ -20,14 +20,10 @@ from saqsam.convert.pack import (
 )
 from saqsam.convert.plan import activation_slots, weight_sites
 from saqsam.convert.prepare import Observer, emptied, fill_slots, place_empty_quantizers, prepare
+from saqsam.models.family import ModelStructure
+from saqsam.models.parts import DECODER_PARTS, FLOAT_PARTS, PAPER_PARTS, TOKEN_TO_IMAGE_PARTS
+from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import PROBABILITIES, SLOTS, QuantDecoderAttention, QuantVisionAttention
-from saqsam.models.sam.structure import (
-    DECODER_PARTS,
-    FLOAT_PARTS,
-    PAPER_PARTS,
-    TOKEN_TO_IMAGE_PARTS,
-    SamStructure,
-)
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import (
     PackedConv2d,
@@ -76,8 +72,8 @@ LOG = ProbabilitySpec("log", 3)
 
 
 @pytest.fixture(scope="module")
-def structure() -> SamStructure:
-    return SamStructure(tiny_config())
+def structure() -> ModelStructure:
+    return structure_of(tiny_config())
 
 
 def modules(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
@@ -89,7 +85,7 @@ def float_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 @pytest.mark.parametrize("bits", ["w4a4", "w6a6", "w8a8", "w4a8"])
-def test_the_papers_recipe_quantizes_exactly_the_papers_set(structure: SamStructure, bits: str) -> None:
+def test_the_papers_recipe_quantizes_exactly_the_papers_set(structure: ModelStructure, bits: str) -> None:
     recipe = tiny_recipe(bits=bits)
     assert Counter(site.part for site, _ in weight_sites(structure, recipe)) == LAYERS
     slots = Counter(slot.part for slot in activation_slots(structure, recipe))
@@ -99,9 +95,9 @@ def test_the_papers_recipe_quantizes_exactly_the_papers_set(structure: SamStruct
     assert {slot.bits for slot in activation_slots(structure, recipe)} == {activation_bits}
 
 
-def test_a_quantized_model_holds_that_set_and_float_elsewhere(structure: SamStructure) -> None:
+def test_a_quantized_model_holds_that_set_and_float_elsewhere(structure: ModelStructure) -> None:
     model = quantized_tiny(bits="w4a8")
-    part_of = {site.name: site.part for site in [*structure.layers, *structure.float_layers]}
+    part_of = {site.name: site.part for site in structure.weighted_sites}
     packed = modules(model, PACKED)
     assert Counter(part_of[name] for name in packed) == LAYERS
     assert {layer.weight.bits for layer in packed.values()} == {4}
@@ -121,7 +117,7 @@ def test_a_quantized_model_holds_that_set_and_float_elsewhere(structure: SamStru
 
 
 @pytest.mark.parametrize("part", FLOAT_PARTS)
-def test_extra_adds_one_part_and_nothing_else(structure: SamStructure, part: str) -> None:
+def test_extra_adds_one_part_and_nothing_else(structure: ModelStructure, part: str) -> None:
     plain, more = tiny_recipe(), tiny_recipe(extra={part: 7})
     added_weights = set(weight_sites(structure, more)) - set(weight_sites(structure, plain))
     added_slots = set(activation_slots(structure, more)) - set(activation_slots(structure, plain))
@@ -134,7 +130,7 @@ def test_extra_adds_one_part_and_nothing_else(structure: SamStructure, part: str
     assert {slot.bits for slot in added_slots} <= {7}
 
 
-def test_overrides_reach_every_slot_and_layer_of_their_part(structure: SamStructure) -> None:
+def test_overrides_reach_every_slot_and_layer_of_their_part(structure: ModelStructure) -> None:
     recipe = tiny_recipe(
         overrides={"decoder": Override(weights=6, activations=8), "neck": Override(weights=2)}
     )
@@ -144,7 +140,7 @@ def test_overrides_reach_every_slot_and_layer_of_their_part(structure: SamStruct
         assert slot.bits == (8 if slot.part in DECODER_PARTS else 4)
 
 
-def test_everything_with_weights_can_be_packed(structure: SamStructure) -> None:
+def test_everything_with_weights_can_be_packed(structure: ModelStructure) -> None:
     model = mixed_tiny()
     assert len(modules(model, PACKED)) == sum(LAYERS.values()) + sum(FLOAT_LAYERS.values())
     assert all(name.startswith("prompt_encoder.") for name in float_layers(model))
@@ -161,7 +157,7 @@ def test_everything_with_weights_can_be_packed(structure: SamStructure) -> None:
     assert len(list(activation_slots(structure, mixed_recipe()))) == len(modules(model, (AffineQuantizer,)))
 
 
-def test_what_stays_float_is_representable_in_float16(structure: SamStructure) -> None:
+def test_what_stays_float_is_representable_in_float16(structure: ModelStructure) -> None:
     for model in (quantized_tiny(), mixed_tiny()):
         names = [name for name, _ in model.named_parameters()]
         assert "vision_encoder.layers.0.attn.rel_pos_h" in names
@@ -172,7 +168,7 @@ def test_what_stays_float_is_representable_in_float16(structure: SamStructure) -
             assert not parameter.requires_grad, name
 
 
-def test_prepared_models_compute_as_before_and_share_names(structure: SamStructure) -> None:
+def test_prepared_models_compute_as_before_and_share_names(structure: ModelStructure) -> None:
     model, expected = tiny_sam(), tiny_sam()
     before = dict(model.named_parameters())
     prepare(model, structure, mixed_recipe())
@@ -191,7 +187,7 @@ def test_prepared_models_compute_as_before_and_share_names(structure: SamStructu
     assert all(type(slot) is nn.Identity for slot in slots)
 
 
-def test_quantized_rel_pos_query_reaches_every_encoder_attention(structure: SamStructure) -> None:
+def test_quantized_rel_pos_query_reaches_every_encoder_attention(structure: ModelStructure) -> None:
     for flag in (False, True):
         model = tiny_sam()
         prepare(model, structure, tiny_recipe(quantized_rel_pos_query=flag))
@@ -199,7 +195,7 @@ def test_quantized_rel_pos_query_reaches_every_encoder_attention(structure: SamS
         assert [a.quantized_rel_pos_query for a in attentions.values()] == [flag] * 4
 
 
-def test_probabilities_have_bits_and_a_kind_of_their_own(structure: SamStructure) -> None:
+def test_probabilities_have_bits_and_a_kind_of_their_own(structure: ModelStructure) -> None:
     for kind in ("uniform", "log"):
         for bits in (None, 7):
             recipe = tiny_recipe(
@@ -215,7 +211,7 @@ def test_probabilities_have_bits_and_a_kind_of_their_own(structure: SamStructure
                     assert (slot.bits, slot.is_log) == (activations, False)
 
 
-def observed(structure: SamStructure, recipe: Recipe) -> dict[str, Observer]:
+def observed(structure: ModelStructure, recipe: Recipe) -> dict[str, Observer]:
     """Observers of the kinds that calibration gives, each with a range of its own."""
     observers: dict[str, Observer] = {}
     for index, slot in enumerate(activation_slots(structure, recipe)):
@@ -234,7 +230,7 @@ def observed(structure: SamStructure, recipe: Recipe) -> dict[str, Observer]:
     return observers
 
 
-def test_each_slot_gets_the_range_of_its_own_observer(structure: SamStructure) -> None:
+def test_each_slot_gets_the_range_of_its_own_observer(structure: ModelStructure) -> None:
     model, recipe = tiny_sam(), tiny_recipe(bits="w4a6")
     prepare(model, structure, recipe)
     observers = observed(structure, recipe)
@@ -249,7 +245,7 @@ def test_each_slot_gets_the_range_of_its_own_observer(structure: SamStructure) -
         assert abs(high - observer.high) <= 0.51 * step
 
 
-def test_each_kind_of_observer_gives_the_quantizer_of_its_slot(structure: SamStructure) -> None:
+def test_each_kind_of_observer_gives_the_quantizer_of_its_slot(structure: ModelStructure) -> None:
     model, recipe = tiny_sam(), tiny_recipe(bits="w4a6", probabilities=LOG, bimodal=True)
     plain = tiny_recipe(bits="w4a6")
     prepare(model, structure, recipe)
@@ -287,7 +283,7 @@ def test_each_kind_of_observer_gives_the_quantizer_of_its_slot(structure: SamStr
     ],
 )
 def test_an_observer_that_saw_nothing_is_named(
-    structure: SamStructure, name: str, empty: Callable[[], Observer]
+    structure: ModelStructure, name: str, empty: Callable[[], Observer]
 ) -> None:
     model, recipe = tiny_sam(), tiny_recipe(probabilities=LOG)
     prepare(model, structure, recipe)
@@ -296,7 +292,7 @@ def test_an_observer_that_saw_nothing_is_named(
         fill_slots(model, structure, recipe, observers)
 
 
-def test_slots_are_empty_inside_the_block_alone(structure: SamStructure) -> None:
+def test_slots_are_empty_inside_the_block_alone(structure: ModelStructure) -> None:
     model, recipe = tiny_sam(), tiny_recipe(probabilities=LOG)
     prepare(model, structure, recipe)
     place_empty_quantizers(model, structure, recipe)
@@ -310,7 +306,7 @@ def test_slots_are_empty_inside_the_block_alone(structure: SamStructure) -> None
     assert all(model.get_submodule(name) is quantizer for name, quantizer in quantizers.items())
 
 
-def test_packed_layers_stay_as_they_are_when_the_rest_is_packed(structure: SamStructure) -> None:
+def test_packed_layers_stay_as_they_are_when_the_rest_is_packed(structure: ModelStructure) -> None:
     recipe = mixed_recipe()
     model, whole = tiny_sam(), tiny_sam()
     for each in (model, whole):
@@ -341,7 +337,7 @@ def test_packed_layers_stay_as_they_are_when_the_rest_is_packed(structure: SamSt
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_packing_before_the_first_block_is_that_of_packing_all(structure: SamStructure) -> None:
+def test_packing_before_the_first_block_is_that_of_packing_all(structure: ModelStructure) -> None:
     for recipe in (tiny_recipe(), mixed_recipe()):
         model, original = tiny_sam(), tiny_sam()
         for each in (model, original):
@@ -369,7 +365,7 @@ def test_packing_before_the_first_block_is_that_of_packing_all(structure: SamStr
     ids=["plain", "log", "mixed"],
 )
 def test_the_skeleton_has_the_tensors_and_modules_of_a_packed_model(
-    structure: SamStructure, recipe: Recipe
+    structure: ModelStructure, recipe: Recipe
 ) -> None:
     model = tiny_sam()
     prepare(model, structure, recipe)
@@ -389,7 +385,7 @@ def test_the_skeleton_has_the_tensors_and_modules_of_a_packed_model(
     assert not any(parameter.requires_grad for parameter in skeleton.parameters())
 
 
-def test_rounding_touches_what_stays_float_and_nothing_else(structure: SamStructure) -> None:
+def test_rounding_touches_what_stays_float_and_nothing_else(structure: ModelStructure) -> None:
     for recipe in (tiny_recipe(), mixed_recipe()):
         model, original = tiny_sam(), tiny_sam()
         round_float_parameters(model, structure, recipe)
@@ -407,7 +403,7 @@ def test_rounding_touches_what_stays_float_and_nothing_else(structure: SamStruct
 @pytest.mark.parametrize(
     "name", ["vision_encoder.layers.0.mlp.lin1.weight", "vision_encoder.neck.layer_norm1.bias"]
 )
-def test_weights_that_are_not_finite_are_refused(structure: SamStructure, name: str, value: float) -> None:
+def test_weights_that_are_not_finite_are_refused(structure: ModelStructure, name: str, value: float) -> None:
     model = tiny_sam()
     with torch.no_grad():
         model.get_parameter(name).view(-1)[3] = value
@@ -415,7 +411,7 @@ def test_weights_that_are_not_finite_are_refused(structure: SamStructure, name: 
         round_float_parameters(model, structure, tiny_recipe())
 
 
-def test_values_beyond_float16_are_refused_where_they_stay_float(structure: SamStructure) -> None:
+def test_values_beyond_float16_are_refused_where_they_stay_float(structure: ModelStructure) -> None:
     model = tiny_sam()
     with torch.no_grad():
         model.mask_decoder.upscale_conv1.weight.view(-1)[0] = -1e5
@@ -428,7 +424,7 @@ def test_values_beyond_float16_are_refused_where_they_stay_float(structure: SamS
 def test_a_model_without_position_embedding_has_none_to_pack() -> None:
     config = tiny_config()
     config.vision_config.use_abs_pos = False
-    model, structure = tiny_sam(0, config), SamStructure(config)
+    model, structure = tiny_sam(0, config), structure_of(config)
     recipe = tiny_recipe(extra={"position_embedding": 8})
     round_float_parameters(model, structure, recipe)
     prepare(model, structure, recipe)

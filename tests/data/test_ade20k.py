@@ -1,4 +1,4 @@
-"""ADE20K's layout, on made files."""
+"""ADE20K's layout, on small generated files."""
 
 from pathlib import Path
 
@@ -32,7 +32,9 @@ def test_images_labels_and_names(tmp_path: Path) -> None:
         dataset[3]
 
 
-def test_opened_by_its_root_or_an_image_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_root_and_an_image_folder_open_the_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_ade(tmp_path / "ade")
     make_ade(tmp_path / "ade", "training", names=False)
     for spec, name in (
@@ -47,7 +49,7 @@ def test_opened_by_its_root_or_an_image_folder(tmp_path: Path, monkeypatch: pyte
     assert open_dataset(".").name == "ade20k_training"
 
 
-def test_the_digest_is_that_of_the_labels(tmp_path: Path) -> None:
+def test_the_digest_depends_on_the_label_maps(tmp_path: Path) -> None:
     first, same = AdeDataset(make_ade(tmp_path / "a")), AdeDataset(make_ade(tmp_path / "b", names=False))
     assert first.digest == same.digest != AdeDataset(tmp_path / "a", limit=2).digest
     assert same.category_names == {}
@@ -57,7 +59,7 @@ def test_the_digest_is_that_of_the_labels(tmp_path: Path) -> None:
     assert AdeDataset(tmp_path / "b").digest != first.digest
 
 
-def test_annotations_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
+def test_unusable_annotations_are_counted(tmp_path: Path) -> None:
     folder = make_ade(tmp_path) / "annotations" / "validation"
     wrong = ade_labels("ADE_val_00000001")
     wrong[3, 3] = 151
@@ -77,7 +79,7 @@ def test_annotations_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
         assert (sample.labels == IGNORE).all()
 
 
-def test_what_is_no_ade20k(tmp_path: Path) -> None:
+def test_other_folders_are_refused(tmp_path: Path) -> None:
     make_ade(tmp_path / "ade")
     with pytest.raises(ValueError, match=r"test: expected the folder of ADE20K's label maps"):
         AdeDataset(tmp_path / "ade", "test")
@@ -96,7 +98,7 @@ def test_what_is_no_ade20k(tmp_path: Path) -> None:
         open_dataset(tmp_path / "half")
 
 
-def test_files_as_tools_write_them(tmp_path: Path) -> None:
+def test_files_written_by_other_tools(tmp_path: Path) -> None:
     root = make_ade(tmp_path)
     images, annotations = root / "images" / "validation", root / "annotations" / "validation"
     (images / "ADE_val_00000001.jpg").rename(images / "ADE_val_00000001.JPG")
@@ -140,7 +142,7 @@ def test_names_in_other_encodings(tmp_path: Path, encoding: str) -> None:
         AdeDataset(root)
 
 
-def test_two_images_of_one_name(tmp_path: Path) -> None:
+def test_two_images_with_one_name_are_refused(tmp_path: Path) -> None:
     root = make_ade(tmp_path)
     Image.new("RGB", (8, 8)).save(root / "images" / "validation" / "ADE_val_00000001.png")
     with pytest.raises(ValueError, match=r"expected one image of a name, got ADE_val_00000001\.jpg and"):

@@ -1,4 +1,4 @@
-"""COCO instance files: what is read, and what is left out and counted."""
+"""COCO instance files: images, boxes, masks, and skipped entries by reason."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_images_boxes_and_masks(tmp_path: Path) -> None:
     assert dataset.skipped == {}
 
 
-def test_images_are_read_when_asked_for(tmp_path: Path) -> None:
+def test_images_are_read_on_access(tmp_path: Path) -> None:
     dataset = open_folder(make_coco(tmp_path))
     (tmp_path / "images" / "1.png").write_bytes(b"damaged")
     assert dataset[1].image_id == 7
@@ -57,7 +57,7 @@ def test_limit_takes_the_first_images_that_exist(tmp_path: Path) -> None:
     assert dataset.skipped == {"missing image file": 1}
 
 
-def test_box_comes_from_the_mask_where_there_is_none(tmp_path: Path) -> None:
+def test_an_absent_box_is_derived_from_the_mask(tmp_path: Path) -> None:
     lone = annotation(1, 1, (10, 5, 30, 25))
     del lone["bbox"], lone["category_id"], lone["iscrowd"]
     (instance,) = open_folder(make_coco(tmp_path, [lone], categories=None))[0].instances
@@ -65,7 +65,7 @@ def test_box_comes_from_the_mask_where_there_is_none(tmp_path: Path) -> None:
     assert (instance.category_id, instance.is_crowd) == (1, False)
 
 
-def test_what_cannot_be_used_is_counted_once(tmp_path: Path) -> None:
+def test_unusable_entries_are_counted_once(tmp_path: Path) -> None:
     box = (10, 5, 30, 25)
     dataset = open_folder(
         make_coco(
@@ -126,7 +126,7 @@ def test_image_of_another_size_than_stated(tmp_path: Path) -> None:
         ({"categories": [{"name": "cat"}]}, "category to have an integer id"),
     ],
 )
-def test_files_that_are_no_coco_instances(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_files_in_other_formats_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     make_coco(tmp_path, **changes)
     with pytest.raises(ValueError, match=message):
         open_folder(tmp_path)
@@ -190,7 +190,7 @@ def test_images_of_an_annotation_file_are_found(tmp_path: Path, place: str) -> N
     assert dataset[0].instances
 
 
-def test_an_annotation_file_without_its_images_says_where_it_looked(tmp_path: Path) -> None:
+def test_an_annotation_file_without_its_images_names_the_searched_folders(tmp_path: Path) -> None:
     path = make_lvis(tmp_path)
     for image in (tmp_path / "val2017").iterdir():
         image.unlink()

@@ -1,4 +1,4 @@
-"""COCO files as tools write them: every unambiguous form reads as the canonical one does, and is noted."""
+"""COCO files written by other tools: every unambiguous form reads like the canonical one, with a note."""
 
 import copy
 import json
@@ -285,7 +285,7 @@ def test_notes_are_counted_by_kind(tmp_path: Path) -> None:
         ({"segmentation": {"size": [60, 40], "counts": [1, 2399]}}, "mask of another size than the image"),
     ],
 )
-def test_objects_without_a_single_meaning_are_left_out(tmp_path: Path, changes: Content, reason: str) -> None:
+def test_ambiguous_objects_are_skipped(tmp_path: Path, changes: Content, reason: str) -> None:
     good = annotation(2, 1, (0, 0, 8, 8))
     sample = open_dataset(make_coco(tmp_path, [annotation(1, 1, (10, 5, 30, 25), **changes), good]))[0]
     assert [instance.id for instance in sample.instances] == [2]
@@ -294,12 +294,12 @@ def test_objects_without_a_single_meaning_are_left_out(tmp_path: Path, changes: 
 
 
 @pytest.mark.parametrize("image_id", ["one", 1.5, True, None, float("nan"), [1], 2**70])
-def test_annotations_of_no_image_are_counted(tmp_path: Path, image_id: Any) -> None:
+def test_annotations_of_unknown_images_are_counted(tmp_path: Path, image_id: Any) -> None:
     lost = annotation(1, 1, (10, 5, 30, 25)) | {"image_id": image_id}
     assert open_dataset(make_coco(tmp_path, [lost])).index_skipped == {"unknown image id": 1}  # type: ignore[attr-defined]
 
 
-def test_categories_of_which_there_is_one_or_none(tmp_path: Path) -> None:
+def test_files_with_one_category_or_none(tmp_path: Path) -> None:
     lone = annotation(1, 1, (10, 5, 30, 25))
     del lone["category_id"]
     make_coco(tmp_path, [lone], categories=[{"id": "7", "name": "cat"}])

@@ -45,7 +45,7 @@ def test_boxes_by_image(tmp_path: Path) -> None:
     assert found.skipped == {}
 
 
-def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+def test_skipped_entries_are_counted(tmp_path: Path) -> None:
     found = load(
         tmp_path,
         [
@@ -101,11 +101,11 @@ def test_damaged_files(tmp_path: Path, content: Any, message: str) -> None:
 
 def test_only_coco_data_has_detections(tmp_path: Path) -> None:
     make_coco(tmp_path)
-    with pytest.raises(ValueError, match="expected a data set in COCO format or DOTA's, got 'images'"):
+    with pytest.raises(ValueError, match="expected a dataset in COCO format or DOTA's, got 'images'"):
         load_detections(tmp_path / "found.json", ImageFolder(tmp_path / "images"))
 
 
-def test_the_best_of_each_image_keep_their_order() -> None:
+def test_the_best_detections_keep_their_order() -> None:
     found = ImageDetections(
         boxes=np.arange(12, dtype=np.float64).reshape(3, 4),
         scores=np.array([0.2, 0.9, 0.5]),
@@ -164,7 +164,7 @@ def test_detections_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert detected(tmp_path, [ENTRY], "utf-8-sig").notes == {"file with a byte-order mark": 1}
 
 
-def test_detections_that_all_fall_away_say_why(tmp_path: Path) -> None:
+def test_a_file_without_any_usable_entry_is_refused_with_the_reasons(tmp_path: Path) -> None:
     lost = [ENTRY | {"image_id": 99}, ENTRY | {"image_id": 98}, ENTRY | {"bbox": [1, 2, 0, 0]}]
     with pytest.raises(
         ValueError,
@@ -185,6 +185,6 @@ def test_detections_that_all_fall_away_say_why(tmp_path: Path) -> None:
         ([ENTRY | {"image_id": 1.5}], "integer image_id, got 1.5"),
     ],
 )
-def test_detections_without_a_single_meaning_are_refused(tmp_path: Path, content: Any, message: str) -> None:
+def test_ambiguous_detections_are_refused(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         detected(tmp_path, content)

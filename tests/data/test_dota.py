@@ -1,4 +1,4 @@
-"""DOTA's folders: what is read, what is counted, what is refused."""
+"""DOTA's folders: parsing, skipped entries, and malformed files."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ SQUARE = "10 10 30 10 30 30 10 30 plane 0"
 DIAMOND = "32.0 12.0 52.0 32.0 32.0 52.0 12.0 32.0 harbor 1"
 
 
-def test_what_is_read(tmp_path: Path) -> None:
+def test_images_and_objects_are_read(tmp_path: Path) -> None:
     make_dota(tmp_path / "val", {"P2": [SQUARE, "", DIAMOND], "P1": ["0 0 6 0 6 4 0 4 small-vehicle"]})
     dataset = open_dataset(tmp_path / "val")
     assert isinstance(dataset, DotaDataset)
@@ -58,7 +58,7 @@ def test_ids_and_classes_do_not_depend_on_the_limit(tmp_path: Path) -> None:
     assert DotaDataset(tmp_path).digest != whole.digest
 
 
-def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+def test_skipped_entries_are_counted(tmp_path: Path) -> None:
     lines = [
         SQUARE,
         "0 0 10 0 10 0 0 0 plane 0",  # a side of zero
@@ -101,13 +101,13 @@ def test_the_mask_of_crossed_corners_is_that_of_their_hull(tmp_path: Path) -> No
         ("gsb:0.1", r"a.txt:3: expected x1 y1 .* got 1 words"),
     ],
 )
-def test_lines_that_do_not_parse(tmp_path: Path, line: str, message: str) -> None:
+def test_malformed_lines_are_refused(tmp_path: Path, line: str, message: str) -> None:
     make_dota(tmp_path, {"a": [line, SQUARE]})
     with pytest.raises(ValueError, match=message):
         open_dataset(tmp_path)
 
 
-def test_files_of_windows_and_files_that_are_no_text(tmp_path: Path) -> None:
+def test_windows_text_and_binary_files(tmp_path: Path) -> None:
     make_dota(tmp_path, {"a": []})
     path = tmp_path / "labelTxt" / "a.txt"
     path.write_bytes("\r\n".join(["﻿" + HEADER[0], "gsd:null", SQUARE]).encode())
@@ -117,7 +117,7 @@ def test_files_of_windows_and_files_that_are_no_text(tmp_path: Path) -> None:
         DotaDataset(tmp_path)
 
 
-def test_folders_that_are_not_whole(tmp_path: Path) -> None:
+def test_incomplete_folders_are_refused(tmp_path: Path) -> None:
     make_dota(tmp_path / "a", {"a": None})
     with pytest.raises(ValueError, match="expected label files of images, found none for 1 images"):
         open_dataset(tmp_path / "a")
@@ -130,7 +130,7 @@ def test_folders_that_are_not_whole(tmp_path: Path) -> None:
         open_dataset(tmp_path / "c")
 
 
-def test_a_detector_s_boxes(tmp_path: Path) -> None:
+def test_detections_of_a_detector(tmp_path: Path) -> None:
     make_dota(tmp_path, {"a": [SQUARE], "b": [DIAMOND]}, {"b": (64, 200)})
     entry = '{"image_id": %d, "category_id": %d, "bbox": [%d, 2, 5, 5], "score": 0.5}'
     entries = [entry % values for values in ((1, 1, 0), (1, 1, 64), (2, 18, 64), (3, 1, 0), (1, 19, 0))]
@@ -170,7 +170,7 @@ NUMBERS = ("10", "10.0", "1e1", "10.", "+10", "010", "1.0E+1")
     difficult=st.sampled_from(["0", "0.0", "1", "1.0", "2"]),
     trailing=st.sampled_from(["", " ", "\t"]),
 )
-def test_lines_as_tools_write_them(
+def test_lines_written_by_other_tools(
     tmp_path: Path,
     header: list[str],
     separator: str,
@@ -216,7 +216,7 @@ def test_unknown_categories_of_several_words(tmp_path: Path) -> None:
         ("x" * 5000 + " 10 30 10 30 30 10 30 plane 0", "expected eight coordinates"),
     ],
 )
-def test_what_a_line_may_not_be(tmp_path: Path, line: str, message: str) -> None:
+def test_invalid_lines_are_refused(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         one(tmp_path, f"gsd:1\n{line}\n".encode())
     assert "a.txt:2: " in str(caught.value)

@@ -1,4 +1,4 @@
-"""Images of every kind in, HWC uint8 RGB out, or one clear error."""
+"""Images of every kind are read as HWC uint8 RGB, or refused in one line."""
 
 import contextlib
 import io
@@ -133,7 +133,7 @@ def test_10000_px_side(tmp_path: Path) -> None:
     assert result.shape == (90, 10_000, 3)
 
 
-def test_sizes_at_which_pillow_only_warns_are_read_in_silence(
+def test_sizes_at_which_pillow_warns_are_read_without_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -148,7 +148,7 @@ def png_header(height: int, width: int) -> bytes:
 
 
 @pytest.mark.parametrize("side", [14_000, 60_000])
-def test_bombs_are_refused_before_they_are_decoded(tmp_path: Path, side: int) -> None:
+def test_decompression_bombs_are_refused_before_decoding(tmp_path: Path, side: int) -> None:
     path = tmp_path / "bomb.png"
     path.write_bytes(png_header(side, side))
     with pytest.raises(ValueError, match=r"bomb\.png: expected at most 178956970 pixels"):
@@ -242,7 +242,7 @@ def test_other_formats_are_refused(tmp_path: Path, format_name: str) -> None:
             read(path)
 
 
-def test_text_bombs(tmp_path: Path) -> None:
+def test_compressed_text_bombs_are_refused(tmp_path: Path) -> None:
     bomb = b"Comment\0\0" + zlib.compress(bytes(2**26))
     chunk = struct.pack(">I", len(bomb)) + b"zTXt" + bomb + struct.pack(">I", zlib.crc32(b"zTXt" + bomb))
     whole = save(Image.fromarray(picture((4, 4))), tmp_path / "a.png").read_bytes()
@@ -301,7 +301,7 @@ def test_reading_in_threads_leaves_the_filters_of_warnings_alone(tmp_path: Path)
     assert warnings.filters == before
 
 
-def test_own_limit_holds_where_pillows_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_limit_holds_without_that_of_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "MAX_PIXELS", 11)
     path = save(Image.fromarray(picture((3, 4))), tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"a\.png: .*at most 11 pixels, found 3 x 4"):
@@ -337,7 +337,7 @@ def test_flipped_bytes_give_an_image_or_a_value_error(tmp_path: Path, format_nam
             assert read_image(path).dtype == np.uint8
 
 
-def test_what_is_no_image(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_refused(tmp_path: Path) -> None:
     text = tmp_path / "a.png"
     text.write_text("no image")
     with pytest.raises(ValueError, match=r"a\.png: expected a readable image"):

@@ -1,4 +1,4 @@
-"""Label maps: read from PNG of each kind, found for an image, painted from objects, and simulated."""
+"""Label maps: read from PNG files, looked up for an image, painted from objects, and simulated."""
 
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def test_eight_and_sixteen_bits_and_palettes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_label_map(tmp_path / "p.png"), expected)
 
 
-def test_files_that_are_no_label_maps(tmp_path: Path) -> None:
+def test_files_that_are_not_label_maps_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "rgb.png", np.zeros((2, 3, 3)))
     (tmp_path / "cut.png").write_bytes(save(tmp_path / "8.png", VALUES).read_bytes()[:50])
     for name, words in (
@@ -88,7 +88,7 @@ def test_maps_are_found_by_path_or_stem(tmp_path: Path) -> None:
     assert FolderLabels(maps, dataset).options() != before
 
 
-def test_maps_that_cannot_be_used(tmp_path: Path) -> None:
+def test_unusable_maps_are_reported(tmp_path: Path) -> None:
     dataset = open_dataset(make_coco(tmp_path / "coco"))
     maps = tmp_path / "maps"
     maps.mkdir()
@@ -105,9 +105,9 @@ def test_maps_that_cannot_be_used(tmp_path: Path) -> None:
     assert found(found_for(good))[0, 1] == IGNORE
     assert found_for(good[:20]) == Unusable(OTHER_SIZE_MAP, "1.png: expected 40 x 60 pixels, got 20 x 60")
     bad = found_for(np.where(good == 9, 77, good))
-    assert bad == Unusable(UNKNOWN_LABEL, "1.png: expected labels of the data set, got 77")
+    assert bad == Unusable(UNKNOWN_LABEL, "1.png: expected labels of the dataset, got 77")
     many = found_for(np.arange(2400).reshape(SIZES[1]), np.uint16)
-    assert many.detail == "1.png: expected labels of the data set, got 1, 2, 4, 5, 6, ..."
+    assert many.detail == "1.png: expected labels of the dataset, got 1, 2, 4, 5, 6, ..."
     bad = found_for(np.zeros((*SIZES[1], 3)))
     assert (bad.reason, "mode RGB" in bad.detail) == (DAMAGED_MAP, True)
 
@@ -139,7 +139,7 @@ def test_folders_without_maps(tmp_path: Path) -> None:
         FolderLabels(tmp_path / "file", scenes)
 
 
-def test_classes_of_data_sets(tmp_path: Path) -> None:
+def test_classes_of_datasets(tmp_path: Path) -> None:
     assert label_classes(open_dataset(make_coco(tmp_path / "a"))) == {0, 3, 9}
     assert label_classes(open_dataset(make_coco(tmp_path / "b", categories=[]))) == frozenset()
     assert label_classes(open_dataset("scenes", limit=1)) == set(range(17))
@@ -166,7 +166,7 @@ def test_truth_is_painted_large_to_small_and_crowds_have_no_label(tmp_path: Path
 
 
 @pytest.mark.parametrize("category", [0, -3, 65535])
-def test_categories_that_are_no_labels(category: int) -> None:
+def test_category_ids_that_cannot_be_labels_are_refused(category: int) -> None:
     mask = np.ones((4, 5), dtype=bool)
     one = Instance(1, encode_mask(mask), (0, 0, 5, 4), category)
     with pytest.raises(ValueError, match=rf"x\.png: expected category ids 1 to 65534 .*got {category}"):
@@ -181,7 +181,7 @@ def blocks() -> tuple[Sample, np.ndarray]:
     return Sample(4, "4.png", np.zeros((120, 160, 3), dtype=np.uint8)), truth
 
 
-def test_simulated_maps_are_coarse_wrong_and_repeatable() -> None:
+def test_simulated_maps_are_coarse_noisy_and_reproducible() -> None:
     sample, truth = blocks()
     labels = found(SimulatedLabels(3).find(sample, truth))
     np.testing.assert_array_equal(labels, found(SimulatedLabels(3).find(sample, truth)))
@@ -217,7 +217,7 @@ def test_simulated_maps_of_photographs_and_scenes(tmp_path: Path) -> None:
             assert set(np.unique(labels)) <= set(np.unique(truth))
 
 
-def test_maps_as_tools_write_them(tmp_path: Path) -> None:
+def test_maps_written_by_other_tools(tmp_path: Path) -> None:
     dataset = open_dataset(make_coco(tmp_path / "coco", categories=[]))
     maps = tmp_path / "maps"
     for folder in ("sub", ".ipynb_checkpoints", "__MACOSX"):

@@ -1,4 +1,4 @@
-"""Folders of images and masks: which belong together, what a mask is, and what is left out and counted."""
+"""Folders of images and masks: matching, interpretation of masks, and skipped files by reason."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def test_layouts_of_medical_sets(tmp_path: Path, images: str, masks: str, ending
     np.testing.assert_array_equal(instance.mask(), rectangle(SIZE, BOX))
 
 
-def test_limit_and_the_same_ids(tmp_path: Path) -> None:
+def test_ids_do_not_depend_on_the_limit(tmp_path: Path) -> None:
     dataset = open_dataset(make_pairs(tmp_path), limit=1)
     assert [sample.file_name for sample in (dataset[0],)] == ["case1.jpg"]
     assert len(dataset) == 1
@@ -54,7 +54,7 @@ def test_limit_and_the_same_ids(tmp_path: Path) -> None:
         dataset[1]
 
 
-def test_what_has_no_counterpart_is_counted(tmp_path: Path) -> None:
+def test_files_without_a_counterpart_are_counted(tmp_path: Path) -> None:
     make_pairs(tmp_path)
     Image.fromarray(picture(SIZE)).save(tmp_path / "images" / "alone.png")
     for name in ("one.png", "other.png"):
@@ -109,7 +109,7 @@ def test_masks_of_one_bit_sixteen_bits_palettes_and_channels(tmp_path: Path) -> 
         np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), mask)
 
 
-def test_maps_of_labels_and_photographs_are_no_masks(tmp_path: Path) -> None:
+def test_label_maps_and_photographs_are_refused(tmp_path: Path) -> None:
     labels = rectangle(SIZE, BOX).astype(np.uint8)
     labels[0, 0] = 2
     for values, message in ((labels, "got 3 different ones up to 2"), (picture(SIZE)[..., 0], "got 2")):
@@ -160,7 +160,7 @@ def test_ignored_pixels_are_neither_object_nor_background(tmp_path: Path) -> Non
     assert fill_box_iou(dataset) == 1.0
 
 
-def test_a_given_ignore_label(tmp_path: Path) -> None:
+def test_an_explicit_ignore_label(tmp_path: Path) -> None:
     root = save_masks(tmp_path, labels(v255=BOX, v128=(10, 5, 30, 8)), labels(v255=BOX))
     with pytest.raises(ValueError, match=r"a\.png: .*got 3 different ones"):
         open_dataset(root)
@@ -193,7 +193,7 @@ def test_values_that_change_from_file_to_file(tmp_path: Path) -> None:
             open_dataset(root, ignore_label=label)  # type: ignore[arg-type]
 
 
-def test_files_beyond_the_first_looks_are_checked_when_they_are_read(tmp_path: Path) -> None:
+def test_files_outside_the_sample_are_checked_on_access(tmp_path: Path) -> None:
     masks = [labels(v1=BOX)] * 41
     masks[4] = labels(v2=BOX)  # between those that are looked at
     masks[8] = BORDERED
@@ -207,7 +207,7 @@ def test_files_beyond_the_first_looks_are_checked_when_they_are_read(tmp_path: P
         dataset[4]
 
 
-def test_unclear_masks_are_read_as_the_others(tmp_path: Path) -> None:
+def test_unclear_masks_are_interpreted_like_the_others(tmp_path: Path) -> None:
     stray = labels(v255=BOX)
     stray[0, 0] = stray[39, 59] = 1  # what a JPEG leaves behind
     dataset = open_dataset(save_masks(tmp_path / "white", stray, labels(v255=BOX)))
@@ -228,7 +228,7 @@ def test_damaged_masks_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_masks_of_photos_that_are_turned(tmp_path: Path, orientation: int) -> None:
+def test_masks_of_rotated_photographs(tmp_path: Path, orientation: int) -> None:
     """Annotation tools save the mask as the photo is stored or as it is shown."""
     stored = rectangle(SIZE, BOX)
     stored[30:36, 40:56] = True
@@ -256,5 +256,5 @@ def test_masks_of_photos_that_are_turned(tmp_path: Path, orientation: int) -> No
         assert sample.notes == {"mask rotated by the EXIF orientation of its image": 1}
 
 
-def test_they_are_scored(tmp_path: Path) -> None:
+def test_mask_pairs_can_be_evaluated(tmp_path: Path) -> None:
     assert fill_box_iou(open_dataset(make_pairs(tmp_path))) == 1.0

@@ -1,4 +1,4 @@
-"""The values of mask files: two values, soft edges and losses are masks, an ignore label is read, maps are refused."""
+"""Values of mask files: two values, soft edges, compression losses, ignore labels, and refused label maps."""
 
 import io
 from pathlib import Path
@@ -98,7 +98,7 @@ def test_scattered_labels_are_refused(seed: int, values: tuple[int, ...]) -> Non
     corners=st.lists(st.tuples(st.integers(0, 79), st.integers(0, 59)), min_size=3, max_size=5, unique=True),
     mode=st.sampled_from(["L", "RGB"]),
 )
-def test_jpeg_s_losses_belong_to_a_mask(quality: int, corners: list[tuple[int, int]], mode: str) -> None:
+def test_jpeg_losses_belong_to_a_mask(quality: int, corners: list[tuple[int, int]], mode: str) -> None:
     image = Image.new("L", SIZE[::-1], 0)
     ImageDraw.Draw(image).polygon(corners, fill=255, outline=255, width=2)
     content = io.BytesIO()
@@ -152,7 +152,7 @@ def test_label_maps_in_jpeg(tmp_path: Path) -> None:
 
 
 @given(label=st.integers(0, 255))
-def test_a_given_ignore_label(label: int) -> None:
+def test_an_explicit_ignore_label(label: int) -> None:
     value = 40 if label != 40 else 41
     values = regions(0, value, label) if label else regions(0, value)
     found = interpret(values, ignore_label=label)
@@ -214,7 +214,7 @@ def test_coloured_objects_and_maps_of_colours(tmp_path: Path) -> None:
             through(Image.fromarray(np.array(colours, dtype=np.uint8)[labels]), tmp_path, "map.png")
 
 
-def test_alpha_counts_where_colours_say_nothing(tmp_path: Path) -> None:
+def test_alpha_is_the_mask_if_the_colour_is_constant(tmp_path: Path) -> None:
     shown = np.asarray(disc())
     for colour in (0, 255):
         rgba = np.dstack([np.full((*SIZE, 3), colour, dtype=np.uint8), shown])
@@ -246,7 +246,7 @@ def test_empty_and_full_masks() -> None:
     assert interpret(noisy, "full.jpg").mask.all()
 
 
-def test_photographs_are_no_masks() -> None:
+def test_photographs_are_refused() -> None:
     noise = np.random.default_rng(0).integers(0, 256, SIZE, dtype=np.uint8)
     ramp = np.tile(np.linspace(0, 255, SIZE[1]), (SIZE[0], 1)).astype(np.uint8)
     for values in (noise, ramp, cv2.GaussianBlur(noise, (9, 9), 2), np.minimum(noise, 120)):

@@ -76,7 +76,7 @@ def test_a_damaged_exif_block_rotates_nothing(tmp_path: Path, block: bytes) -> N
     assert read_orientation(tmp_path / "images" / "p.jpg") == 1
 
 
-def test_another_size_is_refused_whatever_the_rotation(tmp_path: Path) -> None:
+def test_another_size_is_refused_with_any_rotation(tmp_path: Path) -> None:
     sample = rotated_photo(tmp_path, [[RING]], (45, 90))
     assert (sample.instances, sample.skipped) == ((), {"mask of another size than the image": 1})
 

@@ -1,4 +1,4 @@
-"""Hulls, areas and smallest rectangles, against hand cases and a search over angles."""
+"""Hulls, areas and smallest rectangles, against hand-made cases and a search over angles."""
 
 import math
 
@@ -42,7 +42,7 @@ def test_far_from_the_origin_areas_keep_their_digits() -> None:
 
 
 @pytest.mark.parametrize("degrees", [0, 10, 30, 45, 77, 90, 133])
-def test_a_turned_rectangle_is_its_own_smallest(degrees: float) -> None:
+def test_the_smallest_rectangle_of_a_rotated_rectangle_is_itself(degrees: float) -> None:
     flat = np.array([[0.0, 0.0], [20.0, 0.0], [20.0, 5.0], [0.0, 5.0]])
     corners = turned(flat, degrees) + np.array([300, 200])
     rng = np.random.default_rng(int(degrees))
@@ -109,7 +109,7 @@ def test_half_way_from_stairs_at_45_degrees() -> None:
 
 
 @pytest.mark.parametrize("degrees", [0, 15, 45, 70])
-def test_a_drawn_rectangle_is_found_again_but_for_its_pixels(degrees: float) -> None:
+def test_a_drawn_rectangle_is_recovered_up_to_its_pixels(degrees: float) -> None:
     corners = turned(np.array([[-30.0, -8.0], [30.0, -8.0], [30.0, 8.0], [-30.0, 8.0]]), degrees) + 50
     mask = decode_mask(segmentation_to_rle([corners.ravel().tolist()], (100, 100)))
     # Stairs stand out by up to about half a pixel on each side.

@@ -1,4 +1,4 @@
-"""Masks in all of COCO's forms, and damaged ones, which must never reach pycocotools."""
+"""Masks in all of COCO's forms, and damaged ones, which must not reach pycocotools."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Boxes made of the truth: near it, reproducible, and with scores that order them only roughly."""
+"""Simulated boxes: close to the ground truth, reproducible, and with scores that rank them only roughly."""
 
 import itertools
 
@@ -38,14 +38,14 @@ def test_an_image_has_its_own_stream() -> None:
     assert (first.boxes.dtype, first.category_ids.dtype) == (np.float64, np.int64)
 
 
-def test_without_jitter_and_false_boxes_there_is_the_truth() -> None:
+def test_without_jitter_and_false_boxes_only_true_boxes_remain() -> None:
     found = SimulatedDetections(jitter=0, false_share=0).of(sample(1, *BOXES))
     assert found is not None
     by_category = dict(zip(found.category_ids.tolist(), map(tuple, found.boxes.tolist()), strict=True))
     assert by_category == dict(enumerate(BOXES, start=1))
 
 
-def test_jitter_is_a_share_of_the_side() -> None:
+def test_jitter_is_a_fraction_of_the_side() -> None:
     wide = tuple((100.0 * n + 25, 40.0, 100.0 * n + 75, 140.0) for n in range(9))
     detector = SimulatedDetections(jitter=0.05, false_share=0)
     moves = []

@@ -145,8 +145,8 @@ def test_records_with_a_recomputed_digest_are_checked_by_their_layout(
     path = make_records(tmp_path / "run")
     header, *records = (json.loads(line)["record"] for line in path.read_bytes().splitlines())
     path.unlink()
-    layouts = {"prompt": PromptTask().layout()}
-    folder = RecordFolder(path.parent, header["evaluation"], count=2, layouts=layouts)
+    schemas = {"prompt": PromptTask().schema()}
+    folder = RecordFolder(path.parent, header["evaluation"], count=2, schemas=schemas)
     folder.append(records[1])
     folder.append({**records[0], **change})
     with pytest.raises(CheckpointError, match=r"records-0\.jsonl, line 3: "):
@@ -163,7 +163,7 @@ def test_two_records_of_one_image_are_refused(tmp_path: Path) -> None:
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="found a file"):
-        RecordFolder(tmp_path / "file", {}, count=1, layouts={})
+        RecordFolder(tmp_path / "file", {}, count=1, schemas={})
 
 
 @pytest.mark.parametrize("workers", [0, 1, 5])

@@ -140,10 +140,10 @@ def test_limit_progress_and_images_without_instances() -> None:
     dataset = InMemory(
         [sample(1), sample(2, instance(1, (0, 0, 9, 9))), sample(3, instance(2, (0, 0, 9, 9)))]
     )
-    calls: list[tuple[int, int]] = []
-    result = run(dataset, backend, limit=2, progress=lambda done, total: calls.append((done, total)))
+    calls: list[tuple[object, ...]] = []
+    result = run(dataset, backend, limit=2, progress=lambda *step: calls.append(step))
     assert (result.images, result.instances) == (2, 1)
-    assert calls == [(1, 2), (2, 2)]
+    assert calls == [("evaluating", 1, 2), ("evaluating", 2, 2)]
     assert backend.encoded == 1  # nothing to do in the first image
     assert run(dataset, limit=99).images == 3
 

@@ -7,7 +7,7 @@ from hypothesis.extra import numpy as hnp
 
 from saqsam.data.rle import encode_mask
 from saqsam.data.types import Instance
-from saqsam.evaluation.prompts import box_prompts, interior_point, next_click, point_prompts
+from saqsam.evaluation.simulated_prompts import box_prompts, interior_point, next_click, point_prompts
 
 
 def test_the_centre_of_a_square() -> None:

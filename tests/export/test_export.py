@@ -209,7 +209,7 @@ def test_a_manifest_of_another_version_is_refused(damaged: Path, change: dict[st
     with pytest.raises(ValueError, match="expected JSON"):
         load_runtime(damaged)
     path.unlink()
-    with pytest.raises(ValueError, match=r"no export of saqsam"):
+    with pytest.raises(ValueError, match=r"not an export of saqsam"):
         load_runtime(damaged)
 
 

@@ -130,8 +130,8 @@ class Quantization:
 
     def _run(self, folder: Path) -> dict[str, Tensor]:
         recipe = tiny_recipe("saq-sam", "w3a4", bimodal=True)
-        found = quantize(tiny_sam(), tiny_processor(), recipe, tiny_data(), unfinished=folder)
-        return checkpoint_tensors(found)
+        found = quantize(tiny_sam(), tiny_processor(), recipe, tiny_data(), resume_dir=folder)
+        return checkpoint_tensors(found.model)
 
     def reset(self) -> None:
         """Make the copy equal to the original."""
@@ -264,7 +264,7 @@ class Evaluation:
             changed = copy.deepcopy(records)
             label = mutate_json(changed[rng.randrange(len(changed))], rng)
             shutil.rmtree(self.copy, ignore_errors=True)
-            folder = RecordFolder(self.copy, header["evaluation"], count=IMAGES, layouts={})
+            folder = RecordFolder(self.copy, header["evaluation"], count=IMAGES, schemas={})
             try:
                 for record in changed:
                     folder.append(record)

@@ -15,7 +15,6 @@ from pathlib import Path
 import onnx
 import torch
 from torch import Tensor
-from transformers import SamModel
 
 from saqsam import deployable, evaluate, export_model, load, quantize, recipe_for, save_checkpoint
 from saqsam.data.scenes.dataset import ScenesDataset
@@ -48,11 +47,8 @@ def golden_hashes() -> dict[str, str]:
             for bits, deploy in (("w4a4", False), ("w4a8", True)):
                 title = f"{method} {bits}{' deployed' if deploy else ''}"
                 recipe = small_recipe(method, bits)
-                model = quantize(
-                    tiny_sam(), tiny_processor(), deployable(recipe) if deploy else recipe, scenes(4)
-                )
-                if not isinstance(model, SamModel):
-                    model = model.model
+                recipe = deployable(recipe) if deploy else recipe
+                model = quantize(tiny_sam(), tiny_processor(), recipe, scenes(4)).model
                 saved = save_checkpoint(model, tiny_processor(), folder / title)
                 hashes[f"{title}: checkpoint"] = hash_tensors(model.state_dict())
                 if deploy:

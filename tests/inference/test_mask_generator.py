@@ -1,6 +1,7 @@
-"""`MaskGenerator` against the official generator, against transformers' filters, and on masks that are known."""
+"""`MaskGenerator` against the official generator, and on masks that are known."""
 
-from types import SimpleNamespace
+import dataclasses
+import inspect
 from typing import Any
 
 import cv2
@@ -14,8 +15,8 @@ from saqsam.inference.mask_generator import (
     GeneratedMask,
     GeneratorOptions,
     MaskGenerator,
-    remove_small_regions,
 )
+from saqsam.inference.mask_regions import remove_small_regions
 from saqsam.inference.predictor import Predictor
 from saqsam.inference.prompts import Prompts
 from support.blobs import Blobs
@@ -44,28 +45,8 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-class AsOfficial:
-    """Our predictor with the calls that the official generator makes of its own."""
-
-    def __init__(self, predictor: Predictor) -> None:
-        self.ours = predictor
-        self.device = torch.device("cpu")
-        self.model = SimpleNamespace(mask_threshold=0.0)
-        self.transform = SimpleNamespace(apply_coords=lambda points, size: points)
-        self.set_image, self.reset_image = predictor.set_image, predictor.reset_image
-
-    def predict_torch(
-        self, points: torch.Tensor, labels: torch.Tensor, multimask_output: bool, return_logits: bool
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.ours.predict_batch(
-            points=points.numpy(),
-            labels=labels.numpy(),
-            multimask_output=multimask_output,
-            return_logits=return_logits,
-        )
-
-
-def official_masks(predictor: Any, options: dict[str, Any], side: int) -> list[dict[str, Any]]:
+def official_masks(predictor: Predictor, options: dict[str, Any], side: int) -> list[dict[str, Any]]:
+    """Run the official generator on our predictor, which has all the calls that it makes."""
     generator = SamAutomaticMaskGenerator(
         small_official(), points_per_side=side, points_per_batch=7, output_mode="coco_rle", **options
     )
@@ -93,7 +74,7 @@ def assert_same(ours: list[GeneratedMask], official: list[dict[str, Any]], *, ex
 @pytest.mark.parametrize("options", OPTIONS)
 def test_agrees_with_the_official_generator_on_masks_of_many_kinds(options: dict[str, Any]) -> None:
     predictor = Predictor(Blobs(), tiny_processor(), prompts_at_once=5)
-    expected = official_masks(AsOfficial(predictor), options, side=9)
+    expected = official_masks(predictor, options, side=9)
     found = MaskGenerator(predictor, GeneratorOptions(points_per_side=9, **options)).generate(IMAGE)
     assert_same(found, expected, exact=True)
     assert all(one.area == rle_codec.area(one.rle) == one.mask().sum() for one in found)
@@ -115,7 +96,7 @@ def test_agrees_with_the_official_generator_on_a_model() -> None:
     assert_same(found, expected, exact=False)
 
 
-def test_crops_find_what_the_whole_image_does_not_and_go_first() -> None:
+def test_masks_of_crops_come_first() -> None:
     options = GeneratorOptions(8, 0.6, 0.5, crop_n_layers=1)
     found = MaskGenerator(Predictor(Blobs(), tiny_processor()), options).generate(IMAGE)
     sizes = [(one.crop_box[2] - one.crop_box[0]) * (one.crop_box[3] - one.crop_box[1]) for one in found]
@@ -158,7 +139,7 @@ def test_images_of_any_size(size: tuple[int, int]) -> None:
         assert one.area > 0
 
 
-def test_nothing_passes_and_a_layer_without_points() -> None:
+def test_no_mask_passes_and_a_layer_has_no_points() -> None:
     predictor = Predictor(Blobs(), tiny_processor())
     assert MaskGenerator(predictor, GeneratorOptions(4, pred_iou_thresh=1.0)).generate(IMAGE) == []
     backend = Blobs()
@@ -201,7 +182,7 @@ def test_options_out_of_range(wrong: dict[str, Any]) -> None:
         GeneratorOptions(**wrong)
 
 
-def test_small_regions_by_hand() -> None:
+def test_small_regions_are_removed() -> None:
     mask = np.zeros((20, 20), dtype=bool)
     mask[2:12, 2:12] = True
     mask[4:6, 4:6] = False  # a hole of 4
@@ -216,3 +197,109 @@ def test_small_regions_by_hand() -> None:
     # All islands are small: the largest stays, without its hole.
     assert remove_small_regions(mask, 101)[0].sum() == 100
     assert encode_mask(mask) == encode_mask(remove_small_regions(mask, 0)[0])
+
+
+def found_boxes(generator: MaskGenerator) -> list[tuple[int, ...]]:
+    return [mask.box for mask in generator.generate(IMAGE)]
+
+
+def test_keywords_are_those_of_the_official_generator() -> None:
+    parameters = inspect.signature(SamAutomaticMaskGenerator.__init__).parameters
+    values = {name: value.default for name, value in parameters.items() if name not in ("self", "model")}
+    generator = MaskGenerator(Predictor(Blobs(), tiny_processor()), **values)
+    assert generator.options == GeneratorOptions()
+    assert generator.points_per_batch == 64
+
+
+def test_keywords_change_options() -> None:
+    predictor = Predictor(Blobs(), tiny_processor())
+    options = GeneratorOptions(9, 0.6, 0.5)
+    expected = found_boxes(MaskGenerator(predictor, options))
+    keywords = {"points_per_side": 9, "pred_iou_thresh": 0.6, "stability_score_thresh": 0.5}
+    assert found_boxes(MaskGenerator(predictor, **keywords)) == expected
+    assert found_boxes(MaskGenerator(model=Blobs(), processor=tiny_processor(), **keywords)) == expected
+    assert MaskGenerator(predictor, options, crop_n_layers=1).options == dataclasses.replace(
+        options, crop_n_layers=1
+    )
+
+
+def test_points_per_batch_bounds_the_prompts_of_a_call() -> None:
+    class Counting(Blobs):
+        largest = 0
+
+        def decode(
+            self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            self.largest = max(self.largest, len(prompts))
+            return super().decode(embedding, prompts, multimask_output)
+
+    for points_per_batch, expected in ((None, 5), (7, 7), (1000, 81)):
+        backend = Counting()
+        predictor = Predictor(backend, tiny_processor(), prompts_at_once=5)
+        MaskGenerator(predictor, points_per_side=9, points_per_batch=points_per_batch).generate(IMAGE)
+        assert backend.largest == expected
+
+
+def test_point_grids_agree_with_the_official_generator() -> None:
+    predictor = Predictor(Blobs(), tiny_processor())
+    rng = np.random.default_rng(0)
+    options = {
+        "points_per_side": None,
+        "point_grids": [rng.uniform(0, 1, (30, 2)), rng.uniform(0, 1, (8, 2))],
+        "pred_iou_thresh": 0.6,
+        "stability_score_thresh": 0.5,
+        "crop_n_layers": 1,
+    }
+    official = SamAutomaticMaskGenerator(small_official(), output_mode="coco_rle", **options)
+    official.predictor = predictor
+    assert_same(MaskGenerator(predictor, **options).generate(IMAGE), official.generate(IMAGE), exact=True)
+
+
+@pytest.mark.parametrize("output_mode", ["binary_mask", "uncompressed_rle", "coco_rle"])
+@pytest.mark.parametrize("min_mask_region_area", [0, 40])
+def test_output_modes_agree_with_the_official_generator(output_mode: Any, min_mask_region_area: int) -> None:
+    predictor = Predictor(Blobs(), tiny_processor())
+    options: dict[str, Any] = {
+        "points_per_side": 5,
+        "pred_iou_thresh": 0.6,
+        "stability_score_thresh": 0.5,
+        "min_mask_region_area": min_mask_region_area,
+        "output_mode": output_mode,
+    }
+    official = SamAutomaticMaskGenerator(small_official(), **options)
+    official.predictor = predictor
+    ours = MaskGenerator(predictor, **options).generate(IMAGE)
+    expected = official.generate(IMAGE)
+    assert len(ours) == len(expected) > 0
+    for one, other in zip(ours, expected, strict=True):
+        assert list(one) == list(other)
+        np.testing.assert_equal(one["segmentation"], other["segmentation"])
+        for key in ("area", "point_coords", "crop_box"):
+            assert one[key] == other[key]
+        x, y, width, height = other["bbox"]
+        assert one["bbox"] == [x, y, width + 1, height + 1]  # the official box ends at the last pixel
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"points_per_side": 0}, "points_per_side: expected at least 1, got 0"),
+        ({"points_per_side": None}, "points_per_side: expected a number, or point_grids"),
+        ({"points_per_side": 4, "point_grids": [[[0.5, 0.5]]]}, "point_grids: expected points_per_side=None"),
+        ({"point_grids": [[[0.5, 0.5]]], "crop_n_layers": 1}, "a grid for each of 2 layers, got 1"),
+        ({"point_grids": [[0.5, 0.5]]}, r"arrays \[P, 2\] of x, y"),
+        ({"point_grids": [[[0.5, 1.5]]]}, "at least 0 and below 1"),
+        ({"points_per_batch": 0}, "points_per_batch: expected at least 1"),
+        ({"output_mode": "polygon"}, "output_mode: expected binary_mask, .*, got 'polygon'"),
+        ({"options": 32}, "options: expected GeneratorOptions, got 32; .* points_per_side=32"),
+        ({"processor": tiny_processor()}, "processor: expected None with a Predictor"),
+    ],
+)
+def test_wrong_keywords_are_refused(keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MaskGenerator(Predictor(Blobs(), tiny_processor()), **keywords)
+
+
+def test_unknown_keywords_are_refused() -> None:
+    with pytest.raises(TypeError, match="points_per_row"):
+        MaskGenerator(Predictor(Blobs(), tiny_processor()), points_per_row=3)  # type: ignore[call-arg]

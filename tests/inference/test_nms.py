@@ -1,4 +1,4 @@
-"""Suppression of boxes against brute force, and its edges by hand."""
+"""Non-maximum suppression against brute force, and its edge cases."""
 
 import numpy as np
 from hypothesis import given
@@ -30,7 +30,9 @@ def some_boxes(draw: st.DrawFn) -> list[tuple[int, ...]]:
 
 
 @given(some_boxes(), st.data(), st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0]))
-def test_as_brute_force(boxes: list[tuple[int, ...]], data: st.DataObject, threshold: float) -> None:
+def test_suppression_equals_brute_force(
+    boxes: list[tuple[int, ...]], data: st.DataObject, threshold: float
+) -> None:
     scores = [data.draw(st.sampled_from([0.1, 0.5, 0.9])) for _ in boxes]
     assert suppress(boxes, scores, threshold).tolist() == brute_force(boxes, scores, threshold)
 
@@ -41,6 +43,6 @@ def test_an_iou_at_the_threshold_is_kept() -> None:
     assert suppress(boxes, [3, 1, 2], 0.7).tolist() == [0, 1]
 
 
-def test_nothing_and_boxes_without_area() -> None:
+def test_no_boxes_and_boxes_without_area() -> None:
     assert suppress(np.zeros((0, 4)), [], 0.5).tolist() == []
     assert suppress([(3, 3, 3, 9), (3, 3, 3, 9)], [1, 2], 0.0).tolist() == [1, 0]

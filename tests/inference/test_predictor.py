@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from transformers import SamModel
 
+from saqsam.data.image_input import as_rgb
 from saqsam.data.images import ImageNote
 from saqsam.inference.backend import TorchBackend
-from saqsam.inference.image_input import as_rgb
 from saqsam.inference.predictor import Predictor
 from saqsam.inference.prompts import Prompts
 from saqsam.models.loading import build_model
@@ -185,7 +185,7 @@ def test_chunks_change_nothing(model: SamModel, predictor: Predictor, kinds: tup
 def test_upscaling_in_parts_changes_nothing(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     boxes = random_prompts((48, 80), 3)["boxes"]
     whole = predictor.predict_batch(boxes=boxes, return_logits=True)[0]
-    monkeypatch.setattr("saqsam.inference.predictor._PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr("saqsam.inference.processing.MAX_UPSCALED_PIXELS", 1)
     parts = predictor.predict_batch(boxes=boxes, return_logits=True)[0]
     assert torch.equal(whole, parts)
     assert whole.dtype == torch.float32
@@ -274,7 +274,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("image", "image_format", "message"), REFUSED)
-def test_images_that_are_refused_leave_none_behind(
+def test_a_refused_image_leaves_no_current_image(
     predictor: Predictor, image: Any, image_format: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message) as caught:
@@ -430,7 +430,7 @@ def test_prompts_are_checked_at_the_call(predictor: Predictor) -> None:
         predictor.predict(mask_input=np.zeros((1, 256, 256)))
 
 
-def test_the_caller_is_not_left_in_inference_mode(predictor: Predictor) -> None:
+def test_gradients_stay_enabled_for_the_caller(predictor: Predictor) -> None:
     for _ in predictor.predict_low_res(boxes=[[0, 0, 9, 9]] * 2):
         assert not torch.is_inference_mode_enabled()
 
@@ -443,7 +443,7 @@ def test_half_precision_models_answer_in_float32() -> None:
     assert predictor.predict([[3, 3]], [1], mask_input=low_res[:1])[0].shape == (3, 20, 30)
 
 
-def test_masks_that_are_not_finite_are_an_error() -> None:
+def test_masks_that_are_not_finite_are_refused() -> None:
     model = tiny_sam()
     model.mask_decoder.upscale_conv2.bias.data.fill_(float("inf"))
     predictor = Predictor(model, tiny_processor())

@@ -1,4 +1,4 @@
-"""Prompts: what is refused, and how coordinates are scaled."""
+"""Prompts: validation, and scaling of coordinates."""
 
 from typing import Any
 
@@ -50,19 +50,19 @@ def test_boxes_over_the_border_are_kept_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("box", [(10, 5, 5, 10), (5, 10, 10, 5), (5, 5, 5, 10), (5, 5, 10, 5)])
-def test_inverted_and_empty_boxes(box: tuple[float, ...]) -> None:
+def test_inverted_and_empty_boxes_are_refused(box: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match=r"box: expected x0 < x1 and y0 < y1, got \(\d+, \d+, \d+, \d+\)"):
         prompts(boxes=[box])
 
 
 @pytest.mark.parametrize("box", [(200, 0, 210, 10), (0, 100, 10, 110), (-9, 0, 0, 10), (0, -9, 10, 0)])
-def test_boxes_wholly_outside(box: tuple[float, ...]) -> None:
+def test_boxes_outside_the_image_are_refused(box: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="meets the 200 x 100 px image"):
         prompts(boxes=[(0, 0, 1, 1), box])
 
 
 @pytest.mark.parametrize("point", [(-1, 5), (5, -0.5), (200, 5), (5, 100)])
-def test_points_outside(point: tuple[float, ...]) -> None:
+def test_points_outside_the_image_are_refused(point: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="inside the 200 x 100 px image"):
         prompts(points=[[(1, 1), point]], labels=[[1, 1]])
 
@@ -100,7 +100,7 @@ def test_corner_points_are_inside() -> None:
         ({"boxes": [[0, 0, 1, 1]] * 2, "mask_inputs": np.zeros((1, 16, 16))}, "same number of each kind"),
     ],
 )
-def test_what_is_refused(kinds: dict[str, Any], message: str) -> None:
+def test_invalid_prompts_are_refused(kinds: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         prompts(**kinds)
 
@@ -126,7 +126,7 @@ def test_tensors_are_taken_with_gradients_and_of_any_dtype(dtype: torch.dtype) -
         ({"mask_inputs": np.zeros((0, *MASK))}, (0, *MASK)),
     ],
 )
-def test_no_prompts_at_all(kinds: dict[str, Any], shape: tuple[int, ...]) -> None:
+def test_empty_prompts(kinds: dict[str, Any], shape: tuple[int, ...]) -> None:
     result = prompts(**kinds)
     assert len(result) == 0
     assert getattr(result, next(iter(kinds))).shape == shape

@@ -1,4 +1,4 @@
-"""One predictor or one model shared by threads: the mask of the right image, or an error, never another's mask."""
+"""One predictor or one model shared by threads: the mask of the right image or an error, never another mask."""
 
 import asyncio
 import copy
@@ -99,7 +99,7 @@ def test_handles_may_be_passed_to_any_thread(model: SamModel, predictor: Predict
         predictor.predict(box=BOX, image=IMAGES["0"])  # type: ignore[arg-type]
 
 
-def test_workers_predict_on_the_one_image_that_is_set(model: SamModel, predictor: Predictor) -> None:
+def test_workers_predict_on_the_only_current_image(model: SamModel, predictor: Predictor) -> None:
     expected = truth(model)
     with ThreadPoolExecutor(2) as pool:
         for name in ("0", "1"):  # the second replaces the first
@@ -115,7 +115,7 @@ def test_an_image_set_by_a_thread_that_has_ended(model: SamModel, predictor: Pre
         np.testing.assert_allclose(ask(predictor), expected[name], atol=1e-4)
 
 
-def test_a_thread_that_may_mean_several_images_gets_an_error(predictor: Predictor) -> None:
+def test_a_thread_with_several_candidate_images_gets_an_error(predictor: Predictor) -> None:
     set_both, leave = threading.Event(), threading.Event()
     predictor.set_image(IMAGES["0"])
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saqsam.inference.predictor import preprocess
+from saqsam.inference.processing import preprocess
 from saqsam.models.processing import (
     MAX_PIXEL,
     build_processor,

@@ -107,7 +107,7 @@ def masks(model: SamModel, processor: SamProcessor) -> torch.Tensor:
 def test_from_loading_to_an_export(name: str, tmp_path: Path) -> None:
     model, processor = saqsam.load(saved(unusual(CASES[name]), tmp_path / "float"))
     recipe = tiny_recipe("min-max", "w8a8", calibration=Calibration(images=1, prompts=2))
-    quantized = quantize(model, processor, deployable(recipe), tiny_data(1))
+    quantized = quantize(model, processor, deployable(recipe), tiny_data(1)).model
     save_checkpoint(quantized, processor, tmp_path / "packed")
     loaded, processor = saqsam.load(tmp_path / "packed")
     expected = masks(quantized, processor)
@@ -127,7 +127,7 @@ def test_from_loading_to_an_export(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", LEARNED)
 def test_other_methods_on_an_unusual_model(name: str, method: str, tmp_path: Path) -> None:
     model, processor = saqsam.load(saved(unusual(CASES[name]), tmp_path / "float"))
-    quantized = quantize(model, processor, tiny_recipe(method, "w4a8"), tiny_data())
+    quantized = quantize(model, processor, tiny_recipe(method, "w4a8"), tiny_data()).model
     save_checkpoint(quantized, processor, tmp_path / "packed")
     loaded, processor = saqsam.load(tmp_path / "packed")
     assert torch.equal(masks(loaded, processor), masks(quantized, processor))

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import SamModel
 
 from saqsam.convert.prepare import Observer, prepare
-from saqsam.models.sam.structure import TOKEN_TO_IMAGE_PARTS, SamStructure
+from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
+from saqsam.models.registry import structure_of
 from saqsam.ptq.bimodal import find_signs, integrate_bimodal, is_bimodal, kernel_density, merged_observers
 from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_images import choose_calibration_images
@@ -19,7 +20,7 @@ from saqsam.recipes.recipe import Recipe
 from support.tiny_quantized import assert_same_outputs, tiny_data, tiny_recipe
 from support.tiny_sam import tiny_config, tiny_processor, tiny_sam
 
-STRUCTURE = SamStructure(tiny_config())
+STRUCTURE = structure_of(tiny_config())
 SITES = [site.name for site in STRUCTURE.attentions if site.part in TOKEN_TO_IMAGE_PARTS]
 FOLDED = SITES[:2]
 

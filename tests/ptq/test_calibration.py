@@ -11,8 +11,9 @@ from transformers import SamModel
 from saqsam.convert.plan import activation_slots
 from saqsam.convert.prepare import Observer, prepare
 from saqsam.data.types import Dataset, Sample
+from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
+from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import PROBABILITIES, SLOTS
-from saqsam.models.sam.structure import TOKEN_TO_IMAGE_PARTS, SamStructure
 from saqsam.ptq.calibration import calibrate, observing
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
 from saqsam.quant.logarithmic import GranularityObserver, ValueTap
@@ -22,7 +23,7 @@ from support.listed import Listed, scenes
 from support.tiny_quantized import tiny_data, tiny_recipe
 from support.tiny_sam import tiny_config, tiny_processor, tiny_sam
 
-STRUCTURE = SamStructure(tiny_config())
+STRUCTURE = structure_of(tiny_config())
 TOKEN_INPUT = "mask_decoder.transformer.layers.0.self_attn.q_proj.input_quantizer"
 IMAGE_INPUT = "vision_encoder.layers.1.mlp.lin1.input_quantizer"
 # One token for the IoU, four for the masks, two for the corners of a box; 32 channels.

@@ -15,7 +15,8 @@ from transformers import SamModel
 from saqsam.data.detections import Detections, ImageDetections
 from saqsam.data.open import open_dataset
 from saqsam.data.types import Dataset, Sample
-from saqsam.inference.predictor import Predictor, preprocess
+from saqsam.inference.predictor import Predictor
+from saqsam.inference.processing import preprocess
 from saqsam.inference.prompts import Prompts
 from saqsam.ptq.calibration_images import (
     CalibrationImages,

@@ -10,11 +10,12 @@ from transformers import SamModel
 
 from saqsam.convert.plan import activation_slots
 from saqsam.convert.prepare import fill_slots, prepare
+from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import QuantDecoderAttention
-from saqsam.models.sam.structure import SamStructure
 from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
-from saqsam.ptq.clipping import QUANTILES, SEARCHED, AttentionInputs, FocusSearch, clip_attentions
+from saqsam.ptq.clipping import clip_attentions
+from saqsam.ptq.focus_search import QUANTILES, SEARCHED, AttentionInputs, FocusSearch
 from saqsam.quant.affine import AffineQuantizer, affine_parameters
 from saqsam.quant.range_observers import HistogramObserver
 from saqsam.quant.ranges import activation_parameters
@@ -23,7 +24,7 @@ from saqsam.recipes.specs import ClippingMeasure
 from support.tiny_quantized import tiny_data, tiny_recipe
 from support.tiny_sam import tiny_config, tiny_processor, tiny_sam
 
-STRUCTURE = SamStructure(tiny_config())
+STRUCTURE = structure_of(tiny_config())
 EMPTY = {slot: nn.Identity() for slot in SEARCHED}
 
 

@@ -12,16 +12,16 @@ from transformers import SamModel
 from saqsam.checkpoint import load_checkpoint, save_checkpoint
 from saqsam.convert.prepare import prepare
 from saqsam.inference.backend import TorchBackend
-from saqsam.models.sam.structure import SamStructure
+from saqsam.models.registry import structure_of
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
-from saqsam.ptq.equalization import LEAST, ChannelRange, _observing, equalize, scale_inputs
+from saqsam.ptq.equalization import MIN_HALF_RANGE, ChannelRange, _observing, equalize, scale_inputs
 from saqsam.ptq.pipeline import quantize
 from saqsam.quant.layers import ChannelScale
 from saqsam.recipes.recipe import Calibration, Reconstruction
 from support.tiny_quantized import quantize_tiny, tiny_data, tiny_recipe
 from support.tiny_sam import tiny_config, tiny_processor, tiny_sam
 
-STRUCTURE = SamStructure(tiny_config())
+STRUCTURE = structure_of(tiny_config())
 
 
 @torch.no_grad()
@@ -110,7 +110,7 @@ def test_channels_that_share_a_grid_have_ranges_alike_afterwards() -> None:
 
 def test_a_channel_without_a_range_gets_a_bounded_factor() -> None:
     seen = ChannelRange(torch.tensor([0.0, -1.0]), torch.tensor([0.0, 3.0]))
-    assert seen.half.tolist() == [LEAST * 2, 2]
+    assert seen.half.tolist() == [MIN_HALF_RANGE * 2, 2]
     assert ChannelRange(torch.zeros(2), torch.zeros(2)).half.tolist() == [1, 1]
     model = uneven_sam()
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_it_gains_where_activations_are_the_narrower_and_loses_where_weights_are
     errors = []
     for equalized in (False, True):
         recipe = dataclasses.replace(tiny_recipe("mse", bits), equalized=equalized)
-        found = masks(quantize(uneven_sam(), tiny_processor(), recipe, tiny_data()), images)
+        found = masks(quantize(uneven_sam(), tiny_processor(), recipe, tiny_data()).model, images)
         errors.append(sum(float((f - e).square().mean()) for f, e in zip(found, exact, strict=True)))
     assert (errors[1] < errors[0]) == gains, errors
 
@@ -176,7 +176,7 @@ def test_scaled_inputs_gain_where_activations_are_narrow_and_survive_the_file(tm
     errors = []
     for input_scales in (False, True):
         recipe = tiny_recipe("mse", "w8a4", input_scales=input_scales)
-        quantized = quantize(model, tiny_processor(), recipe, tiny_data())
+        quantized = quantize(model, tiny_processor(), recipe, tiny_data()).model
         folder = save_checkpoint(quantized, tiny_processor(), tmp_path / f"{input_scales}")
         found = masks(load_checkpoint(folder), images)
         for a, b in zip(found, masks(quantized, images), strict=True):

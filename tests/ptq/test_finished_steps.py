@@ -1,20 +1,15 @@
 """Tensors and notes of finished steps are checked before they go into a model."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
 from torch import Tensor
 
-from saqsam.models.sam.structure import SamStructure
-from saqsam.ptq.clipping import AttentionClipping, Clip
-from saqsam.ptq.finished_steps import check_signs, place_tensors, read_clipping, read_unit_log
-from saqsam.ptq.learning import UnitLog
+from saqsam.models.registry import structure_of
+from saqsam.ptq.finished_steps import check_signs, place_tensors
 from saqsam.utils.errors import CheckpointError
-from support.json_values import json_values
 from support.tiny_quantized import quantized_tiny
 from support.tiny_sam import tiny_sam
 
@@ -84,7 +79,7 @@ def test_missing_and_unknown_tensors_are_refused() -> None:
 )
 def test_impossible_signs_are_refused(name: str | None, sign: Tensor, message: str) -> None:
     model = tiny_sam()
-    structure = SamStructure(model.config)
+    structure = structure_of(model.config)
     encoder, *_, attention = (site.name for site in structure.attentions)
     channels = model.get_submodule(f"{attention}.q_proj").weight.shape[0]
     check_signs({attention: -torch.ones(channels, dtype=torch.int8)}, model, structure, PATH)
@@ -93,20 +88,3 @@ def test_impossible_signs_are_refused(name: str | None, sign: Tensor, message: s
         check_signs({encoder: sign}, model, structure, PATH)
     with pytest.raises(CheckpointError, match=message):
         check_signs({name or attention: sign}, model, structure, PATH)
-
-
-def test_logs_survive_as_plain_values() -> None:
-    log = UnitLog("neck", [1, 2], [0.5, 0.25], 0.1)
-    assert read_unit_log(dataclasses.asdict(log)) == log
-    clipping = AttentionClipping("a", (Clip("q_proj.input_quantizer", None, -1.0, 1.0),), 0.2, 0.1)
-    plain = {**dataclasses.asdict(clipping), "clips": [dataclasses.asdict(clip) for clip in clipping.clips]}
-    assert read_clipping(plain) == clipping
-
-
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(json_values)
-def test_other_plain_values_are_refused_in_a_short_line(value: Any) -> None:
-    for read in (read_unit_log, read_clipping):
-        with pytest.raises(ValueError, match=r"expected|cannot be") as caught:
-            read(value)
-        assert len(str(caught.value)) < 300

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import saqsam
 from saqsam.ptq.journal import Journal
-from saqsam.ptq.pipeline import QuantizationLog, quantize
+from saqsam.ptq.pipeline import quantize
+from saqsam.ptq.result import QuantizationResult
 from saqsam.utils.errors import CheckpointError
 from support.tiny_quantized import tiny_data, tiny_recipe
 from support.tiny_sam import tiny_processor, tiny_sam
@@ -25,36 +25,33 @@ SCRIPT = f"""
 import dataclasses, sys, time
 import torch
 torch.set_num_threads(1)
-from saqsam.quantize import QuantizationLog, quantize
+from saqsam.ptq.pipeline import quantize
 from support.tiny_quantized import tiny_data, tiny_recipe
 from support.tiny_sam import tiny_processor, tiny_sam
 
-def run(folder, progress=None, log=None):
+def run(folder, progress=None):
     recipe = tiny_recipe("saq-sam-plus", "w3a4")
     few = dataclasses.replace(
         recipe.reconstruction, steps={STEPS}, final_steps=1, joint_steps=1, prompts=2, rounding_rate=0.05
     )
     recipe = dataclasses.replace(recipe, reconstruction=few)
-    return quantize(
-        tiny_sam(), tiny_processor(), recipe, tiny_data(), unfinished=folder, progress=progress, log=log
-    )
+    return quantize(tiny_sam(), tiny_processor(), recipe, tiny_data(), resume_dir=folder, progress=progress)
 """
 
 
-def run_here(folder: Path | None, log: QuantizationLog | None = None):
+def run_here(folder: Path | None) -> QuantizationResult:
     names: dict[str, object] = {}
     threads = torch.get_num_threads()
     exec(SCRIPT, names)
     try:
-        return names["run"](folder, None, log)  # type: ignore[operator]
+        return names["run"](folder)  # type: ignore[operator]
     finally:
         torch.set_num_threads(threads)
 
 
 def test_killed_at_several_points_it_ends_byte_equal(tmp_path: Path) -> None:
-    log = QuantizationLog()
-    expected = run_here(None, log)
-    saqsam.save_checkpoint(expected, tiny_processor(), tmp_path / "whole")
+    expected = run_here(None)
+    expected.save(tmp_path / "whole")
     unfinished = tmp_path / "unfinished"
     script = SCRIPT + "run(sys.argv[1], progress=lambda *step: time.sleep(0.01))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
@@ -70,11 +67,12 @@ def test_killed_at_several_points_it_ends_byte_equal(tmp_path: Path) -> None:
         assert process.wait() == -signal.SIGKILL
     finished = sorted(path.stem for path in unfinished.glob("*.safetensors"))
     assert "unit-05" in finished
-    again = QuantizationLog()
-    saqsam.save_checkpoint(run_here(unfinished, again), tiny_processor(), tmp_path / "resumed")
+    resumed = run_here(unfinished)
+    resumed.save(tmp_path / "resumed")
+    assert not unfinished.exists(), "its steps are not needed any more"
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert again == log
+    assert resumed.log == expected.log
 
 
 def test_another_recipe_or_data_is_refused_and_finished_steps_are_kept(tmp_path: Path) -> None:
@@ -88,7 +86,7 @@ def test_another_recipe_or_data_is_refused_and_finished_steps_are_kept(tmp_path:
             raise Stop
 
     def run(recipe, data) -> None:
-        quantize(tiny_sam(), tiny_processor(), recipe, data, unfinished=folder, progress=stop)
+        quantize(tiny_sam(), tiny_processor(), recipe, data, resume_dir=folder, progress=stop)
 
     with pytest.raises(Stop):
         run(tiny_recipe("saq-sam-s"), tiny_data())

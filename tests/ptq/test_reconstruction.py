@@ -14,14 +14,19 @@ from saqsam.convert.pack import round_float_parameters, round_weight
 from saqsam.convert.plan import activation_slots, weight_sites
 from saqsam.convert.prepare import fill_slots, prepare
 from saqsam.inference.backend import TorchBackend
+from saqsam.models.registry import structure_of
 from saqsam.models.sam.forward import embed_boxes, embed_patches, flatten_image, image_positions
-from saqsam.models.sam.structure import SamStructure
 from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
-from saqsam.ptq.learning import learning, unit_parts
+from saqsam.ptq.log import UnitLog
+from saqsam.ptq.losses import mask_error
 from saqsam.ptq.pipeline import prepare_equalized
 from saqsam.ptq.reconstruction import reconstruct
-from saqsam.ptq.units import EncoderUnit, JointUnit, PromptTokens, mask_error, reconstruction_units
+from saqsam.ptq.relaxation import relaxed
+from saqsam.ptq.resume import FinishedSteps
+from saqsam.ptq.states import PromptTokens
+from saqsam.ptq.unit_parameters import UnitParameters, unit_parameters
+from saqsam.ptq.units import EncoderUnit, JointUnit, reconstruction_units
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedTensor
 from saqsam.quant.learned import RandomDrop
@@ -31,7 +36,7 @@ from saqsam.recipes.recipe import Recipe, Reconstruction
 from support.tiny_quantized import quantize_tiny, tiny_data, tiny_recipe
 from support.tiny_sam import tiny_config, tiny_processor, tiny_sam
 
-STRUCTURE = SamStructure(tiny_config())
+STRUCTURE = structure_of(tiny_config())
 LEARNED = [name for name, function in METHODS.items() if function(4, 4).reconstruction is not None]
 
 
@@ -69,7 +74,7 @@ def units(**changes: object) -> list:
 def test_units_cover_every_quantized_layer_and_slot_once() -> None:
     recipe = tiny_recipe("saq-sam")
     for unit in ("stage", "block"):
-        parts = [unit_parts(u, tiny_sam(), STRUCTURE, recipe) for u in units(unit=unit)]
+        parts = [unit_parameters(u, tiny_sam(), STRUCTURE, recipe) for u in units(unit=unit)]
         layers = [site.name for part in parts for site, _ in part.layers]
         slots = [slot for part in parts for slot in part.slots]
         assert sorted(layers) == sorted(site.name for site, _ in weight_sites(STRUCTURE, recipe))
@@ -140,12 +145,12 @@ def test_the_loss_is_summed_over_channels_and_averaged_over_the_rest() -> None:
     unit = units()[0]
     found, target = torch.zeros(2, 1, 64, 32), torch.zeros(2, 1, 64, 32)
     found[0, 0, 5] = 2.0
-    assert float(unit.loss((found,), (target,))) == pytest.approx(32 * 4 / 128)
+    assert float(unit.error((found,), (target,))) == pytest.approx(32 * 4 / 128)
     layer = next(u for u in units(token_weight=0.01) if u.name == "decoder layer 1")
     tokens, one = torch.zeros(2, 1, 7, 32), torch.ones(2, 1, 7, 32)
-    assert float(layer.loss((one, target, tokens), (tokens, target, tokens))) == pytest.approx(0.32)
-    assert float(layer.loss((tokens, target, one), (tokens, target, tokens))) == pytest.approx(32.0)
-    assert float(layer.loss((tokens, found, tokens), (tokens, target, tokens))) == pytest.approx(1.0)
+    assert float(layer.error((one, target, tokens), (tokens, target, tokens))) == pytest.approx(0.32)
+    assert float(layer.error((tokens, target, one), (tokens, target, tokens))) == pytest.approx(32.0)
+    assert float(layer.error((tokens, found, tokens), (tokens, target, tokens))) == pytest.approx(1.0)
 
 
 # ---- learning
@@ -162,7 +167,7 @@ def test_with_the_mask_loss_every_unit_answers_the_model_s_own_masks() -> None:
         answer = unit.response(reference, reference, state, prompts)
         torch.testing.assert_close(answer[0][:, :1], masks, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(answer[1][:, :1], ious, rtol=1e-4, atol=1e-4)
-        assert float(unit.loss(answer, answer)) == pytest.approx(0, abs=1e-6)
+        assert float(unit.error(answer, answer)) == pytest.approx(0, abs=1e-6)
         state = unit.run(reference, state, prompts)
 
 
@@ -236,21 +241,21 @@ def test_the_joint_unit_brings_the_masks_nearer_to_float_and_leaves_the_codes() 
 def test_biases_and_normalisations_are_learned_as_float16_or_left_as_they_were() -> None:
     recipe = learned_recipe(affine=True)
     model, _, _ = calibrated(recipe)
-    parts = unit_parts(units()[0], model, STRUCTURE, recipe)
-    assert "vision_encoder.layers.0.layer_norm1.weight" in parts.affine
-    assert "vision_encoder.layers.1.attn.qkv.bias" in parts.affine
-    assert not any("rel_pos" in name or "layers.2." in name for name in parts.affine)
-    name = parts.affine[0]
+    parts = unit_parameters(units()[0], model, STRUCTURE, recipe)
+    assert "vision_encoder.layers.0.layer_norm1.weight" in parts.float_parameters
+    assert "vision_encoder.layers.1.attn.qkv.bias" in parts.float_parameters
+    assert not any("rel_pos" in name or "layers.2." in name for name in parts.float_parameters)
+    name = parts.float_parameters[0]
     before = model.get_parameter(name).clone()
-    with pytest.raises(ZeroDivisionError), learning(model, parts, recipe, 0.5, torch.Generator()):  # noqa: PT012
+    with pytest.raises(ZeroDivisionError), relaxed(model, parts, recipe, 0.5, torch.Generator()):  # noqa: PT012
         with torch.no_grad():
             model.get_parameter(name).add_(0.1234567)
         raise ZeroDivisionError
     assert torch.equal(model.get_parameter(name), before)
     assert not model.get_parameter(name).requires_grad
-    with torch.no_grad(), learning(model, parts, recipe, 0.5, torch.Generator()) as learned:
-        assert learned.affine.keys() == set(parts.affine)
-        learned.affine[name].add_(0.1234567)
+    with torch.no_grad(), relaxed(model, parts, recipe, 0.5, torch.Generator()) as learned:
+        assert learned.float_parameters.keys() == set(parts.float_parameters)
+        learned.float_parameters[name].add_(0.1234567)
     after = model.get_parameter(name)
     assert torch.equal(after, (before + 0.1234567).half().float())
     assert not after.requires_grad
@@ -263,13 +268,13 @@ def kinds(model: nn.Module) -> dict[str, str]:
 def test_a_unit_is_packed_after_learning_and_as_it_was_after_an_error() -> None:
     recipe = learned_recipe()
     model, _, _ = calibrated(recipe)
-    parts = unit_parts(units()[0], model, STRUCTURE, recipe)
+    parts = unit_parameters(units()[0], model, STRUCTURE, recipe)
     before = kinds(model)
-    with pytest.raises(ZeroDivisionError), learning(model, parts, recipe, 0.5, torch.Generator()):  # noqa: PT012
+    with pytest.raises(ZeroDivisionError), relaxed(model, parts, recipe, 0.5, torch.Generator()):  # noqa: PT012
         assert any(isinstance(module, RandomDrop) for module in model.modules())
         raise ZeroDivisionError
     assert kinds(model) == before
-    with learning(model, parts, recipe, 0.5, torch.Generator()) as learned:
+    with relaxed(model, parts, recipe, 0.5, torch.Generator()) as learned:
         assert learned.roundings.keys() == {site.name for site, _ in parts.layers}
         assert learned.scales
     after = kinds(model)
@@ -315,7 +320,7 @@ def response_error(
     state, prompts = first_state(reference, images)
     with torch.no_grad():
         target = unit.response(reference, reference, state, prompts)
-        return float(unit.loss(unit.response(model, reference, state, prompts), target))
+        return float(unit.error(unit.response(model, reference, state, prompts), target))
 
 
 def test_learning_answers_prompts_better_than_rounding_to_nearest() -> None:
@@ -389,13 +394,17 @@ def test_too_little_memory_for_one_image_is_said() -> None:
 def test_a_loss_that_is_not_finite_stops_with_the_unit_s_name(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = learned_recipe(steps=8)
     saved = []
-    original = EncoderUnit.loss
+    original = EncoderUnit.error
 
-    def loss(self: EncoderUnit, found: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> Tensor:
+    def error(self: EncoderUnit, found: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> Tensor:
         value = original(self, found, target)
         return value * float("nan") if self.name == "encoder stage 2" else value
 
-    monkeypatch.setattr(EncoderUnit, "loss", loss)
+    class Recorder(FinishedSteps):
+        def save_unit(self, number: int, log: UnitLog, model: SamModel, parameters: UnitParameters) -> None:
+            saved.append(log.unit)
+
+    monkeypatch.setattr(EncoderUnit, "error", error)
     model, reference, images = calibrated(recipe)
     before = kinds(model.vision_encoder.layers[2])
     with pytest.raises(ValueError, match=re.escape("the loss of encoder stage 2 became nan at step 1")):
@@ -406,7 +415,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_unit_s_name(monkeypatch: pytes
             recipe,
             images,
             memory=2**30,
-            save_unit=lambda number, unit, log: saved.append(unit.name),
+            steps=Recorder(),
         )
     assert saved == ["encoder stage 1"]
     assert kinds(model.vision_encoder.layers[2]) == before
@@ -425,21 +434,21 @@ def test_progress_names_unit_loss_and_steps() -> None:
     assert all(re.fullmatch(r"loss [\d.e+-]+", step[3]) for step in seen)
 
 
-def test_the_regulariser_waits_for_the_warm_up_and_then_decides() -> None:
+def test_the_regularizer_waits_for_the_warm_up_and_then_decides() -> None:
     """With it alone at work, soft rounding ends hard; without it, it does not."""
     ends = {}
     for weight in (0.0, 1e3):
         recipe = learned_recipe("brecq", steps=60, regulariser=weight, rounding_rate=0.1)
         model, reference, images = calibrated(recipe)
         shares: list[Tensor] = []
-        original = saqsam.ptq.learning._regulariser
+        original = saqsam.ptq.learning._regularizer
 
         def watch(roundings, spec, progress, shares=shares, original=original):
-            shares[:] = [rounding.share_up().detach().flatten() for rounding in roundings]
+            shares[:] = [rounding.soft_rounding().detach().flatten() for rounding in roundings]
             return original(roundings, spec, progress)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(saqsam.ptq.learning, "_regulariser", watch)
+            patch.setattr(saqsam.ptq.learning, "_regularizer", watch)
             reconstruct(model, reference, STRUCTURE, recipe, images, memory=2**30)
         share = torch.cat(shares)
         ends[weight] = float(((share < 0.01) | (share > 0.99)).float().mean())

@@ -147,6 +147,3 @@ def test_types_survive_the_disk(budgets: Budgets, dtype: torch.dtype) -> None:
     store.append((values,))
     assert budget.spilled == values.numel() * values.element_size()
     assert torch.equal(store.get(0, CPU)[0], values)
-
-
-# ---- sizes

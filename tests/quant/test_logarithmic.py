@@ -178,7 +178,7 @@ def test_the_least_error_of_the_product_is_found(bits: int, sharpness: float, sh
 def test_finer_steps_are_tried_up_to_the_finest(finest: int) -> None:
     # Probabilities within one octave: the more steps it has, the better.
     p, v = attention(0, sharpness=0.1)
-    assert int(observe(8, (p, v), finest=finest).quantizer().tau) == finest
+    assert int(observe(8, (p, v), max_tau=finest).quantizer().tau) == finest
 
 
 def test_with_rows_scaled_the_product_is_divided_before_it_is_compared() -> None:
@@ -235,7 +235,7 @@ def test_ties_go_to_the_smallest_tau_and_then_to_the_largest_scale() -> None:
 
 def test_only_the_first_calls_are_looked_at() -> None:
     calls = [attention(seed) for seed in range(5)]
-    observer = observe(4, *calls, calls=2)
+    observer = observe(4, *calls, max_calls=2)
     assert torch.equal(observer.errors, observe(4, *calls[:2]).errors)
 
 
@@ -263,7 +263,7 @@ def test_at_most_so_many_are_looked_at_in_whole_rows_with_their_own_values(
     p = probabilities_of(0, matrices, queries, keys)
     v = torch.randn(matrices, keys, 2, generator=torch.Generator().manual_seed(1))
     tap = ValueTap()
-    observer = Counted(4, tap, most=most)
+    observer = Counted(4, tap, max_probabilities=most)
     tap(v)
     observer(p)
     looked = observer.rows
@@ -280,7 +280,7 @@ def test_every_head_and_every_token_can_be_looked_at() -> None:
     heads, tokens, keys = 8, 7, 64
     p = probabilities_of(0, 16, heads, tokens, keys)
     tap = ValueTap()
-    observer = Counted(4, tap, most=40 * keys)  # fewer rows than there are matrices
+    observer = Counted(4, tap, max_probabilities=40 * keys)  # fewer rows than there are matrices
     tap(torch.randn(16, heads, keys, 2, generator=torch.Generator().manual_seed(1)))
     observer(p)
     places = (observer.rows[:, :, None] == p.flatten(0, 2)).all(-1).nonzero()[:, 2]
@@ -292,5 +292,5 @@ def test_every_head_and_every_token_can_be_looked_at() -> None:
 def test_an_observer_that_saw_nothing_has_no_quantizer() -> None:
     with pytest.raises(ValueError, match="no calibration value reached this quantizer"):
         GranularityObserver(4, ValueTap()).quantizer()
-    with pytest.raises(AssertionError, match="the values come before the probabilities"):
+    with pytest.raises(AssertionError, match="the values must pass the tap before the probabilities"):
         GranularityObserver(4, ValueTap())(torch.ones(1, 2, 2))

@@ -45,7 +45,7 @@ def test_it_starts_at_the_float_weight_within_the_grid(
     found = rounding(torch.full_like(weight, float("nan")))  # the argument is not read
     # What lies on a code starts a thousandth of a step beside it: there h would have no gradient.
     assert ((found - clipped).abs() <= 1.1e-3 * scale).all()
-    assert ((rounding.share_up() > 0) & (rounding.share_up() < 1)).all()
+    assert ((rounding.soft_rounding() > 0) & (rounding.soft_rounding() < 1)).all()
 
 
 @examples
@@ -84,16 +84,16 @@ def test_whatever_is_learned_codes_are_neighbours_of_the_weight(
 @given(seed=st.integers(0, 99), beta=st.floats(2, 20))
 def test_the_regulariser_is_zero_on_the_grid_alone(seed: int, beta: float) -> None:
     rounding, scale, zero_point = start(weight_of(seed), 4)
-    assert float(rounding.regulariser(beta).detach()) > 0
+    assert float(rounding.regularizer(beta).detach()) > 0
     codes = rounding.codes()
     with torch.no_grad():
-        rounding.variable.copy_(torch.where(rounding.share_up() >= 0.5, 9.0, -9.0))
-    assert float(rounding.regulariser(beta).detach()) == 0
+        rounding.variable.copy_(torch.where(rounding.soft_rounding() >= 0.5, 9.0, -9.0))
+    assert float(rounding.regularizer(beta).detach()) == 0
     assert torch.equal(rounding.codes(), codes)
     assert torch.equal(rounding(codes), dequantize_affine(codes, scale, zero_point))
     with torch.no_grad():
         rounding.variable[0, 0] = 1.0
-    assert float(rounding.regulariser(beta).detach()) > 0
+    assert float(rounding.regularizer(beta).detach()) > 0
 
 
 @pytest.mark.parametrize("beta", [2.0, 5.0, 20.0])
@@ -101,7 +101,7 @@ def test_the_regulariser_pushes_each_weight_to_its_nearer_code(beta: float) -> N
     rounding, _, _ = start(weight_of(0), 4)
     with torch.no_grad():
         rounding.variable.copy_(torch.linspace(-2.3, 2.3, 60).reshape(6, 10))
-    (gradient,) = torch.autograd.grad(rounding.regulariser(beta), rounding.variable)
+    (gradient,) = torch.autograd.grad(rounding.regularizer(beta), rounding.variable)
     # A step goes against the gradient.
     assert torch.equal(-gradient.sign(), rounding.variable.detach().sign())
     if beta > 2:
@@ -133,7 +133,7 @@ def learn(rounding: LearnedRounding, inputs: Tensor, weight: Tensor, steps: int 
     for step in range(steps):
         loss = (inputs @ rounding(weight).T - target).square().mean()
         if step > 0.2 * steps:
-            loss = loss + 0.03 * rounding.regulariser(2 + 18 * (1 - step / steps))
+            loss = loss + 0.03 * rounding.regularizer(2 + 18 * (1 - step / steps))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -154,7 +154,7 @@ def test_learning_beats_rounding_to_nearest(seed: int) -> None:
     learn(rounding, inputs, weight)
     assert error(rounding.codes()) < 0.3 * error(nearest)
     # Little is left to decide at the end.
-    share = rounding.share_up()
+    share = rounding.soft_rounding()
     assert ((share < 0.05) | (share > 0.95)).float().mean() > 0.9
 
 
@@ -176,6 +176,6 @@ def test_hard_rounding_is_there_for_a_while() -> None:
     with rounding.hard():
         expected = dequantize_affine(rounding.codes(), scale, zero_point)
         torch.testing.assert_close(rounding(weight), expected, rtol=0, atol=1e-6)
-        assert rounding.regulariser(2.0) == 0
+        assert rounding.regularizer(2.0) == 0
     assert torch.equal(rounding(weight), soft)
     assert rounding.variable.requires_grad

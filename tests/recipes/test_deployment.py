@@ -2,7 +2,8 @@ import dataclasses
 
 import pytest
 
-from saqsam.recipes.deployment import deployable, substitutions
+from saqsam.recipes.catalog import DEPLOY_TARGETS
+from saqsam.recipes.deployment import REQUIREMENTS, deployable, substitutions
 from saqsam.recipes.overrides import with_settings
 from saqsam.recipes.presets import METHODS, recipe_for
 
@@ -12,6 +13,40 @@ ALL = ["weights.symmetric_bytes", "probabilities", "integer_biases", "encoder_pr
 @pytest.mark.parametrize("method", list(METHODS))
 def test_a_method_as_it_is_has_none(method: str) -> None:
     assert substitutions(recipe_for(method, "w4a8")) == []
+
+
+@pytest.mark.parametrize("target", DEPLOY_TARGETS)
+def test_deployable_sets_what_its_table_says_and_nothing_else(target: str) -> None:
+    plain = recipe_for("saq-sam-plus", "w4a8")
+    plain = dataclasses.replace(
+        plain, clipping=None, activations=dataclasses.replace(plain.activations, symmetric=True)
+    )
+    deployed = deployable(plain, target)
+    for requirement in REQUIREMENTS:
+        expected = requirement.values.get(DEPLOY_TARGETS[target], requirement.read(plain))
+        assert requirement.read(deployed) == expected, requirement.field
+    outer = {requirement.field.partition(".")[0] for requirement in REQUIREMENTS}
+    back = dataclasses.replace(
+        deployed, method=plain.method, **{name: getattr(plain, name) for name in outer}
+    )
+    assert back == plain
+
+
+def test_deployed_recipes_share_no_dictionary() -> None:
+    one, other = deployable(recipe_for("mse", "w8a8")), deployable(recipe_for("mse", "w8a8"))
+    assert one.extra == other.extra
+    assert one.extra is not other.extra
+
+
+def test_executorch_lists_what_float_products_leave_without_use() -> None:
+    found = substitutions(deployable(recipe_for("saq-sam", "w4a8"), "executorch"))
+    shown = {one.field: (one.method, one.used) for one in found}
+    assert shown["clipping"] == ("default", "none")
+    assert shown["bimodal"] == ("true", "false")
+    assert shown["activations.dynamic"] == ("false", "true")
+    assert "activations.symmetric" not in shown  # as the method has it
+    with pytest.raises(ValueError, match="executorch runs activations of 8 bits, got 4; choose w4a8 or w8a8"):
+        deployable(recipe_for("saq-sam", "w4a4"), "executorch")
 
 
 @pytest.mark.parametrize("method", ["mse", "saq-sam-plus"])

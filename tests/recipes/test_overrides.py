@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from saqsam.models.sam.structure import FLOAT_PARTS, PAPER_PARTS
+from saqsam.models.parts import FLOAT_PARTS, PAPER_PARTS
 from saqsam.recipes.overrides import with_settings
 from saqsam.recipes.presets import METHODS, recipe_for
 from saqsam.recipes.recipe import Recipe

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from saqsam.models.sam.structure import FLOAT_PARTS
+from saqsam.models.parts import FLOAT_PARTS
+from saqsam.recipes.catalog import EFFORTS, METHOD_SUMMARIES
 from saqsam.recipes.deployment import deployable
-from saqsam.recipes.presets import EFFORTS, METHODS, parse_bits, recipe_for, with_effort
+from saqsam.recipes.presets import METHODS, parse_bits, recipe_for, with_effort
 from saqsam.recipes.recipe import Calibration, Clipping, ProbabilitySpec, QuantSpec, Recipe, Reconstruction
 
 FIXED = {"reconstruction.steps", "reconstruction.rounding_rate"}
@@ -176,6 +177,7 @@ def test_what_is_deployable_has_signed_bytes_integer_biases_and_row_scaled_proba
 
 def test_every_method_says_what_it_is() -> None:
     assert all(function.__doc__ for function in METHODS.values())
+    assert all(METHOD_SUMMARIES.values())
 
 
 @pytest.mark.parametrize(

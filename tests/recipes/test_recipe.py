@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saqsam.checkpoint import checkpoint_tensors
-from saqsam.models.sam.structure import FLOAT_PARTS, PAPER_PARTS, PARTS
+from saqsam.models.parts import FLOAT_PARTS, PAPER_PARTS, PARTS
 from saqsam.quant.ranges import RANGE_METHODS
 from saqsam.recipes.recipe import (
     ATTENTION_PARTS,

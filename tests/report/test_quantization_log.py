@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 
 from saqsam.convert.plan import activation_slots
-from saqsam.models.sam.structure import PAPER_PARTS, PARTS, SamStructure
-from saqsam.ptq.clipping import AttentionClipping, Clip
-from saqsam.ptq.learning import UnitLog
-from saqsam.ptq.pipeline import QuantizationLog
+from saqsam.models.parts import PAPER_PARTS, PARTS
+from saqsam.models.registry import structure_of
+from saqsam.ptq.log import AttentionClipping, Clip, QuantizationLog, UnitLog
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.presets import METHODS, recipe_for
 from saqsam.recipes.specs import QuantSpec
+from saqsam.report.labels import PART_NAMES, describe, module_name, part_name, short_path, slot_name
 from saqsam.report.log import LOG_JSON, LOG_PICTURE, KnownLog, Source, read_log, write_log
-from saqsam.report.words import PART_NAMES, describe, module_name, part_name, short_path, slot_name
 from support.tiny_sam import tiny_config
 
 ATTENTION = "mask_decoder.transformer.layers.0.cross_attn_token_to_image"
@@ -77,7 +76,7 @@ def test_names() -> None:
     )
     assert slot_name("vision_encoder.neck.conv1.input_quantizer") == "neck.conv1: input"
     assert short_path("/a/b/model/") == "model"
-    names = [slot_name(s.name) for s in activation_slots(SamStructure(tiny_config()), recipe_for("mse"))]
+    names = [slot_name(s.name) for s in activation_slots(structure_of(tiny_config()), recipe_for("mse"))]
     assert len(set(names)) == len(names)
 
 

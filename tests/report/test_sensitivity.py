@@ -8,7 +8,7 @@ import torch
 
 from saqsam.convert.plan import weight_sites
 from saqsam.evaluation import evaluate
-from saqsam.models.sam.structure import SamStructure
+from saqsam.models.registry import structure_of
 from saqsam.quant.layers import PackedTensor
 from saqsam.quant.range_observers import HistogramObserver
 from saqsam.recipes.presets import recipe_for
@@ -52,7 +52,7 @@ def test_the_reference_computes_what_the_float_model_does_and_its_weights_are_th
         torch.testing.assert_close(after[name], expected, rtol=0.01, atol=0.02 * float(expected.abs().max()))
     recipe, quantized = tiny_recipe(method), quantized_tiny(method)
     check_reference(reference.model, quantized, recipe)
-    for site, _ in weight_sites(SamStructure(quantized.config), recipe):
+    for site, _ in weight_sites(structure_of(quantized.config), recipe):
         packed = quantized.get_submodule(site.name).weight
         assert isinstance(packed, PackedTensor)
         off = (packed() - reference.model.get_submodule(site.name).weight).abs()
@@ -70,7 +70,7 @@ def test_another_model_is_no_reference() -> None:
 
 def test_groups_hold_everything_that_is_quantized_once() -> None:
     recipe = tiny_recipe("min-max")
-    structure, model = SamStructure(tiny_sam().config), quantized_tiny("min-max")
+    structure, model = structure_of(tiny_sam().config), quantized_tiny("min-max")
     for level in ("parts", "layers"):
         groups = find_groups(structure, recipe, level)  # type: ignore[arg-type]
         names = [name for group in groups for name in group.modules]
@@ -89,7 +89,7 @@ def test_all_groups_exchanged_is_the_other_model_and_nothing_stays() -> None:
     # Only without reconstruction of what belongs to no layer is nothing left of the model around.
     recipe, quantized = tiny_recipe("min-max"), quantize_tiny(tiny_recipe("min-max"))
     plain = make_reference(tiny_sam(), tiny_processor(), recipe, tiny_data())
-    names = [n for g in find_groups(SamStructure(quantized.config), recipe, "parts") for n in g.modules]
+    names = [n for g in find_groups(structure_of(quantized.config), recipe, "parts") for n in g.modules]
     with exchanged(plain.model, quantized, names):
         assert_same_outputs(plain.model, quantized)
 
@@ -115,7 +115,7 @@ def test_sensitivity_by_other_means() -> None:
     assert found.objects == sum(len(data[i].instances) for i in range(2))
     for model, expected in ((quantized, found.quantized_miou), (made.model, found.float_miou)):
         assert evaluate(model, tiny_processor(), data, limit=2).miou == pytest.approx(expected)
-    for group in find_groups(SamStructure(quantized.config), recipe, "parts"):
+    for group in find_groups(structure_of(quantized.config), recipe, "parts"):
         (entry,) = (entry for entry in found.groups if entry.name == group.name)
         for model, donor, miou in (
             (made.model, quantized, entry.alone_miou),

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from saqsam.checkpoint import save_checkpoint
-from saqsam.export import export_model
+from saqsam.export import export_model, openvino_core
 from saqsam.recipes.deployment import deployable
-from saqsam.export import openvino_core
 from saqsam.runtimes import load_runtime
 from saqsam.runtimes import onnxruntime as onnxruntime_backend
-from saqsam.runtimes.devices import execution_providers, resolve_device
+from saqsam.runtimes.devices import execution_providers
+from saqsam.runtimes.registry import RUNTIMES
 from support.coco_folder import make_coco, picture
 from support.command_line import assert_done, assert_refused, run
 from support.tiny_quantized import quantize_tiny, tiny_recipe
@@ -48,13 +48,13 @@ def test_onnx_runtime_takes_cuda_where_it_is_installed(
 ) -> None:
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     offer(monkeypatch, *providers, cuda=cuda)
-    assert resolve_device("onnxruntime", device) == expected
+    assert RUNTIMES["onnxruntime"].resolve_device(device) == expected
 
 
 def test_each_process_of_torchrun_takes_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     offer(monkeypatch, CUDA, CPU, cuda=True)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert resolve_device("onnxruntime", "auto") == "cuda:1"
+    assert RUNTIMES["onnxruntime"].resolve_device("auto") == "cuda:1"
 
 
 def test_providers_fall_back_to_the_cpu_node_by_node() -> None:
@@ -65,9 +65,9 @@ def test_providers_fall_back_to_the_cpu_node_by_node() -> None:
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "CUDA:1"])
 def test_cuda_needs_another_package(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     offer(monkeypatch, AZURE, CPU)
-    words = f"--device {device} cannot be used: this onnxruntime has only {CPU}; install onnxruntime-gpu"
+    words = f"device {device} cannot be used: this onnxruntime has only {CPU}; install onnxruntime-gpu"
     with pytest.raises(ValueError, match=words):
-        resolve_device("onnxruntime", device)
+        RUNTIMES["onnxruntime"].resolve_device(device)
 
 
 @pytest.mark.parametrize(
@@ -75,9 +75,9 @@ def test_cuda_needs_another_package(monkeypatch: pytest.MonkeyPatch, device: str
 )
 def test_onnx_runtime_refuses_devices_that_it_does_not_know(device: str) -> None:
     with pytest.raises(
-        ValueError, match=f"--device {device} cannot be used: expected auto, cpu, cuda or cuda:N"
+        ValueError, match=f"device {device} cannot be used: expected auto, cpu, cuda or cuda:N"
     ):
-        resolve_device("onnxruntime", device)
+        RUNTIMES["onnxruntime"].resolve_device(device)
 
 
 @pytest.mark.parametrize(
@@ -97,21 +97,23 @@ def test_openvino_takes_its_own_devices(monkeypatch: pytest.MonkeyPatch, device:
         available_devices = ("CPU", "GPU.0", "GPU.1", "NPU")
 
     monkeypatch.setattr(openvino_core, "openvino_core", Core)
-    assert resolve_device("openvino", device) == expected
+    assert RUNTIMES["openvino"].resolve_device(device) == expected
 
 
 @pytest.mark.parametrize("device", ["cuda", "nonsense", "", "gpu.7", "xpu"])
 def test_openvino_refuses_devices_that_are_not_there(device: str) -> None:
-    with pytest.raises(ValueError, match=f"--device {device} cannot be used: openvino finds only CPU"):
-        resolve_device("openvino", device)
+    with pytest.raises(ValueError, match=f"device {device} cannot be used: openvino finds only CPU"):
+        RUNTIMES["openvino"].resolve_device(device)
 
 
 def test_executorch_runs_on_the_cpu() -> None:
-    assert resolve_device("executorch", "auto") == resolve_device("executorch", "cpu") == "cpu"
+    assert (
+        RUNTIMES["executorch"].resolve_device("auto") == RUNTIMES["executorch"].resolve_device("cpu") == "cpu"
+    )
     with pytest.raises(
-        ValueError, match="--device cuda cannot be used: saqsam runs executorch on the CPU only"
+        ValueError, match="device cuda cannot be used: saqsam runs executorch on the CPU only"
     ):
-        resolve_device("executorch", "cuda")
+        RUNTIMES["executorch"].resolve_device("cuda")
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +147,7 @@ def test_a_provider_that_does_not_start_is_an_error(
 ) -> None:
     """ONNX Runtime itself goes on with the CPU."""
     offer(monkeypatch, CUDA, CPU)
-    with pytest.raises(ValueError, match="--device cuda:0 cannot be used: "):
+    with pytest.raises(ValueError, match="device cuda:0 cannot be used: "):
         load_runtime(folders["export"], device="cuda")
 
 
@@ -156,8 +158,8 @@ def test_a_device_is_refused_before_anything_is_loaded(
     def fail(*_: object) -> None:
         raise AssertionError("model files were read")
 
-    monkeypatch.setattr("saqsam.runtimes.check_files", fail)
-    with pytest.raises(ValueError, match="--device nonsense cannot be used"):
+    monkeypatch.setattr("saqsam.runtimes.loading.check_files", fail)
+    with pytest.raises(ValueError, match="device nonsense cannot be used"):
         load_runtime(folders["export"], runtime, device="nonsense")
 
 
@@ -171,7 +173,7 @@ def test_every_command_refuses_a_device_in_one_line(
     more = ("--runtime", runtime) if runtime else ()
     data = make_coco(tmp_path / "coco")
     Image.fromarray(picture((40, 60))).save(tmp_path / "photo.png")
-    words = f"--device {device} cannot be used"
+    words = f"device {device} cannot be used"
     assert_refused(run("evaluate", model, "--data", data, "--device", device, *more), words)
     segment = ("segment", model, tmp_path / "photo.png", "--box", "5,5,30,30", "--device", device)
     assert_refused(run(*segment, *more), words)

@@ -16,7 +16,7 @@ from saqsam.convert.prepare import emptied
 from saqsam.evaluation.metrics.iou import mask_iou
 from saqsam.inference.backend import TorchBackend
 from saqsam.inference.prompts import Prompts
-from saqsam.models.sam.structure import SamStructure
+from saqsam.models.registry import structure_of
 from saqsam.quant.integer import FLOAT_INPUT, IntegerLinear, IntMmKernel, has_fbgemm
 from saqsam.quant.layers import PackedLinear
 from saqsam.recipes.deployment import deployable
@@ -37,7 +37,7 @@ def mini() -> tuple[SamModel, SamModel]:
         deployable(saqsam.recipe_for("mse", "w4a8")), calibration=Calibration(images=1, prompts=2)
     )
     data = saqsam.open_dataset("scenes", limit=1, seed=5)
-    plain = saqsam.quantize(float_model, processor, recipe, data)
+    plain = saqsam.quantize(float_model, processor, recipe, data).model
     integer = copy.deepcopy(plain)
     use_integer_kernels(integer)
     return plain, integer
@@ -94,7 +94,10 @@ def test_the_dequantized_model_is_the_quantized_one_without_rounded_activations(
     model = quantize_tiny(recipe)
     plain = dequantized(model)
     assert type(plain.vision_encoder.layers[0].attn.qkv) is nn.Linear
-    with emptied(model, [slot.name for slot in activation_slots(SamStructure(model.config), recipe)]):
+    with emptied(
+        model,
+        [slot.name for slot in activation_slots(structure_of(model.config), recipe)],
+    ):
         wanted = outputs(model)
     found = outputs(plain)
     for name in wanted:

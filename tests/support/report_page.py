@@ -6,8 +6,7 @@ import numpy as np
 
 from saqsam.analysis.inventory import take_inventory
 from saqsam.evaluation.compare import Agreement, ImageDifference, Interval, TaskDifference
-from saqsam.ptq.clipping import AttentionClipping, Clip
-from saqsam.ptq.learning import UnitLog
+from saqsam.ptq.log import AttentionClipping, Clip, UnitLog
 from saqsam.report.collect import encode
 from saqsam.report.content import (
     Accuracy,
@@ -18,8 +17,8 @@ from saqsam.report.content import (
     Report,
     Sensitivity,
 )
+from saqsam.report.labels import describe
 from saqsam.report.log import Source
-from saqsam.report.words import describe
 from support.tiny_quantized import quantized_tiny
 
 ATTENTION = "mask_decoder.transformer.layers.0.cross_attn_token_to_image"

@@ -30,7 +30,8 @@ def tiny_recipe(method: str = "min-max", bits: str = "w4a4", **changes: object) 
 
 def quantize_tiny(recipe: Recipe, data: ScenesDataset | None = None, seed: int = 0) -> SamModel:
     """A new quantized tiny SAM."""
-    return quantize(tiny_sam(seed), tiny_processor(), recipe, tiny_data() if data is None else data)
+    data = tiny_data() if data is None else data
+    return quantize(tiny_sam(seed), tiny_processor(), recipe, data).model
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from saqsam.utils.locks import LockHeldError, lock_file
 HOLD = """
 import sys, time
 from pathlib import Path
-from saqsam.locks import lock_file
+from saqsam.utils.locks import lock_file
 with lock_file(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(100)

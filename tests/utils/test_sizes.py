@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saqsam.evaluation.memory import prompts_within
+from saqsam.evaluation.prompt_batches import prompts_within
 from saqsam.utils.sizes import parse_size
 from support.tiny_sam import tiny_processor
 

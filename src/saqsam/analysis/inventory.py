@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from transformers import SamConfig, SamModel
 
-from saqsam.analysis.macs import MASK_PRODUCT, RELATIVE_POSITIONS, count_macs
+from saqsam.analysis.macs import count_macs
 from saqsam.checkpoint import checkpoint_tensors, recipe_of
-from saqsam.models.sam.structure import PARTS, SamStructure
+from saqsam.models.family import ModelStructure
+from saqsam.models.parts import MASK_PRODUCT, OTHER, PARTS, RELATIVE_POSITIONS
+from saqsam.models.registry import family_of, structure_of
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedTensor
 from saqsam.quant.logarithmic import LogQuantizer
 from saqsam.recipes.recipe import ATTENTION_PARTS, Recipe
-
-OTHER = "other"
 
 # What the last part of a stored tensor's name says of it; all else is a float16 parameter.
 _KINDS = {"codes": "codes", "scale": "scales", "zero_point": "scales", "tau": "scales"}
@@ -157,7 +157,7 @@ def take_inventory(model: SamModel) -> Inventory:
         ValueError: If the model is float.
     """
     recipe = recipe_of(model)
-    structure = SamStructure(model.config)
+    structure = structure_of(model.config)
     part_of = _owner(structure)
     macs = count_macs(model.config)
     parameters = _count_parameters(model.config, part_of)
@@ -210,7 +210,7 @@ def _mean(weighted: Iterable[tuple[float | None, int]]) -> float:
 def _count_parameters(config: SamConfig, part_of: Callable[[str], str]) -> Counter[str]:
     """Parameters of the float model by part; the tied position features count once."""
     with torch.device("meta"):
-        skeleton = SamModel(config)
+        skeleton = family_of(config).build(config)
     counts: Counter[str] = Counter()
     for name, parameter in skeleton.named_parameters():
         counts[part_of(name)] += parameter.numel()
@@ -232,13 +232,15 @@ def _count_stored(
     return packed, sizes
 
 
-def _owner(structure: SamStructure) -> Callable[[str], str]:
+def _owner(structure: ModelStructure) -> Callable[[str], str]:
     """A function from a tensor's name to its part."""
-    layers = {site.name: site.part for site in [*structure.layers, *structure.float_layers]}
+    layers = {site.name: site.part for site in structure.weighted_sites}
     attentions = {site.name: site.part for site in structure.attentions}
+    parent, _, embedding = structure.position_embedding.rpartition(".")
+    positions = (structure.position_embedding, f"{parent}.packed_{embedding}")
 
     def part_of(name: str) -> str:
-        if name.startswith((structure.position_embedding, "vision_encoder.packed_pos_embed")):
+        if name.startswith(positions):
             return "position_embedding"
         module = name
         while module:

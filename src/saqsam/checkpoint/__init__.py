@@ -1,6 +1,6 @@
 """The packed checkpoint: a folder that `SamModel.from_pretrained` loads after `import saqsam`.
 
-`docs/checkpoint-format.md` describes the files byte by byte.
+`docs/reference/checkpoint-format.md` specifies the files byte by byte.
 """
 
 from saqsam.checkpoint.config import FORMAT_VERSION, SaqsamConfig, quantization_config_of, recipe_of

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
-from transformers import SamConfig, SamModel
+from transformers import SamModel
 
+from saqsam.convert.position_embedding import position_embedding
 from saqsam.models.loading import build_model
+from saqsam.models.registry import family_of, structure_of
 from saqsam.quant.layers import ChannelScale, PackedLayer, PackedLinear
 
 
@@ -25,9 +27,9 @@ def dequantized(model: SamModel) -> SamModel:
     """
     fields = model.config.to_dict()
     fields.pop("quantization_config", None)
-    config = SamConfig.from_dict(fields)
+    config = type(model.config).from_dict(fields)
     with torch.device("meta"):
-        names = SamModel(config).state_dict().keys()
+        names = family_of(config).build(config).state_dict().keys()
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name in names}
     for name, layer in model.named_modules():
         if isinstance(layer, PackedLayer):
@@ -39,6 +41,8 @@ def dequantized(model: SamModel) -> SamModel:
             tensors[f"{name}.weight"] = weight
             if bias is not None:
                 tensors[f"{name}.bias"] = bias
-    if model.vision_encoder.pos_embed is not None:
-        tensors["vision_encoder.pos_embed"] = model.vision_encoder.pos_embed
+    structure = structure_of(config)
+    positions = position_embedding(model, structure)
+    if positions is not None:
+        tensors[structure.position_embedding] = positions
     return build_model(config, tensors, source="the quantized model", device=model.device)

@@ -17,7 +17,7 @@ from saqsam.checkpoint.model_card import write_model_card
 from saqsam.checkpoint.tensors import checkpoint_tensors, read_tensors, verify_tensors
 from saqsam.convert.pack import build_packed_skeleton, complete_loading
 from saqsam.models.configuration import parse_sam_config
-from saqsam.models.sam.structure import SamStructure
+from saqsam.models.registry import family_of, structure_of
 from saqsam.models.weights import SAFETENSORS, safetensors_files
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.atomic_write import whole_folder
@@ -63,7 +63,7 @@ def save_checkpoint(
 def check_target(folder: Path, *, overwrite: bool) -> None:
     """Raise ValueError if `save_checkpoint` would refuse the folder; call it before long work begins."""
     if folder.exists() and not overwrite:
-        raise ValueError(f"{folder} exists; choose another name, or overwrite it (--overwrite)")
+        raise ValueError(f"{folder} exists; choose another name, or pass overwrite=True")
     if folder.exists() and not _is_replaceable(folder):
         raise ValueError(
             f"{folder} is not a checkpoint of saqsam and is never overwritten; choose another name"
@@ -117,7 +117,7 @@ def load_packed_folder(
         raise CheckpointError(f"{source}: {error}") from error
     recipe = Recipe.from_dict(quantization.recipe)
     config = parse_sam_config(raw, source)
-    structure = SamStructure(config)
+    structure = structure_of(config)
     try:
         with torch.device("meta"):
             model = SamModel(config)
@@ -133,9 +133,7 @@ def load_packed_folder(
     expected = model.state_dict()
     state = {name: t.to(device=device, dtype=expected[name].dtype, copy=True) for name, t in tensors.items()}
     model.load_state_dict(state, strict=False, assign=True)
-    model.prompt_encoder.shared_embedding.positional_embedding = (
-        model.shared_image_embedding.positional_embedding
-    )
+    family_of(config).tie(model)
     model.requires_grad_(False)
     complete_loading(model, structure, recipe)
     attach_quantizer(

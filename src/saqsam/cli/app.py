@@ -19,9 +19,19 @@ from saqsam.cli.options import (
     check_new,
     check_png,
     check_tasks,
+    default_masks_path,
     parse_numbers,
 )
 from saqsam.cli.terminal import guarded, say, starting
+from saqsam.recipes.catalog import (
+    DEFAULT_BITS,
+    DEFAULT_CALIBRATION,
+    DEFAULT_CALIBRATION_IMAGES,
+    DEFAULT_EFFORT,
+    DEFAULT_MEMORY,
+    DEFAULT_METHOD,
+    DEFAULT_SEED,
+)
 
 app = typer.Typer(
     name="saqsam",
@@ -72,19 +82,19 @@ def quantize(
     model: arguments.ModelArgument = "sam-mini",
     *,
     out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="The checkpoint to write.")],
-    method: arguments.MethodOption = "saq-sam-plus",
-    bits: arguments.BitsOption = "w4a4",
-    calibration: arguments.CalibrationOption = SCENES,
-    images: arguments.CalibrationImagesOption = 32,
-    seed: arguments.SeedOption = 0,
+    method: arguments.MethodOption = DEFAULT_METHOD,
+    bits: arguments.BitsOption = DEFAULT_BITS,
+    calibration: arguments.CalibrationOption = DEFAULT_CALIBRATION,
+    images: arguments.CalibrationImagesOption = DEFAULT_CALIBRATION_IMAGES,
+    seed: arguments.SeedOption = DEFAULT_SEED,
     detections: arguments.CalibrationDetectionsOption = None,
     ignore_label: arguments.CalibrationIgnoreLabelOption = "auto",
-    effort: arguments.EffortOption = "standard",
+    effort: arguments.EffortOption = DEFAULT_EFFORT,
     steps: arguments.StepsOption = None,
     settings: arguments.SettingsOption = None,
     deploy: arguments.DeployOption = False,
     deploy_for: arguments.DeployForOption = None,
-    memory: arguments.CaptureMemoryOption = "4GiB",
+    memory: arguments.CaptureMemoryOption = DEFAULT_MEMORY,
     check: arguments.CheckOption = SCENES,
     check_images: arguments.CheckImagesOption = None,
     device: arguments.DeviceOption = "auto",
@@ -325,7 +335,7 @@ def segment(
         raise ValueError("give at least one --box x0,y0,x1,y1 or --point x,y, or --everything")
     if not everything and not (points_per_side is pred_iou is stability is None):
         raise ValueError("--points-per-side, --pred-iou and --stability need --everything")
-    path = out_png or image.with_name(f"{image.stem}.masks.png")
+    path = out_png or default_masks_path(image)
     check_png(path)
     if path.exists() and image.exists() and path.samefile(image):
         raise ValueError(f"--out: {path} is the picture to segment; choose another name")

@@ -16,7 +16,7 @@ import saqsam
 from saqsam.analysis.inventory import take_inventory
 from saqsam.checkpoint import check_target, load_checkpoint, quantization_config_of, save_checkpoint
 from saqsam.cli.evaluation import generator_options, measure_integers, print_integers
-from saqsam.cli.opening import (
+from saqsam.cli.inputs import (
     json_bytes,
     load_torch,
     open_calibration,
@@ -25,7 +25,7 @@ from saqsam.cli.opening import (
     write_json,
 )
 from saqsam.cli.outputs import Output, claim_optional, claim_output
-from saqsam.cli.tables import (
+from saqsam.cli.result_tables import (
     print_export,
     print_integer_layers,
     print_inventory,
@@ -43,7 +43,7 @@ from saqsam.evaluation.compare import task_difference
 from saqsam.export import check_export, export_model, is_export
 from saqsam.inference.mask_generator import MaskGenerator
 from saqsam.inference.predictor import Predictor
-from saqsam.ptq.pipeline import QuantizationLog
+from saqsam.ptq.log import QuantizationLog
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.overrides import with_settings
 from saqsam.recipes.presets import recipe_for
@@ -176,23 +176,22 @@ def _quantize_into(
     memory: int,
 ) -> QuantizationLog:
     """Quantize and write the checkpoint with its log to the staging folder."""
-    log = QuantizationLog()
     with progress_bars() as bars:
-        quantized = saqsam.quantize(
+        result = saqsam.quantize(
             model,
             processor,
             recipe,
             data,
             detections=detections,
             memory=memory,
-            unfinished=output.unfinished,
-            log=log,
+            resume_dir=output.unfinished,
             progress=stage_bars(bars),
         )
     with busy("writing the checkpoint"):
-        save_checkpoint(quantized, processor, output.staged)
-        write_log(log, recipe, output.staged, source)
-    return log
+        # Not `result.save`: the finished steps are kept until the checkpoint is verified and in place.
+        save_checkpoint(result.model, processor, output.staged)
+        write_log(result.log, recipe, output.staged, source)
+    return result.log
 
 
 def _recipe(

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from saqsam.cli.evaluation import evaluation_bar, make_tasks
-from saqsam.cli.opening import json_bytes, open_labelled, open_model
+from saqsam.cli.inputs import json_bytes, open_labelled, open_model
 from saqsam.cli.options import EvaluationOptions
 from saqsam.cli.outputs import claim_optional
-from saqsam.cli.tables import METRIC_NAMES, figure, print_left_out, scored_on
+from saqsam.cli.result_tables import METRIC_NAMES, figure, print_left_out, scored_on
 from saqsam.cli.terminal import busy, out, progress_bars, result_table, say
 from saqsam.data.types import Dataset
 from saqsam.evaluation import EverythingTask, Task
 from saqsam.evaluation.compare import Comparison, Interval, TaskDifference, compare
-from saqsam.evaluation.memory import prompts_within
+from saqsam.evaluation.prompt_batches import prompts_within
 from saqsam.evaluation.ranks import launched_rank, process_group, rank
 from saqsam.evaluation.run import Subject
 from saqsam.runtimes import RUNTIMES, TORCH_INTEGER

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,10 +13,10 @@ from transformers import SamModel
 import saqsam
 from saqsam.analysis.inventory import Inventory, take_inventory
 from saqsam.checkpoint import quantization_config_of
-from saqsam.cli.opening import json_bytes, open_labelled, open_model
+from saqsam.cli.inputs import json_bytes, open_labelled, open_model
 from saqsam.cli.options import EvaluationOptions
 from saqsam.cli.outputs import claim_optional
-from saqsam.cli.tables import print_evaluation, print_integer_layers, print_speed
+from saqsam.cli.result_tables import print_evaluation, print_integer_layers, print_speed
 from saqsam.cli.terminal import Bars, bar, busy, progress_bars, say
 from saqsam.data.ade20k import AdeDataset
 from saqsam.data.coco import CocoDataset
@@ -37,13 +37,14 @@ from saqsam.evaluation import (
     SemanticTask,
     Task,
 )
-from saqsam.evaluation.memory import prompts_within
+from saqsam.evaluation.prompt_batches import prompts_within
 from saqsam.evaluation.ranks import launched_rank, process_group, rank
 from saqsam.inference.backend import Backend
 from saqsam.inference.mask_generator import GeneratorOptions
 from saqsam.runtimes import TORCH_INTEGER, compare_with_float, find_integer_layers
 from saqsam.runtimes.torch_integer import IntegerLayers, Speed
 from saqsam.utils.atomic_write import check_file_writable
+from saqsam.utils.progress import Progress
 from saqsam.utils.sizes import parse_size
 
 
@@ -94,7 +95,7 @@ def evaluate(
         say(f"written: {json_file}")
 
 
-def evaluation_bar(bars: Bars, verb: str, dataset: Dataset, limit: int | None) -> Callable[[int, int], None]:
+def evaluation_bar(bars: Bars, verb: str, dataset: Dataset, limit: int | None) -> Progress:
     """Add the bar of a pass over a data set."""
     count = len(dataset) if limit is None else min(limit, len(dataset))
     return bar(bars, f"{verb} on {dataset.name}", count)

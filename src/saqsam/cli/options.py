@@ -68,6 +68,17 @@ def check_png(path: Path | None) -> None:
         raise ValueError(f"--out: expected a name that ends in .png, got {path}")
 
 
+def default_masks_path(image: Path) -> Path:
+    """Return the default output of `segment`, `PHOTO.masks.png` beside `PHOTO.jpg`.
+
+    Raises:
+        ValueError: `image` is a folder, such as `.`, `..` or `/`, from whose name no other can be made.
+    """
+    if image.is_dir():
+        raise ValueError(f"IMAGE: expected an image file, got the folder {image}")
+    return image.with_name(f"{image.stem}.masks.png")
+
+
 def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
     """Raise ValueError for a value that there is not."""
     if value not in choices:

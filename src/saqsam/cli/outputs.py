@@ -29,9 +29,14 @@ class Output:
         target: The file or folder to write.
         unfinished: Folder on the same file system for finished steps; removed when the command succeeds.
         staged: Path within it at which the output is made.
+
+    Raises:
+        ValueError: The target is the root of a file system.
     """
 
     def __init__(self, target: Path) -> None:
+        if not target.name:
+            raise ValueError(f"cannot write {target}: expected a file or a folder in it")
         self.target = target
         self.unfinished = target.with_name(f"{target.name}{SUFFIX}")
         self.staged = self.unfinished / _STAGED

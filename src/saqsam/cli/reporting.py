@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import SamModel, SamProcessor
 
 from saqsam.checkpoint import quantization_config_of, recipe_of
-from saqsam.cli.opening import load_torch, open_calibration, open_labelled
+from saqsam.cli.inputs import load_torch, open_calibration, open_labelled
 from saqsam.cli.outputs import claim_output
-from saqsam.cli.tables import print_left_out
+from saqsam.cli.result_tables import print_left_out
 from saqsam.cli.terminal import bar, busy, err, progress_bars, say, stage_bars
 from saqsam.data.detections import load_detections
 from saqsam.data.types import Dataset
 from saqsam.evaluation import PromptKind, PromptTask
-from saqsam.evaluation.memory import prompts_within
+from saqsam.evaluation.prompt_batches import prompts_within
 from saqsam.evaluation.run import Subject, evaluate_together
 from saqsam.export import is_export
 from saqsam.report.collect import GALLERY, Scored, add_focus, add_measurements, collect
 from saqsam.report.content import Report
+from saqsam.report.labels import short_path
 from saqsam.report.log import Source, read_log
 from saqsam.report.reference import Reference, check_reference, make_reference
 from saqsam.report.sensitivity import Level
-from saqsam.report.tables import lead, left_out
-from saqsam.report.words import short_path
+from saqsam.report.table_rows import lead, left_out
 from saqsam.report.write import report_bytes
 from saqsam.utils.atomic_write import check_file_writable
+from saqsam.utils.progress import Progress
 from saqsam.utils.sizes import parse_size
 
 LARGE_INPUT = 512
@@ -155,11 +155,7 @@ def _measure(
     with busy("looking where attention looks"):
         found = add_focus(found, quantized, float_model, processor, scored)
     with progress_bars() as bars:
-        stages = stage_bars(bars)
-
-        def progress(what: str, done: int, total: int) -> None:
-            stages(what, done, total, "")
-
+        progress = stage_bars(bars)
         reference, why_not = _make_reference(quantized, float_model, processor, source, options, progress)
         if reference is None:
             missing = dict.fromkeys(("distributions", "sensitivity"), why_not)
@@ -182,7 +178,7 @@ def _make_reference(
     processor: SamProcessor,
     source: Source | None,
     options: ReportOptions,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> tuple[Reference | None, str]:
     """The float model in the checkpoint's form, or why there is none."""
     spec = options.calibration or (None if source is None else source.calibration)

@@ -14,12 +14,12 @@ from contextlib import contextmanager, nullcontext
 from typing import ParamSpec
 
 import typer
+from rich import progress as rich_progress
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -27,6 +27,8 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+from saqsam.utils.progress import Progress
 
 _P = ParamSpec("_P")
 
@@ -191,7 +193,7 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
-class Bars(Progress):
+class Bars(rich_progress.Progress):
     """Progress bars on a terminal; in a log, a line at the start and the end of each phase."""
 
     def __init__(self) -> None:
@@ -245,7 +247,7 @@ def progress_bars() -> Iterator[Bars]:
             bars.live.stop()
 
 
-def bar(bars: Bars, description: str, total: int, unit: str = "images") -> Callable[[int, int], None]:
+def bar(bars: Bars, description: str, total: int, unit: str = "images") -> Progress:
     """Add a bar.
 
     Args:
@@ -255,12 +257,12 @@ def bar(bars: Bars, description: str, total: int, unit: str = "images") -> Calla
         unit: What a step is, in the plural.
 
     Returns:
-        A function of steps done and steps in all.
+        A progress callback for one phase, whatever the phase is called.
     """
     task = bars.add_task(description, total=None)
     bars.begin_phase(description, total, unit)
 
-    def update(done: int, total: int) -> None:
+    def update(phase: str, done: int, total: int, note: str = "", /) -> None:
         bars.update(task, completed=done, total=total)
         if done == total:
             bars.end_phase(description)
@@ -280,17 +282,17 @@ STAGE_UNITS = {
 """What the steps of a stage are, where they are not learning steps."""
 
 
-def stage_bars(bars: Bars) -> Callable[[str, int, int, str], None]:
-    """A bar for each stage, as a function of stage, steps done, steps in all, and a note such as its loss.
+def stage_bars(bars: Bars) -> Progress:
+    """Return a progress callback that shows a bar for each phase.
 
-    Until the first stage reports, and from the end of each on, a bar of unknown length shows that work goes on;
-    it becomes that of the next stage, whose time counts from there.
+    Until the first phase reports, and after the end of each phase, a bar of unknown length shows that work goes on; it
+    becomes the bar of the next phase, whose time counts from there.
     """
     known: dict[str, TaskID] = {}
     since = time.monotonic()  # a stage reports when its first step is done
     waiting = [bars.add_task("...", total=None)]
 
-    def update(stage: str, done: int, total: int, note: str) -> None:
+    def update(stage: str, done: int, total: int, note: str = "", /) -> None:
         nonlocal since
         if stage not in known:
             known[stage] = waiting.pop() if waiting else bars.add_task(stage)

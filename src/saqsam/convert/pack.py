@@ -9,8 +9,16 @@ from torch import Tensor, nn
 from transformers import SamModel
 
 from saqsam.convert.plan import weight_sites
-from saqsam.convert.prepare import Progress, place_empty_quantizers, prepare
-from saqsam.models.sam.structure import PATCH_EMBEDDING, SamStructure, Site, replace_module
+from saqsam.convert.position_embedding import (
+    CHANNEL_AXIS,
+    packed_position_embedding,
+    place_position_embedding,
+    position_embedding,
+    unpack_position_embedding,
+)
+from saqsam.convert.prepare import place_empty_quantizers, prepare
+from saqsam.models.family import ModelStructure, Site, replace_module
+from saqsam.models.registry import structure_of
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import (
     PackedLayer,
@@ -20,17 +28,18 @@ from saqsam.quant.layers import (
 )
 from saqsam.quant.ranges import group_parameters, weight_parameters
 from saqsam.recipes.recipe import Recipe
+from saqsam.utils.progress import Progress
 
 
 @torch.no_grad()
-def round_float_parameters(model: SamModel, structure: SamStructure, recipe: Recipe) -> None:
+def round_float_parameters(model: SamModel, structure: ModelStructure, recipe: Recipe) -> None:
     """Round what stays float to float16 in place, as a checkpoint stores it: so that is what is measured.
 
     Raises:
         ValueError: If a value lies outside float16, or is not finite.
     """
     packed = {f"{site.name}.weight" for site, _ in weight_sites(structure, recipe)}
-    if _position_embedding_bits(model, recipe) is not None:
+    if _position_embedding_bits(model, structure, recipe) is not None:
         packed.add(structure.position_embedding)
     for name, parameter in model.named_parameters():
         rounded = parameter.half()
@@ -43,7 +52,9 @@ def round_float_parameters(model: SamModel, structure: SamStructure, recipe: Rec
         parameter.copy_(rounded)
 
 
-def pack(model: SamModel, structure: SamStructure, recipe: Recipe, progress: Progress | None = None) -> None:
+def pack(
+    model: SamModel, structure: ModelStructure, recipe: Recipe, progress: Progress | None = None
+) -> None:
     """Replace what has float weights by packed codes, rounding to nearest, in place."""
     sites = list(weight_sites(structure, recipe))
     for step, (site, bits) in enumerate(sites):
@@ -59,7 +70,7 @@ def pack(model: SamModel, structure: SamStructure, recipe: Recipe, progress: Pro
 
 
 @torch.no_grad()
-def round_biases(model: SamModel, structure: SamStructure, recipe: Recipe) -> None:
+def round_biases(model: SamModel, structure: ModelStructure, recipe: Recipe) -> None:
     """Round the biases of packed layers to multiples of their products' step, in place.
 
     Integer kernels add biases to sums of products of codes. Without rounded inputs there is no such step. A checkpoint
@@ -81,7 +92,7 @@ def pack_without_calibration(model: SamModel, recipe: Recipe) -> None:
         ValueError: The recipe needs calibration images, or a value of the model is not finite or beyond float16.
     """
     check_needs_no_calibration(recipe)
-    structure = SamStructure(model.config)
+    structure = structure_of(model.config)
     structure.check(model)
     round_float_parameters(model, structure, recipe)
     prepare(model, structure, recipe)
@@ -102,14 +113,17 @@ def pack_embeddings(model: SamModel, recipe: Recipe) -> None:
     What follows can then be learned on what they will give. Packed ones stay as they are.
     """
     bits = recipe.bits_of("patch_embedding")[0]
-    layer = model.vision_encoder.patch_embed.projection
+    structure = structure_of(model.config)
+    layer = model.get_submodule(structure.patch_embedding)
     if bits is not None and not isinstance(layer, PackedLayer):
-        pack_layer(model, PATCH_EMBEDDING, round_weight(layer, bits, recipe))
-    bits = _position_embedding_bits(model, recipe)
-    if bits is not None and "packed_pos_embed" not in model.vision_encoder._modules:
-        values = model.vision_encoder.pos_embed.detach()
-        _place_position_embedding(model, _pack_tensor(values, bits, 3, recipe))
-        unpack_position_embedding(model)
+        pack_layer(model, structure.patch_embedding, round_weight(layer, bits, recipe))
+    bits = _position_embedding_bits(model, structure, recipe)
+    if bits is not None and packed_position_embedding(model, structure) is None:
+        values = position_embedding(model, structure)
+        assert values is not None
+        packed = _pack_tensor(values.detach(), bits, CHANNEL_AXIS, recipe)
+        place_position_embedding(model, structure, packed)
+        unpack_position_embedding(model, structure)
 
 
 def round_weight(layer: nn.Module, bits: int, recipe: Recipe) -> PackedTensor:
@@ -133,24 +147,23 @@ def place_empty_weight(model: SamModel, site: Site, bits: int, group_size: int |
     pack_layer(model, site.name, empty.to(model.device))
 
 
-def build_packed_skeleton(model: SamModel, structure: SamStructure, recipe: Recipe) -> None:
+def build_packed_skeleton(model: SamModel, structure: ModelStructure, recipe: Recipe) -> None:
     """Give a model, usually on the meta device, the modules that `pack` leaves, their values yet to load."""
     prepare(model, structure, recipe)
     place_empty_quantizers(model, structure, recipe)
     for site, bits in weight_sites(structure, recipe):
         place_empty_weight(model, site, bits, recipe.weights.group_size)
-    bits_or_none = _position_embedding_bits(model, recipe)
-    if bits_or_none is not None:
-        shape = tuple(model.vision_encoder.pos_embed.shape)
-        _place_position_embedding(
-            model, PackedTensor(shape, bits_or_none, 3, recipe.weights.group_size).to(model.device)
-        )
+    position_bits = _position_embedding_bits(model, structure, recipe)
+    values = position_embedding(model, structure)
+    if position_bits is not None and values is not None:
+        packed = PackedTensor(tuple(values.shape), position_bits, CHANNEL_AXIS, recipe.weights.group_size)
+        place_position_embedding(model, structure, packed.to(model.device))
     model.requires_grad_(False)
 
 
-def complete_loading(model: SamModel, structure: SamStructure, recipe: Recipe) -> None:
+def complete_loading(model: SamModel, structure: ModelStructure, recipe: Recipe) -> None:
     """What follows from a checkpoint's tensors without being stored, in place."""
-    unpack_position_embedding(model)
+    unpack_position_embedding(model, structure)
     if recipe.integer_biases:
         round_biases(model, structure, recipe)
 
@@ -171,22 +184,8 @@ def _pack_tensor(values: Tensor, bits: int, axis: int, recipe: Recipe) -> Packed
     return PackedTensor.from_float(values, *steps, bits, axis, group_size)
 
 
-def _position_embedding_bits(model: SamModel, recipe: Recipe) -> int | None:
+def _position_embedding_bits(model: SamModel, structure: ModelStructure, recipe: Recipe) -> int | None:
     """Return the bits of the encoder's absolute position embedding; None if it stays float or the model has none."""
-    return None if model.vision_encoder.pos_embed is None else recipe.bits_of("position_embedding")[0]
-
-
-def _place_position_embedding(model: SamModel, packed: PackedTensor) -> None:
-    encoder = model.vision_encoder
-    shape = encoder.pos_embed.shape
-    del encoder.pos_embed
-    encoder.packed_pos_embed = packed
-    # The encoder adds `pos_embed` as a tensor; the buffer is computed from the codes and not stored.
-    encoder.register_buffer("pos_embed", torch.zeros(shape, device=packed.codes.device), persistent=False)
-
-
-def unpack_position_embedding(model: SamModel) -> None:
-    """Compute the encoder's position embedding from its codes, where it has been packed."""
-    packed = model.vision_encoder._modules.get("packed_pos_embed")
-    if isinstance(packed, PackedTensor):
-        model.vision_encoder.pos_embed = packed()
+    if position_embedding(model, structure) is None:
+        return None
+    return recipe.bits_of("position_embedding")[0]

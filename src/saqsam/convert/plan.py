@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from saqsam.models.family import ModelStructure, Site
+from saqsam.models.parts import CONVOLUTIONS
 from saqsam.models.sam.attention import PROBABILITIES, SLOTS
-from saqsam.models.sam.structure import CONVOLUTIONS, SamStructure, Site
 from saqsam.recipes.recipe import Recipe
 
 LINEAR_CHANNELS = -1
@@ -36,9 +37,9 @@ class Slot:
     dynamic_axis: int | None = None
 
 
-def activation_slots(structure: SamStructure, recipe: Recipe) -> Iterator[Slot]:
+def activation_slots(structure: ModelStructure, recipe: Recipe) -> Iterator[Slot]:
     """Every activation that the recipe quantizes."""
-    for site in [*structure.layers, *structure.float_layers]:
+    for site in structure.weighted_sites:
         bits = recipe.bits_of(site.part)[1]
         if bits is not None:
             axis = None
@@ -57,9 +58,9 @@ def activation_slots(structure: SamStructure, recipe: Recipe) -> Iterator[Slot]:
                     yield Slot(f"{site.name}.{slot}", site.part, bits)
 
 
-def weight_sites(structure: SamStructure, recipe: Recipe) -> Iterator[tuple[Site, int]]:
+def weight_sites(structure: ModelStructure, recipe: Recipe) -> Iterator[tuple[Site, int]]:
     """Every layer whose weight the recipe quantizes, with its bits."""
-    for site in [*structure.layers, *structure.float_layers]:
+    for site in structure.weighted_sites:
         bits = recipe.bits_of(site.part)[0]
         if bits is not None:
             yield site, bits

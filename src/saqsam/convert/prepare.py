@@ -6,15 +6,15 @@ All three are `SamModel`s. What a module is says what state it is in: `nn.Linear
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import nn
 from transformers import SamModel
 
 from saqsam.convert.plan import Slot, activation_slots, weight_sites
-from saqsam.models.sam.attention import to_quant_attention
-from saqsam.models.sam.structure import SamStructure, replace_module
+from saqsam.models.family import ModelStructure, replace_module
+from saqsam.models.registry import family_of
 from saqsam.quant.affine import AffineQuantizer, DynamicQuantizer
 from saqsam.quant.layers import (
     ChannelScale,
@@ -25,30 +25,29 @@ from saqsam.quant.logarithmic import GranularityObserver, LogQuantizer
 from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver
 from saqsam.quant.ranges import activation_parameters
 from saqsam.recipes.recipe import Recipe
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, the number of steps done, and their total."""
+from saqsam.utils.progress import Progress
 
 Observer = HistogramObserver | ChannelHistogramObserver | GranularityObserver
 Quantizer = AffineQuantizer | DynamicQuantizer | LogQuantizer
 
 
-def prepare(model: SamModel, structure: SamStructure, recipe: Recipe) -> None:
+def prepare(model: SamModel, structure: ModelStructure, recipe: Recipe) -> None:
     """Give every layer and attention of the recipe empty quantizer slots, in place; outputs do not change."""
+    family = family_of(model.config)
     for site in structure.attentions:
         attention = model.get_submodule(site.name)
-        new = to_quant_attention(
+        new = family.quantizable_attention(
             attention,
             quantized_rel_pos_query=recipe.quantized_rel_pos_query,
             row_scaled=recipe.probabilities.scale == "row",
         )
         replace_module(model, site.name, new)
-    for site, _ in weight_sites(structure, recipe):
-        layer = to_quant_layer(model.get_submodule(site.name))
-        if recipe.input_scales and site.name in structure.residual_readers:
+    for weighted, _ in weight_sites(structure, recipe):
+        layer = to_quant_layer(model.get_submodule(weighted.name))
+        if recipe.input_scales and weighted.name in structure.residual_readers:
             assert isinstance(layer, QuantLinear)
             layer.input_scale = ChannelScale(layer.in_features).to(layer.weight.device)
-        replace_module(model, site.name, layer)
+        replace_module(model, weighted.name, layer)
 
 
 @contextmanager
@@ -66,7 +65,7 @@ def emptied(model: SamModel, names: Iterable[str]) -> Iterator[None]:
 
 def fill_slots(
     model: SamModel,
-    structure: SamStructure,
+    structure: ModelStructure,
     recipe: Recipe,
     observers: Mapping[str, Observer],
     progress: Progress | None = None,
@@ -105,7 +104,7 @@ def _quantizer(observer: Observer, slot: Slot, recipe: Recipe) -> Quantizer:
     return AffineQuantizer(slot.bits, scale, zero_point)
 
 
-def place_empty_quantizers(model: SamModel, structure: SamStructure, recipe: Recipe) -> None:
+def place_empty_quantizers(model: SamModel, structure: ModelStructure, recipe: Recipe) -> None:
     """Put a quantizer whose parameters are yet to load into every slot of a prepared model."""
     for slot in activation_slots(structure, recipe):
         empty = _dynamic(slot) or (LogQuantizer if slot.is_log else AffineQuantizer).empty(slot.bits)

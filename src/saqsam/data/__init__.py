@@ -1,13 +1,19 @@
-"""Data sets: the bundled scenes, folders of images, COCO, DOTA and ADE20K; detections and label maps."""
+"""Datasets: bundled scenes, lists and folders of images, COCO, LVIS, DOTA, ADE20K and mask folders; detections.
+
+Modules here may import `utils`. Every layer above may import them, except `quant` and `models`.
+"""
 
 from saqsam.data.ade20k import AdeDataset
 from saqsam.data.coco import CocoDataset
 from saqsam.data.detections import Detections, DetectionSource, ImageDetections, load_detections
 from saqsam.data.dota import DotaDataset
+from saqsam.data.image_list import ImageList
 from saqsam.data.images import ImageFolder, ImageNote, list_images, read_image, read_image_with_notes
 from saqsam.data.label_maps import FolderLabels, LabelMaps, truth_labels
 from saqsam.data.mask_pairs import MaskPairDataset
-from saqsam.data.open import open_dataset
+from saqsam.data.open import DatasetSource, as_dataset, open_dataset
+from saqsam.data.scenes.dataset import ScenesDataset
+from saqsam.data.scenes.generate import Scene, generate_scene
 from saqsam.data.simulated_detections import SimulatedDetections
 from saqsam.data.simulated_labels import SimulatedLabels
 from saqsam.data.types import Dataset, Instance, Sample
@@ -16,19 +22,25 @@ __all__ = [
     "AdeDataset",
     "CocoDataset",
     "Dataset",
+    "DatasetSource",
     "DetectionSource",
     "Detections",
     "DotaDataset",
     "FolderLabels",
     "ImageDetections",
     "ImageFolder",
+    "ImageList",
     "ImageNote",
     "Instance",
     "LabelMaps",
     "MaskPairDataset",
     "Sample",
+    "Scene",
+    "ScenesDataset",
     "SimulatedDetections",
     "SimulatedLabels",
+    "as_dataset",
+    "generate_scene",
     "list_images",
     "load_detections",
     "open_dataset",

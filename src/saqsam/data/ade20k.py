@@ -1,4 +1,4 @@
-"""ADE20K's scene parsing benchmark as a data set: pictures with a label map each, no objects."""
+"""ADE20K's scene parsing benchmark as a dataset: images with one label map each and without objects."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from saqsam.data.paths import describe_folder, expand_home, is_hidden, unique_st
 from saqsam.data.types import Sample
 
 CLASSES = 150
-"""Labels count from 1 to it."""
+"""Number of classes, whose labels are 1 to 150."""
 NO_LABEL = 0
-"""Label of pixels of none of the classes, which do not count."""
+"""Label of pixels outside all classes, which are ignored."""
 
 MISSING_ANNOTATION = "missing annotation"
 DAMAGED_ANNOTATION = "damaged annotation"
@@ -27,20 +27,21 @@ UNKNOWN_ANNOTATION = "annotation with values above 150"
 
 
 class AdeDataset:
-    """Images of `ROOT/images/SPLIT` with the label maps of `ROOT/annotations/SPLIT`, a PNG of the same stem each.
+    """Images of `ROOT/images/SPLIT` with label maps of `ROOT/annotations/SPLIT`, PNG files of the same stem.
 
-    Labels are 1 to 150; 0 is none of them. Images without an annotation are left out and counted. An annotation that
-    is damaged, in colours, of another size or with other values counts too; its image has no labelled pixel.
+    Labels are 1 to 150; 0 marks pixels outside all classes. Images without an annotation are skipped and counted. An
+    annotation that is damaged, in colours, of another size or with other values is counted too; the image is kept
+    without any labelled pixel.
 
     Args:
-        root: The folder that is unpacked from ADEChallengeData2016.zip.
+        root: The folder unpacked from ADEChallengeData2016.zip.
         split: `validation` or `training`.
         limit: Keep the first `limit` images, in the order of their names; None keeps all.
 
     Attributes:
         name: `ade20k_` and the split.
         category_names: Name of each label, from `ROOT/objectInfo150.txt`; empty without that file.
-        index_skipped: What was left out when the folder was listed, by reason.
+        index_skipped: Number of images skipped when the folder was listed, by reason.
 
     Raises:
         ValueError: A folder is missing, two files have one name, no image is left, or objectInfo150.txt is not the
@@ -81,7 +82,7 @@ class AdeDataset:
 
     @cached_property
     def digest(self) -> str:
-        """Of the label maps of the kept images."""
+        """Hash of the label maps of the kept images."""
         digest = hashlib.sha256()
         for image in self._images:
             digest.update(image.stem.encode() + b"\0" + self._annotations[image.stem].read_bytes())
@@ -114,7 +115,7 @@ class AdeDataset:
 
 
 def _read_annotation(path: Path, size: tuple[int, ...]) -> LabelMap | str:
-    """The labels, or the reason why they cannot be used."""
+    """Return the label map, or the reason why it cannot be used."""
     try:
         labels = read_label_map(path)
     except NoLabels:
@@ -130,7 +131,7 @@ def _read_annotation(path: Path, size: tuple[int, ...]) -> LabelMap | str:
 
 
 def _read_names(table: Path) -> dict[int, str]:
-    """Names by label: rows of fields between tabs, the first a number, the last a name."""
+    """Return class names by label. Rows are tab-separated, with the number first and the name last."""
     try:
         text = table.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

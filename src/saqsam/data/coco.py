@@ -1,12 +1,12 @@
-"""COCO instance annotations as a data set, and LVIS, which is COCO's format with a few fields more."""
+"""COCO instance annotations as a dataset, and LVIS, which adds a few fields to that format."""
 
 import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import Self
 
+from saqsam.data.coco_folders import CocoFolder, find_images
 from saqsam.data.coco_instances import EMPTY_MASK, OTHER_SIZE, orient, read_instance
-from saqsam.data.coco_layout import CocoFolder, find_images
 from saqsam.data.coco_records import (
     Annotation,
     ImageRecord,
@@ -15,7 +15,7 @@ from saqsam.data.coco_records import (
     read_categories,
     read_images,
 )
-from saqsam.data.image_names import FoundImage, ImageFinder
+from saqsam.data.image_finder import FoundImage, ImageFinder
 from saqsam.data.images import read_image_with_notes, read_size
 from saqsam.data.json_fields import parse_id, read_json
 from saqsam.data.types import Instance, Sample
@@ -29,28 +29,28 @@ SIZE_FROM_FILE = "image size taken from its file"
 class CocoDataset:
     """Images with object masks from a COCO or LVIS instance file.
 
-    Only the index is held; each image is read, and its masks are checked, when it is asked for. What cannot be used is
-    left out and counted by reason: image files that are missing, annotations without a mask, with a damaged one or one
-    of another size, boxes without area or outside the image, categories that are missing. What is unusual but has a
-    single meaning is accepted and noted: ids written as text, boxes that are absent, polygons in other forms.
+    Only the index is held in memory; each image is read, and its masks are checked, on access. Unusable entries are
+    skipped and counted by reason: missing image files; annotations whose mask is missing, damaged or of another size;
+    boxes without area or outside the image; missing categories. Unusual forms with a single meaning are accepted and
+    noted: ids written as text, absent boxes, polygons in other forms.
 
-    LVIS (Gupta et al., CVPR 2019) names an image by its `coco_url`, whose last two parts are the file's place below
-    a COCO root, and says of each image which categories were looked for, and which of them not to the end.
+    LVIS (Gupta et al., CVPR 2019) names an image by its `coco_url`, whose last two parts are the path of the file in a
+    COCO root. It states for each image which categories were looked for, and which of them are not fully annotated.
 
     Args:
-        images_dir: Folder that the `file_name`s are relative to; no file outside it is read. None looks for the folder,
-            see `coco_layout.find_images`.
+        images_dir: Folder that the `file_name`s are relative to; no file outside it is read. None searches for it with
+            `coco_folders.find_images`.
         annotations_json: COCO instance file. Masks as run lengths or polygons; boxes are `bbox` (x, y, width,
-            height), or taken from the mask where absent.
+            height), or derived from the mask if absent.
         name: Name in tables; by default that of the folder that holds the annotations.
         limit: Keep the first `limit` images that exist, in the order of the file; None keeps all.
 
     Attributes:
-        name: As above.
+        name: Name in tables.
         image_ids: Ids of the kept images, in order.
-        digest: Of the annotation file.
-        category_names: Name of each category id; empty where the file lists none.
-        category_frequencies: LVIS's `r`, `c` or `f` (rare, common, frequent) by category id; empty elsewhere.
+        digest: Hash of the annotation file.
+        category_names: Name of each category id; empty if the file lists none.
+        category_frequencies: LVIS's `r`, `c` or `f` (rare, common, frequent) by category id; empty in other files.
 
     Raises:
         ValueError: A file or folder is missing, the file is not COCO instance JSON, ids are not unique
@@ -99,7 +99,7 @@ class CocoDataset:
 
     @classmethod
     def in_folder(cls, folder: CocoFolder, *, limit: int | None = None) -> Self:
-        """Open what was found in a folder; an annotation file in an unusual place is noted by its name."""
+        """Open a folder in COCO format; an annotation file in an unusual place is noted by its name."""
         dataset = cls(folder.images, folder.annotations, name=folder.name, limit=limit)
         if not folder.is_usual:
             dataset._index_notes[f"annotation file {folder.annotations.name} read"] += 1
@@ -108,19 +108,19 @@ class CocoDataset:
     def _keep_found(
         self, images: list[ImageRecord], finder: ImageFinder, limit: int | None
     ) -> tuple[list[ImageRecord], dict[int, str]]:
-        """The first `limit` images that have a file, and the name of each one's file by image id."""
+        """Return the first `limit` images that have a file, and their file names by image id."""
         kept: list[ImageRecord] = []
         files: dict[int, str] = {}
-        for image, found in zip(images, finder.find_all([image.name for image in images]), strict=True):
+        for image, match in zip(images, finder.find_all([image.name for image in images]), strict=True):
             if limit is not None and len(kept) == limit:
                 break
-            if isinstance(found, FoundImage):
+            if isinstance(match, FoundImage):
                 kept.append(image)
-                files[image.id] = found.name
-                if found.note is not None:
-                    self._index_notes[found.note] += 1
+                files[image.id] = match.name
+                if match.note is not None:
+                    self._index_notes[match.note] += 1
             else:
-                self._index_skips[found] += 1
+                self._index_skips[match] += 1
         return kept, files
 
     def __len__(self) -> int:
@@ -136,8 +136,8 @@ class CocoDataset:
         annotations = self._annotations[record.id]
         path = self._images_dir / self._files[record.id]
         skips: Counter[str] = Counter()
-        image, found = read_image_with_notes(path)
-        notes = Counter(found)
+        image, image_notes = read_image_with_notes(path)
+        notes = Counter(image_notes)
         if record.size is None:
             notes[SIZE_FROM_FILE] += 1
         image, size = orient(image, path, record.size, annotations, notes)
@@ -161,7 +161,7 @@ class CocoDataset:
         )
 
     def image_size(self, image_id: int) -> tuple[int, int]:
-        """(height, width) of a kept image as the annotation file states it, or else from the head of its file.
+        """Return the (height, width) of a kept image, from the annotation file or else from the header of its file.
 
         Raises:
             ValueError: The annotation file does not state it, and the file is not an image.
@@ -170,22 +170,22 @@ class CocoDataset:
         return read_size(self._images_dir / self._files[image_id]) if stated is None else stated
 
     def has_image(self, image_id: int) -> bool:
-        """Whether the annotation file lists this image, kept or not."""
+        """Return whether the annotation file lists this image, kept or not."""
         return image_id in self._records
 
     @property
     def index_skipped(self) -> dict[str, int]:
-        """What was left out when the file was indexed, by reason: missing files, unknown images."""
+        """Number of entries skipped during indexing, by reason: missing files, unknown images."""
         return dict(self._index_skips)
 
     @property
     def index_notes(self) -> dict[str, int]:
-        """What was unusual but accepted when the file was indexed, by what it was."""
+        """Number of irregularities accepted during indexing, by kind."""
         return dict(self._index_notes)
 
     @property
     def skipped(self) -> dict[str, int]:
-        """All that was left out so far, by reason: `index_skipped` and instances of images read so far."""
+        """Number of all skipped entries so far, by reason: `index_skipped` and instances of images read so far."""
         total = Counter(self._index_skips)
         for skips in self._sample_skips.values():
             total.update(skips)
@@ -193,7 +193,7 @@ class CocoDataset:
 
 
 def _judged(record: ImageRecord, annotations: list[Annotation]) -> frozenset[int] | None:
-    """LVIS: the categories that are annotated in an image, and those that it is known to be without."""
+    """Return the categories that LVIS annotated in an image or states as absent; None in other files."""
     if record.negative is None:
         return None
     ids = (parse_id(annotation.content.get("category_id"), Counter()) for annotation in annotations)

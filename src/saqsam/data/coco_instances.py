@@ -1,4 +1,4 @@
-"""COCO annotations as instances of an image: masks, boxes, categories, and the orientation that they were drawn in."""
+"""Convert COCO annotations to instances: masks, boxes, categories, and the orientation that they were drawn in."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STATED_AS_STORED = "image of another size than stated, its size being that befor
 Size = tuple[int, int]
 
 _BEYOND = 1.0
-"""Pixels by which corners may lie outside an image: tools count pixels from 0 or 1."""
+"""Pixels by which corners may lie outside an image, because tools count pixels from 0 or 1."""
 
 
 def read_instance(
@@ -49,42 +49,42 @@ def read_instance(
     Args:
         annotation: The annotation.
         size: (height, width) of the image; None if it has another size than the annotation file states.
-        categories: Ids that the file lists; empty where it lists none.
-        notes: Counts what was unusual about an instance that is returned.
+        categories: Ids that the file lists; empty if it lists none.
+        notes: Counter of irregularities, updated if an instance is returned.
 
     Returns:
-        The instance, or the reason why it is left out.
+        The instance, or the reason why it is skipped.
     """
     content = annotation.content
-    found: Counter[str] = Counter()
+    irregularities: Counter[str] = Counter()
     if not content.get("segmentation"):
         return EMPTY_MASK
     if size is None:
         return OTHER_SIZE
-    segmentation = read_segmentation(content["segmentation"], size, found)
+    segmentation = read_segmentation(content["segmentation"], size, irregularities)
     if isinstance(segmentation, str):
         return segmentation
     if tuple(segmentation.rle["size"]) != size:
         return OTHER_SIZE
     if rle_codec.area(segmentation.rle) == 0:
         return EMPTY_MASK
-    box = read_box(content.get("bbox"), segmentation.rle, size, found)
+    box = read_box(content.get("bbox"), segmentation.rle, size, irregularities)
     if isinstance(box, str):
         return box
-    category = read_category(content.get("category_id"), categories, found)
+    category = read_category(content.get("category_id"), categories, irregularities)
     if isinstance(category, str):
         return category
-    is_crowd = parse_flag(content.get("iscrowd"), found)
+    is_crowd = parse_flag(content.get("iscrowd"), irregularities)
     if is_crowd is None:
         return DAMAGED_FLAG
-    notes.update(found)
+    notes.update(irregularities)
     return Instance(annotation.id, segmentation.rle, box, category, is_crowd, segmentation.corners)
 
 
 def read_box(
     value: Any, rle: dict[str, Any], size: Size, notes: Counter[str]
 ) -> tuple[float, float, float, float] | str:
-    """Read a `bbox` as xyxy, or derive an absent, null or empty one from the mask; a reason if it is unusable."""
+    """Read a `bbox` as xyxy, or derive an absent, null or empty one from the mask; or return why it is unusable."""
     if value is None or value == []:
         notes[DERIVED_BOX] += 1
         value = rle_codec.toBbox(rle).tolist()
@@ -98,9 +98,9 @@ def read_box(
 
 
 def read_category(value: Any, categories: Collection[int], notes: Counter[str]) -> int | str:
-    """Read a `category_id`; 1 where the annotation file has no categories, a reason if it is unusable.
+    """Read a `category_id`; 1 if the annotation file has no categories, or the reason why it is unusable.
 
-    An id that the file does not list is kept and noted: masks and boxes are sound without it.
+    An id that the file does not list is kept and noted, because masks and boxes do not depend on it.
     """
     if value is None:
         if len(categories) > 1:
@@ -125,18 +125,18 @@ def orient(
 ) -> tuple[NDArray[np.uint8], Size | None]:
     """Return an image in the orientation in which it was annotated, and its size if annotations fit it.
 
-    Tools that ignore EXIF rotation state height and width as stored. Annotations then are taken to be drawn on the
+    Tools that ignore EXIF rotation state height and width as stored. Annotations are then assumed to be drawn on the
     stored image, unless more of them fit the upright one.
 
     Args:
         image: HWC, upright.
-        path: Its file.
-        stated: (height, width) of the annotation file; None where it states none.
-        annotations: Those of the image.
-        notes: Counts images whose EXIF rotation matters.
+        path: File of the image.
+        stated: (height, width) in the annotation file; None if it states none.
+        annotations: Annotations of the image.
+        notes: Counter of images whose EXIF rotation matters.
 
     Returns:
-        The image, and its (height, width); None for the size where it is not the stated one.
+        The image, and its (height, width); None for the size if it is not the stated one.
     """
     height, width = image.shape[:2]
     if stated is None or stated == (height, width):
@@ -152,7 +152,7 @@ def orient(
 
 
 def _count_fitting(annotations: Sequence[Annotation], size: Size) -> int:
-    """How many masks lie within an image of `size`; run lengths must have that size."""
+    """Count the masks that lie within an image of `size`; run lengths must have that size."""
     return sum(_fits(annotation.content.get("segmentation"), size) for annotation in annotations)
 
 

@@ -1,4 +1,4 @@
-"""The lists of a COCO instance file (`images`, `categories`, `annotations`), checked and with ids as integers."""
+"""Read and check the lists of a COCO instance file: `images`, `categories` and `annotations`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class ImageRecord:
     """An entry of `images`.
 
     Attributes:
-        id: Its id.
+        id: Id of the image.
         name: `file_name`, or the last two parts of LVIS's `coco_url`, such as `val2017/000000000139.jpg`.
-        size: (height, width) as stated; None where the file does not state both.
-        negative: LVIS: categories that the image is known to be without; None in other files.
-        incomplete: LVIS: categories of which not every object is annotated.
+        size: (height, width) as stated; None unless the file states both.
+        negative: Categories that LVIS states as absent from the image; None in other files.
+        incomplete: Categories of which LVIS does not annotate every object.
     """
 
     id: int
@@ -41,7 +41,7 @@ class Annotation:
     """An entry of `annotations`.
 
     Attributes:
-        id: Its id.
+        id: Id of the annotation.
         content: The whole entry.
     """
 
@@ -63,10 +63,10 @@ class Categories:
 
 
 def check_content(content: Any, path: Path) -> dict[str, Any]:
-    """Return the content of an annotation file if it is COCO's at the outermost level.
+    """Check the outermost level of an annotation file and return its content.
 
     Raises:
-        ValueError: It is not.
+        ValueError: It is not an object with a list `images`.
     """
     expected = f"{path}: expected COCO instance JSON with a list 'images'"
     if isinstance(content, list):
@@ -74,8 +74,8 @@ def check_content(content: Any, path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{expected}, got {type(content).__name__}")
     if not isinstance(content.get("images"), list):
-        found = ", ".join(map(shorten, list(content)[:5])) or "no key"
-        problem = f"'images' is {shorten(content['images'])}" if "images" in content else f"found {found}"
+        keys = ", ".join(map(shorten, list(content)[:5])) or "no key"
+        problem = f"'images' is {shorten(content['images'])}" if "images" in content else f"found {keys}"
         raise ValueError(f"{expected}; {problem}")
     return content
 
@@ -175,11 +175,11 @@ def read_annotations(
 
     Args:
         listed: The JSON value.
-        path: Names the file in messages.
+        path: The file, for messages.
         known: Ids of all images of the file.
-        kept: Ids of the images whose annotations are wanted.
-        notes: Counts ids in unusual forms.
-        skips: Counts annotations of unknown images.
+        kept: Ids of the images whose annotations are returned.
+        notes: Counter of ids in unusual forms.
+        skips: Counter of annotations of unknown images.
 
     Raises:
         ValueError: It is not a list, or an entry has no integer id or that of another entry.
@@ -194,9 +194,9 @@ def read_annotations(
     for position, content in enumerate(listed):
         number = parse_id(content.get("id"), notes) if isinstance(content, dict) else None
         if number is None:
-            found = shorten(content.get("id")) if isinstance(content, dict) else shorten(content)
+            actual = shorten(content.get("id")) if isinstance(content, dict) else shorten(content)
             raise ValueError(
-                f"{path}: annotation {position}: expected an object with an integer id, got {found}"
+                f"{path}: annotation {position}: expected an object with an integer id, got {actual}"
             )
         if number in seen:
             raise ValueError(f"{path}: expected unique annotation ids, got {number} twice")

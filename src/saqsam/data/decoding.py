@@ -1,4 +1,4 @@
-"""Opening untrusted image files: accepted formats, limits checked on the header, one exception type."""
+"""Open untrusted image files: accepted formats, limits checked on the header, a single exception type."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageErr
 from saqsam.utils.errors import MAX_MESSAGE_LENGTH, shorten, shorten_message
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats that are read, under Pillow's names. PPM stands for PBM, PGM, PPM and PFM."""
+"""Accepted formats under Pillow's names. PPM stands for PBM, PGM, PPM and PFM."""
 
 MAX_PIXELS = 178_956_970
 """Limit on height x width: 13,377 px squared, the size at which Pillow itself refuses."""
@@ -28,7 +28,7 @@ MAX_SIDE = 65_536
 MAX_ASPECT = 10_000
 """Limit on the longer side as a multiple of the shorter one.
 
-A SAM resizes the longer side to 1024 px, so a picture of more than 1024:1 already is a line to it.
+A SAM resizes the longer side to 1024 px, where an image of more than 1024:1 is a line already.
 """
 
 MAX_TILES = 2**17
@@ -43,7 +43,7 @@ _STRIP_OFFSETS, _TILE_OFFSETS = 273, 324
 
 
 class ImageError(ValueError):
-    """An image is outside the limits or has pixels of a kind that is not read; the text says which."""
+    """Raised for an image outside the limits, or with pixels of a kind that is not supported."""
 
 
 @contextlib.contextmanager
@@ -62,8 +62,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     path = Path(path)
     try:
         if not path.is_file():
-            found = "a folder" if path.is_dir() else "nothing"
-            raise ImageError(f"expected an image file, found {found}")
+            raise ImageError(f"expected an image file, found {'a folder' if path.is_dir() else 'nothing'}")
         with _pillow_warnings.ignored():
             _check_tiles(path)
             with Image.open(path, formats=_available_formats()) as image:
@@ -87,11 +86,11 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
 
 
 def decode_image(path: str | Path, convert: Callable[[Image.Image], NDArray[Any]]) -> NDArray[Any]:
-    """Decode an image file, turn it upright and return what `convert` makes of it.
+    """Decode an image file upright and return the result of `convert`.
 
     Args:
         path: The file.
-        convert: Function of the decoded picture; may raise ValueError.
+        convert: Converts the decoded image to an array; may raise ValueError.
 
     Raises:
         ValueError: As `open_image`.
@@ -168,13 +167,13 @@ def _check_tiles(path: Path) -> None:
 
 def check_size(height: int, width: int) -> None:
     """Raise ImageError if a picture is outside `MAX_SIDE`, `MAX_ASPECT` or `MAX_PIXELS`."""
-    found = f"found {shorten(height)} x {shorten(width)}"
+    actual = f"found {shorten(height)} x {shorten(width)}"
     if height < 1 or width < 1:
-        raise ImageError(f"expected at least one pixel, {found}")
+        raise ImageError(f"expected at least one pixel, {actual}")
     if height * width > MAX_PIXELS:
-        raise ImageError(f"expected at most {MAX_PIXELS} pixels, {found}")
+        raise ImageError(f"expected at most {MAX_PIXELS} pixels, {actual}")
     if max(height, width) > MAX_SIDE:
-        raise ImageError(f"expected sides of at most {MAX_SIDE} pixels, {found}")
+        raise ImageError(f"expected sides of at most {MAX_SIDE} pixels, {actual}")
     check_aspect(height, width)
 
 

@@ -1,4 +1,4 @@
-"""What a detector found, as box prompts: COCO results files."""
+"""Boxes of a detector as prompts, read from COCO results files."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from saqsam.utils.errors import shorten
 UNKNOWN_CATEGORY = "unknown category id"
 WRAPPED = "list of detections read from a field of an object"
 _WRAPPERS = ("annotations", "detections", "predictions", "results")
-"""Fields that tools write the list of detections into."""
+"""Names of the field in which tools wrap the list of detections."""
 
 
 @dataclass(frozen=True)
 class ImageDetections:
-    """What a detector found in one image: the box prompts of it.
+    """Boxes of a detector in one image, which are its box prompts.
 
     Attributes:
         boxes: [D, 4] float64 xyxy in original-image pixels.
-        scores: [D] float64, the detector's confidences.
+        scores: [D] float64, confidence of the detector in [0, 1].
         category_ids: [D] int64.
     """
 
@@ -45,40 +45,40 @@ class ImageDetections:
 
     @classmethod
     def none(cls) -> ImageDetections:
-        """Of an image in which nothing was found."""
+        """Return the detections of an image without any box."""
         return cls(np.empty((0, 4)), np.empty(0), np.empty(0, dtype=np.int64))
 
 
 class DetectionSource(Protocol):
-    """A detector, as tasks ask it."""
+    """A source of detections for images."""
 
     def of(self, sample: Sample) -> ImageDetections | None:
-        """What it found in an image; None for nothing."""
+        """Return the detections in an image; None if there are none."""
         ...
 
     def digest(self) -> str:
-        """What tells its boxes from those of others."""
+        """Return a text that identifies these detections."""
         ...
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """How many of its boxes were left out, by reason."""
+        """Number of skipped boxes, by reason."""
         ...
 
     @property
     def notes(self) -> Mapping[str, int]:
-        """How often something unusual in its file was accepted, by what it was."""
+        """Number of accepted irregularities in the file, by kind."""
         ...
 
 
 @dataclass(frozen=True)
 class Detections:
-    """A detector's boxes for a data set.
+    """The boxes of a detector for a dataset.
 
     Attributes:
         by_image: Detections of each image that has any, by image id.
-        skipped: How many entries were left out, by reason.
-        notes: How often something unusual in the file was accepted, by what it was.
+        skipped: Number of skipped entries, by reason.
+        notes: Number of accepted irregularities in the file, by kind.
     """
 
     by_image: dict[int, ImageDetections]
@@ -86,33 +86,33 @@ class Detections:
     notes: dict[str, int] = field(default_factory=dict)
 
     def of(self, sample: Sample) -> ImageDetections | None:
-        """See `DetectionSource.of`."""
+        """Return the detections in an image; None if there are none."""
         return self.by_image.get(sample.image_id)
 
     def best(self, count: int) -> Detections:
-        """Of each image the `count` detections of the highest scores, in the order that they were in."""
+        """Keep the `count` detections with the highest scores in each image, in their original order."""
         kept = {}
-        for image_id, found in self.by_image.items():
-            chosen = np.sort(np.argsort(-found.scores, kind="stable")[:count])
+        for image_id, detections in self.by_image.items():
+            chosen = np.sort(np.argsort(-detections.scores, kind="stable")[:count])
             kept[image_id] = ImageDetections(
-                found.boxes[chosen], found.scores[chosen], found.category_ids[chosen]
+                detections.boxes[chosen], detections.scores[chosen], detections.category_ids[chosen]
             )
         return Detections(kept, dict(self.skipped), dict(self.notes))
 
     def digest(self) -> str:
-        """12 hexadecimal digits that tell these detections from others."""
+        """Return 12 hexadecimal digits of a hash of all boxes, scores and categories."""
         digest = hashlib.sha256()
         for image_id in sorted(self.by_image):
-            found = self.by_image[image_id]
+            detections = self.by_image[image_id]
             digest.update(str(image_id).encode())
-            for part in (found.boxes, found.scores, found.category_ids):
+            for part in (detections.boxes, detections.scores, detections.category_ids):
                 digest.update(np.ascontiguousarray(part).tobytes())
         return digest.hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A detection with its values checked; the box is xyxy."""
+    """A detection with checked values; the box is xyxy."""
 
     image_id: int
     category_id: int
@@ -121,23 +121,23 @@ class _Entry:
 
 
 def load_detections(path: str | Path, dataset: Dataset) -> Detections:
-    """Read a COCO results file, the boxes that any detector found in the images of `dataset`.
+    """Read a COCO results file with the boxes of any detector for the images of `dataset`.
 
-    Entries of images or categories that the annotation file does not list, and those with boxes without area
-    or outside their image, are left out and counted. Entries of listed images beyond the data set's limit are
-    passed over. Numbers written as text, ids written as floats, boxes that follow from a `segmentation`, and a list
-    within an object (`{"annotations": [...]}`) are accepted and noted.
+    Entries of images or categories that the annotation file does not list, and boxes without area or outside their
+    image, are skipped and counted. Entries of listed images beyond the dataset's limit are ignored. Numbers written as
+    text, ids written as floats, boxes derived from a `segmentation`, and a list within an object
+    (`{"annotations": [...]}`) are accepted and noted.
 
     Args:
         path: JSON list of `{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`.
         dataset: The `CocoDataset` or `DotaDataset` that the image ids belong to.
 
     Raises:
-        ValueError: `dataset` is neither, the file is missing or no such list, an entry has ids that are no
-            integers, a box that is not finite, or a score outside [0, 1], or all entries are left out.
+        ValueError: `dataset` is neither, the file is missing or not such a list, an entry has an id that is not an
+            integer, a box that is not finite or a score outside [0, 1], or all entries are skipped.
     """
     if not isinstance(dataset, CocoDataset | DotaDataset):
-        raise ValueError(f"detections: expected a data set in COCO format or DOTA's, got {dataset.name!r}")
+        raise ValueError(f"detections: expected a dataset in COCO format or DOTA's, got {dataset.name!r}")
     path = expand_home(path)
     notes: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
@@ -168,7 +168,7 @@ def load_detections(path: str | Path, dataset: Dataset) -> Detections:
             f"{len(entries)}{left_out_phrase(skipped)}"
         )
     return Detections(
-        {image_id: _stack(found) for image_id, found in kept.items()}, dict(skipped), dict(notes)
+        {image_id: _stack(entries) for image_id, entries in kept.items()}, dict(skipped), dict(notes)
     )
 
 
@@ -179,8 +179,8 @@ def _unwrap(content: Any, path: Path, notes: Counter[str]) -> list[Any]:
     fields = [name for name in _WRAPPERS if isinstance(content, dict) and isinstance(content.get(name), list)]
     if len(fields) == 1 and "images" not in content:
         notes[WRAPPED] += 1
-        found: list[Any] = content[fields[0]]
-        return found
+        wrapped: list[Any] = content[fields[0]]
+        return wrapped
     problem = f"got {type(content).__name__}"
     if isinstance(content, dict) and "images" in content:
         problem += " with 'images', which is the form of an annotation file"
@@ -197,7 +197,7 @@ def _read_numbers(entry: Any, where: str, notes: Counter[str]) -> tuple[int, int
         if number is None:
             raise ValueError(f"{where}: expected an integer {key}, got {shorten(entry.get(key))}")
         ids.append(number)
-    # Scores are multiplied with predicted IoUs: those on another scale, logits say, would turn the order around.
+    # Scores are multiplied by predicted IoUs, so that another scale, such as logits, would change the ranking.
     score = parse_numbers([entry.get("score")], notes)
     if score is None or not 0 <= score[0] <= 1:
         raise ValueError(f"{where}: expected a score in [0, 1], got {shorten(entry.get('score'))}")
@@ -207,7 +207,7 @@ def _read_numbers(entry: Any, where: str, notes: Counter[str]) -> tuple[int, int
 def _read_box(
     entry: dict[str, Any], size: tuple[int, int], where: str, notes: Counter[str]
 ) -> tuple[float, float, float, float]:
-    """Return the box as xyxy; an absent, null or empty one follows from the entry's segmentation."""
+    """Return the box as xyxy; an absent, null or empty one is derived from the entry's segmentation."""
     value = entry.get("bbox")
     if value in (None, []) and entry.get("segmentation"):
         box = read_outer_box(entry["segmentation"], size, notes)

@@ -1,8 +1,8 @@
-"""DOTA's folders as a data set: large aerial images, and objects as quadrilaterals in text files.
+"""DOTA's folders as a dataset: large aerial images, with objects as quadrilaterals in text files.
 
 `ROOT/images/P0003.png` goes with `ROOT/labelTxt/P0003.txt`, whose lines are `x1 y1 x2 y2 x3 y3 x4 y4 category
 difficult`, after header lines such as `imagesource:...` and `gsd:...`. Words are separated by spaces, tabs or commas.
-Other data sets that come in this format open just as well.
+Other datasets in this format work as well.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CATEGORIES = (
     "container-crane",  # since v1.5
     *("airport", "helipad"),  # since v2.0
 )
-"""Class 1, 2, ... of a `DotaDataset`; other names that its files hold follow, sorted."""
+"""Classes 1, 2, ... of a `DotaDataset`; other names in its files follow in alphabetical order."""
 
 WITHOUT_LABELS = "image without label file"
 WITHOUT_IMAGE = "label file without image"
@@ -59,28 +59,28 @@ class _Label(NamedTuple):
 
 
 class DotaDataset:
-    """Images with quadrilaterals; the mask of an object is what its quadrilateral covers.
+    """Images with quadrilaterals. The mask of an object is the area of its quadrilateral.
 
-    All label files are read at once, the images one at a time. What cannot be used is left out and counted by reason:
-    images without label file and label files without image; quadrilaterals without area, outside the image or that
-    cover no pixel. The mask of one that is not convex (four corners in a wrong order, say) is that of its convex
-    hull; its `corners` are as in the file.
+    All label files are read at once, the images one at a time. Unusable entries are skipped and counted by reason:
+    images without a label file, label files without an image, and quadrilaterals that have no area, lie outside the
+    image or cover no pixel. The mask of a quadrilateral that is not convex (corners in the wrong order, for example) is
+    that of its convex hull; its `corners` are as in the file.
 
     Args:
         root: Folder with `images/` and `labelTxt/`, or another folder that `find_label_folder` finds.
         limit: Keep the first `limit` images that have labels, by name; None keeps all.
 
     Attributes:
-        name: Of the folder.
-        image_ids: Of the kept images: the place of each among all image files, sorted by name, from 1.
-        digest: Of all label files.
-        category_names: Name of each category id: `CATEGORIES`, and others that the files hold. Known names count in any
-            case, with spaces or underscores too.
+        name: Name of the folder.
+        image_ids: Ids of the kept images: positions among all image files sorted by name, counted from 1.
+        digest: Hash of all label files.
+        category_names: Name of each category id: `CATEGORIES`, then other names in the files. Known names are matched
+            in any case, and with spaces or underscores.
         index_notes: Number of labels with a known name in another spelling.
 
     Raises:
-        ValueError: A folder is missing, two images have the same name, a line of a label file is none, with its number,
-            or no image has labels.
+        ValueError: A folder is missing, two images have the same name, a line of a label file is malformed, or no image
+            has labels.
     """
 
     def __init__(self, root: str | Path, *, limit: int | None = None) -> None:
@@ -91,10 +91,10 @@ class DotaDataset:
         labels, self.digest = _read_labels(label_folder)
         known = [stem for stem in files if stem in labels]
         if not known:
-            found = f"{next(iter(labels))}.txt" if labels else describe_folder(label_folder)
+            present = f"{next(iter(labels))}.txt" if labels else describe_folder(label_folder)
             raise ValueError(
                 f"{folder}: expected label files of images, found none for {len(files)} images; expected names such "
-                f"as {next(iter(files))}.txt in {label_folder.name}/, found {found}"
+                f"as {next(iter(files))}.txt in {label_folder.name}/, found {present}"
             )
         self._index_skips = {
             WITHOUT_LABELS: len(files) - len(known),
@@ -104,7 +104,7 @@ class DotaDataset:
         self.image_ids = tuple(ids[stem] for stem in known[:limit])
         self._files = {ids[stem]: path for stem, path in files.items()}
         self._labels = {ids[stem]: labels[stem] for stem in known}
-        self._first_ids = {}  # of each image's first object: the same with every limit
+        self._first_ids = {}  # id of each image's first object, which does not depend on the limit
         count = 1
         for image_id, own in self._labels.items():
             self._first_ids[image_id] = count
@@ -135,15 +135,15 @@ class DotaDataset:
         skipped: Counter[str] = Counter()
         instances = []
         for number, label in enumerate(self._labels[image_id], start=self._first_ids[image_id]):
-            found = self._instance(number, label, (height, width))
-            if isinstance(found, Instance):
-                instances.append(found)
+            instance = self._instance(number, label, (height, width))
+            if isinstance(instance, Instance):
+                instances.append(instance)
             else:
-                skipped[found] += 1
+                skipped[instance] += 1
         return Sample(image_id, path.name, image, tuple(instances), dict(skipped), notes=Counter(notes))
 
     def _instance(self, number: int, label: _Label, size: tuple[int, int]) -> Instance | str:
-        """The object, or the reason why it is left out."""
+        """Return the object, or the reason why it is skipped."""
         hull = convex_hull(label.corners)
         if len(hull) < 3:
             return NO_AREA
@@ -166,22 +166,22 @@ class DotaDataset:
         )
 
     def image_size(self, image_id: int) -> tuple[int, int]:
-        """(height, width) of an image, kept or not, from the head of its file.
+        """Return the (height, width) of an image, kept or not, from the header of its file.
 
         Raises:
-            ValueError: The file is no image.
+            ValueError: The file is not an image.
         """
         if image_id not in self._sizes:
             self._sizes[image_id] = read_size(self._files[image_id])
         return self._sizes[image_id]
 
     def has_image(self, image_id: int) -> bool:
-        """Whether there is an image of this id, kept or not."""
+        """Return whether there is an image with this id, kept or not."""
         return image_id in self._files
 
     @property
     def index_skipped(self) -> dict[str, int]:
-        """What was left out when the folders were listed, by reason."""
+        """Number of files skipped when the folders were listed, by reason."""
         return {reason: count for reason, count in self._index_skips.items() if count}
 
 
@@ -198,13 +198,13 @@ def find_label_folder(root: Path) -> Path | None:
         return _with_files(root / "labelTxt")
     named = [path for path in sorted(root.iterdir()) if path.is_dir() and _LABEL_FOLDER.match(path.name)]
     folders = [(_with_files(path), path.name.lower() == "labels") for path in named]
-    found = [path for path, may_be_yolo in folders if _holds_labels(path, may_be_yolo)]
-    if len(found) > 1:
-        names = ", ".join(f"{path.relative_to(root)}/" for path in found)
+    labelled = [path for path, may_be_yolo in folders if _holds_labels(path, may_be_yolo)]
+    if len(labelled) > 1:
+        names = ", ".join(f"{path.relative_to(root)}/" for path in labelled)
         raise ValueError(
             f"{root}: expected one folder of label files, got {names}; call the one to use labelTxt"
         )
-    return found[0] if found else None
+    return labelled[0] if labelled else None
 
 
 def _with_files(folder: Path) -> Path:

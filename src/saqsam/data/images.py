@@ -1,4 +1,4 @@
-"""Reading image files of any kind into HWC uint8 RGB, and a bare folder of them as a data set."""
+"""Read image files of any kind as HWC uint8 RGB, and a folder of images as a dataset."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from saqsam.data.decoding import MAX_PIXELS, decode_image, load_upright, open_image, read_size
-from saqsam.data.deep_images import read_deep
+from saqsam.data.high_bit_depth import read_deep
 from saqsam.data.paths import describe_folder, expand_home, is_hidden
 from saqsam.data.pixels import picture_to_rgb, to_rgb
 from saqsam.data.types import Sample
@@ -34,13 +34,13 @@ IMAGE_SUFFIXES = frozenset(
         *(".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
     }
 )
-"""File name endings, in lower case, that count as images in a folder."""
+"""Suffixes, in lower case, of the files that count as images in a folder."""
 
 FIRST_OF_SEVERAL = "first of several pages or frames read"
 
 
 class ImageNote(UserWarning):
-    """Something that was assumed about an image, such as the bit depth of 16-bit data."""
+    """Warning about an assumption on an image, such as the bit depth of 16-bit data."""
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
@@ -49,7 +49,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     Greyscale is repeated over the three channels; palettes, CMYK, YCbCr and 1-bit images are converted; an
     alpha channel is dropped, which keeps the colours stored under transparent pixels. EXIF orientation is
     applied, so height and width are those of the picture as it is shown. Of several pages or frames the first is
-    read. Data of more than 8 bits are scaled by their bit depth (see `pixels.scale_integers`), floating point data
+    read. Data of more than 8 bits are scaled by their bit depth (`pixels.scale_integers`), floating point data
     from [0, 1].
 
     Args:
@@ -59,7 +59,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         The image, writable and contiguous.
 
     Raises:
-        ValueError: The file does not exist, is no image, is damaged, exceeds `decoding.MAX_PIXELS`, `MAX_SIDE` or
+        ValueError: The file does not exist, is not an image, is damaged, exceeds `decoding.MAX_PIXELS`, `MAX_SIDE` or
             `MAX_ASPECT`, or has pixels without an agreed range: negative values, integers above 65535, or floats
             outside [0, 1].
 
@@ -73,7 +73,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
 
 
 def read_image_with_notes(path: str | Path) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """Read an image file as `read_image`, and return what it would warn of."""
+    """Read an image file as `read_image` does, and return its warnings as notes instead of issuing them."""
     path = Path(path)
     with open_image(path) as image:
         deep = read_deep(path, image)
@@ -88,17 +88,17 @@ def read_image_with_notes(path: str | Path) -> tuple[NDArray[np.uint8], tuple[st
 
 
 def _has_several_frames(image: Image.Image) -> bool:
-    """Return whether a decoded file holds more frames than its first; that of a GIF is lost when this is asked."""
+    """Return whether a decoded file has several frames. For a GIF this discards the decoded first frame."""
     try:
         return bool(getattr(image, "is_animated", False))
-    except Exception:  # what follows the first frame of a GIF is damaged: any exception may come of it
+    except Exception:  # damage behind the first frame of a GIF may raise any exception
         return True
 
 
 def list_images(folder: str | Path) -> list[Path]:
     """List the image files directly in `folder` (by their suffixes, `IMAGE_SUFFIXES`), sorted by name.
 
-    Hidden files, such as the `._a.png` of macOS, are passed over.
+    Hidden files, such as the `._a.png` of macOS, are ignored.
 
     Raises:
         ValueError: `folder` is not a folder, or holds no image file.
@@ -118,7 +118,7 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 def has_images(folder: Path) -> bool:
-    """Whether `list_images` finds any image in a folder."""
+    """Return whether `list_images` finds any image in a folder."""
     return any(_is_image(path) for path in folder.iterdir())
 
 
@@ -127,7 +127,7 @@ def _is_image(path: Path) -> bool:
 
 
 class ImageFolder:
-    """A bare folder of images as a `Dataset`: samples have no instances, so it can calibrate but not score.
+    """A folder of images as a `Dataset` without objects, for calibration but not for evaluation.
 
     Image ids count from 1 in the order of the sorted file names.
 
@@ -136,7 +136,7 @@ class ImageFolder:
         limit: Keep the first `limit` files; None keeps all.
 
     Raises:
-        ValueError: No folder, or no image in it. A damaged file is reported when it is read.
+        ValueError: There is no such folder, or no image in it. A damaged file is reported on access.
     """
 
     def __init__(self, folder: str | Path, *, limit: int | None = None) -> None:

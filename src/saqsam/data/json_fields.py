@@ -35,7 +35,7 @@ def read_json(path: Path, notes: Counter[str]) -> Any:
 
     Args:
         path: The file.
-        notes: Counts a byte-order mark.
+        notes: Counter of byte-order marks.
 
     Raises:
         ValueError: The file is missing, cannot be decoded, or is not a single JSON value.
@@ -60,7 +60,7 @@ def read_json(path: Path, notes: Counter[str]) -> Any:
 
 
 def is_finite(value: object) -> TypeGuard[float]:
-    """Whether a JSON value is a finite number below 2^53 (Python's parser lets NaN and Infinity through)."""
+    """Return whether a JSON value is a finite number below 2^53 (Python's parser lets NaN and Infinity through)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
@@ -86,12 +86,12 @@ def parse_id(value: object, notes: Counter[str]) -> int | None:
 
 def parse_side(value: object, notes: Counter[str]) -> int | None:
     """Return a height or width, a positive integer in any form that `parse_id` takes."""
-    found: Counter[str] = Counter()
-    side = parse_id(value, found)
+    forms: Counter[str] = Counter()
+    side = parse_id(value, forms)
     if side is None or side <= 0:
         return None
-    if found:
-        notes[TEXT_NUMBER if found[TEXT_ID] else FLOAT_SIZE] += 1
+    if forms:
+        notes[TEXT_NUMBER if forms[TEXT_ID] else FLOAT_SIZE] += 1
     return side
 
 
@@ -144,5 +144,5 @@ def xyxy(xywh: Sequence[float]) -> tuple[float, float, float, float]:
 
 
 def touches(box: tuple[float, float, float, float], size: tuple[int, int]) -> bool:
-    """Whether an xyxy box and an image of `size` (height, width) share any area."""
+    """Return whether an xyxy box and an image of `size` (height, width) share any area."""
     return box[0] < size[1] and box[1] < size[0] and box[2] > 0 and box[3] > 0

@@ -1,4 +1,4 @@
-"""Label maps of images: those of a data set itself, painted from objects, and those of any other model in a folder."""
+"""Label maps of images: ground truth from a dataset or its objects, and predictions of any model in a folder."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from saqsam.data.ade20k import CLASSES, NO_LABEL, AdeDataset
 from saqsam.data.coco import CocoDataset
 from saqsam.data.label_png import IGNORE, LabelMap, read_label_map
 from saqsam.data.paths import describe_folder, expand_home, is_hidden
-from saqsam.data.scenes.dataset import CATEGORIES, ScenesDataset
+from saqsam.data.scenes.dataset import ScenesDataset
+from saqsam.data.scenes.generate import CATEGORIES
 from saqsam.data.types import Dataset, Sample
 
 BACKGROUND = 0
-"""Label of pixels that no object covers, in maps painted from objects; a class like any other."""
+"""Label of pixels that no object covers, in maps painted from objects; scored as a class like any other."""
 
 MISSING_MAP = "missing label map"
 DAMAGED_MAP = "damaged label map"
@@ -28,11 +29,11 @@ UNKNOWN_LABEL = "label map with values outside the classes"
 
 @dataclass(frozen=True)
 class Unusable:
-    """Why there is no label map of an image.
+    """The reason why an image has no usable label map.
 
     Attributes:
-        reason: To be counted.
-        detail: What was expected and found.
+        reason: Short reason, for counting.
+        detail: Message that states what was expected and found.
     """
 
     reason: str
@@ -40,35 +41,35 @@ class Unusable:
 
 
 class LabelMaps(Protocol):
-    """A source of one label map an image."""
+    """A source of one label map per image."""
 
     def options(self) -> dict[str, Any]:
-        """What tells these maps from others, as plain values."""
+        """Return the options that identify these maps, as plain values."""
         ...
 
     def find(self, sample: Sample, truth: LabelMap) -> LabelMap | Unusable:
-        """The map of an image, HW at its size, or why there is none.
+        """Return the label map of an image, HW at its size, or the reason why there is none.
 
         Args:
             sample: The image.
-            truth: Its true labels.
+            truth: Ground-truth labels of the image.
         """
         ...
 
 
 class FolderLabels:
-    """Label maps that another model has made of the images of a data set: PNG files in a folder.
+    """Label maps that another model predicted for the images of a dataset: PNG files in a folder.
 
-    The map of `dir/name.jpg` is `FOLDER/dir/name.png`, or `FOLDER/name.png`. Labels are the numbers that the data set
-    itself uses: ADE20K's 1 to 150, not 0 to 149; category ids of COCO, and 0 for background. Pixels without a label
-    have the largest value, see `read_label_map`, or ADE20K's 0.
+    The map of `dir/name.jpg` is `FOLDER/dir/name.png`, or `FOLDER/name.png`. Labels are the numbers of the dataset
+    itself: ADE20K's 1 to 150, not 0 to 149; category ids of COCO, and 0 for background. Pixels without a label have the
+    largest value of the file's bit depth (`read_label_map`), or ADE20K's 0.
 
     Args:
-        folder: Where they are.
-        dataset: What they are of; its classes, where it lists them, are those that maps may have.
+        folder: Folder of the maps.
+        dataset: Dataset of the images. If it lists classes, maps may hold no others.
 
     Raises:
-        ValueError: `folder` is no folder, or holds no PNG.
+        ValueError: `folder` is not a folder, or holds no PNG.
     """
 
     def __init__(self, folder: str | Path, dataset: Dataset) -> None:
@@ -80,9 +81,9 @@ class FolderLabels:
         names = {path.relative_to(self._folder): path for path in paths}
         self._files = {name: path for name, path in names.items() if _is_label_map(name)}
         if not self._files:
-            found = describe_folder(self._folder)
-            raise ValueError(f"labels {folder}: expected label maps (.png), found none; found {found}")
-        # By names in lower case; the first of several.
+            contents = describe_folder(self._folder)
+            raise ValueError(f"labels {folder}: expected label maps (.png), found none; found {contents}")
+        # Names in lower case, for lookups in another case; the first of several counts.
         self._folded: dict[str, Path] = {}
         for name, path in self._files.items():
             self._folded.setdefault(name.as_posix().lower(), path)
@@ -97,11 +98,11 @@ class FolderLabels:
         return digest.hexdigest()[:12]
 
     def options(self) -> dict[str, Any]:
-        """See `LabelMaps.options`."""
+        """Return a hash of all files, as `LabelMaps.options`."""
         return {"labels": self._digest}
 
     def find(self, sample: Sample, truth: LabelMap) -> LabelMap | Unusable:
-        """See `LabelMaps.find`."""
+        """Read the map of an image, as `LabelMaps.find`."""
         named = Path(sample.file_name).with_suffix(".png")
         path = self._path_of(named)
         if path is None:
@@ -120,15 +121,15 @@ class FolderLabels:
         unknown = sorted({*np.unique(labels).tolist()} - self._classes - {IGNORE}) if self._classes else []
         if unknown:
             shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-            return Unusable(UNKNOWN_LABEL, f"{named.name}: expected labels of the data set, got {shown}")
+            return Unusable(UNKNOWN_LABEL, f"{named.name}: expected labels of the dataset, got {shown}")
         return labels
 
     def _path_of(self, named: Path) -> Path | None:
-        """Return the label map of this path or of its last part; failing that, in another case."""
+        """Return the label map at this path or with its last part as the name; failing that, in another case."""
         names = [named, Path(named.name)]
-        found = [self._files[name] for name in names if name in self._files]
-        found += [path for name in names if (path := self._folded.get(name.as_posix().lower())) is not None]
-        return found[0] if found else None
+        paths = [self._files[name] for name in names if name in self._files]
+        paths += [path for name in names if (path := self._folded.get(name.as_posix().lower())) is not None]
+        return paths[0] if paths else None
 
 
 def _is_label_map(name: Path) -> bool:
@@ -137,7 +138,7 @@ def _is_label_map(name: Path) -> bool:
 
 
 def label_classes(dataset: Dataset) -> frozenset[int]:
-    """The labels that a data set knows, background with them; empty where it does not say."""
+    """Return the labels of a dataset, including background; empty if it does not list them."""
     if isinstance(dataset, AdeDataset):
         return frozenset(range(1, CLASSES + 1))
     if isinstance(dataset, ScenesDataset):
@@ -148,16 +149,16 @@ def label_classes(dataset: Dataset) -> frozenset[int]:
 
 
 def truth_labels(sample: Sample) -> LabelMap:
-    """The true labels of an image: its own label map, or else painted from its objects.
+    """Return the ground-truth labels of an image: its own label map, or one painted from its objects.
 
-    Larger objects are painted first, so smaller ones lie on top of them; of equally large ones the first. Ignored
-    pixels, and those of crowd regions that no object covers, have no label; all others are `BACKGROUND`.
+    Larger objects are painted first, so that smaller ones lie on top; among equal areas the first object lies on top.
+    Ignored pixels, and pixels of crowd regions that no object covers, have no label. All others are `BACKGROUND`.
 
     Returns:
         HW at the size of the image.
 
     Raises:
-        ValueError: Category ids that cannot be labels beside background: below 1 or above 65534.
+        ValueError: A category id cannot be a label: it is below 1 or above 65534.
     """
     if sample.labels is not None:
         return sample.labels

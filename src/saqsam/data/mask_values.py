@@ -1,4 +1,4 @@
-"""Reading mask files: which values are background, which the object, and which to ignore."""
+"""Read mask files, and decide which values are background, object, or to be ignored."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def interpret_mask(path: str | Path, channels: NDArray[Any], ignore_label: Ignor
     """Interpret the values of a mask file.
 
     Background is 0, and the object has one other value. Lossy compression and soft edges may add values in between; the
-    object is then every pixel of at least half the largest value. Of a coloured object on black, the largest channel
-    counts. If the colour is constant, the alpha channel is the mask.
+    object is then every pixel of at least half the largest value. The largest channel counts if the
+    object is coloured on black. If the colour is constant, the alpha channel is the mask.
 
     Args:
         path: The file. Its suffix tells lossy formats (JPEG, WebP) from lossless ones.

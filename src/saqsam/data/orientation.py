@@ -1,4 +1,4 @@
-"""The EXIF orientation of image files, applied to masks and undone on images."""
+"""EXIF orientation of image files: read it, apply it to masks and undo it on images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRANSPOSED = (5, 6, 7, 8)
 
 
 def read_orientation(path: Path) -> int:
-    """Return the EXIF orientation of an image file, 1 to 8; 1, as it is stored, if none can be read."""
+    """Return the EXIF orientation of an image file, 1 to 8; 1 (upright as stored) if none can be read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata.
         # Pillow's EXIF parser raises exceptions of any type on damaged metadata, which then counts as absent.

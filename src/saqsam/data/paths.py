@@ -1,4 +1,4 @@
-"""Paths as users write them, and contents of folders."""
+"""Paths as users write them, and the contents of folders."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def is_hidden(path: Path) -> bool:
 
 
 def unique_stems(files: Iterable[Path], kind: str) -> dict[str, Path]:
-    """Map the name of each file without its suffix to the file, in the given order.
+    """Map the name of each file without its suffix to the file, in the order of `files`.
 
     Args:
         files: Files of one folder.
-        kind: What they are, for the message, such as "image".
+        kind: Kind of the files, such as "image", for the message.
 
     Raises:
-        ValueError: Two files differ in nothing but their suffix.
+        ValueError: Two files differ only in their suffix.
     """
     named: dict[str, Path] = {}
     for path in files:
@@ -57,10 +57,10 @@ def unique_stems(files: Iterable[Path], kind: str) -> dict[str, Path]:
 
 
 def describe_folder(folder: Path) -> str:
-    """Describe what a folder holds, for messages: its folders, and how many files of each suffix."""
+    """Describe the contents of a folder for messages: subfolders, and number of files by suffix."""
     entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry))
     suffixes = Counter(entry.suffix.lower() or "no suffix" for entry in entries if entry.is_file())
-    found = [f"{entry.name}/" for entry in entries if entry.is_dir()]
-    found += [f"{count} x {suffix}" for suffix, count in suffixes.most_common()]
-    shown = ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
+    contents = [f"{entry.name}/" for entry in entries if entry.is_dir()]
+    contents += [f"{count} x {suffix}" for suffix, count in suffixes.most_common()]
+    shown = ", ".join(contents[:_SHOWN]) + (", ..." if len(contents) > _SHOWN else "")
     return shorten_message(shown) or "an empty folder"

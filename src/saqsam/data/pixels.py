@@ -1,4 +1,4 @@
-"""Conversion of pixels of any type and range to RGB with 8 bits per channel."""
+"""Convert pixels of any type and range to RGB with 8 bits per channel."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from saqsam.data.decoding import ImageError
 from saqsam.utils.errors import shorten
 
 BIT_DEPTHS = (8, 10, 12, 14, 16)
-"""Bit depths that integers of more than 8 bits are taken to have, if nothing states another one."""
+"""Bit depths assumed for integers of more than 8 bits, unless a file states another one."""
 
 WHITE_16 = 2**16 - 1
 
 _FLOAT_TOLERANCE = 0.5 / 255
-"""How far floats may lie outside [0, 1], as they do after interpolation: half a grey level."""
+"""Distance that floats may lie outside [0, 1], as they do after interpolation: half a grey level."""
 
 _SAMPLES_AT_ONCE = 2**22
-"""Samples converted in one go, which bounds the memory of temporary arrays."""
+"""Samples converted at once, which bounds the memory of temporary arrays."""
 
 
 def to_rgb(values: NDArray[Any]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
@@ -33,12 +33,12 @@ def to_rgb(values: NDArray[Any]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
 
     Returns:
         image: [H, W, 3] uint8, C-contiguous and writable; possibly `values` itself. Grey is repeated, alpha dropped.
-        notes: What was assumed about the range, for people to read.
+        notes: Assumptions about the range, for messages.
 
     Raises:
         ImageError: The array has another shape, or values outside these ranges.
     """
-    _check_shape(values.shape)
+    check_shape(values.shape)
     colours = values[:, :, None] if values.ndim == 2 else values[:, :, :3]
     grey, notes = to_8_bits(colours)
     return np.require(np.broadcast_to(grey, (*grey.shape[:2], 3)), requirements=["C", "W"]), notes
@@ -63,16 +63,16 @@ def to_8_bits(values: NDArray[Any]) -> tuple[NDArray[np.uint8], tuple[str, ...]]
 def scale_integers(values: NDArray[Any], stated_white: int | None = None) -> tuple[NDArray[np.uint8], int]:
     """Scale integers of up to 16 bits to [0, 255].
 
-    White is the stated value. Where none is stated, or the data exceed it, it is the largest value of the smallest of
-    `BIT_DEPTHS` that holds the data. It never depends on the exact maximum, so that pictures of one bit depth keep
-    their relative brightness.
+    The stated white value becomes 255. If none is stated, or the data exceed it, white is the largest value of the
+    smallest of `BIT_DEPTHS` that holds the data. It never depends on the exact maximum, so that images of one bit
+    depth keep their relative brightness.
 
     Args:
         values: Integers of any shape.
-        stated_white: The value that the file states for white, if it does.
+        stated_white: White value that the file states; None if it states none.
 
     Returns:
-        The samples, uint8, and the value that became 255.
+        The samples, uint8, and the white value, which became 255.
 
     Raises:
         ImageError: A value is negative or above 65535.
@@ -153,7 +153,8 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
         yield slice(start, min(start + rows, shape[0]))
 
 
-def _check_shape(shape: tuple[int, ...]) -> None:
+def check_shape(shape: tuple[int, ...]) -> None:
+    """Raise ImageError unless a shape is that of one image: HW, HWx1, HWx3 or HWx4, with at least one pixel."""
     if 0 in shape:
         raise ImageError(f"expected at least one pixel, found shape {shape}")
     if len(shape) == 2:

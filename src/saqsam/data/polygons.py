@@ -1,4 +1,4 @@
-"""Convex polygons and smallest rectangles, in float64.
+"""Convex hulls and smallest enclosing rectangles, in float64.
 
 Coordinates are x, y in pixels with the origin at the image's top left *corner*: pixel (column i, row j) is the square
 from (i, j) to (i + 1, j + 1), as in the boxes of `Instance`.
@@ -18,14 +18,14 @@ _EQUAL = 1e-9
 
 
 def convex_hull(points: ArrayLike) -> Polygon:
-    """The convex hull of points (Andrew's monotone chain).
+    """Return the convex hull of points (Andrew's monotone chain).
 
     Args:
         points: [N, 2] finite x, y, in any order, N >= 1.
 
     Returns:
-        [K, 2] float64, a `Polygon` without corners on a straight line; of points that all lie on one line its two
-        ends, or the one point that there is.
+        [K, 2] float64, a `Polygon` without collinear corners. Collinear points give the two ends of their line, and
+        a single point gives itself.
     """
     ordered = sorted(set(map(tuple, np.asarray(points, dtype=np.float64).tolist())))
     if len(ordered) < 3:
@@ -34,7 +34,7 @@ def convex_hull(points: ArrayLike) -> Polygon:
 
 
 def _half_hull(ordered: Iterable[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """What lies to the right of the way from the first to the last point, ends included."""
+    """Return the hull to the right of the line from the first to the last point, ends included."""
     chain: list[tuple[float, ...]] = []
     for x, y in ordered:
         while len(chain) > 1:
@@ -47,19 +47,19 @@ def _half_hull(ordered: Iterable[tuple[float, ...]]) -> list[tuple[float, ...]]:
 
 
 def polygon_area(polygon: ArrayLike) -> float:
-    """Signed area of a polygon [K, 2], K >= 1 (the shoelace formula); 0 for less than three corners."""
+    """Return the signed area of a polygon [K, 2], K >= 1 (shoelace formula); 0 for fewer than three corners."""
     corners: list[list[float]] = np.asarray(polygon, dtype=np.float64).tolist()
     (x0, y0), *others = corners
-    # Triangles that start in the first corner; near it, differences of products keep their digits.
+    # Coordinates relative to the first corner, because differences of products lose no digits near the origin.
     to = [(x - x0, y - y0) for x, y in others]
     return sum(ax * by - bx * ay for (ax, ay), (bx, by) in itertools.pairwise(to)) / 2
 
 
 def smallest_rectangle(points: ArrayLike) -> Polygon | None:
-    """The rectangle of least area, at any angle, that holds all points.
+    """Return the rectangle of least area, at any angle, that encloses all points.
 
-    One of its sides lies along a side of the convex hull (Freeman and Shapira, 1975), so those are tried in turn; of
-    equal ones an upright one counts.
+    One of its sides lies along a side of the convex hull (Freeman and Shapira, 1975), so all sides are tried. Among
+    equal areas an upright rectangle is preferred.
 
     Args:
         points: [N, 2] finite x, y, N >= 1.
@@ -84,13 +84,13 @@ def smallest_rectangle(points: ArrayLike) -> Polygon | None:
 
 
 def mask_rectangle(mask: NDArray[np.bool_]) -> Polygon | None:
-    """The smallest rectangle around a mask, whatever the number of its parts.
+    """Return the smallest rectangle around a mask, whatever the number of its parts.
 
-    Around the contour half way between pixels inside and pixels outside (that of marching squares), that is, around the
-    middles of the outer sides of pixels. An upright mask of w x h pixels has a rectangle of w x h, where one around
-    centres of pixels has (w - 1) x (h - 1). The corners of pixels would give w x h too, but on a turned mask, whose
-    sides are stairs, they stand out by more: of a turned 10 x 20 px rectangle, drawn as a mask, IoU 0.85 comes back,
-    and 0.89 from the middles. A single pixel is a square on its corner.
+    The rectangle encloses the contour half way between inner and outer pixels, as in marching squares: the midpoints of
+    the outer pixel sides. An upright mask of w x h pixels has a rectangle of w x h, while pixel centres would give
+    (w - 1) x (h - 1). Pixel corners would give w x h too, but they stand out more on a rotated mask, whose sides are
+    stairs: a rotated 10 x 20 px rectangle drawn as a mask is recovered with an IoU of 0.85 from corners, and of 0.89
+    from midpoints. A single pixel gives a square standing on its corner.
 
     Args:
         mask: HW bool.
@@ -104,11 +104,11 @@ def mask_rectangle(mask: NDArray[np.bool_]) -> Polygon | None:
     columns = np.flatnonzero(mask.any(axis=0))
     left, right = _ends(mask[rows])
     top, bottom = _ends(mask[:, columns].T)
-    # Of each row and column only the outermost sides can lie on the hull.
+    # Only the outermost sides of each row and column can lie on the hull.
     ends = [(left, rows + 0.5), (right, rows + 0.5), (columns + 0.5, top), (columns + 0.5, bottom)]
     return smallest_rectangle(np.concatenate([np.stack(end, axis=1) for end in ends]))
 
 
 def _ends(lines: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Of each line [N, L], which holds pixels, where they begin and, exclusively, end."""
+    """Return the first position and the exclusive end of the pixels in each line [N, L], none of which is empty."""
     return lines.argmax(axis=1), lines.shape[1] - lines[:, ::-1].argmax(axis=1)

@@ -1,7 +1,7 @@
-"""COCO segmentations (polygons, run lengths as lists or as compressed strings) into one checked form.
+"""Convert COCO segmentations (polygons, run lengths as lists or compressed strings) to checked run lengths.
 
-`pycocotools` decodes them but trusts them: runs that end early leave uninitialised memory in the mask, and a
-polygon with a far-away corner exhausts the memory. So everything is checked before it goes in.
+`pycocotools` trusts its input: runs that end early leave uninitialised memory in the mask, and a polygon with a
+far-away corner exhausts the memory. All input is therefore checked first.
 """
 
 import math
@@ -29,14 +29,28 @@ def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
     return rle
 
 
+def run_lengths(rle: dict[str, Any]) -> list[int]:
+    """Return the uncompressed counts of run lengths, which go down the columns and start with background.
+
+    Args:
+        rle: COCO compressed run-length encoding `{"size": [H, W], "counts": bytes}`.
+
+    Raises:
+        ValueError: The runs do not fill the image.
+    """
+    height, width = rle["size"]
+    counts: list[int] = _checked_runs(rle["counts"], height, width).tolist()
+    return counts
+
+
 def rle_text(rle: dict[str, Any]) -> str:
-    """The counts of run lengths as JSON can hold them; their size is to be kept beside."""
+    """Return the compressed counts of run lengths as text for JSON; the size has to be stored beside them."""
     counts: bytes = rle["counts"]
     return counts.decode()
 
 
 def rle_from_text(counts: str, size: Sequence[int]) -> dict[str, Any]:
-    """Run lengths from what `rle_text` gave.
+    """Return run lengths from the text of `rle_text`.
 
     Args:
         counts: The text.
@@ -49,7 +63,7 @@ def rle_from_text(counts: str, size: Sequence[int]) -> dict[str, Any]:
 
 
 def decode_mask(rle: dict[str, Any]) -> NDArray[np.bool_]:
-    """Decode a mask; `pycocotools`' own decoder warns on every call with NumPy 2, this one is as quick.
+    """Decode a mask. `pycocotools`' own decoder is as fast, but warns on every call with NumPy 2.
 
     Args:
         rle: COCO compressed run-length encoding `{"size": [H, W], "counts": bytes}`.
@@ -79,7 +93,7 @@ def segmentation_to_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, A
         `{"size": [H, W], "counts": bytes}`. The size is the run lengths' own, which may differ from `size`.
 
     Raises:
-        ValueError: Neither form, or damaged: runs that do not fill the image, corners far outside it.
+        ValueError: It has neither form, runs that do not fill the image, or corners far outside it.
     """
     if isinstance(segmentation, dict):
         return _runs_to_rle(segmentation)
@@ -112,7 +126,7 @@ def _runs_to_rle(segmentation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked_runs(counts: bytes, height: int, width: int) -> NDArray[np.int64]:
-    """Run lengths of a compressed string, which must fill an image of the given size."""
+    """Return the run lengths of a compressed string, which must fill an image of height x width."""
     runs = _decompress_counts(counts)
     if runs.min(initial=0) < 0 or runs.max(initial=0) > height * width or runs.sum() != height * width:
         raise ValueError(f"run lengths: expected {height} x {width} pixels in all, got others")
@@ -120,10 +134,10 @@ def _checked_runs(counts: bytes, height: int, width: int) -> NDArray[np.int64]:
 
 
 def _decompress_counts(counts: bytes) -> NDArray[np.int64]:
-    """Run lengths of a compressed string.
+    """Return the run lengths of a compressed string.
 
-    Each character minus 48 holds five bits, lowest first, and a sixth that says that more follow; the fifth
-    bit of the last one is the sign. From the fourth run on, a number is the difference to the run two before.
+    Each character minus 48 holds five bits, lowest first, and a sixth bit that is set if more follow; the fifth bit of
+    the last one is the sign. From the fourth run on, a number is the difference to the run two before.
     """
     digits = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
     if digits.size == 0:

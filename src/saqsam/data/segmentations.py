@@ -1,4 +1,4 @@
-"""The `segmentation` of an annotation in all forms that tools write, as run lengths and corners.
+"""Read the `segmentation` of an annotation, in all forms that tools write, as run lengths and corners.
 
 COCO has lists of polygons `[x0, y0, x1, y1, ...]` and run lengths. Other tools write one flat polygon, corners as pairs
 `[x, y]` or as points `{"x": ..., "y": ...}`, and numbers as text. Polygons often have stray parts, such as a click that
@@ -47,7 +47,7 @@ def read_segmentation(value: Any, size: tuple[int, int], notes: Counter[str]) ->
     Args:
         value: A JSON value.
         size: (height, width) of the image; polygons are drawn at this size.
-        notes: Counts unusual forms and dropped parts.
+        notes: Counter of unusual forms and dropped parts.
 
     Returns:
         The mask, possibly empty, or the reason why it cannot be used.
@@ -91,17 +91,17 @@ def _read_polygons(value: Any, size: tuple[int, int], notes: Counter[str]) -> li
     if not isinstance(value, list):
         return DAMAGED_MASK
     parts, is_other_form = _split(value)
-    found = Counter({OTHER_FORM: 1} if is_other_form else {})
-    read = (_read_part(part, size, found) for part in parts)
+    irregularities = Counter({OTHER_FORM: 1} if is_other_form else {})
+    read = (_read_part(part, size, irregularities) for part in parts)
     polygons = [polygon for polygon in read if polygon is not None]
     if not polygons:
-        return DAMAGED_MASK if found[DAMAGED_PART] else FLAT_POLYGON
-    notes.update(found)
+        return DAMAGED_MASK if irregularities[DAMAGED_PART] else FLAT_POLYGON
+    notes.update(irregularities)
     return polygons
 
 
 def least_size(value: Any) -> tuple[float, float] | None:
-    """Return the (height, width) that an image must have to hold a segmentation; None where it does not say."""
+    """Return the (height, width) that an image must have to hold a segmentation; None if it does not state one."""
     ignored: Counter[str] = Counter()
     if isinstance(value, dict):
         sides = _read_size(value.get("size"), ignored)
@@ -160,7 +160,7 @@ def _read_part(part: Any, size: tuple[int, int], notes: Counter[str]) -> Sequenc
 
 
 def _is_flat(polygon: Sequence[float]) -> bool:
-    """Whether all corners lie on one straight line."""
+    """Return whether all corners lie on one straight line."""
     x0, y0 = polygon[:2]
     offsets = [(x - x0, y - y0) for x, y in zip(polygon[::2], polygon[1::2], strict=True)]
     along = next(((dx, dy) for dx, dy in offsets if dx or dy), None)
@@ -168,22 +168,22 @@ def _is_flat(polygon: Sequence[float]) -> bool:
 
 
 def _read_runs(value: dict[str, Any], notes: Counter[str]) -> Segmentation | str:
-    found: Counter[str] = Counter()
-    size, counts = _read_size(value.get("size"), found), value.get("counts")
+    forms: Counter[str] = Counter()
+    size, counts = _read_size(value.get("size"), forms), value.get("counts")
     if size is None:
         return DAMAGED_MASK
     if isinstance(counts, list):
-        numbers = parse_numbers(counts, found)
+        numbers = parse_numbers(counts, forms)
         if numbers is None or any(number != int(number) for number in numbers):
             return DAMAGED_MASK
         if any(isinstance(number, float) for number in numbers):
-            found[FLOAT_SIZE] += 1
+            forms[FLOAT_SIZE] += 1
         counts = [int(number) for number in numbers]
     try:
         rle = segmentation_to_rle({"size": size, "counts": counts}, (size[0], size[1]))
     except ValueError:
         return DAMAGED_MASK
-    if found[TEXT_NUMBER] or found[FLOAT_SIZE]:
+    if forms[TEXT_NUMBER] or forms[FLOAT_SIZE]:
         notes[UNUSUAL_RUNS] += 1
     return Segmentation(rle, None)
 

@@ -1,7 +1,7 @@
-"""A detector that is made of the truth and a seed: boxes that are a little off, false ones among them, with scores.
+"""A simulated detector: jittered ground-truth boxes and false boxes, with scores, from a seed.
 
-For data that no detector's boxes are at hand for. How good its boxes are is invented; what differs between two models
-that are given the same ones is not.
+It serves datasets without the boxes of a real detector. The quality of the boxes is invented, but two models that get
+the same boxes can be compared.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from saqsam.data.detections import ImageDetections
 from saqsam.data.types import Sample
 
 _TRUE_SCORE, _FALSE_SCORE = (5.0, 3.0), (3.0, 5.0)
-"""Of beta distributions: means of 0.62 and 0.38, deviations of 0.16. One false box in seven outranks a true one."""
+"""Beta distributions with means of 0.62 and 0.38 and deviations of 0.16: a false box outranks a true one in 1 of 7."""
 _LEAST_SIDE = 1.0
 _PLACES = 20
 _MOST_OVERLAP = 0.3
@@ -25,23 +25,23 @@ _MOST_OVERLAP = 0.3
 
 @dataclass(frozen=True)
 class SimulatedDetections:
-    """Boxes of the objects with jitter, and false ones.
+    """Jittered boxes of the objects, and false boxes.
 
-    Each object but crowds gives a box of its class, whose four edges are moved independently by a normal deviate of
-    `jitter` times the side along which they move, cut at the image's border; one that became thinner than 1 px
-    keeps the edges of the object. False boxes have the sides of a random object's box, each times a factor of up to two
-    up or down, and its class, at a random place: the first of 20 where the IoU with every object's box is below 0.3, or
-    the one where it is least. Scores are drawn from Beta(5, 3) for true boxes and Beta(3, 5) for false ones. The order
-    of boxes is random. Each image has a random stream of its own, so its boxes do not depend on which other images are
-    looked at; images without objects have none.
+    Each object except crowds gives a box of its class. Its four edges are moved independently by a normal deviate of
+    `jitter` times the side along which they move, and clipped to the image; a box thinner than 1 px keeps the edges of
+    the object. A false box has the class and the sides of a random object's box, each side scaled by a factor between
+    1/2 and 2. Its place is the first of 20 random ones where the IoU with every object's box is below 0.3, or else the
+    one with the lowest IoU. Scores are drawn from Beta(5, 3) for true boxes and Beta(3, 5) for false ones. The order of
+    boxes is random. Each image has its own random stream, so its boxes do not depend on other images; images without
+    objects have no boxes.
 
     Args:
-        jitter: Standard deviation of an edge, as a share of the side.
-        false_share: How many false boxes to one true box; the fraction that is left over is drawn.
-        seed: Of all that is random.
+        jitter: Standard deviation of an edge, as a fraction of the side.
+        false_share: Number of false boxes per true box; a fractional rest is rounded at random.
+        seed: Seed of all random numbers.
 
     Raises:
-        ValueError: A negative argument, or jitter or share that is not finite.
+        ValueError: An argument is negative, or jitter or share is not finite.
     """
 
     jitter: float = 0.05
@@ -55,20 +55,20 @@ class SimulatedDetections:
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """See `DetectionSource.skipped`: nothing is left out."""
+        """Empty: no box is skipped."""
         return {}
 
     @property
     def notes(self) -> Mapping[str, int]:
-        """See `DetectionSource.notes`: there is no file."""
+        """Empty: there is no file."""
         return {}
 
     def digest(self) -> str:
-        """See `DetectionSource.digest`."""
+        """Return seed and parameters, which identify the boxes."""
         return f"simulated (seed {self.seed}, jitter {self.jitter:g}, false {self.false_share:g})"
 
     def of(self, sample: Sample) -> ImageDetections | None:
-        """See `DetectionSource.of`."""
+        """Return the boxes of an image; None if it has no objects."""
         targets = [instance for instance in sample.instances if not instance.is_crowd]
         if not targets:
             return None
@@ -108,7 +108,7 @@ def _false_box(
     truth: NDArray[np.float64],
     limits: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """A box [4] of about the sides of `model`, away from all of `truth` [T, 4] where there is room."""
+    """Draw a box [4] of about the size of `model`, away from all boxes of `truth` [T, 4] if there is room."""
     sides = (model[2:] - model[:2]) * 2 ** rng.uniform(-1, 1, 2)
     sides = np.clip(sides, np.minimum(_LEAST_SIDE, limits[:2]), limits[:2])
     corners = rng.random((_PLACES, 2)) * (limits[:2] - sides)
@@ -120,7 +120,7 @@ def _false_box(
 
 
 def _box_ious(box: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """IoU of a box [4] with each of [T, 4]: [T]."""
+    """Return the IoU of a box [4] with each box of [T, 4], as [T]."""
     low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
     shared = np.prod(np.clip(high - low, 0, None), axis=1)
     areas = np.prod(others[:, 2:] - others[:, :2], axis=1)

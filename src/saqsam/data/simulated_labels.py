@@ -1,4 +1,4 @@
-"""Simulated label maps: the truth made as coarse and wrong as what a semantic model gives, from a seed."""
+"""Simulated label maps: ground truth made as coarse and noisy as the output of a semantic model, from a seed."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from saqsam.data.open import SIMULATED
 from saqsam.data.types import Sample
 
 _CELLS = 40
-"""Cells along the longer side of an image: a fourth of the resolution of 1/4 that SegFormer answers in at 640 px."""
+"""Cells along the longer side of an image: a quarter of SegFormer's output resolution (1/4) at 640 px."""
 _WRONG = 0.08
-"""Share of cells whose label is another of the image's."""
+"""Fraction of cells whose label is replaced by another class of the image."""
 
 
 class SimulatedLabels:
-    """Coarse label maps made from the true labels, the same for the same seed and image.
+    """Coarse label maps made from the ground truth, equal for equal seeds and images.
 
-    An image is cut into cells, 40 along its longer side, which take the label that most of their pixels have. Then
-    each class but the most frequent one is grown by a cell, shrunk by a cell or left as it is, with equal chances, and
-    8 % of the cells get a label of another class in the image. No model was asked: what is measured with these maps
-    says what the masks are good for, not how good a semantic model is.
+    An image is divided into cells, 40 along its longer side, each with the label of most of its pixels. Then each class
+    except the most frequent one is grown by a cell, shrunk by a cell or left unchanged, with equal probability, and 8 %
+    of the cells get the label of another class in the image. No model is involved: scores with these maps measure the
+    masks that refine them, not a semantic model.
 
     Args:
-        seed: Not negative.
+        seed: Seed of all random numbers, at least 0.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -37,11 +37,11 @@ class SimulatedLabels:
         self.seed = seed
 
     def options(self) -> dict[str, Any]:
-        """See `LabelMaps.options`."""
+        """Return the seed, as `LabelMaps.options`."""
         return {"labels": SIMULATED, "labels_seed": self.seed}
 
     def find(self, sample: Sample, truth: LabelMap) -> LabelMap | Unusable:
-        """See `LabelMaps.find`."""
+        """Simulate the map of an image, as `LabelMaps.find`."""
         rng = np.random.default_rng([self.seed, sample.image_id % 2**64])
         height, width = truth.shape
         classes, counts = np.unique(truth[truth != IGNORE], return_counts=True)
@@ -57,7 +57,7 @@ class SimulatedLabels:
                 cells = _grow(cells, cells != label)
         if len(classes) > 1:
             wrong = rng.random(cells.shape) < _WRONG
-            # The k-th class after a cell's own, so that it is another one for certain.
+            # A class at a positive distance from the cell's own, which is certain to be another one.
             places = np.searchsorted(np.sort(classes), cells)
             others = np.sort(classes)[(places + rng.integers(1, len(classes), cells.shape)) % len(classes)]
             cells = np.where(wrong, others, cells)
@@ -66,22 +66,22 @@ class SimulatedLabels:
 
 
 def _majority(truth: LabelMap, classes: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """The label that most pixels of each cell have; where none has any, that of the first class."""
+    """Return the most frequent label of each cell; that of the first class for a cell without labels."""
     height, width = truth.shape
     side = max(height, width) / _CELLS
     size = (max(1, round(width / side)), max(1, round(height / side)))
-    # An image smaller than its cells is not made larger.
+    # An image with fewer pixels than cells is not enlarged.
     size = (min(size[0], width), min(size[1], height))
     shares = [
         cv2.resize((truth == label).astype(np.float32), size, interpolation=cv2.INTER_AREA)
         for label in classes
     ]
-    found: NDArray[np.uint16] = classes[np.argmax(np.stack(shares), axis=0)]
-    return found
+    majority: NDArray[np.uint16] = classes[np.argmax(np.stack(shares), axis=0)]
+    return majority
 
 
 def _grow(cells: NDArray[np.uint16], region: NDArray[np.bool_]) -> NDArray[np.uint16]:
-    """Labels after a region has grown by a cell in four directions; new cells take the label of their neighbour."""
+    """Grow a region by one cell in four directions; new cells take the label of their neighbour."""
     grown = cells.copy()
     padded, inside = np.pad(cells, 1), np.pad(region, 1)
     for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0)):

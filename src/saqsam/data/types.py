@@ -1,4 +1,4 @@
-"""What a data set is here (`Instance`, `Sample`, `Dataset`) and how one is opened by name or path."""
+"""The types of a dataset: `Instance`, `Sample` and the `Dataset` protocol."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,14 +16,14 @@ class Instance:
     """One object of one image.
 
     Attributes:
-        id: Number of the instance, unique in its data set.
+        id: Number of the instance, unique in its dataset.
         rle: COCO compressed run-length encoding `{"size": [H, W], "counts": bytes}` at image resolution.
         box: xyxy in original-image pixels; x1 and y1 are exclusive ends (COCO's x + w, y + h).
-        category_id: Category number of the data set; 1 where the set has only one class.
+        category_id: Category number of the dataset; 1 in a dataset with a single class.
         is_crowd: True for a COCO crowd region, which stands for many objects and is never a prompt.
-        corners: Corners x, y of its outline, in the pixels of `box`, where the data set has them beside the pixels
-            of the mask: the four of DOTA's quadrilateral, or those of all polygons of a COCO annotation.
-        is_difficult: True for what DOTA calls difficult, which the task `oriented` leaves out.
+        corners: Corners x, y of the outline in the frame of `box`, if the dataset states them: the four of DOTA's
+            quadrilateral, or those of all polygons of a COCO annotation.
+        is_difficult: True for objects that DOTA calls difficult, which the task `oriented` skips.
     """
 
     id: int
@@ -49,19 +49,18 @@ class Sample:
     """One image and its objects.
 
     Attributes:
-        image_id: Number of the image, unique in its data set.
-        file_name: Name of the file, relative to the data set, or a made-up one for generated images.
+        image_id: Number of the image, unique in its dataset.
+        file_name: Name of the file, relative to the dataset, or a generated name for images without a file.
         image: HWC uint8 RGB in [0, 255], original resolution.
         instances: The objects; empty for a bare folder of images.
-        skipped: How many objects of this image were left out, by reason; empty when none was.
-        judged: Categories that the annotators looked for in this image, in sets such as LVIS; None: all.
-        incomplete: Those of them of which not every object is annotated.
-        labels: HW uint16, the class of each pixel, of data sets that have label maps instead of objects; see
-            `label_png.LabelMap`.
+        skipped: Number of skipped objects of this image, by reason.
+        judged: Categories that the annotators looked for in this image, in datasets such as LVIS; None means all.
+        incomplete: Judged categories of which not every object is annotated.
+        labels: HW uint16, the class of each pixel (`label_png.LabelMap`), in datasets of label maps.
         ignored: COCO run lengths, as `Instance.rle`, of the pixels that count neither as object nor as background; None
-            where all pixels count.
-        notes: How often something unusual in this image's files was accepted, by what it was, such as "box derived
-            from segmentation"; empty when nothing was.
+            if all pixels count.
+        notes: Number of accepted irregularities in this image's files, by kind, such as "box derived from
+            segmentation".
     """
 
     image_id: int
@@ -76,12 +75,13 @@ class Sample:
     ignored: dict[str, Any] | None = None
 
     def counted(self) -> NDArray[np.bool_] | None:
-        """Decode the complement of `ignored`: HW bool, the pixels that count; None where all do."""
+        """Decode the complement of `ignored`: HW bool, the pixels that count; None if all do."""
         return None if self.ignored is None else ~decode_mask(self.ignored)
 
 
+@runtime_checkable
 class Dataset(Protocol):
-    """A sequence of samples; each is read or made when it is asked for, so memory does not grow with it."""
+    """A sequence of samples. Each is read or made on access, so memory does not grow with their number."""
 
     @property
     def name(self) -> str:
@@ -95,19 +95,19 @@ class Dataset(Protocol):
 
 @runtime_checkable
 class Indexed(Protocol):
-    """A data set that says what it left out when it was opened."""
+    """A dataset that reports skipped images and annotations when it is opened."""
 
     @property
     def index_skipped(self) -> dict[str, int]:
-        """How many images or annotations, by reason."""
+        """Number of skipped images or annotations, by reason."""
         ...
 
 
 @runtime_checkable
 class Noted(Protocol):
-    """A data set that says what it accepted although it was unusual when it was opened."""
+    """A dataset that reports accepted irregularities when it is opened."""
 
     @property
     def index_notes(self) -> dict[str, int]:
-        """How often, by what it was."""
+        """Number of irregularities, by kind."""
         ...

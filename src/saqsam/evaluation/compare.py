@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from saqsam.data.types import Dataset
 from saqsam.evaluation.metrics.iou import rle_ious
 from saqsam.evaluation.results import Evaluation
-from saqsam.evaluation.run import WORKERS, Progress, Subject, evaluate_together
+from saqsam.evaluation.run import WORKERS, Subject, evaluate_together
 from saqsam.evaluation.task import Record, Task
+from saqsam.utils.progress import Progress
 
 RESAMPLES = 10_000
 GOOD_IOU = 0.9

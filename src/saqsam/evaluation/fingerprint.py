@@ -13,6 +13,7 @@ from saqsam.inference.backend import TorchBackend
 from saqsam.inference.predictor import Predictor
 from saqsam.models.configuration import config_fields
 from saqsam.models.processing import processor_fields
+from saqsam.models.registry import family_of
 
 
 def model_identity(predictor: Predictor) -> str:
@@ -39,8 +40,10 @@ def encoder_identity(predictor: Predictor) -> str | None:
     backend = predictor.backend
     if not isinstance(backend, TorchBackend):
         return None
-    encoder, config = backend.model.vision_encoder, config_fields(backend.model.config)["vision_config"]
-    return _hex(module_digest(encoder), _json(config), _settings(predictor))
+    config = backend.model.config
+    family = family_of(config)
+    fields = family.encoder_fields(config_fields(config))
+    return _hex(module_digest(family.encoder(backend.model)), _json(dict(fields)), _settings(predictor))
 
 
 def module_digest(module: nn.Module) -> str:

@@ -1,6 +1,6 @@
 """Records of an unfinished evaluation on disk, one line of JSON per image, so that it can be resumed.
 
-The folder is untrusted input: lines are parsed strictly and checked against the layout that tasks state, and each
+The folder is untrusted input: lines are parsed strictly and checked against the schema of each task, and each
 line has a digest of its content and all lines before it, so that an altered, missing or foreign one is noticed.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saqsam.evaluation.record_layout import Each, Layout, check_layout, check_size
+from saqsam.evaluation.record_schema import MapOf, Schema, check_schema, check_size
 from saqsam.evaluation.task import Record
 from saqsam.utils.errors import CheckpointError, shorten, shorten_message
 from saqsam.utils.strict_json import parse_json_object
@@ -31,7 +31,7 @@ class RecordFolder:
         folder: Created when the first record is written.
         header: The model, data and tasks, as plain values.
         count: Number of images that are evaluated.
-        layouts: Layout of the part of each task in a record, by its name, see `saqsam.evaluation.record_layout`.
+        schemas: Schema of the part of each task in a record, by its name, see `record_schema`.
         rank: Number of this process.
 
     Raises:
@@ -45,12 +45,12 @@ class RecordFolder:
         header: Mapping[str, Any],
         *,
         count: int,
-        layouts: Mapping[str, Layout],
+        schemas: Mapping[str, Schema],
         rank: int = 0,
     ) -> None:
         self.folder = folder
         self._header = json.loads(json.dumps(header))  # as it comes back from a file
-        self._count, self._layouts = count, layouts
+        self._count, self._schemas = count, schemas
         self._path = folder / f"records-{rank}.jsonl"
         self._digest = ""
         self.records: dict[int, Record] = {}
@@ -95,17 +95,17 @@ class RecordFolder:
 
     def _add(self, record: Record) -> None:
         """Take a record from a file if it is one that `evaluate` writes."""
-        layout = {
+        schema = {
             "index": int,
             "image_id": int,
             "file_name": str,
             "size": (int, int),
-            "skipped": Each(int),
-            "notes": Each(int),
-            **self._layouts,
+            "skipped": MapOf(int),
+            "notes": MapOf(int),
+            **self._schemas,
         }
         try:
-            check_layout(record, layout, check_size(record.get("size")), "record")
+            check_schema(record, schema, check_size(record.get("size")), "record")
         except ValueError as error:
             raise CheckpointError(str(error)) from error
         index = record["index"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +26,8 @@ from saqsam.evaluation.tasks.prompt import BELOW_MIN_AREA, PromptKind, PromptTas
 from saqsam.inference.backend import Backend
 from saqsam.inference.predictor import Predictor
 from saqsam.utils.arithmetic import float32_arithmetic
+from saqsam.utils.progress import Progress
 
-Progress = Callable[[int, int], None]
-"""Called with the number of images done and the number of all."""
 WORKERS = 2
 """Threads that read images ahead of the model."""
 
@@ -63,11 +62,11 @@ def evaluate(
         tasks: What to ask; None for what `prompt` and `detections` say.
         limit: Look at the first `limit` images only.
         min_area: Leave out instances with fewer pixels than this as prompts; not with `tasks`.
-        prompts_at_once: Prompts per decoder call, see `memory.prompts_within`.
+        prompts_at_once: Prompts per decoder call, see `prompt_batches.prompts_within`.
         unfinished: Folder that records are written to as they are made. Records of the same evaluation that are there
             already are not made again. The caller removes it.
         workers: Threads that read images ahead.
-        progress: Called after each image.
+        progress: Progress callback, called after each image; its phase is "evaluating".
 
     Returns:
         The scores; of other ranks than 0 without records and figures.
@@ -130,7 +129,7 @@ def evaluate_together(
             unfinished if len(subjects) == 1 else unfinished / str(number),
             _header(subject.predictor, dataset, tasks, count),
             count=count,
-            layouts={task.name: task.layout() for task in tasks},
+            schemas={task.name: task.schema() for task in tasks},
             rank=ranks.rank(),
         )
         for number, subject in enumerate(subjects)
@@ -185,7 +184,7 @@ def _walk(
                     encoded[encoder] = subject.predictor
             done += 1
             if progress is not None:
-                progress(done, len(own))
+                progress("evaluating", done, len(own))
     return made
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from saqsam.data.types import Sample
-from saqsam.evaluation.record_layout import ANY, Each, Layout
+from saqsam.evaluation.record_schema import ANY, MapOf, Schema
 from saqsam.inference.mask_generator import GeneratedMask, GeneratorOptions, MaskGenerator
 from saqsam.inference.predictor import Predictor
 
@@ -91,9 +91,9 @@ class Task(ABC):
             ValueError: Outputs of the model that are not finite.
         """
 
-    def layout(self) -> Layout:
-        """Return the layout of what `score` returns, to check records that come back from a file."""
-        return Each(ANY)
+    def schema(self) -> Schema:
+        """Return the schema of what `score` returns, to check records that come back from a file."""
+        return MapOf(ANY)
 
     @abstractmethod
     def reduce(self, records: Sequence[Record]) -> Metrics:

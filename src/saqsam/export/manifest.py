@@ -1,4 +1,4 @@
-"""`export.json`: the contents of an exported folder, the checkpoint it was made of, and hashes of both."""
+"""`export.json`: contents of an exported folder, the checkpoint it was made from, and hashes of both."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import SamConfig, SamProcessor
 
+from saqsam.export.formats import FORMATS
 from saqsam.models.configuration import parse_sam_config
 from saqsam.models.processing import load_processor, processor_fields
 from saqsam.recipes.recipe import Recipe
@@ -22,14 +23,11 @@ from saqsam.utils.strict_json import read_json_object
 
 MANIFEST = "export.json"
 MANIFEST_VERSION = 2
-"""Version 1 had no hash of the manifest itself, and said nothing of the processor."""
-FORMATS = {"onnx": "onnx", "openvino": "xml", "executorch": "pte"}
-"""Formats, and the suffix of the files that a runtime opens."""
-PARTS = ("encoder", "decoder")
+"""Version 1 had neither a hash of the manifest itself nor the settings of the processor."""
 LOW_RES_OUTPUTS = ("iou_predictions", "low_res_masks")
-"""Outputs of a decoder that do not depend on the size of the original image."""
+"""Decoder outputs that do not depend on the size of the original image."""
 MAX_FILE_BYTES = 2**31
-"""Largest model file that is opened; a protobuf message, as ONNX files are, holds no more."""
+"""Largest model file that is opened, in bytes; protobuf messages such as ONNX files hold no more."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_NAME = 200
@@ -40,16 +38,16 @@ class Manifest:
     """Contents of an exported folder.
 
     Attributes:
-        format: `onnx`, `openvino` or `executorch`.
+        format: Name of the format, one of `FORMATS`.
         single_mask: Whether the decoder returns one mask per prompt instead of four.
-        recipe: The checkpoint's recipe, as JSON types; `name` is its name.
+        recipe: Recipe of the checkpoint, as JSON types.
         name: Name of the recipe.
         checkpoint: Content hash of the checkpoint.
-        config: The model's `SamConfig`, as JSON types.
-        processor: The processor's settings, as `processor_fields` returns them; empty in version 1, which has none.
+        config: `SamConfig` of the model, as JSON types.
+        processor: Settings of the processor, as `processor_fields` returns them; empty in version 1.
         files: SHA-256 of each model file by name.
-        details: What else a format records of its files, as JSON types.
-        version: Of the manifest's own format.
+        details: Further properties that a format records of its files, as JSON types.
+        version: Version of the manifest itself.
     """
 
     format: str
@@ -69,38 +67,38 @@ class Manifest:
         return json.dumps({**values, "sha256": manifest_hash(values)}, indent=2, sort_keys=True) + "\n"
 
     def model_file(self, folder: Path, part: str) -> Path:
-        """Return the file of a part, `encoder` or `decoder`, that a runtime opens."""
-        return folder / f"{part}.{FORMATS[self.format]}"
+        """Return the path of the file that a runtime opens for a part, `encoder` or `decoder`."""
+        return folder / FORMATS[self.format].main_file(part)
 
     @cached_property
     def sam_config(self) -> SamConfig:
-        """The model's configuration.
+        """Configuration of the model.
 
         Raises:
-            CheckpointError: It is not one that a model can be built from.
+            CheckpointError: No model can be built from it.
         """
         return parse_sam_config(self.config, f"{MANIFEST}: config")
 
     def read_processor(self, folder: Path) -> SamProcessor:
-        """Return the processor that lies in the folder.
+        """Load the processor of an exported folder.
 
         Raises:
-            CheckpointError: It is damaged, or not the one that the model was exported with.
+            CheckpointError: It is damaged, or not the processor that the model was exported with.
         """
         processor = load_processor(folder, self.sam_config)
         if self.version > 1:
-            for name, found in processor_fields(processor).items():
-                if self.processor.get(name) != found:
+            for name, actual in processor_fields(processor).items():
+                if self.processor.get(name) != actual:
                     raise CheckpointError(
                         f"{folder}: the processor was altered: expected {name} "
-                        f"{shorten(self.processor.get(name))} as in {MANIFEST}, got {shorten(found)}; "
+                        f"{shorten(self.processor.get(name))} as in {MANIFEST}, got {shorten(actual)}; "
                         "export the model again"
                     )
         return processor
 
 
 def manifest_hash(values: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a manifest's fields, `sha256` left out, in one canonical form of JSON."""
+    """Return the SHA-256 of the fields of a manifest but `sha256`, as canonical JSON."""
     covered = {name: value for name, value in values.items() if name != "sha256"}
     text = json.dumps(covered, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -112,10 +110,10 @@ def is_export(folder: str | Path) -> bool:
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """Read the manifest of an exported folder, and check it and the model files that it names.
+    """Read the manifest of an exported folder, and check it and the model files it names.
 
     Raises:
-        CheckpointError: The folder is no export, was written by a newer saqsam, or holds a manifest or a model file
+        CheckpointError: The folder is not an export, was written by a newer saqsam, or holds a manifest or a model file
             that is missing, damaged or altered.
     """
     manifest = parse_manifest(folder)
@@ -133,7 +131,7 @@ def parse_manifest(folder: str | Path) -> Manifest:
     try:
         raw = read_json_object(path)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} is no export of saqsam: it has no {MANIFEST}") from error
+        raise CheckpointError(f"{folder} is not an export of saqsam: it has no {MANIFEST}") from error
     version = raw.get("version")
     if type(version) is not int or version not in (1, MANIFEST_VERSION):
         raise CheckpointError(
@@ -160,7 +158,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     Raises:
         CheckpointError: A file is missing, lies outside the folder, is too large, cut short or altered.
     """
-    for name, wanted in manifest.files.items():
+    for name, expected in manifest.files.items():
         file = folder / name
         if not file.is_file():
             raise CheckpointError(f"{file} is missing")
@@ -171,7 +169,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         size = file.stat().st_size
         if size > MAX_FILE_BYTES:
             raise CheckpointError(f"{file}: expected at most {MAX_FILE_BYTES:,} bytes, got {size:,}")
-        if file_hash(file) != wanted:
+        if file_hash(file) != expected:
             raise CheckpointError(
                 f"{file} was cut short or altered: its hash differs; export the model again"
             )
@@ -181,12 +179,6 @@ def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def file_names(format: str) -> set[str]:
-    """Return the names of the model files that an export of a format holds."""
-    suffixes = ("xml", "bin") if format == "openvino" else (FORMATS[format],)
-    return {f"{part}.{suffix}" for part in PARTS for suffix in suffixes}
 
 
 _CHECKS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
@@ -222,7 +214,7 @@ def _checked(raw: Mapping[str, Any], version: int, source: str) -> dict[str, Any
         if not accepts(raw[name]):
             raise CheckpointError(f"{source}: {name}: expected {expected}, got {shorten(raw[name])}")
         values[name] = raw[name]
-    names = file_names(values["format"])
+    names = FORMATS[values["format"]].file_names()
     if values["files"].keys() != names:
         raise CheckpointError(
             f"{source}: files: expected {', '.join(sorted(names))}, got {shorten(sorted(values['files']))}"

@@ -1,4 +1,4 @@
-"""Run a SAM on images and prompts: predictor, automatic masks and the backend interface.
+"""Predictor, automatic mask generator and the backend interface: everything that runs a SAM on images and prompts.
 
-May import `data`, `models` and `utils`.
+Modules here may import `data`, `models` and `utils`; evaluation, export and the runtimes build on them.
 """

@@ -1,4 +1,4 @@
-"""Encoded images, and which of them each thread of a program refers to."""
+"""Encoded images, and the current image of each thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Caller = threading.Thread | asyncio.Task[Any]
 
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
-    """An image after the encoder: immutable, and safe to share among threads.
+    """The output of the image encoder for one image: immutable, and safe to share among threads.
 
     Attributes:
         features: Embedding of the image, [1, C, h, w] on the model's device.
@@ -27,12 +27,18 @@ class EncodedImage:
     original_size: tuple[int, int]
     input_size: tuple[int, int]
 
+    @property
+    def mask_size(self) -> tuple[int, int]:
+        """(4h, 4w), the size of the decoder's low-resolution masks."""
+        height, width = self.features.shape[2:]
+        return 4 * height, 4 * width
+
 
 class CurrentImage:
-    """The image that the calls of each thread refer to. An asyncio task counts as a thread of its own.
+    """The current image of each thread. An asyncio task counts as a thread of its own.
 
-    A thread refers to the image that it set last. A thread that never set one refers to the image of another, if
-    there is only one that it can mean: that of the threads still alive, or the last one that was set at all.
+    The current image of a thread is the one that it set last. A thread that never set one takes the image of another
+    thread if there is only one candidate: the images of threads still alive, and the last one that was set at all.
     """
 
     def __init__(self) -> None:
@@ -41,12 +47,12 @@ class CurrentImage:
         self._latest: EncodedImage | None = None
 
     def set(self, image: EncodedImage) -> None:
-        """Let the calling thread refer to an image."""
+        """Make an image the current one of the calling thread."""
         with self._lock:
             self._own[_caller()] = self._latest = image
 
     def clear(self) -> None:
-        """Leave the calling thread without an image until it sets another."""
+        """Leave the calling thread without a current image until it sets another."""
         with self._lock:
             caller = _caller()
             if self._own.get(caller) is self._latest or caller not in self._own:
@@ -54,22 +60,22 @@ class CurrentImage:
             self._own[caller] = None
 
     def get(self) -> EncodedImage | None:
-        """Return the image that the calling thread refers to; None if there is none.
+        """Return the current image of the calling thread; None if there is none.
 
         Raises:
-            RuntimeError: The thread set none, and several others are candidates.
+            RuntimeError: The thread set none, and there are several candidates.
         """
         with self._lock:
             caller = _caller()
             if caller in self._own:
                 return self._own[caller]
-            found = {id(image): image for image in self._candidates()}
-        if len(found) > 1:
+            candidates = {id(image): image for image in self._candidates()}
+        if len(candidates) > 1:
             raise RuntimeError(
                 "image: several threads have set one, and this thread has not; call set_image in this thread, "
                 "or pass image=predictor.encode(...)"
             )
-        return next(iter(found.values()), None)
+        return next(iter(candidates.values()), None)
 
     def _candidates(self) -> list[EncodedImage]:
         alive = [image for caller, image in self._own.items() if _is_alive(caller)]

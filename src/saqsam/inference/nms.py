@@ -1,4 +1,4 @@
-"""Greedy non-maximum suppression of boxes, as `torchvision.ops.nms` does it, which is no dependency."""
+"""Non-maximum suppression of boxes in NumPy, equal to `torchvision.ops.nms` without that dependency."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def suppress(boxes: ArrayLike, scores: ArrayLike, threshold: float) -> NDArray[np.int64]:
-    """Leave out each box whose IoU with a kept box of a higher score is above a threshold.
+    """Suppress each box whose IoU with a kept box of a higher score exceeds a threshold.
 
     Args:
         boxes: [N, 4] xyxy.
-        scores: [N]; of equal ones the earlier counts as higher.
-        threshold: In [0, 1]; an IoU equal to it is no reason to leave a box out, nor is that of two boxes without area.
+        scores: [N]; among equal scores the earlier box counts as higher.
+        threshold: IoU in [0, 1]. A box at exactly the threshold is kept; two boxes without area have an IoU of 0.
 
     Returns:
-        Positions of the kept boxes, by falling score.
+        [K] int64 indices of the kept boxes, by descending score.
     """
     corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")

@@ -1,41 +1,40 @@
-"""Masks from prompts: encode an image once, then predict as often as wanted.
+"""Predict masks from prompts: encode an image once, then ask for any number of masks.
 
-`Predictor` has the calls of `segment_anything.SamPredictor` (`set_image`, `predict`) and, for many prompts in
-one image, `predict_batch` and `predict_low_res`. `encode` returns an image as a handle that the same calls accept, for
-programs that work on several images at once.
+`Predictor` has the calls of `segment_anything.SamPredictor` (`set_image`, `predict`, `predict_torch`, ...). For many
+prompts in one image, `predict_batch` and `predict_low_res` take them in pixels of the image. `encode` returns an image
+as a handle that the same calls accept, for programs that work on several images at once.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from transformers import SamModel, SamProcessor
+from transformers import PreTrainedModel, SamModel, SamProcessor
 
+from saqsam.data.image_input import ImageInput, as_rgb
 from saqsam.data.images import ImageNote
-from saqsam.inference.arrays import to_array
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.encoded_image import CurrentImage, EncodedImage
-from saqsam.inference.image_input import ImageInput, as_rgb
+from saqsam.inference.official_model import OfficialModel
+from saqsam.inference.processing import preprocess, preprocess_resized, upscale_logits
 from saqsam.inference.prompts import Prompts
-from saqsam.models.loading import build_processor
-
-MASK_THRESHOLD = 0.0
-"""A pixel belongs to a mask where its logit is above this, as in the original SAM."""
-
-_PIXELS_AT_ONCE = 2**25
-"""Logits upscaled in one go: 128 MiB of float32, whatever the number of masks."""
+from saqsam.inference.transforms import ResizeLongestSide
+from saqsam.models.processing import build_processor
+from saqsam.utils.arrays import to_array
+from saqsam.utils.errors import shorten
 
 
 class Predictor:
     """Segments images from points, boxes and mask prompts.
 
     An image is encoded once, by `set_image` or `encode`; each call of a `predict` method then only runs the prompt
-    encoder and the mask decoder. Pre- and post-processing are the processor's: longest edge resized, padded
-    to a square; logits upscaled to that square, cropped, resized to the image, thresholded at 0.
+    encoder and the mask decoder. The processor resizes the longest edge, normalizes and pads to a square; logits are
+    upscaled to that square, cropped, resized to the image and thresholded at 0.
 
     Several threads may share a predictor, and several predictors a model. `set_image` sets the image of the calling
     thread (or asyncio task) alone: a `predict` call refers to the image that its own thread set last. A thread that
@@ -47,11 +46,14 @@ class Predictor:
 
     Args:
         model: The float or quantized model, or another `Backend`. Its training mode is left as it is.
-        processor: Its processor; None builds the one that fits the model (a `Backend` needs one).
+        processor: Its processor; None builds the default one for a model, while a `Backend` needs one.
         prompts_at_once: Prompts per decoder call, which bounds the memory whatever the number of prompts.
 
+    Attributes:
+        transform: Resizes images, points and boxes to the model's input, for `set_torch_image` and `predict_torch`.
+
     Raises:
-        ValueError: A `Backend` without a processor, or `prompts_at_once` below 1.
+        ValueError: A `Backend` comes without a processor, or `prompts_at_once` is below 1.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class Predictor:
     ) -> None:
         if prompts_at_once < 1:
             raise ValueError(f"prompts_at_once: expected at least 1, got {prompts_at_once}")
-        if isinstance(model, SamModel):
+        if isinstance(model, PreTrainedModel):
             self.backend: Backend = TorchBackend(model)
             self.processor = build_processor(model.config) if processor is None else processor
         elif processor is None:
@@ -72,6 +74,8 @@ class Predictor:
             self.backend = model
             self.processor = processor
         self.prompts_at_once = prompts_at_once
+        image_processor = self.processor.image_processor
+        self.transform = ResizeLongestSide(image_processor.size["longest_edge"], image_processor.resample)
         self._current = CurrentImage()
 
     def encode(self, image: ImageInput, image_format: str = "RGB") -> EncodedImage:
@@ -82,7 +86,7 @@ class Predictor:
         return self._encode(image, image_format)
 
     def set_image(self, image: ImageInput, image_format: str = "RGB") -> None:
-        """Encode an image; the calls of this thread then refer to it. After an error they have none.
+        """Encode an image and make it the current one of this thread. After an error there is no current image.
 
         Args:
             image: An array, a tensor on any device or a nested list of layout HW, HWx1 (grey), HWx3 or HWx4 (alpha is
@@ -106,12 +110,40 @@ class Predictor:
         if notes:
             warnings.warn(f"image: {'; '.join(notes)}", ImageNote, stacklevel=3)
         pixel_values, (height, width) = preprocess(self.processor, rgb)
-        with torch.inference_mode():
+        with torch.no_grad():
             features = self.backend.encode(pixel_values)
         return EncodedImage(features, (rgb.shape[0], rgb.shape[1]), (height, width))
 
+    def set_torch_image(self, transformed_image: torch.Tensor, original_image_size: tuple[int, ...]) -> None:
+        """Encode an image that was resized before, and make it the current one of this thread.
+
+        Args:
+            transformed_image: [1, 3, h, w] RGB in [0, 255], not normalized, of any dtype and device, resized by
+                `transform.apply_image` or `transform.apply_image_torch`.
+            original_image_size: (height, width) of the image before it was resized.
+
+        Raises:
+            ValueError: The tensor has another shape or range, or does not fit the original size.
+        """
+        self._current.clear()
+        self._current.set(self.encode_torch(transformed_image, original_image_size))
+
+    def encode_torch(
+        self, transformed_image: torch.Tensor, original_image_size: tuple[int, ...]
+    ) -> EncodedImage:
+        """Encode an image that was resized before, and return it as a handle.
+
+        Arguments and errors are those of `set_torch_image`. The current image does not change.
+        """
+        pixel_values = preprocess_resized(self.processor, transformed_image)
+        input_size = (transformed_image.shape[2], transformed_image.shape[3])
+        original_size = self.transform.check_original_size(original_image_size, input_size)
+        with torch.no_grad():
+            features = self.backend.encode(pixel_values)
+        return EncodedImage(features, original_size, input_size)
+
     def share_image(self, other: Predictor) -> None:
-        """Take over the image of another predictor, encoded as it is there: for decoders of one encoder.
+        """Take over the encoded image of another predictor whose model has the same encoder.
 
         Raises:
             RuntimeError: No image is set there.
@@ -119,12 +151,12 @@ class Predictor:
         self._current.set(other.image)
 
     def reset_image(self) -> None:
-        """Forget the image; the calls of this thread then have none until it sets another."""
+        """Forget the current image of this thread."""
         self._current.clear()
 
     @property
     def image(self) -> EncodedImage:
-        """The encoded image that the calls of this thread refer to.
+        """The current encoded image of this thread.
 
         Raises:
             RuntimeError: No image is set, or several threads have set one and this thread has not.
@@ -136,7 +168,7 @@ class Predictor:
 
     @property
     def is_image_set(self) -> bool:
-        """Whether `set_image` has been called since the start or the last `reset_image`."""
+        """Whether this thread has a current image."""
         return self._current.get() is not None
 
     @property
@@ -149,23 +181,33 @@ class Predictor:
         return self.image.features
 
     def get_image_embedding(self) -> torch.Tensor:
-        """The same as `features`, under the name that `segment_anything` gives it."""
+        """Return `features`; the name is that of `segment_anything`."""
         return self.features
 
     @property
+    def device(self) -> torch.device:
+        """Device of the model; the CPU for a backend of another runtime. Prompts may be on any device."""
+        return self.backend.model.device if isinstance(self.backend, TorchBackend) else torch.device("cpu")
+
+    @property
+    def model(self) -> OfficialModel:
+        """The model under the names of `segment_anything`; `backend.model` is the `SamModel` itself."""
+        return OfficialModel(self)
+
+    @property
     def original_size(self) -> tuple[int, int]:
-        """(height, width) of the image; (0, 0) when none is set."""
+        """(height, width) of the current image; (0, 0) without one."""
         image = self._current.get()
         return (0, 0) if image is None else image.original_size
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(height, width) of the resized image within the padded square; (0, 0) when none is set."""
+        """(height, width) of the resized image within the padded square; (0, 0) without one."""
         image = self._current.get()
         return (0, 0) if image is None else image.input_size
 
-    def _chosen(self, image: EncodedImage | None) -> EncodedImage:
-        """Return the image that a call was given, or the one that is set."""
+    def _resolve(self, image: EncodedImage | None) -> EncodedImage:
+        """Return the `image` argument of a call, or the current image for None."""
         if image is None:
             return self.image
         if not isinstance(image, EncodedImage):
@@ -192,14 +234,14 @@ class Predictor:
             point_labels: [N], 1 for a point on the object and 0 for one beside it.
             box: [4] xyxy in pixels of the original image; it may reach over the border.
             mask_input: [1, 4h, 4w] logits of an earlier call, one of its `low_res_masks`.
-            multimask_output: Three masks if true, for prompts as ambiguous as a single point; else one.
+            multimask_output: Return three masks if true, for prompts as ambiguous as a single point; else one.
             return_logits: Return the masks before thresholding.
-            image: The image, from `encode`; None for the one that is set.
+            image: The image, from `encode`; None for the current one.
 
         Returns:
             masks: [C, H, W] bool, or float32 logits, at the size of the original image.
             iou_predictions: [C] float32, the model's own estimate of each mask's IoU.
-            low_res_masks: [C, 4h, 4w] float32 logits (256 x 256 for SAM-B/L/H), fit for `mask_input`.
+            low_res_masks: [C, 4h, 4w] float32 logits (256 x 256 for SAM-B/L/H), for `mask_input` of a later call.
 
         Raises:
             RuntimeError: No image is set.
@@ -235,11 +277,11 @@ class Predictor:
         Args:
             boxes: [P, 4] xyxy in pixels of the original image.
             points: [P, N, 2] x, y in pixels of the original image.
-            labels: [P, N], 1 on the object and 0 beside it.
+            labels: [P, N], 1 for a point on the object and 0 for one beside it.
             mask_inputs: [P, 4h, 4w] logits.
-            multimask_output: Three masks a prompt if true, else one.
+            multimask_output: Return three masks a prompt if true, else one.
             return_logits: Return the masks before thresholding.
-            image: The image, from `encode`; None for the one that is set.
+            image: The image, from `encode`; None for the current one.
 
         Returns:
             masks: [P, C, H, W] bool, or float32 logits, at the size of the original image.
@@ -250,17 +292,69 @@ class Predictor:
             RuntimeError: No image is set.
             ValueError: As for `predict`, the numbers of prompts differ, or the model's output is not finite.
         """
-        image = self._chosen(image)
-        chunks = list(
-            self.predict_low_res(
-                boxes=boxes,
-                points=points,
-                labels=labels,
-                mask_inputs=mask_inputs,
-                multimask_output=multimask_output,
-                image=image,
-            )
+        image = self._resolve(image)
+        prompts = _prompts_in(image, boxes=boxes, points=points, labels=labels, mask_inputs=mask_inputs)
+        return self._predict(prompts, image, multimask_output, return_logits)
+
+    def predict_torch(
+        self,
+        point_coords: torch.Tensor | None,
+        point_labels: torch.Tensor | None,
+        boxes: torch.Tensor | None = None,
+        mask_input: torch.Tensor | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+        *,
+        image: EncodedImage | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Predict the masks of P prompts that `transform` has scaled to the model's input.
+
+        `predict_batch` does the same for prompts in pixels of the original image.
+
+        Args:
+            point_coords: [P, N, 2] x, y in pixels of the resized image, from `transform.apply_coords_torch`.
+            point_labels: [P, N], 1 for a point on the object and 0 for one beside it.
+            boxes: [P, 4] xyxy in pixels of the resized image, from `transform.apply_boxes_torch`.
+            mask_input: [P, 1, 4h, 4w] logits of an earlier call.
+            multimask_output: Return three masks a prompt if true, else one.
+            return_logits: Return the masks before thresholding.
+            image: The image, from `encode`; None for the current one.
+
+        Returns:
+            masks: [P, C, H, W] bool, or float32 logits, at the size of the original image.
+            iou_predictions: [P, C] float32.
+            low_res_masks: [P, C, 4h, 4w] float32 logits.
+
+        Raises:
+            RuntimeError: No image is set.
+            ValueError: As for `predict_batch`; points and boxes are checked against the resized image.
+        """
+        image = self._resolve(image)
+        mask_inputs = None
+        if mask_input is not None:
+            mask_inputs = to_array(mask_input, "mask input")
+            if mask_inputs.ndim != 4 or mask_inputs.shape[1] != 1:
+                raise ValueError(
+                    f"mask input: expected shape [P, 1, 4h, 4w], got {shorten(tuple(mask_inputs.shape))}"
+                )
+            mask_inputs = mask_inputs[:, 0]
+        prompts = Prompts.from_image(
+            image.input_size,
+            image.input_size,
+            boxes=boxes,
+            points=point_coords,
+            labels=point_labels,
+            mask_inputs=mask_inputs,
+            mask_size=image.mask_size,
+            frame="resized image",
         )
+        return self._predict(prompts, image, multimask_output, return_logits)
+
+    def _predict(
+        self, prompts: Prompts, image: EncodedImage, multimask_output: bool, return_logits: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return masks [P, C, H, W], predicted IoUs [P, C] and logits [P, C, 4h, 4w]."""
+        chunks = list(self._decode(prompts, image, multimask_output, self.prompts_at_once))
         low_res = torch.cat([logits for logits, _ in chunks])
         ious = torch.cat([predicted for _, predicted in chunks])
         check_finite(low_res, ious)
@@ -275,50 +369,60 @@ class Predictor:
         mask_inputs: ArrayLike | None = None,
         multimask_output: bool = True,
         image: EncodedImage | None = None,
+        prompts_at_once: int | None = None,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Predict the logits of P prompts, at most `prompts_at_once` of them at a time.
+        """Predict the low-resolution logits of P prompts, a chunk at a time.
 
-        Arguments and errors are those of `predict_batch`; the prompts are checked before the first chunk.
+        The prompts are checked before the first chunk. Other arguments and the errors are those of `predict_batch`.
+
+        Args:
+            boxes: [P, 4] xyxy in pixels of the original image.
+            points: [P, N, 2] x, y in pixels of the original image.
+            labels: [P, N], 1 for a point on the object and 0 for one beside it.
+            mask_inputs: [P, 4h, 4w] logits.
+            multimask_output: Return three masks a prompt if true, else one.
+            image: The image, from `encode`; None for the current one.
+            prompts_at_once: Prompts per chunk; None for the predictor's own number.
 
         Returns:
-            An iterator over logits [p, C, 4h, 4w] and predicted IoUs [p, C], both float32, in the order of
-            the prompts; a single chunk with p = 0 if there is no prompt. `upscale` makes masks of the logits.
+            An iterator over logits [p, C, 4h, 4w] and predicted IoUs [p, C], both float32, in the order of the
+            prompts; a single chunk with p = 0 if there is no prompt. `upscale` turns the logits into masks.
         """
-        image = self._chosen(image)
-        prompts = Prompts.from_image(
-            image.original_size,
-            image.input_size,
-            boxes=boxes,
-            points=points,
-            labels=labels,
-            mask_inputs=mask_inputs,
-            mask_size=(4 * image.features.shape[2], 4 * image.features.shape[3]),
-        )
+        image = self._resolve(image)
+        at_once = self.prompts_at_once if prompts_at_once is None else prompts_at_once
+        if at_once < 1:
+            raise ValueError(f"prompts_at_once: expected at least 1, got {at_once}")
+        prompts = _prompts_in(image, boxes=boxes, points=points, labels=labels, mask_inputs=mask_inputs)
+        return self._decode(prompts, image, multimask_output, at_once)
+
+    def _decode(
+        self, prompts: Prompts, image: EncodedImage, multimask_output: bool, at_once: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         if len(prompts) == 0:
             return iter([self._decode_nothing(image, multimask_output)])
-        return self._decode_chunks(image.features, prompts, multimask_output)
+        return self._decode_chunks(image.features, prompts, multimask_output, at_once)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _decode_nothing(
         self, image: EncodedImage, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the results of no prompt; only the decoder itself knows their shapes and device."""
+        """Return the empty results of no prompt. Only the decoder itself knows their shapes and device."""
         height, width = image.input_size
         anything = Prompts(boxes=torch.tensor([[0.0, 0.0, float(width), float(height)]]))
         low_res, ious = self.backend.decode(image.features, anything, multimask_output)
         return low_res[:0], ious[:0]
 
     def _decode_chunks(
-        self, features: torch.Tensor, prompts: Prompts, multimask_output: bool
+        self, features: torch.Tensor, prompts: Prompts, multimask_output: bool, at_once: int
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for start in range(0, len(prompts), self.prompts_at_once):
-            chunk = prompts[start : start + self.prompts_at_once]
-            # Not around the yield: the caller's code would run in inference mode too.
-            with torch.inference_mode():
+        for start in range(0, len(prompts), at_once):
+            chunk = prompts[start : start + at_once]
+            # Not around the yield: the caller's code would run without gradients too.
+            with torch.no_grad():
                 decoded = self.backend.decode(features, chunk, multimask_output)
             yield decoded
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def upscale(
         self,
         low_res_masks: torch.Tensor,
@@ -326,12 +430,12 @@ class Predictor:
         return_logits: bool = False,
         image: EncodedImage | None = None,
     ) -> torch.Tensor:
-        """Upscale logits to masks at the size of the original image.
+        """Upscale low-resolution logits to masks of the original image.
 
         Args:
             low_res_masks: [P, C, 4h, 4w] float32 logits.
             return_logits: Return logits instead of masks.
-            image: The image, from `encode`; None for the one that is set.
+            image: The image, from `encode`; None for the current one.
 
         Returns:
             [P, C, H, W], bool (logit > 0) or float32.
@@ -339,62 +443,22 @@ class Predictor:
         Raises:
             RuntimeError: No image is set.
         """
-        image = self._chosen(image)
-        height, width = image.original_size
-        pad = self.processor.image_processor.pad_size
-        at_once = max(1, _PIXELS_AT_ONCE // max(height * width, pad["height"] * pad["width"]))
-        flat = low_res_masks.flatten(0, 1)[:, None]  # [P * C, 1, 4h, 4w]
-        result = torch.empty(
-            (len(flat), height, width),
-            dtype=torch.float32 if return_logits else torch.bool,
-            device=flat.device,
+        image = self._resolve(image)
+        return upscale_logits(
+            self.processor,
+            low_res_masks,
+            image.original_size,
+            image.input_size,
+            return_logits=return_logits,
         )
-        for start in range(0, len(flat), at_once):
-            (masks,) = self.processor.image_processor.post_process_masks(
-                [flat[start : start + at_once]],
-                [image.original_size],
-                [image.input_size],
-                mask_threshold=MASK_THRESHOLD,
-                binarize=not return_logits,
-            )
-            result[start : start + at_once] = masks[:, 0]
-        return result.reshape(*low_res_masks.shape[:2], height, width)
+
+
+def _prompts_in(image: EncodedImage, **kinds: Any) -> Prompts:
+    """Check prompts in pixels of an image and scale them to the model's input."""
+    return Prompts.from_image(image.original_size, image.input_size, mask_size=image.mask_size, **kinds)
 
 
 def check_finite(low_res: torch.Tensor, predicted: torch.Tensor) -> None:
     """Raise ValueError if a model's logits or predicted IoUs hold NaN or infinity."""
     if not (torch.isfinite(low_res).all() and torch.isfinite(predicted).all()):
         raise ValueError("model: expected finite masks and predicted IoUs, got NaN or infinity")
-
-
-def preprocess(processor: SamProcessor, image: NDArray[np.uint8]) -> tuple[torch.Tensor, tuple[int, int]]:
-    """What the model is given of an image.
-
-    Args:
-        processor: The model's processor.
-        image: HWC uint8 RGB in [0, 255], of any size.
-
-    Returns:
-        Pixel values [1, 3, S, S] float32, normalised and padded, and (height, width) of the resized image in them.
-    """
-    image_processor = processor.image_processor
-    inputs = image_processor(
-        _thicken(image, image_processor.size["longest_edge"]),
-        input_data_format="channels_last",  # else a height of 1 or 3 px passes for channels
-        return_tensors="pt",
-    )
-    height, width = inputs["reshaped_input_sizes"][0].tolist()
-    return inputs["pixel_values"], (height, width)
-
-
-def _thicken(image: NDArray[np.uint8], longest_edge: int) -> NDArray[np.uint8]:
-    """Repeat the rows or columns of an image so thin that the processor would resize its short side to 0.
-
-    The processor rounds `short * longest_edge / long` to the nearest integer, so the short side has to be at
-    least `long / (2 * longest_edge)`. Prompts and masks refer to the image as given: scales are per axis.
-    """
-    needed = max(image.shape[:2]) // (2 * longest_edge) + 1
-    for axis in (0, 1):
-        if image.shape[axis] < needed:
-            image = np.repeat(image, -(-needed // image.shape[axis]), axis=axis)
-    return image

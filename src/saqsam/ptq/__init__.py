@@ -1,4 +1,5 @@
-"""Post-training quantization: calibration, clipping, equalization and reconstruction of a model.
+"""Post-training quantization: calibration, equalization, clipping and reconstruction of a model.
 
-May import `data`, `models`, `quant`, `recipes`, `convert`, `checkpoint`, `inference` and `utils`.
+`pipeline.py` runs the phases in the order of the paper. Modules here may import `data`, `models`, `quant`, `recipes`,
+`convert`, `checkpoint`, `inference` and `utils`.
 """

@@ -1,4 +1,4 @@
-"""Calibration: run a prepared model on a few images and let observers see its activations."""
+"""Calibration: run a prepared model on the calibration images with observers in its slots."""
 
 from __future__ import annotations
 
@@ -10,35 +10,47 @@ from torch import nn
 from transformers import SamModel
 
 from saqsam.convert.plan import Slot, activation_slots
-from saqsam.convert.prepare import Observer, Progress
+from saqsam.convert.prepare import Observer
 from saqsam.inference.backend import TorchBackend
-from saqsam.models.sam.structure import TOKEN_TO_IMAGE_PARTS, SamStructure, replace_module
+from saqsam.models.family import ModelStructure, replace_module
+from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.quant.logarithmic import GranularityObserver, ValueTap
 from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver
 from saqsam.recipes.recipe import Recipe
+from saqsam.utils.progress import Progress
 
 
 @contextmanager
 def observing(
-    model: SamModel, structure: SamStructure, recipe: Recipe, slots: Iterable[Slot] | None = None
+    model: SamModel, structure: ModelStructure, recipe: Recipe, slots: Iterable[Slot] | None = None
 ) -> Iterator[dict[str, Observer]]:
-    """Observers in slots of a prepared model (None: all) while the block runs, by slot name; empty slots after it."""
+    """Put observers into slots of a prepared model while the block runs; the slots are empty after it.
+
+    Args:
+        model: Prepared model.
+        structure: Structure of the model.
+        recipe: Recipe, which decides the kind of each observer.
+        slots: Slots to observe; None for all slots of the recipe.
+
+    Yields:
+        Observers by slot name.
+    """
     observers: dict[str, Observer] = {}
     taps: dict[str, ValueTap] = {}
     for slot in activation_slots(structure, recipe) if slots is None else slots:
         if slot.dynamic_axis is not None:
-            continue  # there is nothing to set beforehand
+            continue  # its range is set at run time
         site, _, kind = slot.name.rpartition(".")
         if slot.is_log:
             taps[site] = ValueTap()
             observers[slot.name] = GranularityObserver(
                 slot.bits,
                 taps[site],
-                finest=recipe.probabilities.finest,
+                max_tau=recipe.probabilities.finest,
                 row_scaled=recipe.probabilities.scale == "row",
             )
-        elif recipe.bimodal and slot.part in TOKEN_TO_IMAGE_PARTS and kind in _MERGED:
+        elif recipe.bimodal and slot.part in TOKEN_TO_IMAGE_PARTS and kind in _BIMODAL_SLOTS:
             observers[slot.name] = ChannelHistogramObserver(axes=(1, 3))
         else:
             observers[slot.name] = HistogramObserver()
@@ -56,46 +68,54 @@ def observing(
             tap.last = None
 
 
-_MERGED = ("query_quantizer", "key_quantizer")
+_BIMODAL_SLOTS = ("query_quantizer", "key_quantizer")
+"""Slots that bimodal integration changes the sign of, by channel."""
 
 
 @torch.inference_mode()
 def calibrate(
     model: SamModel,
-    structure: SamStructure,
+    structure: ModelStructure,
     recipe: Recipe,
     images: CalibrationImages,
     progress: Progress | None = None,
     *,
     slots: Iterable[Slot] | None = None,
 ) -> dict[str, Observer]:
-    """Observe the float activations of a prepared model, one image after another.
+    """Observe the float activations of a prepared model on all calibration images.
 
     Args:
         model: Prepared model.
-        structure: Its structure.
-        recipe: Says what is observed.
-        images: Images and prompts.
-        progress: See `Progress`.
-        slots: The recipe's slots to look at; None for all.
+        structure: Structure of the model.
+        recipe: Recipe, which decides what is observed.
+        images: Calibration images.
+        progress: Progress callback.
+        slots: Slots to observe; None for all slots of the recipe.
 
     Returns:
         Observers by slot name.
 
     Raises:
-        ValueError: If an activation is not finite.
+        ValueError: An activation is not finite.
     """
     with observing(model, structure, recipe, slots) as observers:
         if observers:
-            show_images(model, images, "calibrating", progress)
+            run_images(model, images, "calibrating", progress)
     return observers
 
 
-def show_images(model: SamModel, images: CalibrationImages, what: str, progress: Progress | None) -> None:
-    """Run a model on all images and prompts, for those who watch it; progress is reported as `what`."""
+def run_images(model: SamModel, images: CalibrationImages, phase: str, progress: Progress | None) -> None:
+    """Run a model on all calibration images and prompts, for observers or hooks that are in place.
+
+    Args:
+        model: Model to run.
+        images: Calibration images.
+        phase: Name of the phase for the progress callback.
+        progress: Progress callback.
+    """
     backend = TorchBackend(model)
     for step in range(len(images)):
         pixel_values, prompts = images[step]
         backend.decode(backend.encode(pixel_values), prompts, multimask_output=False)
         if progress is not None:
-            progress(what, step + 1, len(images))
+            progress(phase, step + 1, len(images))

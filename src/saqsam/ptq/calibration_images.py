@@ -1,11 +1,11 @@
-"""Which images a model is calibrated on, and with which prompts."""
+"""Draw calibration images from a dataset, and box prompts for them."""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,16 +17,23 @@ from transformers import SamModel, SamProcessor
 from saqsam.data.coco_records import UNKNOWN_IMAGE
 from saqsam.data.detections import Detections
 from saqsam.data.types import Dataset, Indexed, Noted, Sample
-from saqsam.inference.predictor import Predictor, preprocess
+from saqsam.inference.predictor import Predictor
+from saqsam.inference.processing import preprocess
 from saqsam.inference.prompts import Prompts
 from saqsam.recipes.specs import Calibration
 from saqsam.utils.counts import left_out_phrase
+from saqsam.utils.progress import Progress
 
 OWN_BOXES = "image without annotations prompted with the model's own boxes"
+"""Note about an image whose prompts `propose_boxes` made."""
+MAX_PROPOSAL_IOU = 0.7
+"""Largest IoU of two proposed boxes."""
+MIN_PROPOSAL_CELLS = 4
+"""Smallest mask, in cells of the low-resolution logits, that gives a proposed box."""
 
 
 class CalibrationWarning(UserWarning):
-    """Calibration went on with less than was asked for."""
+    """Calibration uses fewer images or prompts than requested."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +44,13 @@ class _Entry:
 
 
 class CalibrationImages:
-    """The chosen images and their prompts; pixels are read again each time they are asked for.
+    """Calibration images with their prompts; pixels are read from the dataset on each access.
 
-    Each item is pixel values [1, 3, S, S] float32 and P box prompts in pixels of the S x S input.
+    An item is pixel values, float32 [1, 3, S, S], and P box prompts in pixels of the S x S input.
 
     Attributes:
-        skipped: How many images and objects of the data were left out, by reason.
-        notes: How often something unusual in the data was accepted, by what it was.
+        skipped: Number of skipped images and objects of the dataset, by reason.
+        notes: Number of accepted peculiarities of the dataset, by description.
     """
 
     def __init__(
@@ -65,16 +72,16 @@ class CalibrationImages:
         image = self._dataset[entry.index].image
         pixel_values, input_size = preprocess(self._processor, image)
         size = (image.shape[0], image.shape[1])
-        # Boxes alone: the size of mask inputs does not matter.
+        # There are no mask prompts, so their size does not matter.
         return pixel_values, Prompts.from_image(size, input_size, boxes=entry.boxes, mask_size=(1, 1))
 
     @property
     def prompts(self) -> int:
-        """Number of box prompts in all images."""
+        """Number of box prompts on all images."""
         return sum(len(entry.boxes) for entry in self._entries)
 
     def fingerprint(self) -> str:
-        """SHA-256 of all images and boxes, in their order."""
+        """Return the SHA-256 of all images and boxes, in order."""
         digest = hashlib.sha256()
         for entry in self._entries:
             digest.update(entry.digest)
@@ -89,24 +96,27 @@ def choose_calibration_images(
     spec: Calibration,
     *,
     detections: Detections | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> CalibrationImages:
-    """Draw images by the seed, and box prompts for each.
+    """Draw calibration images by the seed, and box prompts for each of them.
 
-    Prompts are, at most `spec.prompts` of them: the boxes of `detections` with the best scores, if given; else those of
-    the image's objects, drawn by the seed; for images without annotated objects, of the model's own confident masks.
-    An image whose annotations all had to be left out gives no prompt: the model's boxes never stand in for them.
+    An image has at most `spec.prompts` prompts: with `detections`, the boxes with the highest scores; else the boxes of
+    its objects, drawn by the seed; for an image without annotated objects, the boxes of the model's own most confident
+    masks. An image whose annotations were all skipped has no prompts, since it does have objects.
 
     Args:
-        model: The float model.
-        processor: Its processor.
-        dataset: Images, with objects or without.
-        spec: Says how many images and prompts, and the seed.
-        detections: A detector's boxes for the data set.
-        progress: Called with ("choosing prompts", images done, images in all).
+        model: Float model.
+        processor: Processor of the model.
+        dataset: Images, with or without annotated objects.
+        spec: Numbers of images and prompts, and the seed.
+        detections: Detected boxes on the images of the dataset.
+        progress: Progress callback; its phase is "choosing prompts".
 
     Raises:
-        ValueError: If there is no image, none gives a prompt, or all annotated objects had to be left out.
+        ValueError: The dataset is empty, no image has a prompt, or all annotated objects were skipped.
+
+    Warns:
+        CalibrationWarning: The dataset has fewer images than requested, or some images have no prompt.
     """
     chosen = choose_images(len(dataset), spec)
     predictor = Predictor(model, processor, prompts_at_once=spec.prompts)
@@ -143,7 +153,7 @@ def choose_calibration_images(
 
 
 class _Tally:
-    """Counts of skipped objects and of notes in calibration data, image by image."""
+    """Counts of skipped objects and of notes, added up image by image."""
 
     def __init__(self, dataset: Dataset, detections: Detections | None) -> None:
         self.skipped = Counter(dataset.index_skipped) if isinstance(dataset, Indexed) else Counter()
@@ -152,11 +162,11 @@ class _Tally:
         self._lost_objects = self.skipped[UNKNOWN_IMAGE]
         self._are_objects_needed = detections is None
         if detections is not None:
-            self.skipped.update({f"detection: {what}": n for what, n in detections.skipped.items()})
-            self.notes.update({f"detection: {what}": n for what, n in detections.notes.items()})
+            self.skipped.update({f"detection: {reason}": n for reason, n in detections.skipped.items()})
+            self.notes.update({f"detection: {note}": n for note, n in detections.notes.items()})
 
     def add(self, sample: Sample) -> None:
-        """Count what is left out and noted in an image."""
+        """Count the skipped objects and the notes of an image."""
         self.skipped.update(sample.skipped)
         self.notes.update(sample.notes)
         self._objects += len(sample.instances)
@@ -164,27 +174,38 @@ class _Tally:
 
     @property
     def all_objects_lost(self) -> bool:
-        """Return whether there were annotated objects to take prompts from, and none could be used."""
+        """Whether prompts come from annotated objects, there are some, and all of them were skipped."""
         return self._are_objects_needed and self._objects == 0 and self._lost_objects > 0
 
 
 def _count_lost(sample: Sample) -> int:
-    """Return how many annotated objects of an image were skipped; label maps are not objects."""
+    """Return the number of skipped objects of an image; classes of a label map are no objects."""
     return sum(sample.skipped.values()) if sample.labels is None else 0
 
 
 def _is_without_objects(sample: Sample) -> bool:
-    """Whether an image has no annotated object but crowds, usable or not."""
+    """Return whether an image has no annotated objects, skipped ones included, other than crowds."""
     return not _count_lost(sample) and all(instance.is_crowd for instance in sample.instances)
 
 
 def _digest(image: NDArray[np.uint8]) -> bytes:
-    """SHA-256 of size and pixels."""
+    """Return the SHA-256 of an image's size and pixels."""
     return hashlib.sha256(f"{image.shape}\0".encode() + np.ascontiguousarray(image).tobytes()).digest()
 
 
 def choose_images(available: int, spec: Calibration) -> list[int]:
-    """Indices of the calibration images, drawn without replacement by the recipe's seed, ascending."""
+    """Draw the indices of calibration images without replacement, in ascending order.
+
+    Args:
+        available: Number of images in the dataset.
+        spec: Number of images to draw, and the seed.
+
+    Raises:
+        ValueError: There is no image.
+
+    Warns:
+        CalibrationWarning: There are fewer images than requested; all are taken.
+    """
     if available < 1:
         raise ValueError("the calibration data holds no image")
     if available < spec.images:
@@ -199,16 +220,16 @@ def choose_images(available: int, spec: Calibration) -> list[int]:
 
 
 def _detected_boxes(sample: Sample, spec: Calibration, detections: Detections) -> NDArray[np.float64]:
-    """The boxes [P, 4] (xyxy, original-image pixels) of the best scores; none where nothing was detected."""
-    found = detections.by_image.get(sample.image_id)
-    if found is None:
+    """Return the detected boxes with the highest scores, [P, 4] (xyxy, original-image pixels)."""
+    detected = detections.by_image.get(sample.image_id)
+    if detected is None:
         return np.zeros((0, 4))
-    best = np.argsort(-found.scores, kind="stable")[: spec.prompts]
-    return found.boxes[np.sort(best)]
+    best = np.argsort(-detected.scores, kind="stable")[: spec.prompts]
+    return detected.boxes[np.sort(best)]
 
 
 def _boxes(sample: Sample, spec: Calibration) -> NDArray[np.float64]:
-    """Boxes [P, 4] (xyxy, original-image pixels) of at most `spec.prompts` objects."""
+    """Return the boxes of at most `spec.prompts` random objects, [P, 4] (xyxy, original-image pixels)."""
     boxes = np.array([i.box for i in sample.instances if not i.is_crowd], dtype=np.float64).reshape(-1, 4)
     if len(boxes) > spec.prompts:
         keep = np.random.default_rng((spec.seed, sample.image_id)).choice(
@@ -219,18 +240,18 @@ def _boxes(sample: Sample, spec: Calibration) -> NDArray[np.float64]:
 
 
 def propose_boxes(
-    predictor: Predictor, image: NDArray[np.uint8], most: int, *, grid: int = 8
+    predictor: Predictor, image: NDArray[np.uint8], max_boxes: int, *, grid: int = 8
 ) -> NDArray[np.float64]:
-    """Boxes of the model's own most confident masks, for images without labels.
+    """Propose the boxes of the model's own most confident masks, for images without annotations.
 
     Args:
-        predictor: Of the model; its image becomes this one.
+        predictor: Predictor of the model; it is left with this image set.
         image: HWC uint8 RGB.
-        most: How many boxes at most.
-        grid: Points a side that ask for masks.
+        max_boxes: Most boxes to return.
+        grid: Points per side of the grid of point prompts.
 
     Returns:
-        Boxes [P, 4] (xyxy, original-image pixels), most confident first, no two of IoU above 0.7.
+        Boxes [P, 4] (xyxy, original-image pixels), most confident first; no two have an IoU above 0.7.
     """
     height, width = image.shape[:2]
     steps = (np.arange(grid) + 0.5) / grid
@@ -242,14 +263,14 @@ def propose_boxes(
     kept: list[Tensor] = []
     for index in scores.argsort(descending=True, stable=True).tolist():
         box = _mask_box(logits[index] > 0)
-        if box is None or any(_box_iou(box, other) > 0.7 for other in kept):
+        if box is None or any(_box_iou(box, other) > MAX_PROPOSAL_IOU for other in kept):
             continue
         kept.append(box)
-        if len(kept) == most:
+        if len(kept) == max_boxes:
             break
     if not kept:
         return np.zeros((0, 4))
-    # Cells of the padded square -> pixels of the image; what lies in the padding is cut off.
+    # Cells of the padded square -> pixels of the image; boxes are clipped to the image.
     cell = predictor.processor.image_processor.pad_size["height"] / logits.shape[-1]
     input_height, input_width = predictor.input_size
     scale = np.array([width / input_width, height / input_height] * 2)
@@ -260,14 +281,14 @@ def propose_boxes(
 
 
 def _mask_box(mask: Tensor) -> Tensor | None:
-    """Tight box [4] (xyxy, cells) of a mask [h, w]; None for an empty one or one of less than four cells."""
+    """Return the tight box [4] (xyxy, cells) of a mask [h, w]; None if it has too few cells."""
     ys, xs = torch.nonzero(mask, as_tuple=True)
-    if len(ys) < 4:
+    if len(ys) < MIN_PROPOSAL_CELLS:
         return None
     return torch.stack([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]).float()
 
 
 def _box_iou(a: Tensor, b: Tensor) -> float:
-    inter = (torch.minimum(a[2:], b[2:]) - torch.maximum(a[:2], b[:2])).clamp_min(0).prod()
-    union = (a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - inter
-    return float(inter / union)
+    intersection = (torch.minimum(a[2:], b[2:]) - torch.maximum(a[:2], b[:2])).clamp_min(0).prod()
+    union = (a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - intersection
+    return float(intersection / union)

@@ -1,21 +1,22 @@
-"""Equalization: channels that share one grid get ranges alike, by exact changes of the float model before calibration.
+"""Equalization: give channels that share one grid similar ranges, by exact changes of the float model.
 
-A tensor with one scale and zero point spends its codes on the channel of the widest range. Wherever two layers follow
-one another with nothing between them that a factor or an offset for each channel does not pass through, both can be
-moved from the first into the second; the model computes the same masks as before:
+A tensor with one scale and zero point spends most of its codes on the channel with the widest range. Where one layer
+follows another, and a factor and an offset per channel pass through whatever is between them, both can be folded from
+the first layer into the second. The model's output is unchanged:
 
 - a normalisation and the linear layer after it (RepQ-ViT, arXiv 2212.08254): x -> (x - m) / f, W -> W f, b -> b + W m;
 - a decoder MLP's ReLU, which passes positive factors (cross-layer equalization, arXiv 1906.04721);
 - values and the output projection: rows of probabilities sum to 1, so that an offset passes too;
 - queries and keys: factors f and 1 / f cancel in Q K^T. An offset of all keys adds the same to all logits of a row,
-  which the softmax does not see. Keys that sit in two peaks (what bimodal integration mends by signs) end in one.
+  which the softmax ignores. Keys with two peaks, which bimodal integration folds by signs, end with one.
 
-f is a channel's half range against the mean of them all, and m its middle, both of calibration images. The factor of
-queries is the one at which query and key have the same range. Left alone: post-GELU inputs, and what is also added to
-a residual stream. In the encoder the queries keep their scale, as relative positions are computed from them.
+f is a channel's half range relative to the mean over all channels, and m the middle of its range, both from calibration
+images. The factor of queries is the one that gives query and key the same range. Inputs after a GELU and tensors that
+are also added to a residual stream are left unchanged. In the encoder, queries keep their scale, since relative
+positions are computed from them.
 
-The decoder's projections read residual streams that others read and write too: no factor can be moved there. With
-`input_scales` they get an offset and a gain of their own at run time (`scale_inputs`), as part of the rounding.
+The decoder's projections read residual streams that other layers read and write too, so no factor can be folded there.
+With `input_scales` they apply an offset and a gain per channel at run time (`scale_inputs`), as part of the rounding.
 """
 
 from __future__ import annotations
@@ -28,24 +29,25 @@ import torch
 from torch import Tensor, nn
 from transformers import SamModel
 
-from saqsam.convert.prepare import Progress
-from saqsam.models.sam.structure import DECODER_PARTS, SamStructure
-from saqsam.ptq.calibration import show_images
+from saqsam.models.family import ModelStructure
+from saqsam.models.parts import DECODER_PARTS
+from saqsam.ptq.calibration import run_images
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.quant.layers import ChannelScale, QuantLinear
+from saqsam.utils.progress import Progress
 
-LEAST = 1 / 32
-"""Half ranges below this share of the widest count as that: a dead channel must not make weights huge."""
+MIN_HALF_RANGE = 1 / 32
+"""Smallest half range of a channel, relative to the widest: a dead channel must not make weights huge."""
 
 
 @dataclass
 class ChannelRange:
-    """Smallest and largest value of each channel, means over images.
+    """Smallest and largest value of each channel, averaged over images.
 
     Attributes:
-        low: float32 [C].
-        high: float32 [C].
-        images: How many.
+        low: Smallest values, float32 [C].
+        high: Largest values, float32 [C].
+        images: Number of images.
     """
 
     low: Tensor
@@ -53,42 +55,42 @@ class ChannelRange:
     images: int = 0
 
     def update(self, low: Tensor, high: Tensor) -> None:
-        """Take in the range [C] of one more image."""
+        """Add the range, float32 [C] each, of one more image to the average."""
         self.images += 1
         self.low = self.low + (low - self.low) / self.images
         self.high = self.high + (high - self.high) / self.images
 
     @property
     def middle(self) -> Tensor:
-        """Middle of the range, [C]."""
+        """Middle of the range, float32 [C]."""
         return (self.low + self.high) / 2
 
     @property
     def half(self) -> Tensor:
-        """Half of its width, [C], above 0."""
+        """Half the width of the range, float32 [C], above 0."""
         half = (self.high - self.low) / 2
         widest = half.max()
-        return half.clamp_min(LEAST * widest) if widest > 0 else torch.ones_like(half)
+        return half.clamp_min(MIN_HALF_RANGE * widest) if widest > 0 else torch.ones_like(half)
 
     def __getitem__(self, channels: slice) -> ChannelRange:
-        """Of some of the channels."""
+        """Return the ranges of a slice of the channels."""
         return ChannelRange(self.low[channels], self.high[channels], self.images)
 
 
 @torch.no_grad()
 def equalize(
-    model: SamModel, structure: SamStructure, images: CalibrationImages, progress: Progress | None = None
+    model: SamModel, structure: ModelStructure, images: CalibrationImages, progress: Progress | None = None
 ) -> None:
-    """Equalize a float model in place.
+    """Equalize a float model in place; its output is unchanged.
 
     Args:
         model: Float model, not prepared yet.
-        structure: Its structure.
+        structure: Structure of the model.
         images: Calibration images.
-        progress: See `Progress`.
+        progress: Progress callback.
     """
     with _observing(model, structure) as ranges:
-        show_images(model, images, "equalizing channels", progress)
+        run_images(model, images, "equalizing channels", progress)
     vision = model.config.vision_config
     grid = vision.image_size // vision.patch_size
     for index, block in enumerate(model.vision_encoder.layers):
@@ -114,25 +116,25 @@ def equalize(
 
 @torch.no_grad()
 def scale_inputs(
-    model: SamModel, structure: SamStructure, images: CalibrationImages, progress: Progress | None = None
+    model: SamModel, structure: ModelStructure, images: CalibrationImages, progress: Progress | None = None
 ) -> None:
-    """Set the channel scales of a prepared model with empty slots, in place, and the inverse in weights and biases.
+    """Set the channel scales of a prepared model in place and fold their inverse into weights and biases.
 
     Args:
-        model: Prepared model.
-        structure: Its structure.
+        model: Prepared model with empty slots.
+        structure: Structure of the model.
         images: Calibration images.
-        progress: See `Progress`.
+        progress: Progress callback.
     """
     with _observing(model, structure) as ranges:
-        show_images(model, images, "scaling inputs", progress)
+        run_images(model, images, "scaling inputs", progress)
     for name in structure.residual_readers:
         layer = model.get_submodule(name)
         assert isinstance(layer, QuantLinear)
         assert isinstance(layer.input_scale, ChannelScale)
-        seen = ranges[f"{name} input"]
+        channels = ranges[f"{name} input"]
         # A checkpoint stores float16.
-        gain, offset = (seen.half.mean() / seen.half).half().float(), seen.middle.half().float()
+        gain, offset = (channels.half.mean() / channels.half).half().float(), channels.middle.half().float()
         layer.input_scale.gain.copy_(gain)
         layer.input_scale.offset.copy_(offset)
         layer.bias.add_(layer.weight @ offset)
@@ -140,31 +142,31 @@ def scale_inputs(
 
 
 def _equalize_norm(
-    norm: nn.Module, layer: nn.Linear | nn.Conv2d, seen: ChannelRange, *, moves: bool = True
+    norm: nn.Module, layer: nn.Linear | nn.Conv2d, observed: ChannelRange, *, moves: bool = True
 ) -> None:
     assert isinstance(norm.weight, Tensor)
     assert isinstance(norm.bias, Tensor)
-    factor = seen.half / seen.half.mean()
+    factor = observed.half / observed.half.mean()
     if moves:
         assert layer.bias is not None
-        layer.bias.add_(layer.weight @ seen.middle)
-        norm.bias.sub_(seen.middle)
+        layer.bias.add_(layer.weight @ observed.middle)
+        norm.bias.sub_(observed.middle)
     norm.weight.div_(factor)
     norm.bias.div_(factor)
     _scale_inputs(layer, factor)
 
 
-def _equalize_encoder_attention(attention: nn.Module, seen: ChannelRange) -> None:
+def _equalize_encoder_attention(attention: nn.Module, observed: ChannelRange) -> None:
     qkv, proj = attention.qkv, attention.proj
     assert isinstance(qkv, nn.Linear)
     assert isinstance(proj, nn.Linear)
     channels = qkv.out_features // 3
     keys, values = slice(channels, 2 * channels), slice(2 * channels, 3 * channels)
     if qkv.bias is not None:
-        qkv.bias[keys].sub_(seen[keys].middle)
-        proj.bias.add_(proj.weight @ seen[values].middle)
-        qkv.bias[values].sub_(seen[values].middle)
-    factor = seen[values].half / seen[values].half.mean()
+        qkv.bias[keys].sub_(observed[keys].middle)
+        proj.bias.add_(proj.weight @ observed[values].middle)
+        qkv.bias[values].sub_(observed[values].middle)
+    factor = observed[values].half / observed[values].half.mean()
     _scale_outputs(qkv, 1 / factor, values)
     _scale_inputs(proj, factor)
 
@@ -194,14 +196,14 @@ def _linear(parent: nn.Module, name: str) -> nn.Linear:
 
 
 def _scale_inputs(layer: nn.Module, factor: Tensor) -> None:
-    """Columns of a weight [C, K] or [C, K, h, w] times a factor [K]."""
+    """Multiply the columns of a weight [C, K] or [C, K, h, w] by a factor [K], in place."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     weight.mul_(factor.reshape(1, -1, *([1] * (weight.dim() - 2))))
 
 
 def _scale_outputs(layer: nn.Module, factor: Tensor, rows: slice = slice(None)) -> None:
-    """Rows of a weight [C, K], and of the bias, times a factor."""
+    """Multiply the rows of a weight [C, K] and the bias by a factor [C], or a slice of both, in place."""
     assert isinstance(layer.weight, Tensor)
     layer.weight[rows] *= factor[:, None]
     if layer.bias is not None:
@@ -210,28 +212,32 @@ def _scale_outputs(layer: nn.Module, factor: Tensor, rows: slice = slice(None)) 
 
 
 @contextmanager
-def _observing(model: SamModel, structure: SamStructure) -> Iterator[dict[str, ChannelRange]]:
-    """Ranges by `<layer> input` or `<layer> output` of what a model computes while the block runs."""
+def _observing(model: SamModel, structure: ModelStructure) -> Iterator[dict[str, ChannelRange]]:
+    """Observe the channel ranges of layer inputs and outputs while the block runs.
+
+    Yields:
+        Ranges by `<layer> input` or `<layer> output`.
+    """
     ranges: dict[str, ChannelRange] = {}
 
-    def see(name: str, axis: int, values: Tensor) -> None:
+    def update(name: str, axis: int, values: Tensor) -> None:
         rows = values.detach().movedim(axis, -1).flatten(0, -2)
         low, high = rows.amin(0), rows.amax(0)
         ranges.setdefault(name, ChannelRange(torch.zeros_like(low), torch.zeros_like(high))).update(low, high)
 
-    def seeing_inputs(name: str, axis: int) -> Callable[..., None]:
-        return lambda _module, inputs: see(f"{name} input", axis, inputs[0])
+    def input_hook(name: str, axis: int) -> Callable[..., None]:
+        return lambda _module, inputs: update(f"{name} input", axis, inputs[0])
 
-    def seeing_outputs(name: str) -> Callable[..., None]:
-        return lambda _module, _inputs, output: see(f"{name} output", -1, output)
+    def output_hook(name: str) -> Callable[..., None]:
+        return lambda _module, _inputs, output: update(f"{name} output", -1, output)
 
     handles = []
     for site in structure.layers:
         layer = model.get_submodule(site.name)
         axis = 1 if isinstance(layer, nn.Conv2d) else -1
-        handles.append(layer.register_forward_pre_hook(seeing_inputs(site.name, axis)))
+        handles.append(layer.register_forward_pre_hook(input_hook(site.name, axis)))
         if axis == -1:
-            handles.append(layer.register_forward_hook(seeing_outputs(site.name)))
+            handles.append(layer.register_forward_hook(output_hook(site.name)))
     try:
         yield ranges
     finally:

@@ -1,21 +1,18 @@
-"""Finished steps of a quantization as tensors and plain values, and back into a model after checking them."""
+"""Check the tensors of a finished step against a model, and place them in it."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import SamModel
 
 from saqsam.checkpoint.tensors import MAX_SCALE, MAX_TAU, MIN_SCALE
-from saqsam.models.sam.structure import DECODER_PARTS, SamStructure
-from saqsam.ptq.clipping import AttentionClipping, Clip
+from saqsam.models.family import ModelStructure
+from saqsam.models.parts import DECODER_PARTS
 from saqsam.ptq.journal import damaged_step
-from saqsam.ptq.learning import UnitLog
 from saqsam.utils.errors import shorten
 
 
@@ -23,10 +20,10 @@ def place_tensors(model: SamModel, tensors: Mapping[str, Tensor], names: Iterabl
     """Copy the tensors of a step into the parameters and buffers of the same names.
 
     Args:
-        model: Has modules of the right shapes in their places.
+        model: Model with modules of the right shapes in place.
         tensors: Tensors by name.
-        names: The names that the step must have.
-        path: File of the step, for messages.
+        names: Names that the step must have.
+        path: File of the step, for error messages.
 
     Raises:
         CheckpointError: A tensor is missing or unknown, has another dtype or shape than the model's, or holds a value
@@ -44,13 +41,19 @@ def place_tensors(model: SamModel, tensors: Mapping[str, Tensor], names: Iterabl
             target.copy_(tensors[name])
 
 
-def check_signs(signs: Mapping[str, Tensor], model: SamModel, structure: SamStructure, path: Path) -> None:
-    """Check the signs of channels of the decoder's attentions, int8 [C] by name of the attention.
+def check_signs(signs: Mapping[str, Tensor], model: SamModel, structure: ModelStructure, path: Path) -> None:
+    """Check signs of query and key channels.
+
+    Args:
+        signs: +1 or -1, int8 [C], by name of the attention.
+        model: Prepared model.
+        structure: Structure of the model.
+        path: File of the step, for error messages.
 
     Raises:
-        CheckpointError: There is no such attention, or a tensor is not one of signs.
+        CheckpointError: There is no such attention in the decoder, or a tensor holds other values than signs.
     """
-    # The encoder's attentions have one projection for all three inputs, and no signs.
+    # The encoder's attentions have one projection for all three operands, and no signs.
     known = {site.name for site in structure.attentions if site.part in DECODER_PARTS}
     for name, sign in signs.items():
         if name not in known:
@@ -62,12 +65,12 @@ def check_signs(signs: Mapping[str, Tensor], model: SamModel, structure: SamStru
 
 
 def check_tensor(name: str, tensor: Tensor, target: Tensor, path: Path) -> None:
-    """Raise CheckpointError if a tensor has another dtype or shape than the one it is for, or is not finite."""
+    """Raise CheckpointError if a tensor has another dtype or shape than its target, or is not finite."""
     if tensor.dtype != target.dtype:
         raise damaged_step(path, f"{name}: expected {target.dtype}, found {tensor.dtype}")
     if tensor.shape != target.shape:
-        found = shorten(tuple(tensor.shape))
-        raise damaged_step(path, f"{name}: expected shape {tuple(target.shape)}, found {found}")
+        shape = shorten(tuple(tensor.shape))
+        raise damaged_step(path, f"{name}: expected shape {tuple(target.shape)}, found {shape}")
     if not torch.isfinite(tensor).all():
         raise damaged_step(path, f"{name}: expected finite values, found NaN or infinity")
 
@@ -91,91 +94,11 @@ def _check_values(name: str, tensor: Tensor, bits: int | None, path: Path) -> No
         if tau < 1 or tau > MAX_TAU or tau & (tau - 1):
             raise damaged_step(path, f"{name}: expected a power of 2 up to {MAX_TAU}, found {tau}")
     if tensor.is_floating_point() and attribute != "scale":
-        # What stays float is stored as float16 in the checkpoint.
+        # A checkpoint stores float parameters as float16.
         _check_range(name, tensor, -MAX_SCALE, MAX_SCALE, path)
 
 
 def _check_range(name: str, tensor: Tensor, low: float, high: float, path: Path) -> None:
     if tensor.numel() and (tensor.min() < low or tensor.max() > high):
-        found = f"{float(tensor.min()):g} to {float(tensor.max()):g}"
-        raise damaged_step(path, f"{name}: expected values from {low:g} to {high:g}, found {found}")
-
-
-def read_unit_log(values: Mapping[str, Any]) -> UnitLog:
-    """Return the log of a unit from its plain values.
-
-    Raises:
-        ValueError: They are not those of a `UnitLog`.
-    """
-    read = _Fields(values, UnitLog)
-    log = UnitLog(
-        read.get("unit", _is_text),
-        read.get("steps", lambda value: _is_list(value, _is_count)),
-        read.get("losses", lambda value: _is_list(value, _is_number)),
-        read.get("moved", _is_share),
-    )
-    if len(log.steps) != len(log.losses):
-        raise ValueError(f"expected a loss for each of {len(log.steps)} steps, got {len(log.losses)}")
-    return log
-
-
-def read_clipping(values: Any) -> AttentionClipping:
-    """Return what was chosen for an attention from its plain values.
-
-    Raises:
-        ValueError: They are not those of an `AttentionClipping`.
-    """
-    read = _Fields(values, AttentionClipping)
-    clips = read.get("clips", lambda value: isinstance(value, list))
-    return AttentionClipping(
-        read.get("name", _is_text),
-        tuple(_read_clip(clip) for clip in clips),
-        read.get("before", _is_number),
-        read.get("after", _is_number),
-    )
-
-
-def _read_clip(values: Any) -> Clip:
-    read = _Fields(values, Clip)
-    return Clip(
-        read.get("slot", _is_text),
-        read.get("quantile", lambda value: value is None or _is_share(value)),
-        read.get("low", _is_number),
-        read.get("high", _is_number),
-    )
-
-
-class _Fields:
-    """The fields of a dataclass, read one by one from untrusted plain values."""
-
-    def __init__(self, values: Any, of: type) -> None:
-        self._values, self._what = values, of.__name__
-        names = {field.name for field in dataclasses.fields(of)}
-        if not isinstance(values, Mapping) or values.keys() != names:
-            raise ValueError(f"{self._what}: expected {', '.join(sorted(names))}, got {shorten(values)}")
-
-    def get(self, name: str, is_valid: Callable[[Any], bool]) -> Any:
-        value = self._values[name]
-        if not is_valid(value):
-            raise ValueError(f"{self._what}: {name} cannot be {shorten(value)}")
-        return value
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_share(value: Any) -> bool:
-    return _is_number(value) and 0 <= value <= 1
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_list(value: Any, is_valid: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and all(is_valid(one) for one in value)
+        span = f"{float(tensor.min()):g} to {float(tensor.max()):g}"
+        raise damaged_step(path, f"{name}: expected values from {low:g} to {high:g}, found {span}")

@@ -1,7 +1,7 @@
-"""Finished steps of an unfinished quantization on disk, so that it can be resumed.
+"""The files of finished steps, from which an interrupted quantization can be resumed.
 
 The folder is untrusted input: every file is parsed strictly, and a digest binds each step to its run, so that an
-altered step, or one of another run, is noticed.
+altered step, or a step of another run, is refused.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,21 @@ from saqsam.utils.strict_json import parse_json_object, read_json_object
 
 ARGUMENTS = "arguments.json"
 _NOTES, _DIGEST = "notes", "sha256"
+_STEP = re.compile(r"ranges|unit-\d+")
+"""Names of the steps of a quantization."""
 _NOT_OURS = re.compile(r"(?!lock(-\d+)?$|staged$|replaced$|\.).*")
-"""Names other than those of locks and temporary files, which the command line keeps in the folder too."""
+"""Names other than those of locks and temporary files, which the command line also keeps in the folder."""
 
 
 class Journal:
-    """A folder of finished steps, created with the first of them.
+    """A folder of finished steps, created when the first step is saved.
 
     Args:
         folder: The folder.
-        arguments: Everything that decides the result. A journal resumes only a run with the same arguments.
+        arguments: Everything that decides the result. Only a run with equal arguments can be resumed.
 
     Raises:
-        ValueError: The folder belongs to a run with other arguments, or is no journal.
+        ValueError: The folder holds a run with other arguments, or is not a journal.
         CheckpointError: Its `arguments.json` is damaged.
     """
 
@@ -53,7 +56,7 @@ class Journal:
                 names = shorten_message(", ".join(other))
                 raise ValueError(
                     f"{folder} holds an unfinished run with another {names}; its finished steps are kept. "
-                    f"Repeat that run, choose another --out, or remove the folder to start again"
+                    f"Repeat that run, choose another folder, or remove this one to start again"
                 )
         elif folder.exists() and (
             not folder.is_dir() or any(_NOT_OURS.fullmatch(item.name) for item in folder.iterdir())
@@ -61,14 +64,14 @@ class Journal:
             raise ValueError(f"{folder} is in the way: it is not an unfinished run of saqsam")
 
     def path(self, step: str) -> Path:
-        """Return the file of a step."""
+        """Return the path of a step's file."""
         return self.folder / f"{step}.safetensors"
 
     def load(self, step: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return the tensors and notes of a finished step; None if it is not finished.
 
         Raises:
-            CheckpointError: Its file is damaged, altered, or of another run.
+            CheckpointError: The file is damaged, altered, or from another run.
         """
         path = self.path(step)
         if not path.exists():
@@ -90,7 +93,13 @@ class Journal:
             raise damaged_step(path, str(error)) from error
 
     def save(self, step: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-        """Write a finished step as an atomic write."""
+        """Save a finished step by an atomic write.
+
+        Args:
+            step: Name of the step.
+            tensors: Tensors by name, on the CPU.
+            notes: Plain JSON values.
+        """
         if not (self.folder / ARGUMENTS).exists():
             content = json.dumps(self.arguments, indent=1, sort_keys=True)
             write_whole(self.folder / ARGUMENTS, content.encode())
@@ -99,7 +108,7 @@ class Journal:
         write_whole(self.path(step), save(dict(tensors), metadata=metadata))
 
     def _digest(self, step: str, tensors: Mapping[str, Tensor], notes: str) -> str:
-        """Return the SHA-256 of a step: its run, name and notes, and the dtype, shape and bytes of its tensors."""
+        """Return the SHA-256 of a step's run, name and notes, and of the dtype, shape and bytes of its tensors."""
         digest = hashlib.sha256(json.dumps([self.arguments, step, notes], sort_keys=True).encode())
         for name in sorted(tensors):
             tensor = tensors[name]
@@ -108,6 +117,18 @@ class Journal:
         return digest.hexdigest()
 
 
+def remove_steps(folder: Path) -> None:
+    """Remove the finished steps in a folder, and the folder if nothing else is in it.
+
+    The arguments go last: if the process ends in between, what is left is still an unfinished run.
+    """
+    for path in [*sorted(folder.glob("*.safetensors")), folder / ARGUMENTS]:
+        if path.name == ARGUMENTS or _STEP.fullmatch(path.stem):
+            path.unlink(missing_ok=True)
+    with suppress(OSError):  # other files, or no such folder
+        folder.rmdir()
+
+
 def damaged_step(path: Path, why: str) -> CheckpointError:
-    """Return the error for the file of a step that cannot be used."""
+    """Return the error about a step's file that cannot be used."""
     return CheckpointError(f"{path} is damaged: {why}; remove it to redo this step")

@@ -1,146 +1,139 @@
-"""`quantize`: the pipeline from a float SAM to a SAM of packed integers."""
+"""The pipeline of SAQ-SAM (arXiv 2503.06515): from a float SAM to one of packed integers.
+
+`quantize` runs the phases of the paper in order; the recipe decides which of them a method takes part in.
+"""
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
-import transformers
-from torch import Tensor
 from transformers import SamModel, SamProcessor
 
-from saqsam._version import __version__
 from saqsam.checkpoint import attach_quantizer, processor_hash, quantization_config_of
-from saqsam.convert.pack import pack, pack_embeddings, place_empty_weight, round_float_parameters
-from saqsam.convert.plan import activation_slots
-from saqsam.convert.prepare import fill_slots, place_empty_quantizers, prepare
+from saqsam.convert.pack import pack, pack_embeddings, round_float_parameters
+from saqsam.convert.prepare import fill_slots, prepare
 from saqsam.data.detections import Detections
-from saqsam.data.types import Dataset
-from saqsam.models.configuration import config_fields
-from saqsam.models.sam.structure import SamStructure
+from saqsam.data.open import DatasetSource
+from saqsam.models.family import ModelStructure
+from saqsam.models.processing import build_processor
+from saqsam.models.registry import structure_of
 from saqsam.ptq.bimodal import find_signs, integrate_bimodal, merged_observers
 from saqsam.ptq.calibration import calibrate
+from saqsam.ptq.calibration_data import open_calibration
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
-from saqsam.ptq.clipping import AttentionClipping, clip_attentions
+from saqsam.ptq.clipping import clip_attentions
 from saqsam.ptq.equalization import equalize, scale_inputs
-from saqsam.ptq.finished_steps import check_signs, place_tensors, read_clipping, read_unit_log
-from saqsam.ptq.journal import Journal, damaged_step
-from saqsam.ptq.learning import UnitLog, unit_parts
-from saqsam.ptq.reconstruction import reconstruct, unit_tensors
-from saqsam.ptq.units import Unit
+from saqsam.ptq.log import QuantizationLog
+from saqsam.ptq.reconstruction import reconstruct
+from saqsam.ptq.result import QuantizationResult
+from saqsam.ptq.resume import FinishedSteps, identify_run
+from saqsam.recipes.catalog import DEFAULT_CALIBRATION, DEFAULT_MEMORY, DEFAULT_METHOD
+from saqsam.recipes.presets import recipe_for
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.arithmetic import float32_arithmetic
-
-DEFAULT_MEMORY = 4 * 2**30
-_SIGNS = "signs."
-
-Progress = Callable[[str, int, int, str], None]
-"""Called with what is being done, steps done, steps in all, and what is to be said of them."""
-
-
-@dataclass
-class QuantizationLog:
-    """What happened while quantizing.
-
-    Attributes:
-        signs: Channels of queries and keys that changed sign, by attention (bimodal integration).
-        clipping: What was chosen for each attention of the decoder.
-        units: How the learning of each unit went.
-        skipped: How much of the calibration data was left out, by reason.
-        notes: How often something unusual in the calibration data was accepted, by what it was.
-        images: Number of calibration images.
-        prompts: Number of box prompts in them.
-    """
-
-    signs: dict[str, int] = field(default_factory=dict)
-    clipping: list[AttentionClipping] = field(default_factory=list)
-    units: list[UnitLog] = field(default_factory=list)
-    skipped: dict[str, int] = field(default_factory=dict)
-    notes: dict[str, int] = field(default_factory=dict)
-    images: int = 0
-    prompts: int = 0
+from saqsam.utils.progress import Progress
+from saqsam.utils.sizes import parse_size
 
 
 @float32_arithmetic()
 def quantize(
     model: SamModel,
-    processor: SamProcessor,
-    recipe: Recipe,
-    calibration: Dataset,
+    processor: SamProcessor | None = None,
+    recipe: Recipe | str = DEFAULT_METHOD,
+    calibration: DatasetSource = DEFAULT_CALIBRATION,
     *,
     detections: Detections | None = None,
-    memory: int = DEFAULT_MEMORY,
-    unfinished: str | Path | None = None,
-    log: QuantizationLog | None = None,
+    memory: int | str = DEFAULT_MEMORY,
+    resume_dir: str | Path | None = None,
     progress: Progress | None = None,
-) -> SamModel:
-    """Quantize a SAM after training.
+) -> QuantizationResult:
+    """Quantize a float SAM to packed low-bit integers by post-training quantization.
+
+    With the model alone, the result is that of `saqsam quantize` with its defaults: `saq-sam-plus` at w4a4, calibrated
+    on 32 bundled scenes. Calibrate on images like those that the model will see.
 
     Args:
-        model: Float model; it stays as it is.
-        processor: Its processor.
-        recipe: How; see `saqsam.recipe_for` for the named methods.
-        calibration: Images to set ranges and learn on, with objects (their boxes are the prompts) or without.
-        detections: A detector's boxes for these images, to be the prompts instead.
-        memory: For methods that learn: bytes of captured activations to hold in memory; the rest goes to disk.
-        unfinished: Folder for finished steps. If a run with the same arguments left some there, it goes on from
-            them, to the very same result. Remove it when the result is saved.
-        log: Is filled with what happened.
-        progress: See `Progress`.
+        model: Float model; left unchanged.
+        processor: Processor of the model; None builds the one that fits its configuration.
+        recipe: Recipe, or the name of a method, which gives `saqsam.recipe_for(name)`.
+        calibration: Calibration data: a name, a path, a list of images, or a dataset. The boxes of annotated objects
+            are the prompts; images without annotations are prompted by the model's own confident masks. `"scenes"` are
+            bundled scenes other than those for evaluation.
+        detections: Detected boxes on these images, to use as prompts instead.
+        memory: Memory for captured activations, for methods that learn, in bytes or as text such as `"4GiB"`. What
+            exceeds it is spilled to disk.
+        resume_dir: Folder for finished steps. If a run with the same arguments was interrupted, it resumes from the
+            steps in this folder and gives the same result, bit for bit. `QuantizationResult.save` removes the steps.
+        progress: Progress callback; its phases are the steps of the pipeline and the units of the reconstruction.
 
     Returns:
-        A `SamModel` on the same device whose weights are packed codes; `saqsam.save_checkpoint` writes it. It computes
-        the same masks, bit for bit, as the model that a checkpoint of it gives.
+        The quantized model with its processor, recipe and log. A checkpoint of it computes the same masks, bit for bit.
 
     Raises:
-        ValueError: If the model is quantized already or holds NaN, infinity, or float parameters outside float16; if
-            the calibration data gives no prompt; if a loss is not finite, `memory` too little for one image, or
-            `unfinished` holds a run with other arguments.
+        ValueError: The model is quantized already or holds NaN, infinity, or float parameters outside float16; the
+            recipe, the calibration data or `memory` cannot be used; no calibration image gives a prompt; a loss is not
+            finite; or `resume_dir` holds a run with other arguments.
+        CheckpointError: `resume_dir` holds a damaged step.
     """
     if quantization_config_of(model) is not None:
         raise ValueError("this model is quantized already; quantize the float model")
-    log = QuantizationLog() if log is None else log
-    structure = SamStructure(model.config)
+    recipe = _resolve_recipe(recipe)
+    memory = parse_size(memory)
+    processor = build_processor(model.config) if processor is None else processor
+    dataset = open_calibration(calibration, recipe.calibration)
+    structure = structure_of(model.config)
     structure.check(model)
     quantized = copy.deepcopy(model).eval().float()
     round_float_parameters(quantized, structure, recipe)
-    images = choose_calibration_images(
-        quantized,
-        processor,
-        calibration,
-        recipe.calibration,
-        detections=detections,
-        progress=_brief(progress),
-    )
-    log.skipped, log.notes = images.skipped, images.notes
-    log.images, log.prompts = len(images), images.prompts
-    journal = None
-    if unfinished is not None:
-        journal = Journal(Path(unfinished), _arguments(quantized, processor, recipe, images))
 
-    prepare_equalized(quantized, structure, recipe, images, _brief(progress))
-    reference = _set_ranges(quantized, structure, recipe, images, log, journal, progress)
+    # The calibration set: images and box prompts.
+    images = choose_calibration_images(
+        quantized, processor, dataset, recipe.calibration, detections=detections, progress=progress
+    )
+    log = QuantizationLog(
+        skipped=images.skipped, notes=images.notes, images=len(images), prompts=images.prompts
+    )
+    folder = None if resume_dir is None else Path(resume_dir)
+    run = {} if folder is None else identify_run(quantized, processor, recipe, images)
+    steps = FinishedSteps(folder, run)
+
+    # Range setting: bimodal integration (BIG), adaptive granularity (AGQ), perceptual-consistency clipping (PCC).
+    prepare_equalized(quantized, structure, recipe, images, progress)
+    reference = _set_ranges(quantized, structure, recipe, images, steps, log, progress)
+
+    # Prompt-aware reconstruction (PAR): learned rounding and scales.
     if recipe.reconstruction is not None:
-        log.units = _learn(quantized, reference, structure, recipe, images, memory, journal, progress)
-    pack(quantized, structure, recipe, _brief(progress))
+        pack_embeddings(quantized, recipe)
+        log.units = reconstruct(
+            quantized, reference, structure, recipe, images, memory=memory, steps=steps, progress=progress
+        )
+
+    # Packing: integer codes take the place of float weights.
+    pack(quantized, structure, recipe, progress)
     attach_quantizer(quantized, recipe.to_dict(), processor_sha256=processor_hash(processor))
-    return quantized.eval()  # the new modules too
+    # Packing has made new modules, which start in training mode.
+    return QuantizationResult(quantized.eval(), processor, recipe, log, folder)
 
 
 def prepare_equalized(
     model: SamModel,
-    structure: SamStructure,
+    structure: ModelStructure,
     recipe: Recipe,
     images: CalibrationImages,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
-    """Equalize a float model as the recipe says and give it empty slots, in place; it computes what it did."""
+    """Equalize the channels of a float model as the recipe says and give it empty quantizer slots, in place.
+
+    The model computes the same masks as before, up to rounding of its float parameters to float16.
+
+    Args:
+        model: Float model.
+        structure: Structure of the model.
+        recipe: Recipe of the run.
+        images: Calibration images.
+        progress: Progress callback.
+    """
     if recipe.equalized:
         equalize(model, structure, images, progress)
     prepare(model, structure, recipe)
@@ -152,144 +145,42 @@ def prepare_equalized(
 
 def _set_ranges(
     quantized: SamModel,
-    structure: SamStructure,
+    structure: ModelStructure,
     recipe: Recipe,
     images: CalibrationImages,
+    steps: FinishedSteps,
     log: QuantizationLog,
-    journal: Journal | None,
     progress: Progress | None,
 ) -> SamModel:
-    """Merge bimodal channels, set and clip ranges in place; returns the same model with empty slots."""
-    done = None if journal is None else journal.load("ranges")
-    if journal is not None and done is not None:
-        tensors, notes = done
-        path = journal.path("ranges")
-        log.clipping = _read_clippings(notes, path)
-        signs = {n.removeprefix(_SIGNS): t for n, t in tensors.items() if n.startswith(_SIGNS)}
-        check_signs(signs, quantized, structure, path)
-        signs = {name: sign.float() for name, sign in signs.items()}
-        integrate_bimodal(quantized, signs)
-        reference = copy.deepcopy(quantized)
-        place_empty_quantizers(quantized, structure, recipe)
-        ranges = {n: t for n, t in tensors.items() if not n.startswith(_SIGNS)}
-        place_tensors(quantized, ranges, _slot_tensors(quantized, structure, recipe), path)
-    else:
-        observers = calibrate(quantized, structure, recipe, images, _brief(progress))
+    """Set the ranges of all activations of a prepared model in place, and log it.
+
+    Returns:
+        The float reference: the model after bimodal integration, with empty slots.
+    """
+    saved = steps.load_ranges(quantized, structure)
+    if saved is None:
+        observers = calibrate(quantized, structure, recipe, images, progress)
         signs = find_signs(structure, observers)
-        integrate_bimodal(quantized, signs)
-        reference = copy.deepcopy(quantized)
-        fill_slots(quantized, structure, recipe, merged_observers(observers, signs), _brief(progress))
-        if recipe.clipping is not None:
-            log.clipping = clip_attentions(quantized, structure, recipe, images, _brief(progress))
-        if journal is not None:
-            tensors = {f"{_SIGNS}{name}": sign.to(torch.int8) for name, sign in signs.items()}
-            slots = _slot_tensors(quantized, structure, recipe)
-            tensors.update({name: tensor.cpu().clone() for name, tensor in slots.items()})
-            journal.save("ranges", tensors, {"clipping": [asdict(entry) for entry in log.clipping]})
+    else:
+        signs = saved.signs
+    integrate_bimodal(quantized, signs)
     log.signs = {name: int((signs[name] < 0).sum()) for name in sorted(signs)}
+    reference = copy.deepcopy(quantized)
+    if saved is None:
+        fill_slots(quantized, structure, recipe, merged_observers(observers, signs), progress)
+        if recipe.clipping is not None:
+            log.clipping = clip_attentions(quantized, structure, recipe, images, progress)
+        steps.save_ranges(signs, log.clipping, quantized, structure, recipe)
+    else:
+        steps.restore_ranges(saved, quantized, structure, recipe)
+        log.clipping = saved.clipping
     return reference
 
 
-def _slot_tensors(model: SamModel, structure: SamStructure, recipe: Recipe) -> dict[str, Tensor]:
-    """Return the tensors of all activation quantizers by name."""
-    return {
-        f"{slot.name}.{name}": tensor
-        for slot in activation_slots(structure, recipe)
-        for name, tensor in model.get_submodule(slot.name).state_dict().items()
-    }
-
-
-def _read_clippings(notes: Mapping[str, Any], path: Path) -> list[AttentionClipping]:
-    entries = notes.get("clipping")
-    if notes.keys() != {"clipping"} or not isinstance(entries, list):
-        raise damaged_step(path, "its notes are not those of this step")
-    try:
-        return [read_clipping(entry) for entry in entries]
-    except ValueError as error:
-        raise damaged_step(path, str(error)) from error
-
-
-def _learn(
-    quantized: SamModel,
-    reference: SamModel,
-    structure: SamStructure,
-    recipe: Recipe,
-    images: CalibrationImages,
-    memory: int,
-    journal: Journal | None,
-    progress: Progress | None,
-) -> list[UnitLog]:
-    """Reconstruct all units in place, from where the journal ends, and keep each in it."""
-    pack_embeddings(quantized, recipe)
-
-    def load_unit(number: int, unit: Unit) -> UnitLog | None:
-        return _load_unit(journal, quantized, structure, recipe, number, unit)
-
-    def save_unit(number: int, unit: Unit, unit_log: UnitLog) -> None:
-        if journal is not None:
-            tensors = unit_tensors(quantized, unit_parts(unit, quantized, structure, recipe))
-            journal.save(f"unit-{number:02}", tensors, asdict(unit_log))
-
-    return reconstruct(
-        quantized,
-        reference,
-        structure,
-        recipe,
-        images,
-        memory=memory,
-        load_unit=load_unit,
-        save_unit=save_unit,
-        progress=progress,
-    )
-
-
-def _load_unit(
-    journal: Journal | None,
-    model: SamModel,
-    structure: SamStructure,
-    recipe: Recipe,
-    number: int,
-    unit: Unit,
-) -> UnitLog | None:
-    """Put a unit in place that an earlier run finished."""
-    step = f"unit-{number:02}"
-    done = None if journal is None else journal.load(step)
-    if journal is None or done is None:
-        return None
-    tensors, notes = done
-    try:
-        log = read_unit_log(notes)
-    except ValueError as error:
-        raise damaged_step(journal.path(step), str(error)) from error
-    parts = unit_parts(unit, model, structure, recipe)
-    for site, bits in parts.layers:
-        place_empty_weight(model, site, bits)
-    place_tensors(model, tensors, unit_tensors(model, parts), journal.path(step))
-    return log
-
-
-def _arguments(
-    model: SamModel, processor: SamProcessor, recipe: Recipe, images: CalibrationImages
-) -> dict[str, str]:
-    """Return everything that decides the result, by the name that a message gives it."""
-    digest = hashlib.sha256(json.dumps(config_fields(model.config), sort_keys=True).encode())
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().numpy().tobytes())
-    on_cpu = model.device.type == "cpu"
-    return {
-        "model": digest.hexdigest(),
-        "processor": processor_hash(processor),
-        "recipe": recipe.to_json(),
-        "calibration data": images.fingerprint(),
-        "device": str(model.device) if on_cpu else torch.cuda.get_device_name(model.device),
-        "number of threads": str(torch.get_num_threads()) if on_cpu else "",
-        "version of saqsam, torch or transformers": f"{__version__} {torch.__version__} {transformers.__version__}",
-    }
-
-
-def _brief(progress: Progress | None) -> Callable[[str, int, int], None] | None:
-    """For steps that have nothing to say beside their count."""
-    if progress is None:
-        return None
-    return lambda what, done, total: progress(what, done, total, "")
+def _resolve_recipe(recipe: Recipe | str) -> Recipe:
+    """Return a recipe, made from its method's name if need be."""
+    if isinstance(recipe, str):
+        return recipe_for(recipe)
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"recipe: expected a Recipe or the name of a method, got {type(recipe).__name__}")
+    return recipe

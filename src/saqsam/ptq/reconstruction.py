@@ -1,9 +1,9 @@
-"""Reconstruction: rounding and activation scales are learned unit by unit, so that each answers as in float.
+"""Reconstruction: learn rounding and activation scales unit by unit, so that each responds as its float counterpart.
 
-BRECQ's units (arXiv 2102.05426) or SAQ-SAM's stages with the decoder's reading of prompts as the measure (prompt-aware
-reconstruction, arXiv 2503.06515); which is a matter of the recipe. `units.py` has the units and their losses,
-`learn.py` how one is learned. Inputs and targets of a unit are captured once, and kept within a memory budget; no step
-runs the whole model.
+The recipe chooses between BRECQ's blocks (arXiv 2102.05426) and SAQ-SAM's stages with prompt-aware reconstruction (PAR,
+arXiv 2503.06515). `units.py` defines the units, `losses.py` what they are compared by, and `learning.py` how one of
+them is learned. Inputs and targets of a unit are captured once and kept within a memory budget; no learning step runs
+the whole model.
 """
 
 from __future__ import annotations
@@ -12,94 +12,88 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 from transformers import SamModel
 
+from saqsam.models.family import ModelStructure
 from saqsam.models.sam.forward import embed_boxes, embed_patches, flatten_image, image_positions
-from saqsam.models.sam.structure import SamStructure
 from saqsam.ptq.calibration_images import CalibrationImages
-from saqsam.ptq.learning import Captured, UnitLog, UnitParts, learn_unit, unit_parts
+from saqsam.ptq.learning import Captured, learn_unit
+from saqsam.ptq.log import UnitLog
+from saqsam.ptq.resume import FinishedSteps
+from saqsam.ptq.states import PromptTokens, State
 from saqsam.ptq.tensor_store import MemoryBudget, TensorStore
-from saqsam.ptq.units import JointUnit, PromptTokens, State, Unit, reconstruction_units
+from saqsam.ptq.unit_parameters import unit_parameters
+from saqsam.ptq.units import Unit, reconstruction_units
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Reconstruction
-
-StepProgress = Callable[[str, int, int, str], None]
-"""Called with unit, steps done, steps in all, and what is to be said of them."""
-
-UnitSaver = Callable[[int, Unit, UnitLog], None]
-UnitLoader = Callable[[int, Unit], UnitLog | None]
+from saqsam.utils.progress import Progress
 
 
 def reconstruct(
     model: SamModel,
     reference: SamModel,
-    structure: SamStructure,
+    structure: ModelStructure,
     recipe: Recipe,
     images: CalibrationImages,
     *,
     memory: int,
-    load_unit: UnitLoader | None = None,
-    save_unit: UnitSaver | None = None,
-    progress: StepProgress | None = None,
+    steps: FinishedSteps | None = None,
+    progress: Progress | None = None,
 ) -> list[UnitLog]:
-    """Learn all units of a calibrated model, in place, and leave them packed.
+    """Learn all units of a calibrated model in place and leave them packed.
 
     Args:
         model: Calibrated model: quantizers in all slots, float weights.
         reference: The same model with empty slots.
-        structure: Their structure.
-        recipe: With `reconstruction`.
+        structure: Structure of both.
+        recipe: Recipe with `reconstruction`.
         images: Calibration images.
-        memory: Bytes of captured tensors to hold at once; the rest goes to disk.
-        load_unit: Puts a unit that was learned earlier in place and returns its log, or None.
-        save_unit: Called after each unit that was learned.
-        progress: See `StepProgress`.
+        memory: Bytes of captured tensors to hold in memory; the rest is spilled to disk.
+        steps: Finished steps: units of an earlier run are restored from it, and units of this run saved to it.
+        progress: Progress callback; the phases are the units.
 
     Returns:
         The log of each unit.
 
     Raises:
-        ValueError: If `memory` is too little for one image, or a loss is not finite.
+        ValueError: `memory` is too little for one image, or a loss is not finite.
+        CheckpointError: A finished step is damaged.
     """
     spec = recipe.reconstruction
     assert spec is not None
     units = reconstruction_units(structure, model.config.mask_decoder_config.num_hidden_layers, spec)
     model.requires_grad_(False)
     reference.requires_grad_(False)
+    steps = FinishedSteps() if steps is None else steps
     logs = []
     with MemoryBudget(memory) as budget, torch.no_grad():
-        inputs = _Inputs(model, reference, images, budget, spec)
+        inputs = _UnitInputs(model, reference, images, budget, spec)
         for number, unit in enumerate(units):
-            log = None if load_unit is None else load_unit(number, unit)
+            parameters = unit_parameters(unit, model, structure, recipe)
+            log = steps.load_unit(number, model, parameters)
             if log is None:
-                if isinstance(unit, JointUnit):
-                    inputs.enter(unit)
-                parts = unit_parts(unit, model, structure, recipe)
+                if unit.restarts:
+                    inputs.restart(unit)
                 seed = recipe.calibration.seed * 1000 + 2 * number
-                report = _reporter(progress, f"{number + 1}/{len(units)} {unit.name}")
+                phase = f"{number + 1}/{len(units)} {unit.name}"
                 with inputs.captured(unit) as captured, torch.enable_grad():
-                    log = learn_unit(model, reference, unit, parts, recipe, captured, seed, report)
-                if save_unit is not None:
-                    save_unit(number, unit, log)
+                    log = learn_unit(
+                        model, reference, unit, parameters, recipe, captured, seed, progress, phase=phase
+                    )
+                steps.save_unit(number, log, model, parameters)
             logs.append(log)
-            if number + 1 < len(units) and not isinstance(units[number + 1], JointUnit):
+            if number + 1 < len(units) and not units[number + 1].restarts:
                 inputs.advance(unit)
     return logs
 
 
-def _reporter(progress: StepProgress | None, what: str) -> Callable[[int, int, str], None] | None:
-    if progress is None:
-        return None
-    return lambda done, total, note: progress(what, done, total, note)
-
-
-class _Inputs:
-    """What the next unit is given, for all images.
+class _UnitInputs:
+    """States before the next unit, for all calibration images.
 
     Attributes:
-        quantized: By the units before it as they have been learned.
-        float: By those of the float model; the same store where the recipe's target is of the `quantized` prefix.
+        quantized: States computed by the quantized units before it.
+        float: States that targets are computed from: those of the float model, or the same store as `quantized`,
+            depending on the recipe field `reconstruction.target`.
     """
 
     def __init__(
@@ -111,49 +105,48 @@ class _Inputs:
         spec: Reconstruction,
     ) -> None:
         self._model, self._reference, self._images, self._budget = model, reference, images, budget
-        self._with_float = spec.target == "float"
+        self._has_float_target = spec.target == "float"
         self._prompts, self.quantized = _first_states(model, images, budget)
-        # Only where targets are computed from them.
-        self.float = _first_states(reference, images, budget)[1] if self._with_float else self.quantized
+        self.float = _first_states(reference, images, budget)[1] if self._has_float_target else self.quantized
 
     @contextmanager
     def captured(self, unit: Unit) -> Iterator[Captured]:
-        """Inputs and targets of a unit, the targets for as long as the block runs."""
+        """Capture the targets of a unit and yield them with its inputs; they are freed when the block ends."""
         reference = self._reference
 
-        def answer(state: State, prompts: PromptTokens) -> State:
+        def respond(state: State, prompts: PromptTokens) -> State:
             return unit.response(reference, reference, state, prompts)
 
-        targets = self._capture(f"the targets of {unit.name}", self.float, answer)
+        targets = self._capture(f"the targets of {unit.name}", self.float, respond)
         yield Captured(self.quantized, targets, self._prompts, self._model.device)
         targets.clear()
 
     def advance(self, unit: Unit) -> None:
-        """Go past a unit."""
-        what = f"the output of {unit.name}"
-        after = self._capture(what, self.quantized, lambda *given: unit.run(self._model, *given))
-        if self._with_float:
-            floats = self._capture(what, self.float, lambda *given: unit.run(self._reference, *given))
+        """Replace the states before a unit by those after it."""
+        content = f"the output of {unit.name}"
+        after = self._capture(content, self.quantized, lambda *inputs: unit.run(self._model, *inputs))
+        if self._has_float_target:
+            floats = self._capture(content, self.float, lambda *inputs: unit.run(self._reference, *inputs))
             self.float.clear()
         else:
             floats = after
         self.quantized.clear()
         self.quantized, self.float = after, floats
 
-    def enter(self, unit: JointUnit) -> None:
-        """Go to where a joint unit begins: what the quantized encoder gives, and what the float one does."""
+    def restart(self, unit: Unit) -> None:
+        """Compute the states before a unit from the patch embedding: by the quantized and by the float model."""
         self.quantized.clear()
         self.float.clear()
         _, first = _first_states(self._model, self._images, self._budget)
-        what = f"the input of {unit.name}"
-        self.quantized = self._capture(what, first, lambda *given: unit.enter(self._model, *given))
-        self.float = self._capture(what, first, lambda *given: unit.enter(self._reference, *given))
+        content = f"the input of {unit.name}"
+        self.quantized = self._capture(content, first, lambda *inputs: unit.enter(self._model, *inputs))
+        self.float = self._capture(content, first, lambda *inputs: unit.enter(self._reference, *inputs))
         first.clear()
 
     def _capture(
-        self, what: str, states: TensorStore, compute: Callable[[State, PromptTokens], State]
+        self, content: str, states: TensorStore, compute: Callable[[State, PromptTokens], State]
     ) -> TensorStore:
-        store = TensorStore(self._budget, what)
+        store = TensorStore(self._budget, content)
         for index, prompts in enumerate(self._prompts):
             store.append(compute(states.get(index, prompts.tokens.device), prompts))
         return store
@@ -162,7 +155,7 @@ class _Inputs:
 def _first_states(
     model: SamModel, images: CalibrationImages, budget: MemoryBudget
 ) -> tuple[list[PromptTokens], TensorStore]:
-    """Prompts of all images, and their patch embeddings."""
+    """Return the prompts of all images, and their patch embeddings ([1, h, w, C],)."""
     positions = image_positions(model)
     prompts, states = [], TensorStore(budget, "the patch embedding")
     for index in range(len(images)):
@@ -172,15 +165,3 @@ def _first_states(
         prompts.append(PromptTokens(tokens, flatten_image(dense), positions))
         states.append((embed_patches(model, pixel_values.to(model.device)),))
     return prompts, states
-
-
-def unit_tensors(model: SamModel, parts: UnitParts) -> dict[str, Tensor]:
-    """All that learning changed in a unit: codes, scales and zero points, by name in the model."""
-    modules = [*(f"{site.name}.weight" for site, _ in parts.layers), *parts.packed, *parts.slots]
-    found = {
-        f"{module}.{name}": tensor
-        for module in modules
-        for name, tensor in model.get_submodule(module).state_dict().items()
-    }
-    found.update({name: model.get_parameter(name) for name in parts.affine})
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items()}

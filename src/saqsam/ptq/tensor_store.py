@@ -1,4 +1,4 @@
-"""Tensors captured once and read many times: in memory up to a budget, on disk beyond it."""
+"""Storage for captured tensors: in memory up to a budget, spilled to disk beyond it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from torch import Tensor
 
 
 class MemoryBudget:
-    """The bytes of captured tensors that may be in memory at once, over all stores.
+    """Bytes of captured tensors that all stores together may hold in memory.
 
-    A context manager, which closes the files of all stores. They have no name, so that the operating system removes
-    them however the process ends.
+    A context manager that closes the files of all stores on exit. The files have no name, so the operating system
+    removes them however the process ends.
 
     Args:
-        limit: Bytes.
-        folder: Existing folder for what does not fit; None for the system's folder of temporary files.
+        limit: Number of bytes.
+        folder: Existing folder for spilled tensors; None for the system's folder for temporary files.
 
     Attributes:
         used: Bytes in memory.
@@ -44,11 +44,11 @@ class MemoryBudget:
         self._files.close()
 
     def open_file(self) -> IO[bytes]:
-        """Open a file without a name; closing it frees its space."""
+        """Open an unnamed file; closing it frees its space."""
         return self._files.enter_context(tempfile.TemporaryFile(dir=self.folder))
 
     def take(self, size: int) -> bool:
-        """Take `size` bytes if they are left."""
+        """Reserve `size` bytes; return False if fewer are left."""
         if self.used + size > self.limit:
             return False
         self.used += size
@@ -56,29 +56,31 @@ class MemoryBudget:
 
 
 class TensorStore:
-    """A list of tuples of tensors; each item is in memory or on disk, whatever the budget allowed when it came.
+    """A list of tuples of tensors. An item is held in memory, or on disk if it exceeded the budget when appended.
 
     Args:
-        budget: The budget, shared with other stores.
-        what: Whose tensors these are, for error messages.
+        budget: Budget, shared with other stores.
+        content: Description of the tensors, for error messages.
     """
 
-    def __init__(self, budget: MemoryBudget, what: str) -> None:
-        self._budget, self._what = budget, what
+    def __init__(self, budget: MemoryBudget, content: str) -> None:
+        self._budget, self._content = budget, content
         self._items: list[tuple[Tensor | _Spilled, ...]] = []
         self._held = 0
         self._file: IO[bytes] | None = None
 
     def append(self, tensors: tuple[Tensor, ...]) -> None:
-        """Add an item; tensors in memory stay on their device.
+        """Append an item; tensors held in memory stay on their device.
 
         Raises:
-            ValueError: If one item alone is larger than the budget.
+            ValueError: The item alone exceeds the budget.
+            OSError: The item cannot be written to disk.
         """
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         if size > self._budget.limit:
             raise ValueError(
-                f"memory of {_show(self._budget.limit)} is too little for {self._what}: one image needs {_show(size)}"
+                f"memory of {_show(self._budget.limit)} is too little for {self._content}: "
+                f"one image needs {_show(size)}"
             )
         if self._budget.take(size):
             self._held += size
@@ -87,7 +89,7 @@ class TensorStore:
             self._items.append(tuple(self._spill(tensor) for tensor in tensors))
 
     def _spill(self, tensor: Tensor) -> _Spilled:
-        # Contiguous as in memory: what is computed from it must not depend on where it was.
+        # Contiguous as in memory, so that results do not depend on where a tensor was held.
         array = tensor.detach().cpu().contiguous().numpy()
         try:
             if self._file is None:
@@ -97,7 +99,7 @@ class TensorStore:
             self._file.flush()
         except OSError as error:
             where = str(self._budget.folder or tempfile.gettempdir())
-            raise OSError(error.errno, f"{error.strerror}, to hold {self._what}", where) from error
+            raise OSError(error.errno, f"{error.strerror}, to hold {self._content}", where) from error
         self._budget.spilled += array.nbytes
         return _Spilled(self._file, offset, array.shape, array.dtype)
 
@@ -105,17 +107,18 @@ class TensorStore:
         return len(self._items)
 
     def get(self, index: int, device: torch.device, chosen: Tensor | None = None) -> tuple[Tensor, ...]:
-        """An item on `device`.
+        """Return an item.
 
         Args:
-            index: Which.
-            device: Where to.
-            chosen: Of tensors with more than one entry along the first axis, take these alone.
+            index: Index of the item.
+            device: Device to move the tensors to.
+            chosen: Indices along the first axis, int64 [p], to select from tensors with more than one entry along it;
+                None for all.
         """
         return tuple(_read(tensor, device, chosen) for tensor in self._items[index])
 
     def clear(self) -> None:
-        """Forget all items and give their memory and files back."""
+        """Remove all items and free their memory and files."""
         for item in self._items:
             self._budget.spilled -= sum(one.size for one in item if isinstance(one, _Spilled))
         if self._file is not None:
@@ -146,8 +149,8 @@ class _Spilled:
 def _read(tensor: Tensor | _Spilled, device: torch.device, chosen: Tensor | None) -> Tensor:
     if isinstance(tensor, _Spilled):
         mapped = tensor.map()
-        picked = mapped if chosen is None or len(mapped) == 1 else mapped[chosen.cpu().numpy()]
-        return torch.from_numpy(np.array(picked)).to(device)
+        selected = mapped if chosen is None or len(mapped) == 1 else mapped[chosen.cpu().numpy()]
+        return torch.from_numpy(np.array(selected)).to(device)
     if chosen is not None and len(tensor) > 1:
         tensor = tensor[chosen.to(tensor.device)]
     return tensor.to(device)

@@ -1,1 +1,4 @@
-"""Quantizers, observers, packing and quantized layers. Knows nothing of SAM."""
+"""Quantizers, observers, packing and quantized layers, independent of any model.
+
+Modules here import nothing else of the package.
+"""

@@ -1,6 +1,6 @@
 """Uniform affine quantization: integer codes, a scale and a zero point.
 
-With b bits a real x has the code ``q = clamp(round(x / scale) + zero_point, 0, 2**b - 1)`` and comes back as
+With b bits, the code of a real x is ``q = clamp(round(x / scale) + zero_point, 0, 2**b - 1)``, and it dequantizes to
 ``(q - zero_point) * scale``. Codes are unsigned everywhere; *symmetric* means that the zero point is the
 middle code ``2**(b - 1)``, so that ``q - zero_point`` is a signed integer in [-2**(b - 1), 2**(b - 1) - 1],
 which is what integer kernels with signed weights take.
@@ -28,16 +28,16 @@ def check_bits(bits: int, what: str = "bits") -> int:
 
 
 def affine_parameters(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Scale and zero point whose grid spans [low, high] widened to hold 0.
+    """Return the scale and zero point of the grid that spans [low, high], widened to contain 0.
 
-    Zero is always represented exactly: padding and ReLU zeros stay zero. A range without width (a constant
+    Zero is always represented exactly: padding and ReLU zeros stay zero. A range of width 0 (a constant
     zero) gets scale 1, which maps zero to zero.
 
     Args:
         low: Lower ends, any shape, float.
         high: Upper ends, same shape.
         bits: 2 to 8.
-        symmetric: Zero point fixed at the middle code.
+        symmetric: Whether the zero point is fixed at the middle code.
 
     Returns:
         Scale (float32) and zero point (float32 holding integers), of the shape of `low`.
@@ -52,28 +52,28 @@ def affine_parameters(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) 
     else:
         scale = (high - low) / levels
         zero_point = torch.round(-low / torch.where(scale > 0, scale, 1.0)).clamp(0, levels)
-    # Subnormal scales would overflow their reciprocal.
+    # The reciprocal of a subnormal scale would overflow.
     scale = torch.where(scale > torch.finfo(torch.float32).tiny, scale, torch.ones_like(scale))
     return scale, zero_point
 
 
 def quantize_affine(values: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
-    """Codes (uint8, shape of `values`); scale and zero point broadcast against `values`."""
+    """Return the codes, uint8 in the shape of `values`; scale and zero point broadcast against `values`."""
     codes = torch.round(values / scale) + zero_point
     return codes.clamp(0, 2**bits - 1).to(torch.uint8)
 
 
 def dequantize_affine(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """Reals (float32, shape of `codes`); scale and zero point broadcast against `codes`."""
+    """Return the reals, float32 in the shape of `codes`; scale and zero point broadcast against `codes`."""
     return (codes.float() - zero_point.float()) * scale
 
 
 def round_affine(values: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
-    """Quantize and dequantize at once, in the dtype of `values`: ``(q - zero_point) * scale``.
+    """Quantize and dequantize in one step, in the dtype of `values`: ``(q - zero_point) * scale``.
 
-    In place on one temporary: ten times as fast on a CPU as `torch.fake_quantize_per_tensor_affine`, and what ONNX's
-    QuantizeLinear gives, which divides by the scale (that function multiplies by its reciprocal, and adds the zero
-    point before it rounds, so that halves go another way).
+    It works in place on one temporary, ten times as fast on a CPU as `torch.fake_quantize_per_tensor_affine`. It
+    divides by the scale, as ONNX's QuantizeLinear does. torch's function multiplies by the reciprocal and adds the zero
+    point before rounding, so that ties round differently.
     """
     if triton_kernels.is_fused(values) and scale.numel() == 1:
         return triton_kernels.round_affine(values, scale, zero_point, bits)
@@ -101,7 +101,7 @@ class AffineQuantizer(nn.Module):
 
     @classmethod
     def empty(cls, bits: int) -> AffineQuantizer:
-        """A quantizer whose parameters are still to be loaded."""
+        """Return a quantizer with placeholder parameters, to load a state dict into."""
         return cls(bits, torch.ones(()), torch.zeros(()))
 
     @property
@@ -115,32 +115,34 @@ class AffineQuantizer(nn.Module):
         return round_affine(values, self.scale, self.zero_point, self.bits)
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the text that printing the module shows in parentheses."""
         return f"bits={self.bits}"
 
 
 def round_dynamic(values: Tensor, bits: int, axis: int) -> Tensor:
-    """Quantize and dequantize at once, each row along `axis` on a grid that spans its own values and 0.
+    """Quantize and dequantize in one step, each row along `axis` on a grid that spans its own values and 0.
 
-    Steps are those of XNNPACK's `qd8` inputs, reciprocals included, so that codes fall where that runtime's do.
+    The arithmetic is that of XNNPACK's `qd8` inputs, reciprocals included, so that codes equal those of that runtime.
     """
-    levels, given = 2**bits - 1, values.float()
-    low = given.amin(axis, keepdim=True).clamp(max=0.0)
-    high = given.amax(axis, keepdim=True).clamp(min=0.0)
+    levels, floats = 2**bits - 1, values.float()
+    low = floats.amin(axis, keepdim=True).clamp(max=0.0)
+    high = floats.amax(axis, keepdim=True).clamp(min=0.0)
     steps = torch.where(high > low, levels / (high - low), torch.ones_like(low))
-    # Both ends give the same zero point but for its last bits.
+    # Both ends give the same zero point up to its last bits.
     from_low, from_high = -low * steps, levels - high * steps
     zero_point = torch.where((low + high) * steps > 1, from_low, from_high).clamp(0, levels).round()
-    rounded = torch.mul(given, steps).round_().add_(zero_point).clamp_(0, levels)
+    rounded = torch.mul(floats, steps).round_().add_(zero_point).clamp_(0, levels)
     return rounded.sub_(zero_point).mul_(1 / steps).to(values.dtype)
 
 
 class DynamicQuantizer(nn.Module):
-    """Asymmetric quantization whose grid is found anew for each row of an activation; it has no parameters.
+    """Dynamic per-token quantization of an activation: each row has an asymmetric grid of its own.
+
+    It has no parameters.
 
     Attributes:
         bits: 2 to 8.
-        axis: Of the channels: a row is what lies along it.
+        axis: Axis of the channels; a row consists of the values along it.
     """
 
     def __init__(self, bits: int, axis: int) -> None:
@@ -152,5 +154,5 @@ class DynamicQuantizer(nn.Module):
         return round_dynamic(values, self.bits, self.axis)
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the text that printing the module shows in parentheses."""
         return f"bits={self.bits}, axis={self.axis}"

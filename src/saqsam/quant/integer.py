@@ -1,17 +1,17 @@
-"""Linear layers that torch computes on integers: 8-bit codes in, 32-bit sums, scales and bias afterwards.
+"""Linear layers with integer kernels of torch: 8-bit codes in, 32-bit sums, then scales and bias.
 
-`IntegerLinear` is a `PackedLinear` with a kernel. Both compute the same sums; the packed layer rounds its input to
-float values and multiplies these, the integer layer multiplies the codes. Kernels of torch 2.13, and what came of them:
+`IntegerLinear` is a `PackedLinear` with a kernel. Both compute the same sums: the packed layer multiplies dequantized
+values, the integer layer multiplies codes. Kernels of torch 2.13:
 
-- `FbgemmKernel` (x86): reads floats and gives floats, in between 8-bit products. The fastest of those on a CPU.
-- `IntMmKernel`: `torch._int_mm`, which accelerators have. On a CPU without 8-bit dot products it is a plain loop,
-  twenty times slower than float, and not chosen there.
+- `FbgemmKernel` (x86) takes and returns floats, with 8-bit products in between. It is the fastest on a CPU.
+- `IntMmKernel` calls `torch._int_mm`, which accelerators support. On a CPU without 8-bit dot products it is a plain
+  loop, twenty times slower than float, and not chosen there.
 - `torch.ops.onednn.qlinear_pointwise` is not used: without 8-bit dot products it refuses most shapes and saturates in
   others.
 
-Without 8-bit dot products (VNNI, AMX) x86 adds pairs of unsigned times signed bytes in 16 bits, where they saturate:
-255 times two weights of 127 is beyond 32,767. Operands whose bits sum up to 15 cannot get there; others stay as they
-are, de-quantized.
+Without 8-bit dot products (VNNI, AMX), x86 adds pairs of unsigned times signed bytes in 16 bits, which saturate: 255
+times two weights of 127 exceeds 32,767. Operands whose bits add up to at most 15 cannot saturate; the remaining layers
+stay packed and multiply dequantized values.
 """
 
 from __future__ import annotations
@@ -34,61 +34,62 @@ SATURATING = "8-bit operands, for which this processor has no exact product"
 NO_KERNEL = "no kernel on this device"
 
 _EXACT_BITS = 15
-"""Up to here (2**a - 1) * 2**w, the largest sum of two products of a-bit with signed w-bit codes, fits into 16 bits."""
+"""Largest a + w for which (2**a - 1) * 2**w, the largest sum of two products of an a-bit code with a signed w-bit code,
+fits into 16 bits."""
 _FBGEMM_PRODUCT = "linear_with_input_q_dq_qweight_dq_output_fp32"
 _LEAST_ROWS, _MULTIPLE = 17, 8
-"""What `torch._int_mm` takes on CUDA: more than 16 rows, channels in eights."""
+"""Requirements of `torch._int_mm` on CUDA: more than 16 rows, and numbers of channels divisible by 8."""
 
 
 class Kernel(nn.Module):
-    """Rounds float rows to a quantizer's codes and multiplies these with a weight's.
+    """Integer matrix product of quantized rows with a packed weight.
 
     Args:
-        weight: [C, K]; its zero points may be any.
+        weight: Packed weight [C, K], with any zero points.
         bias: float32 [C] or None.
-        quantizer: Of the rows.
+        quantizer: Quantizer of the rows.
     """
 
     rows_scale: Tensor
 
     def __init__(self, weight: PackedTensor, bias: Tensor | None, quantizer: AffineQuantizer) -> None:
         super().__init__()
-        # As Python's numbers: to read a value from a GPU at each call would be to wait for it each time.
+        # Python numbers: reading a tensor from a GPU in each call would synchronize with it.
         self.zero_point, self.bits = int(quantizer.zero_point), quantizer.bits
         self.register_buffer("rows_scale", quantizer.scale, persistent=False)
 
     def codes(self, rows: Tensor) -> Tensor:
-        """Codes of rows (any shape, float) minus the zero point, float32."""
-        found = torch.div(rows.float(), self.rows_scale).round_()
-        return found.clamp_(-self.zero_point, 2**self.bits - 1 - self.zero_point)
+        """Return the codes minus the zero point, float32 in the shape of `rows` (float)."""
+        codes = torch.div(rows.float(), self.rows_scale).round_()
+        return codes.clamp_(-self.zero_point, 2**self.bits - 1 - self.zero_point)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Rows [R, K], float, to [R, C], float32 or of the rows' dtype."""
+        """Map rows [R, K], float, to [R, C], float32 or the dtype of the rows."""
         raise NotImplementedError
 
 
 class FbgemmKernel(Kernel):
-    """FBGEMM's 8-bit product with float rows and float results, on x86."""
+    """Integer product by FBGEMM on x86, with float rows and float results."""
 
     def __init__(self, weight: PackedTensor, bias: Tensor | None, quantizer: AffineQuantizer) -> None:
         super().__init__(weight, bias, quantizer)
         codes, zero_point = signed_weight(weight)
-        # With the rows' scale in the weights', rows are multiples of 1: rounding them once more changes nothing.
+        # The scale of the rows is folded into that of the weight: rows are integers, and rounding them again is exact.
         step = (weight.scale * quantizer.scale).double()
         with _fbgemm():
-            # From codes, where the public constructor would round float weights again.
+            # From codes; the public constructor would quantize float weights again.
             stored = torch._make_per_channel_quantized_tensor(codes, step, zero_point.long(), 0)
             self._packed = torch.ops.quantized.linear_prepack(stored, _float32(bias))
 
     def forward(self, rows: Tensor) -> Tensor:
-        """See `Kernel.forward`."""
-        product = getattr(torch.ops.quantized, _FBGEMM_PRODUCT)
-        found: Tensor = product(self.codes(rows), 1.0, self.zero_point, self._packed)
-        return found
+        """Map rows [R, K], float, to [R, C], float32."""
+        multiply = getattr(torch.ops.quantized, _FBGEMM_PRODUCT)
+        output: Tensor = multiply(self.codes(rows), 1.0, self.zero_point, self._packed)
+        return output
 
 
 class IntMmKernel(Kernel):
-    """`torch._int_mm`: int8 times int8 to int32, zero points taken out of the sums afterwards."""
+    """Integer product by `torch._int_mm`: int8 times int8 to int32, zero points subtracted from the sums."""
 
     columns: Tensor
     weight_zero_point: Tensor
@@ -100,10 +101,10 @@ class IntMmKernel(Kernel):
         super().__init__(weight, bias, quantizer)
         codes, zero_point = signed_weight(weight)
         channels, inputs = codes.shape
-        # Rows are stored as codes minus the middle one; `shift` is what is then left of their zero point.
+        # Rows are stored as codes minus the middle code; `_shift` is the zero point relative to it.
         self._shift = self.zero_point - 2 ** (self.bits - 1)
         padded = F.pad(codes, (0, -inputs % _MULTIPLE, 0, -channels % _MULTIPLE))
-        # [K', C'], in memory column by column: the order that cuBLAS multiplies bytes in.
+        # [K', C'], column-major: the layout in which cuBLAS multiplies bytes.
         self.register_buffer("columns", padded.contiguous().t(), persistent=False)
         sums = (codes.long() - zero_point.long()[:, None]).sum(1)
         self.register_buffer("from_shift", (sums * self._shift).to(torch.int32), persistent=False)
@@ -113,7 +114,7 @@ class IntMmKernel(Kernel):
         self._has_zero_points = bool(zero_point.any())
 
     def forward(self, rows: Tensor) -> Tensor:
-        """See `Kernel.forward`."""
+        """Map rows [R, K], float, to [R, C], float32 or the dtype of the rows."""
         if triton_kernels.is_fused(rows):
             return self._forward_fused(rows)
         count, inputs = rows.shape
@@ -124,8 +125,8 @@ class IntMmKernel(Kernel):
         sums = torch._int_mm(codes, self.columns)[:count, : len(self.step)]  # [R, C]
         if self._has_zero_points:
             sums = sums - codes[:count].sum(1, keepdim=True, dtype=torch.int32) * self.weight_zero_point
-        found = (sums - self.from_shift).float() * self.step
-        return found if self.bias is None else found + self.bias
+        output = (sums - self.from_shift).float() * self.step
+        return output if self.bias is None else output + self.bias
 
     def _forward_fused(self, rows: Tensor) -> Tensor:
         shape = max(_LEAST_ROWS, len(rows)), self.columns.shape[0]
@@ -141,12 +142,13 @@ def _float32(bias: Tensor | None) -> Tensor | None:
 
 
 class IntegerLinear(PackedLinear):
-    """A packed linear layer whose product is one of integers; its tensors in a checkpoint are the same.
+    """A packed linear layer that multiplies integers; its state dict is that of `PackedLinear`.
 
-    The kernel holds a copy of the weights in 8 bits, made when the layer is. FBGEMM's does not move to another device.
+    The kernel holds an 8-bit copy of the weight from the time of construction. FBGEMM's kernel cannot be moved to
+    another device.
 
     Attributes:
-        kernel: Computes the product.
+        kernel: Kernel of the product.
     """
 
     def __init__(self, layer: PackedLinear, kernel: type[Kernel]) -> None:
@@ -156,12 +158,12 @@ class IntegerLinear(PackedLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map input [..., K] to [..., C]."""
-        found: Tensor = self.kernel(self.input_scale(input).reshape(-1, self.in_features))
-        return found.reshape(*input.shape[:-1], self.out_features).to(input.dtype)
+        output: Tensor = self.kernel(self.input_scale(input).reshape(-1, self.in_features))
+        return output.reshape(*input.shape[:-1], self.out_features).to(input.dtype)
 
 
 def choose_kernel(layer: PackedLinear) -> type[Kernel] | str:
-    """The kernel that gives a layer's exact sums on its device, or why there is none."""
+    """Return the kernel that computes a layer's exact sums on its device, or the reason why there is none."""
     quantizer = layer.input_quantizer
     if not isinstance(quantizer, AffineQuantizer):
         return FLOAT_INPUT
@@ -176,39 +178,39 @@ def choose_kernel(layer: PackedLinear) -> type[Kernel] | str:
 
 
 def signed_weight(weight: PackedTensor) -> tuple[Tensor, Tensor]:
-    """A weight's codes minus the middle one, int8 [C, K], and its zero points so moved, int32 [C]."""
+    """Return a weight's codes, int8 [C, K], and zero points, int32 [C], both minus the middle code."""
     middle = 2 ** (weight.bits - 1)
     codes = (weight.unpack().to(torch.int16) - middle).to(torch.int8)
     return codes, weight.zero_point.to(torch.int32) - middle
 
 
 def has_fbgemm() -> bool:
-    """Whether this build of torch has FBGEMM and the processor can run it."""
-    is_there = hasattr(torch.ops.quantized, _FBGEMM_PRODUCT)
-    return is_there and "fbgemm" in torch.backends.quantized.supported_engines
+    """Return whether this build of torch has FBGEMM and the processor can run it."""
+    is_built = hasattr(torch.ops.quantized, _FBGEMM_PRODUCT)
+    return is_built and "fbgemm" in torch.backends.quantized.supported_engines
 
 
 @functools.cache
 def has_exact_bytes() -> bool:
-    """Whether FBGEMM's products of full bytes are exact on this processor: tried out, not looked up."""
+    """Return whether FBGEMM's products of full bytes are exact on this processor, by a trial product."""
     inputs = 64
     weight = PackedTensor.from_codes(
         torch.full((32, inputs), 255, dtype=torch.uint8), torch.ones(32), torch.full((32,), 128), 8
     )
     quantizer = AffineQuantizer(8, torch.ones(()), torch.zeros(()))
-    found: Tensor = FbgemmKernel(weight, None, quantizer)(torch.full((4, inputs), 255.0))
-    return bool((found == 255 * 127 * inputs).all())
+    sums: Tensor = FbgemmKernel(weight, None, quantizer)(torch.full((4, inputs), 255.0))
+    return bool((sums == 255 * 127 * inputs).all())
 
 
 @contextmanager
 def _fbgemm() -> Iterator[None]:
-    """FBGEMM as torch's engine of quantized operators, which decides how weights are packed."""
-    kept = torch.backends.quantized.engine
+    """Make FBGEMM torch's engine of quantized operators while the block runs; it decides how weights are packed."""
+    previous = torch.backends.quantized.engine
     torch.backends.quantized.engine = "fbgemm"
     try:
         with warnings.catch_warnings():
-            # Tensors of quantized dtypes are to leave torch one day; packing weights for FBGEMM takes one.
+            # Quantized dtypes are deprecated in torch, but packing weights for FBGEMM needs one.
             warnings.simplefilter("ignore", UserWarning)
             yield
     finally:
-        torch.backends.quantized.engine = kept
+        torch.backends.quantized.engine = previous

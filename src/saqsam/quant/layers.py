@@ -1,9 +1,9 @@
-"""Layers of a model under quantization (float weights, quantizers in slots) and after it (packed codes).
+"""Layers of a model during quantization (float weights, quantizers in slots) and after it (packed codes).
 
 `QuantLinear`, `QuantConv2d` and `QuantConvTranspose2d` are their float namesakes with two slots:
-`input_quantizer` and `weight_quantizer`. A slot holds `nn.Identity` until something takes its place: an
-observer while calibrating, a quantizer after it. `PackedLinear` and its siblings are what a checkpoint holds:
-codes, scales and zero points, no float weights.
+`input_quantizer` and `weight_quantizer`. A slot holds `nn.Identity` until it is replaced by an observer during
+calibration, and by a quantizer after it. `PackedLinear` and its siblings are the layers of a checkpoint: codes,
+scales and zero points, no float weights.
 """
 
 from __future__ import annotations
@@ -20,15 +20,19 @@ from saqsam.quant.packing import pack_codes, packed_size, unpack_codes
 
 
 class PackedTensor(nn.Module):
-    """A weight as b-bit codes, with a scale and a zero point for each slice along its channel axis, or group of it.
+    """A quantized weight: packed b-bit codes, and a scale and zero point per channel or per group.
 
-    Group-wise, a channel's K values, in row-major order of the other axes, are cut into G = ceil(K / group_size)
+    Group-wise, the K values of a channel, in row-major order of the other axes, are cut into G = ceil(K / group_size)
     groups; the last may be shorter.
 
     Attributes:
-        codes: uint8 [ceil(numel * bits / 8)], see `packing`.
-        scale: float32 [C], C being the size of the channel axis; group-wise [C, G].
+        codes: Packed codes, uint8 [ceil(numel * bits / 8)], see `packing.py`.
+        scale: float32 [C], where C is the size of the channel axis; group-wise [C, G].
         zero_point: uint8, of the shape of `scale`.
+        shape: Shape of the weight.
+        bits: 2 to 8.
+        axis: Channel axis.
+        group_size: Values per group; None for per-channel quantization.
     """
 
     codes: Tensor
@@ -55,10 +59,12 @@ class PackedTensor(nn.Module):
         axis: int = 0,
         group_size: int | None = None,
     ) -> PackedTensor:
-        """Round float values to the grid of scale and zero point (both [C] or [C, G]) and pack the codes."""
-        steps = _expand(scale, values.shape, axis, group_size)
+        """Quantize float values with a scale and zero point, [C] or [C, G], and pack the codes."""
         codes = quantize_affine(
-            values.detach(), steps, _expand(zero_point, values.shape, axis, group_size), bits
+            values.detach(),
+            _expand(scale, values.shape, axis, group_size),
+            _expand(zero_point, values.shape, axis, group_size),
+            bits,
         )
         return cls.from_codes(codes, scale, zero_point, bits, axis, group_size)
 
@@ -72,7 +78,7 @@ class PackedTensor(nn.Module):
         axis: int = 0,
         group_size: int | None = None,
     ) -> PackedTensor:
-        """Pack codes (uint8, in the tensor's shape) that belong to scale and zero point (both [C] or [C, G])."""
+        """Pack codes, uint8 in the shape of the weight, with their scale and zero point, [C] or [C, G]."""
         packed = cls(tuple(codes.shape), bits, axis, group_size).to(codes.device)
         packed.codes.copy_(pack_codes(codes, bits))
         packed.scale.copy_(scale)
@@ -80,29 +86,29 @@ class PackedTensor(nn.Module):
         return packed
 
     def unpack(self) -> Tensor:
-        """The codes, uint8, in the tensor's shape."""
+        """Return the codes, uint8 in the shape of the weight."""
         return unpack_codes(self.codes, self.bits, self.shape.numel()).reshape(self.shape)
 
     def forward(self) -> Tensor:
-        """The tensor in float32."""
+        """Return the dequantized weight, float32."""
         scale = _expand(self.scale, self.shape, self.axis, self.group_size)
         zero_point = _expand(self.zero_point, self.shape, self.axis, self.group_size)
         return dequantize_affine(self.unpack(), scale, zero_point)
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the text that printing the module shows in parentheses."""
         groups = "" if self.group_size is None else f", group_size={self.group_size}"
         return f"shape={tuple(self.shape)}, bits={self.bits}, axis={self.axis}{groups}"
 
 
 def _expand(steps: Tensor, shape: torch.Size, axis: int, group_size: int | None) -> Tensor:
-    """Return scales or zero points so that they broadcast against a tensor of `shape`.
+    """Return scales or zero points in a shape that broadcasts against a weight.
 
     Args:
         steps: [C], or [C, G] for groups.
-        shape: The tensor's shape, with C at `axis`.
-        axis: The channel axis.
-        group_size: Values of a group; None for channels.
+        shape: Shape of the weight, with C at `axis`.
+        axis: Channel axis.
+        group_size: Values per group; None for per-channel quantization.
 
     Returns:
         Shape [1, ..., C, ..., 1], or `shape` for groups.
@@ -115,10 +121,10 @@ def _expand(steps: Tensor, shape: torch.Size, axis: int, group_size: int | None)
 
 
 class ChannelScale(nn.Module):
-    """An offset and a gain for each channel of a layer's input, before it is quantized.
+    """Per-channel offset and gain of a layer's input, applied before it is quantized.
 
-    What is quantized is (x - offset) * gain, so that channels of different ranges share one grid; the layer's weight
-    and bias hold the inverse. At run time it is one multiply-add, part of the rounding that follows it.
+    The quantizer receives (x - offset) * gain, so that channels of different ranges share one grid; the inverse is
+    folded into the layer's weight and bias. At run time this is one multiply-add, fused with the rounding after it.
 
     Attributes:
         offset: Parameter, float32 [K].
@@ -131,12 +137,12 @@ class ChannelScale(nn.Module):
         self.gain = nn.Parameter(torch.ones(channels))
 
     def forward(self, input: Tensor) -> Tensor:
-        """Scale input [..., K]."""
+        """Shift and scale the input [..., K]."""
         return (input - self.offset) * self.gain
 
 
 class QuantLinear(nn.Linear):
-    """`nn.Linear` with quantizer slots and, before its input's, a place for a `ChannelScale`."""
+    """`nn.Linear` with quantizer slots, and a slot for a `ChannelScale` before the input quantizer."""
 
     input_scale: nn.Module
     input_quantizer: nn.Module
@@ -182,15 +188,15 @@ _QUANT_CLASS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def channel_axis(layer: nn.Module) -> int:
-    """Axis of the output channels in a layer's weight: 1 for transposed convolutions, else 0."""
+    """Return the axis of the output channels in a layer's weight: 1 for transposed convolutions, else 0."""
     return 1 if isinstance(layer, nn.ConvTranspose2d) else 0
 
 
 def to_quant_layer(layer: nn.Module) -> QuantLayer:
-    """A layer with empty slots that shares the parameters of a float linear or convolution.
+    """Return a layer with empty slots that shares the parameters of a float linear layer or convolution.
 
     Raises:
-        TypeError: For any other layer, or a convolution with groups, dilation, padding other than zeros, or,
+        TypeError: The layer is of another kind, or a convolution with groups, dilation, padding other than zeros or,
             if transposed, any padding.
     """
     if type(layer) not in _QUANT_CLASS:
@@ -203,7 +209,7 @@ def to_quant_layer(layer: nn.Module) -> QuantLayer:
     ):
         raise TypeError(f"cannot quantize {layer}: it has groups, dilation or padding that is not supported")
     new = _QUANT_CLASS[type(layer)].__new__(_QUANT_CLASS[type(layer)])
-    # The same object state under a class with another forward: nothing is copied, nothing initialised anew.
+    # The state of the layer under a class with another forward: nothing is copied or initialized again.
     new.__dict__ = {**layer.__dict__, "_modules": {}}
     new.input_quantizer = nn.Identity()
     new.weight_quantizer = nn.Identity()
@@ -219,8 +225,8 @@ class PackedLinear(nn.Module):
     Attributes:
         weight: PackedTensor [C, K].
         bias: Parameter float32 [C] or None.
-        input_scale: `ChannelScale` of the input, `nn.Identity` where it has none.
-        input_quantizer: Quantizer of the input, `nn.Identity` where it stays float.
+        input_scale: `ChannelScale` of the input; `nn.Identity` if it has none.
+        input_quantizer: Quantizer of the input; `nn.Identity` if the input stays float.
     """
 
     def __init__(
@@ -277,7 +283,16 @@ PackedLayer = PackedLinear | PackedConv2d | PackedConvTranspose2d
 
 
 def to_packed_layer(layer: nn.Module, weight: PackedTensor, input_quantizer: nn.Module) -> PackedLayer:
-    """The packed form of a float or quant layer, with its bias, stride and padding."""
+    """Return the packed form of a float or quant layer, with its bias, stride and padding.
+
+    Args:
+        layer: Layer to replace.
+        weight: Packed weight.
+        input_quantizer: Quantizer of the input; `nn.Identity` if it stays float.
+
+    Raises:
+        TypeError: The layer is neither linear nor a convolution.
+    """
     if isinstance(layer, nn.Linear):
         input_scale = layer.input_scale if isinstance(layer, QuantLinear) else nn.Identity()
         return PackedLinear(weight, layer.bias, input_scale, input_quantizer)

@@ -1,11 +1,11 @@
-"""Quantizers that exist only while a unit is reconstructed: a learned scale, and random dropping.
+"""Quantizers that exist only during reconstruction: learned scales and random dropping.
 
-Learned step size: LSQ (arXiv 1902.08153). The zero point stays the integer that it was. The logarithm of the scale is
-what is learned, so that a step of the optimizer is relative and scales of 1e-3 and of 10 share one learning rate
-(deviation from LSQ, which learns the scale itself and divides its gradient by a constant).
+Learned step size quantization, LSQ (arXiv 1902.08153): the scale is learned, and the zero point is kept. Deviation: the
+logarithm of the scale is learned, so that optimizer steps are relative and scales of 1e-3 and of 10 share one learning
+rate. LSQ learns the scale itself and divides its gradient by a constant.
 
-Random dropping: QDrop (arXiv 2203.05740) lets each activation pass unquantized with some probability, while learning.
-`RandomDrop` is put around a quantizer for that time and taken away with it: a finished model holds none.
+Random dropping, QDrop (arXiv 2203.05740): during learning, each activation stays float with some probability.
+`RandomDrop` wraps a quantizer for that time; a quantized model contains none.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from saqsam.quant.layers import PackedTensor
 
 
 class _QuantizeWithScaleGradient(torch.autograd.Function):
-    """Fake quantization whose backward pass also gives the logarithm of the scale its gradient.
+    """Fake quantization with a gradient for the logarithm of the scale.
 
-    LSQ: inside the range, d/d(log s) of s * round(x / s) is s * round(x / s) - x; outside it is the end of the range.
-    Values that are dropped pass as they are, with the gradient of the identity and none for the scale.
+    LSQ: inside the range, d/d(log s) of s * round(x / s) is s * round(x / s) - x; outside, it is the end of the range.
+    Dropped values stay float, with the gradient of the identity and none for the scale.
     """
 
     @staticmethod
@@ -46,12 +46,12 @@ class _QuantizeWithScaleGradient(torch.autograd.Function):
         (grad,) = grads
         values, rounded, clipped = ctx.saved_tensors
         grad = grad.contiguous()
-        lost = grad * clipped
-        # Dots instead of sums of products: no temporaries.
+        clipped_grad = grad * clipped
+        # Dot products need no temporaries, unlike sums of products.
         slope = torch.dot(grad.flatten(), (rounded - values).flatten()) + torch.dot(
-            lost.flatten(), values.flatten()
+            clipped_grad.flatten(), values.flatten()
         )
-        return grad - lost, slope, None, None, None
+        return grad - clipped_grad, slope, None, None, None
 
 
 class LearnedAffineQuantizer(nn.Module):
@@ -74,8 +74,8 @@ class LearnedAffineQuantizer(nn.Module):
         """Round `values` (any shape, float32) to the grid; gradients reach values and scale.
 
         Args:
-            values: What to round.
-            passes: Mask, bool in the shape of `values`, of those that stay as they are.
+            values: Values to round.
+            passes: Mask of the values that stay float, bool in the shape of `values`; None for none.
         """
         rounded: Tensor = _QuantizeWithScaleGradient.apply(  # type: ignore[no-untyped-call]
             values, self.log_scale, self.zero_point, self.bits, passes
@@ -84,12 +84,12 @@ class LearnedAffineQuantizer(nn.Module):
 
     @torch.no_grad()
     def fixed(self) -> AffineQuantizer:
-        """The quantizer that a finished model holds."""
+        """Return a plain quantizer with the learned scale."""
         return AffineQuantizer(self.bits, self.log_scale.exp(), self.zero_point)
 
 
 class LearnedWeightScale(nn.Module):
-    """A packed weight whose scales are learned, a factor for each output channel; its codes stay.
+    """A packed weight whose scales are learned by a factor per output channel; its codes are kept.
 
     Attributes:
         log_gain: Parameter, float32 [C]: natural logarithm of the factor.
@@ -101,27 +101,27 @@ class LearnedWeightScale(nn.Module):
         self.log_gain = nn.Parameter(torch.zeros_like(packed.scale))
 
     def forward(self) -> Tensor:
-        """The weight in float32; gradients reach the factors."""
+        """Return the dequantized weight, float32; gradients reach the factors."""
         shape = [size if axis == self.packed.axis else 1 for axis, size in enumerate(self.packed.shape)]
         weight: Tensor = self.packed() * self.log_gain.exp().reshape(shape)
         return weight
 
     @torch.no_grad()
     def fixed(self) -> PackedTensor:
-        """The packed weight that a finished model holds: the one that was given, with other scales."""
+        """Multiply the scales of the packed weight by the factors, in place, and return it."""
         self.packed.scale.mul_(self.log_gain.exp())
         return self.packed
 
 
 class StraightThrough(nn.Module):
-    """A quantizer without learned parts, whose gradient is that of the identity."""
+    """A quantizer without learned parameters; its gradient is that of the identity (straight-through estimator)."""
 
     def __init__(self, quantizer: nn.Module) -> None:
         super().__init__()
         self.quantizer = quantizer
 
     def forward(self, values: Tensor, passes: Tensor | None = None) -> Tensor:
-        """Round `values`, but for those that `passes` marks."""
+        """Round `values`, except those that the mask `passes` marks."""
         with torch.no_grad():
             error: Tensor = self.quantizer(values).sub_(values)
             if passes is not None:
@@ -130,9 +130,12 @@ class StraightThrough(nn.Module):
 
 
 class RandomDrop(nn.Module):
-    """Lets each value pass unquantized with probability `probability`; never part of a finished model.
+    """Wrapper of a quantizer that leaves each value float with some probability (QDrop).
 
-    The probability is met to 1/256; the generator lives on the device of the values.
+    Args:
+        quantizer: Quantizer of the remaining values.
+        probability: Probability of a value to stay float, in steps of 1/256.
+        generator: Random generator on the device of the values.
     """
 
     def __init__(
@@ -145,7 +148,7 @@ class RandomDrop(nn.Module):
         self.quantizer, self.probability, self.generator = quantizer, probability, generator
 
     def forward(self, values: Tensor) -> Tensor:
-        """Round some of `values`."""
+        """Round `values` except a random part of them."""
         threshold = round(256 * self.probability)
         if threshold >= 256:
             return values
@@ -154,7 +157,7 @@ class RandomDrop(nn.Module):
         return rounded
 
     def _draw(self, values: Tensor, threshold: int) -> Tensor:
-        """A random mask in the shape of `values`, from random bytes: ten times as fast as a Bernoulli draw."""
+        """Draw a random mask in the shape of `values` from random bytes, ten times as fast as a Bernoulli draw."""
         words = -(-values.numel() // 8)
         drawn = torch.randint(-(2**63), 2**63 - 1, (words,), generator=self.generator, device=values.device)
         bytes_ = drawn.view(torch.uint8)[: values.numel()]

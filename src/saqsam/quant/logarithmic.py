@@ -1,14 +1,14 @@
-"""Logarithmic quantization of attention probabilities, with the base chosen for each tensor.
+"""Logarithmic quantization of attention probabilities, with a base chosen for each tensor.
 
-Adaptive granularity, after PTQ4SAM (arXiv 2405.03144): a probability p has the code
+Adaptive granularity (AGQ), after PTQ4SAM (arXiv 2405.03144): the code of a probability p is
 
-    q = round(-tau * log2(p / s)), at least 0,   and comes back as   s * 2**(-q / tau),
+    q = round(-tau * log2(p / s)), at least 0,   and it dequantizes to   s * 2**(-q / tau),
 
-with tau a power of 2, in the paper {1, 2, 4}: the greater tau, the finer the steps and the sooner small probabilities
-become 0. What is wanted is a good product `P @ V`, not a good P, so (tau, s) minimise the error of the product.
+with tau a power of 2, in the paper 1, 2 or 4. A larger tau gives finer steps, and small probabilities become 0 sooner.
+Attention needs an accurate product `P @ V` rather than an accurate P, so (tau, s) minimize the error of the product.
 
-Deviation: codes are strictly b bits. The last code stands for 0, where public code keeps all 2**b codes for powers and
-has 0 beside them, one level more than fits into b bits.
+Deviation: codes have strictly b bits. The last code stands for 0. Public code uses all 2**b codes for powers and has 0
+in addition, one level more than fits into b bits.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from torch import Tensor, nn
 
 from saqsam.quant.affine import check_bits
 
-FINEST = 4
-"""The greatest tau of the paper."""
+MAX_TAU = 4
+"""Largest tau of the paper."""
 _SCALES = 2.0 ** (-0.5 * torch.arange(17))
-"""Largest values that are tried, 1 to 1/256: where attention spreads over thousands of keys, P stays far below 1."""
+"""Candidates for s, from 1 to 1/256: where attention spreads over thousands of keys, P stays far below 1."""
 _TIE = 1e-4
-"""Errors that differ by this share or less are equal."""
+"""Relative difference up to which two errors count as equal."""
 
 
 def quantize_log(values: Tensor, scale: Tensor, tau: Tensor, bits: int) -> Tensor:
-    """Codes (uint8, shape of `values`) of probabilities in [0, 1]; `scale` and `tau` are of shape []."""
-    # log2(0) is -inf, and its code the last one.
+    """Return the codes, uint8 in the shape of `values`, of probabilities in [0, 1]; `scale` and `tau` have shape []."""
+    # log2(0) is -inf, which the last code stands for.
     codes = torch.round((torch.log2(scale) - torch.log2(values)) * tau)
     return codes.clamp(0, 2**bits - 1).to(torch.uint8)
 
 
 def dequantize_log(codes: Tensor, scale: Tensor, tau: Tensor, bits: int) -> Tensor:
-    """Probabilities (float32, shape of `codes`)."""
+    """Return the probabilities, float32 in the shape of `codes`; `scale` and `tau` have shape []."""
     values = torch.exp2(codes.float() / -tau) * scale
     return values.masked_fill(codes == 2**bits - 1, 0.0)
 
@@ -43,8 +43,8 @@ class LogQuantizer(nn.Module):
     """Static per-tensor logarithmic quantization of probabilities to b bits.
 
     Attributes:
-        scale: Buffer, float32, shape []: the largest value that it returns.
-        tau: Buffer, int32, shape []: steps an octave.
+        scale: Buffer, float32, shape []: largest value of the grid.
+        tau: Buffer, int32, shape []: steps per octave.
     """
 
     scale: Tensor
@@ -58,7 +58,7 @@ class LogQuantizer(nn.Module):
 
     @classmethod
     def empty(cls, bits: int) -> LogQuantizer:
-        """A quantizer whose parameters are still to be loaded."""
+        """Return a quantizer with placeholder parameters, to load a state dict into."""
         return cls(bits, torch.ones(()), torch.ones(()))
 
     @property
@@ -76,12 +76,12 @@ class LogQuantizer(nn.Module):
         return rounded.to(values.dtype)
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the text that printing the module shows in parentheses."""
         return f"bits={self.bits}"
 
 
 class ValueTap(nn.Module):
-    """Passes the values of an attention through and remembers the last ones, for `GranularityObserver`."""
+    """Identity that remembers the last values of an attention, for `GranularityObserver`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,15 +94,15 @@ class ValueTap(nn.Module):
 
 
 class GranularityObserver(nn.Module):
-    """Passes probabilities through and sums, for each (tau, scale), the squared error of `P @ V`.
+    """Identity that adds up the squared error of `P @ V` for each candidate (tau, scale).
 
     Args:
-        bits: Bits of the quantizer that is to be.
-        tap: Sees the values before the probabilities come.
-        most: Probabilities of one call that are looked at, at most: whole rows (at least one), drawn with a fixed seed.
-        calls: Calls that are looked at; later ones pass.
-        finest: The greatest tau that is tried, a power of 2.
-        row_scaled: Whether it sees numerators, by whose sum the product is divided.
+        bits: Bits of the quantizer.
+        tap: Tap that remembers the values of the same forward pass.
+        max_probabilities: Most probabilities of one call to sample: whole rows (at least one), drawn with a fixed seed.
+        max_calls: Calls to sample from; later ones are ignored.
+        max_tau: Largest tau to try, a power of 2.
+        row_scaled: Whether it receives numerators of the softmax, by whose sum the product is divided.
     """
 
     def __init__(
@@ -110,22 +110,23 @@ class GranularityObserver(nn.Module):
         bits: int,
         tap: ValueTap,
         *,
-        most: int = 2**17,
-        calls: int = 8,
-        finest: int = FINEST,
+        max_probabilities: int = 2**17,
+        max_calls: int = 8,
+        max_tau: int = MAX_TAU,
         row_scaled: bool = False,
     ) -> None:
         super().__init__()
-        self.bits, self.tap, self.most, self.calls = bits, tap, most, calls
-        self.taus = [2**i for i in range(finest.bit_length())]
+        self.bits, self.tap = bits, tap
+        self.max_probabilities, self.max_calls = max_probabilities, max_calls
+        self.taus = [2**i for i in range(max_tau.bit_length())]
         self.row_scaled = row_scaled
         self.errors = torch.zeros(len(self.taus), len(_SCALES), dtype=torch.float64)
         self.count = 0
 
     def forward(self, probabilities: Tensor) -> Tensor:
-        """Look at P [..., Q, K]; the values [..., K, D] have gone through the tap."""
-        assert self.tap.last is not None, "the values come before the probabilities"
-        if self.count < self.calls:
+        """Sample P [..., Q, K] and return it; the values [..., K, D] have passed the tap before."""
+        assert self.tap.last is not None, "the values must pass the tap before the probabilities"
+        if self.count < self.max_calls:
             rows = probabilities.detach().flatten(0, -3)  # [M, Q, K]
             values = self.tap.last.flatten(0, -3)  # [M, K, D]
             self._add(*self._sample(rows, values))
@@ -133,17 +134,24 @@ class GranularityObserver(nn.Module):
         return probabilities
 
     def _sample(self, rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Some rows of P [M, Q, K], as many of each of m matrices, [m, n, K], and the values [m, K, D] of these.
+        """Sample n random rows of each of m random matrices.
 
-        Not every so-many-th: heads and tokens come in a fixed order, so that would be always the same ones.
+        Heads and tokens come in a fixed order, so taking every k-th row would always sample the same ones.
+
+        Args:
+            rows: P [M, Q, K].
+            values: [M, K, D].
+
+        Returns:
+            Rows [m, n, K] and the values [m, K, D] of the same matrices.
         """
         matrices, queries, keys = rows.shape
-        wanted = max(1, self.most // keys)
+        count = max(1, self.max_probabilities // keys)
         generator = torch.Generator().manual_seed(0)
-        if wanted < matrices:
-            chosen = torch.randperm(matrices, generator=generator)[:wanted].to(rows.device)
+        if count < matrices:
+            chosen = torch.randperm(matrices, generator=generator)[:count].to(rows.device)
             rows, values = rows[chosen], values[chosen]
-        each = wanted // len(rows)
+        each = count // len(rows)
         if each < queries:
             order = torch.rand(len(rows), queries, generator=generator).argsort(1)[:, :each, None]
             rows = rows.gather(1, order.to(rows.device).expand(-1, -1, keys))
@@ -164,19 +172,19 @@ class GranularityObserver(nn.Module):
         return product / rows.sum(-1, keepdim=True).clamp_min(1e-6) if self.row_scaled else product
 
     def merge(self, other: GranularityObserver) -> None:
-        """Add what another observer saw."""
+        """Add the errors of another observer."""
         self.errors = self.errors + other.errors
         self.count += other.count
 
     def quantizer(self) -> LogQuantizer:
-        """The quantizer of least error; ties go to the smallest tau, then to the largest scale.
+        """Return the quantizer of least error; ties go to the smallest tau, then to the largest scale.
 
         Raises:
-            ValueError: If nothing was seen.
+            ValueError: The observer is empty.
         """
         if not self.count:
             raise ValueError("no calibration value reached this quantizer")
-        # Grids that differ beyond the probabilities alone have one error, but for its rounding.
+        # Grids that differ only beyond the observed probabilities have equal errors, up to rounding.
         best = int((self.errors <= self.errors.min() * (1 + _TIE)).flatten().nonzero()[0])
         tau, scale = self.taus[best // len(_SCALES)], _SCALES[best % len(_SCALES)]
         return LogQuantizer(self.bits, scale, torch.tensor(tau))

@@ -19,7 +19,7 @@ from saqsam.quant.affine import check_bits
 
 
 def packed_size(count: int, bits: int) -> int:
-    """Bytes that `count` codes take."""
+    """Return the number of bytes of `count` packed codes."""
     return math.ceil(count * bits / 8)
 
 
@@ -27,7 +27,7 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
     """Pack codes (uint8, any shape, each below 2**bits) into bytes (uint8, one dimension).
 
     Raises:
-        ValueError: If a code does not fit, or the dtype is not uint8.
+        ValueError: A code does not fit, or the dtype is not uint8.
     """
     check_bits(bits)
     if codes.dtype != torch.uint8:
@@ -40,19 +40,21 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
     per_group, group_bytes = _group(bits)
     groups = torch.nn.functional.pad(flat, (0, -flat.numel() % per_group)).reshape(-1, per_group)
     planes = groups.T.contiguous()
-    found = []
+    packed = []
     for byte in range(group_bytes):
-        ups = (i * bits - 8 * byte for i in range(per_group))  # where codes begin, seen from this byte
+        ups = (
+            i * bits - 8 * byte for i in range(per_group)
+        )  # first bits of the codes, relative to this byte
         parts = [_shift(plane, up) for plane, up in zip(planes, ups, strict=True) if -bits < up < 8]
-        found.append(functools.reduce(torch.bitwise_or, parts))
-    return torch.stack(found, -1).flatten()[: packed_size(flat.numel(), bits)].contiguous()
+        packed.append(functools.reduce(torch.bitwise_or, parts))
+    return torch.stack(packed, -1).flatten()[: packed_size(flat.numel(), bits)].contiguous()
 
 
 def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
     """Unpack `count` codes (uint8, one dimension) from bytes; the inverse of `pack_codes`.
 
     Raises:
-        ValueError: If the number of bytes is not that of `count` codes.
+        ValueError: The number of bytes is not that of `count` codes.
     """
     check_bits(bits)
     if packed.dtype != torch.uint8 or packed.dim() != 1 or packed.numel() != packed_size(count, bits):
@@ -65,25 +67,25 @@ def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
     per_group, group_bytes = _group(bits)
     groups = torch.nn.functional.pad(packed, (0, -packed.numel() % group_bytes)).reshape(-1, group_bytes)
     planes = groups.T.contiguous()
-    found = []
+    unpacked = []
     for i in range(per_group):
         byte, first_bit = divmod(i * bits, 8)
         codes = _shift(planes[byte], -first_bit)
         if first_bit + bits > 8:
             codes = codes | _shift(planes[byte + 1], 8 - first_bit)
-        found.append(codes & (2**bits - 1))
-    return torch.stack(found, -1).flatten()[:count]
+        unpacked.append(codes & (2**bits - 1))
+    return torch.stack(unpacked, -1).flatten()[:count]
 
 
 def _group(bits: int) -> tuple[int, int]:
-    """The fewest codes that fill whole bytes, and these bytes.
+    """Return the smallest number of codes that fill whole bytes, and the number of these bytes.
 
-    Work is done on all groups at once, place by place, in bytes: this runs each time a layer does.
+    All groups are processed at once, one position after another, since this runs in each forward pass of a layer.
     """
     common = math.gcd(bits, 8)
     return 8 // common, bits // common
 
 
 def _shift(values: Tensor, up: int) -> Tensor:
-    """Bytes shifted by `up` bits; what leaves a byte is lost."""
+    """Shift bytes, uint8, left by `up` bits, or right if it is negative; bits that leave a byte are dropped."""
     return values << up if up >= 0 else values >> -up

@@ -1,9 +1,9 @@
-"""What calibration remembers of a tensor: a histogram of fixed size, however many images pass.
+"""Range observers: histograms of an activation, of a fixed size for any number of calibration images.
 
-The bins are those of a 14-bit float: sign, exponent and the first five mantissa bits. So every octave of
-magnitude has 32 bins of its own, an outlier of 170 costs the values below 1 nothing, no range has to be known
-beforehand, and one pass is enough. Counts are integers: histograms of parts of the data add up to exactly
-that of the whole, in any order and over any number of processes.
+The bins are those of a 14-bit float: sign, exponent and the first five mantissa bits. Every octave of magnitude
+has 32 bins of its own, so an outlier of 170 costs the values below 1 no resolution, no range has to be known in
+advance, and one pass is enough. Counts are integers: the histograms of parts of the data add up to exactly the
+histogram of the whole, in any order and over any number of processes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ BINS = 1 << (32 - _SHIFT)
 
 
 def bin_edges() -> tuple[Tensor, Tensor]:
-    """Lower and upper edge of every bin, float64 [BINS], in ascending order of value (both signs)."""
+    """Return the lower and upper edges of all bins, float64 [BINS] each, in ascending order (both signs)."""
     half = BINS // 2
-    # The patterns from infinity on are no values: their bins are empty and end where the largest float does.
+    # Bit patterns from infinity on are not values: their bins are empty and end at the largest float.
     patterns = torch.arange(half + 1, dtype=torch.int32).clamp(max=0x7F80_0000 >> _SHIFT) << _SHIFT
     magnitude = patterns.view(torch.float32).double().clamp(max=torch.finfo(torch.float32).max)
     low = torch.cat([-magnitude[1:].flip(0), magnitude[:-1]])
@@ -37,15 +37,15 @@ def _finite_range(values: Tensor) -> tuple[float, float]:
 
 
 def _bin_of(values: Tensor) -> Tensor:
-    """Number of each value's bin, int32, the shape of `values` (float32)."""
+    """Return the bin index of each value, int32 in the shape of `values` (float32)."""
     key = values.view(torch.int32) >> _SHIFT  # arithmetic shift: negative floats get negative keys
     half = BINS // 2
-    # Of a negative float the bits grow with its magnitude: -half is -0 and -1 the most negative.
+    # The key of a negative float grows with its magnitude: -half is -0, and -1 is the most negative value.
     return torch.where(key >= 0, key + half, -1 - key)
 
 
 class HistogramObserver(nn.Module):
-    """Passes a tensor through and counts its values.
+    """Identity that counts the values of a tensor in a histogram.
 
     Attributes:
         counts: int64 [BINS], in ascending order of value.
@@ -77,41 +77,41 @@ class HistogramObserver(nn.Module):
         return self.low > self.high
 
     def merge(self, other: HistogramObserver) -> None:
-        """Add what another observer saw."""
-        # Not in place: counts made in inference mode refuse that.
+        """Add the values that another observer has counted."""
+        # Not in place: tensors created in inference mode refuse that.
         self.counts = self.counts + other.counts
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
     def histogram(self, merge: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-        """The used bins.
+        """Return the occupied bins.
 
         Args:
-            merge: How many neighbouring bins to take as one; a divisor of 32.
+            merge: Number of neighbouring bins to merge into one; a divisor of 32.
 
         Returns:
             Lower edges, upper edges (within [self.low, self.high]) and counts, each float64 [K].
         """
         low, high = bin_edges()
         low, high, counts = low[::merge], high[merge - 1 :: merge], self.counts.reshape(-1, merge).sum(1)
-        used = counts > 0
+        occupied = counts > 0
         return (
-            low[used].clamp(self.low, self.high),
-            high[used].clamp(self.low, self.high),
-            counts[used].double(),
+            low[occupied].clamp(self.low, self.high),
+            high[occupied].clamp(self.low, self.high),
+            counts[occupied].double(),
         )
 
 
 class ChannelHistogramObserver(nn.Module):
-    """Passes a tensor through and counts the values of each channel, so that channels can still change sign.
+    """Identity that counts the values of each channel, so that signs of channels can still be changed afterwards.
 
     Args:
-        axes: The axes that number the channels, such as (1, 3) for [P, N, T, D]: N * D channels.
+        axes: Axes that index the channels, such as (1, 3) for [P, N, T, D] with N * D channels.
 
     Attributes:
         counts: int64 [channels, BINS] after the first tensor.
-        sums: float64 [channels], of the values.
-        low: float64 [channels], smallest values.
-        high: float64 [channels], largest values.
+        sums: Sums of the values, float64 [channels].
+        low: Smallest values, float64 [channels].
+        high: Largest values, float64 [channels].
     """
 
     def __init__(self, axes: tuple[int, ...]) -> None:
@@ -153,17 +153,17 @@ class ChannelHistogramObserver(nn.Module):
         return not len(self.counts)
 
     def means(self) -> Tensor:
-        """Mean of each channel, float64 [channels].
+        """Return the mean of each channel, float64 [channels].
 
         Raises:
-            ValueError: If nothing was seen.
+            ValueError: The observer is empty.
         """
         if self.is_empty:
             raise ValueError("no calibration value reached this quantizer")
         return self.sums / self.counts.sum(1)
 
     def merge(self, other: ChannelHistogramObserver) -> None:
-        """Add what another observer saw."""
+        """Add the values that another observer has counted."""
         if other.is_empty:
             return
         if self.is_empty:
@@ -172,12 +172,16 @@ class ChannelHistogramObserver(nn.Module):
         self.low, self.high = torch.minimum(self.low, other.low), torch.maximum(self.high, other.high)
 
     def pooled(self, signs: Tensor | None = None) -> HistogramObserver:
-        """What a plain observer would have seen, had channel c been multiplied by signs[c] (+1 or -1)."""
+        """Return the histogram of all channels together, channel c multiplied by its sign.
+
+        Args:
+            signs: +1 or -1, [channels]; None changes no sign.
+        """
         negative = torch.zeros(len(self.counts), dtype=torch.bool) if signs is None else signs < 0
         pooled = HistogramObserver()
         if self.is_empty:
             return pooled
-        # The bins of -x are those of x in reverse.
+        # The bins of -x are the bins of x in reverse order.
         pooled.counts = self.counts[~negative].sum(0) + self.counts[negative].sum(0).flip(0)
         low = torch.where(negative, -self.high, self.low)
         high = torch.where(negative, -self.low, self.high)

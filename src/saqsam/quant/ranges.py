@@ -1,11 +1,10 @@
-"""How the range of a quantizer is chosen: min-max, percentile, or least error.
+"""Range setting: the scale and zero point of a quantizer by min-max, percentile, or least error.
 
-`mse` minimises the mean of |x - Q(x)|**p with p = 2.4 over lower and upper ends (and with them over zero
-points), as in the post-training quantization literature (QDrop, arXiv 2203.05740; PTQ4SAM, arXiv 2405.03144).
-For activations the error is computed from the calibration histogram in closed form: inside a bin the values
-are taken as spread evenly, and the integral of |x - Q(x)|**p over an interval is elementary, so bins may be
-wider than quantization steps. The histogram pools the images, which equals the mean over images where all of
-them give equally many values.
+`mse` minimizes the mean of |x - Q(x)|**p with p = 2.4 over lower and upper ends (and with them over zero points),
+as in the post-training quantization literature (QDrop, arXiv 2203.05740; PTQ4SAM, arXiv 2405.03144). For
+activations, the error is computed from the calibration histogram in closed form: values are assumed to be spread
+evenly within a bin, and the integral of |x - Q(x)|**p over an interval is elementary, so bins may be wider than
+quantization steps. The histogram pools all images, which equals the mean over images of equally many values.
 """
 
 from __future__ import annotations
@@ -31,18 +30,21 @@ def activation_parameters(
     percentile: float = 99.99,
     power: float = 2.4,
 ) -> tuple[Tensor, Tensor]:
-    """Scale (float32 []) and zero point (float32 []) of a tensor seen by `observer`.
+    """Return the scale and zero point of an observed activation.
 
     Args:
-        observer: What calibration saw.
+        observer: Observer of the activation.
         bits: 2 to 8.
-        symmetric: See `affine_parameters`.
+        symmetric: Whether the zero point is fixed at the middle code.
         method: `min-max`, `percentile` or `mse`.
-        percentile: Share of the values, in percent, that lies inside the range on each side.
-        power: Exponent p of the error.
+        percentile: For `percentile`: percentage of the values inside the range on each side.
+        power: For `mse`: exponent p of the error.
+
+    Returns:
+        Scale and zero point, float32 [] each.
 
     Raises:
-        ValueError: If the observer is empty or the method unknown.
+        ValueError: The observer is empty, or the method is unknown.
     """
     if observer.is_empty:
         raise ValueError("no calibration value reached this quantizer")
@@ -67,7 +69,10 @@ def weight_parameters(
     percentile: float = 99.99,
     power: float = 2.4,
 ) -> tuple[Tensor, Tensor]:
-    """Scale and zero point (float32 [C]) of the rows of a weight [C, K]; see `activation_parameters`."""
+    """Return the scale and zero point, float32 [C] each, of the rows of a weight [C, K].
+
+    The other arguments are those of `activation_parameters`.
+    """
     low, high = weight.amin(1), weight.amax(1)
     if method == "percentile":
         tail = torch.tensor(
@@ -93,19 +98,19 @@ def group_parameters(rows: Tensor, group_size: int, bits: int, **options: Any) -
     whole = rows.shape[1] // group_size * group_size
     parts = []
     if whole:
-        found = weight_parameters(rows[:, :whole].reshape(-1, group_size), bits, **options)
-        parts.append([step.reshape(len(rows), -1) for step in found])
+        steps = weight_parameters(rows[:, :whole].reshape(-1, group_size), bits, **options)
+        parts.append([step.reshape(len(rows), -1) for step in steps])
     if whole < rows.shape[1]:
         parts.append([step[:, None] for step in weight_parameters(rows[:, whole:], bits, **options)])
     scales, zero_points = zip(*parts, strict=True)
     return torch.cat(scales, 1), torch.cat(zero_points, 1)
 
 
-def _quantile(observer: HistogramObserver, share: float) -> Tensor:
-    """Value below which `share` of the observed values lie, linear within a bin."""
+def _quantile(observer: HistogramObserver, fraction: float) -> Tensor:
+    """Return the quantile of the observed values, float32 [], interpolated within a bin."""
     low, high, counts = observer.histogram()
     cumulative = counts.cumsum(0)
-    target = share * float(cumulative[-1])
+    target = fraction * float(cumulative[-1])
     index = min(
         int(torch.searchsorted(cumulative, torch.tensor(target, dtype=torch.float64))), len(counts) - 1
     )
@@ -113,16 +118,16 @@ def _quantile(observer: HistogramObserver, share: float) -> Tensor:
     return (low[index] + (high[index] - low[index]) * inside).float()
 
 
-# The first candidates: by what factor an end of the range moves in from the extreme, down to 1/330.
+# The first candidates: factors by which an end of the range shrinks from the extreme, down to 1/330.
 _SHRINK = torch.cat([torch.linspace(1.0, 0.3, 11), 0.3 * 0.6 ** torch.arange(1, 10)]).double()
 
 
 def _least_error_range(
     observer: HistogramObserver, bits: int, *, symmetric: bool, power: float
 ) -> tuple[Tensor, Tensor]:
-    """Ends of least error among products of the observed extremes with shrinking factors, then refined."""
-    # Half as fine does as well, at half the price; a fourth as fine loses up to a quarter where all values lie
-    # within a few bins, far from zero.
+    """Return the ends of least error, float32 [] each: the best shrunk extremes, refined in three rounds."""
+    # Half the resolution does as well at half the cost. A quarter increases the error by up to a quarter where all
+    # values lie within a few bins, far from zero.
     histogram = observer.histogram(merge=2)
     low, high = min(observer.low, 0.0), max(observer.high, 0.0)
     one = torch.ones(1, dtype=torch.float64)
@@ -158,7 +163,7 @@ def histogram_error(
     symmetric: bool,
     power: float,
 ) -> Tensor:
-    """Mean |x - Q(x)|**power of histogram values for each candidate range.
+    """Return the mean |x - Q(x)|**power of the histogram's values for each candidate range.
 
     Args:
         bin_low: Lower bin edges, float64 [K].
@@ -167,7 +172,7 @@ def histogram_error(
         low: Lower ends of the candidates, float64 [R].
         high: Upper ends, float64 [R].
         bits: 2 to 8.
-        symmetric: See `affine_parameters`.
+        symmetric: Whether the zero point is fixed at the middle code.
         power: Exponent.
 
     Returns:
@@ -177,7 +182,7 @@ def histogram_error(
     first, last = -zero_point, 2**bits - 1 - zero_point
 
     def integral(edge: Tensor) -> Tensor:
-        """Antiderivative of |x - Q(x)|**power at the edges [K], in units of scale: [R, K]."""
+        """Return the antiderivative of |x - Q(x)|**power at the edges [K], in units of scale, [R, K]."""
         x = edge / scale
         inside = torch.minimum(torch.maximum(x, first), last)
         step = torch.round(inside)
@@ -189,7 +194,7 @@ def histogram_error(
         return total / (power + 1)
 
     width = (bin_high - bin_low) / scale
-    # A bin without width (one repeated value) has the error of that value.
+    # A bin of width 0 (one repeated value) has the error of that value.
     x = bin_low / scale
     point = (x - torch.minimum(torch.maximum(torch.round(x), first), last)).abs() ** power
     mean = torch.where(width > 1e-9, (integral(bin_high) - integral(bin_low)) / width.clamp_min(1e-9), point)
@@ -197,9 +202,9 @@ def histogram_error(
 
 
 _VALUES_AT_ONCE = 2**17
-"""Weights searched together by one thread: with what is computed of them they stay in its cache."""
+"""Weights searched together by one thread: with the temporaries, they stay in its cache."""
 
-# The candidates for a row, as factors of its two ends: first both together, then, of the best, each end alone.
+# Candidates for a row, as factors of its two ends: first both ends together, then each end of the best alone.
 _SHRINK_BOTH = torch.linspace(1.0, 0.3, 29)[:, None].expand(-1, 2)
 _SHRINK_EITHER = torch.tensor(
     [[1.0, 1.0]] + [pair for f in (0.95, 0.9, 0.85, 0.8, 0.75, 0.7) for pair in ([f, 1.0], [1.0, f])]
@@ -210,7 +215,7 @@ _SHRINK_EITHER = torch.tensor(
 def _least_error_rows(
     weight: Tensor, low: Tensor, high: Tensor, bits: int, *, symmetric: bool, power: float
 ) -> tuple[Tensor, Tensor]:
-    """Ends [C], [C] of least error for the rows of a weight [C, K], a few rows at a time."""
+    """Return the ends of least error, float32 [C] each, for the rows of a weight [C, K], a few rows at a time."""
     at_once = _VALUES_AT_ONCE * torch.get_num_threads() if weight.device.type == "cpu" else 2**24
     rows = max(1, at_once // max(1, weight.shape[1]))
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)  # new tensors, overwritten below
@@ -229,9 +234,9 @@ def _least_error_rows(
 def _row_errors(
     weight: Tensor, low: Tensor, high: Tensor, bits: int, *, symmetric: bool, power: float
 ) -> Tensor:
-    """Mean |x - Q(x)|**power of the rows of a weight [C, K] for candidate ends [R, C]: [R, C].
+    """Return the mean |x - Q(x)|**power, float32 [R, C], of the rows of a weight [C, K] for candidate ends [R, C].
 
-    The unit differs from row to row, so that no power of a tiny weight vanishes.
+    Each row has a unit of its own, so that no power of a tiny weight underflows.
     """
     scales, zero_points = affine_parameters(low, high, bits, symmetric=symmetric)
     steps, error = torch.empty_like(weight), torch.empty_like(weight)
@@ -240,6 +245,6 @@ def _row_errors(
         torch.div(weight, scale, out=steps)
         torch.round(steps, out=error).add_(zero_point).clamp_(0, 2**bits - 1)
         error.sub_(zero_point).sub_(steps).abs_()  # in steps of the grid
-        # |x|**power at half the price of `pow`; log2(0) is -inf, which comes back as 0.
+        # |x|**power at half the cost of `pow`; log2(0) is -inf, which gives 0.
         errors[i] = error.log2_().mul_(power).exp2_().mean(1)
     return errors * (scales / scales.amax(0)) ** power

@@ -1,11 +1,12 @@
 """Learned rounding of weights: AdaRound (arXiv 2004.10568).
 
-Each weight lies between two codes, `floor(w / s)` and the next. A variable V for each weight says how far up it goes,
+Each weight lies between two codes, `floor(w / s)` and the next. A variable V per weight decides how far up it is
+rounded,
 
     h(V) = clamp(1.2 * sigmoid(V) - 0.1, 0, 1)        (rectified sigmoid),
 
-and is learned with the regulariser sum(1 - |2 h - 1|**beta), which drives every h to 0 or 1 while beta falls. At the
-end, whatever is not at 0 or 1 yet is decided by h >= 0.5, so that every weight is a code.
+and is learned with the regularizer sum(1 - |2 h - 1|**beta), which drives every h to 0 or 1 as beta decreases. At the
+end, h >= 0.5 decides the remaining ones, so that every weight has a code.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from torch import Tensor, nn
 from saqsam.quant.affine import check_bits
 
 _LOW, _HIGH = -0.1, 1.1
-_FAR = 20.0
+"""Range of the sigmoid before it is clamped to [0, 1] (AdaRound's zeta and gamma)."""
+_SATURATED = 20.0
+"""Value of V, and of -V, at which h is 1 or 0."""
 
 
 class LearnedRounding(nn.Module):
-    """Takes the place of a weight quantizer while its rounding is learned.
+    """Weight quantizer with learned soft rounding.
 
     Attributes:
-        variable: Parameter, float32, the shape of the weight: V above.
-        below: Buffer, float32: the lower of the two codes before clamping, zero point included.
+        variable: Parameter, float32 in the shape of the weight: V above.
+        below: Buffer, float32: lower of the two codes, zero point included, before clamping.
         scale: Buffer, float32, broadcasts against the weight.
         zero_point: Buffer, float32, broadcasts against the weight.
     """
@@ -49,25 +52,25 @@ class LearnedRounding(nn.Module):
         self.register_buffer("scale", scale.detach().clone())
         self.register_buffer("zero_point", zero_point.detach().float().clone())
 
-    def share_up(self) -> Tensor:
-        """h(V), float32 in [0, 1], the shape of the weight."""
+    def soft_rounding(self) -> Tensor:
+        """Return h(V), float32 in [0, 1] in the shape of the weight."""
         return (torch.sigmoid(self.variable) * (_HIGH - _LOW) + _LOW).clamp(0, 1)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The soft weight; the argument is only what the slot is given."""
-        codes = (self.below + self.share_up()).clamp(0, 2**self.bits - 1)
+        """Return the softly rounded weight, float32; the argument is ignored, since the start holds the weight."""
+        codes = (self.below + self.soft_rounding()).clamp(0, 2**self.bits - 1)
         return (codes - self.zero_point) * self.scale
 
-    def regulariser(self, beta: float) -> Tensor:
-        """sum(1 - |2 h - 1|**beta): 0 when every weight is on the grid."""
-        return (1 - (2 * self.share_up() - 1).abs().pow(beta)).sum()
+    def regularizer(self, beta: float) -> Tensor:
+        """Return sum(1 - |2 h - 1|**beta), float32 []: 0 if every weight is on the grid."""
+        return (1 - (2 * self.soft_rounding() - 1).abs().pow(beta)).sum()
 
     @contextmanager
     def hard(self) -> Iterator[None]:
-        """Every weight on its code while the block runs."""
+        """Round every weight to its code while the block runs."""
         with torch.no_grad():
             soft = self.variable.clone()
-            self.variable.copy_(torch.where(self.share_up() >= 0.5, _FAR, -_FAR))
+            self.variable.copy_(torch.where(self.soft_rounding() >= 0.5, _SATURATED, -_SATURATED))
         try:
             yield
         finally:
@@ -76,5 +79,5 @@ class LearnedRounding(nn.Module):
 
     @torch.no_grad()
     def codes(self) -> Tensor:
-        """Hard codes, uint8, the shape of the weight."""
-        return (self.below + (self.share_up() >= 0.5)).clamp(0, 2**self.bits - 1).to(torch.uint8)
+        """Return the codes, uint8 in the shape of the weight."""
+        return (self.below + (self.soft_rounding() >= 0.5)).clamp(0, 2**self.bits - 1).to(torch.uint8)

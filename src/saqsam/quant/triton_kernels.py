@@ -1,7 +1,7 @@
-"""Rounding on a GPU, and the two ends of an integer product: one kernel each in the place of five to nine of torch's.
+"""Fused GPU kernels for rounding and for both ends of an integer product, each instead of five to nine of torch's.
 
-They compute what torch's operators do, to the last bit where these round to codes. Triton comes with torch's CUDA
-builds; where it is missing, and inside `torch.compile`, which fuses by itself, torch's operators are used.
+Their results equal those of torch's operators; where values are rounded to codes, bit for bit. Triton is part of the
+CUDA builds of torch. Without it, and inside `torch.compile`, which fuses by itself, torch's operators are used.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 
 _ELEMENTS, _LONGEST_ROW = 1024, 2048
-"""What one program of a kernel takes at once, at most."""
+"""Most elements, and the longest part of a row, that one program of a kernel processes at once."""
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 if HAS_TRITON:
     import triton
     import triton.language as tl
 
     _TO_INTEGER = tl.constexpr(1.5 * 2**23)
-    """Added to and taken from a float32 below 2**22 it leaves the nearest integer, the even one of two."""
+    """Adding it to a float32 below 2**22 and subtracting it again rounds to the nearest integer, ties to even."""
 
     @triton.jit  # type: ignore[untyped-decorator]
     def _centred_codes(values, scale, zero_point, LEVELS: tl.constexpr):  # type: ignore[no-untyped-def]
-        """Codes minus the zero point, float32. Clamped before they are rounded: the ends are integers; NaN stays."""
-        found = tl.div_rn(values.to(tl.float32), scale)
-        found = tl.where(found < -zero_point, -zero_point, found)
-        found = tl.where(found > LEVELS - zero_point, LEVELS - zero_point, found)
-        return (found + _TO_INTEGER) - _TO_INTEGER
+        """Return codes minus the zero point, float32; clamping first is exact, and NaN stays NaN."""
+        codes = tl.div_rn(values.to(tl.float32), scale)
+        codes = tl.where(codes < -zero_point, -zero_point, codes)
+        codes = tl.where(codes > LEVELS - zero_point, LEVELS - zero_point, codes)
+        return (codes + _TO_INTEGER) - _TO_INTEGER
 
     @triton.jit  # type: ignore[untyped-decorator]
     def _round(values, out, scale, zero_point, count, LEVELS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
@@ -36,7 +36,7 @@ if HAS_TRITON:
         codes = _centred_codes(tl.load(values + at, mask=at < count), step, zero, LEVELS)
         tl.store(out + at, (codes * step).to(out.dtype.element_ty), mask=at < count)
 
-    # A zero point of 1 would be taken for a constant of the kernel.
+    # Triton would specialize the kernel for a zero point of 1.
     @triton.jit(do_not_specialize=["zero_point"])  # type: ignore[untyped-decorator]
     def _to_codes(  # type: ignore[no-untyped-def]
         values,
@@ -54,8 +54,10 @@ if HAS_TRITON:
         total = tl.zeros([BLOCK], tl.int32)
         for start in range(0, PADDED, BLOCK):
             at = start + tl.arange(0, BLOCK)
-            found = _centred_codes(tl.load(values + row * inputs + at, mask=at < inputs), step, zero, LEVELS)
-            stored = found.to(tl.int32) + zero_point - (LEVELS + 1) // 2
+            centred = _centred_codes(
+                tl.load(values + row * inputs + at, mask=at < inputs), step, zero, LEVELS
+            )
+            stored = centred.to(tl.int32) + zero_point - (LEVELS + 1) // 2
             stored = tl.where(at < inputs, stored, 0)
             tl.store(codes + row * PADDED + at, stored.to(tl.int8), mask=at < PADDED)
             total += stored
@@ -68,22 +70,22 @@ if HAS_TRITON:
     ):  # fmt: skip
         row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         inside = at < channels
-        found = tl.load(sums + row * padded + at, mask=inside)
-        found -= tl.load(row_sums + row) * tl.load(zero_point + at, mask=inside)
-        found -= tl.load(from_shift + at, mask=inside)
-        scaled = found.to(tl.float32) * tl.load(step + at, mask=inside)
+        total = tl.load(sums + row * padded + at, mask=inside)
+        total -= tl.load(row_sums + row) * tl.load(zero_point + at, mask=inside)
+        total -= tl.load(from_shift + at, mask=inside)
+        scaled = total.to(tl.float32) * tl.load(step + at, mask=inside)
         if HAS_BIAS:
             scaled += tl.load(bias + at, mask=inside)
         tl.store(out + row * channels + at, scaled.to(out.dtype.element_ty), mask=inside)
 
 
 def is_fused(values: Tensor) -> bool:
-    """Whether values are on a device that these kernels are for."""
+    """Return whether these kernels can process `values`: on CUDA, outside of `torch.compile`."""
     return not torch.compiler.is_compiling() and HAS_TRITON and values.is_cuda
 
 
 def round_affine(values: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
-    """As `affine.round_affine`, for a scale and a zero point of shape []."""
+    """Quantize and dequantize like `affine.round_affine`, for a scale and a zero point of shape []."""
     values = values.contiguous()
     out = torch.empty_like(values)
     if values.numel():
@@ -95,17 +97,17 @@ def round_affine(values: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -
 def row_codes(
     rows: Tensor, scale: Tensor, zero_point: int, bits: int, shape: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Codes of rows minus the middle code.
+    """Quantize rows to codes minus the middle code.
 
     Args:
         rows: [R, K], float.
         scale: float32, shape [].
-        zero_point: A code.
-        bits: Of the codes.
-        shape: Of the result, at least that of `rows`; what is beyond these is 0.
+        zero_point: Zero point, a code.
+        bits: Bits of the codes.
+        shape: Shape [R', K'] of the result, at least that of `rows`; the padding is 0.
 
     Returns:
-        Codes, int8 of that shape, and the sum of each row of them, int32 [R].
+        Codes, int8 [R', K'], and the sum of each row, int32 [R].
     """
     rows = rows.contiguous()
     count, inputs = rows.shape
@@ -129,16 +131,16 @@ def scale_sums(
     bias: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """An integer product in reals: ``(sums - row_sums * zero_point - from_shift) * step + bias``.
+    """Dequantize an integer product: ``(sums - row_sums * zero_point - from_shift) * step + bias``.
 
     Args:
-        sums: int32 [R', C'], of codes.
-        row_sums: int32 [R], of the codes of each row.
-        zero_point: int32 [C], the weights'.
-        from_shift: int32 [C].
-        step: float32 [C].
+        sums: Sums of products of codes, int32 [R', C'].
+        row_sums: Sum of the codes of each row, int32 [R].
+        zero_point: Zero points of the weight, int32 [C].
+        from_shift: Contribution of the zero point of the rows, int32 [C].
+        step: Product of the scales of rows and weight, float32 [C].
         bias: float32 [C] or None.
-        dtype: Of the result.
+        dtype: Dtype of the result.
 
     Returns:
         [R, C].

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saqsam.models.sam.structure import FLOAT_PARTS, PAPER_PARTS
+from saqsam.models.parts import FLOAT_PARTS, PAPER_PARTS
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Clipping, Override, Reconstruction
 from saqsam.utils.suggestions import nearest

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from saqsam.quant.affine import check_bits
+from saqsam.recipes.catalog import DEFAULT_BITS, DEFAULT_EFFORT, DEFAULT_METHOD, EFFORTS, METHOD_SUMMARIES
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Clipping, ProbabilitySpec, QuantSpec, Reconstruction
 from saqsam.utils.suggestions import nearest
 
-DEFAULT_METHOD = "saq-sam-plus"
 WEIGHT_ONLY = "weight-only"
 """Beside `METHODS`, which have bits of weights and activations: `recipe_for` takes it with bits such as `w4`."""
 
@@ -119,25 +119,9 @@ def weight_only(weight_bits: int, group_size: int | None = None) -> Recipe:
 
 
 METHODS: dict[str, Callable[[int, int], Recipe]] = {
-    "min-max": min_max,
-    "percentile": percentile,
-    "mse": mse,
-    "brecq": brecq,
-    "qdrop": qdrop,
-    "ptq4sam-s": ptq4sam_s,
-    "ptq4sam": ptq4sam,
-    "saq-sam-s": saq_sam_s,
-    "saq-sam": saq_sam,
-    "saq-sam-plus": saq_sam_plus,
+    name: globals()[name.replace("-", "_")] for name in METHOD_SUMMARIES
 }
-
-EFFORTS: dict[str, dict[str, float]] = {
-    "quick": {"steps": 30, "final_steps": 2, "prompts": 4, "rounding_rate": 0.05, "scale_rate": 0.02},
-    "standard": {"steps": 100, "final_steps": 4, "prompts": 4, "rounding_rate": 0.02, "scale_rate": 0.01},
-    "paper": {"steps": 2000, "final_steps": 5, "prompts": 16, "rounding_rate": 1e-3, "scale_rate": 2e-3},
-}
-"""Steps of a unit and prompts of a step, and the learning rates that go with so many steps: with Adam a variable goes
-no farther than their product."""
+"""The functions above, by the name of their method."""
 
 
 def with_effort(recipe: Recipe, effort: str) -> Recipe:
@@ -179,8 +163,10 @@ def parse_weight_bits(bits: str) -> tuple[int, int | None]:
     return check_bits(int(match[1]), "weight bits"), None if match[2] is None else int(match[2])
 
 
-def recipe_for(method: str = DEFAULT_METHOD, bits: str = "w4a4", effort: str = "standard") -> Recipe:
-    """The recipe of a method at given bits.
+def recipe_for(
+    method: str = DEFAULT_METHOD, bits: str = DEFAULT_BITS, effort: str = DEFAULT_EFFORT
+) -> Recipe:
+    """Return the recipe of a method at given bits.
 
     Args:
         method: One of `METHODS`, or `weight-only`.

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
-from saqsam.models.sam.structure import FLOAT_PARTS, PAPER_PARTS, PARTS
+from saqsam.models.parts import FLOAT_PARTS, PAPER_PARTS, PARTS
 from saqsam.quant.affine import check_bits
 from saqsam.recipes.specs import (
     Calibration,

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from saqsam.quant.affine import check_bits
 from saqsam.quant.ranges import RANGE_METHODS, RangeMethod
+from saqsam.recipes.catalog import DEFAULT_CALIBRATION_IMAGES, DEFAULT_SEED
 
 GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 
@@ -105,9 +106,9 @@ class Calibration:
         power: For `mse`: exponent of the error.
     """
 
-    images: int = 32
+    images: int = DEFAULT_CALIBRATION_IMAGES
     prompts: int = 16
-    seed: int = 0
+    seed: int = DEFAULT_SEED
     percentile: float = 99.99
     power: float = 2.4
 

@@ -16,19 +16,19 @@ from transformers import SamModel, SamProcessor
 from saqsam._version import __version__
 from saqsam.analysis.inventory import take_inventory
 from saqsam.checkpoint import quantization_config_of
-from saqsam.convert.prepare import Progress
 from saqsam.data.types import Dataset
 from saqsam.evaluation import Evaluation, PromptTask
 from saqsam.evaluation.compare import task_difference
-from saqsam.models.sam.structure import SamStructure
+from saqsam.models.registry import structure_of
 from saqsam.report import focus
 from saqsam.report.content import Accuracy, Focus, GalleryImage, Picture, Report
 from saqsam.report.distributions import find_distributions
+from saqsam.report.labels import describe, module_name, short_path
 from saqsam.report.log import Source, read_log
 from saqsam.report.reference import Reference
 from saqsam.report.sensitivity import Level, measure_sensitivity
-from saqsam.report.words import describe, module_name, short_path
-from saqsam.viz.overlays import Comparison, comparison_cells
+from saqsam.utils.progress import Progress
+from saqsam.viz.comparison_picture import ComparisonRow, comparison_cells
 from saqsam.viz.side_by_side import image_row
 
 CELL_WIDTH = 320
@@ -129,7 +129,7 @@ def add_focus(
         return report
     sample = scored.dataset[difference.images[0].index]
     box = max((i for i in sample.instances if not i.is_crowd), key=lambda i: i.area).box
-    names = focus.looking_attentions(SamStructure(float_model.config))
+    names = focus.looking_attentions(structure_of(float_model.config))
     exact, found = (
         focus.probabilities(model, processor, sample.image, box, names)
         for model in (focus.with_slots(float_model, report.inventory.recipe), quantized)
@@ -191,5 +191,5 @@ def _accuracy(scored: Scored, most: int) -> tuple[Accuracy, tuple[GalleryImage, 
 
 def _boxed(image: NDArray[np.uint8], box: tuple[float, float, float, float], file_name: str) -> Picture:
     none = np.zeros((0, *image.shape[:2]), dtype=bool)
-    cell = comparison_cells(Comparison(image, [box], none, none), MAP_WIDTH)[0]
+    cell = comparison_cells(ComparisonRow(image, [box], none, none), MAP_WIDTH)[0]
     return encode(cell, f"{file_name}: the image and the box that is asked for")

@@ -10,8 +10,7 @@ from typing import Any
 from saqsam.analysis.inventory import Inventory
 from saqsam.evaluation.compare import TaskDifference
 from saqsam.evaluation.task import Metrics
-from saqsam.ptq.clipping import AttentionClipping
-from saqsam.ptq.learning import UnitLog
+from saqsam.ptq.log import AttentionClipping, UnitLog
 from saqsam.report.log import Source
 
 

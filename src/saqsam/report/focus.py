@@ -14,8 +14,10 @@ from transformers import SamModel, SamProcessor
 
 from saqsam.convert.prepare import prepare
 from saqsam.inference.predictor import Predictor
+from saqsam.models.family import ModelStructure
+from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
+from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import QuantDecoderAttention
-from saqsam.models.sam.structure import TOKEN_TO_IMAGE_PARTS, SamStructure
 from saqsam.recipes.recipe import Recipe
 
 MASK_TOKEN = 1
@@ -23,7 +25,7 @@ MASK_TOKEN = 1
 THETA = 0.5
 
 
-def looking_attentions(structure: SamStructure) -> list[str]:
+def looking_attentions(structure: ModelStructure) -> list[str]:
     """Names of the attentions in which tokens look at the image."""
     return [site.name for site in structure.attentions if site.part in TOKEN_TO_IMAGE_PARTS]
 
@@ -31,7 +33,7 @@ def looking_attentions(structure: SamStructure) -> list[str]:
 def with_slots(model: SamModel, recipe: Recipe) -> SamModel:
     """A copy of a float model whose attentions give their probabilities; it computes the same."""
     copied = copy.deepcopy(model).eval()
-    prepare(copied, SamStructure(model.config), recipe)
+    prepare(copied, structure_of(model.config), recipe)
     return copied
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
-from saqsam.report import charts, tables
+from saqsam.report import charts, table_rows
 from saqsam.report.content import Picture, Report
-from saqsam.report.words import PART_NAMES, module_name, slot_name
+from saqsam.report.labels import PART_NAMES, module_name, slot_name
 
 _PAGE = resources.files("saqsam.report") / "page"
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#8a919c")
@@ -24,7 +24,7 @@ def to_html(report: Report) -> str:
     """The page."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
-        data_uri=_data_uri, iou=tables.iou, change=tables.change, module_name=module_name
+        data_uri=_data_uri, iou=table_rows.iou, change=table_rows.change, module_name=module_name
     )
     template = environment.from_string(_read("report.html.j2"))
     return template.render(
@@ -36,22 +36,22 @@ def _content(report: Report) -> dict[str, Any]:
     """What the template shows."""
     content = {
         "report": report,
-        "title": tables.title(report),
-        "lead": tables.lead(report),
-        "cards": list(tables.cards(report)),
+        "title": table_rows.title(report),
+        "lead": table_rows.lead(report),
+        "cards": list(table_rows.cards(report)),
         "recipe": json.dumps(report.inventory.recipe.to_dict(), indent=2),
         "bands": [
             ("What the checkpoint's bytes hold", _shares(report.inventory.share_of_bytes())),
             ("What multiply-accumulates are computed in", _shares(report.inventory.share_of_macs())),
         ],
-        "parts": list(tables.parts(report)),
-        "clipping_rows": tables.clipping_rows(report),
-        "clips": tables.clips(report),
+        "parts": list(table_rows.parts(report)),
+        "clipping_rows": table_rows.clipping_rows(report),
+        "clips": table_rows.clips(report),
         "curves": [
             {
                 "svg": Markup(charts.loss_curve(unit.steps, unit.losses, unit.unit)),
                 "name": unit.unit,
-                "moved": tables.percent(unit.moved),
+                "moved": table_rows.percent(unit.moved),
             }
             for unit in report.units
         ],
@@ -60,21 +60,21 @@ def _content(report: Report) -> dict[str, Any]:
                 "svg": Markup(charts.histogram(found)),
                 "name": slot_name(found.slot),
                 "bits": found.bits,
-                "outside": tables.percent(found.outside),
+                "outside": table_rows.percent(found.outside),
                 "range": f"{found.range[0]:.3g} to {found.range[1]:.3g}",
             }
-            for found in tables.worst_of_parts(report)
+            for found in table_rows.worst_of_parts(report)
         ],
-        "ranges": tables.ranges(report),
-        "left_out": tables.left_out(report),
+        "ranges": table_rows.ranges(report),
+        "left_out": table_rows.left_out(report),
         "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
     }
     if report.accuracy is not None:
-        content["accuracy_text"] = tables.accuracy_text(report)
-        content["accuracy_rows"] = list(tables.accuracy_rows(report))
-        content["agreement_text"] = tables.agreement_text(report)
+        content["accuracy_text"] = table_rows.accuracy_text(report)
+        content["accuracy_rows"] = list(table_rows.accuracy_rows(report))
+        content["agreement_text"] = table_rows.agreement_text(report)
     if report.sensitivity is not None:
-        content["sensitivity_rows"] = tables.sensitivity_rows(report)
+        content["sensitivity_rows"] = table_rows.sensitivity_rows(report)
         names = {group.name for group in report.sensitivity.groups}
         content["sensitivity_unit"] = "part" if names <= PART_NAMES.keys() else "layer"
     content["sections"] = [(anchor, name) for anchor, name, is_there in _sections(report) if is_there]
@@ -100,7 +100,7 @@ def _shares(shares: Mapping[str, float]) -> list[dict[str, Any]]:
     return [
         {
             "share": share,
-            "text": f"{name} {tables.percent(share)}",
+            "text": f"{name} {table_rows.percent(share)}",
             "colour": _COLOURS[number % len(_COLOURS)],
         }
         for number, (name, share) in enumerate(shares.items())

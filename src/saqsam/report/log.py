@@ -8,10 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from saqsam.ptq.clipping import AttentionClipping
-from saqsam.ptq.finished_steps import read_clipping, read_unit_log
-from saqsam.ptq.learning import UnitLog
-from saqsam.ptq.pipeline import QuantizationLog
+from saqsam.ptq.log import AttentionClipping, QuantizationLog, UnitLog, read_clipping, read_unit_log
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.atomic_write import write_whole
 from saqsam.utils.errors import CheckpointError, shorten

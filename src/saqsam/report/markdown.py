@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from saqsam.report import tables
+from saqsam.report import table_rows
 from saqsam.report.content import Report
-from saqsam.report.tables import change, iou
+from saqsam.report.table_rows import change, iou
 
 
 def to_markdown(report: Report) -> str:
@@ -16,8 +16,8 @@ def to_markdown(report: Report) -> str:
 
 
 def _lines(report: Report) -> Iterator[str]:
-    yield from (f"# {tables.title(report)}", "", tables.lead(report), "")
-    for card in tables.cards(report):
+    yield from (f"# {table_rows.title(report)}", "", table_rows.lead(report), "")
+    for card in table_rows.cards(report):
         yield (
             f"- {card.label}: **{card.value}** ({card.more})"
             if card.more
@@ -31,17 +31,19 @@ def _lines(report: Report) -> Iterator[str]:
         ("Bytes", report.inventory.share_of_bytes()),
         ("Multiply-accumulates", report.inventory.share_of_macs()),
     ):
-        yield f"- {name}: " + ", ".join(f"{tables.percent(share)} {width}" for width, share in shares.items())
+        yield f"- {name}: " + ", ".join(
+            f"{table_rows.percent(share)} {width}" for width, share in shares.items()
+        )
     yield ""
     yield from _table(
-        {"name": "part", "bits": "bits", "parameters": "parameters", "size": "size"}, tables.parts(report)
+        {"name": "part", "bits": "bits", "parameters": "parameters", "size": "size"}, table_rows.parts(report)
     )
     if report.accuracy is not None:
-        yield from ("## Accuracy", "", tables.accuracy_text(report), "")
+        yield from ("## Accuracy", "", table_rows.accuracy_text(report), "")
         headings = {"name": "", "float": "float", "quantized": "quantized", "change": "change"}
-        yield from _table({**headings, "interval": "95 % interval"}, tables.accuracy_rows(report))
-        if tables.agreement_text(report):
-            yield from (tables.agreement_text(report), "")
+        yield from _table({**headings, "interval": "95 % interval"}, table_rows.accuracy_rows(report))
+        if table_rows.agreement_text(report):
+            yield from (table_rows.agreement_text(report), "")
     if report.gallery:
         yield from ("Images of the largest losses:", "")
         rows = [
@@ -56,7 +58,7 @@ def _lines(report: Report) -> Iterator[str]:
         headings = {"file": "image", "float": "float", "quantized": "quantized", "change": "change"}
         yield from _table(headings, rows)
     yield from _measured(report)
-    for name, why in tables.left_out(report):
+    for name, why in table_rows.left_out(report):
         yield f"- Not in this report: {name}: {why}"
     yield from ("", ", ".join(f"{name} {version}" for name, version in report.versions.items()))
 
@@ -72,14 +74,14 @@ def _measured(report: Report) -> Iterator[str]:
         yield ""
         rows = [
             {"name": row["name"], "lost": change(-row["lost"]), "gained": change(row["gained"])}
-            for row in tables.sensitivity_rows(report)
+            for row in table_rows.sensitivity_rows(report)
         ]
         yield from _table({"name": "", "lost": "quantized alone", "gained": "left float"}, rows)
     if report.clipping:
         yield from ("## Focus deviation of the decoder's attentions", "")
         rows = [
             {"name": row["name"], "before": iou(row["before"]), "after": iou(row["after"])}
-            for row in tables.clipping_rows(report)
+            for row in table_rows.clipping_rows(report)
         ]
         yield from _table({"name": "attention", "before": "before clipping", "after": "after"}, rows)
     if report.units:
@@ -89,7 +91,7 @@ def _measured(report: Report) -> Iterator[str]:
                 "name": unit.unit,
                 "first": f"{unit.losses[0]:.3g}" if unit.losses else "–",
                 "last": f"{unit.losses[-1]:.3g}" if unit.losses else "–",
-                "moved": tables.percent(unit.moved),
+                "moved": table_rows.percent(unit.moved),
             }
             for unit in report.units
         ]
@@ -98,7 +100,7 @@ def _measured(report: Report) -> Iterator[str]:
     if report.distributions:
         yield from ("## Activations and their ranges", "")
         headings = {"name": "tensor", "bits": "bits", "seen": "seen", "range": "range", "outside": "outside"}
-        yield from _table(headings, tables.ranges(report))
+        yield from _table(headings, table_rows.ranges(report))
 
 
 def _table(

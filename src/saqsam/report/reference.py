@@ -17,17 +17,18 @@ from transformers import SamModel, SamProcessor
 
 from saqsam.convert.pack import round_float_parameters
 from saqsam.convert.plan import activation_slots, weight_sites
-from saqsam.convert.prepare import Observer, Progress
+from saqsam.convert.prepare import Observer
 from saqsam.data.detections import Detections
 from saqsam.data.types import Dataset
+from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import PROBABILITIES
-from saqsam.models.sam.structure import SamStructure
 from saqsam.ptq.bimodal import find_signs, integrate_bimodal, merged_observers
 from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_images import choose_calibration_images
 from saqsam.ptq.pipeline import prepare_equalized
 from saqsam.quant.layers import PackedTensor
 from saqsam.recipes.recipe import Recipe
+from saqsam.utils.progress import Progress
 
 LEAST_COSINE = 0.6
 """Between a weight and its rounded codes: at 2 bits it is above 0.8, and near 0 between weights of other forms."""
@@ -56,7 +57,7 @@ def make_reference(
     progress: Progress | None = None,
 ) -> Reference:
     """Take a float model as far as `quantize` does before anything is rounded; arguments are those of `quantize`."""
-    structure = SamStructure(model.config)
+    structure = structure_of(model.config)
     made = copy.deepcopy(model).eval().float()
     round_float_parameters(made, structure, recipe)
     images = choose_calibration_images(
@@ -74,7 +75,7 @@ def make_reference(
 @torch.no_grad()
 def check_reference(reference: SamModel, quantized: SamModel, recipe: Recipe) -> None:
     """Raise ValueError unless the weights of a checkpoint are rounded ones of a reference."""
-    for site, _ in weight_sites(SamStructure(reference.config), recipe):
+    for site, _ in weight_sites(structure_of(reference.config), recipe):
         weight = reference.get_submodule(site.name).weight
         packed = quantized.get_submodule(site.name).weight
         assert isinstance(weight, torch.Tensor)

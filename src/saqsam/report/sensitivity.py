@@ -18,16 +18,17 @@ from torch import nn
 from transformers import SamModel, SamProcessor
 
 from saqsam.convert.plan import activation_slots, weight_sites
-from saqsam.convert.prepare import Progress
 from saqsam.data.types import Dataset
 from saqsam.evaluation.metrics.iou import clear_ignored, mask_iou
-from saqsam.evaluation.prompts import box_prompts
+from saqsam.evaluation.simulated_prompts import box_prompts
 from saqsam.inference.predictor import Predictor
+from saqsam.models.family import ModelStructure, replace_module
+from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import SLOTS
-from saqsam.models.sam.structure import SamStructure, replace_module
 from saqsam.recipes.recipe import Recipe
 from saqsam.report.content import GroupSensitivity, Sensitivity
 from saqsam.utils.arithmetic import float32_arithmetic
+from saqsam.utils.progress import Progress
 
 Level = Literal["parts", "layers"]
 MOST_PROMPTS = 16
@@ -52,7 +53,7 @@ class Group:
         return all(name.startswith("mask_decoder.") for name in self.modules)
 
 
-def find_groups(structure: SamStructure, recipe: Recipe, level: Level) -> list[Group]:
+def find_groups(structure: ModelStructure, recipe: Recipe, level: Level) -> list[Group]:
     """The groups of a recipe in the order of computation: its parts, or its single layers and attentions."""
     found: dict[str, list[str]] = {}
     slots = {slot.name: slot.part for slot in activation_slots(structure, recipe)}
@@ -100,12 +101,12 @@ def measure_sensitivity(
         dataset: With objects.
         images: Look at the first so many that have objects.
         level: What is exchanged at once.
-        progress: See `Progress`.
+        progress: Progress callback.
 
     Raises:
         ValueError: No image has an object.
     """
-    structure = SamStructure(reference.config)
+    structure = structure_of(reference.config)
     groups = find_groups(structure, recipe, level)
     samples = list(_first_with_objects(dataset, images))
     if not samples:

@@ -1,4 +1,8 @@
-"""Devices of the runtimes: from `cpu`, `cuda:1` or `gpu` to what each runtime calls them."""
+"""Devices of the runtimes: from `auto`, `cpu`, `cuda:1` or `gpu` to each runtime's own name.
+
+Every `resolve_` function takes a device as users name it, whatever its case, before anything is loaded, and raises
+ValueError where the runtime does not know it or the machine does not have it.
+"""
 
 from __future__ import annotations
 
@@ -10,42 +14,20 @@ import torch
 AUTO = "auto"
 _CUDA = re.compile(r"cuda(?::(\d{1,3}))?")
 _REMOTE = "AzureExecutionProvider"
-"""Listed by every build of ONNX Runtime, and no device."""
-
-
-def resolve_device(runtime: str, device: str) -> str:
-    """Return a runtime's own name of a device, before anything is loaded.
-
-    Args:
-        runtime: `onnxruntime`, `openvino` or `executorch`.
-        device: `cpu`; `cuda` or `cuda:N` for ONNX Runtime; a device of OpenVINO such as `gpu`, `gpu.1` or `npu`; or
-            `auto`: for ONNX Runtime a CUDA device where both ONNX Runtime and torch offer one, otherwise the CPU.
-
-    Returns:
-        `cpu` or `cuda:N` for ONNX Runtime, `CPU`, `GPU`, `GPU.1`, `NPU`, ... for OpenVINO, `cpu` for ExecuTorch.
-
-    Raises:
-        ValueError: The runtime does not know the device, or it is not available here.
-    """
-    name = device.strip().lower()
-    if runtime == "onnxruntime":
-        return _resolve_onnxruntime(device, name)
-    if runtime == "openvino":
-        return _resolve_openvino(device, name)
-    if name not in (AUTO, "cpu"):
-        raise _unusable(device, f"saqsam runs {runtime} on the CPU only")
-    return "cpu"
+"""Provider that every build of ONNX Runtime lists, although it is not a device."""
 
 
 def execution_providers(device: str) -> list[str | tuple[str, dict[str, int]]]:
-    """Return ONNX Runtime's execution providers for a device that `resolve_device` returned."""
+    """Return ONNX Runtime's execution providers for a device that `resolve_onnxruntime` returned."""
     if device == "cpu":
         return ["CPUExecutionProvider"]
     index = int(device.removeprefix("cuda:"))
     return [("CUDAExecutionProvider", {"device_id": index}), "CPUExecutionProvider"]
 
 
-def _resolve_onnxruntime(device: str, name: str) -> str:
+def resolve_onnxruntime(device: str) -> str:
+    """Return `cpu` or `cuda:N`; `auto` is a CUDA device where both ONNX Runtime and torch offer one."""
+    name = device.strip().lower()
     import onnxruntime
 
     available = [provider for provider in onnxruntime.get_available_providers() if provider != _REMOTE]
@@ -65,18 +47,27 @@ def _resolve_onnxruntime(device: str, name: str) -> str:
     return f"cuda:{match[1] or 0}"
 
 
-def _resolve_openvino(device: str, name: str) -> str:
+def resolve_openvino(device: str) -> str:
+    """Return OpenVINO's name of a device, such as `CPU`, `GPU`, `GPU.1` or `NPU`; `auto` is `CPU`."""
+    name = device.strip().lower()
     if name == AUTO:
         return "CPU"
     from saqsam.export.openvino_core import openvino_core
 
     available = openvino_core().available_devices
-    wanted = name.replace(":", ".").upper()
+    resolved = name.replace(":", ".").upper()
     # GPU stands for the first of GPU.0, GPU.1, ...
-    if wanted not in available and not any(other.startswith(f"{wanted}.") for other in available):
+    if resolved not in available and not any(other.startswith(f"{resolved}.") for other in available):
         raise _unusable(device, f"openvino finds only {', '.join(available)} on this machine")
-    return wanted
+    return resolved
+
+
+def resolve_executorch(device: str) -> str:
+    """Return `cpu`, the only device that saqsam exports ExecuTorch programs for."""
+    if device.strip().lower() not in (AUTO, "cpu"):
+        raise _unusable(device, "saqsam runs executorch on the CPU only")
+    return "cpu"
 
 
 def _unusable(device: str, reason: str) -> ValueError:
-    return ValueError(f"--device {device} cannot be used: {reason}")
+    return ValueError(f"device {device} cannot be used: {reason}")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
 from saqsam.inference.prompts import Prompts
+from saqsam.models.registry import family_of
 from saqsam.utils.errors import CheckpointError, shorten
 
 BOX_LABELS = (2, 3)
@@ -53,8 +54,7 @@ def decoder_inputs(embedding: NDArray[np.float32], prompts: Prompts) -> dict[str
 
 def check_pixels(manifest: Manifest, pixel_values: torch.Tensor) -> None:
     """Raise ValueError if pixels are not of the size that an encoder was exported for."""
-    vision = manifest.sam_config.vision_config
-    wanted = (1, vision.num_channels, vision.image_size, vision.image_size)
+    wanted = family_of(manifest.sam_config).input_spec(manifest.sam_config).pixels
     if tuple(pixel_values.shape) != wanted:
         raise ValueError(f"pixel_values: this encoder takes {wanted}, got {tuple(pixel_values.shape)}")
 
@@ -78,19 +78,17 @@ def check_interface(
     Raises:
         CheckpointError: An input or output is missing, or an input has another shape.
     """
-    config = manifest.sam_config
-    vision = config.vision_config
-    side = vision.image_size // vision.patch_size
+    spec = family_of(manifest.sam_config).input_spec(manifest.sam_config)
     wanted: dict[str, tuple[int | None, ...]]
     if part == "encoder":
-        wanted = {"pixel_values": (1, vision.num_channels, vision.image_size, vision.image_size)}
+        wanted = {"pixel_values": spec.pixels}
         names: tuple[str, ...] = ("image_embeddings",)
     else:
         wanted = {
-            "image_embeddings": (1, config.prompt_encoder_config.hidden_size, side, side),
+            "image_embeddings": spec.embedding,
             "point_coords": (None, None, 2),
             "point_labels": (None, None),
-            "mask_input": (None, 1, 4 * side, 4 * side),
+            "mask_input": (None, 1, spec.mask_size, spec.mask_size),
             "has_mask_input": (1,),
         }
         names = LOW_RES_OUTPUTS

@@ -28,7 +28,7 @@ class OnnxRuntimeBackend:
         folder: The exported folder.
         manifest: Its manifest.
         threads: Threads of a session; None for all cores.
-        device: `cpu` or `cuda:N`; see `devices.resolve_device`.
+        device: `cpu` or `cuda:N`.
 
     Raises:
         CheckpointError: A file is damaged, or does not fit the manifest.
@@ -97,13 +97,13 @@ class _Session:
         # ONNX Runtime's exceptions have no common class.
         except Exception as error:
             if device != "cpu":
-                raise ValueError(f"--device {device} cannot be used: {shorten_message(error)}") from error
+                raise ValueError(f"device {device} cannot be used: {shorten_message(error)}") from error
             raise CheckpointError(
                 f"{self._path}: ONNX Runtime cannot load it: {shorten_message(error)}"
             ) from error
         if device != "cpu" and "CUDAExecutionProvider" not in self._session.get_providers():
             raise ValueError(
-                f"--device {device} cannot be used: ONNX Runtime could not start CUDAExecutionProvider"
+                f"device {device} cannot be used: ONNX Runtime could not start CUDAExecutionProvider"
             )
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:

@@ -28,7 +28,7 @@ class OpenVinoBackend:
         threads: Threads of inference on the CPU; None for all cores.
         precision: Precision of everything that is not quantized: `f32`, or None for OpenVINO's own choice, which is
             bf16 on processors that are fast at it.
-        device: A device of OpenVINO, such as `CPU` or `GPU`; see `devices.resolve_device`.
+        device: A device of OpenVINO, such as `CPU` or `GPU`.
 
     Raises:
         CheckpointError: A file is damaged, does not fit the manifest, or cannot be compiled.
@@ -104,7 +104,7 @@ class _Compiled:
             self._compiled = core.compile_model(keep_results(model, outputs), device, dict(settings))
         except RuntimeError as error:
             if device != "CPU":
-                raise ValueError(f"--device {device} cannot be used: {_reason(error)}") from error
+                raise ValueError(f"device {device} cannot be used: {_reason(error)}") from error
             raise CheckpointError(f"{self._path}: OpenVINO cannot compile it: {_reason(error)}") from error
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:

@@ -17,12 +17,11 @@ from transformers import SamModel
 from saqsam.checkpoint.dequantize import dequantized
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.prompts import Prompts
-from saqsam.models.sam.structure import replace_module
+from saqsam.models.family import replace_module
+from saqsam.models.registry import family_of
 from saqsam.quant.integer import IntegerLinear, choose_kernel
 from saqsam.quant.layers import PackedLinear
 
-TORCH_INTEGER = "torch-int8"
-"""Its name beside those of `RUNTIMES`, which run exported folders."""
 MOST_ROUNDS = 7
 TIMING_SECONDS = 10.0
 """No further round is begun after so long."""
@@ -98,9 +97,9 @@ def compare_with_float(model: SamModel, *, prompts: int = 16) -> list[Speed]:
         Medians of encoder and decoder over up to `MOST_ROUNDS` rounds, one to warm up not among them; large models
         get fewer, so that no more than about `TIMING_SECONDS` are spent.
     """
-    size = model.config.vision_config.image_size
-    pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    boxes = torch.tensor([[0.25, 0.25, 0.75, 0.75]]).repeat(prompts, 1) * size
+    spec = family_of(model.config).input_spec(model.config)
+    pixels = torch.randn(spec.pixels, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[0.25, 0.25, 0.75, 0.75]]).repeat(prompts, 1) * spec.image_size
     backends = (TorchBackend(model), TorchBackend(dequantized(model)))
     rounds: list[list[float]] = []
     start = time.perf_counter()

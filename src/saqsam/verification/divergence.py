@@ -1,4 +1,4 @@
-"""Search for the first node of an export that does not compute what it should."""
+"""Find the first node of an export whose value differs from torch."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ import torch
 from numpy.typing import NDArray
 from transformers import SamModel
 
+from saqsam.export.formats import FORMATS
 from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.prompts import Prompts
-from saqsam.runtimes import is_installed
 from saqsam.runtimes.inputs import as_array, decoder_inputs
+from saqsam.runtimes.registry import RUNTIMES
 
 if TYPE_CHECKING:  # an extra
     import onnx
 
 TOLERANCE = 0.05
-"""Relative difference up to which two sound runtimes differ: values on the border of two codes fall to either side."""
+"""Relative difference that is normal between two runtimes: values on the border of two codes round to either."""
 
 Array = NDArray[Any]
 Compute = Callable[[str], Array]
-"""Returns the value of a tensor of a graph by its name."""
+"""Function from the name of a tensor of a graph to its value."""
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where a runtime departs from torch.
+    """Place where a runtime departs from torch.
 
     Attributes:
         part: `encoder` or `decoder`.
-        node: Node or block of the graph that differs first; None where only the part is known.
-        relative: Norm of the difference there over the norm of what was expected.
+        node: First node or block of the graph that differs; None where only the part is known.
+        relative: Norm of the difference there over the norm of the expected value.
     """
 
     part: str
@@ -46,7 +47,7 @@ class Divergence:
 
     def __str__(self) -> str:
         place = f"the {self.part}" if self.node is None else f"node {self.node} of the {self.part}"
-        return f"{place} differs first, by {self.relative:.2g} of what was expected"
+        return f"{place} differs first, by {self.relative:.2g} of the expected value"
 
 
 @torch.inference_mode()
@@ -61,10 +62,10 @@ def find_divergence(
 ) -> Divergence:
     """Find the first node at which a runtime departs from what torch computes.
 
-    The decoder is given torch's embedding, so that each part answers for itself. Nodes of ONNX
-    and OpenVINO files are compared with those of a graph written from the model and computed by ONNX Runtime node by
-    node, without its optimizations. A node of that graph that is wrong itself is found by comparing its blocks with
-    torch's. Programs of ExecuTorch do not name their nodes: for them only the part is found.
+    The decoder gets torch's embedding, so that each part is judged alone. Nodes of ONNX and OpenVINO files are compared
+    with a graph that is written from the model and computed node by node in ONNX Runtime, without its optimizations. If
+    a node of that graph is wrong itself, comparing its blocks with torch's finds it. Formats without node names yield
+    only the part.
 
     Args:
         folder: The exported folder.
@@ -78,20 +79,21 @@ def find_divergence(
     torchs = TorchBackend(model)
     embedding = torchs.encode(pixel_values)
     encoder = _relative(as_array(backend.encode(pixel_values)), as_array(embedding))
-    found, wanted = (one.decode(embedding, prompts, False) for one in (backend, torchs))
-    decoder = max(_relative(as_array(a), as_array(b)) for a, b in zip(found, wanted, strict=True))
+    actual, expected_outputs = (one.decode(embedding, prompts, False) for one in (backend, torchs))
+    decoder = max(_relative(as_array(a), as_array(b)) for a, b in zip(actual, expected_outputs, strict=True))
     inputs: dict[str, Array]
     if encoder > 2 * TOLERANCE or encoder >= decoder:
         part, relative, inputs = "encoder", encoder, {"pixel_values": as_array(pixel_values)}
     else:
         part, relative, inputs = "decoder", decoder, decoder_inputs(as_array(embedding), prompts)
-    if manifest.format == "executorch" or not is_installed("onnxruntime"):
+    can_search = FORMATS[manifest.format].has_node_names and runtime in _TENSOR_READERS
+    if not can_search or not RUNTIMES["onnxruntime"].is_installed():
         return Divergence(part, None, relative)
     graph = _write_graph(model, part, manifest.single_mask)
     names = _named_nodes(graph)
     path = manifest.model_file(folder, part)
     expected = _reference(graph, inputs)
-    node = _first_difference(graph, names, expected, _values(path, graph, runtime, inputs))
+    node = _first_difference(graph, names, expected, _TENSOR_READERS[runtime](path, graph, inputs))
     if node is None:
         with _recorded_blocks(model, part) as blocks:
             torchs.encode(pixel_values) if part == "encoder" else torchs.decode(embedding, prompts, False)
@@ -104,17 +106,15 @@ def _write_graph(model: SamModel, part: str, single_mask: bool) -> onnx.ModelPro
     import onnx
 
     from saqsam.export.onnx.graph import Graph
-    from saqsam.export.onnx.sam.decoder import write_decoder
-    from saqsam.export.onnx.sam.encoder import write_encoder
-    from saqsam.export.onnx.sam.encoder_attention import EncoderOptions
     from saqsam.export.onnx.writer import keep_outputs
+    from saqsam.export.onnx.writers import graph_writer
 
     graph = Graph(part)
     if part == "encoder":
-        write_encoder(graph, model, EncoderOptions())
+        graph_writer(model.config).write_encoder(graph, model)
         written = graph.model({})
     else:
-        write_decoder(graph, model, single_mask=single_mask)
+        graph_writer(model.config).write_decoder(graph, model, single_mask=single_mask)
         written = keep_outputs(graph.model({}), set(LOW_RES_OUTPUTS))
     return onnx.shape_inference.infer_shapes(written, data_prop=True)
 
@@ -155,10 +155,8 @@ def _reference(graph: onnx.ModelProto, inputs: Mapping[str, Array]) -> Compute:
     return compute
 
 
-def _values(path: Path, types: onnx.ModelProto, runtime: str, inputs: Mapping[str, Array]) -> Compute:
-    """Return a function that computes a tensor of a file as a runtime does, with all its optimizations."""
-    if runtime == "openvino":
-        return _openvino_values(path, types, inputs)
+def _onnxruntime_values(path: Path, types: onnx.ModelProto, inputs: Mapping[str, Array]) -> Compute:
+    """Return a function that computes a tensor of an ONNX file in ONNX Runtime, with all its optimizations."""
     from saqsam.export.onnx.reader import read_onnx
     from saqsam.runtimes.onnxruntime import session
 
@@ -173,7 +171,7 @@ def _run_session(session: Any, inputs: Mapping[str, Array]) -> Array:
 
 
 def _openvino_values(path: Path, types: onnx.ModelProto, inputs: Mapping[str, Array]) -> Compute:
-
+    """Return a function that computes a tensor of an ONNX or OpenVINO file in OpenVINO, optimized."""
     from saqsam.export.onnx.reader import read_onnx
     from saqsam.export.openvino_core import openvino_core
     from saqsam.runtimes.openvino import keep_results, read_model
@@ -192,10 +190,14 @@ def _openvino_values(path: Path, types: onnx.ModelProto, inputs: Mapping[str, Ar
             cut = keep_results(whole, [name])
         compiled = core.compile_model(cut, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         taken = {own for value in compiled.inputs for own in value.get_names()}
-        found = compiled({own: array for own, array in inputs.items() if own in taken})
-        return np.array(found[0])
+        outputs = compiled({own: array for own, array in inputs.items() if own in taken})
+        return np.array(outputs[0])
 
     return compute
+
+
+_TENSOR_READERS = {"onnxruntime": _onnxruntime_values, "openvino": _openvino_values}
+"""Functions that compute single tensors of a file, by runtime; of other runtimes only the part is found."""
 
 
 def _first_difference(
@@ -242,10 +244,9 @@ def _sources(graph: onnx.ModelProto, names: set[str]) -> dict[str, set[str]]:
 @contextmanager
 def _recorded_blocks(model: SamModel, part: str) -> Iterator[dict[str, Array]]:
     """Record what torch's blocks return while the context is open, as rows, by the graph's name of the block."""
-    if part == "encoder":
-        scope, layers = "/layers", model.vision_encoder.layers
-    else:
-        scope, layers = "/mask_decoder/layers", model.mask_decoder.transformer.layers
+    from saqsam.export.onnx.writers import graph_writer
+
+    scopes = graph_writer(model.config).block_scopes(model.config, part)
     blocks: dict[str, Array] = {}
 
     def record(name: str) -> Callable[..., None]:
@@ -256,7 +257,9 @@ def _recorded_blocks(model: SamModel, part: str) -> Iterator[dict[str, Array]]:
 
         return hook
 
-    handles = [layer.register_forward_hook(record(f"{scope}.{index}/")) for index, layer in enumerate(layers)]
+    handles = [
+        model.get_submodule(name).register_forward_hook(record(scope)) for name, scope in scopes.items()
+    ]
     try:
         yield blocks
     finally:

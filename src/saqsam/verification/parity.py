@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,9 +13,10 @@ from transformers import SamModel, SamProcessor
 
 from saqsam.data.types import Dataset
 from saqsam.evaluation.metrics.iou import mask_iou
-from saqsam.evaluation.prompts import box_prompts
+from saqsam.evaluation.simulated_prompts import box_prompts
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.predictor import Predictor
+from saqsam.utils.progress import Progress
 
 UNDECIDED = 0.05
 """Share of the root mean square of a mask's logits below which rounding may flip a pixel: as far as the logits of two
@@ -91,7 +91,7 @@ def compare_with_torch(
     *,
     single_mask: bool = False,
     limit: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Parity:
     """Segment the objects of a data set from their boxes in a runtime and in torch, and compare.
 
@@ -103,7 +103,7 @@ def compare_with_torch(
         single_mask: The decoder was exported to return one mask. Prompts are then boxes with their centres: for a box
             alone it returns whichever of three masks it rates best, which rounding may change.
         limit: Look at the first `limit` images only.
-        progress: Called after each image with the number done and the number of all.
+        progress: Progress callback, called after each image.
 
     Raises:
         ParityError: The runtime returns NaN or infinity.
@@ -144,7 +144,7 @@ def compare_with_torch(
                 ious.append(_iou(masks, torchs > 0))
                 decided.append(_iou(torch.where(_undecided(torchs), torchs > 0, masks), torchs > 0))
         if progress is not None:
-            progress(index + 1, images)
+            progress("comparing with torch", index + 1, images)
     if not ious:
         raise ValueError(f"data {dataset.name!r}: expected objects to compare masks of, found none")
     joined = torch.cat(ious)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import SamModel, SamProcessor
 
 from saqsam.data.types import Dataset
-from saqsam.evaluation.prompts import box_prompts
+from saqsam.evaluation.simulated_prompts import box_prompts
 from saqsam.export.manifest import Manifest, parse_manifest
 from saqsam.inference.backend import Backend
-from saqsam.inference.predictor import preprocess
+from saqsam.inference.processing import preprocess
 from saqsam.inference.prompts import Prompts
-from saqsam.runtimes import RUNTIMES, check_runtime, default_runtime, is_installed, load_runtime
+from saqsam.runtimes.loading import load_runtime
+from saqsam.runtimes.registry import check_runtime, default_runtime, installed_runtimes
 from saqsam.utils.errors import shorten_message
+from saqsam.utils.progress import Progress
 from saqsam.verification.divergence import Divergence, find_divergence
 from saqsam.verification.parity import Parity, ParityError, compare_with_torch, parity_prompts
 
@@ -35,7 +37,7 @@ def verify_export(
     min_parity: float = MIN_PARITY,
     runtimes: Sequence[str] | None = None,
     limit: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Parity]:
     """Compare an exported folder with torch in each runtime, and fail if one computes other masks.
 
@@ -48,7 +50,7 @@ def verify_export(
             are not counted; see `Parity.decided_iou`. Above 0, logits may not differ by more than `MAX_DIFFERENCE`.
         runtimes: Runtimes to judge; None for all that are installed and run the folder's format.
         limit: Look at the first `limit` images only.
-        progress: Called after each image with the number done and the number of all.
+        progress: Progress callback, called after each image.
 
     Returns:
         The differences in each runtime by its name, that of the format first.
@@ -70,7 +72,7 @@ def verify_export(
                 raise
             raise ParityError(
                 f"{name} cannot run the export: {shorten_message(error)}; to export for one runtime alone, "
-                f"name it with --runtime {default_runtime(manifest.format)}"
+                f"name it: {default_runtime(manifest.format)}"
             ) from error
         try:
             parity = compare_with_torch(
@@ -116,10 +118,7 @@ def runtimes_to_judge(
     if not 0 <= min_parity <= 1:
         raise ValueError(f"--min-parity: expected a number from 0 to 1, got {min_parity:g}")
     own = default_runtime(format)
-    if runtimes is None:
-        names = [name for name in RUNTIMES if format in RUNTIMES[name] and is_installed(name)] or [own]
-    else:
-        names = list(runtimes)
+    names = (installed_runtimes(format) or [own]) if runtimes is None else list(runtimes)
     for name in names:
         check_runtime(name, format)
     return sorted(names, key=lambda name: name != own)

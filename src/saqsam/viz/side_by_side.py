@@ -1,4 +1,4 @@
-"""A picture of the masks of two models on the images that tell their difference best, drawn from their records."""
+"""Draw the masks of two models side by side, from the records of their evaluations."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from saqsam.evaluation import Evaluation, PromptTask, Task
 from saqsam.evaluation.compare import TaskDifference
 from saqsam.evaluation.metrics.iou import differing_pixels
 from saqsam.evaluation.task import Record
-from saqsam.viz.overlays import Comparison, comparison_picture
+from saqsam.viz.comparison_picture import ComparisonRow, comparison_picture
 
 MOST_MASKS = 8
-"""Masks drawn of one image: with more of them a picture cannot be read."""
+"""Masks drawn per image; with more of them a picture becomes unreadable."""
 
 
 def median_and_worst(difference: TaskDifference) -> dict[int, str]:
-    """Places of the image of the median change and of the two of the largest losses, with what each stands for."""
+    """Choose the image of the median change and the two of the largest losses.
+
+    Returns:
+        The caption of each image by its index in the dataset.
+    """
     order = [image.index for image in difference.images]
     median = order[len(order) // 2]
     chosen = {median: "median image"}
@@ -39,16 +43,16 @@ def draw_side_by_side(
     *,
     names: tuple[str, str] = ("float", "quantized"),
 ) -> NDArray[np.uint8]:
-    """Draw image, masks of the one, masks of the other and their difference, a row for each image.
+    """Draw image, masks of each model and their difference, one row per image.
 
     Args:
-        dataset: What both were scored on.
-        task: One that keeps masks.
-        difference: Of the two in this task.
-        first: Records of the one.
-        other: Records of the other, of the same images.
-        chosen: What each image stands for, by its place in the data set.
-        names: Of the two models.
+        dataset: Dataset that both models were scored on.
+        task: Task that keeps masks.
+        difference: Difference of the two models in this task.
+        first: Evaluation of the first model.
+        other: Evaluation of the other model, on the same images.
+        chosen: Caption of each image to draw, by its index in the dataset.
+        names: Names of the two models.
 
     Returns:
         HWC uint8 RGB.
@@ -65,15 +69,15 @@ def draw_side_by_side(
 
 def image_row(
     sample: Sample, task: Task, first: Record, other: Record, *, caption: str = "", most: int = MOST_MASKS
-) -> Comparison:
-    """One image with the masks of two records: of those that both have the `most` that differ in most pixels."""
+) -> ComparisonRow:
+    """Return the row of one image, with those `most` common masks of two records that differ in most pixels."""
     size = first["size"]
     own, others = task.masks(first[task.name]), task.masks(other[task.name])
     common = [key for key in own if key in others]
     drawn = set(sorted(common, key=lambda key: -differing_pixels(own[key], others[key], size))[:most])
     keys = [key for key in common if key in drawn]
     boxes = [i.box for i in sample.instances if str(i.id) in keys] if _has_boxes(task) else []
-    return Comparison(
+    return ComparisonRow(
         sample.image,
         np.array(boxes),
         _masks([own[key] for key in keys], size),
@@ -83,7 +87,7 @@ def image_row(
 
 
 def _has_boxes(task: Task) -> bool:
-    """Whether the keys of a task's masks are objects whose boxes were its prompts."""
+    """Return whether the keys of a task's masks are objects whose boxes were its prompts."""
     return isinstance(task, PromptTask) and task.prompt == "box"
 
 
@@ -92,6 +96,6 @@ def _unit(difference: TaskDifference) -> str:
 
 
 def _masks(counts: list[str], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """[P, H, W] bool."""
+    """Decode P masks of one size as [P, H, W] bool."""
     masks = [decode_mask(rle_from_text(c, size)) for c in counts]
     return np.stack(masks) if masks else np.zeros((0, *size), dtype=bool)

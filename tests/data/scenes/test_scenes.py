@@ -1,4 +1,4 @@
-"""Procedural scenes: the same bytes for the same seed, masks that follow the drawing, and honest errors."""
+"""Procedural scenes: equal bytes for equal seeds, masks that follow the drawing, and errors."""
 
 import hashlib
 import subprocess
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from saqsam.data.scenes.canvas import MIN_VISIBLE_PIXELS, Canvas, Look
-from saqsam.data.scenes.dataset import CATEGORIES, ScenesDataset, generate_scene
+from saqsam.data.scenes.dataset import ScenesDataset
+from saqsam.data.scenes.generate import CATEGORIES, generate_scene
 from saqsam.data.scenes.layouts import STYLES
 from saqsam.data.scenes.shapes import SHAPES, Piece, place, rasterize
 from saqsam.data.scenes.textures import FIELDS, Material, paint
@@ -43,7 +44,7 @@ def scenes():
 
 def test_same_seed_gives_same_bytes_also_in_a_fresh_process():
     code = (
-        "import hashlib; from saqsam.data.scenes.dataset import generate_scene\n"
+        "import hashlib; from saqsam.data.scenes.generate import generate_scene\n"
         "for seed in (3, 4):\n"
         "    s = generate_scene(seed)\n"
         "    data = s.image.tobytes() + s.masks.tobytes() + repr(s.kinds).encode()\n"
@@ -114,7 +115,7 @@ def test_parts_lie_strictly_inside_their_whole(scenes):
     assert parts >= 10
 
 
-def test_every_instance_shows_enough(scenes):
+def test_every_instance_is_visible_enough(scenes):
     assert min(int(m.sum()) for scene in scenes for m in scene.masks) >= MIN_VISIBLE_PIXELS == 48
 
 
@@ -160,7 +161,7 @@ def test_a_quarter_must_stay_visible(right, kept):
     assert ("back" in [entry.kind for entry, _, _ in canvas.visible()]) == kept
 
 
-def test_parts_are_clipped_to_their_whole_and_go_with_it():
+def test_parts_are_clipped_to_their_whole_and_hidden_with_it():
     canvas = empty_canvas()
     whole, raster = canvas.add("whole", square(10, 10, 40, 40), plain(100), Look())
     canvas.add_part(whole, raster, "part", square(30, 5, 70, 25), plain(200), Look())
@@ -174,7 +175,7 @@ def test_parts_are_clipped_to_their_whole_and_go_with_it():
     assert [e.kind for e, _, _ in canvas.visible()] == ["cover"]
 
 
-def test_a_shadow_darkens_but_belongs_to_nobody():
+def test_a_shadow_darkens_but_belongs_to_no_object():
     canvas = empty_canvas()
     look = Look(light=(1.0, 0.0), shadow=0.8, shadow_reach=8.0)
     canvas.add("thing", square(20, 20, 40, 40), plain(200), look)
@@ -257,7 +258,7 @@ def test_dataset_samples_carry_tight_boxes_and_the_scene_masks():
     assert len(seen) == sum(len(data[i].instances) for i in range(4))
 
 
-def test_splits_do_not_share_scenes_and_indices_end():
+def test_splits_share_no_scene_and_indices_are_bounded():
     seeds = {ScenesDataset(50, seed=s).scene_seed(i) for s in range(6) for i in range(50)}
     assert len(seeds) == 300
     data = ScenesDataset(count=2, size=(64, 64))
@@ -268,18 +269,18 @@ def test_splits_do_not_share_scenes_and_indices_end():
 
 
 @pytest.mark.parametrize("seed", [-1, 1.0, "1", None, True])
-def test_bad_seed(seed):
+def test_invalid_seeds_are_refused(seed):
     with pytest.raises(ValueError, match="seed must be an integer"):
         generate_scene(seed)
 
 
 @pytest.mark.parametrize("size", [(31, 64), (64, 31), (64.0, 64), (64,), 64, (64, 64, 3), "64"])
-def test_bad_size(size):
+def test_invalid_sizes_are_refused(size):
     with pytest.raises(ValueError, match=r"height|width|size"):
         generate_scene(0, size=size)
 
 
-def test_other_bad_arguments():
+def test_other_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match="style must be one of"):
         generate_scene(0, style="cubism")
     with pytest.raises(ValueError, match="count"):

@@ -28,7 +28,7 @@ from saqsam.export.packed import ExportError
 from saqsam.inference.backend import TorchBackend
 from saqsam.inference.predictor import Predictor
 from saqsam.inference.prompts import Prompts
-from saqsam.models.sam.structure import SamStructure
+from saqsam.models.registry import structure_of
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.recipe import Recipe
 from saqsam.runtimes import load_runtime
@@ -105,7 +105,7 @@ def test_the_traced_encoder_is_torchs(
     assert relative(found, embed(models[name])) < (EXACT if name == "float" else CHAOS)
 
 
-LAYERS = [site.name for site in SamStructure(tiny_sam().config).layers]
+LAYERS = [site.name for site in structure_of(tiny_sam().config).layers]
 
 
 @pytest.mark.parametrize("which", ["w4a8, input scales, learned", "w8a8"])
@@ -176,8 +176,8 @@ def test_each_quantized_layer_is_one_product_of_its_width(models: dict[str, SamM
     model = models["w3a8, upscaling too"]
     modules = [*TracedEncoder(model).modules(), *TracedDecoder(model).modules()]
     found = Counter(m.packed.bits for m in modules if isinstance(m, RowProduct) and m.is_quantized)
-    structure = SamStructure(model.config)
-    layers = [model.get_submodule(site.name) for site in [*structure.layers, *structure.float_layers]]
+    structure = structure_of(model.config)
+    layers = [model.get_submodule(site.name) for site in structure.weighted_sites]
     wanted = Counter(4 if layer.weight.bits <= 4 else 8 for layer in layers if hasattr(layer.weight, "bits"))
     assert found == wanted
     assert min(found.values()) > 0

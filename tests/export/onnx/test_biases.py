@@ -48,7 +48,7 @@ def model(request: pytest.FixtureRequest) -> SamModel:
     """A deployed model of one width, to be changed by no test."""
     bits = {32: "w4a8", 64: "w3a8"}.get(request.param, "w8a8")
     recipe = deployable(tiny_recipe(bits=bits, extra={"upscaling": 8}))
-    return quantize(tiny_sam(config=config_of(request.param)), tiny_processor(), recipe, tiny_data())
+    return quantize(tiny_sam(config=config_of(request.param)), tiny_processor(), recipe, tiny_data()).model
 
 
 def with_biases(model: SamModel, kind: str) -> SamModel:
@@ -121,7 +121,7 @@ def test_projections_without_weights_are_exported() -> None:
     float_model = tiny_sam()
     for layer in float_model.mask_decoder.transformer.layers:
         torch.nn.init.zeros_(layer.cross_attn_token_to_image.k_proj.weight)
-    model = quantize(float_model, tiny_processor(), deployable(tiny_recipe(bits="w8a8")), tiny_data())
+    model = quantize(float_model, tiny_processor(), deployable(tiny_recipe(bits="w8a8")), tiny_data()).model
     changed = with_biases(model, "zero")
     embedding = embedding_of(changed)
     with torch.no_grad():

@@ -24,7 +24,7 @@ from saqsam.export.onnx.sam.encoder_attention import EncoderOptions
 from saqsam.export.onnx.writer import keep_outputs
 from saqsam.inference.backend import TorchBackend
 from saqsam.inference.prompts import Prompts
-from saqsam.models.sam.structure import SamStructure
+from saqsam.models.registry import structure_of
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.specs import ProbabilitySpec, QuantSpec
 from saqsam.runtimes.inputs import decoder_inputs
@@ -56,7 +56,7 @@ def deployed(bits: str = "w8a8", **changes: Any) -> SamModel:
 @pytest.fixture(scope="module")
 def models() -> dict[str, SamModel]:
     float_model = tiny_sam()
-    prepare(float_model, SamStructure(float_model.config), tiny_recipe())
+    prepare(float_model, structure_of(float_model.config), tiny_recipe())
     plus = deployable(tiny_recipe("saq-sam-plus", "w4a8"))
     return {
         "float": float_model,
@@ -116,7 +116,7 @@ def test_the_encoder_is_torchs(models: dict[str, SamModel], name: str, relative_
 
 LAYERS = [
     site.name
-    for site in SamStructure(tiny_sam().config).layers
+    for site in structure_of(tiny_sam().config).layers
     if not site.name.startswith("vision_encoder.neck")
 ]
 

@@ -7,6 +7,8 @@ from transformers import SamModel
 from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention
 
 import saqsam.models.sam.attention as attention_module
+from saqsam.models.family import replace_module
+from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import (
     PROBABILITIES,
     SLOTS,
@@ -16,7 +18,6 @@ from saqsam.models.sam.attention import (
     SoftmaxProduct,
     to_quant_attention,
 )
-from saqsam.models.sam.structure import SamStructure, replace_module
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.learned import LearnedAffineQuantizer, RandomDrop, StraightThrough
 from saqsam.quant.logarithmic import LogQuantizer
@@ -111,7 +112,7 @@ def test_a_whole_model_with_empty_slots_gives_the_same_masks(model: SamModel) ->
     prompts = {"input_boxes": torch.tensor([[[4.0, 4.0, 40.0, 50.0], [10.0, 0.0, 60.0, 30.0]]])}
     expected = model(pixel_values=tiny_pixels(), **prompts)
     other = tiny_sam(1)
-    for site in SamStructure(other.config).attentions:
+    for site in structure_of(other.config).attentions:
         replace_module(other, site.name, to_quant_attention(other.get_submodule(site.name)))
     found = other(pixel_values=tiny_pixels(), **prompts)
     # The original runs on the fused kernel, which sums in another order.

@@ -12,6 +12,7 @@ from transformers import SamModel
 from saqsam.checkpoint import quantization_config_of
 from saqsam.inference.backend import TorchBackend
 from saqsam.inference.prompts import Prompts
+from saqsam.models.registry import structure_of
 from saqsam.models.sam.forward import (
     embed_boxes,
     embed_patches,
@@ -24,7 +25,6 @@ from saqsam.models.sam.forward import (
     run_neck,
     run_transformer,
 )
-from saqsam.models.sam.structure import SamStructure
 from support.tiny_quantized import quantized_tiny
 from support.tiny_sam import tiny_config, tiny_pixels, tiny_sam
 
@@ -93,7 +93,7 @@ def test_each_encoder_block_gives_what_it_gives_in_the_model(model: SamModel) ->
 @torch.inference_mode()
 def test_stages_one_after_another_are_the_encoder(model: SamModel) -> None:
     hidden = embed_patches(model, tiny_pixels(seed=1))
-    for stage in SamStructure(model.config).stages:
+    for stage in structure_of(model.config).stages:
         hidden = run_blocks(model, stage, hidden)
     assert torch.equal(run_neck(model, hidden), TorchBackend(model).encode(tiny_pixels(seed=1)))
 
@@ -201,6 +201,6 @@ def test_gradients_reach_every_layer_on_the_path() -> None:
     prompt, image, positions = start_decoder(model)
     tokens, image = run_transformer(model, 0, prompt, image, prompt, positions, with_final=True)
     (tokens.sum() + image.sum()).backward()
-    structure = SamStructure(model.config)
+    structure = structure_of(model.config)
     for site in structure.layers:
         assert model.get_submodule(site.name).weight.grad.abs().sum() > 0, site.name

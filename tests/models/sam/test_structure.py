@@ -8,15 +8,9 @@ from torch import nn
 from transformers import SamConfig, SamModel
 from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention
 
-from saqsam.models.sam.structure import (
-    DECODER_PARTS,
-    ENCODER_PARTS,
-    FLOAT_PARTS,
-    PAPER_PARTS,
-    PARTS,
-    SamStructure,
-    replace_module,
-)
+from saqsam.models.family import replace_module
+from saqsam.models.parts import DECODER_PARTS, ENCODER_PARTS, FLOAT_PARTS, PAPER_PARTS, PARTS
+from saqsam.models.registry import structure_of
 from support.tiny_sam import tiny_config, tiny_pixels, tiny_sam
 
 
@@ -46,9 +40,9 @@ def on_meta(config: SamConfig) -> SamModel:
 
 @configs
 def test_every_name_is_a_module_of_the_right_kind(config: Config) -> None:
-    model, structure = on_meta(config()), SamStructure(config())
+    model, structure = on_meta(config()), structure_of(config())
     structure.check(model)
-    for site in [*structure.layers, *structure.float_layers]:
+    for site in structure.weighted_sites:
         assert type(model.get_submodule(site.name)) in (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
     for site in structure.attentions:
         kind = SamVisionAttention if site.part == "encoder.attention" else SamAttention
@@ -58,14 +52,14 @@ def test_every_name_is_a_module_of_the_right_kind(config: Config) -> None:
 
 @configs
 def test_all_layers_and_attentions_of_the_model_are_named_once(config: Config) -> None:
-    model, structure = on_meta(config()), SamStructure(config())
+    model, structure = on_meta(config()), structure_of(config())
     weighted = {
         name
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))
         and not name.startswith("prompt_encoder.")
     }
-    named = [site.name for site in [*structure.layers, *structure.float_layers]]
+    named = [site.name for site in structure.weighted_sites]
     assert len(named) == len(set(named))
     assert set(named) == weighted
     attentions = [
@@ -78,7 +72,7 @@ def test_all_layers_and_attentions_of_the_model_are_named_once(config: Config) -
 
 @configs
 def test_each_site_has_a_part_and_each_part_a_site(config: Config) -> None:
-    structure = SamStructure(config())
+    structure = structure_of(config())
     layer_parts = {site.part for site in structure.layers}
     attention_parts = {site.part for site in structure.attentions}
     assert layer_parts == set(PAPER_PARTS) - {"encoder.attention"}
@@ -89,7 +83,7 @@ def test_each_site_has_a_part_and_each_part_a_site(config: Config) -> None:
 
 
 def test_layers_come_in_the_order_of_computation() -> None:
-    model, structure = tiny_sam(), SamStructure(tiny_config())
+    model, structure = tiny_sam(), structure_of(tiny_config())
     called: list[str] = []
 
     def note(name: str) -> Callable[..., None]:
@@ -121,7 +115,7 @@ def test_a_stage_ends_with_a_global_block(blocks: int, global_indexes: list[int]
     config = tiny_config()
     config.vision_config.num_hidden_layers = blocks
     config.vision_config.global_attn_indexes = global_indexes
-    found = SamStructure(config).stages
+    found = structure_of(config).stages
     assert [len(stage) for stage in found] == stages
     assert [i for stage in found for i in stage] == list(range(blocks))
     for stage in found[:-1]:
@@ -129,7 +123,12 @@ def test_a_stage_ends_with_a_global_block(blocks: int, global_indexes: list[int]
 
 
 def test_vit_b_has_four_stages_of_three_blocks() -> None:
-    assert SamStructure(SamConfig()).stages == [range(0, 3), range(3, 6), range(6, 9), range(9, 12)]
+    assert structure_of(SamConfig()).stages == (
+        range(0, 3),
+        range(3, 6),
+        range(6, 9),
+        range(9, 12),
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,16 +143,19 @@ def test_check_names_the_missing_module(parent: str, child: str) -> None:
     model = on_meta(tiny_config())
     delattr(model.get_submodule(parent), child)
     with pytest.raises(ValueError, match=f"this SamModel has no module {parent}.{child}".replace(".", r"\.")):
-        SamStructure(tiny_config()).check(model)
+        structure_of(tiny_config()).check(model)
 
 
 def test_check_refuses_a_model_of_another_configuration() -> None:
     with pytest.raises(ValueError, match=r"no module vision_encoder\.layers\.4"):
-        SamStructure(SamConfig()).check(on_meta(tiny_config()))
+        structure_of(SamConfig()).check(on_meta(tiny_config()))
 
 
 def test_the_structure_depends_on_the_configuration_alone() -> None:
-    a, b = SamStructure(tiny_config()), SamStructure(tiny_config())
+    a, b = (
+        structure_of(tiny_config()),
+        structure_of(tiny_config()),
+    )
     assert vars(a) == vars(b)
 
 

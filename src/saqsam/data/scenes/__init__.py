@@ -1,4 +1,4 @@
-"""Procedural scenes: the dataset that comes with the package, drawn from a seed.
+"""Procedural scenes, the dataset that comes with the package: drawn from a seed, with exact masks.
 
-May import `data.types` and `utils`.
+Modules here may import `data.types`, `data.rle` and `utils`; only `data` and layers above it import them.
 """

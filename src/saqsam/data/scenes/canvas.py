@@ -1,9 +1,9 @@
-"""The picture in the making: objects are laid down back to front and every pixel remembers its owner.
+"""Canvas on which objects are drawn back to front, with the owner of every pixel.
 
 Mask rule: a pixel belongs to the top-level object that was last drawn over it with `alpha > 0.5`. A part
 belongs to one top-level object (its whole), lies inside it, and is occluded by later parts of the same whole
-and by later objects. So the visible masks of top-level objects are pairwise disjoint, those of parts are
-pairwise disjoint, and each part is contained in its whole. Shadows belong to nobody.
+and by later objects. The visible masks of top-level objects are therefore pairwise disjoint, those of parts are
+pairwise disjoint, and each part is contained in its whole. Shadows belong to no object.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ Rng = np.random.Generator
 
 MIN_VISIBLE_PIXELS = 48
 MIN_VISIBLE_SHARE = 0.25
-_MAX_PART_SHARE = 0.9  # a part that is nearly all that shows of its whole would be the same mask twice
+_MAX_PART_SHARE = 0.9  # a part that covers nearly its whole would duplicate the mask
 
 
 @dataclass(frozen=True)
 class Look:
-    """How an object meets the light.
+    """Appearance of an object under light.
 
     Args:
         outline: RGB of a rim drawn inside the object, or None.
-        outline_width: Its width in pixels.
+        outline_width: Width of the rim in pixels.
         pillow: Brightness change in levels from the edge to the middle (negative: bright edge).
         slope: Brightness change in levels across the object, along `light`.
         light: Unit vector (x, y) pointing away from the light; shadows fall along it.
         shadow: Opacity of the cast shadow in [0, 1].
-        shadow_reach: Its displacement in pixels.
+        shadow_reach: Displacement of the shadow in pixels.
         opacity: Opacity of the object itself in (0, 1]; the mask does not depend on it.
     """
 
@@ -52,7 +52,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Entry:
-    """A drawn object or part: its kind, its pixel count before occlusion, its whole (-1: top level)."""
+    """A drawn object or part: kind, pixel count before occlusion, index of its whole (-1: top level)."""
 
     kind: str
     area: int
@@ -76,7 +76,7 @@ class Canvas:
         self._part = np.full(self.size, -1, dtype=np.int16)
 
     def _window(self, raster: Raster) -> tuple[tuple[slice, slice], tuple[slice, slice]] | None:
-        """The overlap with the image: slices into the image and into the raster, None if there is none."""
+        """Return the overlap with the image as slices into image and raster; None if there is none."""
         (height, width), (h, w) = self.size, raster.alpha.shape
         y0, y1 = max(raster.top, 0), min(raster.top + h, height)
         x0, x1 = max(raster.left, 0), min(raster.left + w, width)
@@ -86,7 +86,7 @@ class Canvas:
         return (slice(y0, y1), slice(x0, x1)), inner
 
     def colour_at(self, x: float, y: float) -> Array:
-        """Mean RGB of the picture so far around a point, (3,) float32."""
+        """Return the mean RGB around a point of the canvas, (3,) float32."""
         row = int(np.clip(y, 0, self.size[0] - 1))
         col = int(np.clip(x, 0, self.size[1] - 1))
         patch = self.image[max(row - 4, 0) : row + 5, max(col - 4, 0) : col + 5]
@@ -132,7 +132,7 @@ class Canvas:
         return surface
 
     def decorate(self, shape: Shape, material: Material, opacity: float = 1.0) -> None:
-        """Draw something that is nobody's object (a road, a field): it must come before the objects there."""
+        """Draw scenery that is not an object, such as a road or a field; call this before adding objects there."""
         raster = rasterize(shape)
         self._blend(raster, self._surface(raster.alpha, material, Look()), opacity)
 
@@ -140,7 +140,7 @@ class Canvas:
         """Draw a top-level object on top of everything so far.
 
         Returns:
-            Its index and its raster; parts are clipped to the latter.
+            Index and raster of the object; parts are clipped to the raster.
         """
         raster = rasterize(shape)
         index = len(self.entries)
@@ -185,7 +185,11 @@ class Canvas:
             self._part[here][mask[inner]] = index
 
     def visible(self) -> list[tuple[Entry, int, Array]]:
-        """What shows enough: entry, position of its whole in this list (-1: none), HW bool mask."""
+        """Return the entries that are visible enough.
+
+        Returns:
+            For each entry: the entry, the position of its whole in this list (-1: none), and its HW bool mask.
+        """
         kept: list[tuple[Entry, int, Array]] = []
         position: dict[int, int] = {}
         shown: dict[int, int] = {}

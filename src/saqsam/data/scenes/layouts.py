@@ -1,4 +1,4 @@
-"""Scene styles of the procedural generator: what lies where, back to front.
+"""Scene styles of the procedural generator: which objects are placed where, back to front.
 
 Each style takes a seeded generator and a size and returns a `Canvas`. `STYLES` maps a name to the style and
 to how often it is drawn.
@@ -38,7 +38,7 @@ def _light(rng: Rng) -> Point:
 
 
 def _ground(rng: Rng, size: Size, base: Array | None = None) -> Canvas:
-    """A textured background, sometimes of several regions (a horizon, a table edge, patches)."""
+    """Draw a textured background, sometimes of several regions (a horizon, a table edge, patches)."""
     extent = float(max(size))
     surface = paint(rng, random_material(rng, extent, base, ground=True), size)
     light = value_noise(rng, size, extent / rng.uniform(1.0, 4.0))[..., None]
@@ -51,7 +51,7 @@ def _ground(rng: Rng, size: Size, base: Array | None = None) -> Canvas:
 
 
 def _half_plane(rng: Rng, size: Size) -> Shape:
-    """Everything on one side of a slightly wavy line, clipped a little outside the image."""
+    """Return the region on one side of a slightly wavy line, clipped just outside the image."""
     height, width = size
     level = height * rng.uniform(0.25, 0.9)
     xs = np.linspace(-4, width + 4, 24)
@@ -80,7 +80,7 @@ def _random_look(rng: Rng, light: Point, radius: float, base: Array) -> Look:
 
 
 def _object_colour(rng: Rng, canvas: Canvas, centre: Point) -> Array:
-    """Mostly any colour, sometimes one hard to tell from what is behind."""
+    """Draw a random colour, sometimes one that is close to the background."""
     if rng.random() < 0.25:
         return near(rng, canvas.colour_at(*centre), rng.uniform(12, 35))
     return random_colour(rng, 0.7)
@@ -94,7 +94,7 @@ def _random_shape(rng: Rng, kind: str, centre: Point, radius: float) -> Shape:
 
 
 def _radius(rng: Rng, size: Size, low: float = 8.0, high: float = 0.7) -> float:
-    """Half an extent, log-uniform from `low` pixels to the share `high` of the image's mean side.
+    """Draw half an extent, log-uniform from `low` pixels to the fraction `high` of the image's mean side.
 
     A shape fills its unit circle only in part and is flattened, hence the factor that makes up for it.
     """
@@ -102,7 +102,7 @@ def _radius(rng: Rng, size: Size, low: float = 8.0, high: float = 0.7) -> float:
 
 
 def _scatter(rng: Rng, canvas: Canvas, radii: list[float], light: Point) -> None:
-    """Draw generic objects of the given radii, in the given order."""
+    """Draw generic objects with these radii, in this order."""
     kinds = list(SHAPES)
     weights = np.array([3, 3, 1, 4, 3, 1.5, 1, 1.5, 3])
     for radius in radii:
@@ -115,7 +115,7 @@ def _scatter(rng: Rng, canvas: Canvas, radii: list[float], light: Point) -> None
 
 
 def objects(rng: Rng, size: Size) -> Canvas:
-    """Two to fourteen unlike objects; large ones tend to be at the back."""
+    """Draw two to fourteen dissimilar objects; large ones tend to be at the back."""
     canvas = _ground(rng, size)
     radii = [_radius(rng, size) for _ in range(int(rng.integers(2, 15)))]
     radii.append(_radius(rng, size, 50))  # something to look at, however the others fall
@@ -126,7 +126,7 @@ def objects(rng: Rng, size: Size) -> Canvas:
 
 
 def clutter(rng: Rng, size: Size) -> Canvas:
-    """Many overlapping objects, some of them copies of the same thing."""
+    """Draw many overlapping objects, some of them copies of one another."""
     canvas = _ground(rng, size)
     light = random_light(rng)
     low, high = rng.uniform(14, 40), rng.uniform(0.25, 0.6)
@@ -140,7 +140,7 @@ def clutter(rng: Rng, size: Size) -> Canvas:
 
 
 def _copies(rng: Rng, canvas: Canvas, count: int, light: Point) -> None:
-    """The same shape and material again and again, as in a bowl of fruit or a box of screws."""
+    """Repeat one shape and material many times, as in a bowl of fruit or a box of screws."""
     kind = list(SHAPES)[int(rng.integers(len(SHAPES)))]
     unit, base = SHAPES[kind](rng), random_colour(rng, 0.8)
     radius = _radius(rng, canvas.size, 16, 0.25)
@@ -154,7 +154,7 @@ def _copies(rng: Rng, canvas: Canvas, count: int, light: Point) -> None:
 
 
 def nested(rng: Rng, size: Size) -> Canvas:
-    """Objects with differently textured parts; whole and parts are all instances."""
+    """Draw objects with differently textured parts; wholes and parts are all instances."""
     canvas = _ground(rng, size)
     light = random_light(rng)
     _scatter(rng, canvas, [_radius(rng, size, 12, 0.4) for _ in range(int(rng.integers(0, 4)))], light)
@@ -197,7 +197,7 @@ def _part_material(rng: Rng, material: Material, extent: float) -> Material:
 
 
 def _section(rng: Rng, raster: Raster) -> Shape:
-    """All of an object on one side of a line, such as a roof, a sleeve or a head."""
+    """Cut off the part of an object on one side of a line, such as a roof, a sleeve or a head."""
     h, w = raster.alpha.shape
     middle = np.array([raster.left + w * rng.uniform(0.35, 0.65), raster.top + h * rng.uniform(0.35, 0.65)])
     angle, far = rng.uniform(0, 2 * np.pi), float(h + w)
@@ -210,7 +210,7 @@ def _section(rng: Rng, raster: Raster) -> Shape:
 
 
 def _clip_to_box(points: Array, low: Array, high: Array) -> Array:
-    """Sutherland-Hodgman clipping of a convex polygon to an axis-aligned box."""
+    """Clip a convex polygon to an axis-aligned box (Sutherland and Hodgman)."""
     for axis in (0, 1):
         for sign, bound in ((1.0, low[axis]), (-1.0, -high[axis])):
             gap = sign * points[:, axis] - bound

@@ -87,19 +87,19 @@ def log_uniform(rng: Rng, low: float, high: float) -> float:
 
 
 def random_light(rng: Rng) -> tuple[float, float]:
-    """A unit vector (x, y): where shadows fall."""
+    """Draw a unit vector (x, y), the direction of shadows."""
     angle = rng.uniform(0, 2 * np.pi)
     return float(np.cos(angle)), float(np.sin(angle))
 
 
 def random_spot(rng: Rng, size: tuple[int, int], margin: float = -0.03) -> tuple[float, float]:
-    """A point (x, y) of an image of `size` (height, width), at least the share `margin` from its border."""
+    """Draw a point (x, y) in an image of `size` (height, width), at least the fraction `margin` from its border."""
     height, width = size
     return float(rng.uniform(margin, 1 - margin) * width), float(rng.uniform(margin, 1 - margin) * height)
 
 
 def touches(shape: Shape, size: tuple[int, int]) -> bool:
-    """Whether a placed shape's bounding box meets an image of `size` (height, width)."""
+    """Return whether the bounding box of a placed shape meets an image of `size` (height, width)."""
     points = np.concatenate([p.points for p in shape if p.mode != "cut"])
     pad = max(p.width for p in shape) / 2
     low, high = points.min(axis=0) - pad, points.max(axis=0) + pad
@@ -115,12 +115,12 @@ def _turn(count: int) -> Array:
 
 
 def ellipse(rng: Rng) -> Shape:
-    """A disc; the aspect of `place` makes it an ellipse."""
+    """Return a disc; the aspect of `place` makes it an ellipse."""
     return [Piece(_polar(np.ones(72), _turn(72)))]
 
 
 def polygon(rng: Rng) -> Shape:
-    """A convex or concave polygon with 3 to 9 corners."""
+    """Draw a convex or concave polygon with 3 to 9 corners."""
     count = int(rng.integers(3, 10))
     angles = _turn(count) + rng.uniform(-0.4, 0.4, count) * (2 * np.pi / count)
     low = rng.choice([0.35, 0.95])
@@ -128,7 +128,7 @@ def polygon(rng: Rng) -> Shape:
 
 
 def star(rng: Rng) -> Shape:
-    """A star with 4 to 9 tips."""
+    """Draw a star with 4 to 9 tips."""
     tips = int(rng.integers(4, 10))
     radii = np.ones(2 * tips)
     radii[1::2] = rng.uniform(0.3, 0.7)
@@ -136,7 +136,7 @@ def star(rng: Rng) -> Shape:
 
 
 def blob(rng: Rng, roughness: float | None = None) -> Shape:
-    """A smooth closed curve: a random radial Fourier series."""
+    """Draw a smooth closed curve: a random radial Fourier series."""
     angles = _turn(96)
     amount = rng.uniform(0.1, 0.45) if roughness is None else roughness
     radii = np.ones(96)
@@ -147,7 +147,7 @@ def blob(rng: Rng, roughness: float | None = None) -> Shape:
 
 
 def rectangle(rng: Rng, rounding: float | None = None) -> Shape:
-    """A square with rounded corners; the aspect of `place` makes it a rectangle."""
+    """Draw a square with rounded corners; the aspect of `place` makes it a rectangle."""
     r = float(rng.choice([0.0, 0.08, 0.25, 0.5]) if rounding is None else rounding)
     arcs = _turn(32)  # eight directions for each corner, which lie in its quadrant
     quadrants = np.sign(_polar(np.ones(32), arcs + np.pi / 32))
@@ -155,7 +155,7 @@ def rectangle(rng: Rng, rounding: float | None = None) -> Shape:
 
 
 def ring(rng: Rng) -> Shape:
-    """A disc, blob or rectangle with one hole; what is behind shows through the hole."""
+    """Draw a disc, blob or rectangle with one hole, through which the background shows."""
     maker: Callable[[Rng], Shape] = (ellipse, blob, rectangle)[int(rng.integers(3))]
     outer = maker(rng)
     hole = outer if rng.random() < 0.6 else ellipse(rng)
@@ -164,13 +164,13 @@ def ring(rng: Rng) -> Shape:
 
 
 def crescent(rng: Rng) -> Shape:
-    """A disc less a shifted disc."""
+    """Draw a crescent: a disc minus a shifted disc."""
     disc = _polar(np.ones(72), _turn(72))
     return [Piece(disc), Piece(disc * rng.uniform(0.75, 1.05) + (rng.uniform(0.35, 0.8), 0.0), "cut")]
 
 
 def stroke(rng: Rng) -> Shape:
-    """A thin curved line: a quadratic spline through a random walk."""
+    """Draw a thin curved line: a quadratic spline through a random walk."""
     steps = int(rng.integers(3, 7))
     headings = np.cumsum(rng.normal(0, 0.9, steps)) + rng.uniform(0, 2 * np.pi)
     knots = np.cumsum(_polar(rng.uniform(0.5, 1.0, steps), headings), axis=0)
@@ -186,7 +186,7 @@ def stroke(rng: Rng) -> Shape:
 
 
 def composite(rng: Rng) -> Shape:
-    """The union of two to five simple shapes that hang together (a body with limbs, a tool, a vehicle)."""
+    """Draw the union of two to five connected simple shapes (a body with limbs, a tool, a vehicle)."""
     body = (ellipse, rectangle, blob, polygon)[int(rng.integers(4))]
     shape = place(body(rng), (0, 0), 0.6, rng.uniform(0, np.pi), rng.uniform(0.5, 1.0))
     limb = (ellipse, rectangle, polygon, blob)[int(rng.integers(4))]

@@ -17,7 +17,7 @@ Field = Callable[[Rng, Size, float], Array]
 
 
 def value_noise(rng: Rng, size: Size, cell: float | tuple[float, float]) -> Array:
-    """Smooth noise: random values on a lattice of `cell` pixels (y, x), cubic in between.
+    """Draw smooth noise: random values on a lattice of `cell` pixels (y, x), cubic in between.
 
     Returns:
         HW float32 of `size`, in [0, 1].
@@ -30,7 +30,7 @@ def value_noise(rng: Rng, size: Size, cell: float | tuple[float, float]) -> Arra
 
 
 def fractal_noise(rng: Rng, size: Size, cell: float, octaves: int = 4, gain: float = 0.55) -> Array:
-    """A sum of value noises of halving cells, stretched to fill [0, 1]; HW float32."""
+    """Sum value noises whose cells halve, stretched to [0, 1]; HW float32."""
     total = np.zeros(size, dtype=np.float32)
     weight = 1.0
     for _ in range(octaves):
@@ -43,7 +43,7 @@ def fractal_noise(rng: Rng, size: Size, cell: float, octaves: int = 4, gain: flo
 
 
 def ramp(rng: Rng, size: Size) -> tuple[Array, Array]:
-    """Pixel coordinates in a randomly rotated frame: along (H1 or HW) and across, float32, in pixels."""
+    """Return pixel coordinates in a randomly rotated frame: along (H1 or HW) and across, float32, in pixels."""
     angle = rng.uniform(0, 2 * np.pi)
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     y = np.arange(size[0], dtype=np.float32)[:, None]
@@ -57,12 +57,12 @@ def _unit(field: Array) -> Array:
 
 
 def flat(rng: Rng, size: Size, scale: float) -> Array:
-    """Nearly one colour."""
+    """Draw nearly uniform values."""
     return np.asarray(np.float32(0.15) * value_noise(rng, size, max(size) / 3))
 
 
 def gradient(rng: Rng, size: Size, scale: float) -> Array:
-    """Linear or radial transition."""
+    """Draw a linear or radial transition."""
     along, across = ramp(rng, size)
     if rng.random() < 0.6:
         return _unit(along)
@@ -73,12 +73,12 @@ def gradient(rng: Rng, size: Size, scale: float) -> Array:
 
 
 def clouds(rng: Rng, size: Size, scale: float) -> Array:
-    """Fractal noise."""
+    """Draw fractal noise."""
     return fractal_noise(rng, size, scale * 2, octaves=int(rng.integers(2, 6)), gain=rng.uniform(0.4, 0.75))
 
 
 def stripes(rng: Rng, size: Size, scale: float) -> Array:
-    """Soft to hard stripes, straight or wavy."""
+    """Draw soft to hard stripes, straight or wavy."""
     along, _ = ramp(rng, size)
     phase: Array = along * np.float32(2 * np.pi / max(scale, 3.0))
     if rng.random() < 0.5:
@@ -87,7 +87,7 @@ def stripes(rng: Rng, size: Size, scale: float) -> Array:
 
 
 def checker(rng: Rng, size: Size, scale: float) -> Array:
-    """A rotated chequerboard, slightly soft."""
+    """Draw a rotated, slightly soft chequerboard."""
     along, across = ramp(rng, size)
     k = np.float32(np.pi / max(scale, 3.0))
     waves = np.sin(along * k) * np.sin(across * k)
@@ -95,14 +95,14 @@ def checker(rng: Rng, size: Size, scale: float) -> Array:
 
 
 def blotches(rng: Rng, size: Size, scale: float) -> Array:
-    """Islands: noise pushed through a steep threshold."""
+    """Draw islands: noise pushed through a steep threshold."""
     noise = fractal_noise(rng, size, scale * 2, octaves=3)
     level, steep = rng.uniform(0.35, 0.65), rng.uniform(4, 20)
     return np.asarray(np.clip((noise - np.float32(level)) * np.float32(steep) + np.float32(0.5), 0, 1))
 
 
 def brushed(rng: Rng, size: Size, scale: float) -> Array:
-    """Noise stretched along one random direction, like brushed metal, hair or grass."""
+    """Draw noise stretched along one random direction, like brushed metal, hair or grass."""
     side = int(np.hypot(*size)) + 4
     noise = np.float32(0.6) * value_noise(rng, (side, side), (max(scale / 6, 1.0), scale * 4))
     noise += np.float32(0.4) * value_noise(rng, (side, side), (1.0, max(scale, 6.0)))
@@ -112,7 +112,7 @@ def brushed(rng: Rng, size: Size, scale: float) -> Array:
 
 
 def spots(rng: Rng, size: Size, scale: float) -> Array:
-    """Dots on a jittered lattice."""
+    """Draw dots on a jittered lattice."""
     step = max(scale * 1.2, 5.0)
     field = np.zeros(size, dtype=np.uint8)
     fill = rng.uniform(0.2, 0.42)
@@ -128,7 +128,7 @@ def spots(rng: Rng, size: Size, scale: float) -> Array:
 
 
 def grain(rng: Rng, size: Size, scale: float) -> Array:
-    """Fine uncorrelated speckle, such as sand, gravel or cloth."""
+    """Draw fine uncorrelated speckle, such as sand, gravel or cloth."""
     noise = rng.integers(0, 256, size, dtype=np.uint8)
     blur = int(rng.choice([1, 3, 5]))
     noise = cv2.GaussianBlur(noise, (blur, blur), 0) if blur > 1 else noise
@@ -136,13 +136,13 @@ def grain(rng: Rng, size: Size, scale: float) -> Array:
 
 
 def veins(rng: Rng, size: Size, scale: float) -> Array:
-    """Contour lines of noise, like wood or marble."""
+    """Draw contour lines of noise, like wood or marble."""
     noise = fractal_noise(rng, size, scale * 4, octaves=3)
     return np.float32(0.5) + np.float32(0.5) * np.sin(noise * np.float32(rng.uniform(12, 40)))
 
 
 def bricks(rng: Rng, size: Size, scale: float) -> Array:
-    """Axis-aligned cells of individual brightness with joints."""
+    """Draw axis-aligned cells of individual brightness with joints."""
     step = max(scale, 6.0)
     tall = step * rng.uniform(0.4, 1.0)
     y = np.arange(size[0], dtype=np.float32)[:, None] / np.float32(tall)
@@ -176,21 +176,21 @@ _GROUND_WEIGHTS = np.array([2, 4, 6, 1, 0.7, 2, 3, 0.5, 2, 1.5, 0.8])
 
 
 def random_colour(rng: Rng, vivid: float = 0.5) -> Array:
-    """An RGB colour, (3,) float32 in [0, 255]; `vivid` in [0, 1] bounds the usual saturation."""
+    """Draw an RGB colour, (3,) float32 in [0, 255]; `vivid` in [0, 1] bounds the usual saturation."""
     saturation = float(rng.random()) * (vivid if rng.random() < 0.75 else 1.0)
     rgb = colorsys.hsv_to_rgb(float(rng.random()), saturation, 1.0 - 0.92 * float(rng.random()) ** 1.3)
     return np.asarray(np.array(rgb) * 255, dtype=np.float32)
 
 
 def near(rng: Rng, colour: Array, spread: float) -> Array:
-    """A colour within about `spread` levels of `colour`: one common lightness step and a small tint."""
+    """Draw a colour within about `spread` levels of `colour`: one common lightness step and a small tint."""
     shift = rng.normal(0, spread, 1) + rng.normal(0, spread * 0.4, 3)
     return np.asarray(np.clip(colour + shift, 0, 255), dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class Material:
-    """What a surface is made of.
+    """Material of a surface.
 
     Args:
         field: Key of `FIELDS`.

@@ -34,7 +34,7 @@ _GROUND_TONES = np.array([[96, 112, 70], [128, 116, 92], [112, 112, 112], [70, 8
 
 @dataclass(frozen=True)
 class _Stain:
-    """What the cells of one picture share; colours are (3,) float32 RGB, lengths are pixels."""
+    """Appearance shared by the cells of one image; colours are (3,) float32 RGB, lengths are pixels."""
 
     body: Array
     rim: Array | None
@@ -48,7 +48,7 @@ class _Stain:
 
 
 def _pack(rng: Rng, size: Size, count: int, gap: float) -> list[Array]:
-    """Up to `count` centres (x, y) at least `gap` apart, spread out or in clumps."""
+    """Draw up to `count` centres (x, y) at least `gap` apart, spread out or in clumps."""
     clumps = [np.array(random_spot(rng, size)) for _ in range(int(rng.integers(1, 5)))]
     clumped = float(rng.choice([0.0, 0.6, 0.9]))
     spread = gap * float(np.sqrt(count)) * rng.uniform(0.3, 0.7)
@@ -65,7 +65,7 @@ def _pack(rng: Rng, size: Size, count: int, gap: float) -> list[Array]:
 
 
 def cells(rng: Rng, size: Size) -> Canvas:
-    """Many alike roundish bodies that touch, brighter or darker than a ground of low contrast."""
+    """Draw many similar, touching, roundish cells that are brighter or darker than a low-contrast ground."""
     tone = random_colour(rng, float(rng.uniform(0.0, 0.6)))
     dark = rng.random() < 0.4
     tone = tone * np.float32(0.15) if dark else np.float32(130) + tone * np.float32(0.4)
@@ -123,7 +123,7 @@ class _Streets:
     light: tuple[float, float]
 
     def at(self, along: float, across: float) -> tuple[float, float]:
-        """Image point (x, y) of a point of the grid."""
+        """Return the image point (x, y) of a point of the grid."""
         cos, sin = np.cos(self.heading), np.sin(self.heading)
         x = self.middle[0] + along * cos - across * sin
         y = self.middle[1] + along * sin + across * cos
@@ -131,7 +131,7 @@ class _Streets:
 
 
 def aerial(rng: Rng, size: Size) -> Canvas:
-    """Buildings, vehicles, tanks and trees along a street grid, with all shadows one way."""
+    """Draw buildings, vehicles, tanks and trees along a street grid, with all shadows in one direction."""
     base = near(rng, _GROUND_TONES[int(rng.integers(5))].astype(np.float32), 12)
     field = str(rng.choice(["clouds", "brushed", "blotches"]))
     ground = Material(field, base, near(rng, base, 18), 20.0, 30.0, 14.0)
@@ -169,7 +169,7 @@ def _pave(rng: Rng, canvas: Canvas, streets: _Streets) -> None:
 
 
 def _plots(rng: Rng, canvas: Canvas, streets: _Streets) -> None:
-    """Buildings, tanks and trees beside the roads."""
+    """Draw buildings, tanks and trees beside the roads."""
     roof = np.float32(0.6) * random_colour(rng, 0.6) + np.float32(50)
     shadow = float(rng.uniform(0.3, 0.7)) * float(rng.random() < 0.85)
     step = max(streets.module * rng.uniform(1.8, 3.6), 2 * streets.reach / _MAX_PER_ROW)
@@ -210,7 +210,7 @@ def _fixture(
 
 
 def _traffic(rng: Rng, canvas: Canvas, streets: _Streets) -> None:
-    """Vehicles on the roads, in two lanes."""
+    """Draw vehicles on the roads, in two lanes."""
     module = streets.module
     density = rng.uniform(0.1, 0.6)
     step = max(1.5 * module, 2 * streets.reach / _MAX_PER_ROW)

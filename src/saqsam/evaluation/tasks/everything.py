@@ -10,7 +10,7 @@ from saqsam.data.rle import rle_from_text, rle_text
 from saqsam.data.types import Instance
 from saqsam.evaluation.metrics.coco_ap import PROPOSALS, MaskAP
 from saqsam.evaluation.metrics.iou import rle_ious
-from saqsam.evaluation.record_layout import RUNS, SIZE, Layout
+from saqsam.evaluation.record_schema import IMAGE_SIZE, MASK_COUNTS, Schema
 from saqsam.evaluation.task import ImageSession, Metrics, Record, Task, mean
 from saqsam.inference.mask_generator import GeneratorOptions
 
@@ -48,9 +48,9 @@ class EverythingTask(Task):
             "found": [[scores[place], rle_text(masks[place].rle)] for place in ranked],
         }
 
-    def layout(self) -> Layout:
-        """See `Task.layout`."""
-        return {"size": SIZE, "truth": [(int, int, RUNS)], "found": [(float, RUNS)]}
+    def schema(self) -> Schema:
+        """See `Task.schema`."""
+        return {"size": IMAGE_SIZE, "truth": [(int, int, MASK_COUNTS)], "found": [(float, MASK_COUNTS)]}
 
     def reduce(self, records: Sequence[Record]) -> Metrics:
         """See `Task.reduce`: what `MaskAP.compute_proposals` gives, `objects`, and `masks_per_image` on average."""

@@ -12,7 +12,7 @@ from saqsam.data.rle import encode_mask, rle_from_text, rle_text
 from saqsam.data.types import Instance
 from saqsam.evaluation.metrics.coco_ap import MaskAP
 from saqsam.evaluation.metrics.iou import clear_ignored, rle_ious
-from saqsam.evaluation.record_layout import RUNS, SIZE, Layout
+from saqsam.evaluation.record_schema import IMAGE_SIZE, MASK_COUNTS, Schema
 from saqsam.evaluation.task import ImageSession, Metrics, Record, Task
 from saqsam.inference.predictor import check_finite
 
@@ -83,12 +83,12 @@ class InstanceTask(Task):
             else None
         )
 
-    def layout(self) -> Layout:
-        """See `Task.layout`."""
+    def schema(self) -> Schema:
+        """See `Task.schema`."""
         return {
-            "size": SIZE,
-            "truth": [(int, int, int, RUNS)],
-            "found": [(int, float, float, RUNS)],
+            "size": IMAGE_SIZE,
+            "truth": [(int, int, int, MASK_COUNTS)],
+            "found": [(int, float, float, MASK_COUNTS)],
             "incomplete?": [int],
         }
 

@@ -15,7 +15,7 @@ from saqsam.data.rle import encode_mask, rle_text
 from saqsam.data.types import Instance, Sample
 from saqsam.evaluation.metrics.rotated import polygon_ious
 from saqsam.evaluation.metrics.rotated_ap import OrientedDetection, OrientedTruth, RotatedAP
-from saqsam.evaluation.record_layout import RUNS, AtLeast, Layout, Maybe
+from saqsam.evaluation.record_schema import MASK_COUNTS, AtLeast, Nullable, Schema
 from saqsam.evaluation.task import ImageSession, Metrics, Record, Task, mean
 from saqsam.evaluation.tiles import Tile, assign_tiles
 from saqsam.inference.predictor import Predictor, check_finite
@@ -121,19 +121,19 @@ class OrientedTask(Task):
                 counts = _in_image(mask, tile, sample) if self.keep_masks else None
                 yield mask_rectangle(mask), own, counts
 
-    def layout(self) -> Layout:
-        """See `Task.layout`."""
+    def schema(self) -> Schema:
+        """See `Task.schema`."""
         corners = AtLeast(3, (float, float))
         truth = {"id": int, "category": int, "difficult": bool, "crowd": bool, "corners": corners}
-        found: dict[str, Layout] = {
-            "id": Maybe(int),
+        found: dict[str, Schema] = {
+            "id": Nullable(int),
             "category": int,
             "score": float,
             "predicted_iou": float,
-            "corners": Maybe(corners),
+            "corners": Nullable(corners),
         }
         if self.keep_masks:
-            found["mask"] = RUNS
+            found["mask"] = MASK_COUNTS
         return {"truth": [truth], "mended": int, "found": [found]}
 
     def reduce(self, records: Sequence[Record]) -> Metrics:

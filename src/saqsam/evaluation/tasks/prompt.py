@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from saqsam.data.rle import encode_mask, rle_text
 from saqsam.data.types import Instance
 from saqsam.evaluation.metrics.iou import boundary_iou, clear_ignored, mask_iou
-from saqsam.evaluation.prompts import box_prompts, next_click, point_prompts
-from saqsam.evaluation.record_layout import RUNS, Layout
+from saqsam.evaluation.record_schema import MASK_COUNTS, Schema
+from saqsam.evaluation.simulated_prompts import box_prompts, next_click, point_prompts
 from saqsam.evaluation.task import ImageSession, Metrics, Record, Task, mean
 from saqsam.inference.predictor import Predictor, check_finite
 
@@ -101,13 +101,13 @@ class PromptTask(Task):
                     record["mask"] = rle_text(encode_mask(mask))
                 yield record
 
-    def layout(self) -> Layout:
-        """See `Task.layout`."""
-        instance: dict[str, Layout] = {"id": int, "iou": float, "boundary_iou": float, "predicted_iou": float}
+    def schema(self) -> Schema:
+        """See `Task.schema`."""
+        instance: dict[str, Schema] = {"id": int, "iou": float, "boundary_iou": float, "predicted_iou": float}
         if self.prompt == "clicks":
             instance["ious"] = (float,) * self.clicks
         if self.keep_masks:
-            instance["mask"] = RUNS
+            instance["mask"] = MASK_COUNTS
         return {"instances": [instance]}
 
     def reduce(self, records: Sequence[Record]) -> Metrics:

@@ -11,7 +11,7 @@ import numpy as np
 from saqsam.data.label_maps import LabelMaps, Unusable, truth_labels
 from saqsam.data.label_png import IGNORE, LabelMap
 from saqsam.data.rle import encode_mask, rle_text
-from saqsam.evaluation.record_layout import RUNS, Each, Layout, OneOf
+from saqsam.evaluation.record_schema import MASK_COUNTS, MapOf, OneOf, Schema
 from saqsam.evaluation.task import ImageSession, Metrics, Record, Task, mean
 from saqsam.evaluation.tasks.everything import shown_options
 from saqsam.inference.mask_generator import GeneratedMask, GeneratorOptions
@@ -60,12 +60,12 @@ class SemanticTask(Task):
             record["masks"] = {str(k): rle_text(encode_mask(refined == k)) for k in found}
         return record
 
-    def layout(self) -> Layout:
-        """See `Task.layout`."""
+    def schema(self) -> Schema:
+        """See `Task.schema`."""
         counts = dict.fromkeys(("truth", "coarse", "coarse_hits", "refined", "refined_hits"), int)
-        scored: dict[str, Layout] = {"masks_found": int, "classes": Each(counts)}
+        scored: dict[str, Schema] = {"masks_found": int, "classes": MapOf(counts)}
         if self.keep_masks:
-            scored["masks"] = Each(RUNS)
+            scored["masks"] = MapOf(MASK_COUNTS)
         return OneOf((scored, {"left_out": str, "classes": {}}))
 
     def reduce(self, records: Sequence[Record]) -> Metrics:

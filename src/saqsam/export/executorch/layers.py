@@ -8,7 +8,7 @@ Convolutions are products on rows too, as XNNPACK has 4-bit kernels for these al
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -162,11 +162,10 @@ def check_quantizer(quantizer: nn.Module, where: str) -> None:
         )
 
 
-def check_products(attention: Any, where: str) -> None:
+def check_products(attention: Any, where: str, part: Literal["encoder", "decoder"]) -> None:
     """Raise ExportError if an attention's products are quantized, which XNNPACK multiplies in float alone."""
     for name in ("query_quantizer", "key_quantizer", "value_quantizer", "probability_quantizer"):
         if not isinstance(slot(attention, name), nn.Identity):
-            part = "encoder" if where.startswith("vision_encoder") else "decoder"
             raise ExportError(
                 f"{where}: XNNPACK has no integer kernel for products of attention; quantize with "
                 f"--deploy-for executorch, or with --set {part}_products=float"

@@ -16,6 +16,7 @@ from saqsam.export.executorch.layers import RowProduct, StoredTensor
 from saqsam.export.executorch.sam.decoder import EMPTY, TracedDecoder
 from saqsam.export.executorch.sam.encoder import TracedEncoder
 from saqsam.export.packed import ExportError
+from saqsam.models.registry import family_of
 from saqsam.quant.layers import PackedTensor
 from saqsam.utils.quiet_logging import silent
 
@@ -31,8 +32,10 @@ LOGITS_AT_ONCE = 2**24
 """Of a global attention: one head of SAM-B at 1024 px. Smaller blocks make graphs that take long to lower."""
 
 
-def write_executorch(model: SamModel, folder: Path, *, single_mask: bool) -> dict[str, Any]:
-    """Write both programs into a folder.
+def write_executorch(
+    model: SamModel, folder: Path, metadata: dict[str, str], *, single_mask: bool
+) -> dict[str, Any]:
+    """Write both programs into a folder; a `Writer`. Programs have no place for metadata.
 
     Returns:
         What `export.json` says of them, as JSON types: `delegation` of each, `substitutions`, and the most `prompts`
@@ -42,15 +45,14 @@ def write_executorch(model: SamModel, folder: Path, *, single_mask: bool) -> dic
         ExportError: If the recipe has what XNNPACK's integer kernels cannot run, or one of its layers was left to
             other kernels.
     """
-    vision = model.config.vision_config
-    side = vision.image_size // vision.patch_size
-    pixels = torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size)
+    spec = family_of(model.config).input_spec(model.config)
+    pixels = torch.zeros(spec.pixels)
     # Two prompts: a trace of one would be of one alone.
     given = (
-        torch.zeros(1, vision.output_channels, side, side),
+        torch.zeros(spec.embedding),
         torch.zeros(2, MAX_POINTS, 2),
         torch.full((2, MAX_POINTS), float(EMPTY)),
-        torch.zeros(1, 1, 4 * side, 4 * side),
+        torch.zeros(1, 1, spec.mask_size, spec.mask_size),
         torch.zeros(1),
     )
     prompts = {0: Dim("prompts", min=1, max=MAX_PROMPTS)}

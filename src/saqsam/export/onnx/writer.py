@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 from transformers import SamModel
 
 from saqsam.export.onnx.graph import Graph
-from saqsam.export.onnx.sam.decoder import write_decoder
-from saqsam.export.onnx.sam.encoder import write_encoder
-from saqsam.export.onnx.sam.encoder_attention import EncoderOptions
+from saqsam.export.onnx.writers import graph_writer
 
 
 def write_onnx(
-    model: SamModel, folder: Path, metadata: dict[str, str], *, single_mask: bool, options: EncoderOptions
-) -> None:
-    """Write both files into a folder."""
+    model: SamModel, folder: Path, metadata: dict[str, str], *, single_mask: bool
+) -> dict[str, Any]:
+    """Write both files into a folder; a `Writer`."""
     encoder, decoder = Graph("encoder"), Graph("decoder")
-    write_encoder(encoder, model, options)
-    write_decoder(decoder, model, single_mask=single_mask)
+    writer = graph_writer(model.config)
+    writer.write_encoder(encoder, model)
+    writer.write_decoder(decoder, model, single_mask=single_mask)
     onnx.save(encoder.model(metadata), folder / "encoder.onnx")
     onnx.save(decoder.model(metadata), folder / "decoder.onnx")
+    return {}
 
 
 def keep_outputs(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:

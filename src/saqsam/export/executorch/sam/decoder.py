@@ -223,7 +223,7 @@ class _Attention(nn.Module):
 
     def __init__(self, attention: Any, where: str) -> None:
         super().__init__()
-        check_products(attention, where)
+        check_products(attention, where, "decoder")
         self.heads, self.scaling = attention.num_attention_heads, float(attention.scaling)
         self.q_proj = linear_of(attention.q_proj, f"{where}.q_proj")
         self.k_proj = linear_of(attention.k_proj, f"{where}.k_proj")

@@ -101,7 +101,7 @@ class _Attention(nn.Module):
         self, attention: Any, side: int, window: Window, logits_at_once: int | None, where: str
     ) -> None:
         super().__init__()
-        check_products(attention, where)
+        check_products(attention, where, "encoder")
         self.side, self.window, self.heads = side, window, attention.num_attention_heads
         self.scale = float(attention.scale)
         self.qkv = linear_of(attention.qkv, f"{where}.qkv")

@@ -1,0 +1,112 @@
+"""Models and data as commands name them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import SamModel, SamProcessor
+
+from saqsam.checkpoint import quantization_config_of, recipe_of
+from saqsam.cli.terminal import busy
+from saqsam.data.images import ImageFolder
+from saqsam.data.mask_values import IgnoreLabel
+from saqsam.data.open import SCENES, open_dataset
+from saqsam.data.types import Dataset
+from saqsam.export import is_export
+from saqsam.inference.backend import Backend
+from saqsam.models import load
+from saqsam.ptq.calibration_data import calibration_scenes
+from saqsam.runtimes import TORCH_INTEGER, load_runtime, use_integer_kernels
+from saqsam.utils.atomic_write import write_whole
+from saqsam.utils.errors import shorten
+
+
+def open_model(
+    model: str, device: str, runtime: str | None, threads: int | None
+) -> tuple[SamModel | Backend, SamProcessor, str]:
+    """Return a model of torch or an exported folder in its runtime, its processor, and the name of its recipe."""
+    if runtime not in (None, "torch", TORCH_INTEGER) or is_export(model):
+        if runtime in ("torch", TORCH_INTEGER):
+            raise ValueError(f"{model} is an export; torch runs the checkpoint that it was made of")
+        with busy(f"loading {model}"):
+            backend, processor = load_runtime(model, runtime, device=device, threads=threads)
+        return backend, processor, backend.manifest.name
+    if threads is not None:
+        torch.set_num_threads(threads)
+    sam, processor = load_torch(model, device)
+    if quantization_config_of(sam) is None:
+        if runtime == TORCH_INTEGER:
+            raise ValueError(f"--runtime {runtime}: {model} is float; quantize it first")
+        return sam, processor, "float"
+    if runtime == TORCH_INTEGER:
+        use_integer_kernels(sam)
+    return sam, processor, recipe_of(sam).name
+
+
+def load_torch(model: str, device: str) -> tuple[SamModel, SamProcessor]:
+    """A model of torch on a device, and its processor."""
+    with busy(f"loading {model}"):
+        return load(model, device=usable_device(device))
+
+
+def usable_device(name: str) -> str:
+    """Return a device of torch after trying it out: torch finds out that one is missing only when it is used.
+
+    Raises:
+        ValueError: It cannot be used.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # one for each process of torchrun
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"--device {name} cannot be used: expected auto, cpu, cuda, cuda:N, mps or another device of torch"
+        ) from error
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def open_labelled(spec: str, option: str, limit: int | None, ignore_label: str = "auto") -> Dataset:
+    """A data set that can be scored on, cut to `limit` images; scenes are made longer for it."""
+    dataset = open_dataset(spec, limit=limit, ignore_label=_parse_ignore_label(ignore_label))
+    if isinstance(dataset, ImageFolder):
+        raise ValueError(f"{option} {spec}: images without annotations cannot be scored on")
+    return dataset
+
+
+def _parse_ignore_label(text: str) -> IgnoreLabel:
+    if text == "auto":
+        return "auto"
+    if text == "none":
+        return None
+    if text.isascii() and text.isdigit():
+        return int(text[:9])
+    raise ValueError(f"--ignore-label: expected auto, none or a value from 0 to 65535, got {shorten(text)}")
+
+
+def open_calibration(spec: str, images: int, seed: int, ignore_label: str = "auto") -> Dataset:
+    """Open what `quantize --calibration` names: all of it, to draw `images` by the seed from."""
+    label = _parse_ignore_label(ignore_label)
+    if spec == SCENES and label == "auto":
+        return calibration_scenes(images, seed)
+    return open_dataset(spec, ignore_label=label)
+
+
+def json_bytes(content: dict[str, Any]) -> bytes:
+    """Return plain values as an indented JSON text."""
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write plain values as a JSON file that appears when it is whole."""
+    write_whole(path, json_bytes(content))

@@ -1,0 +1,219 @@
+"""The tables that the commands print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from saqsam.analysis.inventory import Inventory, mac_width
+from saqsam.cli.terminal import out, result_table, say
+from saqsam.data.scenes.dataset import ScenesDataset
+from saqsam.data.types import Dataset
+from saqsam.evaluation import Evaluation
+from saqsam.export import Manifest
+from saqsam.recipes.deployment import substitutions
+from saqsam.recipes.recipe import Recipe
+from saqsam.runtimes.registry import TORCH_INTEGER
+from saqsam.runtimes.torch_integer import IntegerLayers, Speed
+from saqsam.verification.parity import Parity
+
+METRIC_NAMES = {
+    "miou": "mean IoU",
+    "boundary_iou": "mean boundary IoU",
+    "share_above_90": "share above IoU 0.9",
+    "instances": "objects",
+    "rotated_miou": "mean rotated IoU",
+    "ignored": "difficult objects, crowds",
+    "mended": "truth not convex, its hull taken",
+    "boxes": "boxes asked for",
+    "empty_masks": "of these without a pixel",
+    "ar10": "average recall, 10 masks",
+    "ar100": "average recall, 100 masks",
+    "ar1000": "average recall, 1000 masks",
+    "masks_per_image": "masks in an image",
+    "semantic_miou": "mean IoU of classes",
+    "pixel_accuracy": "pixel accuracy",
+    "unrefined_miou": "mean IoU, unrefined",
+    "unrefined_pixel_accuracy": "pixel accuracy, unrefined",
+    "label_maps": "label maps",
+}
+"""Of figures whose own names say little."""
+
+
+def print_summary(
+    inventory: Inventory, folder: Path, scores: tuple[Evaluation, Evaluation] | None = None
+) -> None:
+    """Float against quantized: size of a checkpoint and, with scores of both, mean IoU."""
+    on_disk = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    table = result_table(inventory.name, "float32", "quantized", "", right=3)
+    ratio = f"{inventory.float32_bytes / on_disk:.2f}x smaller"
+    table.add_row("size on disk", _megabytes(inventory.float32_bytes), _megabytes(on_disk), ratio)
+    if scores is not None:
+        before, after = scores
+        change = f"{after.miou - before.miou:+.4f}"
+        table.add_row("mean IoU, box prompts", f"{before.miou:.4f}", f"{after.miou:.4f}", change)
+    out.print(table)
+    if scores is not None:
+        say(f"scored on {before.instances} objects in {before.images} images of {before.dataset}")
+        print_left_out(before.skipped, before.notes)
+
+
+def print_evaluation(
+    result: Evaluation, model: str, recipe: str, inventory: Inventory | None, dataset: Dataset
+) -> None:
+    """Figures of each task for one model and the name of its recipe; of a checkpoint its widths too."""
+    say(f"{model} ({recipe}) on {scored_on(result, dataset)}")
+    for task, metrics in result.metrics.items():
+        options = ", ".join(
+            f"{k} {v}" for k, v in result.options[task].items() if isinstance(v, int | float | str) and v
+        )
+        table = result_table(f"{task}: {options}" if options else task, "", right=1)
+        for name, value in metrics.items():
+            table.add_row(METRIC_NAMES.get(name, name), figure(value))
+        out.print(table)
+    print_left_out(result.skipped, result.notes)
+    if inventory is not None:
+        _print_shares(inventory)
+
+
+def scored_on(result: Evaluation, dataset: Dataset) -> str:
+    """Describe what a model was scored on: numbers of objects and images, and what they are drawn from."""
+    counts = [metrics.get(name) for metrics in result.metrics.values() for name in ("instances", "objects")]
+    objects = next((count for count in counts if count is not None), None)
+    seed = f" (seed {dataset.seed})" if isinstance(dataset, ScenesDataset) else ""
+    images = f"{result.images} images of {result.dataset}{seed}"
+    return images if objects is None else f"{objects} objects in {images}"
+
+
+def print_left_out(skipped: Mapping[str, int], notes: Mapping[str, int], prefix: str = "") -> None:
+    """Say once for each kind what was left out of data and what was accepted although it was unusual."""
+    for label, counts in (("left out", skipped), ("note", notes)):
+        for what, number in counts.items():
+            say(f"{label}: {prefix}{what}: {number}")
+
+
+def figure(value: float | int | None) -> str:
+    """A figure as tables show it: counts whole, the rest with four digits, what was not there as a dash."""
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}"
+
+
+def print_inventory(inventory: Inventory, source: str) -> None:
+    """A row for each part of a quantized model, and the shares at each width."""
+    say(f"{inventory.name} ({source})")
+    table = result_table("part", "bits", "activations", "params", "bytes", "%", "MACs", "%", right=7)
+    for part in inventory.parts:
+        table.add_row(
+            part.part,
+            mac_width(part),
+            "" if part.low is None or part.high is None else f"{_end(part.low)} to {_end(part.high)}",
+            _short(part.parameters),
+            _short(part.bytes),
+            f"{100 * part.bytes / inventory.bytes:.1f}",
+            _short(part.macs),
+            f"{100 * part.macs / inventory.macs:.1f}",
+        )
+    out.print(table)
+    _print_shares(inventory)
+    ratio = inventory.float32_bytes / inventory.bytes
+    say(f"tensors: {_megabytes(inventory.bytes)}, {ratio:.2f}x smaller than float32")
+
+
+def _print_shares(inventory: Inventory) -> None:
+    for what, shares in (
+        ("bytes", inventory.share_of_bytes()),
+        ("MACs (1 image, 1 box)", inventory.share_of_macs()),
+    ):
+        say(f"{what}: " + ", ".join(f"{100 * share:.1f} % {width}" for width, share in shares.items()))
+
+
+def print_integer_layers(layers: IntegerLayers) -> None:
+    """How many linear layers torch's integer kernels take on this machine, and why they do not take the others."""
+    say(f"{TORCH_INTEGER}: {layers.integer} of {layers.total} quantized linear layers on integers")
+    for reason, count in layers.left.items():
+        say(f"  {count} de-quantized: {reason}")
+
+
+def print_speed(speeds: Sequence[Speed]) -> None:
+    """Times of a model in torch beside those of a float one."""
+    table = result_table("", "ms", "float, ms", "speed", right=3)
+    for speed in speeds:
+        times = (f"{1000 * seconds:.1f}" for seconds in (speed.seconds, speed.float_seconds))
+        table.add_row(speed.part, *times, f"{speed.ratio:.2f}x")
+    out.print(table)
+    slower = [speed.part for speed in speeds if speed.ratio < 1]
+    if slower:
+        say(f"slower than float here: {' and '.join(slower)}; exports are what is fast (saqsam export)")
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.2f} MB"
+
+
+def _short(count: int) -> str:
+    """At most three digits and a unit: 950, 12.3k, 488G."""
+    value, unit = float(count), ""
+    for larger in ("k", "M", "G", "T"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.1f}{unit}" if unit and value < 99.95 else f"{value:.0f}{unit}"
+
+
+def _end(value: float) -> str:
+    """An end of a range in at most five characters, for values below ten thousand."""
+    decimals = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:.{decimals}f}"
+
+
+def print_substitutions(recipe: Recipe) -> None:
+    """What a recipe has in the place of its method's own choices for the sake of integer kernels."""
+    found = substitutions(recipe)
+    if not found:
+        return
+    say(f"{recipe.name} departs from its method for integer kernels in:")
+    for one in found:
+        say(f"  {one.field}: {one.used} (the method: {one.method}); {one.why}")
+    say("what that costs: evaluate this checkpoint, and one of the method as it is, on the same data")
+
+
+def print_export(
+    manifest: Manifest, sizes: Mapping[str, int], inventory: Inventory, parities: Mapping[str, Parity]
+) -> None:
+    """Print sizes of exported files, the widths they compute at, and the difference of each runtime from torch."""
+    table = result_table("file", "MB", "of float32", right=2)
+    total = sum(sizes.values())
+    for name, size in [*sizes.items(), ("together", total)]:
+        table.add_row(
+            name, f"{size / 1e6:.2f}", f"1/{inventory.float32_bytes / size:.1f}" if name == "together" else ""
+        )
+    out.print(table)
+    print_substitutions(inventory.recipe)
+    _print_shares(inventory)
+    _print_details(manifest)
+    table = result_table("runtime", "tensor", "largest difference", "relative", right=2)
+    for runtime, parity in parities.items():
+        for tensor in parity.tensors:
+            table.add_row(runtime, tensor.name, f"{tensor.largest:.3g}", f"{tensor.relative:.2g}")
+    out.print(table)
+    for runtime, parity in parities.items():
+        say(
+            f"masks of {manifest.name} in {runtime} against torch: IoU {parity.mask_iou:.4f}, at least "
+            f"{parity.least_mask_iou:.4f}, over {parity.masks} objects"
+        )
+
+
+def _print_details(manifest: Manifest) -> None:
+    """What a format says of its files: who runs them, in which arithmetic, and what has another form in them."""
+    for part, found in manifest.details.get("delegation", {}).items():
+        outside = sum(found["outside"].values())
+        say(
+            f"{part}: {100 * found['share']:.1f} % of {found['delegated'] + outside} nodes run in XNNPACK; "
+            f"integer products: {_counts(found['integer_products'])}; "
+            f"float products: {_counts(found['float_products'])}; other kernels: {_counts(found['outside'])}"
+        )
+    for line in manifest.details.get("substitutions", ()):
+        say(f"stored otherwise: {line}")
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"

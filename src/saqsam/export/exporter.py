@@ -1,0 +1,100 @@
+"""Export a quantized model: check the request, write the files of a format, and record them in a manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import SamModel, SamProcessor
+
+from saqsam.checkpoint import (
+    checkpoint_tensors,
+    content_hash,
+    hash_header,
+    quantization_config_of,
+    recipe_of,
+)
+from saqsam.export.formats import DEFAULT_FORMAT, FORMATS
+from saqsam.export.manifest import MANIFEST, Manifest, file_hash, is_export
+from saqsam.models.processing import processor_fields
+from saqsam.utils.atomic_write import whole_folder
+
+
+def export_model(
+    model: SamModel,
+    processor: SamProcessor,
+    folder: str | Path,
+    *,
+    format: str = DEFAULT_FORMAT,
+    single_mask: bool = False,
+    overwrite: bool = False,
+) -> Manifest:
+    """Write a quantized model as files that other runtimes run.
+
+    Args:
+        model: Quantized model, as `saqsam.load` returns it for a checkpoint.
+        processor: Processor of the model, saved beside the files.
+        folder: Folder to write, atomically: it appears when it is complete.
+        format: One of `FORMATS`: `onnx`, `openvino` or `executorch`.
+        single_mask: Let the decoder return one mask per prompt, chosen as the official export chooses it.
+        overwrite: Replace an existing export.
+
+    Returns:
+        The manifest, which is also written as `export.json`.
+
+    Raises:
+        ValueError: The model is float, the target's integer kernels cannot run its recipe (the message names the
+            field to change), a package is missing, or the folder exists and `overwrite` is false.
+    """
+    folder = Path(folder)
+    check_export(format, folder, overwrite=overwrite)
+    config = quantization_config_of(model)
+    if config is None:
+        raise ValueError(
+            "this model is float: quantize it first (saqsam quantize ... --deploy), then export the checkpoint"
+        )
+    recipe = recipe_of(model)
+    if recipe.activations is None:
+        raise ValueError(
+            f"{recipe.name} leaves activations float, and exports have integer products: quantize them too, or "
+            "export model.dequantize() with other tools"
+        )
+    header = hash_header(model.config, config.recipe, config.processor_sha256)
+    checkpoint = config.content_sha256 or content_hash(checkpoint_tensors(model), header)
+    plain = model.config.to_dict()
+    plain.pop("quantization_config", None)
+    metadata = {"saqsam_recipe": recipe.to_json(), "saqsam_checkpoint": checkpoint}
+    with whole_folder(folder) as partial:
+        details = FORMATS[format].load_writer()(model, partial, metadata, single_mask=single_mask)
+        files = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
+        processor.save_pretrained(partial)
+        manifest = Manifest(
+            format=format,
+            single_mask=single_mask,
+            recipe=recipe.to_dict(),
+            name=recipe.name,
+            checkpoint=checkpoint,
+            config=plain,
+            processor=processor_fields(processor),
+            files=files,
+            details=details,
+        )
+        (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def check_export(format: str, folder: Path, *, overwrite: bool) -> None:
+    """Check that `export_model` can write a format to a folder; call it before a model is loaded.
+
+    Raises:
+        ValueError: The format is unknown, one of its packages is missing, or the folder must not be replaced.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
+    for package in FORMATS[format].missing_packages():
+        raise ValueError(f"{format} needs the package {package}: pip install 'saqsam[{format}]'")
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise ValueError(f"{folder} exists; choose another name, or pass overwrite=True")
+    if not (folder.is_dir() and (is_export(folder) or not any(folder.iterdir()))):
+        raise ValueError(f"{folder} is not an export of saqsam and is never overwritten; choose another name")

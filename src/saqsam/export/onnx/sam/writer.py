@@ -1,0 +1,32 @@
+"""The graph writer of SAM v1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from transformers import SamConfig, SamModel
+
+from saqsam.export.onnx.graph import Graph
+from saqsam.export.onnx.sam.decoder import write_decoder
+from saqsam.export.onnx.sam.encoder import write_encoder
+from saqsam.export.onnx.sam.encoder_attention import EncoderOptions
+from saqsam.models.sam.structure import sam_structure
+
+
+class SamGraphWriter:
+    """Write the graphs of a `SamModel`, see `saqsam.export.onnx.writers.GraphWriter`."""
+
+    def write_encoder(self, graph: Graph, model: SamModel) -> None:
+        """Add the vision encoder to an empty graph."""
+        write_encoder(graph, model, EncoderOptions())
+
+    def write_decoder(self, graph: Graph, model: SamModel, *, single_mask: bool) -> None:
+        """Add prompt encoder and mask decoder to an empty graph."""
+        write_decoder(graph, model, single_mask=single_mask)
+
+    def block_scopes(self, config: SamConfig, part: str) -> Mapping[str, str]:
+        """Return node-name prefixes by module name: encoder blocks or two-way layers."""
+        structure = sam_structure(config)
+        if part == "encoder":
+            return {name: f"/layers.{index}/" for index, name in enumerate(structure.blocks)}
+        return {name: f"/mask_decoder/layers.{index}/" for index, name in enumerate(structure.decoder_layers)}

@@ -1,0 +1,47 @@
+"""Graph writers by SAM family: what each family's folder offers to the exporters and to verification."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from saqsam.export.onnx.graph import Graph
+from saqsam.export.onnx.sam.writer import SamGraphWriter
+from saqsam.models.registry import family_of
+
+
+class GraphWriter(Protocol):
+    """Write the ONNX graphs of one SAM family."""
+
+    def write_encoder(self, graph: Graph, model: Any) -> None:
+        """Add the image encoder of a quantized model to an empty graph."""
+        ...
+
+    def write_decoder(self, graph: Graph, model: Any, *, single_mask: bool) -> None:
+        """Add prompt encoder and mask decoder of a quantized model to an empty graph.
+
+        Args:
+            graph: Empty graph.
+            model: The model.
+            single_mask: Return one mask for each prompt, chosen as the official export chooses it.
+        """
+        ...
+
+    def block_scopes(self, config: Any, part: str) -> Mapping[str, str]:
+        """Return the prefix of the node names of each block of a graph by the block's module name."""
+        ...
+
+
+_WRITERS: dict[str, GraphWriter] = {"sam": SamGraphWriter()}
+
+
+def graph_writer(config: Any) -> GraphWriter:
+    """Return the graph writer of a model's configuration.
+
+    Raises:
+        ValueError: The family is unknown, or has no writer yet.
+    """
+    family = family_of(config)
+    if family.name not in _WRITERS:
+        raise ValueError(f"export: {family.label} models cannot be exported to ONNX yet")
+    return _WRITERS[family.name]

@@ -1,0 +1,130 @@
+"""Conversion between images and the model's square input, by the model's processor."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import SamProcessor
+
+MASK_THRESHOLD = 0.0
+"""A pixel belongs to a mask where its logit is above this, as in the original SAM."""
+
+MAX_UPSCALED_PIXELS = 2**25
+"""Logits upscaled at once: 128 MiB of float32, whatever the number of masks."""
+
+_RANGE_TOLERANCE = 0.5
+"""Distance that resized pixels may lie outside [0, 255]: half a grey level."""
+
+
+def preprocess(processor: SamProcessor, image: NDArray[np.uint8]) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Resize, normalize and pad an image for the model.
+
+    Args:
+        processor: The model's processor.
+        image: HWC uint8 RGB in [0, 255], of any size.
+
+    Returns:
+        Pixel values [1, 3, S, S] float32, normalized and padded, and (height, width) of the resized image in them.
+    """
+    image_processor = processor.image_processor
+    inputs = image_processor(
+        repeat_thin_sides(image, image_processor.size["longest_edge"]),
+        input_data_format="channels_last",  # else a height of 1 or 3 px passes for channels
+        return_tensors="pt",
+    )
+    height, width = inputs["reshaped_input_sizes"][0].tolist()
+    return inputs["pixel_values"], (height, width)
+
+
+def preprocess_resized(processor: SamProcessor, image: torch.Tensor) -> torch.Tensor:
+    """Normalize and pad an image that has the model's input size already.
+
+    Args:
+        processor: The model's processor.
+        image: [1, 3, h, w] RGB in [0, 255], of any dtype and device, whose longest side is the processor's.
+
+    Returns:
+        Pixel values [1, 3, S, S] float32 on the CPU, normalized and padded.
+
+    Raises:
+        ValueError: The tensor has another shape, or values that are not finite or outside [0, 255].
+    """
+    image_processor = processor.image_processor
+    longest = image_processor.size["longest_edge"]
+    if image.ndim != 4 or tuple(image.shape[:2]) != (1, 3) or max(image.shape[2:]) != longest:
+        raise ValueError(
+            f"transformed_image: expected shape [1, 3, h, w] with a longest side of {longest}, "
+            f"got {tuple(image.shape)}; resize it with predictor.transform.apply_image"
+        )
+    if min(image.shape[2:]) < 1:
+        raise ValueError(f"transformed_image: expected at least one pixel, got shape {tuple(image.shape)}")
+    pixels = image.detach()[0].permute(1, 2, 0).to("cpu", torch.float32)
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= -_RANGE_TOLERANCE and high <= 255 + _RANGE_TOLERANCE):  # false for NaN as well
+        raise ValueError(
+            f"transformed_image: expected RGB in [0, 255] before normalization, got {low:g} to {high:g}"
+        )
+    inputs = image_processor(
+        pixels.numpy(), do_resize=False, input_data_format="channels_last", return_tensors="pt"
+    )
+    pixel_values: torch.Tensor = inputs["pixel_values"]
+    return pixel_values
+
+
+def repeat_thin_sides(image: NDArray[np.uint8], longest_edge: int) -> NDArray[np.uint8]:
+    """Repeat the rows or columns of an image so thin that the processor would resize its short side to 0.
+
+    The processor rounds `short * longest_edge / long` to the nearest integer, so the short side has to be at least
+    `long / (2 * longest_edge)`. Prompts and masks still refer to the original image, because scales are per axis.
+
+    Args:
+        image: HWC uint8.
+        longest_edge: Longest side of the resized image.
+
+    Returns:
+        HWC uint8; the input itself if no side is too short.
+    """
+    needed = max(image.shape[:2]) // (2 * longest_edge) + 1
+    for axis in (0, 1):
+        if image.shape[axis] < needed:
+            image = np.repeat(image, -(-needed // image.shape[axis]), axis=axis)
+    return image
+
+
+def upscale_logits(
+    processor: SamProcessor,
+    low_res_masks: torch.Tensor,
+    original_size: tuple[int, int],
+    input_size: tuple[int, int],
+    *,
+    return_logits: bool,
+) -> torch.Tensor:
+    """Upscale low-resolution logits to masks of the original image, a few at a time.
+
+    Args:
+        processor: The model's processor.
+        low_res_masks: [P, C, 4h, 4w] float32 logits.
+        original_size: (height, width) of the image.
+        input_size: (height, width) of the resized image within the padded square.
+        return_logits: Return logits instead of masks.
+
+    Returns:
+        [P, C, H, W], bool (logit > `MASK_THRESHOLD`) or float32.
+    """
+    height, width = original_size
+    pad = processor.image_processor.pad_size
+    at_once = max(1, MAX_UPSCALED_PIXELS // max(height * width, pad["height"] * pad["width"]))
+    flat = low_res_masks.flatten(0, 1)[:, None]  # [P * C, 1, 4h, 4w]
+    dtype = torch.float32 if return_logits else torch.bool
+    result = torch.empty((len(flat), height, width), dtype=dtype, device=flat.device)
+    for start in range(0, len(flat), at_once):
+        (masks,) = processor.image_processor.post_process_masks(
+            [flat[start : start + at_once]],
+            [original_size],
+            [input_size],
+            mask_threshold=MASK_THRESHOLD,
+            binarize=not return_logits,
+        )
+        result[start : start + at_once] = masks[:, 0]
+    return result.reshape(*low_res_masks.shape[:2], height, width)

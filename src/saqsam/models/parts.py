@@ -1,0 +1,57 @@
+"""Names of the parts of a SAM, the same for every family.
+
+A *part* is a dotted name for all tensors that play the same role. Recipes address parts, or whole groups of them by
+their prefix: `decoder` covers `decoder.mlp`.
+"""
+
+from __future__ import annotations
+
+ENCODER_PARTS = ("encoder.qkv", "encoder.proj", "encoder.lin1", "encoder.lin2", "encoder.attention", "neck")
+DECODER_PARTS = (
+    "decoder.self_attention",
+    "decoder.token_to_image",
+    "decoder.image_to_token",
+    "decoder.final_attention",
+    "decoder.mlp",
+)
+PAPER_PARTS = ENCODER_PARTS + DECODER_PARTS
+"""Tensors that SAQ-SAM (arXiv 2503.06515) and PTQ4SAM (arXiv 2405.03144) quantize: linear layers of the encoder and of
+the decoder's two-way transformer, the neck, and the operands of every attention product."""
+ENCODER_ATTENTION = "encoder.attention"
+TOKEN_TO_IMAGE_PARTS = ("decoder.token_to_image", "decoder.final_attention")
+"""Attention of tokens to the image, whose keys have two peaks in SAM (PTQ4SAM)."""
+EMBEDDING_PARTS = ("patch_embedding", "position_embedding")
+"""Parts whose weights alone can be quantized."""
+FLOAT_PARTS = (*EMBEDDING_PARTS, "upscaling", "hypernetworks", "iou_head")
+"""Parts with weights that the papers leave in floating point."""
+PARTS = PAPER_PARTS + FLOAT_PARTS
+CONVOLUTIONS = ("neck", "patch_embedding", "upscaling")
+"""Parts whose layers are convolutions."""
+RELATIVE_POSITIONS = "relative_positions"
+"""Products of the encoder's queries and relative positions; they have no quantized weights."""
+MASK_PRODUCT = "mask_product"
+"""Product of the decoder's hypernetworks and the upscaled embedding: the masks."""
+OTHER = "other"
+"""What belongs to no part, such as layer norms."""
+
+PART_LABELS = {
+    "encoder.qkv": "encoder: queries, keys, values",
+    "encoder.proj": "encoder: attention output",
+    "encoder.lin1": "encoder: MLP, first layer",
+    "encoder.lin2": "encoder: MLP, second layer",
+    "encoder.attention": "encoder: attention products",
+    "neck": "neck",
+    "decoder.self_attention": "decoder: self-attention of tokens",
+    "decoder.token_to_image": "decoder: tokens to image",
+    "decoder.image_to_token": "decoder: image to tokens",
+    "decoder.final_attention": "decoder: final attention",
+    "decoder.mlp": "decoder: MLP",
+    "patch_embedding": "patch embedding",
+    "position_embedding": "position embedding",
+    "upscaling": "mask upscaling",
+    "hypernetworks": "mask hypernetworks",
+    "iou_head": "IoU head",
+    RELATIVE_POSITIONS: "relative positions",
+    MASK_PRODUCT: "mask product",
+}
+"""Display names of parts."""

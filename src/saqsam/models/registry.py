@@ -1,0 +1,39 @@
+"""The SAM families that saqsam supports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from saqsam.models.family import ModelFamily, ModelStructure
+from saqsam.models.sam.family import SamFamily
+
+FAMILIES: tuple[ModelFamily, ...] = (SamFamily(),)
+"""One entry for each family; the first one that lists a model type is responsible for it."""
+
+
+def family_of(config: Any) -> ModelFamily:
+    """Return the family of a model's configuration.
+
+    Args:
+        config: A configuration of transformers.
+
+    Raises:
+        ValueError: No family has this `model_type`.
+    """
+    for family in FAMILIES:
+        if config.model_type in family.model_types:
+            return family
+    supported = ", ".join(name for family in FAMILIES for name in family.model_types)
+    raise ValueError(f"model_type: expected one of {supported}, got {config.model_type!r}")
+
+
+def structure_of(config: Any) -> ModelStructure:
+    """Return the structure of the models of a configuration.
+
+    Args:
+        config: A configuration of transformers.
+
+    Raises:
+        ValueError: No family has this `model_type`.
+    """
+    return family_of(config).structure(config)

@@ -1,0 +1,34 @@
+"""Tensors that units of reconstruction exchange: the state between two units, and an image's prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+State = tuple[Tensor, ...]
+"""Activations of one image between two units, float32.
+
+- Within the encoder: hidden states ([1, h, w, C],).
+- After the neck: image tokens ([1, 1, h * w, C],).
+- After a decoder layer: tokens [P, 1, T, C] and image tokens [P, 1, h * w, C].
+"""
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """Embedded prompts of one image, as the decoder takes them.
+
+    Attributes:
+        tokens: IoU token, mask tokens and prompt tokens, float32 [P, 1, T, C].
+        dense: Image tokens of the dense prompt embedding, float32 [1, 1, h * w, C]; added to the image tokens.
+        positions: Positional embedding of the image tokens, float32 [1, 1, h * w, C].
+    """
+
+    tokens: Tensor
+    dense: Tensor
+    positions: Tensor
+
+    def __getitem__(self, indices: Tensor) -> PromptTokens:
+        """Select prompts by index, int64 [p]."""
+        return PromptTokens(self.tokens[indices], self.dense, self.positions)

@@ -1,0 +1,77 @@
+"""The learnable parameters of a unit, by name: found before learning, and read from the model after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import SamModel
+
+from saqsam.convert.plan import activation_slots, weight_sites
+from saqsam.models.family import ModelStructure, Site
+from saqsam.ptq.units import Unit
+from saqsam.recipes.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class UnitParameters:
+    """Names of what is learned in a unit.
+
+    Attributes:
+        layers: Layers whose rounding is learned, and the bits of their weights.
+        slots: Activation slots, whose scales are learned.
+        float_parameters: Biases, normalization parameters and channel scales, which stay float.
+        packed_weights: Weights that are packed already and whose scales are learned.
+    """
+
+    layers: tuple[tuple[Site, int], ...]
+    slots: tuple[str, ...]
+    float_parameters: tuple[str, ...] = ()
+    packed_weights: tuple[str, ...] = ()
+
+
+def unit_parameters(unit: Unit, model: SamModel, structure: ModelStructure, recipe: Recipe) -> UnitParameters:
+    """Return the names of what a recipe learns in a unit.
+
+    Args:
+        unit: The unit.
+        model: Calibrated model, earlier units packed.
+        structure: Structure of the model.
+        recipe: Recipe with `reconstruction`.
+    """
+
+    def is_inside(name: str) -> bool:
+        return any(name.startswith(f"{module}.") for module in unit.modules)
+
+    layers = tuple((site, bits) for site, bits in weight_sites(structure, recipe) if is_inside(site.name))
+    slots = tuple(slot.name for slot in activation_slots(structure, recipe) if is_inside(slot.name))
+    spec = recipe.reconstruction
+    floats: tuple[str, ...] = ()
+    if spec is not None and spec.affine:
+        # The only vectors are biases, normalization parameters and channel scales; of a packed layer no other
+        # parameter is left.
+        floats = tuple(n for n, p in model.named_parameters() if is_inside(n) and p.dim() == 1)
+    if unit.learns_codes:
+        return UnitParameters(layers, slots, floats)
+    return UnitParameters((), slots, floats, tuple(f"{site.name}.weight" for site, _ in layers))
+
+
+def unit_tensors(model: SamModel, parameters: UnitParameters) -> dict[str, Tensor]:
+    """Return copies on the CPU of all tensors that learning changed in a unit, by name in the model.
+
+    Args:
+        model: Model in which the unit has been learned, or holds modules of the same shapes.
+        parameters: Names of what was learned.
+    """
+    modules = [
+        *(f"{site.name}.weight" for site, _ in parameters.layers),
+        *parameters.packed_weights,
+        *parameters.slots,
+    ]
+    tensors = {
+        f"{module}.{name}": tensor
+        for module in modules
+        for name, tensor in model.get_submodule(module).state_dict().items()
+    }
+    tensors.update({name: model.get_parameter(name) for name in parameters.float_parameters})
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

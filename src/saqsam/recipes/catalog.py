@@ -1,0 +1,63 @@
+"""Names, defaults and one-line summaries of methods, efforts and deploy targets, shared by library and command line.
+
+Plain data: the command line takes its choices and its help from here without importing torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DEFAULT_METHOD = "saq-sam-plus"
+DEFAULT_BITS = "w4a4"
+DEFAULT_EFFORT = "standard"
+DEFAULT_CALIBRATION = "scenes"
+"""Calibration data: the bundled scenes."""
+DEFAULT_CALIBRATION_IMAGES = 32
+DEFAULT_SEED = 0
+DEFAULT_MEMORY = "4GiB"
+"""Memory for captured activations; what exceeds it is spilled to disk."""
+
+METHOD_SUMMARIES = {
+    "min-max": "ranges from the smallest to the largest value",
+    "percentile": "ranges that hold 99.99 % of the values",
+    "mse": "ranges of least error",
+    "brecq": "learned rounding",
+    "qdrop": "learned rounding and scales, with random dropping",
+    "ptq4sam-s": "PTQ4SAM's statistics",
+    "ptq4sam": "PTQ4SAM",
+    "saq-sam-s": "SAQ-SAM's statistics",
+    "saq-sam": "SAQ-SAM",
+    "saq-sam-plus": "SAQ-SAM with additions that cost nothing at run time",
+}
+"""Methods in the order in which they build on each other; each is a function of `saqsam.recipes.presets`."""
+
+EFFORTS: dict[str, dict[str, float]] = {
+    "quick": {"steps": 30, "final_steps": 2, "prompts": 4, "rounding_rate": 0.05, "scale_rate": 0.02},
+    "standard": {"steps": 100, "final_steps": 4, "prompts": 4, "rounding_rate": 0.02, "scale_rate": 0.01},
+    "paper": {"steps": 2000, "final_steps": 5, "prompts": 16, "rounding_rate": 1e-3, "scale_rate": 2e-3},
+}
+"""Learning steps per unit, prompts per step, and the learning rates that suit so many steps: with Adam, a variable
+moves at most by their product."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Integer kernels that several export formats may share.
+
+    Attributes:
+        suffix: Suffix of the method's name in a recipe that is deployed for them.
+        activation_bits: Bits of activations that they multiply; None for any.
+    """
+
+    suffix: str
+    activation_bits: int | None = None
+
+
+QLINEAR = Kernels("deploy")
+"""Integer products of ONNX's quantized operators, as ONNX Runtime and OpenVINO compute them."""
+XNNPACK = Kernels("executorch", activation_bits=8)
+"""Products with float outputs that quantize each row of their inputs, as ExecuTorch delegates them to XNNPACK."""
+
+DEPLOY_TARGETS = {"onnx": QLINEAR, "openvino": QLINEAR, "executorch": XNNPACK}
+"""Export formats that a recipe can be deployed for, and the kernels that run them."""
+DEFAULT_TARGET = "onnx"

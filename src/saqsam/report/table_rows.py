@@ -1,0 +1,267 @@
+"""Rows of a report's tables as text, the same for the page and for Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from saqsam.analysis.inventory import mac_width
+from saqsam.evaluation.compare import Interval
+from saqsam.report.content import Distribution, Report
+from saqsam.report.labels import module_name, part_name, short_path, slot_name
+
+METRICS = {
+    "miou": "mean IoU",
+    "boundary_iou": "mean boundary IoU",
+    "share_above_90": "share of objects above IoU 0.9",
+}
+_SECTIONS = {
+    "log": "Clipping and learning",
+    "accuracy": "Accuracy",
+    "gallery": "Masks",
+    "sensitivity": "Sensitivity",
+    "distributions": "Activations",
+    "focus": "Focus",
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """A key figure."""
+
+    label: str
+    value: str
+    more: str
+
+
+def iou(value: float | int | None) -> str:
+    """A figure in [0, 1] with three digits, a dash for none."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def change(value: float) -> str:
+    """A signed figure with three digits; nothing is -0."""
+    return f"{value:+.3f}".replace("-", "−") if abs(value) >= 0.0005 else "0.000"
+
+
+def interval(found: Interval | None) -> str:
+    """Both ends, a dash where there are none."""
+    if found is None or found.low is None or found.high is None:
+        return "–"
+    return f"{change(found.low)} to {change(found.high)}"
+
+
+def megabytes(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 1e6:.1f} MB" if count >= 10_000_000 else f"{count / 1e6:.2f} MB"
+
+
+def percent(share: float) -> str:
+    """A share with two digits where it is small."""
+    return f"{100 * share:.1f} %" if share >= 0.01 or share == 0 else f"{100 * share:.2g} %"
+
+
+def title(report: Report) -> str:
+    """Model and recipe."""
+    return report.name if report.source is None else f"{short_path(report.source.model)}, {report.name}"
+
+
+def lead(report: Report) -> str:
+    """The report in one or two sentences."""
+    inventory = report.inventory
+    shares = inventory.share_of_macs()
+    width, share = next(iter(shares.items()))
+    text = (
+        f"A Segment Anything Model quantized after training: {megabytes(inventory.float32_bytes)} of float32 became "
+        f"{megabytes(report.disk_bytes)}, with {percent(share)} of its multiply-accumulates {_width(width)}."
+    )
+    accuracy = report.accuracy
+    if accuracy is not None and accuracy.float is not None and accuracy.difference is not None:
+        found = accuracy.difference.difference
+        text += (
+            f" On {accuracy.images} images of {accuracy.dataset}, mean IoU with the truth went from "
+            f"{iou(accuracy.float['miou'])} to {iou(accuracy.quantized['miou'])}"
+        )
+        text += "." if interval(found) == "–" else f" (change {interval(found)} with 95 % confidence)."
+    return text
+
+
+def _width(width: str) -> str:
+    """The widths of a product in words."""
+    found = re.fullmatch(r"([wa])(\d)a(\d)", width)
+    if found is None:
+        return f"in {width}"
+    kind, one, other = found.groups()
+    if kind == "a":
+        return f"on activations of {one} and {other} bits"
+    return f"on {one}-bit weights and {other}-bit activations ({width})"
+
+
+def cards(report: Report) -> Iterator[Card]:
+    """Key figures."""
+    inventory = report.inventory
+    ratio = inventory.float32_bytes / report.disk_bytes if report.disk_bytes else 0
+    yield Card("Size on disk", megabytes(report.disk_bytes), f"{ratio:.1f}× smaller than float32")
+    macs = list(inventory.share_of_macs().items())
+    yield Card(
+        "Multiply-accumulates",
+        f"{percent(macs[0][1])} {macs[0][0]}",
+        ", ".join(f"{percent(s)} {w}" for w, s in macs[1:3]),
+    )
+    accuracy = report.accuracy
+    if accuracy is None:
+        return
+    if accuracy.float is None or accuracy.difference is None:
+        yield Card(
+            "Mean IoU", iou(accuracy.quantized["miou"]), f"{accuracy.images} images of {accuracy.dataset}"
+        )
+        return
+    found = accuracy.difference.difference
+    assert found is not None
+    more = f"{iou(accuracy.float['miou'])} → {iou(accuracy.quantized['miou'])}"
+    ends = interval(found)
+    yield Card("Change of mean IoU", change(found.mean), more if ends == "–" else f"{more}; 95 %: {ends}")
+    agreement = accuracy.difference.agreement
+    if agreement is not None:
+        yield Card(
+            "Same masks as float",
+            f"IoU {iou(agreement.iou)}",
+            f"{percent(agreement.share_above_90)} of masks above 0.9",
+        )
+
+
+def parts(report: Report) -> Iterator[dict[str, Any]]:
+    """Size and bits of each part that takes bytes; `share` is of the largest."""
+    largest = max(part.bytes for part in report.inventory.parts)
+    for part in report.inventory.parts:
+        if not part.bytes:
+            continue
+        yield {
+            "name": part_name(part.part),
+            "bits": mac_width(part),
+            "parameters": f"{part.parameters:,}",
+            "size": _bytes(part.bytes),
+            "ratio": f"1/{4 * part.parameters / part.bytes:.1f}" if part.parameters else "",
+            "share": part.bytes / largest,
+        }
+
+
+def accuracy_rows(report: Report) -> Iterator[dict[str, str]]:
+    """Figures of float and quantized model."""
+    accuracy = report.accuracy
+    assert accuracy is not None
+    exact: Mapping[str, Any] = accuracy.float or {}
+    for name, words in METRICS.items():
+        before, after = exact.get(name), accuracy.quantized[name]
+        has_interval = name == "miou" and accuracy.difference is not None
+        yield {
+            "name": words,
+            "float": iou(before),
+            "quantized": iou(after),
+            "change": "–" if before is None or after is None else change(after - before),
+            "interval": interval(accuracy.difference.difference)
+            if has_interval and accuracy.difference
+            else "",
+        }
+
+
+def accuracy_text(report: Report) -> str:
+    """What was scored."""
+    accuracy = report.accuracy
+    assert accuracy is not None
+    return (
+        f"{accuracy.quantized['instances']:,} objects in {accuracy.images} images of {accuracy.dataset}, one mask "
+        f"each, asked for with {PROMPTS[accuracy.prompt]}."
+    )
+
+
+PROMPTS = {
+    "box": "its own box",
+    "point": "one point on it",
+    "clicks": "five clicks, each where the mask is wrong",
+}
+
+
+def agreement_text(report: Report) -> str:
+    """How alike the masks are; empty without a float model."""
+    difference = None if report.accuracy is None else report.accuracy.difference
+    if difference is None or difference.agreement is None:
+        return ""
+    agreement = difference.agreement
+    return (
+        f"Whatever the truth is: masks of the quantized model have a mean IoU of {iou(agreement.iou)} with those of "
+        f"the float model, and {percent(agreement.share_above_90)} of them one of at least 0.9."
+    )
+
+
+def sensitivity_rows(report: Report) -> list[dict[str, Any]]:
+    """Losses and gains of each group, the largest loss first, with lengths of their bars in [0, 1]."""
+    found = report.sensitivity
+    assert found is not None
+    rows = [(part_name(g.name), 1 - g.alone, g.without - found.quantized) for g in found.groups]
+    largest = max((max(lost, gained) for _, lost, gained in rows), default=0) or 1
+    return [
+        {
+            "name": name,
+            "lost": lost,
+            "gained": gained,
+            "lost_share": lost / largest,
+            "gained_share": max(0.0, gained / largest),
+        }
+        for name, lost, gained in sorted(rows, key=lambda row: -row[1])
+    ]
+
+
+def clipping_rows(report: Report) -> list[dict[str, Any]]:
+    """Focus deviation of each attention before and after."""
+    return [
+        {"name": module_name(entry.name), "before": entry.before, "after": entry.after}
+        for entry in report.clipping
+    ]
+
+
+def clips(report: Report) -> list[dict[str, str]]:
+    """The chosen ranges."""
+    return [
+        {
+            "name": slot_name(f"{entry.name}.{clip.slot}"),
+            "quantile": "kept" if clip.quantile is None else f"{clip.quantile:g}",
+            "low": f"{clip.low:.3g}",
+            "high": f"{clip.high:.3g}",
+        }
+        for entry in report.clipping
+        for clip in entry.clips
+    ]
+
+
+def worst_of_parts(report: Report) -> list[Distribution]:
+    """Of each part the activation with the largest share outside its range."""
+    worst: dict[str, Distribution] = {}
+    for found in report.distributions:  # in that order already
+        worst.setdefault(found.part, found)
+    return list(worst.values())
+
+
+def ranges(report: Report) -> list[dict[str, str]]:
+    """Every activation's values and range."""
+    return [
+        {
+            "name": slot_name(found.slot),
+            "bits": str(found.bits),
+            "seen": f"{found.seen[0]:.3g} to {found.seen[1]:.3g}",
+            "range": f"{found.range[0]:.3g} to {found.range[1]:.3g}",
+            "outside": percent(found.outside),
+        }
+        for found in report.distributions
+    ]
+
+
+def left_out(report: Report) -> list[tuple[str, str]]:
+    """Sections that are missing, and why."""
+    return [(_SECTIONS[name], why) for name, why in report.left_out.items()]
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
