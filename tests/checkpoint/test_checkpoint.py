@@ -681,7 +681,7 @@ def test_parents_are_made_and_others_may_read(tmp_path: Path) -> None:
     assert siblings(folder) == ["model"]
     assert stat.S_IMODE(folder.stat().st_mode) == 0o755
     assert all(stat.S_IMODE(file.stat().st_mode) & 0o444 == 0o444 for file in folder.iterdir())
-    assert sorted(tree(folder)) == ["config.json", WEIGHTS, "processor_config.json"]
+    assert sorted(tree(folder)) == ["README.md", "config.json", WEIGHTS, "processor_config.json"]
 
 
 def test_saving_does_not_change_what_the_model_computes(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Layers with slots compute what float ones do; packed ones compute with the weights of the grid."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ from saqsam.quant.layers import (
     to_quant_layer,
 )
 from saqsam.quant.packing import packed_size
-from saqsam.quant.ranges import weight_parameters
+from saqsam.quant.ranges import group_parameters, weight_parameters
 
 examples = settings(max_examples=30, deadline=None, derandomize=True)
 
@@ -210,3 +212,22 @@ def test_what_cannot_be_quantized_is_refused() -> None:
 def test_bits_out_of_range_are_refused(bits: int) -> None:
     with pytest.raises(ValueError, match="from 2 to 8"):
         PackedTensor((4, 4), bits, 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((6, 40), 0), ((6, 5, 3, 3), 0), ((5, 6, 2, 2), 1), ((1, 4, 4, 6), 3)]
+)
+@pytest.mark.parametrize("group_size", [16, 32, 1024])
+def test_each_group_has_a_grid_of_its_own(shape: tuple[int, ...], axis: int, group_size: int) -> None:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    rows = values.movedim(axis, 0).flatten(1)
+    steps = group_parameters(rows, group_size, 4, symmetric=False, method="min-max")
+    packed = PackedTensor.from_float(values, *steps, 4, axis, group_size)
+    count = math.ceil(rows.shape[1] / group_size)
+    assert packed.scale.shape == packed.zero_point.shape == (6, count)
+    found = packed().movedim(axis, 0).flatten(1)
+    for start in range(0, rows.shape[1], group_size):
+        part = slice(start, start + group_size)
+        scale, zero_point = weight_parameters(rows[:, part], 4, symmetric=False, method="min-max")
+        alone = PackedTensor.from_float(rows[:, part], scale, zero_point, 4)
+        assert torch.equal(found[:, part], alone())

@@ -449,7 +449,11 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "reconstruction.precision": learned(precision="bfloat16"),
 }
 # These have their own tests: the name, the version, of which there is one, and what weights or activations cannot be.
-TESTED_ELSEWHERE = {"method", "version", "weights.dynamic", "activations.symmetric_bytes"}
+TESTED_ELSEWHERE = {
+    *("method", "version", "weights.dynamic", "activations.symmetric_bytes"),
+    # Weight-only quantization: tests/checkpoint/test_weight_only.py.
+    *("activations", "activations.group_size", "weights.group_size"),
+}
 
 
 def leaves(kind: type, prefix: str = "") -> Iterator[str]:

@@ -104,3 +104,9 @@ def test_every_method_is_described_by_what_it_does() -> None:
     dynamic = dataclasses.replace(recipe_for("mse"), activations=QuantSpec(8, dynamic=True))
     assert "each row spans anew" in " ".join(describe(dynamic, None))
     assert all(part in PARTS for part in PAPER_PARTS)
+
+
+def test_weight_only_recipes_are_described() -> None:
+    found = " ".join(describe(recipe_for("weight-only", "w4g128"), None))
+    assert "a scale for each 128 inputs of an output channel" in found
+    assert "Activations stay float." in found

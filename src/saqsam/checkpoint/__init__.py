@@ -7,12 +7,14 @@ from saqsam.checkpoint.config import FORMAT_VERSION, SaqsamConfig, quantization_
 from saqsam.checkpoint.folder import check_target, load_checkpoint, load_packed_folder, save_checkpoint
 from saqsam.checkpoint.hashing import content_hash, hash_header, processor_hash
 from saqsam.checkpoint.hf_quantizer import SaqsamQuantizer, attach_quantizer
+from saqsam.checkpoint.model_card import CardScore, model_card
 from saqsam.checkpoint.tensors import checkpoint_tensors
 from saqsam.models.weights import SAFETENSORS as WEIGHTS
 
 __all__ = [
     "FORMAT_VERSION",
     "WEIGHTS",
+    "CardScore",
     "SaqsamConfig",
     "SaqsamQuantizer",
     "attach_quantizer",
@@ -22,6 +24,7 @@ __all__ = [
     "hash_header",
     "load_checkpoint",
     "load_packed_folder",
+    "model_card",
     "processor_hash",
     "quantization_config_of",
     "recipe_of",

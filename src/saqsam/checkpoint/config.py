@@ -11,6 +11,8 @@ from transformers.quantizers import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from saqsam._version import __version__
+from saqsam.recipes.presets import parse_weight_bits
+from saqsam.recipes.presets import weight_only as weight_only_recipe
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.errors import CheckpointError, shorten, shorten_message
 
@@ -23,7 +25,24 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @register_quantization_config(QUANT_METHOD)
 class SaqsamConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """How a checkpoint was quantized, and the hash of its content.
+    """How a checkpoint was quantized, and the hash of its content; or how to quantize a float model.
+
+    For the latter, pass `weight_only` or a `Recipe` that needs no calibration, and give the result to
+    `SamModel.from_pretrained(float_model, quantization_config=...)`:
+
+        config = SaqsamConfig(weight_only="w4", group_size=128)
+        model = SamModel.from_pretrained("facebook/sam-vit-base", quantization_config=config)
+
+    Args:
+        recipe: The recipe: a `Recipe`, or plain JSON.
+        weight_only: Bits of the weights, such as ``"w8"`` or ``"w4"``; activations stay float. Instead of `recipe`.
+        group_size: With `weight_only`: consecutive inputs of an output channel that share a scale, such as 128; None
+            for the whole channel.
+        format_version: See below.
+        content_sha256: See below.
+        processor_sha256: See below.
+        saqsam_version: See below.
+        quant_method: ``"saqsam"``.
 
     Attributes:
         recipe: The recipe as plain JSON, exactly as stored: an older version may lack later fields.
@@ -34,18 +53,27 @@ class SaqsamConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
     Raises:
         CheckpointError: A field is unknown, missing, or has an invalid value.
+        ValueError: `weight_only` or `group_size` is invalid, or both `recipe` and `weight_only` are given.
     """
 
     def __init__(
         self,
-        recipe: Mapping[str, Any] | None = None,
+        recipe: Recipe | Mapping[str, Any] | None = None,
         format_version: int | None = None,
         content_sha256: str | None = None,
         processor_sha256: str | None = None,
         saqsam_version: str = __version__,
         quant_method: str = QUANT_METHOD,
+        *,
+        weight_only: str | None = None,
+        group_size: int | None = None,
         **unknown: Any,
     ) -> None:
+        if weight_only is not None or group_size is not None:
+            recipe = _weight_only_recipe(recipe, weight_only, group_size)
+        if isinstance(recipe, Recipe):
+            recipe = recipe.to_dict()
+            format_version = FORMAT_VERSION if format_version is None else format_version
         if quant_method != QUANT_METHOD:
             raise CheckpointError(f"quant_method must be {QUANT_METHOD!r}, got {shorten(quant_method)}")
         if isinstance(format_version, bool) or format_version not in READABLE_VERSIONS:
@@ -82,6 +110,9 @@ class SaqsamConfig(QuantizationConfigMixin):  # type: ignore[misc]
         Raises:
             CheckpointError: As for the class.
         """
+        arguments = sorted({"weight_only", "group_size"} & config_dict.keys())
+        if arguments:  # a file stores the recipe that they stand for
+            raise CheckpointError(f"quantization_config has unknown keys: {shorten(arguments)}")
         try:
             return super().from_dict(config_dict, return_unused_kwargs, **kwargs)  # type: ignore[no-any-return]
         except TypeError as error:  # a key that is no argument name, such as "self"
@@ -93,6 +124,17 @@ class SaqsamConfig(QuantizationConfigMixin):  # type: ignore[misc]
         if self.format_version == 1:
             del fields["processor_sha256"]
         return fields
+
+
+def _weight_only_recipe(recipe: object, weight_only: str | None, group_size: int | None) -> Recipe:
+    if recipe is not None:
+        raise ValueError("give SaqsamConfig either a recipe or weight_only, not both")
+    if not isinstance(weight_only, str):
+        raise ValueError(f"weight_only must be text such as 'w4', got {weight_only!r}")
+    bits, group = parse_weight_bits(weight_only)
+    if group is not None and group_size is not None:
+        raise ValueError(f"give the group size once: weight_only is {weight_only!r}, group_size {group_size}")
+    return weight_only_recipe(bits, group_size if group is None else group)
 
 
 def quantization_config_of(model: SamModel) -> SaqsamConfig | None:

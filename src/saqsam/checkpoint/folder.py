@@ -13,6 +13,7 @@ from transformers import SamModel, SamProcessor
 from saqsam.checkpoint.config import QUANT_METHOD, SaqsamConfig, recipe_of
 from saqsam.checkpoint.hashing import processor_hash
 from saqsam.checkpoint.hf_quantizer import attach_quantizer, update_hash, verified_processor
+from saqsam.checkpoint.model_card import write_model_card
 from saqsam.checkpoint.tensors import checkpoint_tensors, read_tensors, verify_tensors
 from saqsam.convert.pack import build_packed_skeleton, complete_loading
 from saqsam.models.configuration import parse_sam_config
@@ -30,7 +31,7 @@ def save_checkpoint(
     """Write a quantized model as a checkpoint folder, which appears under its name only when complete.
 
     Args:
-        model: The result of `quantize`, or a loaded checkpoint.
+        model: The result of `quantize`, or a loaded checkpoint. Its `evaluation_scores` go into the model card.
         processor: Its processor; saved beside it and covered by the content hash.
         folder: The folder to write.
         overwrite: Replace an existing checkpoint or empty folder; otherwise anything that exists is kept and an error
@@ -54,6 +55,7 @@ def save_checkpoint(
         model.config.architectures = ["SamModel"]
         model.config.save_pretrained(partial)
         processor.save_pretrained(partial)
+        write_model_card(partial, model)
         (partial / SAFETENSORS).chmod(0o644)  # safetensors makes files readable by their owner alone
     return folder
 

@@ -18,8 +18,14 @@ from saqsam.checkpoint.dequantize import dequantized
 from saqsam.checkpoint.hashing import content_hash, hash_header, processor_hash
 from saqsam.checkpoint.model_methods import use_float_methods, use_packed_methods
 from saqsam.checkpoint.tensors import check_headers, check_values, checkpoint_tensors, verify_tensors
-from saqsam.convert.pack import build_packed_skeleton, complete_loading
+from saqsam.convert.pack import (
+    build_packed_skeleton,
+    check_needs_no_calibration,
+    complete_loading,
+    pack_without_calibration,
+)
 from saqsam.models.configuration import check_sam_config
+from saqsam.models.loading import check_float_names
 from saqsam.models.processing import PROCESSOR_FILES, build_processor, load_processor
 from saqsam.models.registry import structure_of
 from saqsam.models.weights import safetensors_files
@@ -29,13 +35,24 @@ from saqsam.utils.errors import CheckpointError
 
 @register_quantizer(QUANT_METHOD)
 class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
-    """Build packed modules before transformers loads a checkpoint's tensors, and verify the tensors."""
+    """Load packed checkpoints into packed modules and verify them; quantize float models on the way.
 
-    requires_calibration = True
+    The latter is for recipes that need no calibration images.
+    """
+
     _first_file: Path | None = None
     """The first file of the checkpoint that is being loaded."""
     _compute_dtype = torch.float32
     """The dtype that the model is asked for in."""
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Check that a float model can be quantized while it is loaded.
+
+        Raises:
+            ValueError: The recipe needs calibration images.
+        """
+        if not self.pre_quantized:
+            check_needs_no_calibration(Recipe.from_dict(self.quantization_config.recipe))
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Return float32, in which tensors are read and verified; the model is cast when they are there.
@@ -72,14 +89,17 @@ class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_before_weight_loading(
         self, model: SamModel, checkpoint_files: list[str] | None = None, **_: Any
     ) -> None:
-        quantization = self.quantization_config
-        recipe = Recipe.from_dict(quantization.recipe)
+        paths = [Path(file) for file in checkpoint_files or ()]
+        if not self.pre_quantized:
+            check_float_names(paths, model)
+            self._first_file = paths[0] if paths else None
+            return
+        recipe = Recipe.from_dict(self.quantization_config.recipe)
         try:
             build_packed_skeleton(model, structure_of(model.config), recipe)
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"config.json: the recipe does not fit the model: {error}") from error
-        if checkpoint_files:
-            paths = [Path(file) for file in checkpoint_files]
+        if paths:
             listed = safetensors_files(paths[0].parent)
             check_headers({path: listed.get(path) for path in paths}, model)
             self._first_file = paths[0]
@@ -89,6 +109,8 @@ class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
             # Tensors mapped from a file are not aligned, which changes the last bits of some products.
             for tensor in [*model.parameters(), *model.buffers()]:
                 tensor.data = tensor.data.clone()
+        if not self.pre_quantized:
+            return self._quantize(model).to(self._compute_dtype)
         if self._first_file is not None:
             # transformers has read the data by now, once; in float16, floats are again as they are stored.
             verify_tensors(checkpoint_tensors(model), model, self.quantization_config, self._first_file)
@@ -98,6 +120,15 @@ class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
         complete_loading(model, structure_of(model.config), Recipe.from_dict(self.quantization_config.recipe))
         use_packed_methods(model)
         return model.requires_grad_(False).to(self._compute_dtype)
+
+    def _quantize(self, model: SamModel) -> SamModel:
+        """Quantize the weights of a float model that transformers has loaded."""
+        recipe = self.quantization_config.recipe
+        pack_without_calibration(model, Recipe.from_dict(recipe))
+        folder = None if self._first_file is None else self._first_file.parent
+        processor = build_processor(model.config) if folder is None else load_processor(folder, model.config)
+        attach_quantizer(model, recipe, processor_sha256=processor_hash(processor))
+        return model
 
     def _dequantize(self, model: SamModel, dtype: torch.dtype | None = None) -> SamModel:
         for name, child in dequantized(model).named_children():

@@ -7,19 +7,29 @@ They are attributes of the instance: a subclass of `SamModel` would not be found
 from __future__ import annotations
 
 import functools
+import os
+from pathlib import Path
+from typing import Any
 
 from transformers import SamModel
 
 from saqsam.checkpoint.casts import guard_casts
+from saqsam.checkpoint.model_card import write_model_card
 from saqsam.quant.layers import PackedTensor
 
-_METHODS = ("_apply", "num_parameters")
+_METHODS = ("_apply", "num_parameters", "save_pretrained", "_upload_modified_files", "evaluation_scores")
 
 
 def use_packed_methods(model: SamModel) -> None:
-    """Let a packed model count its packed weights and guard its casts."""
+    """Let a packed model count its packed weights, guard its casts, and write a model card where it is saved.
+
+    It also gets an attribute: `evaluation_scores`, a sequence of `CardScore` for the model card, which is empty.
+    """
     guard_casts(model)
     model.num_parameters = functools.partial(_num_parameters, model)
+    model.save_pretrained = functools.partial(_save_pretrained, model)
+    model._upload_modified_files = functools.partial(_upload_modified_files, model)
+    model.__dict__.setdefault("evaluation_scores", ())
 
 
 def use_float_methods(model: SamModel) -> None:
@@ -34,3 +44,23 @@ def _num_parameters(model: SamModel, only_trainable: bool = False, exclude_embed
     if only_trainable:
         return count
     return count + sum(module.shape.numel() for module in model.modules() if isinstance(module, PackedTensor))
+
+
+def _save_pretrained(
+    model: SamModel, save_directory: str | os.PathLike[str], is_main_process: bool = True, **options: Any
+) -> None:
+    """Save as transformers does, with a model card beside the tensors."""
+    type(model).save_pretrained(model, save_directory, is_main_process, **options)
+    if is_main_process:
+        write_model_card(Path(save_directory), model)
+
+
+def _upload_modified_files(
+    model: SamModel, working_dir: str | os.PathLike[str], repo_id: str, *arguments: Any, **options: Any
+) -> Any:
+    """Upload as transformers does, with a model card in the place of transformers' template.
+
+    A card that somebody has edited on the hub is uploaded as it is there.
+    """
+    write_model_card(Path(working_dir), model, name=repo_id)
+    return type(model)._upload_modified_files(model, working_dir, repo_id, *arguments, **options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import SamModel
@@ -24,7 +26,7 @@ from saqsam.quant.layers import (
     channel_axis,
     to_packed_layer,
 )
-from saqsam.quant.ranges import weight_parameters
+from saqsam.quant.ranges import group_parameters, weight_parameters
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.progress import Progress
 
@@ -83,6 +85,28 @@ def round_biases(model: SamModel, structure: ModelStructure, recipe: Recipe) -> 
             layer.bias.copy_(torch.round(stored.float() / step) * step)
 
 
+def pack_without_calibration(model: SamModel, recipe: Recipe) -> None:
+    """Quantize the weights of a float model in place, by a recipe whose activations stay float.
+
+    Raises:
+        ValueError: The recipe needs calibration images, or a value of the model is not finite or beyond float16.
+    """
+    check_needs_no_calibration(recipe)
+    structure = structure_of(model.config)
+    structure.check(model)
+    round_float_parameters(model, structure, recipe)
+    prepare(model, structure, recipe)
+    pack(model, structure, recipe)
+
+
+def check_needs_no_calibration(recipe: Recipe) -> None:
+    """Raise ValueError unless a recipe leaves activations float."""
+    if recipe.needs_calibration:
+        raise ValueError(
+            f"the recipe {recipe.name} needs calibration images: use saqsam.quantize, or a weight-only recipe"
+        )
+
+
 def pack_embeddings(model: SamModel, recipe: Recipe) -> None:
     """Pack what comes before the first block: patch and position embedding, where the recipe quantizes them.
 
@@ -115,11 +139,11 @@ def pack_layer(model: SamModel, name: str, weight: PackedTensor) -> None:
     replace_module(model, name, to_packed_layer(layer, weight, layer.input_quantizer).train(layer.training))
 
 
-def place_empty_weight(model: SamModel, site: Site, bits: int) -> None:
+def place_empty_weight(model: SamModel, site: Site, bits: int, group_size: int | None = None) -> None:
     """Put a packed layer whose codes are yet to load in the place of a quant layer."""
     layer = model.get_submodule(site.name)
     assert isinstance(layer.weight, Tensor)
-    empty = PackedTensor(tuple(layer.weight.shape), bits, channel_axis(layer))
+    empty = PackedTensor(tuple(layer.weight.shape), bits, channel_axis(layer), group_size)
     pack_layer(model, site.name, empty.to(model.device))
 
 
@@ -128,12 +152,12 @@ def build_packed_skeleton(model: SamModel, structure: ModelStructure, recipe: Re
     prepare(model, structure, recipe)
     place_empty_quantizers(model, structure, recipe)
     for site, bits in weight_sites(structure, recipe):
-        place_empty_weight(model, site, bits)
+        place_empty_weight(model, site, bits, recipe.weights.group_size)
     position_bits = _position_embedding_bits(model, structure, recipe)
     values = position_embedding(model, structure)
     if position_bits is not None and values is not None:
-        packed = PackedTensor(tuple(values.shape), position_bits, CHANNEL_AXIS).to(model.device)
-        place_position_embedding(model, structure, packed)
+        packed = PackedTensor(tuple(values.shape), position_bits, CHANNEL_AXIS, recipe.weights.group_size)
+        place_position_embedding(model, structure, packed.to(model.device))
     model.requires_grad_(False)
 
 
@@ -146,15 +170,18 @@ def complete_loading(model: SamModel, structure: ModelStructure, recipe: Recipe)
 
 def _pack_tensor(values: Tensor, bits: int, axis: int, recipe: Recipe) -> PackedTensor:
     rows = values.detach().float().movedim(axis, 0).flatten(1)
-    scale, zero_point = weight_parameters(
-        rows,
-        bits,
-        symmetric=recipe.weights.is_symmetric(bits),
-        method=recipe.weights.range,
-        percentile=recipe.calibration.percentile,
-        power=recipe.calibration.power,
-    )
-    return PackedTensor.from_float(values, scale, zero_point, bits, axis)
+    options: dict[str, Any] = {
+        "symmetric": recipe.weights.is_symmetric(bits),
+        "method": recipe.weights.range,
+        "percentile": recipe.calibration.percentile,
+        "power": recipe.calibration.power,
+    }
+    group_size = recipe.weights.group_size
+    if group_size is None:
+        steps = weight_parameters(rows, bits, **options)
+    else:
+        steps = group_parameters(rows, group_size, bits, **options)
+    return PackedTensor.from_float(values, *steps, bits, axis, group_size)
 
 
 def _position_embedding_bits(model: SamModel, structure: ModelStructure, recipe: Recipe) -> int | None:

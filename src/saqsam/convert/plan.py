@@ -43,7 +43,7 @@ def activation_slots(structure: ModelStructure, recipe: Recipe) -> Iterator[Slot
         bits = recipe.bits_of(site.part)[1]
         if bits is not None:
             axis = None
-            if recipe.activations.dynamic:
+            if recipe.activation_spec.dynamic:
                 axis = IMAGE_CHANNELS if site.part in CONVOLUTIONS else LINEAR_CHANNELS
             yield Slot(f"{site.name}.input_quantizer", site.part, bits, dynamic_axis=axis)
     for site in structure.attentions:

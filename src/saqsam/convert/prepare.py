@@ -96,8 +96,8 @@ def _quantizer(observer: Observer, slot: Slot, recipe: Recipe) -> Quantizer:
     scale, zero_point = activation_parameters(
         observer,
         slot.bits,
-        symmetric=recipe.activations.symmetric,
-        method=recipe.activations.range,
+        symmetric=recipe.activation_spec.symmetric,
+        method=recipe.activation_spec.range,
         percentile=recipe.calibration.percentile,
         power=recipe.calibration.power,
     )

@@ -53,6 +53,11 @@ def export_model(
             "this model is float: quantize it first (saqsam quantize ... --deploy), then export the checkpoint"
         )
     recipe = recipe_of(model)
+    if recipe.activations is None:
+        raise ValueError(
+            f"{recipe.name} leaves activations float, and exports have integer products: quantize them too, or "
+            "export model.dequantize() with other tools"
+        )
     header = hash_header(model.config, config.recipe, config.processor_sha256)
     checkpoint = config.content_sha256 or content_hash(checkpoint_tensors(model), header)
     plain = model.config.to_dict()

@@ -8,7 +8,7 @@ Nothing is ever unpickled beyond what ``torch.load(weights_only=True)`` admits.
 import importlib.resources
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,32 @@ def build_model(
     model.config.dtype = torch.float32  # whatever it was stored as
     built: SamModel = model.eval()
     return built
+
+
+def check_float_names(files: Sequence[Path], model: SamModel) -> None:
+    """Check that files hold a model's tensors, all of them and nothing else, before transformers reads them.
+
+    transformers leaves what is missing at random values and only warns.
+
+    Args:
+        files: Files of one model, safetensors or what `torch.save` wrote.
+        model: The float model, usually on the meta device.
+
+    Raises:
+        CheckpointError: A file is damaged, or a tensor is missing or unknown.
+    """
+    names: set[str] = set()
+    for path in files:
+        names.update(read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path))
+    if not files:
+        return
+    expected = set(model.state_dict()) - {_SHARED_COPY}
+    if _SHARED_COPY in names:
+        names = (names - {_SHARED_COPY}) | {_SHARED}
+    problems = [("missing", expected - names), ("unknown", names - expected)]
+    if names != expected:
+        named = "; ".join(f"{len(listed)} {word}: {few(listed)}" for word, listed in problems if listed)
+        raise CheckpointError(f"{files[0].parent}: the tensors do not fit the model: {named}")
 
 
 def _load_bundled(device: torch.device) -> tuple[SamModel, SamProcessor]:

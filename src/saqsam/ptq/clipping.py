@@ -107,7 +107,7 @@ def _search_ranges(
     clips: dict[str, Clip] = {}
     for slot, side in _search_order(spec.passes):
         candidates: list[tuple[float | None, AffineQuantizer]] = [
-            *search.candidates(side, slot, bits[slot], symmetric=recipe.activations.symmetric)
+            *search.candidates(side, slot, bits[slot], symmetric=recipe.activation_spec.symmetric)
         ]
         if spec.include_range:
             quantizer = calibrated[slot]

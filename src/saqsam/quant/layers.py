@@ -8,6 +8,7 @@ scales and zero points, no float weights.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,51 +20,70 @@ from saqsam.quant.packing import pack_codes, packed_size, unpack_codes
 
 
 class PackedTensor(nn.Module):
-    """A per-channel quantized weight: packed b-bit codes, and a scale and zero point per channel.
+    """A quantized weight: packed b-bit codes, and a scale and zero point per channel or per group.
+
+    Group-wise, the K values of a channel, in row-major order of the other axes, are cut into G = ceil(K / group_size)
+    groups; the last may be shorter.
 
     Attributes:
         codes: Packed codes, uint8 [ceil(numel * bits / 8)], see `packing.py`.
-        scale: float32 [C], where C is the size of the channel axis.
-        zero_point: uint8 [C].
+        scale: float32 [C], where C is the size of the channel axis; group-wise [C, G].
+        zero_point: uint8, of the shape of `scale`.
         shape: Shape of the weight.
         bits: 2 to 8.
         axis: Channel axis.
+        group_size: Values per group; None for per-channel quantization.
     """
 
     codes: Tensor
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, shape: tuple[int, ...], bits: int, axis: int) -> None:
+    def __init__(self, shape: tuple[int, ...], bits: int, axis: int, group_size: int | None = None) -> None:
         super().__init__()
         self.shape, self.bits, self.axis = torch.Size(shape), check_bits(bits), axis
-        channels = shape[axis]
-        self.register_buffer("codes", torch.zeros(packed_size(self.shape.numel(), bits), dtype=torch.uint8))
-        self.register_buffer("scale", torch.ones(channels, dtype=torch.float32))
-        self.register_buffer("zero_point", torch.zeros(channels, dtype=torch.uint8))
+        self.group_size = group_size
+        channels, count = shape[axis], self.shape.numel()
+        steps = (channels,) if group_size is None else (channels, math.ceil(count // channels / group_size))
+        self.register_buffer("codes", torch.zeros(packed_size(count, bits), dtype=torch.uint8))
+        self.register_buffer("scale", torch.ones(steps, dtype=torch.float32))
+        self.register_buffer("zero_point", torch.zeros(steps, dtype=torch.uint8))
 
     @classmethod
     def from_float(
-        cls, values: Tensor, scale: Tensor, zero_point: Tensor, bits: int, axis: int = 0
+        cls,
+        values: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        bits: int,
+        axis: int = 0,
+        group_size: int | None = None,
     ) -> PackedTensor:
-        """Quantize float values with a scale and zero point [C] and pack the codes."""
-        shape = tuple(size if i == axis else 1 for i, size in enumerate(values.shape))
-        codes = quantize_affine(values.detach(), scale.reshape(shape), zero_point.reshape(shape), bits)
-        return cls.from_codes(codes, scale, zero_point, bits, axis)
+        """Quantize float values with a scale and zero point, [C] or [C, G], and pack the codes."""
+        codes = quantize_affine(
+            values.detach(),
+            _expand(scale, values.shape, axis, group_size),
+            _expand(zero_point, values.shape, axis, group_size),
+            bits,
+        )
+        return cls.from_codes(codes, scale, zero_point, bits, axis, group_size)
 
     @classmethod
     def from_codes(
-        cls, codes: Tensor, scale: Tensor, zero_point: Tensor, bits: int, axis: int = 0
+        cls,
+        codes: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        bits: int,
+        axis: int = 0,
+        group_size: int | None = None,
     ) -> PackedTensor:
-        """Pack codes, uint8 in the shape of the weight, with their scale and zero point [C]."""
-        packed = cls(tuple(codes.shape), bits, axis).to(codes.device)
+        """Pack codes, uint8 in the shape of the weight, with their scale and zero point, [C] or [C, G]."""
+        packed = cls(tuple(codes.shape), bits, axis, group_size).to(codes.device)
         packed.codes.copy_(pack_codes(codes, bits))
         packed.scale.copy_(scale)
         packed.zero_point.copy_(zero_point)
         return packed
-
-    def _broadcast_shape(self) -> tuple[int, ...]:
-        return tuple(size if axis == self.axis else 1 for axis, size in enumerate(self.shape))
 
     def unpack(self) -> Tensor:
         """Return the codes, uint8 in the shape of the weight."""
@@ -71,12 +91,33 @@ class PackedTensor(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the dequantized weight, float32."""
-        shape = self._broadcast_shape()
-        return dequantize_affine(self.unpack(), self.scale.reshape(shape), self.zero_point.reshape(shape))
+        scale = _expand(self.scale, self.shape, self.axis, self.group_size)
+        zero_point = _expand(self.zero_point, self.shape, self.axis, self.group_size)
+        return dequantize_affine(self.unpack(), scale, zero_point)
 
     def extra_repr(self) -> str:
         """Return the text that printing the module shows in parentheses."""
-        return f"shape={tuple(self.shape)}, bits={self.bits}, axis={self.axis}"
+        groups = "" if self.group_size is None else f", group_size={self.group_size}"
+        return f"shape={tuple(self.shape)}, bits={self.bits}, axis={self.axis}{groups}"
+
+
+def _expand(steps: Tensor, shape: torch.Size, axis: int, group_size: int | None) -> Tensor:
+    """Return scales or zero points in a shape that broadcasts against a weight.
+
+    Args:
+        steps: [C], or [C, G] for groups.
+        shape: Shape of the weight, with C at `axis`.
+        axis: Channel axis.
+        group_size: Values per group; None for per-channel quantization.
+
+    Returns:
+        Shape [1, ..., C, ..., 1], or `shape` for groups.
+    """
+    if group_size is None:
+        return steps.reshape([size if i == axis else 1 for i, size in enumerate(shape)])
+    others = [size for i, size in enumerate(shape) if i != axis]
+    rows = steps.repeat_interleave(group_size, 1)[:, : math.prod(others)]  # [C, K]
+    return rows.reshape(shape[axis], *others).movedim(0, axis)
 
 
 class ChannelScale(nn.Module):

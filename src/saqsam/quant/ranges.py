@@ -9,7 +9,7 @@ quantization steps. The histogram pools all images, which equals the mean over i
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -84,6 +84,26 @@ def weight_parameters(
     elif method != "min-max":
         raise ValueError(f"range method must be one of {', '.join(RANGE_METHODS)}, got {method!r}")
     return affine_parameters(low, high, bits, symmetric=symmetric)
+
+
+def group_parameters(rows: Tensor, group_size: int, bits: int, **options: Any) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point (float32 [C, G]) of the groups of each row of a weight [C, K].
+
+    Args:
+        rows: The weight, float.
+        group_size: Consecutive values of a row that share a grid; the last group of a row may be shorter.
+        bits: 2 to 8.
+        options: As for `weight_parameters`.
+    """
+    whole = rows.shape[1] // group_size * group_size
+    parts = []
+    if whole:
+        steps = weight_parameters(rows[:, :whole].reshape(-1, group_size), bits, **options)
+        parts.append([step.reshape(len(rows), -1) for step in steps])
+    if whole < rows.shape[1]:
+        parts.append([step[:, None] for step in weight_parameters(rows[:, whole:], bits, **options)])
+    scales, zero_points = zip(*parts, strict=True)
+    return torch.cat(scales, 1), torch.cat(zero_points, 1)
 
 
 def _quantile(observer: HistogramObserver, fraction: float) -> Tensor:

@@ -98,6 +98,10 @@ def deployable(recipe: Recipe, target: str = DEFAULT_TARGET) -> Recipe:
     if target not in DEPLOY_TARGETS:
         raise ValueError(f"no target {target!r}{nearest(target, list(DEPLOY_TARGETS))}")
     kernels = DEPLOY_TARGETS[target]
+    if recipe.activations is None:
+        raise ValueError(
+            f"{target} runs quantized activations, but {recipe.name} leaves them float: choose another method"
+        )
     bits = kernels.activation_bits
     if bits is not None and recipe.activations.bits != bits:
         raise ValueError(
@@ -145,7 +149,7 @@ def substitutions(recipe: Recipe) -> list[Substitution]:
     suffixes = (CUSTOM_SUFFIX, *(f"-{kernels.suffix}" for kernels in DEPLOY_TARGETS.values()))
     while name.endswith(suffixes):
         name = name.rpartition("-")[0]
-    if name not in METHODS:
+    if name not in METHODS or recipe.activations is None:
         return []
     method = METHODS[name](recipe.weights.bits, recipe.activations.bits)
     pairs = ((one, _text(one.read(method)), _text(one.read(recipe))) for one in REQUIREMENTS)

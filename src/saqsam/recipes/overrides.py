@@ -76,6 +76,8 @@ def _keys(values: Mapping[str, Any]) -> set[str]:
         elif name not in _DEFAULTS:
             found.add(name)
     found |= set(_DEFAULTS)
+    if values["activations"] is None:
+        found.add("weights.group_size")
     found |= {f"extra.{part}" for part in FLOAT_PARTS}
     groups = {*PAPER_PARTS, *(part.split(".")[0] for part in PAPER_PARTS)}
     return found | {f"overrides.{g}.{f.name}" for g in groups for f in dataclasses.fields(Override)}

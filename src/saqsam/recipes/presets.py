@@ -12,6 +12,9 @@ from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Clipping, ProbabilitySpec, QuantSpec, Reconstruction
 from saqsam.utils.suggestions import nearest
 
+WEIGHT_ONLY = "weight-only"
+"""Beside `METHODS`, which have bits of weights and activations: `recipe_for` takes it with bits such as `w4`."""
+
 
 def min_max(weight_bits: int, activation_bits: int) -> Recipe:
     """Ranges from the smallest to the largest value seen."""
@@ -100,6 +103,21 @@ def saq_sam_plus(weight_bits: int, activation_bits: int) -> Recipe:
     )
 
 
+def weight_only(weight_bits: int, group_size: int | None = None) -> Recipe:
+    """Weights alone, rounded to nearest; activations stay float, so that no calibration is needed.
+
+    Args:
+        weight_bits: 2 to 8.
+        group_size: Consecutive inputs of an output channel that share a scale, one of `GROUP_SIZES`; None for the
+            whole channel.
+    """
+    return Recipe(
+        method=WEIGHT_ONLY,
+        weights=QuantSpec(weight_bits, range="mse", group_size=group_size),
+        activations=None,
+    )
+
+
 METHODS: dict[str, Callable[[int, int], Recipe]] = {
     name: globals()[name.replace("-", "_")] for name in METHOD_SUMMARIES
 }
@@ -131,19 +149,35 @@ def parse_bits(bits: str) -> tuple[int, int]:
     return check_bits(int(match[1]), "weight bits"), check_bits(int(match[2]), "activation bits")
 
 
+def parse_weight_bits(bits: str) -> tuple[int, int | None]:
+    """Return weight bits and group size of `w4`, `w4g128` and the like.
+
+    Raises:
+        ValueError: For any other text, or bits outside 2 to 8.
+    """
+    match = re.fullmatch(r"w(\d+)(?:g(\d+))?", bits.strip().lower())
+    if match is None:
+        raise ValueError(
+            f"bits of weights alone must look like w4, or w4g128 for groups of 128, got {bits!r}"
+        )
+    return check_bits(int(match[1]), "weight bits"), None if match[2] is None else int(match[2])
+
+
 def recipe_for(
     method: str = DEFAULT_METHOD, bits: str = DEFAULT_BITS, effort: str = DEFAULT_EFFORT
 ) -> Recipe:
     """Return the recipe of a method at given bits.
 
     Args:
-        method: One of `METHODS`.
-        bits: Such as `w4a4`.
+        method: One of `METHODS`, or `weight-only`.
+        bits: Such as `w4a4`; for `weight-only` such as `w4`, or `w4g128` for groups of 128 inputs.
         effort: One of `EFFORTS`; for methods that learn.
 
     Raises:
         ValueError: If there is no such method or effort, or the bits cannot be read.
     """
+    if method == WEIGHT_ONLY:
+        return weight_only(*parse_weight_bits(bits))
     if method not in METHODS:
         raise ValueError(f"no method {method!r}{nearest(method, list(METHODS))}")
     return with_effort(METHODS[method](*parse_bits(bits)), effort)

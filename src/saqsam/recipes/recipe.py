@@ -43,7 +43,8 @@ class Recipe:
     Attributes:
         method: Name of the method, as in `presets.METHODS`.
         weights: Weights of the papers' tensor set; per output channel.
-        activations: Layer inputs and the operands of attention products; per tensor and static, unless `dynamic`.
+        activations: Layer inputs and the operands of attention products; per tensor and static, unless `dynamic`. None
+            leaves them float: weight-only quantization, which needs no calibration.
         probabilities: Attention's probabilities, where they differ from other activations.
         equalized: Whether channels that share a grid are given ranges alike first (`equalize.py`; not of the paper).
         input_scales: Whether inputs of the decoder that no earlier layer can be scaled for get an offset and a gain for
@@ -69,7 +70,7 @@ class Recipe:
 
     method: str
     weights: QuantSpec
-    activations: QuantSpec
+    activations: QuantSpec | None
     probabilities: ProbabilitySpec = field(default_factory=ProbabilitySpec)
     equalized: bool = False
     input_scales: bool = False
@@ -111,21 +112,43 @@ class Recipe:
             if name not in FLOAT_PARTS:
                 raise ValueError(f"no extra part {name!r}{nearest(name, FLOAT_PARTS)}")
             check_bits(bits, f"extra.{name}")
-        if self.activations.symmetric_bytes:
+        if self.activations is None:
+            self._check_weight_only()
+        else:
+            self._check_activations(self.activations)
+
+    def _check_weight_only(self) -> None:
+        """Raise ValueError where a field is about activations, which stay float."""
+        if self.weights.dynamic:
+            raise ValueError("weights.dynamic: only activations have ranges that are found anew")
+        for name in ("bimodal", "equalized", "input_scales", "integer_biases", "clipping", "reconstruction"):
+            if getattr(self, name):
+                raise ValueError(f"{name} must be unset with float activations (activations=none)")
+        for name, override in self.overrides.items():
+            if override.activations is not None:
+                raise ValueError(f"overrides.{name}.activations must be none with activations=none")
+
+    def _check_activations(self, activations: QuantSpec) -> None:
+        for name, spec in (("weights", self.weights), ("activations", activations)):
+            if spec.group_size is not None:
+                raise ValueError(
+                    f"{name}.group_size needs activations=none: integer kernels take one scale for each channel"
+                )
+        if activations.symmetric_bytes:
             raise ValueError(
                 "activations.symmetric_bytes: only weights have it; there is activations.symmetric"
             )
-        self._check_dynamic()
+        self._check_dynamic(activations)
 
-    def _check_dynamic(self) -> None:
+    def _check_dynamic(self, activations: QuantSpec) -> None:
         """Raise ValueError where a field needs what `activations.dynamic` or float products leave out."""
         if self.weights.dynamic:
             raise ValueError("weights.dynamic: only activations have ranges that are found anew")
-        if self.activations.dynamic and self.integer_biases:
+        if activations.dynamic and self.integer_biases:
             raise ValueError(
                 "integer_biases must be false with activations.dynamic: there is no step to be multiples of"
             )
-        if self.clipping is not None and (self.activations.dynamic or self.decoder_products == "float"):
+        if self.clipping is not None and (activations.dynamic or self.decoder_products == "float"):
             raise ValueError(
                 "clipping chooses static ranges of the decoder's attentions, which activations.dynamic and "
                 "decoder_products=float leave out: set clipping=none"
@@ -133,11 +156,30 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """Method and bits, such as `mse-w4a4`; and `-mixed` where it departs from the papers' set."""
-        uniform = (self.weights.bits, self.activations.bits)
+        """Method and bits, such as `mse-w4a4`; and `-mixed` where it departs from the papers' set.
+
+        Weight-only recipes have bits and group size alone, such as `weight-only-w4-g128`.
+        """
+        uniform = (self.weights.bits, None if self.activations is None else self.activations.bits)
         is_mixed = bool(self.extra) or any(self.bits_of(part) != uniform for part in PAPER_PARTS)
         is_mixed |= any(self.probability_bits(part) != uniform[1] for part in ATTENTION_PARTS)
-        return f"{self.method}-w{uniform[0]}a{uniform[1]}" + ("-mixed" if is_mixed else "")
+        bits = f"w{uniform[0]}"
+        if uniform[1] is not None:
+            bits += f"a{uniform[1]}"
+        elif self.weights.group_size is not None:
+            bits += f"-g{self.weights.group_size}"
+        return f"{self.method}-{bits}" + ("-mixed" if is_mixed else "")
+
+    @property
+    def activation_spec(self) -> QuantSpec:
+        """How activations are quantized, for code that runs only where they are."""
+        assert self.activations is not None
+        return self.activations
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether anything depends on the activations that calibration images give."""
+        return self.activations is not None
 
     def bits_of(self, part: str) -> tuple[int | None, int | None]:
         """Bits of a part's weights and activations; None is float. The longest matching override wins."""
@@ -145,8 +187,10 @@ class Recipe:
             raise ValueError(f"no part {part!r}{nearest(part, PARTS)}")
         if part in FLOAT_PARTS:
             bits = self.extra.get(part)
-            return bits, None if part in ("patch_embedding", "position_embedding") else bits
-        weights, activations = self.weights.bits, self.activations.bits
+            is_weight_only = self.activations is None or part in ("patch_embedding", "position_embedding")
+            return bits, None if is_weight_only else bits
+        weights = self.weights.bits
+        activations = None if self.activations is None else self.activations.bits
         for name in sorted(self.overrides, key=len):
             if _covers(name, part):
                 weights = self.overrides[name].weights or weights
@@ -167,12 +211,16 @@ class Recipe:
         return bits if bits is None else self.probabilities.bits or bits
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {
+        """Return plain JSON types. A `group_size` of None is left out, as recipes before it were stored and hashed."""
+        fields = {
             **dataclasses.asdict(self),
             "overrides": {k: dataclasses.asdict(v) for k, v in sorted(self.overrides.items())},
             "extra": dict(sorted(self.extra.items())),
         }
+        for spec in (fields["weights"], fields["activations"]):
+            if spec is not None and spec["group_size"] is None:
+                del spec["group_size"]
+        return fields
 
     def to_json(self) -> str:
         """Canonical JSON: equal recipes give equal text."""
@@ -205,7 +253,7 @@ _SPECS: dict[str, type] = {
     "reconstruction": Reconstruction,
     "calibration": Calibration,
 }
-_OPTIONAL = ("clipping", "reconstruction")
+_OPTIONAL = ("activations", "clipping", "reconstruction")
 
 
 def _build(kind: type[_Spec], values: Any, where: str) -> _Spec:

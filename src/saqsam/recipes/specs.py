@@ -10,6 +10,8 @@ from saqsam.quant.affine import check_bits
 from saqsam.quant.ranges import RANGE_METHODS, RangeMethod
 from saqsam.recipes.catalog import DEFAULT_CALIBRATION_IMAGES, DEFAULT_SEED
 
+GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024)
+
 
 @dataclass(frozen=True)
 class QuantSpec:
@@ -22,6 +24,8 @@ class QuantSpec:
         range: How the range is chosen: `min-max`, `percentile` or `mse`.
         dynamic: For activations: inputs of layers have no range that is set beforehand; each row (a token's or a
             pixel's channels) spans its own, asymmetrically. Operands of attention stay static.
+        group_size: For weights: consecutive inputs of an output channel that share a scale and a zero point; None for
+            the whole channel.
     """
 
     bits: int
@@ -29,6 +33,7 @@ class QuantSpec:
     range: RangeMethod = "mse"
     dynamic: bool = False
     symmetric_bytes: bool = False
+    group_size: int | None = None
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
@@ -38,6 +43,11 @@ class QuantSpec:
         if self.dynamic and self.symmetric:
             raise ValueError("dynamic ranges are asymmetric: symmetric must be false with them")
         check_choice("range", self.range, RANGE_METHODS)
+        if self.group_size is not None and (
+            type(self.group_size) is not int or self.group_size not in GROUP_SIZES
+        ):
+            sizes = ", ".join(str(size) for size in GROUP_SIZES)
+            raise ValueError(f"group_size must be one of {sizes}, got {self.group_size!r}")
 
     def is_symmetric(self, bits: int) -> bool:
         """Whether the zero point of codes of so many bits is the middle one."""

@@ -82,9 +82,18 @@ def describe(recipe: Recipe, source: Source | None) -> tuple[str, ...]:
 def _sentences(recipe: Recipe, source: Source | None) -> Iterator[str]:
     weights, activations = recipe.weights, recipe.activations
     kind = "symmetric" if weights.is_symmetric(weights.bits) else "asymmetric"
-    yield (
-        f"Weights: {weights.bits} bits, {kind}, a scale for each output channel, ranges by {_RANGES[weights.range]}."
+    each = (
+        "output channel"
+        if weights.group_size is None
+        else f"{weights.group_size} inputs of an output channel"
     )
+    yield f"Weights: {weights.bits} bits, {kind}, a scale for each {each}, ranges by {_RANGES[weights.range]}."
+    if activations is None:
+        yield "Activations stay float."
+        if recipe.overrides or recipe.extra:
+            widths = {**recipe.extra, **{name: o.weights for name, o in recipe.overrides.items()}}
+            yield f"Other widths: {', '.join(f'{name} {bits}' for name, bits in sorted(widths.items()))}."
+        return
     if activations.dynamic:
         grid = f"{activations.bits} bits on a grid that each row spans anew"
         yield f"Layer inputs: {grid}; operands of attention stay float."
