@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 
@@ -13,15 +14,19 @@ def lazy_names(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return `__getattr__` and `__dir__` for a package whose modules are slow to import.
 
+    Modules of the package are attributes too, so that a dotted name such as `saqsam.evaluation.compare.compare` works
+    after `import saqsam`.
+
     Args:
         package: Name of the package, its `__name__`.
         modules: The module within the package that defines each name, such as `exporter` for `export_model`.
     """
 
     def get(name: str) -> Any:
-        if name not in modules:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
+        if name in modules:
+            value = getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
+        else:
+            value = _submodule(package, name)
         setattr(sys.modules[package], name, value)
         return value
 
@@ -29,3 +34,17 @@ def lazy_names(
         return sorted({*vars(sys.modules[package]), *modules})
 
     return get, names
+
+
+def _submodule(package: str, name: str) -> ModuleType:
+    """Import a public module of a package, or raise AttributeError if there is none of this name."""
+    module = f"{package}.{name}"
+    missing = AttributeError(f"module {package!r} has no attribute {name!r}")
+    if name.startswith("_"):
+        raise missing
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise missing from None
