@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from torch import nn
 from transformers import SamModel
 
-from saqsam.convert.plan import Slot, activation_slots, weight_sites
-from saqsam.models.family import ModelStructure, replace_module
-from saqsam.models.registry import family_of
+from saqsam.convert.plan import QuantizationPlan, Slot
+from saqsam.models.family import replace_module
 from saqsam.quant.affine import AffineQuantizer, DynamicQuantizer
 from saqsam.quant.layers import (
     ChannelScale,
@@ -31,20 +30,19 @@ Observer = HistogramObserver | ChannelHistogramObserver | GranularityObserver
 Quantizer = AffineQuantizer | DynamicQuantizer | LogQuantizer
 
 
-def prepare(model: SamModel, structure: ModelStructure, recipe: Recipe) -> None:
+def prepare(model: SamModel, plan: QuantizationPlan) -> None:
     """Give every layer and attention of the recipe empty quantizer slots, in place; outputs do not change."""
-    family = family_of(model.config)
-    for site in structure.attentions:
+    for site in plan.structure.attentions:
         attention = model.get_submodule(site.name)
-        new = family.quantizable_attention(
+        new = plan.family.quantizable_attention(
             attention,
-            quantized_rel_pos_query=recipe.quantized_rel_pos_query,
-            row_scaled=recipe.probabilities.scale == "row",
+            quantized_rel_pos_query=plan.recipe.quantized_rel_pos_query,
+            row_scaled=plan.recipe.probabilities.scale == "row",
         )
         replace_module(model, site.name, new)
-    for weighted, _ in weight_sites(structure, recipe):
+    for weighted, _ in plan.weights:
         layer = to_quant_layer(model.get_submodule(weighted.name))
-        if recipe.input_scales and weighted.name in structure.residual_readers:
+        if plan.recipe.input_scales and weighted.name in plan.structure.residual_readers:
             assert isinstance(layer, QuantLinear)
             layer.input_scale = ChannelScale(layer.in_features).to(layer.weight.device)
         replace_module(model, weighted.name, layer)
@@ -65,16 +63,15 @@ def emptied(model: SamModel, names: Iterable[str]) -> Iterator[None]:
 
 def fill_slots(
     model: SamModel,
-    structure: ModelStructure,
-    recipe: Recipe,
+    plan: QuantizationPlan,
     observers: Mapping[str, Observer],
     progress: Progress | None = None,
 ) -> None:
     """Put a quantizer with the recipe's range into every slot, from what its observer saw."""
-    slots = list(activation_slots(structure, recipe))
+    slots = plan.slots
     for step, slot in enumerate(slots):
         try:
-            quantizer = _dynamic(slot) or _quantizer(observers[slot.name], slot, recipe)
+            quantizer = _dynamic(slot) or _quantizer(observers[slot.name], slot, plan.recipe)
         except ValueError as error:
             raise ValueError(f"{slot.name}: {error}") from error
         replace_module(model, slot.name, quantizer.to(model.device))
@@ -104,8 +101,8 @@ def _quantizer(observer: Observer, slot: Slot, recipe: Recipe) -> Quantizer:
     return AffineQuantizer(slot.bits, scale, zero_point)
 
 
-def place_empty_quantizers(model: SamModel, structure: ModelStructure, recipe: Recipe) -> None:
+def place_empty_quantizers(model: SamModel, plan: QuantizationPlan) -> None:
     """Put a quantizer whose parameters are yet to load into every slot of a prepared model."""
-    for slot in activation_slots(structure, recipe):
+    for slot in plan.slots:
         empty = _dynamic(slot) or (LogQuantizer if slot.is_log else AffineQuantizer).empty(slot.bits)
         replace_module(model, slot.name, empty.to(model.device))

@@ -9,11 +9,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from saqsam.models.parts import DECODER_PARTS
+
+PROBABILITIES = "probability_quantizer"
+"""Slot of an attention's probabilities."""
+SLOTS = ("query_quantizer", "key_quantizer", "value_quantizer", PROBABILITIES)
+"""Slots of an attention with quantizable products."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,30 @@ class ModelStructure:
                 )
 
 
+class DecoderAttention(Protocol):
+    """A decoder attention with quantizer slots, as `ModelFamily.quantizable_attention` returns it.
+
+    Attributes:
+        scaling: Factor of the logits.
+    """
+
+    scaling: float
+
+    @property
+    def input_projections(self) -> tuple[Any, Any, Any]:
+        """Layers that compute queries, keys and values."""
+        ...
+
+    @property
+    def output_projection(self) -> Any:
+        """Layer that reads the attended values."""
+        ...
+
+    def split_heads(self, projected: Tensor) -> Tensor:
+        """Split projected values [B, P, T, C] into heads [B * P, N, T, C / N]."""
+        ...
+
+
 class AttentionProducts(NamedTuple):
     """Multiply-accumulates of one call of an attention.
 
@@ -217,11 +246,13 @@ class ModelFamily(ABC):
         name: Identifier, such as `sam`.
         label: Display name.
         model_types: Values of `model_type` in a configuration that belong to the family.
+        mask_token: Index of the single mask's token among the tokens of a prompt.
     """
 
     name: str
     label: str
     model_types: tuple[str, ...]
+    mask_token: int
 
     @abstractmethod
     def build(self, config: Any) -> Any:
@@ -403,6 +434,10 @@ class ModelFamily(ABC):
     @abstractmethod
     def module_label(self, name: str) -> str:
         """Return the display name of a module, such as `encoder block 3, attn.qkv`; unknown names are returned."""
+
+    @abstractmethod
+    def slot_label(self, slot: str) -> str:
+        """Return the display name of an activation slot, such as `decoder layer 1, tokens to image: keys`."""
 
 
 def flatten_image(image: Tensor) -> Tensor:

@@ -19,12 +19,12 @@ from saqsam.checkpoint import quantization_config_of
 from saqsam.data.types import Dataset
 from saqsam.evaluation import Evaluation, PromptTask
 from saqsam.evaluation.compare import task_difference
-from saqsam.models.registry import structure_of
+from saqsam.models.registry import family_of, module_label, structure_of
 from saqsam.report import focus
 from saqsam.report.choices import Level
 from saqsam.report.content import Accuracy, Focus, GalleryImage, Picture, Report
 from saqsam.report.distributions import find_distributions
-from saqsam.report.labels import describe, module_name, short_path
+from saqsam.report.labels import describe, short_path
 from saqsam.report.log import Source, read_log
 from saqsam.report.reference import Reference
 from saqsam.report.sensitivity import measure_sensitivity
@@ -135,13 +135,13 @@ def add_focus(
         focus.probabilities(model, processor, sample.image, box, names)
         for model in (focus.with_slots(float_model, report.inventory.recipe), quantized)
     )
-    size = sample.image.shape[:2]
+    token, size = family_of(float_model.config).mask_token, sample.image.shape[:2]
     entries = []
     for name in names:
         pictures = {}
         for kind, maps in (("float", exact), ("quantized", found)):
-            drawn = focus.map_picture(focus.token_map(maps[name], size), size, MAP_WIDTH)
-            pictures[kind] = encode(drawn, f"{module_name(name)}, {kind}: where the mask token looks")
+            drawn = focus.map_picture(focus.token_map(maps[name], token, size), size, MAP_WIDTH)
+            pictures[kind] = encode(drawn, f"{module_label(name)}, {kind}: where the mask token looks")
         entries.append(Focus(name, focus.focus_deviation(exact[name], found[name]), pictures))
     return replace(report, focus=tuple(entries), focus_image=_boxed(sample.image, box, sample.file_name))
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 import torch
 from transformers import SamModel
 
-from saqsam.convert.plan import activation_slots
+from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import Observer
-from saqsam.models.registry import structure_of
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver
 from saqsam.recipes.recipe import Recipe
@@ -32,7 +31,7 @@ def find_distributions(
         observers: Of `make_reference`.
     """
     found = []
-    for slot in activation_slots(structure_of(quantized.config), recipe):
+    for slot in plan_quantization(quantized.config, recipe).slots:
         quantizer, observer = quantized.get_submodule(slot.name), observers.get(slot.name)
         if isinstance(observer, ChannelHistogramObserver):
             observer = observer.pooled()

@@ -12,16 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import SamModel, SamProcessor
 
+from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import prepare
 from saqsam.inference.predictor import Predictor
 from saqsam.models.family import ModelStructure
 from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
-from saqsam.models.registry import structure_of
-from saqsam.models.sam.attention import QuantDecoderAttention
 from saqsam.recipes.recipe import Recipe
 
-MASK_TOKEN = 1
-"""Of the decoder's tokens: the first is that of the predicted IoU, the second that of the single mask."""
 THETA = 0.5
 
 
@@ -33,7 +30,7 @@ def looking_attentions(structure: ModelStructure) -> list[str]:
 def with_slots(model: SamModel, recipe: Recipe) -> SamModel:
     """A copy of a float model whose attentions give their probabilities; it computes the same."""
     copied = copy.deepcopy(model).eval()
-    prepare(copied, structure_of(model.config), recipe)
+    prepare(copied, plan_quantization(model.config, recipe))
     return copied
 
 
@@ -65,7 +62,6 @@ def probabilities(
     try:
         for name in attentions:
             attention = model.get_submodule(name)
-            assert isinstance(attention, QuantDecoderAttention)
             handles.append(attention.register_forward_hook(keep(name)))
         predictor = Predictor(model, processor)
         predictor.set_image(image)
@@ -83,17 +79,18 @@ def focus_deviation(exact: Tensor, found: Tensor, theta: float = THETA) -> float
     return float((1 - both / union).mean())
 
 
-def token_map(attention: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """How much the mask token looks at each place, mean over heads, float [h, w] of the image without its padding.
+def token_map(attention: Tensor, token: int, image_size: tuple[int, int]) -> Tensor:
+    """Return where a token looks: its mean probabilities over heads, float [h, w] of the image without its padding.
 
     Args:
         attention: Probabilities [1, N, Q, K].
+        token: Index of the token among the Q queries.
         image_size: (height, width) of the image.
     """
     side = math.isqrt(attention.shape[-1])
     scale = side / max(image_size)
     height, width = (math.ceil(length * scale) for length in image_size)
-    mean: Tensor = attention[0, :, MASK_TOKEN].float().mean(0)
+    mean: Tensor = attention[0, :, token].float().mean(0)
     return mean.reshape(side, side)[:height, :width]
 
 

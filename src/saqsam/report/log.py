@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from saqsam.models.registry import module_label
 from saqsam.ptq.log import AttentionClipping, QuantizationLog, UnitLog, read_clipping, read_unit_log
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.atomic_write import write_whole
@@ -168,10 +169,5 @@ def _plain(axes) -> None:  # type: ignore[no-untyped-def]
 
 
 def short_name(attention: str) -> str:
-    """A decoder attention's module name for people: `layer 1\\ntoken to image`."""
-    name = attention.removeprefix("mask_decoder.transformer.")
-    if not name.startswith("layers."):
-        return "final\ntoken to image"
-    _, index, kind = name.split(".")
-    kind = kind.removeprefix("cross_attn_").replace("self_attn", "self").replace("_", " ")
-    return f"layer {int(index) + 1}\n{kind}"
+    """Return the display name of a decoder attention on two lines, such as `decoder layer 1\\ntokens to image`."""
+    return module_label(attention).replace(", ", "\n")

@@ -16,14 +16,12 @@ import torch
 from torch import nn
 from transformers import SamModel, SamProcessor
 
-from saqsam.convert.plan import activation_slots, weight_sites
+from saqsam.convert.plan import QuantizationPlan, plan_quantization
 from saqsam.data.types import Dataset
 from saqsam.evaluation.metrics.iou import clear_ignored, mask_iou
 from saqsam.evaluation.simulated_prompts import box_prompts
 from saqsam.inference.predictor import Predictor
-from saqsam.models.family import ModelStructure, replace_module
-from saqsam.models.registry import structure_of
-from saqsam.models.sam.attention import SLOTS
+from saqsam.models.family import SLOTS, replace_module
 from saqsam.recipes.recipe import Recipe
 from saqsam.report.choices import Level
 from saqsam.report.content import GroupSensitivity, Sensitivity
@@ -41,28 +39,28 @@ class Group:
     Attributes:
         name: Of the part, or of the layer or attention.
         modules: Their names: layers with their input quantizers, and quantizers of attentions.
+        is_decoder: Whether none of them belongs to the image encoder.
     """
 
     name: str
     modules: tuple[str, ...]
-
-    @property
-    def is_decoder(self) -> bool:
-        """Whether the image encoder stays as it is."""
-        return all(name.startswith("mask_decoder.") for name in self.modules)
+    is_decoder: bool
 
 
-def find_groups(structure: ModelStructure, recipe: Recipe, level: Level) -> list[Group]:
+def find_groups(plan: QuantizationPlan, level: Level) -> list[Group]:
     """The groups of a recipe in the order of computation: its parts, or its single layers and attentions."""
     found: dict[str, list[str]] = {}
-    slots = {slot.name: slot.part for slot in activation_slots(structure, recipe)}
-    for site, _ in weight_sites(structure, recipe):
+    slots = {slot.name: slot.part for slot in plan.slots}
+    for site, _ in plan.weights:
         found.setdefault(site.part if level == "parts" else site.name, []).append(site.name)
-    for site in structure.attentions:
+    for site in plan.structure.attentions:
         own = [f"{site.name}.{slot}" for slot in SLOTS if f"{site.name}.{slot}" in slots]
         if own:
             found.setdefault(site.part if level == "parts" else site.name, []).extend(own)
-    return [Group(name, tuple(modules)) for name, modules in found.items()]
+    return [
+        Group(name, tuple(modules), not any(plan.structure.is_encoder(module) for module in modules))
+        for name, modules in found.items()
+    ]
 
 
 @contextmanager
@@ -105,8 +103,8 @@ def measure_sensitivity(
     Raises:
         ValueError: No image has an object.
     """
-    structure = structure_of(reference.config)
-    groups = find_groups(structure, recipe, level)
+    plan = plan_quantization(reference.config, recipe)
+    groups = find_groups(plan, level)
     samples = list(_first_with_objects(dataset, images))
     if not samples:
         raise ValueError(f"data {dataset.name!r}: expected images with objects, found none")

@@ -9,8 +9,9 @@ from typing import Any
 
 from saqsam.analysis.inventory import mac_width
 from saqsam.evaluation.compare import Interval
+from saqsam.models.registry import module_label, slot_label
 from saqsam.report.content import Distribution, Report
-from saqsam.report.labels import module_name, part_name, short_path, slot_name
+from saqsam.report.labels import part_name, short_path
 
 METRICS = {
     "miou": "mean IoU",
@@ -217,7 +218,7 @@ def sensitivity_rows(report: Report) -> list[dict[str, Any]]:
 def clipping_rows(report: Report) -> list[dict[str, Any]]:
     """Focus deviation of each attention before and after."""
     return [
-        {"name": module_name(entry.name), "before": entry.before, "after": entry.after}
+        {"name": module_label(entry.name), "before": entry.before, "after": entry.after}
         for entry in report.clipping
     ]
 
@@ -226,7 +227,7 @@ def clips(report: Report) -> list[dict[str, str]]:
     """The chosen ranges."""
     return [
         {
-            "name": slot_name(f"{entry.name}.{clip.slot}"),
+            "name": slot_label(f"{entry.name}.{clip.slot}"),
             "quantile": "kept" if clip.quantile is None else f"{clip.quantile:g}",
             "low": f"{clip.low:.3g}",
             "high": f"{clip.high:.3g}",
@@ -248,7 +249,7 @@ def ranges(report: Report) -> list[dict[str, str]]:
     """Every activation's values and range."""
     return [
         {
-            "name": slot_name(found.slot),
+            "name": slot_label(found.slot),
             "bits": str(found.bits),
             "seen": f"{found.seen[0]:.3g} to {found.seen[1]:.3g}",
             "range": f"{found.range[0]:.3g} to {found.range[1]:.3g}",

@@ -7,11 +7,9 @@ from transformers import SamModel
 from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention
 
 import saqsam.models.sam.attention as attention_module
-from saqsam.models.family import replace_module
+from saqsam.models.family import PROBABILITIES, SLOTS, replace_module
 from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import (
-    PROBABILITIES,
-    SLOTS,
     QuantDecoderAttention,
     QuantVisionAttention,
     RowScaledProduct,

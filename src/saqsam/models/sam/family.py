@@ -28,6 +28,14 @@ _ATTENTION_LABELS = {
     "final_attn_token_to_image": "final attention",
     "self_attn": "self-attention",
 }
+_SLOT_LABELS = {
+    "q_proj.input_quantizer": "input of the queries",
+    "k_proj.input_quantizer": "input of the keys",
+    "query_quantizer": "queries",
+    "key_quantizer": "keys",
+    "value_quantizer": "values",
+    "probability_quantizer": "probabilities",
+}
 _UPSCALED_CHANNELS = 8
 """The mask head has this many times fewer channels than the decoder."""
 
@@ -38,6 +46,7 @@ class SamFamily(ModelFamily):
     name = "sam"
     label = "SAM"
     model_types = ("sam",)
+    mask_token = 1  # after the token of the predicted IoU
 
     def build(self, config: SamConfig) -> SamModel:
         """Return an untrained `SamModel`."""
@@ -221,6 +230,13 @@ class SamFamily(ModelFamily):
         if name.startswith(f"{TRANSFORMER}.layers."):
             return f"decoder layer {int(words[3]) + 1}, {_attention_label('.'.join(words[4:]))}"
         return _attention_label(name.removeprefix(f"{TRANSFORMER}.").removeprefix("vision_encoder."))
+
+    def slot_label(self, slot: str) -> str:
+        """Return a label such as `decoder layer 1, tokens to image: keys`."""
+        for suffix, label in _SLOT_LABELS.items():
+            if slot.endswith(suffix):
+                return f"{self.module_label(slot.removesuffix(suffix).rstrip('.'))}: {label}"
+        return f"{self.module_label(slot.removesuffix('.input_quantizer'))}: input"
 
 
 def _attention_label(name: str) -> str:
