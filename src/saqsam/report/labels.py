@@ -1,4 +1,4 @@
-"""A recipe in sentences, and parts, layers and slots as people call them."""
+"""Display names of parts, layers and quantizers, and recipes in sentences."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ SLOT_NAMES = {
 
 
 def part_name(part: str) -> str:
-    """A part, or a layer's module name, for people."""
+    """Return the display name of a part or a layer."""
     return PART_NAMES.get(part) or module_name(part)
 
 
 def module_name(name: str) -> str:
-    """A module's name for people: `encoder block 3, attn.qkv`; one that is not known stays as it is."""
+    """Return the display name of a module, such as `encoder block 3, attn.qkv`; unknown names are unchanged."""
     words = name.split(".")
     if name.startswith("vision_encoder.layers."):
         return f"encoder block {int(words[2]) + 1}, {'.'.join(words[3:])}"
@@ -67,7 +67,7 @@ def _attention(name: str) -> str:
 
 
 def slot_name(slot: str) -> str:
-    """A quantizer's name for people: `decoder layer 1, tokens to image: keys`."""
+    """Return the display name of a quantizer, such as `decoder layer 1, tokens to image: keys`."""
     for ending, words in SLOT_NAMES.items():
         if slot.endswith(ending):
             return f"{module_name(slot.removesuffix(ending).rstrip('.'))}: {words}"
@@ -75,7 +75,7 @@ def slot_name(slot: str) -> str:
 
 
 def describe(recipe: Recipe, source: Source | None) -> tuple[str, ...]:
-    """What a recipe does, a sentence a step, in the order of the steps."""
+    """Describe a recipe, one sentence per step, in the order of the steps."""
     return tuple(_sentences(recipe, source))
 
 
@@ -153,5 +153,5 @@ def _sentences(recipe: Recipe, source: Source | None) -> Iterator[str]:
 
 
 def short_path(path: str) -> str:
-    """A name without the folders above it: reports are sent on."""
+    """Return the last component of a path: reports must not disclose folders."""
     return path.rstrip("/").rpartition("/")[2]
