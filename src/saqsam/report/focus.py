@@ -15,8 +15,8 @@ from transformers import SamModel, SamProcessor
 from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import prepare
 from saqsam.inference.predictor import Predictor
-from saqsam.models.family import ModelStructure
 from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
+from saqsam.models.structure import ModelStructure
 from saqsam.recipes.recipe import Recipe
 
 THETA = 0.5

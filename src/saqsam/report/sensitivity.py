@@ -21,7 +21,7 @@ from saqsam.data.types import Dataset
 from saqsam.evaluation.metrics.iou import clear_ignored, mask_iou
 from saqsam.evaluation.simulated_prompts import box_prompts
 from saqsam.inference.predictor import Predictor
-from saqsam.models.family import SLOTS, replace_module
+from saqsam.models.structure import SLOTS, replace_module
 from saqsam.recipes.recipe import Recipe
 from saqsam.report.choices import Level
 from saqsam.report.content import GroupSensitivity, Sensitivity
