@@ -34,9 +34,9 @@ from rows import RESULTS
 from run_once import peak_gib
 from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import prepare
-from saqsam.models.family import replace_module
 from saqsam.models.loading import build_processor
 from saqsam.models.sam.attention import QuantDecoderAttention
+from saqsam.models.structure import replace_module
 from saqsam.ptq.calibration_data import calibration_scenes
 from saqsam.ptq.calibration_images import choose_calibration_images
 from saqsam.ptq.clipping import attention_inputs

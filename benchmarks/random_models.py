@@ -8,7 +8,7 @@ from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEnc
 from saqsam.convert.pack import pack
 from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import prepare
-from saqsam.models.family import PROBABILITIES, replace_module
+from saqsam.models.structure import PROBABILITIES, replace_module
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.recipes.recipe import Recipe
 

@@ -19,10 +19,10 @@ from saqsam.convert.pack import (
     round_weight,
 )
 from saqsam.convert.prepare import Observer, emptied, fill_slots, place_empty_quantizers, prepare
-from saqsam.models.family import PROBABILITIES, SLOTS, ModelStructure
 from saqsam.models.parts import DECODER_PARTS, FLOAT_PARTS, PAPER_PARTS, TOKEN_TO_IMAGE_PARTS
 from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import QuantDecoderAttention, QuantVisionAttention
+from saqsam.models.structure import PROBABILITIES, SLOTS, ModelStructure
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import (
     PackedConv2d,

@@ -10,9 +10,9 @@ from transformers import SamModel
 
 from saqsam.convert.prepare import Observer, prepare
 from saqsam.data.types import Dataset, Sample
-from saqsam.models.family import PROBABILITIES, SLOTS
 from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
 from saqsam.models.registry import structure_of
+from saqsam.models.structure import PROBABILITIES, SLOTS
 from saqsam.ptq.calibration import calibrate, observing
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
 from saqsam.quant.logarithmic import GranularityObserver, ValueTap

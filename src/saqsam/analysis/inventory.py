@@ -12,9 +12,9 @@ from transformers import SamConfig, SamModel
 
 from saqsam.analysis.macs import count_macs
 from saqsam.checkpoint import checkpoint_tensors, recipe_of
-from saqsam.models.family import ModelStructure
 from saqsam.models.parts import MASK_PRODUCT, OTHER, PARTS, RELATIVE_POSITIONS
 from saqsam.models.registry import family_of, structure_of
+from saqsam.models.structure import ModelStructure
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedTensor
 from saqsam.quant.logarithmic import LogQuantizer

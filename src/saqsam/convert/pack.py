@@ -17,7 +17,7 @@ from saqsam.convert.position_embedding import (
     unpack_position_embedding,
 )
 from saqsam.convert.prepare import place_empty_quantizers, prepare
-from saqsam.models.family import Site, replace_module
+from saqsam.models.structure import Site, replace_module
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import (
     PackedLayer,
@@ -32,10 +32,12 @@ from saqsam.utils.progress import Progress
 
 @torch.no_grad()
 def round_float_parameters(model: SamModel, plan: QuantizationPlan) -> None:
-    """Round what stays float to float16 in place, as a checkpoint stores it: so that is what is measured.
+    """Round parameters that stay float to float16 in place, as a checkpoint stores them.
+
+    A model is measured with the parameters that its checkpoint will hold.
 
     Raises:
-        ValueError: If a value lies outside float16, or is not finite.
+        ValueError: A value is not finite, or lies outside float16.
     """
     packed = {f"{site.name}.weight" for site, _ in plan.weights}
     if plan.position_bits is not None:
@@ -52,7 +54,10 @@ def round_float_parameters(model: SamModel, plan: QuantizationPlan) -> None:
 
 
 def pack(model: SamModel, plan: QuantizationPlan, progress: Progress | None = None) -> None:
-    """Replace what has float weights by packed codes, rounding to nearest, in place."""
+    """Replace float weights by packed codes in place, by round-to-nearest.
+
+    Layers that reconstruction has packed stay unchanged.
+    """
     sites = plan.weights
     for step, (site, bits) in enumerate(sites):
         layer = model.get_submodule(site.name)
@@ -68,10 +73,10 @@ def pack(model: SamModel, plan: QuantizationPlan, progress: Progress | None = No
 
 @torch.no_grad()
 def round_biases(model: SamModel, plan: QuantizationPlan) -> None:
-    """Round the biases of packed layers to multiples of their products' step, in place.
+    """Round the biases of packed layers to multiples of input scale times weight scale, in place.
 
-    Integer kernels add biases to sums of products of codes. Without rounded inputs there is no such step. A checkpoint
-    stores float16, so the multiples are those that are nearest to what it stores, and loading finds them again.
+    Integer kernels add biases to sums of products of codes. Layers with float inputs keep their biases. A checkpoint
+    stores float16, so biases are rounded to the multiples nearest to their float16 values, which loading finds again.
     """
     for site, _ in plan.weights:
         layer = model.get_submodule(site.name)
@@ -105,9 +110,9 @@ def check_needs_no_calibration(recipe: Recipe) -> None:
 
 
 def pack_embeddings(model: SamModel, plan: QuantizationPlan) -> None:
-    """Pack what comes before the first block: patch and position embedding, where the recipe quantizes them.
+    """Pack the patch and position embeddings in place, where the recipe quantizes them.
 
-    What follows can then be learned on what they will give. Packed ones stay as they are.
+    The blocks after them can then be learned on their quantized outputs. Embeddings that are packed stay unchanged.
     """
     recipe, structure = plan.recipe, plan.structure
     bits = recipe.bits_of("patch_embedding")[0]
@@ -122,20 +127,20 @@ def pack_embeddings(model: SamModel, plan: QuantizationPlan) -> None:
 
 
 def round_weight(layer: nn.Module, bits: int, recipe: Recipe) -> PackedTensor:
-    """The weight of a float or quant layer on its grid, rounded to nearest."""
+    """Return the weight of a float or prepared layer as codes, by round-to-nearest."""
     assert isinstance(layer.weight, Tensor)
     return _pack_tensor(layer.weight, bits, channel_axis(layer), recipe)
 
 
 def pack_layer(model: SamModel, name: str, weight: PackedTensor) -> None:
-    """Put the packed form of the quant layer called `name` in its place."""
+    """Replace a prepared layer, by name, by its packed form."""
     layer = model.get_submodule(name)
     assert isinstance(layer.input_quantizer, nn.Module)
     replace_module(model, name, to_packed_layer(layer, weight, layer.input_quantizer).train(layer.training))
 
 
 def place_empty_weight(model: SamModel, site: Site, bits: int, group_size: int | None = None) -> None:
-    """Put a packed layer whose codes are yet to load in the place of a quant layer."""
+    """Replace a prepared layer by a packed one with codes to be loaded."""
     layer = model.get_submodule(site.name)
     assert isinstance(layer.weight, Tensor)
     empty = PackedTensor(tuple(layer.weight.shape), bits, channel_axis(layer), group_size)
@@ -143,7 +148,7 @@ def place_empty_weight(model: SamModel, site: Site, bits: int, group_size: int |
 
 
 def build_packed_skeleton(model: SamModel, plan: QuantizationPlan) -> None:
-    """Give a model, usually on the meta device, the modules that `pack` leaves, their values yet to load."""
+    """Give a float model, usually on the meta device, the modules of a packed one, with values to be loaded."""
     prepare(model, plan)
     place_empty_quantizers(model, plan)
     for site, bits in plan.weights:
@@ -158,7 +163,7 @@ def build_packed_skeleton(model: SamModel, plan: QuantizationPlan) -> None:
 
 
 def complete_loading(model: SamModel, plan: QuantizationPlan) -> None:
-    """What follows from a checkpoint's tensors without being stored, in place."""
+    """Compute the values that a checkpoint does not store from its tensors, in place."""
     unpack_position_embedding(model, plan.structure)
     if plan.recipe.integer_biases:
         round_biases(model, plan)

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from saqsam.models.family import PROBABILITIES, SLOTS, ModelFamily, ModelStructure, Site
+from saqsam.models.family import ModelFamily
 from saqsam.models.parts import CONVOLUTIONS
 from saqsam.models.registry import family_of
+from saqsam.models.structure import PROBABILITIES, SLOTS, ModelStructure, Site
 from saqsam.recipes.recipe import Recipe
 
 LINEAR_CHANNELS = -1

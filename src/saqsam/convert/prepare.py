@@ -1,7 +1,7 @@
-"""From a float `SamModel` to one with quantizer slots, and from there to one of packed codes.
+"""Prepare a float SAM for calibration, and fill its slots with quantizers afterwards.
 
-All three are `SamModel`s. What a module is says what state it is in: `nn.Linear` (float), `QuantLinear` with
-`nn.Identity` in its slots (prepared), with `AffineQuantizer`s (calibrated), `PackedLinear` (quantized).
+Float, prepared, calibrated and packed models have the same class; the type of a module tells its state: `nn.Linear`
+(float), `QuantLinear` with `nn.Identity` in its slots (prepared) or with quantizers (calibrated), `PackedLinear`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import nn
 from transformers import SamModel
 
 from saqsam.convert.plan import QuantizationPlan, Slot
-from saqsam.models.family import replace_module
+from saqsam.models.structure import replace_module
 from saqsam.quant.affine import AffineQuantizer, DynamicQuantizer
 from saqsam.quant.layers import (
     ChannelScale,
@@ -31,7 +31,12 @@ Quantizer = AffineQuantizer | DynamicQuantizer | LogQuantizer
 
 
 def prepare(model: SamModel, plan: QuantizationPlan) -> None:
-    """Give every layer and attention of the recipe empty quantizer slots, in place; outputs do not change."""
+    """Give every planned layer and attention empty quantizer slots, in place; outputs do not change.
+
+    Args:
+        model: Float model.
+        plan: Quantization plan of the run.
+    """
     for site in plan.structure.attentions:
         attention = model.get_submodule(site.name)
         new = plan.family.quantizable_attention(
@@ -50,7 +55,7 @@ def prepare(model: SamModel, plan: QuantizationPlan) -> None:
 
 @contextmanager
 def emptied(model: SamModel, names: Iterable[str]) -> Iterator[None]:
-    """Empty slots instead of their quantizers while the block runs."""
+    """Empty the named slots while the block runs, then put their quantizers back."""
     kept = {name: model.get_submodule(name) for name in names}
     for name in kept:
         replace_module(model, name, nn.Identity())
@@ -67,7 +72,17 @@ def fill_slots(
     observers: Mapping[str, Observer],
     progress: Progress | None = None,
 ) -> None:
-    """Put a quantizer with the recipe's range into every slot, from what its observer saw."""
+    """Put a quantizer with the range that the recipe's rule finds into every slot.
+
+    Args:
+        model: Prepared model.
+        plan: Quantization plan of the run.
+        observers: Observers by slot name; dynamic slots need none.
+        progress: Progress callback.
+
+    Raises:
+        ValueError: An observer has seen nothing, or values that are not finite.
+    """
     slots = plan.slots
     for step, slot in enumerate(slots):
         try:
@@ -80,12 +95,12 @@ def fill_slots(
 
 
 def _dynamic(slot: Slot) -> DynamicQuantizer | None:
-    """The quantizer of a slot that needs nothing to be known; None for other slots."""
+    """Return the quantizer of a dynamic slot, or None for a static one."""
     return None if slot.dynamic_axis is None else DynamicQuantizer(slot.bits, slot.dynamic_axis)
 
 
 def _quantizer(observer: Observer, slot: Slot, recipe: Recipe) -> Quantizer:
-    """The quantizer that the recipe's rule finds for what an observer saw."""
+    """Return the quantizer that the recipe's rule finds for the values of an observer."""
     if isinstance(observer, GranularityObserver):
         return observer.quantizer()
     if isinstance(observer, ChannelHistogramObserver):
@@ -102,7 +117,7 @@ def _quantizer(observer: Observer, slot: Slot, recipe: Recipe) -> Quantizer:
 
 
 def place_empty_quantizers(model: SamModel, plan: QuantizationPlan) -> None:
-    """Put a quantizer whose parameters are yet to load into every slot of a prepared model."""
+    """Put a quantizer with parameters to be loaded into every slot of a prepared model."""
     for slot in plan.slots:
         empty = _dynamic(slot) or (LogQuantizer if slot.is_log else AffineQuantizer).empty(slot.bits)
         replace_module(model, slot.name, empty.to(model.device))

@@ -18,7 +18,7 @@ class ExportError(ValueError):
 
 
 def slot(module: Any, name: str) -> nn.Module:
-    """What is in a slot; nothing in a module that has none."""
+    """Return the module in a slot; an empty module where there is none."""
     found: nn.Module = getattr(module, name, _EMPTY)
     return found
 

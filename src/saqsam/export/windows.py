@@ -29,7 +29,7 @@ class Window:
 
 
 def window_of(size: int, side: int) -> Window:
-    """The windows of a block; a size of 0 is global attention."""
+    """Return the windows of a block; a size of 0 means global attention."""
     if size == 0:
         return Window((side, side), 1, 1, (0, 0))
     count = -(-side // size)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from saqsam.models.family import ModelFamily, ModelStructure
+from saqsam.models.family import ModelFamily
 from saqsam.models.sam.family import SamFamily
+from saqsam.models.structure import ModelStructure
 
 FAMILIES: tuple[ModelFamily, ...] = (SamFamily(),)
 """One entry for each family; the first one that lists a model type is responsible for it."""

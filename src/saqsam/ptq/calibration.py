@@ -12,8 +12,8 @@ from transformers import SamModel
 from saqsam.convert.plan import QuantizationPlan, Slot
 from saqsam.convert.prepare import Observer
 from saqsam.inference.backend import TorchBackend
-from saqsam.models.family import replace_module
 from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
+from saqsam.models.structure import replace_module
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.quant.logarithmic import GranularityObserver, ValueTap
 from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver

@@ -26,7 +26,8 @@ from transformers import SamModel
 from saqsam.convert.plan import QuantizationPlan
 from saqsam.convert.prepare import emptied
 from saqsam.inference.backend import TorchBackend
-from saqsam.models.family import DecoderAttention, replace_module
+from saqsam.models.family import DecoderAttention
+from saqsam.models.structure import replace_module
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.ptq.focus_search import SEARCHED, AttentionInputs, FocusSearch, searched_slots
 from saqsam.ptq.log import AttentionClipping, Clip

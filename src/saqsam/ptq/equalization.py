@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from transformers import SamModel
 
-from saqsam.models.family import AttentionSite, ModelStructure
+from saqsam.models.structure import AttentionSite, ModelStructure
 from saqsam.ptq.calibration import run_images
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.quant.layers import ChannelScale, QuantLinear

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saqsam.models.family import AttentionSite, DecoderAttention
+from saqsam.models.family import DecoderAttention
+from saqsam.models.structure import AttentionSite
 from saqsam.quant.affine import AffineQuantizer, affine_parameters
 from saqsam.recipes.specs import ClippingMeasure
 

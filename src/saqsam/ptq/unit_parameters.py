@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import SamModel
 
 from saqsam.convert.plan import QuantizationPlan
-from saqsam.models.family import Site
+from saqsam.models.structure import Site
 from saqsam.ptq.units import Unit
 
 

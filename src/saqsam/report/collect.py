@@ -1,4 +1,4 @@
-"""Gathering what a report says: the short one from what is there after quantizing, the full one with measurements."""
+"""Collect the content of a report: the short one after quantization, the full one with measurements."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ _QUALITY = 80
 
 @dataclass(frozen=True)
 class Scored:
-    """A checkpoint and, where it is there, the float model, scored on the same images.
+    """Scores of a checkpoint and, where there is one, of the float model on the same images.
 
     Attributes:
-        dataset: The images.
-        task: Keeps masks.
-        quantized: Of the checkpoint.
-        float: Of the float model.
+        dataset: Dataset that was scored.
+        task: Task that keeps masks.
+        quantized: Evaluation of the checkpoint.
+        float: Evaluation of the float model; None without one.
     """
 
     dataset: Dataset
@@ -58,13 +58,13 @@ class Scored:
 def collect(
     folder: Path, quantized: SamModel, scored: Scored | None = None, *, gallery: int = SHORT_GALLERY
 ) -> Report:
-    """What can be said of a checkpoint without running it.
+    """Collect the content of a report that needs no run of the model.
 
     Args:
-        folder: Of the checkpoint, with its log if it has one.
-        quantized: Loaded from it.
+        folder: Folder of the checkpoint, with its log if it has one.
+        quantized: Model loaded from it.
         scored: Scores, if there are any.
-        gallery: Most images shown, those that the checkpoint lost most on.
+        gallery: Number of images to show, those with the largest accuracy drop.
 
     Raises:
         ValueError: The log is damaged.
@@ -124,7 +124,7 @@ def add_measurements(
 def add_focus(
     report: Report, quantized: SamModel, float_model: SamModel, processor: SamProcessor, scored: Scored
 ) -> Report:
-    """Add pictures of where the mask token looks, for the largest object of the image that was lost most on."""
+    """Add attention maps of the mask token for the largest object of the image with the largest accuracy drop."""
     difference = None if report.accuracy is None else report.accuracy.difference
     if difference is None or not difference.images:
         return report
@@ -147,20 +147,20 @@ def add_focus(
 
 
 def _without_folders(source: Source) -> Source:
-    """Names alone: reports are sent on, and folders are nobody's business."""
+    """Return a source with names instead of paths, which reports must not disclose."""
     detections = None if source.detections is None else short_path(source.detections)
     return Source(short_path(source.model), short_path(source.calibration), detections, source.ignore_label)
 
 
 def encode(pixels: NDArray[np.uint8], alt: str, *, quality: int = _QUALITY) -> Picture:
-    """HWC uint8 RGB as WebP."""
+    """Encode an HWC uint8 RGB image as WebP."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="WEBP", quality=quality, method=6)
     return Picture(buffer.getvalue(), pixels.shape[1], pixels.shape[0], alt)
 
 
 def _accuracy(scored: Scored, most: int) -> tuple[Accuracy, tuple[GalleryImage, ...]]:
-    """Figures, and the images that were lost most on."""
+    """Return the metrics, and the images with the largest accuracy drop."""
     task, quantized = scored.task, scored.quantized
     common = Accuracy(quantized.dataset, quantized.images, task.prompt, quantized.metrics[task.name])
     if scored.float is None:

@@ -1,4 +1,4 @@
-"""A report as one page that needs nothing beside it: no network, no other file."""
+"""Render a report as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from saqsam.report.content import Picture, Report
 
 _PAGE = resources.files("saqsam.report") / "page"
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#8a919c")
-"""Of shares, in turn: Okabe and Ito's, and a grey."""
+"""Colours of shares, in turn: those of Okabe and Ito, and a grey."""
 
 
 def to_html(report: Report) -> str:
-    """The page."""
+    """Return the page."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
         data_uri=_data_uri, iou=table_rows.iou, change=table_rows.change, module_name=module_label
@@ -34,7 +34,7 @@ def to_html(report: Report) -> str:
 
 
 def _content(report: Report) -> dict[str, Any]:
-    """What the template shows."""
+    """Return the variables of the template."""
     content = {
         "report": report,
         "title": table_rows.title(report),
@@ -83,7 +83,7 @@ def _content(report: Report) -> dict[str, Any]:
 
 
 def _sections(report: Report) -> list[tuple[str, str, bool]]:
-    """Anchor, name, and whether there is anything to say."""
+    """Return anchor, name and presence of each section."""
     return [
         ("how", "What was done", True),
         ("size", "Size and bits", True),

@@ -1,4 +1,4 @@
-"""A recipe in sentences, and parts, layers and slots as people call them."""
+"""Display names of parts, layers and quantizers, and recipes in sentences."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def part_name(part: str) -> str:
 
 
 def describe(recipe: Recipe, source: Source | None) -> tuple[str, ...]:
-    """What a recipe does, a sentence a step, in the order of the steps."""
+    """Describe a recipe, one sentence per step, in the order of the steps."""
     return tuple(_sentences(recipe, source))
 
 
@@ -96,5 +96,5 @@ def _sentences(recipe: Recipe, source: Source | None) -> Iterator[str]:
 
 
 def short_path(path: str) -> str:
-    """A name without the folders above it: reports are sent on."""
+    """Return the last component of a path: reports must not disclose folders."""
     return path.rstrip("/").rpartition("/")[2]

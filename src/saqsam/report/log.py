@@ -1,4 +1,4 @@
-"""The log of a quantization, as JSON and as one picture: loss curves, and what clipping did to the focus."""
+"""Log of a quantization, as JSON and as a picture of loss curves and focus deviations."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _BEFORE, _AFTER, _INK = "#b9bec9", "#1f6feb", "#333a45"
 
 @dataclass(frozen=True)
 class Source:
-    """What a checkpoint was made of, as the command line had it.
+    """Inputs that a checkpoint was made from, as given on the command line.
 
     Attributes:
-        model: The float model.
-        calibration: The calibration data.
-        detections: A detector's boxes, None where there were none.
+        model: Float model.
+        calibration: Calibration set.
+        detections: Detections file; None without one.
         ignore_label: Value of mask pixels that do not count, as `--ignore-label`.
     """
 
@@ -38,11 +38,11 @@ class Source:
 
 @dataclass(frozen=True)
 class KnownLog:
-    """What is read back of a log.
+    """Log that was read from a file.
 
     Attributes:
-        log: What happened.
-        source: What the checkpoint was made of; None where it was not noted.
+        log: Log of the quantization.
+        source: Inputs of the checkpoint; None where they were not recorded.
     """
 
     log: QuantizationLog
@@ -53,10 +53,10 @@ def write_log(log: QuantizationLog, recipe: Recipe, folder: Path, source: Source
     """Write `quantization.json`, and `quantization.png` where something was clipped or learned.
 
     Args:
-        log: What happened.
-        recipe: The recipe.
-        folder: The checkpoint's.
-        source: What the checkpoint was made of.
+        log: Log of the quantization.
+        recipe: Recipe of the checkpoint.
+        folder: Folder of the checkpoint.
+        source: Inputs of the checkpoint.
     """
     made_of = {} if source is None else {"source": asdict(source)}
     content = {"recipe": recipe.to_dict(), **made_of, **asdict(log)}
@@ -69,7 +69,7 @@ def read_log(folder: Path) -> KnownLog | None:
     """Return the log beside a checkpoint; None if there is none.
 
     Raises:
-        CheckpointError: It is damaged.
+        CheckpointError: The log is damaged.
     """
     path = folder / LOG_JSON
     if not path.is_file():
@@ -122,7 +122,7 @@ def _read_source(value: Any) -> Source:
 
 
 def draw_log(log: QuantizationLog, title: str) -> bytes:
-    """The picture, PNG: a small plot of each unit's loss, and the focus deviation of each attention."""
+    """Draw the loss of each unit and the focus deviation of each attention, as PNG."""
     # Imported late: only this needs it, and it is slow to import.
     from matplotlib.figure import Figure
 

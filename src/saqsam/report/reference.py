@@ -20,7 +20,7 @@ from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import Observer
 from saqsam.data.detections import Detections
 from saqsam.data.types import Dataset
-from saqsam.models.family import PROBABILITIES
+from saqsam.models.structure import PROBABILITIES
 from saqsam.ptq.bimodal import find_signs, integrate_bimodal, merged_observers
 from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_images import choose_calibration_images

@@ -1,4 +1,4 @@
-"""ExecuTorch as a backend, through its runtime for Python."""
+"""ExecuTorch as a backend, through its Python runtime."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class ExecuTorchBackend:
             check_interface(path, self.manifest, part, shapes, (*LOW_RES_OUTPUTS, "image_embeddings"))
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """See `Backend.encode`."""
+        """Embed an image."""
         check_pixels(self.manifest, pixel_values)
         (embedding,) = self._encoder(pixel_values)
         return embedding
@@ -74,7 +74,7 @@ class ExecuTorchBackend:
     def decode(
         self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Backend.decode`.
+        """Decode the masks of P prompts.
 
         More prompts than one call takes are computed in several, and so are prompts with masks of their own.
         """
@@ -134,7 +134,7 @@ class _Method:
         self._method = method
 
     def largest(self, index: int) -> tuple[int, ...]:
-        """The largest shape that an input may have."""
+        """Return the largest shape that an input may have."""
         return tuple(self._method.metadata.input_tensor_meta(index).sizes())
 
     @property

@@ -1,4 +1,4 @@
-"""From prompts to the inputs of the official SAM decoder export."""
+"""Inputs of exported encoders and decoders, and checks of their interface."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PADDING_LABEL = -1
 
 
 def decoder_inputs(embedding: NDArray[np.float32], prompts: Prompts) -> dict[str, NDArray[Any]]:
-    """Inputs of a decoder without large masks, for P prompts.
+    """Return the inputs of an exported decoder for P prompts.
 
     Args:
         embedding: float32 [1, C, h, w].
@@ -102,7 +102,7 @@ def check_interface(
 
 
 def as_array(tensor: torch.Tensor) -> NDArray[np.float32]:
-    """A tensor as a contiguous float32 array."""
+    """Return a tensor as a contiguous float32 array."""
     return np.ascontiguousarray(tensor.detach().cpu().float().numpy())
 
 

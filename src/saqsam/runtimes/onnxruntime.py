@@ -22,7 +22,7 @@ from saqsam.utils.errors import CheckpointError, shorten_message
 
 
 class OnnxRuntimeBackend:
-    """Runs `encoder.onnx` and `decoder.onnx`; see `Backend`. Threads may share it.
+    """Backend that runs `encoder.onnx` and `decoder.onnx`. Threads may share it.
 
     Args:
         folder: The exported folder.
@@ -44,7 +44,7 @@ class OnnxRuntimeBackend:
         self._decoder = _Session(manifest, folder, "decoder", LOW_RES_OUTPUTS, threads, device)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """See `Backend.encode`."""
+        """Embed an image."""
         check_pixels(self.manifest, pixel_values)
         (embedding,) = self._encoder.run(["image_embeddings"], {"pixel_values": as_array(pixel_values)})
         return torch.from_numpy(embedding)
@@ -52,14 +52,14 @@ class OnnxRuntimeBackend:
     def decode(
         self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Backend.decode`."""
+        """Decode the masks of P prompts."""
         inputs = decoder_inputs(as_array(embedding), prompts)
         ious, logits = self._decoder.run(LOW_RES_OUTPUTS, inputs)
         return choose_masks(logits, ious, multimask_output)
 
 
 class _Session:
-    """One model file in ONNX Runtime.
+    """Model file in ONNX Runtime.
 
     Args:
         manifest: Manifest of the folder.

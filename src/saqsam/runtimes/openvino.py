@@ -20,7 +20,7 @@ from saqsam.utils.errors import CheckpointError, shorten_message
 
 
 class OpenVinoBackend:
-    """Runs an exported folder; see `Backend`. Threads may share it: they take turns.
+    """Backend that runs an exported folder. Threads may share it; they take turns.
 
     Args:
         folder: The exported folder.
@@ -53,7 +53,7 @@ class OpenVinoBackend:
         self._decoder = _Compiled(manifest, folder, "decoder", LOW_RES_OUTPUTS, settings, device)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """See `Backend.encode`."""
+        """Embed an image."""
         check_pixels(self.manifest, pixel_values)
         (embedding,) = self._encoder.run({"pixel_values": as_array(pixel_values)})
         return torch.from_numpy(embedding)
@@ -61,7 +61,7 @@ class OpenVinoBackend:
     def decode(
         self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Backend.decode`."""
+        """Decode the masks of P prompts."""
         ious, logits = self._decoder.run(decoder_inputs(as_array(embedding), prompts))
         return choose_masks(logits, ious, multimask_output)
 
@@ -110,11 +110,11 @@ class _Compiled:
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
         with self._lock:
             try:
-                found = self._compiled(dict(inputs))
+                results = self._compiled(dict(inputs))
             except RuntimeError as error:
                 raise CheckpointError(f"{self._path}: OpenVINO cannot run it: {_reason(error)}") from error
             # The next call writes into the same memory.
-            return [found[name].copy() for name in self._outputs]
+            return [results[name].copy() for name in self._outputs]
 
 
 def read_model(core: openvino.Core, path: Path) -> openvino.Model:

@@ -1,6 +1,6 @@
-"""Torch with integer products: the linear layers of a checkpoint on torch's own 8-bit kernels, as far as it has them.
+"""Torch with integer products: the linear layers of a checkpoint on torch's own 8-bit kernels, where it has them.
 
-All else stays as it was: convolutions and attention products multiply de-quantized floats.
+Everything else is unchanged: convolutions and attention products multiply dequantized floats.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from transformers import SamModel
 from saqsam.checkpoint.dequantize import dequantized
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.prompts import Prompts
-from saqsam.models.family import replace_module
 from saqsam.models.registry import family_of
+from saqsam.models.structure import replace_module
 from saqsam.quant.integer import IntegerLinear, choose_kernel
 from saqsam.quant.layers import PackedLinear
 
 MOST_ROUNDS = 7
 TIMING_SECONDS = 10.0
-"""No further round is begun after so long."""
+"""Time in seconds after which no further round begins."""
 
 
 @dataclass(frozen=True)
 class IntegerLayers:
-    """Which of a model's quantized linear layers run on integers on its device.
+    """Counts of the quantized linear layers of a model that run on integers on its device.
 
     Attributes:
-        integer: How many do.
-        left: How many stay de-quantized, by the reason.
+        integer: Number of layers that run on integers.
+        left: Number of layers that stay dequantized, by reason.
     """
 
     integer: int
@@ -41,21 +41,21 @@ class IntegerLayers:
 
     @property
     def total(self) -> int:
-        """Quantized linear layers in all."""
+        """Number of quantized linear layers."""
         return self.integer + sum(self.left.values())
 
 
 def find_integer_layers(model: SamModel) -> IntegerLayers:
-    """What `use_integer_kernels` would do, or has done, to a quantized model."""
+    """Count the layers of a quantized model that `use_integer_kernels` moves, or has moved, to integers."""
     chosen = [choose_kernel(layer) for layer in model.modules() if isinstance(layer, PackedLinear)]
     left = Counter(reason for reason in chosen if isinstance(reason, str))
     return IntegerLayers(len(chosen) - left.total(), dict(left))
 
 
 def use_integer_kernels(model: SamModel) -> IntegerLayers:
-    """Let the quantized linear layers of a model run on integers, in place, where torch has exact kernels for them.
+    """Run the quantized linear layers of a model on integers, in place, where torch has exact kernels for them.
 
-    What can be saved of the model stays the same. To be called after it was moved to its device.
+    The state dict is unchanged. Call it after the model was moved to its device.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, PackedLinear)}
     for name, layer in layers.items():
@@ -67,12 +67,12 @@ def use_integer_kernels(model: SamModel) -> IntegerLayers:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of a part of a model, beside those of the float model.
+    """Latency of a part of a model, beside that of the float model.
 
     Attributes:
         part: `encoder` or `decoder`.
-        seconds: Median.
-        float_seconds: The float model's.
+        seconds: Median latency.
+        float_seconds: Median latency of the float model.
     """
 
     part: str
@@ -81,21 +81,21 @@ class Speed:
 
     @property
     def ratio(self) -> float:
-        """How many times as fast as float: below 1, it is slower."""
+        """Speed relative to float: below 1, the model is slower."""
         return self.float_seconds / self.seconds
 
 
 @torch.inference_mode()
 def compare_with_float(model: SamModel, *, prompts: int = 16) -> list[Speed]:
-    """Time a quantized model against a float one on its device, a run of each in turn.
+    """Time a quantized model against a float one on its device, in alternating runs.
 
     Args:
-        model: The quantized model.
-        prompts: Boxes that the decoder is given.
+        model: Quantized model.
+        prompts: Number of box prompts for the decoder.
 
     Returns:
-        Medians of encoder and decoder over up to `MOST_ROUNDS` rounds, one to warm up not among them; large models
-        get fewer, so that no more than about `TIMING_SECONDS` are spent.
+        Medians of encoder and decoder over up to `MOST_ROUNDS` rounds, after a warm-up round; large models
+        get fewer rounds, so that timing takes no more than about `TIMING_SECONDS`.
     """
     spec = family_of(model.config).input_spec(model.config)
     pixels = torch.randn(spec.pixels, generator=torch.Generator().manual_seed(0))
@@ -118,7 +118,7 @@ def compare_with_float(model: SamModel, *, prompts: int = 16) -> list[Speed]:
 
 
 def _run_once(backend: Backend, pixels: torch.Tensor, prompts: Prompts) -> tuple[float, float]:
-    """Seconds of encoding and of decoding."""
+    """Return the seconds of encoding and of decoding."""
     start = time.perf_counter()
     embedding = backend.encode(pixels)
     embedding.sum().item()  # a device that works on its own is waited for

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any
 
 
@@ -14,8 +14,7 @@ def lazy_names(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return `__getattr__` and `__dir__` for a package whose modules are slow to import.
 
-    Modules of the package are attributes too, so that a dotted name such as `saqsam.evaluation.compare.compare` works
-    after `import saqsam`.
+    Modules of the package are attributes too, whether they were imported before or not.
 
     Args:
         package: Name of the package, its `__name__`.
@@ -25,26 +24,13 @@ def lazy_names(
     def get(name: str) -> Any:
         if name in modules:
             value = getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
-        else:
-            value = _submodule(package, name)
-        setattr(sys.modules[package], name, value)
-        return value
+            setattr(sys.modules[package], name, value)
+            return value
+        if not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}") is not None:
+            return importlib.import_module(f"{package}.{name}")
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     def names() -> list[str]:
         return sorted({*vars(sys.modules[package]), *modules})
 
     return get, names
-
-
-def _submodule(package: str, name: str) -> ModuleType:
-    """Import a public module of a package, or raise AttributeError if there is none of this name."""
-    module = f"{package}.{name}"
-    missing = AttributeError(f"module {package!r} has no attribute {name!r}")
-    if name.startswith("_"):
-        raise missing
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        raise missing from None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention
 
-from saqsam.models.family import SLOTS
+from saqsam.models.structure import SLOTS
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedLinear
 from saqsam.quant.learned import RandomDrop

@@ -11,16 +11,10 @@ from torch import Tensor, nn
 from transformers import SamConfig, SamModel
 from transformers.models.sam.modeling_sam import SamVisionAttention
 
-from saqsam.models.family import (
-    AttentionProducts,
-    Features,
-    InputSpec,
-    ModelFamily,
-    ModelStructure,
-    flatten_image,
-)
+from saqsam.models.family import AttentionProducts, Features, ModelFamily, flatten_image
 from saqsam.models.sam.attention import QuantAttention, to_quant_attention
 from saqsam.models.sam.structure import TRANSFORMER, sam_structure
+from saqsam.models.structure import InputSpec, ModelStructure
 
 _ATTENTION_LABELS = {
     "cross_attn_token_to_image": "tokens to image",

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from transformers import SamConfig
 
-from saqsam.models.family import AttentionSite, ModelStructure, NormalizedLayer, ReluMlp, Site
 from saqsam.models.parts import DECODER_PARTS
+from saqsam.models.structure import AttentionSite, ModelStructure, NormalizedLayer, ReluMlp, Site
 
 TRANSFORMER = "mask_decoder.transformer"
 _NECK = "vision_encoder.neck"
