@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from saqsam._version import __version__
 from saqsam.utils.import_hook import after_import
+from saqsam.utils.lazy_names import LazyClass
 
 if TYPE_CHECKING:
     from saqsam.checkpoint import SaqsamConfig, recipe_of, save_checkpoint
@@ -105,7 +106,13 @@ def __dir__() -> list[str]:
 
 
 def _register_format() -> None:
-    importlib.import_module("saqsam.checkpoint")
+    """Tell transformers which classes read packed checkpoints, without importing them.
+
+    A module of this package may be what imports transformers. Importing others in the middle of it would be a cycle.
+    """
+    quantizers = importlib.import_module("transformers.quantizers.auto")
+    quantizers.AUTO_QUANTIZATION_CONFIG_MAPPING["saqsam"] = LazyClass("saqsam.checkpoint:SaqsamConfig")
+    quantizers.AUTO_QUANTIZER_MAPPING["saqsam"] = LazyClass("saqsam.checkpoint:SaqsamQuantizer")
 
 
 after_import("transformers.models.sam.modeling_sam", _register_format)
