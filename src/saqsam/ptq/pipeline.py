@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import SamModel, SamProcessor
 
 from saqsam.checkpoint import attach_quantizer, processor_hash, quantization_config_of
-from saqsam.convert.pack import pack, pack_embeddings, round_float_parameters
+from saqsam.convert.pack import pack, pack_embeddings, pack_without_calibration, round_float_parameters
 from saqsam.convert.plan import QuantizationPlan, plan_quantization
 from saqsam.convert.prepare import fill_slots, prepare
 from saqsam.data.detections import Detections
@@ -58,7 +58,7 @@ def quantize(
         recipe: Recipe, or the name of a method, which gives `saqsam.recipe_for(name)`.
         calibration: Calibration data: a name, a path, a list of images, or a dataset. The boxes of annotated objects
             are the prompts; images without annotations are prompted by the model's own confident masks. `"scenes"` are
-            bundled scenes other than those for evaluation.
+            bundled scenes other than those for evaluation. Recipes that quantize weights alone use no data.
         detections: Detected boxes on these images, to use as prompts instead.
         memory: Memory for captured activations, for methods that learn, in bytes or as text such as `"4GiB"`. What
             exceeds it is spilled to disk.
@@ -80,6 +80,11 @@ def quantize(
     recipe = _resolve_recipe(recipe)
     memory = parse_size(memory)
     processor = build_processor(model.config) if processor is None else processor
+    folder = None if resume_dir is None else Path(resume_dir)
+    if not recipe.needs_calibration:
+        return QuantizationResult(
+            _quantize_weights(model, processor, recipe), processor, recipe, QuantizationLog(), folder
+        )
     dataset = open_calibration(calibration, recipe.calibration)
     plan = plan_quantization(model.config, recipe)
     plan.structure.check(model)
@@ -93,7 +98,6 @@ def quantize(
     log = QuantizationLog(
         skipped=images.skipped, notes=images.notes, images=len(images), prompts=images.prompts
     )
-    folder = None if resume_dir is None else Path(resume_dir)
     run = {} if folder is None else identify_run(quantized, processor, recipe, images)
     steps = FinishedSteps(folder, run)
 
@@ -113,6 +117,14 @@ def quantize(
     attach_quantizer(quantized, recipe.to_dict(), processor_sha256=processor_hash(processor))
     # Packing has made new modules, which start in training mode.
     return QuantizationResult(quantized.eval(), processor, recipe, log, folder)
+
+
+def _quantize_weights(model: SamModel, processor: SamProcessor, recipe: Recipe) -> SamModel:
+    """Return a copy of a model with packed weights and float activations."""
+    quantized = copy.deepcopy(model).eval().float()
+    pack_without_calibration(quantized, recipe)
+    attach_quantizer(quantized, recipe.to_dict(), processor_sha256=processor_hash(processor))
+    return quantized.eval()
 
 
 def prepare_equalized(

@@ -7,12 +7,18 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from saqsam.quant.affine import check_bits
-from saqsam.recipes.catalog import DEFAULT_BITS, DEFAULT_EFFORT, DEFAULT_METHOD, EFFORTS, METHOD_SUMMARIES
+from saqsam.recipes.catalog import (
+    DEFAULT_BITS,
+    DEFAULT_EFFORT,
+    DEFAULT_METHOD,
+    EFFORTS,
+    METHOD_SUMMARIES,
+    WEIGHT_ONLY,
+)
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Clipping, ProbabilitySpec, QuantSpec, Reconstruction
 from saqsam.utils.suggestions import nearest
 
-WEIGHT_ONLY = "weight-only"
 """Beside `METHODS`, which have bits of weights and activations: `recipe_for` takes it with bits such as `w4`."""
 
 
@@ -119,9 +125,18 @@ def weight_only(weight_bits: int, group_size: int | None = None) -> Recipe:
 
 
 METHODS: dict[str, Callable[[int, int], Recipe]] = {
-    name: globals()[name.replace("-", "_")] for name in METHOD_SUMMARIES
+    "min-max": min_max,
+    "percentile": percentile,
+    "mse": mse,
+    "brecq": brecq,
+    "qdrop": qdrop,
+    "ptq4sam-s": ptq4sam_s,
+    "ptq4sam": ptq4sam,
+    "saq-sam-s": saq_sam_s,
+    "saq-sam": saq_sam,
+    "saq-sam-plus": saq_sam_plus,
 }
-"""The functions above, by the name of their method."""
+"""Recipes of the methods that calibrate, by name."""
 
 
 def with_effort(recipe: Recipe, effort: str) -> Recipe:
@@ -179,5 +194,5 @@ def recipe_for(
     if method == WEIGHT_ONLY:
         return weight_only(*parse_weight_bits(bits))
     if method not in METHODS:
-        raise ValueError(f"no method {method!r}{nearest(method, list(METHODS))}")
+        raise ValueError(f"no method {method!r}{nearest(method, list(METHOD_SUMMARIES))}")
     return with_effort(METHODS[method](*parse_bits(bits)), effort)
