@@ -182,7 +182,7 @@ def draw_steps(rows: Sequence[Row]) -> Figure:
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.minorticks_off()
         axes.set_title(f"{name}, {BITS}", fontsize=9)
-        axes.set_xlabel("steps in all")
+        axes.set_xlabel("learning steps in total")
         axes.set_ylabel("mean IoU")
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(

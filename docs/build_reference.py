@@ -22,6 +22,13 @@ API_FOLDER = "reference/api"
 API_ENTRY = "reference/api/"
 PRIVATE = ("cli",)
 """Packages that are not part of the Python API."""
+INTERFACES = {
+    "evaluation": ("compare", "subject", "registry", "task", "record_schema"),
+    "export": ("formats",),
+    "models": ("family", "structure", "registry", "parts"),
+    "runtimes": ("registry", "loading"),
+}
+"""Modules of packages with exported names that the guides build on, beside those names."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -146,14 +153,16 @@ def package_page(name: str) -> str:
     names = public_names(folder / "__init__.py")
     title = f"# saqsam.{name}"
     introduction = _paragraphs(ast.get_docstring(_tree(folder / "__init__.py")))
+    options = "    options:\n      show_root_full_path: true\n      show_if_no_docstring: false"
     if names:
-        return "\n\n".join([title, *introduction, *(f"::: saqsam.{name}.{n}" for n in names)]) + "\n"
+        blocks = [title, *introduction, *(f"::: saqsam.{name}.{n}" for n in names)]
+        blocks += [f"::: saqsam.{name}.{module}\n{options}" for module in INTERFACES.get(name, ())]
+        return "\n\n".join(blocks) + "\n"
     modules = sorted(
         ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
         for path in folder.rglob("*.py")
         if path.stem != "__init__" and not path.stem.startswith("_")
     )
-    options = "    options:\n      show_root_full_path: true\n      show_if_no_docstring: false"
     return "\n\n".join([title, *introduction, *(f"::: {module}\n{options}" for module in modules)]) + "\n"
 
 

@@ -7,12 +7,11 @@ package also makes packed checkpoints known to transformers: `SamModel.from_pret
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import TYPE_CHECKING, Any
 
 from saqsam._version import __version__
 from saqsam.utils.import_hook import after_import
-from saqsam.utils.lazy_class import LazyClass
+from saqsam.utils.lazy_names import LazyClass
 
 if TYPE_CHECKING:
     from saqsam.checkpoint import SaqsamConfig, recipe_of, save_checkpoint
@@ -107,10 +106,13 @@ def __dir__() -> list[str]:
 
 
 def _register_format() -> None:
-    """Make packed checkpoints known to transformers, without importing what reads them."""
-    auto = sys.modules["transformers.quantizers.auto"]
-    auto.AUTO_QUANTIZATION_CONFIG_MAPPING["saqsam"] = LazyClass("saqsam.checkpoint.config", "SaqsamConfig")
-    auto.AUTO_QUANTIZER_MAPPING["saqsam"] = LazyClass("saqsam.checkpoint.hf_quantizer", "SaqsamQuantizer")
+    """Tell transformers which classes read packed checkpoints, without importing them.
+
+    A module of this package may be what imports transformers. Importing others in the middle of it would be a cycle.
+    """
+    quantizers = importlib.import_module("transformers.quantizers.auto")
+    quantizers.AUTO_QUANTIZATION_CONFIG_MAPPING["saqsam"] = LazyClass("saqsam.checkpoint:SaqsamConfig")
+    quantizers.AUTO_QUANTIZER_MAPPING["saqsam"] = LazyClass("saqsam.checkpoint:SaqsamQuantizer")
 
 
 after_import("transformers.quantizers.auto", _register_format)

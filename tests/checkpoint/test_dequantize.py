@@ -73,6 +73,12 @@ def test_another_dtype_can_be_asked_for(packed: Path, dtype: torch.dtype) -> Non
     assert {tensor.dtype for tensor in model.state_dict().values()} == {dtype}
 
 
+def test_a_model_that_was_saved_can_be_dequantized(packed: Path, tmp_path: Path) -> None:
+    model = SamModel.from_pretrained(packed)
+    model.save_pretrained(tmp_path)
+    assert model.dequantize().dtype == torch.float32
+
+
 def test_the_result_can_be_quantized_again(packed: Path, tmp_path: Path) -> None:
     model = load_checkpoint(packed).dequantize()
     assert {name for name, parameter in model.named_parameters() if not parameter.requires_grad} == set()

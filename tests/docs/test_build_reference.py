@@ -44,6 +44,15 @@ def test_every_package_but_the_command_line_has_a_page(reference: types.ModuleTy
         assert "\n::: saqsam." in reference.package_page(name), name
 
 
+def test_interfaces_that_the_guides_build_on_are_listed(reference: types.ModuleType) -> None:
+    assert "::: saqsam.models.family\n" in reference.package_page("models")
+    for package, modules in reference.INTERFACES.items():
+        assert reference.public_names(reference.PACKAGE / package / "__init__.py")
+        for module in modules:
+            assert (reference.PACKAGE / package / f"{module}.py").is_file()
+            assert f"\n::: saqsam.{package}.{module}\n" in reference.package_page(package)
+
+
 def test_the_navigation_entry_of_the_api_becomes_one_page_per_package(reference: types.ModuleType) -> None:
     nav = [{"Reference": [{"Python API": "reference/api/"}]}, {"Home": "index.md"}]
     pages = ["reference/api/index.md"]

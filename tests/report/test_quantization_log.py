@@ -90,23 +90,23 @@ def test_every_method_is_described_by_what_it_does() -> None:
         assert "Activations: 6 bits" in words
         assert "32 images of photos," in words
         recipe = recipe_for(method, "w4a6")
-        assert ("folded into one" in words) == recipe.bimodal
-        assert ("to keep where" in words or "to keep what each" in words) == (recipe.clipping is not None)
-        assert ("Nothing was learned" in words) == (recipe.reconstruction is None)
-        assert ("ranges alike beforehand" in words) == recipe.equalized
-        assert ("powers of two" in words) == (recipe.probabilities.kind == "log")
+        assert ("Bimodal integration:" in words) == recipe.bimodal
+        assert ("Clipping:" in words) == (recipe.clipping is not None)
+        assert ("No learning:" in words) == (recipe.reconstruction is None)
+        assert ("Equalization:" in words) == recipe.equalized
+        assert ("logarithmic codes" in words) == (recipe.probabilities.kind == "log")
         assert "Left in float16: patch embedding" in words
-    assert len({text(method).replace("percentiles", "") for method in METHODS}) == len(METHODS)
+    assert len({text(method).replace("by percentile", "") for method in METHODS}) == len(METHODS)
     deployed = " ".join(describe(deployable(recipe_for("mse", "w8a8")), None))
     assert "symmetric" in deployed
     assert "iou_head 8" in deployed
     assert "Left in float16: mask upscaling;" in deployed
     dynamic = dataclasses.replace(recipe_for("mse"), activations=QuantSpec(8, dynamic=True))
-    assert "each row spans anew" in " ".join(describe(dynamic, None))
+    assert "a dynamic range per row" in " ".join(describe(dynamic, None))
     assert all(part in PARTS for part in PAPER_PARTS)
 
 
 def test_weight_only_recipes_are_described() -> None:
     found = " ".join(describe(recipe_for("weight-only", "w4g128"), None))
-    assert "a scale for each 128 inputs of an output channel" in found
+    assert "one scale per group of 128 inputs" in found
     assert "Activations stay float." in found

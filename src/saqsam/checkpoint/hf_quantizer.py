@@ -129,10 +129,12 @@ class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
         attach_quantizer(model, recipe, processor_sha256=processor_hash(processor))
         return model
 
-    def _dequantize(self, model: SamModel, dtype: torch.dtype | None = None) -> SamModel:
+    def _dequantize(self, model: SamModel, dtype: torch.dtype | str | None = None) -> SamModel:
         for name, child in dequantized(model).named_children():
             setattr(model, name, child)
         use_float_methods(model)
+        if isinstance(dtype, str):  # `save_pretrained` leaves a name in the configuration
+            dtype = getattr(torch, dtype)
         return model.to(dtype)
 
 

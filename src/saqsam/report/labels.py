@@ -9,7 +9,7 @@ from saqsam.models.registry import module_label
 from saqsam.recipes.recipe import Recipe
 from saqsam.report.log import Source
 
-_RANGES = {"min-max": "the smallest to the largest value", "percentile": "percentiles", "mse": "least error"}
+_RANGES = {"min-max": "from minimum to maximum", "percentile": "by percentile", "mse": "of least error"}
 
 
 def part_name(part: str) -> str:
@@ -25,28 +25,24 @@ def describe(recipe: Recipe, source: Source | None) -> tuple[str, ...]:
 def _sentences(recipe: Recipe, source: Source | None) -> Iterator[str]:
     weights, activations = recipe.weights, recipe.activations
     kind = "symmetric" if weights.is_symmetric(weights.bits) else "asymmetric"
-    each = (
-        "output channel"
-        if weights.group_size is None
-        else f"{weights.group_size} inputs of an output channel"
-    )
-    yield f"Weights: {weights.bits} bits, {kind}, a scale for each {each}, ranges by {_RANGES[weights.range]}."
+    each = "output channel" if weights.group_size is None else f"group of {weights.group_size} inputs"
+    yield f"Weights: {weights.bits} bits, {kind}, one scale per {each}, ranges {_RANGES[weights.range]}."
     if activations is None:
         yield "Activations stay float."
         if recipe.overrides or recipe.extra:
             widths = {**recipe.extra, **{name: o.weights for name, o in recipe.overrides.items()}}
-            yield f"Other widths: {', '.join(f'{name} {bits}' for name, bits in sorted(widths.items()))}."
+            yield f"Other bit widths: {', '.join(f'{name} {bits}' for name, bits in sorted(widths.items()))}."
         return
     if activations.dynamic:
-        grid = f"{activations.bits} bits on a grid that each row spans anew"
+        grid = f"{activations.bits} bits, with a dynamic range per row"
         yield f"Layer inputs: {grid}; operands of attention stay float."
     else:
-        ranges = f"static ranges by {_RANGES[activations.range]}"
-        yield f"Activations: {activations.bits} bits, one scale a tensor, {ranges}."
+        ranges = f"static ranges {_RANGES[activations.range]}"
+        yield f"Activations: {activations.bits} bits, one scale per tensor, {ranges}."
     probabilities = recipe.probabilities
     bits = probabilities.bits or activations.bits
-    codes = "powers of two in fine steps" if probabilities.kind == "log" else "uniform codes"
-    row = ", each row with a scale of its own" if probabilities.scale == "row" else ""
+    codes = "logarithmic codes" if probabilities.kind == "log" else "uniform codes"
+    row = ", one scale per row" if probabilities.scale == "row" else ""
     yield f"Attention probabilities: {bits} bits, {codes}{row}."
     if recipe.overrides or recipe.extra:
         other = [f"{name} {value}" for name, value in sorted(recipe.extra.items())]
@@ -54,10 +50,10 @@ def _sentences(recipe: Recipe, source: Source | None) -> Iterator[str]:
             f"{name} w{o.weights or weights.bits}a{o.activations or activations.bits}"
             for name, o in sorted(recipe.overrides.items())
         ]
-        yield f"Other widths: {', '.join(other)}."
+        yield f"Other bit widths: {', '.join(other)}."
     unquantized = [part_name(p) for p in PARTS if recipe.bits_of(p) == (None, None) and p in FLOAT_PARTS]
     if unquantized:
-        yield f"Left in float16: {', '.join(unquantized)}; normalisations and biases."
+        yield f"Left in float16: {', '.join(unquantized)}; normalizations and biases."
     calibration = recipe.calibration
     data = "" if source is None else f" of {short_path(source.calibration)}"
     yield (
@@ -65,34 +61,39 @@ def _sentences(recipe: Recipe, source: Source | None) -> Iterator[str]:
         f"seed {calibration.seed}."
     )
     if recipe.equalized or recipe.input_scales:
-        yield "Channels that share a grid were given ranges alike beforehand; the float model computes the same."
-    if recipe.bimodal:
-        yield "The two peaks of the keys that tokens look at the image with were folded into one (PTQ4SAM)."
-    if recipe.clipping is not None:
-        measure = (
-            "where each attention looks"
-            if recipe.clipping.measure == "focus"
-            else "what each attention gives"
+        yield (
+            "Equalization: channels that share a scale were brought to similar ranges before calibration, which leaves "
+            "the masks of the float model unchanged."
         )
-        yield f"Ranges of the decoder's queries and keys were chosen to keep {measure} (SAQ-SAM)."
+    if recipe.bimodal:
+        yield (
+            "Bimodal integration: the two peaks of the keys in attentions of tokens to the image were merged "
+            "(PTQ4SAM)."
+        )
+    if recipe.clipping is not None:
+        yield (
+            "Clipping: ranges of the decoder's attentions were chosen to preserve the "
+            f"{recipe.clipping.measure} of each attention (SAQ-SAM)."
+        )
     learned = recipe.reconstruction
     if learned is not None:
         what = [
             "rounding",
             *["activation scales"] * learned.scales,
-            *["biases and normalisations"] * learned.affine,
+            *["biases", "normalizations"] * learned.affine,
         ]
         loss = {
-            "output": "what the unit gives",
-            "prompt": "what the decoder makes of it with real prompts",
+            "output": "its own output",
+            "prompt": "the decoder's response to real prompts",
             "mask": "the masks",
         }[learned.loss]
+        listed = f"{', '.join(what[:-1])} and {what[-1]}" if len(what) > 1 else what[0]
         yield (
-            f"Then {' and '.join(what)} were learned, one {learned.unit} after another, {learned.steps:,} steps each, "
-            f"to keep {loss}."
+            f"Reconstruction: each {learned.unit} learned its {listed} in {learned.steps:,} steps, "
+            f"to preserve {loss}."
         )
     else:
-        yield "Nothing was learned: weights are rounded to nearest."
+        yield "No learning: weights were rounded to nearest."
 
 
 def short_path(path: str) -> str:
