@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rows import FILL_BOX, RESULTS, Row, read_rows
-from saqsam.utils.atomic_write import write_whole
+from saqsam.utils.atomic_write import write_atomic
 from scores import read_scores, scores_file
 
 METHODS = ("saq-sam", "saq-sam-plus")
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write_whole(options.out, to_csv(merge(read_csv(options.out), found)).encode())
+    write_atomic(options.out, to_csv(merge(read_csv(options.out), found)).encode())
     for comparison in found:
         print(
             f"{comparison.bits} {comparison.data} {comparison.prompt}: {comparison.method} - {comparison.rival}"

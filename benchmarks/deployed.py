@@ -35,7 +35,7 @@ from saqsam.export import export_model, read_manifest
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.prompts import Prompts
 from saqsam.recipes.deployment import deployable
-from saqsam.recipes.overrides import with_settings
+from saqsam.recipes.overrides import with_overrides
 from saqsam.recipes.presets import METHODS
 from saqsam.recipes.specs import Calibration
 from saqsam.runtimes import TORCH_INTEGER, load_runtime, use_integer_kernels
@@ -148,7 +148,7 @@ def make_checkpoint(method: str, bits: str, options: argparse.Namespace, bars: P
     folder: Path = options.cache / "-".join([method, bits, *options.settings])
     if not folder.exists():
         model, processor = saqsam.load("sam-mini")
-        recipe = with_settings(deployable(saqsam.recipe_for(method, bits)), options.settings)
+        recipe = with_overrides(deployable(saqsam.recipe_for(method, bits)), options.settings)
         recipe = replace(recipe, calibration=replace(recipe.calibration, seed=SEED))
         calibration = saqsam.open_dataset(options.data_root / CALIBRATION)
         with bar(bars, f"making {folder.name}") as step:

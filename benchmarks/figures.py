@@ -37,7 +37,7 @@ from saqsam.inference.predictor import Predictor
 from saqsam.models.registry import structure_of
 from saqsam.report import focus
 from saqsam.report.log import LOG_PICTURE, write_log
-from saqsam.utils.atomic_write import write_whole
+from saqsam.utils.atomic_write import write_atomic
 from saqsam.viz.overlays import overlay_masks
 from tables import current
 
@@ -159,7 +159,7 @@ def write_learning(plan: Plan, path: Path) -> None:
             progress=step,
         )
     write_log(result.log, recipe, folder)
-    write_whole(path, (folder / LOG_PICTURE).read_bytes())
+    write_atomic(path, (folder / LOG_PICTURE).read_bytes())
 
 
 def draw_steps(rows: Sequence[Row]) -> Figure:

@@ -26,7 +26,7 @@ from saqsam.ptq.calibration_images import choose_calibration_images
 from saqsam.recipes.specs import Calibration
 from saqsam.runtimes.inputs import as_array, decoder_inputs
 from saqsam.runtimes.openvino import OpenVinoBackend
-from saqsam.utils.atomic_write import whole_folder
+from saqsam.utils.atomic_write import atomic_folder
 
 NAME = "nncf-w8a8"
 
@@ -46,7 +46,7 @@ def nncf_backend(
     """
     model, processor = saqsam.load("sam-mini")
     if not folder.exists():
-        with whole_folder(folder) as partial:
+        with atomic_folder(folder) as partial:
             _write_float(model, partial)
             _write_inputs(model, processor, data, spec, partial)
             script = Path(__file__).with_name("other_tools.py")

@@ -30,7 +30,7 @@ from saqsam.models.loading import BUNDLED
 from saqsam.models.registry import structure_of
 from saqsam.ptq.calibration_data import calibration_scenes
 from saqsam.ptq.units import reconstruction_units
-from saqsam.recipes.overrides import with_settings
+from saqsam.recipes.overrides import with_overrides
 from saqsam.recipes.presets import METHODS, parse_bits
 from saqsam.recipes.recipe import Recipe
 
@@ -126,7 +126,7 @@ class Plan:
 
     def recipe(self, method: str, bits: str) -> Recipe:
         """The recipe of a method in these circumstances."""
-        recipe = with_settings(saqsam.recipe_for(method, bits), self.settings)
+        recipe = with_overrides(saqsam.recipe_for(method, bits), self.settings)
         recipe = dataclasses.replace(
             recipe, calibration=dataclasses.replace(recipe.calibration, images=self.images, seed=self.seed)
         )

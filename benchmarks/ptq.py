@@ -36,7 +36,7 @@ from saqsam.evaluation import Evaluation, PromptTask, instance_scores, mask_iou
 from saqsam.evaluation.metrics.iou import fill_box
 from saqsam.recipes.presets import parse_bits
 from saqsam.recipes.recipe import Recipe
-from saqsam.utils.atomic_write import write_whole
+from saqsam.utils.atomic_write import write_atomic
 from saqsam.utils.progress import Progress
 from scores import scores_file, write_scores
 
@@ -137,7 +137,7 @@ def make_checkpoint(plan: Plan, method: str, bits: str, bars: rich_progress.Prog
                 progress=step,
             )
         # The folder last: it is there only if all is.
-        write_whole(timing, json.dumps({"seconds": time.perf_counter() - start}).encode())
+        write_atomic(timing, json.dumps({"seconds": time.perf_counter() - start}).encode())
         result.save(folder, overwrite=True)
     return folder, float(json.loads(timing.read_text(encoding="utf-8"))["seconds"])
 

@@ -36,7 +36,7 @@ from saqsam.models.parts import DECODER_PARTS
 from saqsam.models.registry import structure_of
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
 from saqsam.ptq.focus_search import SEARCHED
-from saqsam.utils.atomic_write import write_whole
+from saqsam.utils.atomic_write import write_atomic
 
 OUT = RESULTS / "ranges.csv"
 ORIGINAL = "sam_encoder_activation_ranges.json"
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{ratio.model:12} {ratio.where} {ratio.tensor:55} {ratio.largest:9.3f} / {ratio.common:7.3f}"
             f" = {ratio.ratio:.2f} (highest {ratio.highest_ratio:.2f})"
         )
-    write_whole(options.ranges_out, text.getvalue().encode())
+    write_atomic(options.ranges_out, text.getvalue().encode())
     return 0
 
 

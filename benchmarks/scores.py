@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saqsam.evaluation import InstanceScore
-from saqsam.utils.atomic_write import write_whole
+from saqsam.utils.atomic_write import write_atomic
 
 _STEPS = 2**16 - 1
 """IoUs are kept in 16 bits: an error below 1e-5, far below what one object tells."""
@@ -31,7 +31,7 @@ def write_scores(path: Path, scores: Sequence[InstanceScore]) -> None:
         buffer, iou=np.round(ious * _STEPS).astype(np.uint16), ids=np.uint32(zlib.crc32(ids.tobytes()))
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
 
 
 def read_scores(path: Path) -> tuple[NDArray[np.float64], int]:

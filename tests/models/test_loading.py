@@ -273,7 +273,7 @@ def test_folder_without_config(tmp_path: Path) -> None:
         ("\xff", "expected JSON"),
         ("[]", "JSON object, got list"),
         ("{}", "model_type 'sam', got None"),
-        ('{"model_type": "sam2"}', "model_type 'sam', got 'sam2'"),
+        ('{"model_type": "sam2"}', "this is a SAM 2 checkpoint; saqsam supports SAM v1"),
         ('{"model_type": "sam", "vision_config": 5}', "vision_config: expected a JSON object, got 5"),
         (
             '{"model_type": "sam", "vision_config": {"hidden_size": "wide"}}',

@@ -137,7 +137,7 @@ def test_fields_that_are_left_out_get_their_defaults() -> None:
         (("activations",), "bit", "activations has no field 'bit'; did you mean 'bits'?"),
         (("calibration",), "image", "calibration has no field 'image'; did you mean 'images'?"),
         (("overrides", "neck"), "weight", "overrides.neck has no field 'weight'; did you mean 'weights'?"),
-        ((), "zzz", "recipe has no field 'zzz'; there are method, weights, activations"),
+        ((), "zzz", "recipe has no field 'zzz'; expected one of method, weights, activations"),
         (("probabilities",), "kinds", "probabilities has no field 'kinds'; did you mean 'kind'?"),
         (("clipping",), "thetta", "clipping has no field 'thetta'; did you mean 'theta'?"),
         (("reconstruction",), "step", "reconstruction has no field 'step'; did you mean 'steps'?"),

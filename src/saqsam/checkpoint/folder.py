@@ -20,7 +20,7 @@ from saqsam.models.configuration import parse_sam_config
 from saqsam.models.registry import family_of, structure_of
 from saqsam.models.weights import SAFETENSORS, safetensors_files
 from saqsam.recipes.recipe import Recipe
-from saqsam.utils.atomic_write import whole_folder
+from saqsam.utils.atomic_write import atomic_folder
 from saqsam.utils.errors import CheckpointError, shorten, shorten_message
 from saqsam.utils.strict_json import read_json_object
 
@@ -47,7 +47,7 @@ def save_checkpoint(
     folder = Path(folder)
     stored = recipe_of(model).to_dict()
     check_target(folder, overwrite=overwrite)
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         tensors = checkpoint_tensors(model)
         attach_quantizer(model, stored)
         update_hash(model, tensors, processor_hash(processor))

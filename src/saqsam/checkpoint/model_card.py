@@ -12,7 +12,7 @@ from transformers import SamModel
 from saqsam.checkpoint.config import SaqsamConfig
 from saqsam.checkpoint.tensors import checkpoint_tensors
 from saqsam.recipes.recipe import Recipe
-from saqsam.utils.atomic_write import write_whole
+from saqsam.utils.atomic_write import write_atomic
 
 MODEL_CARD = "README.md"
 _GENERATED = "<!-- Written by saqsam, which replaces this file until you remove this line. -->"
@@ -70,7 +70,7 @@ def write_model_card(folder: Path, model: SamModel, *, name: str | None = None) 
         text = path.read_text(encoding="utf-8", errors="replace")
         if _GENERATED not in text and _TRANSFORMERS_TEMPLATE not in text:
             return
-    write_whole(path, model_card(model, model.evaluation_scores, name=name).encode())
+    write_atomic(path, model_card(model, model.evaluation_scores, name=name).encode())
 
 
 def _lines(model: SamModel, scores: Sequence[CardScore], name: str | None) -> Iterator[str]:

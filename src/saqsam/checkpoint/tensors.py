@@ -16,12 +16,11 @@ from transformers import SamModel
 
 from saqsam.checkpoint.config import SaqsamConfig
 from saqsam.checkpoint.hashing import content_hash, hash_header
-from saqsam.models.weights import few
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedTensor
 from saqsam.quant.logarithmic import LogQuantizer
 from saqsam.recipes.recipe import Recipe
-from saqsam.utils.errors import CheckpointError, shorten, shorten_message
+from saqsam.utils.errors import CheckpointError, shorten, shorten_message, shorten_names
 
 MAX_SCALE = torch.finfo(torch.float16).max
 """Largest quantization step: what stays float is stored in float16, so no larger step makes sense."""
@@ -182,13 +181,15 @@ def _check_header(
     unknown, repeated = sorted(names - expected.keys()), sorted(names & read)
     if unknown:
         missing = sorted(expected.keys() - names - read)
-        lacks = f"lacks {few(missing)} and " if missing else ""
-        raise CheckpointError(f"{path} does not fit its recipe: it {lacks}has unknown {few(unknown)}")
+        lacks = f"lacks {shorten_names(missing)} and " if missing else ""
+        raise CheckpointError(
+            f"{path} does not fit its recipe: it {lacks}has unknown {shorten_names(unknown)}"
+        )
     if repeated:
-        raise CheckpointError(f"{path} repeats {few(repeated)} of another shard")
+        raise CheckpointError(f"{path} repeats {shorten_names(repeated)} of another shard")
     if listed is not None and names != listed:
         raise CheckpointError(
-            f"{path}: its tensors are not those that the index lists: {few(names ^ listed)}"
+            f"{path}: its tensors are not those that the index lists: {shorten_names(names ^ listed)}"
         )
     for name in sorted(names):
         stored = file.get_slice(name)
@@ -206,7 +207,9 @@ def _check_header(
 def _check_complete(files: Mapping[Path, set[str] | None], model: SamModel, read: AbstractSet[str]) -> None:
     missing = model.state_dict().keys() - read - {_TIED}
     if missing:
-        raise CheckpointError(f"{next(iter(files))} does not fit its recipe: it lacks {few(missing)}")
+        raise CheckpointError(
+            f"{next(iter(files))} does not fit its recipe: it lacks {shorten_names(missing)}"
+        )
 
 
 def _check_scale(scale: Tensor, what: str) -> None:

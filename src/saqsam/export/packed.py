@@ -17,7 +17,7 @@ class ExportError(ValueError):
     """What an export cannot express; the message names the field of the recipe to change."""
 
 
-def slot(module: Any, name: str) -> nn.Module:
+def slot_module(module: Any, name: str) -> nn.Module:
     """What is in a slot; nothing in a module that has none."""
     found: nn.Module = getattr(module, name, _EMPTY)
     return found

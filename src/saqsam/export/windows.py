@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LOGITS_AT_ONCE = 2**22
+CACHED_BLOCK_LOGITS = 2**22
 """16 MiB of float32: what stays in a processor's caches while it is added to, normalised and multiplied."""
 
 
@@ -36,12 +36,12 @@ def window_of(size: int, side: int) -> Window:
     return Window((size, size), count, count, (count * size - side,) * 2)
 
 
-def queries_at_once(heads: int, window: Window, logits_at_once: int | None) -> int | None:
+def queries_per_block(heads: int, window: Window, max_block_logits: int | None) -> int | None:
     """None for all at once; else so many queries of one head that their logits are no more than wanted."""
     logits = window.count * heads * window.tokens**2
-    if window.count > 1 or logits_at_once is None or logits <= logits_at_once:
+    if window.count > 1 or max_block_logits is None or logits <= max_block_logits:
         return None
     queries = window.tokens
-    while queries % 2 == 0 and queries * window.tokens > logits_at_once:
+    while queries % 2 == 0 and queries * window.tokens > max_block_logits:
         queries //= 2
     return queries

@@ -20,9 +20,8 @@ from saqsam.models.configuration import check_sam_config, max_weight_bytes, pars
 from saqsam.models.inference import DECODER_HEADS, infer_sam_config
 from saqsam.models.official import from_official, rename_state_dict
 from saqsam.models.processing import build_processor, load_processor
-from saqsam.models.state_dicts import FoundModel, find_model
+from saqsam.models.state_dicts import ModelStateDict, find_model
 from saqsam.models.weights import (
-    few,
     first_line,
     is_part_of_folder,
     is_shard,
@@ -30,7 +29,7 @@ from saqsam.models.weights import (
     read_safetensors,
     read_torch,
 )
-from saqsam.utils.errors import CheckpointError, shorten, shorten_message
+from saqsam.utils.errors import CheckpointError, shorten, shorten_message, shorten_names
 from saqsam.utils.strict_json import read_json_object
 
 __all__ = ["BUNDLED", "build_model", "build_processor", "load", "load_processor"]
@@ -155,7 +154,9 @@ def check_float_names(files: Sequence[Path], model: SamModel) -> None:
         names = (names - {_SHARED_COPY}) | {_SHARED}
     problems = [("missing", expected - names), ("unknown", names - expected)]
     if names != expected:
-        named = "; ".join(f"{len(listed)} {word}: {few(listed)}" for word, listed in problems if listed)
+        named = "; ".join(
+            f"{len(listed)} {word}: {shorten_names(listed)}" for word, listed in problems if listed
+        )
         raise CheckpointError(f"{files[0].parent}: the tensors do not fit the model: {named}")
 
 
@@ -234,7 +235,7 @@ def _load_file(path: Path, device: torch.device) -> tuple[SamModel, SamProcessor
     return model, processor
 
 
-def _use_statistics(processor: SamProcessor, found: FoundModel, path: Path) -> None:
+def _use_statistics(processor: SamProcessor, found: ModelStateDict, path: Path) -> None:
     """Normalize with the `pixel_mean` and `pixel_std` that a file holds; a model trained with others needs its own."""
     for name, setting in (("pixel_mean", "image_mean"), ("pixel_std", "image_std")):
         if name in found.statistics:
@@ -263,10 +264,11 @@ def _infer_without_config(tensors: Mapping[str, torch.Tensor], path: Path) -> Sa
     return config
 
 
-def _note_tensors_beside(found: FoundModel, path: Path) -> None:
+def _note_tensors_beside(found: ModelStateDict, path: Path) -> None:
     if found.beside:
         warnings.warn(
-            f"{path}: ignored {len(found.beside)} tensors beside the model: {few(found.beside)}", stacklevel=4
+            f"{path}: ignored {len(found.beside)} tensors beside the model: {shorten_names(found.beside)}",
+            stacklevel=4,
         )
 
 
@@ -319,7 +321,7 @@ def _check_names_and_shapes(
         if name in tensors and tensors[name].shape != shape
     ]
     found = [("missing", missing), ("unknown", unknown), ("misshapen", wrong)]
-    problems = "; ".join(f"{len(names)} {word}: {few(names)}" for word, names in found if names)
+    problems = "; ".join(f"{len(names)} {word}: {shorten_names(names)}" for word, names in found if names)
     if problems:
         raise CheckpointError(f"{source}: the tensors do not fit the model: {problems}")
     others = [
@@ -328,7 +330,9 @@ def _check_names_and_shapes(
         if not value.is_floating_point() or value.layout != torch.strided or value.is_meta
     ]
     if others:
-        raise CheckpointError(f"{source}: expected floating-point tensors, got others: {few(others)}")
+        raise CheckpointError(
+            f"{source}: expected floating-point tensors, got others: {shorten_names(others)}"
+        )
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -26,8 +26,7 @@ import torch
 from transformers import SamConfig
 
 from saqsam.models.inference import infer_sam_config
-from saqsam.models.weights import few
-from saqsam.utils.errors import CheckpointError, shorten
+from saqsam.utils.errors import CheckpointError, shorten, shorten_names
 
 DECODER_LAYER_NORM_EPS = 1e-5
 _HYPERNETWORK_DEPTH = 3  # fixed in the official MaskDecoder, and in transformers' SamMaskDecoder
@@ -166,7 +165,8 @@ def rename_state_dict(tensors: Mapping[str, object]) -> dict[str, torch.Tensor]:
             unknown.append(key)
     if unknown:
         raise CheckpointError(
-            f"{len(unknown)} unknown tensors in an official checkpoint, which a SAM does not have: {few(unknown)}"
+            f"{len(unknown)} unknown tensors in an official checkpoint, which a SAM does not have: "
+            f"{shorten_names(unknown)}"
         )
     return renamed
 

@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 
 from saqsam.models.other_families import name_of_tensors, refusal
-from saqsam.models.weights import few
-from saqsam.utils.errors import CheckpointError, shorten
+from saqsam.utils.errors import CheckpointError, shorten, shorten_names
 
 MAX_NESTING = 4
 """Dictionaries within dictionaries that are searched."""
@@ -36,7 +35,7 @@ _STATISTICS = ("pixel_mean", "pixel_std")
 
 
 @dataclass(frozen=True)
-class FoundModel:
+class ModelStateDict:
     """A state dict found in a file.
 
     Attributes:
@@ -55,7 +54,7 @@ class FoundModel:
     statistics: dict[str, torch.Tensor]
 
 
-def find_model(content: Mapping[str, object], path: Path) -> FoundModel:
+def find_model(content: Mapping[str, object], path: Path) -> ModelStateDict:
     """Return the one Segment Anything model in the content of a file.
 
     Args:
@@ -73,7 +72,7 @@ def find_model(content: Mapping[str, object], path: Path) -> FoundModel:
     if not found:
         raise CheckpointError(
             f"{path}: expected the tensors of an official Segment Anything model or of transformers' SamModel, got "
-            f"{few([str(key)[:80] for key in content]) or 'none'}"
+            f"{shorten_names([str(key)[:80] for key in content]) or 'none'}"
         )
     if len(found) > 1:
         places = ", ".join(shorten(model.where) for model in found[:4])
@@ -84,8 +83,8 @@ def find_model(content: Mapping[str, object], path: Path) -> FoundModel:
     adapters = [name for name in [*model.tensors, *model.beside] if _ADAPTER.search(name)]
     if adapters:
         raise CheckpointError(
-            f"{path}: has {len(adapters)} tensors that a SAM does not have: {few(adapters)}: merge adapters into the "
-            "weights before saving"
+            f"{path}: has {len(adapters)} tensors that a SAM does not have: {shorten_names(adapters)}: merge adapters "
+            "into the weights before saving"
         )
     return model
 
@@ -97,7 +96,7 @@ def _tensor_names(content: Mapping[str, object]) -> Iterator[str]:
                 yield _WRAPPING.sub("", name)
 
 
-def _find_all(content: Mapping[str, object], path: Path) -> Iterator[FoundModel]:
+def _find_all(content: Mapping[str, object], path: Path) -> Iterator[ModelStateDict]:
     for where, dictionary in _dictionaries(content, "", MAX_NESTING, set()):
         state = _unwrap_names(dictionary, path)
         for name in state:
@@ -131,7 +130,7 @@ def _unwrap_names(dictionary: Mapping[str, object], path: Path) -> dict[str, tor
     return state
 
 
-def _take(state: Mapping[str, torch.Tensor], prefix: str, where: str, is_official: bool) -> FoundModel:
+def _take(state: Mapping[str, torch.Tensor], prefix: str, where: str, is_official: bool) -> ModelStateDict:
     """Return the tensors under a prefix that belong to the model, apart from others."""
     roots = _OFFICIAL_ROOTS if is_official else _TRANSFORMERS_ROOTS
     tensors: dict[str, torch.Tensor] = {}
@@ -146,4 +145,4 @@ def _take(state: Mapping[str, torch.Tensor], prefix: str, where: str, is_officia
         else:
             beside.append(name)
     place = ", ".join(part for part in (where, f"prefix {prefix}" if prefix else "") if part)
-    return FoundModel(place or "the file itself", is_official, tensors, beside, statistics)
+    return ModelStateDict(place or "the file itself", is_official, tensors, beside, statistics)

@@ -12,7 +12,7 @@ from saqsam.recipes.catalog import DEFAULT_TARGET, DEPLOY_TARGETS, QLINEAR, XNNP
 from saqsam.recipes.presets import METHODS
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Clipping, ProbabilitySpec
-from saqsam.utils.suggestions import nearest
+from saqsam.utils.suggestions import suggestion
 
 CUSTOM_SUFFIX = "-custom"
 """Suffix of the method's name in a recipe with overrides, which may come before or after that of the kernels."""
@@ -96,7 +96,7 @@ def deployable(recipe: Recipe, target: str = DEFAULT_TARGET) -> Recipe:
         ValueError: There is no such target, or its kernels do not run activations of the recipe's bits.
     """
     if target not in DEPLOY_TARGETS:
-        raise ValueError(f"no target {target!r}{nearest(target, list(DEPLOY_TARGETS))}")
+        raise ValueError(f"no target {target!r}{suggestion(target, list(DEPLOY_TARGETS))}")
     kernels = DEPLOY_TARGETS[target]
     if recipe.activations is None:
         raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any
 from saqsam.models.parts import FLOAT_PARTS, PAPER_PARTS
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Clipping, Override, Reconstruction
-from saqsam.utils.suggestions import nearest
+from saqsam.utils.suggestions import suggestion
 
 NONE = "none"
 # What `clipping=default` and the like put in; a part that is None has no fields to set.
@@ -18,7 +18,7 @@ _DEFAULTS = {"clipping": Clipping, "reconstruction": Reconstruction}
 _FIXED = ("method", "version")
 
 
-def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+def with_overrides(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     """The recipe with some fields changed; its method is then called `-custom`.
 
     Args:
@@ -36,7 +36,7 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     for text in settings:
         key, equals, value = text.partition("=")
         if not equals:
-            raise ValueError(f"a setting must look like KEY=VALUE, got {text!r}")
+            raise ValueError(f"an override must look like KEY=VALUE, got {text!r}")
         _set(values, key.strip(), _parse(value.strip()))
     custom = recipe.method if recipe.method.endswith("-custom") else f"{recipe.method}-custom"
     return Recipe.from_dict({**values, "method": custom})
@@ -55,7 +55,7 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
         part = key.split(".")[0]
         if part in _DEFAULTS and values[part] is None:
             raise ValueError(f"{key}: this method has no {part}; add it by {part}=default first")
-        raise ValueError(f"no setting {key!r}{nearest(key, known)}")
+        raise ValueError(f"no recipe field {key!r}{suggestion(key, known)}")
     path = key.split(".")
     if path[0] == "overrides":  # parts have dots themselves
         values["overrides"].setdefault(".".join(path[1:-1]), {})[path[-1]] = value

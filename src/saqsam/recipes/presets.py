@@ -10,7 +10,7 @@ from saqsam.quant.affine import check_bits
 from saqsam.recipes.catalog import DEFAULT_BITS, DEFAULT_EFFORT, DEFAULT_METHOD, EFFORTS, METHOD_SUMMARIES
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Clipping, ProbabilitySpec, QuantSpec, Reconstruction
-from saqsam.utils.suggestions import nearest
+from saqsam.utils.suggestions import suggestion
 
 WEIGHT_ONLY = "weight-only"
 """Beside `METHODS`, which have bits of weights and activations: `recipe_for` takes it with bits such as `w4`."""
@@ -131,7 +131,7 @@ def with_effort(recipe: Recipe, effort: str) -> Recipe:
         ValueError: If there is no such effort.
     """
     if effort not in EFFORTS:
-        raise ValueError(f"no effort {effort!r}{nearest(effort, list(EFFORTS))}")
+        raise ValueError(f"no effort {effort!r}{suggestion(effort, list(EFFORTS))}")
     if recipe.reconstruction is None:
         return recipe
     return replace(recipe, reconstruction=replace(recipe.reconstruction, **EFFORTS[effort]))  # type: ignore[arg-type]
@@ -179,5 +179,5 @@ def recipe_for(
     if method == WEIGHT_ONLY:
         return weight_only(*parse_weight_bits(bits))
     if method not in METHODS:
-        raise ValueError(f"no method {method!r}{nearest(method, list(METHODS))}")
+        raise ValueError(f"no method {method!r}{suggestion(method, list(METHODS))}")
     return with_effort(METHODS[method](*parse_bits(bits)), effort)

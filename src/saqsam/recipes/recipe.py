@@ -26,7 +26,7 @@ from saqsam.recipes.specs import (
     check_mapping,
     check_type,
 )
-from saqsam.utils.suggestions import nearest
+from saqsam.utils.suggestions import suggestion
 
 __all__ = ["Calibration", "Clipping", "Override", "ProbabilitySpec", "QuantSpec", "Recipe", "Reconstruction"]
 
@@ -107,10 +107,10 @@ class Recipe:
         for name, override in self.overrides.items():
             check_type(f"overrides.{name}", override, Override)
             if not any(_covers(name, part) for part in PAPER_PARTS):
-                raise ValueError(f"no part {name!r} to override{nearest(name, _prefixes(PAPER_PARTS))}")
+                raise ValueError(f"no part {name!r} to override{suggestion(name, _prefixes(PAPER_PARTS))}")
         for name, bits in self.extra.items():
             if name not in FLOAT_PARTS:
-                raise ValueError(f"no extra part {name!r}{nearest(name, FLOAT_PARTS)}")
+                raise ValueError(f"no extra part {name!r}{suggestion(name, FLOAT_PARTS)}")
             check_bits(bits, f"extra.{name}")
         if self.activations is None:
             self._check_weight_only()
@@ -184,7 +184,7 @@ class Recipe:
     def bits_of(self, part: str) -> tuple[int | None, int | None]:
         """Bits of a part's weights and activations; None is float. The longest matching override wins."""
         if part not in PARTS:
-            raise ValueError(f"no part {part!r}{nearest(part, PARTS)}")
+            raise ValueError(f"no part {part!r}{suggestion(part, PARTS)}")
         if part in FLOAT_PARTS:
             bits = self.extra.get(part)
             is_weight_only = self.activations is None or part in ("patch_embedding", "position_embedding")
@@ -263,7 +263,7 @@ def _build(kind: type[_Spec], values: Any, where: str) -> _Spec:
     names = [f.name for f in fields]
     for key in values:
         if key not in names:
-            raise ValueError(f"{where} has no field {key!r}{nearest(key, names)}")
+            raise ValueError(f"{where} has no field {key!r}{suggestion(key, names)}")
     try:
         return kind(**values)
     except TypeError as error:

@@ -14,9 +14,9 @@ from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
 from saqsam.inference.prompts import Prompts
 from saqsam.runtimes.inputs import as_array, check_interface, check_pixels, choose_masks, decoder_inputs
 from saqsam.utils.errors import CheckpointError, shorten_message
-from saqsam.utils.quiet_logging import silent
+from saqsam.utils.quiet_logging import quiet_logging
 
-with silent():
+with quiet_logging():
     from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
     from executorch.runtime import Runtime
 

@@ -33,7 +33,7 @@ from saqsam.recipes.deployment import deployable
 from saqsam.recipes.recipe import Recipe
 from saqsam.runtimes import load_runtime
 from saqsam.runtimes.inputs import decoder_inputs
-from saqsam.utils.quiet_logging import silent
+from saqsam.utils.quiet_logging import quiet_logging
 from saqsam.verification.parity import ParityError, compare_with_torch
 from saqsam.verification.verify import verify_export
 from support.tiny_quantized import quantize_tiny, tiny_data, tiny_recipe
@@ -95,13 +95,13 @@ def filled_up(prompts: Prompts, embedding: Tensor, points: int) -> dict[str, Ten
     return given
 
 
-@pytest.mark.parametrize("logits_at_once", [None, 16 * GRID**2, 1])
+@pytest.mark.parametrize("max_block_logits", [None, 16 * GRID**2, 1])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_traced_encoder_is_torchs(
-    models: dict[str, SamModel], name: str, logits_at_once: int | None
+    models: dict[str, SamModel], name: str, max_block_logits: int | None
 ) -> None:
     with torch.no_grad():
-        found = TracedEncoder(models[name], logits_at_once)(tiny_pixels())
+        found = TracedEncoder(models[name], max_block_logits)(tiny_pixels())
     assert relative(found, embed(models[name])) < (EXACT if name == "float" else CHAOS)
 
 
@@ -332,7 +332,7 @@ def test_the_programs_hold_the_integer_kernels_that_the_manifest_tells_of(
 
 def fully_connected(path: Path) -> list[tuple[str, str, str]]:
     """Types of input, weight and output of each fully connected node that XNNPACK finds in a program."""
-    with silent():
+    with quiet_logging():
         from executorch.backends.xnnpack.serialization import xnnpack_graph_serialize as xnnpack
         from executorch.exir._serialize import _flatbuffer, _program
     program = _program.deserialize_pte_binary(path.read_bytes()).program

@@ -298,7 +298,7 @@ def test_heads_computed_a_few_at_a_time_give_the_same_gradients(
     original, hidden = vision(model, GLOBAL)
     found = []
     for limit in (2**25, at_once):
-        monkeypatch.setattr(attention_module, "LOGITS_AT_ONCE", limit)
+        monkeypatch.setattr(attention_module, "MAX_CHUNK_LOGITS", limit)
         attention = to_quant_attention(original, row_scaled=True)
         for slot in SLOTS:
             quantizer = LearnedAffineQuantizer(AffineQuantizer(4, torch.tensor(0.1), torch.tensor(7)))
@@ -319,7 +319,7 @@ def test_groups_of_heads_are_recomputed_with_the_draws_of_the_first_time(
     model: SamModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, hidden = vision(model, GLOBAL)
-    monkeypatch.setattr(attention_module, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(attention_module, "MAX_CHUNK_LOGITS", 1)
     attention = to_quant_attention(original)
     generator = torch.Generator().manual_seed(0)
     drop = RandomDrop(StraightThrough(Zero()), 0.5, generator)
@@ -350,7 +350,7 @@ def test_heads_computed_a_few_at_a_time_give_the_same_output(
         setattr(attention, PROBABILITIES, LogQuantizer(bits, torch.tensor(0.5), torch.tensor(2)))
     with torch.no_grad():
         whole = attention(hidden)
-        monkeypatch.setattr(attention_module, "LOGITS_AT_ONCE", 3 * 64**2)
+        monkeypatch.setattr(attention_module, "MAX_CHUNK_LOGITS", 3 * 64**2)
         grouped = attention(hidden)
     for one, other in zip(whole, grouped, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
@@ -361,7 +361,7 @@ def test_an_observer_sees_all_probabilities_at_once(model: SamModel, monkeypatch
     attention = to_quant_attention(original)
     keep = Keep()
     setattr(attention, PROBABILITIES, keep)
-    monkeypatch.setattr(attention_module, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(attention_module, "MAX_CHUNK_LOGITS", 1)
     with torch.no_grad():
         _, probabilities = attention(hidden)
     assert keep.seen.shape == probabilities.shape
@@ -375,7 +375,7 @@ def test_float_products_of_a_checkpoint_are_torchs_fused_attention(
     packed = quantize_tiny(tiny_recipe("mse", "w8a8", encoder_products="float"))
     attention, hidden = vision(packed, name)
     assert isinstance(attention, QuantVisionAttention)
-    monkeypatch.setattr(attention_module, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(attention_module, "MAX_CHUNK_LOGITS", at_once)
     calls: list[Tensor] = []
     fused = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(

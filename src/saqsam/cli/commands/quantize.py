@@ -23,7 +23,7 @@ from saqsam.models.registry import family_of
 from saqsam.ptq.log import QuantizationLog
 from saqsam.recipes.catalog import DEFAULT_TARGET
 from saqsam.recipes.deployment import deployable
-from saqsam.recipes.overrides import with_settings
+from saqsam.recipes.overrides import with_overrides
 from saqsam.recipes.presets import recipe_for
 from saqsam.recipes.recipe import Recipe
 from saqsam.report.collect import Scored, collect
@@ -146,7 +146,7 @@ def _recipe(options: QuantizeOptions) -> Recipe:
     target = options.deploy_for or (DEFAULT_TARGET if options.deploy else None)
     if target is not None:
         recipe = deployable(recipe, target)
-    recipe = with_settings(recipe, options.overrides or [])
+    recipe = with_overrides(recipe, options.overrides or [])
     if options.steps is not None:
         if recipe.reconstruction is None:
             raise ValueError(f"--steps: {options.method} learns nothing")

@@ -16,7 +16,7 @@ import torch.ao.quantization.fx._decomposed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saqsam.export.packed import ExportError, signed_codes, slot
+from saqsam.export.packed import ExportError, signed_codes, slot_module
 from saqsam.quant.affine import DynamicQuantizer
 from saqsam.quant.layers import ChannelScale, PackedTensor
 
@@ -72,7 +72,7 @@ class RowProduct(nn.Module):
     def __init__(self, layer: Any, where: str, arrange: Arrange, bias: Tensor | None) -> None:
         super().__init__()
         self.bias, self.is_quantized = bias, isinstance(layer.weight, PackedTensor)
-        self.input_scale = slot(layer, "input_scale")
+        self.input_scale = slot_module(layer, "input_scale")
         if self.is_quantized:
             check_quantizer(layer.input_quantizer, where)
             self.packed = QuantizedWeight(layer.weight, where, arrange)
@@ -165,13 +165,13 @@ def check_quantizer(quantizer: nn.Module, where: str) -> None:
 def check_products(attention: Any, where: str, part: Literal["encoder", "decoder"]) -> None:
     """Raise ExportError if an attention's products are quantized, which XNNPACK multiplies in float alone."""
     for name in ("query_quantizer", "key_quantizer", "value_quantizer", "probability_quantizer"):
-        if not isinstance(slot(attention, name), nn.Identity):
+        if not isinstance(slot_module(attention, name), nn.Identity):
             raise ExportError(
                 f"{where}: XNNPACK has no integer kernel for products of attention; quantize with "
                 f"--deploy-for executorch, or with --set {part}_products=float"
             )
 
 
-def normalise(norm: Any, rows: Tensor) -> Tensor:
+def normalize(norm: Any, rows: Tensor) -> Tensor:
     """Layer normalisation of rows [..., C]; also for those that transformers applies to channels first."""
     return F.layer_norm(rows, (rows.shape[-1],), norm.weight, norm.bias, norm.eps)

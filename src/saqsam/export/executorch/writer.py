@@ -18,9 +18,9 @@ from saqsam.export.executorch.sam.encoder import TracedEncoder
 from saqsam.export.packed import ExportError
 from saqsam.models.registry import family_of
 from saqsam.quant.layers import PackedTensor
-from saqsam.utils.quiet_logging import silent
+from saqsam.utils.quiet_logging import quiet_logging
 
-with silent():
+with quiet_logging():
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
@@ -28,7 +28,7 @@ MAX_PROMPTS = 32
 """Prompts of one call: memory between delegated parts is laid out for so many."""
 MAX_POINTS = 16
 """Places for the points of a prompt, corners of its box and padding included."""
-LOGITS_AT_ONCE = 2**24
+XNNPACK_BLOCK_LOGITS = 2**24
 """Of a global attention: one head of SAM-B at 1024 px. Smaller blocks make graphs that take long to lower."""
 
 
@@ -57,7 +57,7 @@ def write_executorch(
     )
     prompts = {0: Dim("prompts", min=1, max=MAX_PROMPTS)}
     free = (None, prompts, prompts, None, None)
-    encoder = TracedEncoder(model, LOGITS_AT_ONCE)
+    encoder = TracedEncoder(model, XNNPACK_BLOCK_LOGITS)
     decoder = TracedDecoder(model, single_mask=single_mask)
     programs = {"encoder": (encoder, (pixels,), None), "decoder": (decoder, given, free)}
     delegation = {}
@@ -76,7 +76,7 @@ def write_executorch(
 
 def _lower(module: nn.Module, inputs: tuple[Tensor, ...], shapes: Any) -> tuple[bytes, Delegation]:
     """A program, and what of it XNNPACK takes."""
-    with silent(), torch.no_grad():
+    with quiet_logging(), torch.no_grad():
         traced = torch.export.export(module, inputs, dynamic_shapes=shapes)
         lowered = to_edge_transform_and_lower(
             traced,

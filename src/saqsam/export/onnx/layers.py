@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from saqsam.export.onnx.graph import Graph, Value
-from saqsam.export.packed import ExportError, along_axis, codes_and_zero_points, slot
-from saqsam.models.sam.attention import LEAST_SUM, SoftmaxProduct
+from saqsam.export.packed import ExportError, along_axis, codes_and_zero_points, slot_module
+from saqsam.models.sam.attention import MIN_NUMERATOR_SUM, SoftmaxProduct
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import ChannelScale, PackedLinear, PackedTensor
 from saqsam.quant.logarithmic import LogQuantizer
@@ -225,7 +225,7 @@ def activation(graph: Graph, module: nn.Module, value: Value) -> Value:
 
 def weighted_mean(graph: Graph, attention: Any, logits: Value, value: Value, where: str) -> Value:
     """Values [..., K, D] averaged by the softmax of logits [..., Q, K]: [..., Q, D]; see `models.attention`."""
-    quantizer = slot(attention, "probability_quantizer")
+    quantizer = slot_module(attention, "probability_quantizer")
     if isinstance(quantizer, nn.Identity):
         return graph.op("MatMul", graph.op("Softmax", logits, axis=-1), value)
     if isinstance(attention.product, SoftmaxProduct):
@@ -235,5 +235,5 @@ def weighted_mean(graph: Graph, attention: Any, logits: Value, value: Value, whe
     below = graph.op("Sub", logits, graph.op("ReduceMax", logits, last, keepdims=1))
     codes = quantize(graph, graph.op("Exp", below), affine(quantizer, where))
     total = graph.op("ReduceSum", codes.read(graph), last, keepdims=1)
-    total = graph.op("Max", total, graph.scalar(LEAST_SUM))
+    total = graph.op("Max", total, graph.scalar(MIN_NUMERATOR_SUM))
     return graph.op("Div", graph.op("MatMul", codes.read(graph), value), total)

@@ -22,9 +22,9 @@ from saqsam.quant.learned import RandomDrop
 from saqsam.quant.logarithmic import LogQuantizer
 
 PROBABILITIES = "probability_quantizer"
-LEAST_SUM = 1e-6
+MIN_NUMERATOR_SUM = 1e-6
 """Of a row of quantized numerators, which a learned scale could round to nothing."""
-LOGITS_AT_ONCE = 2**25
+MAX_CHUNK_LOGITS = 2**25
 """Of an encoder attention: more are computed a few heads at a time and, where gradients are kept, once more for these.
 A global attention of SAM-B at 1024 px has 2e8; quantizing takes about five values of each at once, learning eight."""
 SLOTS = ("query_quantizer", "key_quantizer", "value_quantizer", PROBABILITIES)
@@ -56,7 +56,7 @@ class RowScaledProduct(nn.Module):
         """See `SoftmaxProduct.forward`."""
         numerators = (logits - logits.amax(-1, keepdim=True)).exp()
         numerators = quantizer(numerators.to(value.dtype))
-        total = numerators.sum(-1, keepdim=True).clamp_min(LEAST_SUM)
+        total = numerators.sum(-1, keepdim=True).clamp_min(MIN_NUMERATOR_SUM)
         return (numerators @ value) / total, numerators / total
 
 
@@ -81,7 +81,7 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
 
         Returns:
             Output [B, h, w, C] and probabilities [B * N, h * w, h * w]; None for these where a checkpoint's products
-            are float, and where gradients are kept and there are more than `LOGITS_AT_ONCE`.
+            are float, and where gradients are kept and there are more than `MAX_CHUNK_LOGITS`.
         """
         batch, height, width, channels = hidden_states.shape
         heads, tokens = self.num_attention_heads, height * width
@@ -94,7 +94,7 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
         probabilities: Tensor | None
         if self._is_fused():
             output, probabilities = self._attend_fused((height, width), *operands), None
-        elif batch * heads * tokens**2 > LOGITS_AT_ONCE and isinstance(
+        elif batch * heads * tokens**2 > MAX_CHUNK_LOGITS and isinstance(
             self.probability_quantizer, _ELEMENTWISE
         ):
             output, probabilities = self._attend_in_groups((height, width), *operands)
@@ -140,7 +140,7 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
     @staticmethod
     def _at_once(operand: Tensor) -> int:
         """How many matrices [M, T, D] are attended to at once."""
-        return max(1, LOGITS_AT_ONCE // operand.shape[1] ** 2)
+        return max(1, MAX_CHUNK_LOGITS // operand.shape[1] ** 2)
 
     def _attend_in_groups(self, size: tuple[int, int], *operands: Tensor) -> tuple[Tensor, Tensor | None]:
         """`_attend`, some heads at a time; the probabilities are None where gradients are kept."""

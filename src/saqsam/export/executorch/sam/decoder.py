@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import SamModel
 
-from saqsam.export.executorch.layers import RowProduct, check_products, linear_of, normalise
+from saqsam.export.executorch.layers import RowProduct, check_products, linear_of, normalize
 
 EMPTY = -2
 """Label of a place without a point."""
@@ -157,7 +157,7 @@ class _MaskEmbedding(nn.Module):
     def forward(self, mask_input: Tensor, has_mask_input: Tensor) -> Tensor:
         image = mask_input
         for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2)):
-            hidden = normalise(norm, conv(image).permute(0, 2, 3, 1))
+            hidden = normalize(norm, conv(image).permute(0, 2, 3, 1))
             image = self.activation(hidden).permute(0, 3, 1, 2)
         rows = self.conv3(image).permute(0, 2, 3, 1).reshape(1, self.rows, -1)
         # A mask that is not meant may hold anything, so it is not multiplied by 0.
@@ -184,7 +184,7 @@ class _Transformer(nn.Module):
         for layer in self.layers:
             tokens, image = layer(tokens, image, points, positions, hidden)
         found = self.final(tokens + points, image + positions, image)
-        return normalise(self.norm, tokens + found), image
+        return normalize(self.norm, tokens + found), image
 
 
 class _Layer(nn.Module):
@@ -209,13 +209,13 @@ class _Layer(nn.Module):
         else:
             query = tokens + points
             tokens = tokens + self.self_attn(query, query, tokens, hidden)
-        tokens = normalise(self.norms[0], tokens)
+        tokens = normalize(self.norms[0], tokens)
         placed = image + positions
         found = self.to_image(tokens + points, placed, image)
-        tokens = normalise(self.norms[1], tokens + found)
-        tokens = normalise(self.norms[2], tokens + self.lin2(self.activation(self.lin1(tokens))))
+        tokens = normalize(self.norms[1], tokens + found)
+        tokens = normalize(self.norms[2], tokens + self.lin2(self.activation(self.lin1(tokens))))
         found = self.to_tokens(placed, tokens + points, tokens, hidden)
-        return tokens, normalise(self.norms[3], image + found)
+        return tokens, normalize(self.norms[3], image + found)
 
 
 class _Attention(nn.Module):
@@ -292,7 +292,7 @@ class _Heads(nn.Module):
 
     def forward(self, tokens: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         side, prompts = self.side, tokens.shape[0]
-        fine = self.activation(normalise(self.norm, self.upscale1(image)))
+        fine = self.activation(normalize(self.norm, self.upscale1(image)))
         fine = self.activation(self.upscale2(fine))  # [P, 16 * h * w, C / 8]
         weights = [
             mlp(tokens[:, 1 + index : 2 + index]) for index, mlp in enumerate(self.hypernetworks)

@@ -14,10 +14,10 @@ from saqsam.export.executorch.layers import (
     StoredTensor,
     check_products,
     linear_of,
-    normalise,
+    normalize,
 )
 from saqsam.export.packed import ExportError
-from saqsam.export.windows import LOGITS_AT_ONCE, Window, queries_at_once, window_of
+from saqsam.export.windows import CACHED_BLOCK_LOGITS, Window, queries_per_block, window_of
 from saqsam.quant.layers import PackedConv2d, PackedTensor
 
 
@@ -26,16 +26,16 @@ class TracedEncoder(nn.Module):
 
     Args:
         model: The model.
-        logits_at_once: Global attentions with more logits are computed head by head, some queries at a time.
+        max_block_logits: Global attentions with more logits are computed head by head, some queries at a time.
     """
 
-    def __init__(self, model: SamModel, logits_at_once: int | None = LOGITS_AT_ONCE) -> None:
+    def __init__(self, model: SamModel, max_block_logits: int | None = CACHED_BLOCK_LOGITS) -> None:
         super().__init__()
         config, encoder = model.config.vision_config, model.vision_encoder
         side = config.image_size // config.patch_size
         self.patches = _Patches(encoder, side, config.patch_size)
         self.blocks = nn.ModuleList(
-            _Block(layer, side, logits_at_once, f"vision_encoder.layers.{index}")
+            _Block(layer, side, max_block_logits, f"vision_encoder.layers.{index}")
             for index, layer in enumerate(encoder.layers)
         )
         self.neck = _Neck(encoder.neck, side)
@@ -79,18 +79,18 @@ class _Patches(nn.Module):
 class _Block(nn.Module):
     """One transformer block on rows [1, h * w, C]."""
 
-    def __init__(self, layer: Any, side: int, logits_at_once: int | None, where: str) -> None:
+    def __init__(self, layer: Any, side: int, max_block_logits: int | None, where: str) -> None:
         super().__init__()
         self.norm1, self.norm2 = layer.layer_norm1, layer.layer_norm2
         window = window_of(layer.window_size, side)
-        self.attention = _Attention(layer.attn, side, window, logits_at_once, f"{where}.attn")
+        self.attention = _Attention(layer.attn, side, window, max_block_logits, f"{where}.attn")
         self.lin1 = linear_of(layer.mlp.lin1, f"{where}.mlp.lin1")
         self.lin2 = linear_of(layer.mlp.lin2, f"{where}.mlp.lin2")
         self.activation = layer.mlp.act
 
     def forward(self, rows: Tensor) -> Tensor:
-        rows = rows + self.attention(normalise(self.norm1, rows))
-        hidden: Tensor = self.lin2(self.activation(self.lin1(normalise(self.norm2, rows))))
+        rows = rows + self.attention(normalize(self.norm1, rows))
+        hidden: Tensor = self.lin2(self.activation(self.lin1(normalize(self.norm2, rows))))
         return rows + hidden
 
 
@@ -98,7 +98,7 @@ class _Attention(nn.Module):
     """Attention within windows, with decomposed relative positions; its products are float."""
 
     def __init__(
-        self, attention: Any, side: int, window: Window, logits_at_once: int | None, where: str
+        self, attention: Any, side: int, window: Window, max_block_logits: int | None, where: str
     ) -> None:
         super().__init__()
         check_products(attention, where, "encoder")
@@ -106,7 +106,7 @@ class _Attention(nn.Module):
         self.scale = float(attention.scale)
         self.qkv = linear_of(attention.qkv, f"{where}.qkv")
         self.proj = linear_of(attention.proj, f"{where}.proj")
-        self.queries = queries_at_once(self.heads, window, logits_at_once)
+        self.queries = queries_per_block(self.heads, window, max_block_logits)
         self.by_row = self.by_column = None
         if attention.use_rel_pos:
             self.by_row = _Distances(attention.rel_pos_h, window.size[0], f"{where}.rel_pos_h")
@@ -227,6 +227,6 @@ class _Neck(nn.Module):
         self.norm1, self.norm2 = neck.layer_norm1, neck.layer_norm2
 
     def forward(self, rows: Tensor) -> Tensor:
-        rows = normalise(self.norm1, self.conv1(rows))
-        rows = normalise(self.norm2, self.conv2(rows))
+        rows = normalize(self.norm1, self.conv1(rows))
+        rows = normalize(self.norm2, self.conv2(rows))
         return rows.transpose(1, 2).reshape(1, -1, self.side, self.side)

@@ -34,7 +34,7 @@ from saqsam.export.onnx.layers import (
     rounded,
     weighted_mean,
 )
-from saqsam.export.packed import slot
+from saqsam.export.packed import slot_module
 
 _PADDING, _FIRST_LABEL = -1, 0
 _FEW_POINTS = 2.5
@@ -228,7 +228,10 @@ class _Transformer:
         q = graph.op("Transpose", parts[0], perm=[0, 2, 1, 3])
         v = graph.op("Transpose", parts[2], perm=[0, 2, 1, 3])
         turned, scaling = [0, 2, 3, 1], float(attention.scaling)
-        query_quantizer, key_quantizer = slot(attention, "query_quantizer"), slot(attention, "key_quantizer")
+        query_quantizer, key_quantizer = (
+            slot_module(attention, "query_quantizer"),
+            slot_module(attention, "key_quantizer"),
+        )
         if isinstance(query_quantizer, nn.Identity):
             scaled = graph.op("Mul", q, graph.scalar(scaling))
             logits = graph.op("MatMul", scaled, graph.op("Transpose", parts[1], perm=turned))
@@ -237,7 +240,7 @@ class _Transformer:
             key_codes = quantize(graph, parts[1], affine(key_quantizer, where))
             key_codes = move(graph, key_codes, "Transpose", perm=turned)
             logits = graph.op("MatMul", query_codes.read(graph, scaling), key_codes.read(graph))
-        v_read = read(graph, rounded(graph, v, slot(attention, "value_quantizer"), where))
+        v_read = read(graph, rounded(graph, v, slot_module(attention, "value_quantizer"), where))
         mean = weighted_mean(graph, attention, logits, v_read, where)
         joined = graph.op("Reshape", graph.op("Transpose", mean, perm=[0, 2, 1, 3]), graph.ints(0, 0, -1))
         with graph.scope("out_proj"):
@@ -285,7 +288,7 @@ def _mlp(graph: Graph, mlp: Any, rows: Value, where: str) -> Value:
 
 def _upscale(graph: Graph, layer: Any, rows: Value, where: str) -> Value:
     """A transposed convolution, 2 x 2 with stride 2, of rows [R, K]: rows [4 R, C], those of one input together."""
-    given = rounded(graph, rows, slot(layer, "input_quantizer"), where)
+    given = rounded(graph, rows, slot_module(layer, "input_quantizer"), where)
     inputs, channels = layer.weight.shape[:2]
 
     def arrange(weight: NDArray[Any]) -> NDArray[Any]:

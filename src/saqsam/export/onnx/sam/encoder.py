@@ -21,7 +21,7 @@ from saqsam.export.onnx.layers import (
     rounded,
 )
 from saqsam.export.onnx.sam.encoder_attention import EncoderOptions, write_attention
-from saqsam.export.packed import slot
+from saqsam.export.packed import slot_module
 from saqsam.export.windows import window_of
 from saqsam.quant.layers import PackedConv2d, PackedTensor
 
@@ -106,7 +106,7 @@ def _convolution(graph: Graph, layer: Any, rows: Value, side: int, where: str) -
     products are faster than those for convolutions, and need no rounding of what comes out.
     """
     channels, _, high, wide = layer.weight.shape
-    given = rounded(graph, rows, slot(layer, "input_quantizer"), where)
+    given = rounded(graph, rows, slot_module(layer, "input_quantizer"), where)
     if (high, wide) != (1, 1):
         given = _neighbours(graph, given, side, high, wide)
 

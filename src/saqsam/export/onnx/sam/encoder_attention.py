@@ -22,8 +22,8 @@ from saqsam.export.onnx.layers import (
     rounded,
     weighted_mean,
 )
-from saqsam.export.packed import ExportError, slot
-from saqsam.export.windows import LOGITS_AT_ONCE, Window, queries_at_once
+from saqsam.export.packed import ExportError, slot_module
+from saqsam.export.windows import CACHED_BLOCK_LOGITS, Window, queries_per_block
 
 RelativePositions = Literal["sum", "channels"]
 
@@ -35,11 +35,11 @@ class EncoderOptions:
     Attributes:
         relative_positions: `sum` adds them to the logits. `channels` makes them part of the product of queries and
             keys, as channels that a key holds a one in at its row and column; only where that product is float.
-        logits_at_once: Global attentions with more logits are computed in blocks of so many; None: never.
+        max_block_logits: Global attentions with more logits are computed in blocks of so many; None: never.
     """
 
     relative_positions: RelativePositions = "sum"
-    logits_at_once: int | None = LOGITS_AT_ONCE
+    max_block_logits: int | None = CACHED_BLOCK_LOGITS
 
 
 def write_attention(
@@ -60,7 +60,7 @@ def write_attention(
     query = graph.op("Transpose", query, perm=[0, 2, 1, 3])  # [W, N, L, D]
     value = graph.op("Transpose", value, perm=[0, 2, 1, 3])
     operands = _operands(graph, attention, query, key, value, window, options, where)
-    queries = queries_at_once(heads, window, options.logits_at_once)
+    queries = queries_per_block(heads, window, options.max_block_logits)
     if queries is None:
         mean = _mean(graph, attention, operands, (heads, window.tokens), window, where)
     else:
@@ -104,12 +104,12 @@ def _operands(
     where: str,
 ) -> _Operands:
     """Of queries [W, N, L, D], keys [W, L, N, D] and values [W, N, L, D], all float."""
-    rounded_value = rounded(graph, value, slot(attention, "value_quantizer"), where)
+    rounded_value = rounded(graph, value, slot_module(attention, "value_quantizer"), where)
     turned = [0, 2, 3, 1]
-    quantizer = slot(attention, "query_quantizer")
+    quantizer = slot_module(attention, "query_quantizer")
     if not isinstance(quantizer, nn.Identity):
         codes = quantize(graph, query, affine(quantizer, where))
-        keys = quantize(graph, key, affine(slot(attention, "key_quantizer"), where))
+        keys = quantize(graph, key, affine(slot_module(attention, "key_quantizer"), where))
         keys = move(graph, keys, "Transpose", perm=turned)
         source = codes.read(graph) if attention.use_rel_pos and attention.quantized_rel_pos_query else query
         added = _relative_positions(graph, attention, source, window) if attention.use_rel_pos else ("", "")
