@@ -35,7 +35,8 @@ from saqsam.data.scenes.dataset import ScenesDataset
 from saqsam.evaluation import ranks
 from saqsam.inference.backend import TorchBackend
 from saqsam.inference.prompts import Prompts
-from saqsam.models.loading import BUNDLED, build_processor
+from saqsam.models.loading import BUNDLED
+from saqsam.models.processing import build_processor
 
 OUT = RESULTS / "evaluate_cost.csv"
 COLUMNS = (

@@ -34,8 +34,8 @@ from rows import RESULTS
 from run_once import peak_gib
 from saqsam.convert.prepare import prepare
 from saqsam.models.family import replace_module
-from saqsam.models.loading import build_processor
 from saqsam.models.parts import DECODER_PARTS
+from saqsam.models.processing import build_processor
 from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import QuantDecoderAttention
 from saqsam.ptq.calibration_data import calibration_scenes

@@ -14,7 +14,7 @@ import torch
 from transformers import SamModel
 
 from forward import sam_mini_config
-from saqsam.models.loading import build_processor
+from saqsam.models.processing import build_processor
 
 
 def main() -> None:

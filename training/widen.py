@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import SamModel
 
 from forward import sam_mini_config
-from saqsam.models.loading import build_processor
+from saqsam.models.processing import build_processor
 
 UNEVEN = 0.5
 """Standard deviation of the split, relative to the even one."""

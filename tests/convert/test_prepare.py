@@ -20,10 +20,10 @@ from saqsam.convert.pack import (
 )
 from saqsam.convert.plan import activation_slots, weight_sites
 from saqsam.convert.prepare import Observer, emptied, fill_slots, place_empty_quantizers, prepare
-from saqsam.models.family import ModelStructure
 from saqsam.models.parts import DECODER_PARTS, FLOAT_PARTS, PAPER_PARTS, TOKEN_TO_IMAGE_PARTS
 from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import PROBABILITIES, SLOTS, QuantDecoderAttention, QuantVisionAttention
+from saqsam.models.structure import ModelStructure
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import (
     PackedConv2d,

@@ -15,7 +15,8 @@ from transformers import Sam2Config, SamModel
 
 from saqsam.checkpoint import save_checkpoint
 from saqsam.models import load, loading
-from saqsam.models.loading import build_model, build_processor
+from saqsam.models.building import build_model
+from saqsam.models.processing import build_processor
 from saqsam.utils.errors import CheckpointError
 from support.state_dict_names import official_names
 from support.tiny_quantized import assert_same_outputs, quantized_tiny

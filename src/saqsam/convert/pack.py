@@ -17,8 +17,9 @@ from saqsam.convert.position_embedding import (
     unpack_position_embedding,
 )
 from saqsam.convert.prepare import place_empty_quantizers, prepare
-from saqsam.models.family import ModelStructure, Site, replace_module
+from saqsam.models.family import replace_module
 from saqsam.models.registry import structure_of
+from saqsam.models.structure import ModelStructure, Site
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import (
     PackedLayer,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from saqsam.models.family import ModelStructure, Site
 from saqsam.models.parts import CONVOLUTIONS
 from saqsam.models.sam.attention import PROBABILITIES, SLOTS
+from saqsam.models.structure import ModelStructure, Site
 from saqsam.recipes.recipe import Recipe
 
 LINEAR_CHANNELS = -1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from saqsam.models.family import ModelStructure
+from saqsam.models.structure import ModelStructure
 from saqsam.quant.layers import PackedTensor
 
 CHANNEL_AXIS = 3

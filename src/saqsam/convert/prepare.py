@@ -13,8 +13,9 @@ from torch import nn
 from transformers import SamModel
 
 from saqsam.convert.plan import Slot, activation_slots, weight_sites
-from saqsam.models.family import ModelStructure, replace_module
+from saqsam.models.family import replace_module
 from saqsam.models.registry import family_of
+from saqsam.models.structure import ModelStructure
 from saqsam.quant.affine import AffineQuantizer, DynamicQuantizer
 from saqsam.quant.layers import (
     ChannelScale,

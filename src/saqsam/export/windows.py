@@ -1,16 +1,24 @@
-"""How the tokens of an encoder lie in windows, and how many queries of a global attention are computed at once."""
+"""Window layout of the encoder's tokens, and block sizes for its global attentions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 CACHED_BLOCK_LOGITS = 2**22
-"""16 MiB of float32: what stays in a processor's caches while it is added to, normalised and multiplied."""
+"""Logits of one block of a global attention: 16 MiB of float32, which stay in a CPU's cache from addition to softmax to
+matrix product."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """How tokens lie in windows: `size` on a side, padded grid of `rows` x `columns` windows; one, if global."""
+    """Window layout of a block; a global block has one window.
+
+    Attributes:
+        size: (height, width) of a window in tokens.
+        rows: Windows along the height of the padded grid.
+        columns: Windows along its width.
+        pad: Padding at the bottom and at the right, in tokens.
+    """
 
     size: tuple[int, int]
     rows: int
@@ -29,7 +37,12 @@ class Window:
 
 
 def window_of(size: int, side: int) -> Window:
-    """The windows of a block; a size of 0 is global attention."""
+    """Return the window layout of a block.
+
+    Args:
+        size: Side of a window in tokens; 0 for global attention.
+        side: Side of the token grid.
+    """
     if size == 0:
         return Window((side, side), 1, 1, (0, 0))
     count = -(-side // size)
@@ -37,7 +50,13 @@ def window_of(size: int, side: int) -> Window:
 
 
 def queries_per_block(heads: int, window: Window, max_block_logits: int | None) -> int | None:
-    """None for all at once; else so many queries of one head that their logits are no more than wanted."""
+    """Return the number of queries per block of a global attention; None to compute all heads and queries at once.
+
+    Args:
+        heads: Number of attention heads.
+        window: Window layout of the block. Windowed attention is never split.
+        max_block_logits: Largest number of logits of a block, which has queries of one head; None for no limit.
+    """
     logits = window.count * heads * window.tokens**2
     if window.count > 1 or max_block_logits is None or logits <= max_block_logits:
         return None

@@ -1,7 +1,8 @@
-"""The interface of a SAM family: everything saqsam has to know about one kind of Segment Anything Model.
+"""The interface of a SAM family: everything that saqsam needs to know about one kind of Segment Anything Model.
 
 Module names, classes and shapes of a family appear in its own folder and nowhere else; the rest of the package asks a
-`ModelFamily` and the `ModelStructure` that it returns for a configuration. `docs` describe how to add a family.
+`ModelFamily` and the `ModelStructure` that it returns for a configuration. The guide *Add a model family* explains how
+to add one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from saqsam.models.parts import DECODER_PARTS
+from saqsam.models.structure import ModelStructure
 
 
 @dataclass(frozen=True)
@@ -22,148 +23,22 @@ class Features:
 
     Attributes:
         embedding: Image embedding [B, C, h, w].
-        extras: Further maps that a family's mask head reads; empty for SAM v1.
+        extras: Further feature maps that the family's mask head reads; empty for SAM v1.
     """
 
     embedding: Tensor
     extras: tuple[Tensor, ...] = ()
 
 
-@dataclass(frozen=True)
-class Site:
-    """A module of the model and the part it belongs to."""
-
-    name: str
-    part: str
-
-
-@dataclass(frozen=True)
-class AttentionSite(Site):
-    """An attention whose products are quantized, with the names of its linear layers.
+class AttentionMacs(NamedTuple):
+    """Multiply-accumulate operations (MACs) of one call of an attention.
 
     Attributes:
-        query: Layer that computes the queries.
-        key: Layer that computes the keys.
-        value: Layer that computes the values.
-        output: Layer that reads the attended values.
+        logits: MACs of queries times keys; probabilities times values take as many.
+        relative_positions: MACs of queries times relative positions.
     """
 
-    query: str
-    key: str
-    value: str
-    output: str
-
-    @property
-    def is_fused(self) -> bool:
-        """Whether one layer computes queries, keys and values, in this order."""
-        return self.query == self.key == self.value
-
-    @property
-    def is_decoder(self) -> bool:
-        """Whether the attention belongs to the mask decoder."""
-        return self.part in DECODER_PARTS
-
-
-@dataclass(frozen=True)
-class NormalizedLayer:
-    """A layer that reads a normalization and nothing else, so that channel factors can move between the two.
-
-    Attributes:
-        norm: Name of the normalization.
-        layer: Name of the linear layer or convolution.
-        shifts: Whether offsets can move too: False where zero padding lies between the two.
-    """
-
-    norm: str
-    layer: str
-    shifts: bool = True
-
-
-@dataclass(frozen=True)
-class ReluMlp:
-    """Two linear layers with a ReLU between them, through which positive factors pass.
-
-    Attributes:
-        first: Name of the layer before the ReLU.
-        second: Name of the layer after it.
-    """
-
-    first: str
-    second: str
-
-
-@dataclass(frozen=True)
-class ModelStructure:
-    """Names of a model's modules by role. It holds no reference to a model.
-
-    Attributes:
-        layers: Linear layers and convolutions of the papers' tensor set, in the order of computation.
-        float_layers: Layers that the papers leave in floating point.
-        attentions: Attentions whose products are quantized, encoder first.
-        residual_readers: Decoder layers whose input is a residual stream, alone or with positions.
-        blocks: Encoder blocks in the order of computation.
-        stages: Ranges of `blocks`. A stage ends with a global-attention block; blocks after the last one form a stage.
-        neck: Module between the last block and the image embedding.
-        decoder: Two-way transformer.
-        decoder_layers: Its layers in the order of computation.
-        final_attention: Its final attention of tokens to the image.
-        patch_embedding: Convolution that embeds patches.
-        position_embedding: Parameter with the absolute positions; the model may have none.
-        normalized_layers: Layers of the encoder that can be equalized with the normalization they read.
-        relu_mlps: MLPs that can be equalized across their ReLU.
-        tied: Name of each tensor that shares its storage with another one, and the name of that other one.
-    """
-
-    layers: tuple[Site, ...]
-    float_layers: tuple[Site, ...]
-    attentions: tuple[AttentionSite, ...]
-    residual_readers: tuple[str, ...]
-    blocks: tuple[str, ...]
-    stages: tuple[range, ...]
-    neck: str
-    decoder: str
-    decoder_layers: tuple[str, ...]
-    final_attention: str
-    patch_embedding: str
-    position_embedding: str
-    normalized_layers: tuple[NormalizedLayer, ...]
-    relu_mlps: tuple[ReluMlp, ...]
-    tied: Mapping[str, str]
-
-    @property
-    def weighted_sites(self) -> tuple[Site, ...]:
-        """Every layer with weights that can be quantized, whether the papers quantize them or not."""
-        return self.layers + self.float_layers
-
-    @property
-    def decoder_attentions(self) -> tuple[AttentionSite, ...]:
-        """Attentions of the mask decoder, in the order of computation."""
-        return tuple(site for site in self.attentions if site.is_decoder)
-
-    def is_encoder(self, module: str) -> bool:
-        """Return whether a module belongs to the image encoder, by its name."""
-        encoder = self.neck.partition(".")[0]
-        return module == encoder or module.startswith(f"{encoder}.")
-
-    def check(self, model: nn.Module) -> None:
-        """Raise ValueError if the model lacks one of the modules."""
-        names = {name for name, _ in model.named_modules()}
-        for site in (*self.weighted_sites, *self.attentions):
-            if site.name not in names:
-                raise ValueError(
-                    f"this {type(model).__name__} has no module {site.name}: expected a SAM of transformers"
-                )
-
-
-class AttentionProducts(NamedTuple):
-    """Multiply-accumulates of one call of an attention.
-
-    Attributes:
-        product: Of queries and keys; probabilities and values take as many.
-        relative_positions: Of queries and relative positions.
-    """
-
-    product: int
+    logits: int
     relative_positions: int = 0
 
 
@@ -241,10 +116,10 @@ class ModelFamily(ABC):
 
     @abstractmethod
     def encoder_fields(self, config_fields: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the fields of a configuration that decide an image embedding.
+        """Return the fields of a configuration that affect an image embedding.
 
         Args:
-            config_fields: All fields that decide a mask, see `models.configuration.config_fields`.
+            config_fields: All fields that affect a mask, from `models.configuration.config_fields`.
         """
 
     @abstractmethod
@@ -255,7 +130,7 @@ class ModelFamily(ABC):
     def quantizable_attention(
         self, attention: nn.Module, *, quantized_rel_pos_query: bool, row_scaled: bool
     ) -> nn.Module:
-        """Return an attention with empty quantizer slots that shares the layers of one of transformers.
+        """Return an attention with empty quantizer slots that shares the layers of a transformers attention.
 
         Args:
             attention: A module named in `ModelStructure.attentions`.
@@ -269,7 +144,7 @@ class ModelFamily(ABC):
 
     @abstractmethod
     def run_blocks(self, model: Any, blocks: Iterable[int], hidden: Tensor) -> Tensor:
-        """Run encoder blocks, given by index, one after another: [B, h, w, C] to the same shape."""
+        """Run encoder blocks by index, one after another: [B, h, w, C] to the same shape."""
 
     @abstractmethod
     def run_neck(self, model: Any, hidden: Tensor) -> Features:
@@ -297,7 +172,7 @@ class ModelFamily(ABC):
             model: The model.
             features: Of one image.
             points: [P, N, 2] as x, y.
-            labels: [P, N], 1 on the object and 0 beside it.
+            labels: [P, N], 1 for foreground and 0 for background.
             boxes: [P, 4] xyxy.
             mask_inputs: Logits [P, 4h, 4w].
             multimask_output: Return three masks for each prompt instead of one.
@@ -315,7 +190,7 @@ class ModelFamily(ABC):
             boxes: [P, 4] xyxy in pixels of the S x S input.
 
         Returns:
-            Tokens [P, 1, T, C] (output tokens, then the box) and the dense embedding [1, C, h, w] of no mask.
+            Tokens [P, 1, T, C] (output tokens, then the box) and the dense "no mask" embedding [1, C, h, w].
         """
 
     @abstractmethod
@@ -378,9 +253,16 @@ class ModelFamily(ABC):
         *,
         with_final: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Run the decoder's layers from `first` on and, if wanted, the final attention.
+        """Run the decoder's layers from `first` on, and the final attention if `with_final` is set.
 
-        Arguments are those of `run_decoder_layer`.
+        Args:
+            model: The model.
+            first: Index of the first layer to run.
+            tokens: [P, 1, T, C], input of that layer.
+            image: Image tokens [P or 1, 1, h * w, C], input of that layer.
+            prompt: [P, 1, T, C] of `embed_boxes`.
+            positions: [1, 1, h * w, C].
+            with_final: Run the final attention and its normalization, too.
 
         Returns:
             Tokens [P, 1, T, C] and image tokens [P, 1, h * w, C].
@@ -393,16 +275,16 @@ class ModelFamily(ABC):
         return tokens, image
 
     @abstractmethod
-    def attention_products(self, attention: nn.Module, inputs: Mapping[str, Any]) -> AttentionProducts:
-        """Count the multiply-accumulates of one call of a float attention from its keyword arguments."""
+    def attention_macs(self, attention: nn.Module, inputs: Mapping[str, Any]) -> AttentionMacs:
+        """Count the MACs of one call of a float attention, given its keyword arguments."""
 
     @abstractmethod
-    def mask_product(self, config: Any, prompts: int) -> int:
-        """Count the multiply-accumulates that make masks of the hypernetworks' output for P prompts."""
+    def mask_macs(self, config: Any, prompts: int) -> int:
+        """Count the MACs of the hypernetworks' output times the upscaled embedding, for P prompts."""
 
     @abstractmethod
     def module_label(self, name: str) -> str:
-        """Return the display name of a module, such as `encoder block 3, attn.qkv`; unknown names are returned."""
+        """Return the display name of a module, such as `encoder block 3, attn.qkv`; an unknown name is unchanged."""
 
 
 def flatten_image(image: Tensor) -> Tensor:
@@ -411,6 +293,6 @@ def flatten_image(image: Tensor) -> Tensor:
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put `new` in the place of the module called `name`."""
+    """Replace the module called `name` by `new`, in place."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, new)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from saqsam.models.family import ModelFamily, ModelStructure
+from saqsam.models.family import ModelFamily
 from saqsam.models.sam.family import SamFamily
+from saqsam.models.structure import ModelStructure
 
 FAMILIES: tuple[ModelFamily, ...] = (SamFamily(),)
 """One entry for each family; the first one that lists a model type is responsible for it."""
@@ -15,7 +16,7 @@ def family_of(config: Any) -> ModelFamily:
     """Return the family of a model's configuration.
 
     Args:
-        config: A configuration of transformers.
+        config: A transformers configuration.
 
     Raises:
         ValueError: No family has this `model_type`.
@@ -31,7 +32,7 @@ def structure_of(config: Any) -> ModelStructure:
     """Return the structure of the models of a configuration.
 
     Args:
-        config: A configuration of transformers.
+        config: A transformers configuration.
 
     Raises:
         ValueError: No family has this `model_type`.

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import SamModel
 
 from saqsam.convert.prepare import Observer
-from saqsam.models.family import ModelStructure
+from saqsam.models.structure import ModelStructure
 from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver
 
 POINTS = 128

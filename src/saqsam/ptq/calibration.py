@@ -12,8 +12,9 @@ from transformers import SamModel
 from saqsam.convert.plan import Slot, activation_slots
 from saqsam.convert.prepare import Observer
 from saqsam.inference.backend import TorchBackend
-from saqsam.models.family import ModelStructure, replace_module
+from saqsam.models.family import replace_module
 from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
+from saqsam.models.structure import ModelStructure
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.quant.logarithmic import GranularityObserver, ValueTap
 from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver

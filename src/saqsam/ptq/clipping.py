@@ -25,9 +25,10 @@ from transformers import SamModel
 from saqsam.convert.plan import activation_slots
 from saqsam.convert.prepare import emptied
 from saqsam.inference.backend import TorchBackend
-from saqsam.models.family import ModelStructure, replace_module
+from saqsam.models.family import replace_module
 from saqsam.models.parts import DECODER_PARTS
 from saqsam.models.sam.attention import QuantDecoderAttention
+from saqsam.models.structure import ModelStructure
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.ptq.focus_search import SEARCHED, AttentionInputs, FocusSearch
 from saqsam.ptq.log import AttentionClipping, Clip

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 from transformers import SamModel
 
-from saqsam.models.family import ModelStructure
 from saqsam.models.parts import DECODER_PARTS
+from saqsam.models.structure import ModelStructure
 from saqsam.ptq.calibration import run_images
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.quant.layers import ChannelScale, QuantLinear

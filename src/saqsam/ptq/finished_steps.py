@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import SamModel
 
 from saqsam.checkpoint.tensors import MAX_SCALE, MAX_TAU, MIN_SCALE
-from saqsam.models.family import ModelStructure
 from saqsam.models.parts import DECODER_PARTS
+from saqsam.models.structure import ModelStructure
 from saqsam.ptq.journal import damaged_step
 from saqsam.utils.errors import shorten
 

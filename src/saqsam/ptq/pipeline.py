@@ -15,9 +15,9 @@ from saqsam.convert.pack import pack, pack_embeddings, round_float_parameters
 from saqsam.convert.prepare import fill_slots, prepare
 from saqsam.data.detections import Detections
 from saqsam.data.open import DatasetSource
-from saqsam.models.family import ModelStructure
 from saqsam.models.processing import build_processor
 from saqsam.models.registry import structure_of
+from saqsam.models.structure import ModelStructure
 from saqsam.ptq.bimodal import find_signs, integrate_bimodal, merged_observers
 from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_data import open_calibration

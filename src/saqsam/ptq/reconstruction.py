@@ -14,8 +14,8 @@ from contextlib import contextmanager
 import torch
 from transformers import SamModel
 
-from saqsam.models.family import ModelStructure
 from saqsam.models.sam.forward import embed_boxes, embed_patches, flatten_image, image_positions
+from saqsam.models.structure import ModelStructure
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.ptq.learning import Captured, learn_unit
 from saqsam.ptq.log import UnitLog

@@ -25,7 +25,7 @@ from saqsam.convert.pack import place_empty_weight
 from saqsam.convert.plan import activation_slots
 from saqsam.convert.prepare import place_empty_quantizers
 from saqsam.models.configuration import config_fields
-from saqsam.models.family import ModelStructure
+from saqsam.models.structure import ModelStructure
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.ptq.finished_steps import check_signs, place_tensors
 from saqsam.ptq.journal import Journal, damaged_step

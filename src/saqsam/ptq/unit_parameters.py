@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import SamModel
 
 from saqsam.convert.plan import activation_slots, weight_sites
-from saqsam.models.family import ModelStructure, Site
+from saqsam.models.structure import ModelStructure, Site
 from saqsam.ptq.units import Unit
 from saqsam.recipes.recipe import Recipe
 

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from torch import Tensor
 from transformers import SamModel
 
-from saqsam.models.family import ModelStructure
 from saqsam.models.sam.forward import (
     flatten_image,
     run_blocks,
@@ -27,6 +26,7 @@ from saqsam.models.sam.forward import (
     run_neck,
     run_transformer,
 )
+from saqsam.models.structure import ModelStructure
 from saqsam.ptq.losses import LOSSES, Loss, MaskLoss
 from saqsam.ptq.states import PromptTokens, State
 from saqsam.recipes.specs import Reconstruction

@@ -14,10 +14,10 @@ from transformers import SamModel, SamProcessor
 
 from saqsam.convert.prepare import prepare
 from saqsam.inference.predictor import Predictor
-from saqsam.models.family import ModelStructure
 from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
 from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import QuantDecoderAttention
+from saqsam.models.structure import ModelStructure
 from saqsam.recipes.recipe import Recipe
 
 MASK_TOKEN = 1

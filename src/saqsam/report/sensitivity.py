@@ -21,9 +21,10 @@ from saqsam.data.types import Dataset
 from saqsam.evaluation.metrics.iou import clear_ignored, mask_iou
 from saqsam.evaluation.simulated_prompts import box_prompts
 from saqsam.inference.predictor import Predictor
-from saqsam.models.family import ModelStructure, replace_module
+from saqsam.models.family import replace_module
 from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import SLOTS
+from saqsam.models.structure import ModelStructure
 from saqsam.recipes.recipe import Recipe
 from saqsam.report.choices import Level
 from saqsam.report.content import GroupSensitivity, Sensitivity

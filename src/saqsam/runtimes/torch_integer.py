@@ -1,6 +1,6 @@
-"""Torch with integer products: the linear layers of a checkpoint on torch's own 8-bit kernels, as far as it has them.
+"""Run the quantized linear layers of a checkpoint on torch's 8-bit integer kernels, where torch has them.
 
-All else stays as it was: convolutions and attention products multiply de-quantized floats.
+Convolutions and attention products still multiply dequantized floats.
 """
 
 from __future__ import annotations
@@ -22,40 +22,43 @@ from saqsam.models.registry import family_of
 from saqsam.quant.integer import IntegerLinear, choose_kernel
 from saqsam.quant.layers import PackedLinear
 
-MOST_ROUNDS = 7
-TIMING_SECONDS = 10.0
-"""No further round is begun after so long."""
+MAX_ROUNDS = 7
+MAX_TIMING_SECONDS = 10.0
+"""Time after which no further round starts."""
 
 
 @dataclass(frozen=True)
 class IntegerLayers:
-    """Which of a model's quantized linear layers run on integers on its device.
+    """Numbers of a model's quantized linear layers that run on integer kernels and on dequantized floats.
 
     Attributes:
-        integer: How many do.
-        left: How many stay de-quantized, by the reason.
+        integer: Number of layers on integer kernels.
+        dequantized: Number of layers on dequantized floats, by reason.
     """
 
     integer: int
-    left: Mapping[str, int]
+    dequantized: Mapping[str, int]
 
     @property
     def total(self) -> int:
-        """Quantized linear layers in all."""
-        return self.integer + sum(self.left.values())
+        """Number of quantized linear layers."""
+        return self.integer + sum(self.dequantized.values())
 
 
 def find_integer_layers(model: SamModel) -> IntegerLayers:
-    """What `use_integer_kernels` would do, or has done, to a quantized model."""
-    chosen = [choose_kernel(layer) for layer in model.modules() if isinstance(layer, PackedLinear)]
-    left = Counter(reason for reason in chosen if isinstance(reason, str))
-    return IntegerLayers(len(chosen) - left.total(), dict(left))
+    """Count the layers of a quantized model for which torch has integer kernels on the model's device."""
+    kernels = [choose_kernel(layer) for layer in model.modules() if isinstance(layer, PackedLinear)]
+    reasons = Counter(reason for reason in kernels if isinstance(reason, str))
+    return IntegerLayers(len(kernels) - reasons.total(), dict(reasons))
 
 
 def use_integer_kernels(model: SamModel) -> IntegerLayers:
-    """Let the quantized linear layers of a model run on integers, in place, where torch has exact kernels for them.
+    """Switch the quantized linear layers of a model to integer kernels, in place, where torch has exact kernels.
 
-    What can be saved of the model stays the same. To be called after it was moved to its device.
+    The state dict of the model does not change. Call this function after moving the model to its device.
+
+    Returns:
+        The numbers of layers with and without integer kernels.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, PackedLinear)}
     for name, layer in layers.items():
@@ -67,12 +70,12 @@ def use_integer_kernels(model: SamModel) -> IntegerLayers:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of a part of a model, beside those of the float model.
+    """Latency of a part of a quantized model and of the float model.
 
     Attributes:
         part: `encoder` or `decoder`.
-        seconds: Median.
-        float_seconds: The float model's.
+        seconds: Median latency of the quantized model.
+        float_seconds: Median latency of the float model.
     """
 
     part: str
@@ -81,21 +84,21 @@ class Speed:
 
     @property
     def ratio(self) -> float:
-        """How many times as fast as float: below 1, it is slower."""
+        """Speedup over the float model; below 1, the quantized model is slower."""
         return self.float_seconds / self.seconds
 
 
 @torch.inference_mode()
 def compare_with_float(model: SamModel, *, prompts: int = 16) -> list[Speed]:
-    """Time a quantized model against a float one on its device, a run of each in turn.
+    """Measure the latency of a quantized model and of its float version on its device, in alternating runs.
 
     Args:
         model: The quantized model.
-        prompts: Boxes that the decoder is given.
+        prompts: Number of box prompts per decoder call.
 
     Returns:
-        Medians of encoder and decoder over up to `MOST_ROUNDS` rounds, one to warm up not among them; large models
-        get fewer, so that no more than about `TIMING_SECONDS` are spent.
+        Median latencies of encoder and decoder over up to `MAX_ROUNDS` rounds after a warm-up round. No round starts
+        after `MAX_TIMING_SECONDS`, so that large models get fewer.
     """
     spec = family_of(model.config).input_spec(model.config)
     pixels = torch.randn(spec.pixels, generator=torch.Generator().manual_seed(0))
@@ -103,13 +106,13 @@ def compare_with_float(model: SamModel, *, prompts: int = 16) -> list[Speed]:
     backends = (TorchBackend(model), TorchBackend(dequantized(model)))
     rounds: list[list[float]] = []
     start = time.perf_counter()
-    for index in range(1 + MOST_ROUNDS):
+    for index in range(1 + MAX_ROUNDS):
         times = [
             seconds for backend in backends for seconds in _run_once(backend, pixels, Prompts(boxes=boxes))
         ]
         if index > 0:
             rounds.append(times)
-            if time.perf_counter() - start > TIMING_SECONDS:
+            if time.perf_counter() - start > MAX_TIMING_SECONDS:
                 break
     encoder, decoder, float_encoder, float_decoder = (
         statistics.median(times) for times in zip(*rounds, strict=True)
@@ -118,10 +121,10 @@ def compare_with_float(model: SamModel, *, prompts: int = 16) -> list[Speed]:
 
 
 def _run_once(backend: Backend, pixels: torch.Tensor, prompts: Prompts) -> tuple[float, float]:
-    """Seconds of encoding and of decoding."""
+    """Return the seconds that encoding and decoding take."""
     start = time.perf_counter()
     embedding = backend.encode(pixels)
-    embedding.sum().item()  # a device that works on its own is waited for
+    embedding.sum().item()  # waits for an asynchronous device
     middle = time.perf_counter()
     logits, _ = backend.decode(embedding, prompts, False)
     logits.sum().item()

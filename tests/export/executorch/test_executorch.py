@@ -20,8 +20,8 @@ from transformers import SamModel
 import saqsam
 from saqsam.checkpoint import save_checkpoint
 from saqsam.export import export_model, read_manifest
-from saqsam.export.executorch.layers import RowConvolution, RowProduct, linear_of
-from saqsam.export.executorch.sam.decoder import EMPTY, TracedDecoder
+from saqsam.export.executorch.layers import RowConvolution, RowLinear, traced_linear
+from saqsam.export.executorch.sam.decoder import EMPTY_LABEL, TracedDecoder
 from saqsam.export.executorch.sam.encoder import TracedEncoder
 from saqsam.export.manifest import file_hash, manifest_hash
 from saqsam.export.packed import ExportError
@@ -90,7 +90,9 @@ def filled_up(prompts: Prompts, embedding: Tensor, points: int) -> dict[str, Ten
     given = {name: torch.from_numpy(v) for name, v in decoder_inputs(embedding.numpy(), prompts).items()}
     lacking = points - given["point_labels"].shape[1]
     given["point_coords"] = torch.nn.functional.pad(given["point_coords"], (0, 0, 0, lacking))
-    given["point_labels"] = torch.nn.functional.pad(given["point_labels"], (0, lacking), value=float(EMPTY))
+    given["point_labels"] = torch.nn.functional.pad(
+        given["point_labels"], (0, lacking), value=float(EMPTY_LABEL)
+    )
     given["mask_input"] = given["mask_input"][:1]
     return given
 
@@ -116,7 +118,7 @@ def test_each_layer_is_torchs(models: dict[str, SamModel], which: str, name: str
     rows = 2 * torch.randn(1, GRID * GRID, inputs, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         if len(layer.weight.shape) == 2:
-            wanted, found = layer(rows), linear_of(layer, name)(rows)
+            wanted, found = layer(rows), traced_linear(layer, name)(rows)
         else:
             image = rows.reshape(1, GRID, GRID, inputs).permute(0, 3, 1, 2)
             wanted = layer(image).permute(0, 2, 3, 1).reshape(1, GRID * GRID, -1)
@@ -175,7 +177,7 @@ def test_a_mask_that_is_not_meant_may_hold_anything(models: dict[str, SamModel])
 def test_each_quantized_layer_is_one_product_of_its_width(models: dict[str, SamModel]) -> None:
     model = models["w3a8, upscaling too"]
     modules = [*TracedEncoder(model).modules(), *TracedDecoder(model).modules()]
-    found = Counter(m.packed.bits for m in modules if isinstance(m, RowProduct) and m.is_quantized)
+    found = Counter(m.packed.bits for m in modules if isinstance(m, RowLinear) and m.is_quantized)
     structure = structure_of(model.config)
     layers = [model.get_submodule(site.name) for site in structure.weighted_sites]
     wanted = Counter(4 if layer.weight.bits <= 4 else 8 for layer in layers if hasattr(layer.weight, "bits"))
@@ -423,6 +425,6 @@ def test_a_row_of_zeros_or_of_one_sign_keeps_its_zero(models: dict[str, SamModel
     rows = torch.zeros(3, layer.in_features)
     rows[1], rows[2, 0] = 1.5, -3.0
     with torch.no_grad():
-        found, wanted = linear_of(layer, "lin1")(rows), layer(rows)
+        found, wanted = traced_linear(layer, "lin1")(rows), layer(rows)
     torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(found[0], layer.bias)

@@ -14,8 +14,8 @@ from saqsam.models.sam.attention import (
     SLOTS,
     QuantDecoderAttention,
     QuantVisionAttention,
-    RowScaledProduct,
-    SoftmaxProduct,
+    RowScaledAverage,
+    SoftmaxAverage,
     to_quant_attention,
 )
 from saqsam.quant.affine import AffineQuantizer
@@ -276,17 +276,17 @@ def test_a_row_that_looks_at_many_keys_survives_uniform_codes_only_if_rows_are_s
     value = random(1, 2048, 8, seed=1)
     quantizer = AffineQuantizer(8, torch.tensor(1 / 255), torch.tensor(0))
     exact = torch.softmax(logits, -1) @ value
-    lost, zeros = SoftmaxProduct()(logits, value, quantizer)
+    lost, zeros = SoftmaxAverage()(logits, value, quantizer)
     assert not lost.any()
     assert not zeros.any()
-    kept, rows = RowScaledProduct()(logits, value, quantizer)
+    kept, rows = RowScaledAverage()(logits, value, quantizer)
     assert (kept - exact).norm() < 0.05 * exact.norm()
     torch.testing.assert_close(rows.sum(-1), torch.ones(1, 4))
 
 
 def test_a_row_whose_numerators_all_round_to_zero_gives_zeros() -> None:
     quantizer = AffineQuantizer(2, torch.tensor(100.0), torch.tensor(0))
-    output, _ = RowScaledProduct()(random(1, 3, 5), random(1, 5, 2, seed=1), quantizer)
+    output, _ = RowScaledAverage()(random(1, 3, 5), random(1, 5, 2, seed=1), quantizer)
     assert torch.equal(output, torch.zeros(1, 3, 2))
 
 

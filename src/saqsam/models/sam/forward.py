@@ -1,7 +1,7 @@
-"""A `SamModel` step by step: what its own `forward` computes, cut where units of reconstruction begin and end.
+"""Forward pass of a `SamModel` in steps, split where reconstruction units begin and end.
 
-Prompts are the batch of the decoder, as in `backend.py`: tokens [P, 1, T, C], image tokens [P, 1, h * w, C], or
-[1, 1, h * w, C] as long as all prompts share them. Unlike `get_image_embeddings` nothing here switches gradients off.
+Prompts are the batch of the decoder: tokens [P, 1, T, C], image tokens [P, 1, h * w, C], or [1, 1, h * w, C] as long
+as all prompts share them. Unlike `get_image_embeddings`, no function disables gradients.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from transformers import SamModel
 
 
 def embed_patches(model: SamModel, pixel_values: Tensor) -> Tensor:
-    """Input of the first encoder block, [1, h, w, C], of pixel values [1, 3, S, S]."""
+    """Return the input [1, h, w, C] of the first encoder block for pixel values [1, 3, S, S]."""
     encoder = model.vision_encoder
     hidden: Tensor = encoder.patch_embed(pixel_values)
     return hidden if encoder.pos_embed is None else hidden + encoder.pos_embed
 
 
 def run_blocks(model: SamModel, blocks: Iterable[int], hidden: Tensor) -> Tensor:
-    """Output [1, h, w, C] of some encoder blocks, one after another."""
+    """Run encoder blocks by index, one after another: [1, h, w, C] to the same shape."""
     for index in blocks:
         hidden = model.vision_encoder.layers[index](hidden)
     return hidden
 
 
 def run_neck(model: SamModel, hidden: Tensor) -> Tensor:
-    """Image embedding [1, C, h, w]."""
+    """Return the image embedding [1, C, h, w] of the last block's output [1, h, w, C]."""
     embedding: Tensor = model.vision_encoder.neck(hidden)
     return embedding
 
 
 def embed_boxes(model: SamModel, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """What the decoder is given of box prompts.
+    """Return the decoder's inputs for box prompts.
 
     Args:
         model: The model.
         boxes: [P, 4] xyxy in pixels of the S x S input.
 
     Returns:
-        Tokens [P, 1, T, C] (IoU token, mask tokens, box) and the dense embedding [1, C, h, w] of no mask.
+        Tokens [P, 1, T, C] (IoU token, mask tokens, box) and the dense "no mask" embedding [1, C, h, w].
     """
     sparse, dense = model.prompt_encoder(
         input_points=None, input_labels=None, input_boxes=boxes.to(model.device)[:, None], input_masks=None
@@ -54,26 +54,26 @@ def embed_boxes(model: SamModel, boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def image_positions(model: SamModel) -> Tensor:
-    """Positional embedding of the image tokens, [1, 1, h * w, C]."""
+    """Return the positional embedding of the image tokens, [1, 1, h * w, C]."""
     return flatten_image(model.get_image_wide_positional_embeddings())
 
 
 def flatten_image(image: Tensor) -> Tensor:
-    """[B, C, h, w] -> image tokens [B, 1, h * w, C]."""
+    """Turn a map [B, C, h, w] into image tokens [B, 1, h * w, C]."""
     return image.flatten(2).transpose(1, 2)[:, None]
 
 
 def run_decoder_layer(
     model: SamModel, index: int, tokens: Tensor, image: Tensor, prompt: Tensor, positions: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One two-way layer.
+    """Run one two-way layer of the decoder.
 
     Args:
         model: The model.
-        index: Of the layer.
-        tokens: [P, 1, T, C] from the layer before; `prompt` for the first.
-        image: [P or 1, 1, h * w, C] from the layer before; embedding plus dense embedding for the first.
-        prompt: [P, 1, T, C], the tokens as `embed_boxes` gives them.
+        index: Index of the layer.
+        tokens: [P, 1, T, C] of the previous layer; `prompt` for the first.
+        image: [P or 1, 1, h * w, C] of the previous layer; embedding plus dense embedding for the first.
+        prompt: [P, 1, T, C] of `embed_boxes`.
         positions: [1, 1, h * w, C].
 
     Returns:
@@ -92,12 +92,12 @@ def run_decoder_layer(
 def run_final_attention(
     model: SamModel, tokens: Tensor, image: Tensor, prompt: Tensor, positions: Tensor
 ) -> Tensor:
-    """Output [P, 1, T, C] of the attention of tokens to the image after the last layer."""
-    output, _ = model.mask_decoder.transformer.final_attn_token_to_image(
+    """Return the output [P, 1, T, C] of the final attention of tokens to the image, before residual and norm."""
+    attended: Tensor
+    attended, _ = model.mask_decoder.transformer.final_attn_token_to_image(
         query=tokens + prompt, key=image + positions, value=image
     )
-    found: Tensor = output
-    return found
+    return attended
 
 
 def run_transformer(
@@ -110,7 +110,11 @@ def run_transformer(
     *,
     with_final: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The layers from `first` on and, if wanted, the final attention: tokens and image tokens of the transformer."""
+    """Run the decoder's layers from `first` on, and the final attention if `with_final` is set.
+
+    Returns:
+        Tokens [P, 1, T, C] and image tokens [P, 1, h * w, C].
+    """
     transformer = model.mask_decoder.transformer
     for index in range(first, len(transformer.layers)):
         tokens, image = run_decoder_layer(model, index, tokens, image, prompt, positions)
@@ -121,11 +125,11 @@ def run_transformer(
 
 
 def run_mask_head(model: SamModel, tokens: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """All masks and predicted IoUs that the decoder makes of what its transformer gives.
+    """Predict all masks and their IoUs from the transformer's output.
 
     Args:
         model: The model.
-        tokens: [P, 1, T, C], with the final attention.
+        tokens: [P, 1, T, C], after the final attention.
         image: Image tokens [P, 1, h * w, C]; the input is square.
 
     Returns:

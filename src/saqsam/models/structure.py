@@ -1,0 +1,136 @@
+"""Names of a model's modules by role, the same form for every family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from saqsam.models.parts import DECODER_PARTS
+
+
+@dataclass(frozen=True)
+class Site:
+    """A module of the model and the part it belongs to."""
+
+    name: str
+    part: str
+
+
+@dataclass(frozen=True)
+class AttentionSite(Site):
+    """An attention whose products are quantized, with the names of its linear layers.
+
+    Attributes:
+        query: Layer that computes the queries.
+        key: Layer that computes the keys.
+        value: Layer that computes the values.
+        output: Layer that reads the attended values.
+    """
+
+    query: str
+    key: str
+    value: str
+    output: str
+
+    @property
+    def is_fused(self) -> bool:
+        """True if one layer computes queries, keys and values, in this order."""
+        return self.query == self.key == self.value
+
+    @property
+    def is_decoder(self) -> bool:
+        """True if the attention belongs to the mask decoder."""
+        return self.part in DECODER_PARTS
+
+
+@dataclass(frozen=True)
+class NormalizedLayer:
+    """A layer whose only input is a normalization, so that channel factors can be moved between the two.
+
+    Attributes:
+        norm: Name of the normalization.
+        layer: Name of the linear layer or convolution.
+        shifts: Whether offsets can be moved, too: False if zero padding lies between the two.
+    """
+
+    norm: str
+    layer: str
+    shifts: bool = True
+
+
+@dataclass(frozen=True)
+class ReluMlp:
+    """Two linear layers with a ReLU between them, which commutes with positive channel factors.
+
+    Attributes:
+        first: Name of the layer before the ReLU.
+        second: Name of the layer after it.
+    """
+
+    first: str
+    second: str
+
+
+@dataclass(frozen=True)
+class ModelStructure:
+    """Names of a model's modules by role. It holds no reference to a model.
+
+    Attributes:
+        layers: Linear layers and convolutions of the papers' tensor set, in the order of computation.
+        float_layers: Layers that the papers keep in floating point.
+        attentions: Attentions whose products are quantized, encoder first.
+        residual_readers: Decoder layers whose input is a residual stream, alone or with positions.
+        blocks: Encoder blocks in the order of computation.
+        stages: Ranges of `blocks`. A stage ends with a global-attention block; blocks after the last one form a stage.
+        neck: Module between the last block and the image embedding.
+        decoder: Two-way transformer.
+        decoder_layers: Its layers in the order of computation.
+        final_attention: Its final attention of tokens to the image.
+        patch_embedding: Convolution that embeds patches.
+        position_embedding: Parameter with the absolute positions; the model may have none.
+        normalized_layers: Layers of the encoder that can be equalized with the normalization they read.
+        relu_mlps: MLPs that can be equalized across their ReLU.
+        tied: Name of each tensor that shares its storage with another one, and the name of that other one.
+    """
+
+    layers: tuple[Site, ...]
+    float_layers: tuple[Site, ...]
+    attentions: tuple[AttentionSite, ...]
+    residual_readers: tuple[str, ...]
+    blocks: tuple[str, ...]
+    stages: tuple[range, ...]
+    neck: str
+    decoder: str
+    decoder_layers: tuple[str, ...]
+    final_attention: str
+    patch_embedding: str
+    position_embedding: str
+    normalized_layers: tuple[NormalizedLayer, ...]
+    relu_mlps: tuple[ReluMlp, ...]
+    tied: Mapping[str, str]
+
+    @property
+    def weighted_sites(self) -> tuple[Site, ...]:
+        """Every layer with weights that can be quantized, whether the papers quantize them or not."""
+        return self.layers + self.float_layers
+
+    @property
+    def decoder_attentions(self) -> tuple[AttentionSite, ...]:
+        """Attentions of the mask decoder, in the order of computation."""
+        return tuple(site for site in self.attentions if site.is_decoder)
+
+    def is_encoder(self, module: str) -> bool:
+        """Return whether a module belongs to the image encoder, by its name."""
+        encoder = self.neck.partition(".")[0]
+        return module == encoder or module.startswith(f"{encoder}.")
+
+    def check(self, model: nn.Module) -> None:
+        """Raise ValueError if the model lacks one of the modules."""
+        names = {name for name, _ in model.named_modules()}
+        for site in (*self.weighted_sites, *self.attentions):
+            if site.name not in names:
+                raise ValueError(
+                    f"this {type(model).__name__} has no module {site.name}: expected a SAM of transformers"
+                )
