@@ -34,7 +34,7 @@ from saqsam.data.open import open_dataset
 from saqsam.data.types import Sample
 from saqsam.evaluation import mask_iou
 from saqsam.inference.predictor import Predictor
-from saqsam.models.registry import structure_of
+from saqsam.models.registry import family_of, structure_of
 from saqsam.report import focus
 from saqsam.report.log import LOG_PICTURE, write_log
 from saqsam.utils.atomic_write import write_atomic
@@ -89,6 +89,7 @@ def draw_focus(models: Models, scene: Sample) -> Figure:
     box = max((i for i in scene.instances if not i.is_crowd), key=lambda i: i.area).box
     float_model, processor = models.float
     float_model = focus.with_slots(float_model, saqsam.recipe_for("mse", BITS))
+    token = family_of(float_model.config).mask_token
     sites = focus.looking_attentions(structure_of(float_model.config))
     columns = {"float": focus.probabilities(float_model, processor, scene.image, box, sites)}
     titles = {"ptq4sam-s": "ranges of least error", "saq-sam-s": "clipped by the focus"}
@@ -109,7 +110,7 @@ def draw_focus(models: Models, scene: Sample) -> Figure:
         exact = columns["float"][site]
         for column, (title, found) in enumerate(columns.items(), start=1):
             axes, probabilities = grid[row][column], found[site]
-            picture = focus.token_map(probabilities, (height, width))
+            picture = focus.token_map(probabilities, token, (height, width))
             axes.imshow(picture.sqrt(), cmap="magma", vmin=0, vmax=float(picture.max().sqrt()))
             deviation = (
                 "" if column == 1 else f"focus deviation {focus.focus_deviation(exact, probabilities):.3f}"

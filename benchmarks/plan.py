@@ -23,11 +23,11 @@ from rows import FILL_BOX, FLOAT, RESULTS
 from saqsam.checkpoint import quantization_config_of
 from saqsam.cli.inputs import usable_device
 from saqsam.cli.terminal import err
+from saqsam.convert.plan import plan_quantization
 from saqsam.data.detections import Detections, load_detections
 from saqsam.data.open import SCENES
 from saqsam.data.types import Dataset
 from saqsam.models.loading import BUNDLED
-from saqsam.models.registry import structure_of
 from saqsam.ptq.calibration_data import calibration_scenes
 from saqsam.ptq.units import reconstruction_units
 from saqsam.recipes.overrides import with_overrides
@@ -141,11 +141,8 @@ class Plan:
         spec = recipe.reconstruction
         if spec is None:
             return None
-        config = self.model.loaded[0].config
-        layers = config.mask_decoder_config.num_hidden_layers
-        return sum(
-            spec.steps * unit.steps for unit in reconstruction_units(structure_of(config), layers, spec)
-        )
+        units = reconstruction_units(plan_quantization(self.model.loaded[0].config, recipe))
+        return sum(spec.steps * unit.steps for unit in units)
 
     def key_columns(self, method: str, bits: str, data: str) -> dict[str, str | int | None]:
         """The `KEY` columns of a row."""

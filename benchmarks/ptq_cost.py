@@ -32,12 +32,11 @@ from ptq import exit_code
 from random_models import random_sam_b
 from rows import RESULTS
 from run_once import peak_gib
+from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import prepare
-from saqsam.models.family import replace_module
-from saqsam.models.parts import DECODER_PARTS
 from saqsam.models.processing import build_processor
-from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import QuantDecoderAttention
+from saqsam.models.structure import replace_module
 from saqsam.ptq.calibration_data import calibration_scenes
 from saqsam.ptq.calibration_images import choose_calibration_images
 from saqsam.ptq.clipping import attention_inputs
@@ -61,6 +60,8 @@ COLUMNS = (
 )
 PAPER_STEPS = {"stage": 2000, "block": 20_000}
 STEPS = 3
+SLOTS = ("q_proj.input_quantizer", "k_proj.input_quantizer", "query_quantizer", "key_quantizer")
+"""Slots of the operands that are searched, within an attention of SAM v1."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,15 +143,13 @@ def _peak_gib(device: str) -> float:
 def measure_search(device: str) -> list[dict[str, object]]:
     """The clipping search against a plain one: all slots of all attentions, one pass."""
     model, processor = saqsam.load("sam-mini", device=device)
-    structure, recipe = (
-        structure_of(model.config),
-        saqsam.recipe_for("saq-sam-s", "w4a4"),
-    )
+    recipe = saqsam.recipe_for("saq-sam-s", "w4a4")
+    plan = plan_quantization(model.config, recipe)
     spec = dataclasses.replace(recipe.calibration, images=1)
     data = calibration_scenes(images=32, seed=0)
     images = choose_calibration_images(model, processor, data, spec)
-    prepare(model, structure, recipe)
-    names = [site.name for site in structure.attentions if site.part in DECODER_PARTS]
+    prepare(model, plan)
+    names = [site.name for site in plan.structure.decoder_attentions]
     seconds: dict[str, list[float]] = {"search": [], "plain": []}
     with torch.no_grad():
         inputs = attention_inputs(model, names, images, 0)
@@ -183,19 +182,19 @@ def _timed(function: Callable[[], object]) -> float:
 
 
 def _fast(search: FocusSearch) -> None:
-    empty: dict[str, nn.Module] = {slot: nn.Identity() for slot in SEARCHED}
-    for position, slot in enumerate(SEARCHED):
-        candidates = search.candidates(position % 2, slot, 4, symmetric=False)
-        search.best(position % 2, slot, [quantizer for _, quantizer in candidates], empty)
+    empty: dict[str, nn.Module] = {operand: nn.Identity() for operand in SEARCHED}
+    for position, operand in enumerate(SEARCHED):
+        candidates = search.candidates(position % 2, operand, 4, symmetric=False)
+        search.best(position % 2, operand, [quantizer for _, quantizer in candidates], empty)
 
 
 def _plain(search: FocusSearch) -> None:
     """A forward of the whole attention for each candidate, softmax and all."""
     prompts = max(map(len, search.inputs[0]))
     query, key, value = (tensor.expand(prompts, -1, -1, -1) for tensor in search.inputs[0])
-    for position, slot in enumerate(SEARCHED):
+    for position, (operand, slot) in enumerate(zip(SEARCHED, SLOTS, strict=True)):
         old = search.attention.get_submodule(slot)
-        for _, quantizer in search.candidates(position % 2, slot, 4, symmetric=False):
+        for _, quantizer in search.candidates(position % 2, operand, 4, symmetric=False):
             replace_module(search.attention, slot, quantizer)
             probabilities = search.attention(query, key, value)[1]
             found = probabilities > 0.5 * probabilities.amax(-1, keepdim=True)

@@ -6,11 +6,9 @@ import torch
 from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
 
 from saqsam.convert.pack import pack
-from saqsam.convert.plan import activation_slots
+from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import prepare
-from saqsam.models.family import replace_module
-from saqsam.models.registry import structure_of
-from saqsam.models.sam.attention import PROBABILITIES
+from saqsam.models.structure import PROBABILITIES, replace_module
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.recipes.recipe import Recipe
 
@@ -56,14 +54,14 @@ def random_small_sam() -> SamModel:
 
 def pack_uncalibrated(model: SamModel, recipe: Recipe) -> SamModel:
     """Quantize a float model in place with ranges that nothing was measured for; as fast and as large as any other."""
-    structure = structure_of(model.config)
-    prepare(model, structure, recipe)
-    for slot in activation_slots(structure, recipe):
+    plan = plan_quantization(model.config, recipe)
+    prepare(model, plan)
+    for slot in plan.slots:
         levels = 2**slot.bits - 1
         middle = torch.tensor(2 ** (slot.bits - 1))
         quantizer = AffineQuantizer(slot.bits, torch.tensor(ACTIVATION_RANGE / levels), middle)
         if slot.name.endswith(PROBABILITIES):
             quantizer = AffineQuantizer(slot.bits, torch.tensor(1 / levels), torch.tensor(0))
         replace_module(model, slot.name, quantizer)
-    pack(model, structure, recipe)
+    pack(model, plan)
     return model.eval()

@@ -30,12 +30,12 @@ from transformers import SamModel
 import saqsam
 from plan import make_plan, parse_arguments
 from rows import RESULTS
+from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import prepare
 from saqsam.inference.backend import TorchBackend
-from saqsam.models.parts import DECODER_PARTS
 from saqsam.models.registry import structure_of
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
-from saqsam.ptq.focus_search import SEARCHED
+from saqsam.ptq.focus_search import searched_slots
 from saqsam.utils.atomic_write import write_atomic
 
 OUT = RESULTS / "ranges.csv"
@@ -70,7 +70,9 @@ def measure(model: SamModel, name: str, images: CalibrationImages) -> Iterator[R
     """Ratios of a float model, which stays as it is."""
     model = copy.deepcopy(model)
     structure = structure_of(model.config)
-    prepare(model, structure, saqsam.recipe_for("mse", "w4a4"))  # slots to watch; outputs stay
+    prepare(
+        model, plan_quantization(model.config, saqsam.recipe_for("mse", "w4a4"))
+    )  # slots to watch; outputs stay
     decoder: dict[str, list[Tensor]] = {}
     encoder: dict[str, list[Tensor]] = {}
     handles = []
@@ -83,11 +85,9 @@ def measure(model: SamModel, name: str, images: CalibrationImages) -> Iterator[R
 
         handles.append(module.register_forward_hook(hook))
 
-    for site in structure.attentions:
-        if site.part in DECODER_PARTS:
-            for slot in SEARCHED:
-                path = f"{site.name}.{slot}"
-                watch(model.get_submodule(path), decoder, path, by_token=False)
+    for site in structure.decoder_attentions:
+        for slot in searched_slots(site).values():
+            watch(model.get_submodule(slot), decoder, slot, by_token=False)
     for site in structure.layers:
         if site.part.removeprefix("encoder.") in ENCODER_PARTS:
             watch(model.get_submodule(site.name), encoder, site.name, by_token=True)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import prepare
-from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import QuantDecoderAttention
 from saqsam.ptq.focus_search import SEARCHED, FocusSearch
 from support.script_modules import scripts
@@ -27,7 +27,7 @@ def test_both_searches_look_at_all_candidates_and_leave_the_attention_as_it_was(
     cost: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_sam()
-    prepare(model, structure_of(tiny_config()), tiny_recipe())
+    prepare(model, plan_quantization(tiny_config(), tiny_recipe()))
     attention = model.mask_decoder.transformer.layers[0].cross_attn_token_to_image
     assert isinstance(attention, QuantDecoderAttention)
     shapes = ((3, 1, 7, 32), (1, 1, 64, 32), (1, 1, 64, 32))
@@ -42,5 +42,5 @@ def test_both_searches_look_at_all_candidates_and_leave_the_attention_as_it_was(
     assert seen == [], "no forward of the attention"
     cost._plain(search)
     assert len(seen) == len(SEARCHED) * 29
-    for slot in SEARCHED:
+    for slot in cost.SLOTS:
         assert isinstance(attention.get_submodule(slot), nn.Identity)

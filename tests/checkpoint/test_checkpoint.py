@@ -39,7 +39,7 @@ from saqsam.checkpoint import (
 )
 from saqsam.checkpoint import folder as checkpoint_folder
 from saqsam.convert.pack import build_packed_skeleton
-from saqsam.models.registry import structure_of
+from saqsam.convert.plan import plan_quantization
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils import atomic_write as output
 from support.tiny_quantized import (
@@ -328,7 +328,7 @@ def stored_bytes(config: SamConfig, recipe: Recipe) -> int:
     """Size of the tensor file of a checkpoint, from a model that holds no data."""
     with torch.device("meta"):
         model = SamModel(config)
-        build_packed_skeleton(model, structure_of(config), recipe)
+        build_packed_skeleton(model, plan_quantization(config, recipe))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     total = 0
     names = {torch.uint8: "U8", torch.int32: "I32", torch.float32: "F32"}

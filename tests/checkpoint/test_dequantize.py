@@ -11,7 +11,7 @@ from transformers import SamModel
 
 import saqsam
 from saqsam.checkpoint import load_checkpoint, quantization_config_of, save_checkpoint
-from saqsam.models.sam.attention import SLOTS
+from saqsam.models.structure import SLOTS
 from saqsam.quant.layers import PackedLayer
 from support.tiny_quantized import mixed_tiny, outputs, quantized_tiny
 from support.tiny_sam import tiny_processor, tiny_sam

@@ -112,6 +112,8 @@ def test_wrong_use(made: Path, tmp_path: Path) -> None:
     assert_refused(
         run("report", made / "q", "--out", tmp_path / "r.md", "--sensitivity", "all"), "--sensitivity", "all"
     )
+    label = ("--ignore-label", "white")
+    assert_refused(run("report", made / "q", "--out", tmp_path / "r.md", *label), "--ignore-label", "white")
     assert_refused(run("report", tmp_path / "nothing", "--out", tmp_path / "r.md"), "no checkpoint folder")
     assert_refused(run("report", made / "tiny", "--out", tmp_path / "r.md"), "is float")
     assert_refused(run("report", made / "q", "--out", tmp_path), "expected a name that ends in")

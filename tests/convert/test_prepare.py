@@ -18,12 +18,11 @@ from saqsam.convert.pack import (
     round_float_parameters,
     round_weight,
 )
-from saqsam.convert.plan import activation_slots, weight_sites
 from saqsam.convert.prepare import Observer, emptied, fill_slots, place_empty_quantizers, prepare
 from saqsam.models.parts import DECODER_PARTS, FLOAT_PARTS, PAPER_PARTS, TOKEN_TO_IMAGE_PARTS
 from saqsam.models.registry import structure_of
-from saqsam.models.sam.attention import PROBABILITIES, SLOTS, QuantDecoderAttention, QuantVisionAttention
-from saqsam.models.structure import ModelStructure
+from saqsam.models.sam.attention import QuantDecoderAttention, QuantVisionAttention
+from saqsam.models.structure import PROBABILITIES, SLOTS, ModelStructure
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import (
     PackedConv2d,
@@ -37,7 +36,7 @@ from saqsam.quant.layers import (
 from saqsam.quant.logarithmic import GranularityObserver, LogQuantizer, ValueTap
 from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver
 from saqsam.recipes.recipe import Override, ProbabilitySpec, Recipe
-from support.tiny_quantized import mixed_recipe, mixed_tiny, outputs, quantized_tiny, tiny_recipe
+from support.tiny_quantized import mixed_recipe, mixed_tiny, outputs, quantized_tiny, tiny_plan, tiny_recipe
 from support.tiny_sam import tiny_config, tiny_sam
 
 PACKED = (PackedLinear, PackedConv2d, PackedConvTranspose2d)
@@ -85,14 +84,14 @@ def float_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 @pytest.mark.parametrize("bits", ["w4a4", "w6a6", "w8a8", "w4a8"])
-def test_the_papers_recipe_quantizes_exactly_the_papers_set(structure: ModelStructure, bits: str) -> None:
+def test_the_papers_recipe_quantizes_exactly_the_papers_set(bits: str) -> None:
     recipe = tiny_recipe(bits=bits)
-    assert Counter(site.part for site, _ in weight_sites(structure, recipe)) == LAYERS
-    slots = Counter(slot.part for slot in activation_slots(structure, recipe))
+    assert Counter(site.part for site, _ in tiny_plan(recipe).weights) == LAYERS
+    slots = Counter(slot.part for slot in tiny_plan(recipe).slots)
     assert slots == {part: LAYERS.get(part, 0) + len(SLOTS) * ATTENTIONS.get(part, 0) for part in PAPER_PARTS}
     weight_bits, activation_bits = int(bits[1]), int(bits[3])
-    assert {b for _, b in weight_sites(structure, recipe)} == {weight_bits}
-    assert {slot.bits for slot in activation_slots(structure, recipe)} == {activation_bits}
+    assert {b for _, b in tiny_plan(recipe).weights} == {weight_bits}
+    assert {slot.bits for slot in tiny_plan(recipe).slots} == {activation_bits}
 
 
 def test_a_quantized_model_holds_that_set_and_float_elsewhere(structure: ModelStructure) -> None:
@@ -117,10 +116,10 @@ def test_a_quantized_model_holds_that_set_and_float_elsewhere(structure: ModelSt
 
 
 @pytest.mark.parametrize("part", FLOAT_PARTS)
-def test_extra_adds_one_part_and_nothing_else(structure: ModelStructure, part: str) -> None:
+def test_extra_adds_one_part_and_nothing_else(part: str) -> None:
     plain, more = tiny_recipe(), tiny_recipe(extra={part: 7})
-    added_weights = set(weight_sites(structure, more)) - set(weight_sites(structure, plain))
-    added_slots = set(activation_slots(structure, more)) - set(activation_slots(structure, plain))
+    added_weights = set(tiny_plan(more).weights) - set(tiny_plan(plain).weights)
+    added_slots = set(tiny_plan(more).slots) - set(tiny_plan(plain).slots)
     assert Counter(site.part for site, _ in added_weights) == (
         {} if part == "position_embedding" else {part: FLOAT_LAYERS[part]}
     )
@@ -130,17 +129,17 @@ def test_extra_adds_one_part_and_nothing_else(structure: ModelStructure, part: s
     assert {slot.bits for slot in added_slots} <= {7}
 
 
-def test_overrides_reach_every_slot_and_layer_of_their_part(structure: ModelStructure) -> None:
+def test_overrides_reach_every_slot_and_layer_of_their_part() -> None:
     recipe = tiny_recipe(
         overrides={"decoder": Override(weights=6, activations=8), "neck": Override(weights=2)}
     )
-    for site, bits in weight_sites(structure, recipe):
+    for site, bits in tiny_plan(recipe).weights:
         assert bits == (6 if site.part in DECODER_PARTS else 2 if site.part == "neck" else 4)
-    for slot in activation_slots(structure, recipe):
+    for slot in tiny_plan(recipe).slots:
         assert slot.bits == (8 if slot.part in DECODER_PARTS else 4)
 
 
-def test_everything_with_weights_can_be_packed(structure: ModelStructure) -> None:
+def test_everything_with_weights_can_be_packed() -> None:
     model = mixed_tiny()
     assert len(modules(model, PACKED)) == sum(LAYERS.values()) + sum(FLOAT_LAYERS.values())
     assert all(name.startswith("prompt_encoder.") for name in float_layers(model))
@@ -154,10 +153,10 @@ def test_everything_with_weights_can_be_packed(structure: ModelStructure) -> Non
     original = tiny_sam().vision_encoder.pos_embed
     step = model.vision_encoder.packed_pos_embed.scale
     assert ((values - original).abs() <= step / 2 + 1e-6).all()
-    assert len(list(activation_slots(structure, mixed_recipe()))) == len(modules(model, (AffineQuantizer,)))
+    assert len(list(tiny_plan(mixed_recipe()).slots)) == len(modules(model, (AffineQuantizer,)))
 
 
-def test_what_stays_float_is_representable_in_float16(structure: ModelStructure) -> None:
+def test_what_stays_float_is_representable_in_float16() -> None:
     for model in (quantized_tiny(), mixed_tiny()):
         names = [name for name, _ in model.named_parameters()]
         assert "vision_encoder.layers.0.attn.rel_pos_h" in names
@@ -171,9 +170,9 @@ def test_what_stays_float_is_representable_in_float16(structure: ModelStructure)
 def test_prepared_models_compute_as_before_and_share_names(structure: ModelStructure) -> None:
     model, expected = tiny_sam(), tiny_sam()
     before = dict(model.named_parameters())
-    prepare(model, structure, mixed_recipe())
+    prepare(model, tiny_plan(mixed_recipe()))
     assert {name for name, _ in modules(model, QUANT).items()} == {
-        site.name for site, _ in weight_sites(structure, mixed_recipe())
+        site.name for site, _ in tiny_plan(mixed_recipe()).weights
     }
     attentions = modules(model, (QuantVisionAttention, QuantDecoderAttention))
     assert set(attentions) == {site.name for site in structure.attentions}
@@ -183,19 +182,19 @@ def test_prepared_models_compute_as_before_and_share_names(structure: ModelStruc
     assert all(after[name] is before[name] for name in before)
     for name, value in outputs(model).items():
         torch.testing.assert_close(value, outputs(expected)[name], rtol=1e-4, atol=1e-4)
-    slots = [model.get_submodule(slot.name) for slot in activation_slots(structure, mixed_recipe())]
+    slots = [model.get_submodule(slot.name) for slot in tiny_plan(mixed_recipe()).slots]
     assert all(type(slot) is nn.Identity for slot in slots)
 
 
-def test_quantized_rel_pos_query_reaches_every_encoder_attention(structure: ModelStructure) -> None:
+def test_quantized_rel_pos_query_reaches_every_encoder_attention() -> None:
     for flag in (False, True):
         model = tiny_sam()
-        prepare(model, structure, tiny_recipe(quantized_rel_pos_query=flag))
+        prepare(model, tiny_plan(tiny_recipe(quantized_rel_pos_query=flag)))
         attentions = modules(model, (QuantVisionAttention,))
         assert [a.quantized_rel_pos_query for a in attentions.values()] == [flag] * 4
 
 
-def test_probabilities_have_bits_and_a_kind_of_their_own(structure: ModelStructure) -> None:
+def test_probabilities_have_bits_and_a_kind_of_their_own() -> None:
     for kind in ("uniform", "log"):
         for bits in (None, 7):
             recipe = tiny_recipe(
@@ -203,7 +202,7 @@ def test_probabilities_have_bits_and_a_kind_of_their_own(structure: ModelStructu
                 probabilities=ProbabilitySpec(kind, bits),
                 overrides={"decoder": Override(activations=6)},
             )
-            for slot in activation_slots(structure, recipe):
+            for slot in tiny_plan(recipe).slots:
                 activations = 6 if slot.part in DECODER_PARTS else 5
                 if slot.name.endswith(PROBABILITIES):
                     assert (slot.bits, slot.is_log) == (bits or activations, kind == "log")
@@ -211,10 +210,10 @@ def test_probabilities_have_bits_and_a_kind_of_their_own(structure: ModelStructu
                     assert (slot.bits, slot.is_log) == (activations, False)
 
 
-def observed(structure: ModelStructure, recipe: Recipe) -> dict[str, Observer]:
+def observed(recipe: Recipe) -> dict[str, Observer]:
     """Observers of the kinds that calibration gives, each with a range of its own."""
     observers: dict[str, Observer] = {}
-    for index, slot in enumerate(activation_slots(structure, recipe)):
+    for index, slot in enumerate(tiny_plan(recipe).slots):
         if slot.is_log:
             tap = ValueTap()
             tap(torch.eye(2)[None])
@@ -230,11 +229,11 @@ def observed(structure: ModelStructure, recipe: Recipe) -> dict[str, Observer]:
     return observers
 
 
-def test_each_slot_gets_the_range_of_its_own_observer(structure: ModelStructure) -> None:
+def test_each_slot_gets_the_range_of_its_own_observer() -> None:
     model, recipe = tiny_sam(), tiny_recipe(bits="w4a6")
-    prepare(model, structure, recipe)
-    observers = observed(structure, recipe)
-    fill_slots(model, structure, recipe, observers)
+    prepare(model, tiny_plan(recipe))
+    observers = observed(recipe)
+    fill_slots(model, tiny_plan(recipe), observers)
     for name, observer in observers.items():
         quantizer = model.get_submodule(name)
         assert isinstance(quantizer, AffineQuantizer)
@@ -245,20 +244,20 @@ def test_each_slot_gets_the_range_of_its_own_observer(structure: ModelStructure)
         assert abs(high - observer.high) <= 0.51 * step
 
 
-def test_each_kind_of_observer_gives_the_quantizer_of_its_slot(structure: ModelStructure) -> None:
+def test_each_kind_of_observer_gives_the_quantizer_of_its_slot() -> None:
     model, recipe = tiny_sam(), tiny_recipe(bits="w4a6", probabilities=LOG, bimodal=True)
     plain = tiny_recipe(bits="w4a6")
-    prepare(model, structure, recipe)
-    observers, expected = observed(structure, recipe), tiny_sam()
-    fill_slots(model, structure, recipe, observers)
-    prepare(expected, structure, plain)
-    fill_slots(expected, structure, plain, observed(structure, plain))
+    prepare(model, tiny_plan(recipe))
+    observers, expected = observed(recipe), tiny_sam()
+    fill_slots(model, tiny_plan(recipe), observers)
+    prepare(expected, tiny_plan(plain))
+    fill_slots(expected, tiny_plan(plain), observed(plain))
     assert {type(observer) for observer in observers.values()} == {
         HistogramObserver,
         ChannelHistogramObserver,
         GranularityObserver,
     }
-    for slot in activation_slots(structure, recipe):
+    for slot in tiny_plan(recipe).slots:
         quantizer, observer = model.get_submodule(slot.name), observers[slot.name]
         if slot.is_log:
             assert isinstance(quantizer, LogQuantizer)
@@ -282,21 +281,19 @@ def test_each_kind_of_observer_gives_the_quantizer_of_its_slot(structure: ModelS
         ),
     ],
 )
-def test_an_observer_that_saw_nothing_is_named(
-    structure: ModelStructure, name: str, empty: Callable[[], Observer]
-) -> None:
+def test_an_observer_that_saw_nothing_is_named(name: str, empty: Callable[[], Observer]) -> None:
     model, recipe = tiny_sam(), tiny_recipe(probabilities=LOG)
-    prepare(model, structure, recipe)
-    observers = {**observed(structure, recipe), name: empty()}
+    prepare(model, tiny_plan(recipe))
+    observers = {**observed(recipe), name: empty()}
     with pytest.raises(ValueError, match=rf"^{re.escape(name)}: no calibration value reached this quantizer"):
-        fill_slots(model, structure, recipe, observers)
+        fill_slots(model, tiny_plan(recipe), observers)
 
 
-def test_slots_are_empty_inside_the_block_alone(structure: ModelStructure) -> None:
+def test_slots_are_empty_inside_the_block_alone() -> None:
     model, recipe = tiny_sam(), tiny_recipe(probabilities=LOG)
-    prepare(model, structure, recipe)
-    place_empty_quantizers(model, structure, recipe)
-    slots = [slot.name for slot in activation_slots(structure, recipe)]
+    prepare(model, tiny_plan(recipe))
+    place_empty_quantizers(model, tiny_plan(recipe))
+    slots = [slot.name for slot in tiny_plan(recipe).slots]
     quantizers = {name: model.get_submodule(name) for name in slots}
     some = slots[::2]
     with pytest.raises(KeyError), emptied(model, some):  # noqa: PT012
@@ -310,9 +307,9 @@ def test_packed_layers_stay_as_they_are_when_the_rest_is_packed(structure: Model
     recipe = mixed_recipe()
     model, whole = tiny_sam(), tiny_sam()
     for each in (model, whole):
-        prepare(each, structure, recipe)
-        place_empty_quantizers(each, structure, recipe)
-    pack(whole, structure, recipe)
+        prepare(each, tiny_plan(recipe))
+        place_empty_quantizers(each, tiny_plan(recipe))
+    pack(whole, tiny_plan(recipe))
     # One layer with codes of its own, one whose codes are yet to load, and what comes before the first block.
     learned, waiting = "vision_encoder.layers.1.mlp.lin1", structure.layers[0]
     assert waiting.name == "vision_encoder.layers.0.attn.qkv"
@@ -325,7 +322,7 @@ def test_packed_layers_stay_as_they_are_when_the_rest_is_packed(structure: Model
     before = modules(model, (*PACKED, PackedTensor))
     assert len(before) == 4 * 2 - 1  # three layers with their weights, and the position embedding
     assert model.get_submodule(learned).training
-    pack(model, structure, recipe)
+    pack(model, tiny_plan(recipe))
     assert all(model.get_submodule(name) is module for name, module in before.items())
     assert model.get_submodule(learned).weight is own
     found, expected = model.state_dict(), whole.state_dict()
@@ -337,18 +334,18 @@ def test_packed_layers_stay_as_they_are_when_the_rest_is_packed(structure: Model
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_packing_before_the_first_block_is_that_of_packing_all(structure: ModelStructure) -> None:
+def test_packing_before_the_first_block_is_that_of_packing_all() -> None:
     for recipe in (tiny_recipe(), mixed_recipe()):
         model, original = tiny_sam(), tiny_sam()
         for each in (model, original):
-            prepare(each, structure, recipe)
+            prepare(each, tiny_plan(recipe))
         pack_embeddings(model, recipe)
         pack_embeddings(model, recipe)
         packed = modules(model, (*PACKED, PackedTensor))
         if not recipe.extra:
             assert not packed
             continue
-        pack(original, structure, recipe)
+        pack(original, tiny_plan(recipe))
         assert set(packed) == {
             "vision_encoder.patch_embed.projection",
             "vision_encoder.patch_embed.projection.weight",
@@ -364,16 +361,14 @@ def test_packing_before_the_first_block_is_that_of_packing_all(structure: ModelS
     [tiny_recipe(bits="w5a7"), tiny_recipe(probabilities=LOG, bimodal=True), mixed_recipe()],
     ids=["plain", "log", "mixed"],
 )
-def test_the_skeleton_has_the_tensors_and_modules_of_a_packed_model(
-    structure: ModelStructure, recipe: Recipe
-) -> None:
+def test_the_skeleton_has_the_tensors_and_modules_of_a_packed_model(recipe: Recipe) -> None:
     model = tiny_sam()
-    prepare(model, structure, recipe)
-    fill_slots(model, structure, recipe, observed(structure, recipe))
-    pack(model, structure, recipe)
+    prepare(model, tiny_plan(recipe))
+    fill_slots(model, tiny_plan(recipe), observed(recipe))
+    pack(model, tiny_plan(recipe))
     with torch.device("meta"):
         skeleton = SamModel(tiny_config())
-    build_packed_skeleton(skeleton, structure, recipe)
+    build_packed_skeleton(skeleton, tiny_plan(recipe))
     assert all(tensor.is_meta for tensor in [*skeleton.parameters(), *skeleton.buffers()])
 
     def layout(packed: SamModel) -> dict[str, tuple[torch.Size, torch.dtype]]:
@@ -388,8 +383,8 @@ def test_the_skeleton_has_the_tensors_and_modules_of_a_packed_model(
 def test_rounding_touches_what_stays_float_and_nothing_else(structure: ModelStructure) -> None:
     for recipe in (tiny_recipe(), mixed_recipe()):
         model, original = tiny_sam(), tiny_sam()
-        round_float_parameters(model, structure, recipe)
-        packed = {f"{site.name}.weight" for site, _ in weight_sites(structure, recipe)}
+        round_float_parameters(model, tiny_plan(recipe))
+        packed = {f"{site.name}.weight" for site, _ in tiny_plan(recipe).weights}
         if recipe.extra:
             packed.add(structure.position_embedding)
         for (name, parameter), (_, before) in zip(
@@ -403,29 +398,29 @@ def test_rounding_touches_what_stays_float_and_nothing_else(structure: ModelStru
 @pytest.mark.parametrize(
     "name", ["vision_encoder.layers.0.mlp.lin1.weight", "vision_encoder.neck.layer_norm1.bias"]
 )
-def test_weights_that_are_not_finite_are_refused(structure: ModelStructure, name: str, value: float) -> None:
+def test_weights_that_are_not_finite_are_refused(name: str, value: float) -> None:
     model = tiny_sam()
     with torch.no_grad():
         model.get_parameter(name).view(-1)[3] = value
     with pytest.raises(ValueError, match=f"^{name} holds NaN or infinity".replace(".", r"\.")):
-        round_float_parameters(model, structure, tiny_recipe())
+        round_float_parameters(model, tiny_plan(tiny_recipe()))
 
 
-def test_values_beyond_float16_are_refused_where_they_stay_float(structure: ModelStructure) -> None:
+def test_values_beyond_float16_are_refused_where_they_stay_float() -> None:
     model = tiny_sam()
     with torch.no_grad():
         model.mask_decoder.upscale_conv1.weight.view(-1)[0] = -1e5
     with pytest.raises(ValueError, match=r"upscale_conv1\.weight holds 100000, which float16 cannot store"):
-        round_float_parameters(model, structure, tiny_recipe())
+        round_float_parameters(model, tiny_plan(tiny_recipe()))
     # Packed weights have scales in float32.
-    round_float_parameters(model, structure, tiny_recipe(extra={"upscaling": 8}))
+    round_float_parameters(model, tiny_plan(tiny_recipe(extra={"upscaling": 8})))
 
 
 def test_a_model_without_position_embedding_has_none_to_pack() -> None:
     config = tiny_config()
     config.vision_config.use_abs_pos = False
-    model, structure = tiny_sam(0, config), structure_of(config)
+    model = tiny_sam(0, config)
     recipe = tiny_recipe(extra={"position_embedding": 8})
-    round_float_parameters(model, structure, recipe)
-    prepare(model, structure, recipe)
-    build_packed_skeleton(tiny_sam(0, config), structure, recipe)
+    round_float_parameters(model, tiny_plan(recipe))
+    prepare(model, tiny_plan(recipe))
+    build_packed_skeleton(tiny_sam(0, config), tiny_plan(recipe))

@@ -17,7 +17,7 @@ from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_images import choose_calibration_images
 from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver, bin_edges
 from saqsam.recipes.recipe import Recipe
-from support.tiny_quantized import assert_same_outputs, tiny_data, tiny_recipe
+from support.tiny_quantized import assert_same_outputs, tiny_data, tiny_plan, tiny_recipe
 from support.tiny_sam import tiny_config, tiny_processor, tiny_sam
 
 STRUCTURE = structure_of(tiny_config())
@@ -122,14 +122,14 @@ def two_peaked(seed: int = 3) -> tuple[SamModel, dict[str, Tensor]]:
             side = torch.where(torch.rand(bias.shape, generator=generator) < 0.5, -1.0, 1.0)
             bias.copy_(8 * side)
             sides[name] = side
-    prepare(model, STRUCTURE, recipe())
+    prepare(model, tiny_plan(recipe()))
     return model, sides
 
 
 def look(model: SamModel, made: Recipe) -> dict[str, Observer]:
     data = tiny_data(2)
     images = choose_calibration_images(tiny_sam(), tiny_processor(), data, made.calibration)
-    return calibrate(model, STRUCTURE, made, images)
+    return calibrate(model, tiny_plan(made), images)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_the_folded_model_computes_the_same(seen: dict[str, Observer]) -> None:
     model, _ = two_peaked()
     original, _ = two_peaked()
     signs = {name: find_signs(STRUCTURE, seen)[name] for name in FOLDED}
-    integrate_bimodal(model, signs)
+    integrate_bimodal(model, STRUCTURE, signs)
     changed = {
         name
         for name, parameter in model.named_parameters()
@@ -195,8 +195,8 @@ def test_the_folded_model_computes_the_same(seen: dict[str, Observer]) -> None:
 def test_folding_twice_is_not_folding(seen: dict[str, Observer]) -> None:
     model, _ = two_peaked()
     signs = find_signs(STRUCTURE, seen)
-    integrate_bimodal(model, signs)
-    integrate_bimodal(model, signs)
+    integrate_bimodal(model, STRUCTURE, signs)
+    integrate_bimodal(model, STRUCTURE, signs)
     original = two_peaked()[0].state_dict()
     assert all(torch.equal(tensor, original[name]) for name, tensor in model.state_dict().items())
 
@@ -216,7 +216,7 @@ def test_merged_observers_are_those_of_the_folded_model(seen: dict[str, Observer
     signs = find_signs(STRUCTURE, seen)
     merged = merged_observers(seen, signs)
     model, _ = two_peaked()
-    integrate_bimodal(model, signs)
+    integrate_bimodal(model, STRUCTURE, signs)
     expected = look(model, recipe(bimodal=False))
     assert merged.keys() == expected.keys()
     for name, observer in merged.items():

@@ -8,19 +8,18 @@ import torch
 from torch import nn
 from transformers import SamModel
 
-from saqsam.convert.plan import activation_slots
 from saqsam.convert.prepare import Observer, prepare
 from saqsam.data.types import Dataset, Sample
 from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
 from saqsam.models.registry import structure_of
-from saqsam.models.sam.attention import PROBABILITIES, SLOTS
+from saqsam.models.structure import PROBABILITIES, SLOTS
 from saqsam.ptq.calibration import calibrate, observing
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
 from saqsam.quant.logarithmic import GranularityObserver, ValueTap
 from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver
 from saqsam.recipes.recipe import Calibration, ProbabilitySpec, Recipe
 from support.listed import Listed, scenes
-from support.tiny_quantized import tiny_data, tiny_recipe
+from support.tiny_quantized import tiny_data, tiny_plan, tiny_recipe
 from support.tiny_sam import tiny_config, tiny_processor, tiny_sam
 
 STRUCTURE = structure_of(tiny_config())
@@ -48,7 +47,7 @@ recipes = pytest.mark.parametrize("made", RECIPES.values(), ids=RECIPES)
 
 def prepared(seed: int = 0) -> SamModel:
     model = tiny_sam(seed)
-    prepare(model, STRUCTURE, recipe())
+    prepare(model, tiny_plan(recipe()))
     return model
 
 
@@ -60,13 +59,13 @@ def chosen(data: Dataset, made: Recipe | None = None) -> CalibrationImages:
 def run(data: Dataset, made: Recipe | None = None, model: SamModel | None = None) -> dict[str, Observer]:
     made = recipe(len(data)) if made is None else made
     model = prepared() if model is None else model
-    observers = calibrate(model, STRUCTURE, made, chosen(data))
+    observers = calibrate(model, tiny_plan(made), chosen(data))
     assert_empty(model)
     return observers
 
 
 def assert_empty(model: SamModel) -> None:
-    for slot in activation_slots(STRUCTURE, recipe()):
+    for slot in tiny_plan(recipe()).slots:
         assert type(model.get_submodule(slot.name)) is nn.Identity
 
 
@@ -99,7 +98,7 @@ def seen(observers: dict[str, Observer], name: str) -> int:
 @recipes
 def test_observers_are_in_the_slots_inside_the_block_alone(made: Recipe) -> None:
     model = prepared()
-    with observing(model, STRUCTURE, made) as observers:
+    with observing(model, tiny_plan(made)) as observers:
         for name, observer in observers.items():
             found = model.get_submodule(name)
             # Where somebody looks at the values on their way to the probabilities, it goes before the observer.
@@ -110,9 +109,9 @@ def test_observers_are_in_the_slots_inside_the_block_alone(made: Recipe) -> None
 @recipes
 def test_each_slot_has_the_kind_of_observer_that_its_recipe_needs(made: Recipe) -> None:
     kinds = {}
-    with observing(prepared(), STRUCTURE, made) as observers:
+    with observing(prepared(), tiny_plan(made)) as observers:
         kinds = {name: type(observer) for name, observer in observers.items()}
-    assert set(kinds) == {slot.name for slot in activation_slots(STRUCTURE, made)}
+    assert set(kinds) == {slot.name for slot in tiny_plan(made).slots}
     for site in STRUCTURE.attentions:
         for kind in SLOTS:
             found = kinds.pop(f"{site.name}.{kind}")
@@ -129,7 +128,7 @@ def test_each_slot_has_the_kind_of_observer_that_its_recipe_needs(made: Recipe) 
 def test_probabilities_are_judged_with_the_values_of_their_own_attention() -> None:
     model, made = prepared(), RECIPES["log"]
     taps = {}
-    with observing(model, STRUCTURE, made) as observers:
+    with observing(model, tiny_plan(made)) as observers:
         for site in STRUCTURE.attentions:
             observer = observers[f"{site.name}.{PROBABILITIES}"]
             assert isinstance(observer, GranularityObserver)
@@ -144,7 +143,7 @@ def test_probabilities_are_judged_with_the_values_of_their_own_attention() -> No
 @recipes
 def test_observers_are_gone_after_an_error(made: Recipe) -> None:
     model = prepared()
-    with pytest.raises(KeyError), observing(model, STRUCTURE, made) as observers:  # noqa: PT012
+    with pytest.raises(KeyError), observing(model, tiny_plan(made)) as observers:  # noqa: PT012
         assert model.get_submodule(IMAGE_INPUT) is observers[IMAGE_INPUT]
         raise KeyError
     assert_empty(model)
@@ -163,7 +162,7 @@ def test_observers_are_gone_after_an_error_in_the_data() -> None:
     images = chosen(data)
     data.is_broken = True
     with pytest.raises(OSError, match="unreadable"):
-        calibrate(model, STRUCTURE, recipe(), images)
+        calibrate(model, tiny_plan(recipe()), images)
     assert_empty(model)
 
 
@@ -174,7 +173,7 @@ def test_activations_that_are_not_finite_are_refused(made: Recipe) -> None:
         with torch.no_grad():
             model.get_submodule(layer).weight.fill_(float("inf"))
         with pytest.raises(ValueError, match="not finite while calibrating"):
-            calibrate(model, STRUCTURE, made, chosen(tiny_data()))
+            calibrate(model, tiny_plan(made), chosen(tiny_data()))
         assert_empty(model)
 
 
@@ -184,7 +183,7 @@ def test_activations_that_are_not_finite_are_refused(made: Recipe) -> None:
 def test_every_slot_sees_every_image_and_prompt() -> None:
     samples = scenes(2)
     observers = run(Listed(samples))
-    assert set(observers) == {slot.name for slot in activation_slots(STRUCTURE, recipe())}
+    assert set(observers) == {slot.name for slot in tiny_plan(recipe()).slots}
     assert all(
         isinstance(observer, HistogramObserver) and not observer.is_empty for observer in observers.values()
     )
@@ -232,7 +231,7 @@ def test_images_are_read_one_by_one() -> None:
     images = chosen(data)
     data.asked.clear()
     steps = []
-    calibrate(prepared(), STRUCTURE, recipe(3), images, lambda *step: steps.append((*step, *data.asked)))
+    calibrate(prepared(), tiny_plan(recipe(3)), images, lambda *step: steps.append((*step, *data.asked)))
     assert steps == [
         ("calibrating", 1, 3, 0),
         ("calibrating", 2, 3, 0, 1),

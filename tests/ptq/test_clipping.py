@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from transformers import SamModel
 
-from saqsam.convert.plan import activation_slots
 from saqsam.convert.prepare import fill_slots, prepare
 from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import QuantDecoderAttention
@@ -21,18 +20,19 @@ from saqsam.quant.range_observers import HistogramObserver
 from saqsam.quant.ranges import activation_parameters
 from saqsam.recipes.recipe import Clipping, Recipe
 from saqsam.recipes.specs import ClippingMeasure
-from support.tiny_quantized import tiny_data, tiny_recipe
+from support.tiny_quantized import tiny_data, tiny_plan, tiny_recipe
 from support.tiny_sam import tiny_config, tiny_processor, tiny_sam
 
 STRUCTURE = structure_of(tiny_config())
-EMPTY = {slot: nn.Identity() for slot in SEARCHED}
+EMPTY = {operand: nn.Identity() for operand in SEARCHED}
+SLOTS = ("q_proj.input_quantizer", "k_proj.input_quantizer", "query_quantizer", "key_quantizer")
 
 
 def calibrated(recipe: Recipe) -> tuple[SamModel, CalibrationImages]:
     model = tiny_sam()
     images = choose_calibration_images(model, tiny_processor(), tiny_data(), recipe.calibration)
-    prepare(model, STRUCTURE, recipe)
-    fill_slots(model, STRUCTURE, recipe, calibrate(model, STRUCTURE, recipe, images))
+    prepare(model, tiny_plan(recipe))
+    fill_slots(model, tiny_plan(recipe), calibrate(model, tiny_plan(recipe), images))
     return model, images
 
 
@@ -54,7 +54,7 @@ def random_inputs(count: int = 1, seed: int = 0) -> list[AttentionInputs]:
 
 def empty_attention() -> QuantDecoderAttention:
     model = tiny_sam()
-    prepare(model, STRUCTURE, tiny_recipe())
+    prepare(model, tiny_plan(tiny_recipe()))
     return attention_of(model)
 
 
@@ -105,7 +105,7 @@ def plain_search(
 ) -> dict[str, float]:
     """One forward of the whole attention for each candidate, softmax and all."""
     attention = copy.deepcopy(attention)
-    holders = {slot: slot.rpartition(".") for slot in SEARCHED}
+    holders = {slot: slot.rpartition(".") for slot in SLOTS}
 
     def put(slot: str, module: nn.Module) -> None:
         parent, _, child = holders[slot]
@@ -115,7 +115,7 @@ def plain_search(
         found = [probabilities(attention, query, key) for query, key in inputs]
         return [p > theta * p.amax(-1, keepdim=True) for p in found]
 
-    for slot in SEARCHED:
+    for slot in SLOTS:
         put(slot, nn.Identity())
     exact = focus()
     tensors = {
@@ -126,7 +126,7 @@ def plain_search(
     }
     chosen: dict[str, float] = {}
     for _ in range(passes):
-        for slot in SEARCHED:
+        for slot in SLOTS:
             values = torch.cat([t.flatten() for t in tensors[slot]])
             best = (math.inf, 0.0, None)
             for share in QUANTILES[::-1]:
@@ -167,7 +167,7 @@ def test_choices_are_those_of_a_plain_search(images: int, passes: int) -> None:
         )
         for name, found in kept.items()
     ]
-    for slot in activation_slots(STRUCTURE, recipe):
+    for slot in tiny_plan(recipe).slots:
         parent, _, child = slot.name.rpartition(".")
         setattr(originals.get_submodule(parent), child, nn.Identity())
     for index in range(images):
@@ -178,7 +178,7 @@ def test_choices_are_those_of_a_plain_search(images: int, passes: int) -> None:
         originals(pixel_values=for_all, input_boxes=boxes[:, None], multimask_output=False)
     for handle in handles:
         handle.remove()
-    reports = clip_attentions(model, STRUCTURE, recipe, data)
+    reports = clip_attentions(model, tiny_plan(recipe), data)
     assert [report.name for report in reports] == list(kept)
     for report in reports:
         attention = originals.get_submodule(report.name)
@@ -190,8 +190,8 @@ def test_choices_are_those_of_a_plain_search(images: int, passes: int) -> None:
 def test_the_chosen_ranges_are_in_the_slots_and_nothing_else_changes() -> None:
     recipe = tiny_recipe("saq-sam-s", "w4a4")
     model, images = calibrated(recipe)
-    before = {s.name: model.get_submodule(s.name).state_dict() for s in activation_slots(STRUCTURE, recipe)}
-    reports = clip_attentions(model, STRUCTURE, recipe, images)
+    before = {s.name: model.get_submodule(s.name).state_dict() for s in tiny_plan(recipe).slots}
+    reports = clip_attentions(model, tiny_plan(recipe), images)
     searched = set()
     for report in reports:
         for clip in report.clips:
@@ -210,7 +210,7 @@ def test_with_the_old_range_among_the_candidates_none_is_worse_at_its_own_step()
     """Greedy choices are each at least as good as the range that was there, all else being equal."""
     recipe = tiny_recipe("saq-sam-s", "w4a4", clipping=Clipping(passes=1, include_range=True))
     model, images = calibrated(recipe)
-    reports = clip_attentions(model, STRUCTURE, recipe, images)
+    reports = clip_attentions(model, tiny_plan(recipe), images)
     assert any(clip.quantile is None for report in reports for clip in report.clips)
     assert sum(report.after for report in reports) < sum(report.before for report in reports)
 
@@ -222,9 +222,9 @@ def test_ties_go_to_the_widest_range() -> None:
     query, key, value = random_inputs()[0]
     alike = key[:, :, :1].expand(-1, -1, 64, -1).contiguous()
     search = FocusSearch(attention, [(query, alike, value)], 0.5)
-    candidates = search.candidates(0, "query_quantizer", 4, symmetric=False)
+    candidates = search.candidates(0, "query", 4, symmetric=False)
     assert [share for share, _ in candidates] == sorted(QUANTILES, reverse=True)
-    assert search.best(0, "query_quantizer", [q for _, q in candidates], EMPTY) == 0
+    assert search.best(0, "query", [q for _, q in candidates], EMPTY) == 0
 
 
 # ---- outliers that leave the softmax as it was
@@ -256,8 +256,8 @@ def both_quantizers(search: FocusSearch, bits: int) -> tuple[AffineQuantizer, Af
     observer = HistogramObserver()
     observer(values)
     mse = AffineQuantizer(bits, *activation_parameters(observer, bits, symmetric=False, method="mse"))
-    candidates = [q for _, q in search.candidates(0, "query_quantizer", bits, symmetric=False)]
-    return mse, candidates[search.best(0, "query_quantizer", candidates, EMPTY)]
+    candidates = [q for _, q in search.candidates(0, "query", bits, symmetric=False)]
+    return mse, candidates[search.best(0, "query", candidates, EMPTY)]
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from saqsam.ptq.equalization import MIN_HALF_RANGE, ChannelRange, _observing, eq
 from saqsam.ptq.pipeline import quantize
 from saqsam.quant.layers import ChannelScale
 from saqsam.recipes.recipe import Calibration, Reconstruction
-from support.tiny_quantized import quantize_tiny, tiny_data, tiny_recipe
+from support.tiny_quantized import quantize_tiny, tiny_data, tiny_plan, tiny_recipe
 from support.tiny_sam import tiny_config, tiny_processor, tiny_sam
 
 STRUCTURE = structure_of(tiny_config())
@@ -140,7 +140,7 @@ def test_it_gains_where_activations_are_the_narrower_and_loses_where_weights_are
 
 def scaled(model: SamModel, images: CalibrationImages) -> SamModel:
     model = copy.deepcopy(model)
-    prepare(model, STRUCTURE, tiny_recipe("mse", input_scales=True))
+    prepare(model, tiny_plan(tiny_recipe("mse", input_scales=True)))
     scale_inputs(model, STRUCTURE, images)
     return model
 

@@ -8,11 +8,13 @@ from torch import nn
 from transformers import SamModel
 
 from saqsam.checkpoint import quantization_config_of, recipe_of
+from saqsam.convert.pack import pack_without_calibration
 from saqsam.data.scenes.dataset import ScenesDataset
 from saqsam.data.types import Sample
+from saqsam.ptq.log import QuantizationLog
 from saqsam.ptq.pipeline import quantize
 from saqsam.quant.layers import PackedLinear
-from saqsam.recipes.presets import METHODS
+from saqsam.recipes.presets import METHODS, recipe_for
 from saqsam.recipes.recipe import Calibration, QuantSpec
 from support.tiny_quantized import (
     assert_same_outputs,
@@ -228,3 +230,20 @@ def test_weights_that_are_constant_or_zero_survive() -> None:
     assert not layer.vision_encoder.layers[0].mlp.lin1.weight().any()
     torch.testing.assert_close(layer.vision_encoder.neck.conv1.weight(), torch.full((32, 32, 1, 1), 0.25))
     assert isinstance(model.vision_encoder.neck.conv1, nn.Conv2d)
+
+
+def test_weight_only_recipes_look_at_no_calibration_data() -> None:
+    class Unreadable:
+        name = "unreadable"
+
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> Sample:
+            raise AssertionError("read")
+
+    result = quantize(tiny_sam(), None, recipe_for("weight-only", "w4g16"), Unreadable())
+    assert result.log == QuantizationLog()
+    expected = tiny_sam()
+    pack_without_calibration(expected, result.recipe)
+    assert_same_outputs(result.model, expected.eval())

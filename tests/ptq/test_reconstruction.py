@@ -11,11 +11,10 @@ from transformers import SamModel
 
 import saqsam.ptq.learning
 from saqsam.convert.pack import round_float_parameters, round_weight
-from saqsam.convert.plan import activation_slots, weight_sites
 from saqsam.convert.prepare import fill_slots, prepare
 from saqsam.inference.backend import TorchBackend
-from saqsam.models.registry import structure_of
-from saqsam.models.sam.forward import embed_boxes, embed_patches, flatten_image, image_positions
+from saqsam.models.family import flatten_image
+from saqsam.models.sam.family import SamFamily
 from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
 from saqsam.ptq.log import UnitLog
@@ -33,10 +32,10 @@ from saqsam.quant.learned import RandomDrop
 from saqsam.quant.logarithmic import LogQuantizer
 from saqsam.recipes.presets import METHODS
 from saqsam.recipes.recipe import Recipe, Reconstruction
-from support.tiny_quantized import quantize_tiny, tiny_data, tiny_recipe
-from support.tiny_sam import tiny_config, tiny_processor, tiny_sam
+from support.tiny_quantized import quantize_tiny, tiny_data, tiny_plan, tiny_recipe
+from support.tiny_sam import tiny_processor, tiny_sam
 
-STRUCTURE = structure_of(tiny_config())
+FAMILY = SamFamily()
 LEARNED = [name for name, function in METHODS.items() if function(4, 4).reconstruction is not None]
 
 
@@ -51,21 +50,23 @@ def calibrated(recipe: Recipe) -> tuple[SamModel, SamModel, CalibrationImages]:
     """Model, its float reference, and images."""
     model = tiny_sam()
     images = choose_calibration_images(model, tiny_processor(), tiny_data(), recipe.calibration)
-    prepare(model, STRUCTURE, recipe)
+    prepare(model, tiny_plan(recipe))
     reference = copy.deepcopy(model)
-    fill_slots(model, STRUCTURE, recipe, calibrate(model, STRUCTURE, recipe, images))
+    fill_slots(model, tiny_plan(recipe), calibrate(model, tiny_plan(recipe), images))
     return model, reference, images
 
 
 def first_state(model: SamModel, images: CalibrationImages) -> tuple[tuple[Tensor], PromptTokens]:
     pixels, boxes = max((images[i] for i in range(len(images))), key=lambda pair: len(pair[1]))
     assert boxes.boxes is not None
-    tokens, dense = embed_boxes(model, boxes.boxes)
-    return (embed_patches(model, pixels),), PromptTokens(tokens, flatten_image(dense), image_positions(model))
+    tokens, dense = FAMILY.embed_boxes(model, boxes.boxes)
+    prompts = PromptTokens(tokens, flatten_image(dense), FAMILY.image_positions(model))
+    return (FAMILY.embed_patches(model, pixels),), prompts
 
 
 def units(**changes: object) -> list:
-    return reconstruction_units(STRUCTURE, 2, Reconstruction(**changes))
+    recipe = dataclasses.replace(tiny_recipe("saq-sam"), reconstruction=Reconstruction(**changes))
+    return reconstruction_units(tiny_plan(recipe))
 
 
 # ---- units
@@ -74,11 +75,11 @@ def units(**changes: object) -> list:
 def test_units_cover_every_quantized_layer_and_slot_once() -> None:
     recipe = tiny_recipe("saq-sam")
     for unit in ("stage", "block"):
-        parts = [unit_parameters(u, tiny_sam(), STRUCTURE, recipe) for u in units(unit=unit)]
+        parts = [unit_parameters(u, tiny_sam(), tiny_plan(recipe)) for u in units(unit=unit)]
         layers = [site.name for part in parts for site, _ in part.layers]
         slots = [slot for part in parts for slot in part.slots]
-        assert sorted(layers) == sorted(site.name for site, _ in weight_sites(STRUCTURE, recipe))
-        assert sorted(slots) == sorted(slot.name for slot in activation_slots(STRUCTURE, recipe))
+        assert sorted(layers) == sorted(site.name for site, _ in tiny_plan(recipe).weights)
+        assert sorted(slots) == sorted(slot.name for slot in tiny_plan(recipe).slots)
 
 
 def test_stages_end_at_global_attention() -> None:
@@ -233,7 +234,7 @@ def test_the_joint_unit_brings_the_masks_nearer_to_float_and_leaves_the_codes() 
                 total += float(mask_error(*answers))
         errors.append(total)
     assert errors[1] < 0.9 * errors[0]
-    for site, _ in weight_sites(STRUCTURE, recipe):
+    for site, _ in tiny_plan(recipe).weights:
         codes = [model.get_submodule(f"{site.name}.weight").unpack() for model in (before, after)]
         assert torch.equal(*codes)
 
@@ -241,7 +242,7 @@ def test_the_joint_unit_brings_the_masks_nearer_to_float_and_leaves_the_codes() 
 def test_biases_and_normalisations_are_learned_as_float16_or_left_as_they_were() -> None:
     recipe = learned_recipe(affine=True)
     model, _, _ = calibrated(recipe)
-    parts = unit_parameters(units()[0], model, STRUCTURE, recipe)
+    parts = unit_parameters(units()[0], model, tiny_plan(recipe))
     assert "vision_encoder.layers.0.layer_norm1.weight" in parts.float_parameters
     assert "vision_encoder.layers.1.attn.qkv.bias" in parts.float_parameters
     assert not any("rel_pos" in name or "layers.2." in name for name in parts.float_parameters)
@@ -268,7 +269,7 @@ def kinds(model: nn.Module) -> dict[str, str]:
 def test_a_unit_is_packed_after_learning_and_as_it_was_after_an_error() -> None:
     recipe = learned_recipe()
     model, _, _ = calibrated(recipe)
-    parts = unit_parameters(units()[0], model, STRUCTURE, recipe)
+    parts = unit_parameters(units()[0], model, tiny_plan(recipe))
     before = kinds(model)
     with pytest.raises(ZeroDivisionError), relaxed(model, parts, recipe, 0.5, torch.Generator()):  # noqa: PT012
         assert any(isinstance(module, RandomDrop) for module in model.modules())
@@ -290,11 +291,11 @@ def test_every_weight_is_one_of_its_two_neighbours_on_a_grid_of_b_bits(method: s
     quantized = quantize_tiny(recipe)
     original = tiny_sam()
     if recipe.equalized:
-        round_float_parameters(original, STRUCTURE, recipe)
+        round_float_parameters(original, tiny_plan(recipe))
         images = choose_calibration_images(original, tiny_processor(), tiny_data(), recipe.calibration)
-        prepare_equalized(original, STRUCTURE, recipe, images)
+        prepare_equalized(original, tiny_plan(recipe), images)
     moved = 0
-    for site, bits in weight_sites(STRUCTURE, recipe):
+    for site, bits in tiny_plan(recipe).weights:
         packed = quantized.get_submodule(f"{site.name}.weight")
         assert isinstance(packed, PackedTensor)
         codes = packed.unpack()
@@ -309,9 +310,7 @@ def test_every_weight_is_one_of_its_two_neighbours_on_a_grid_of_b_bits(method: s
         moved += int((codes != nearest.unpack()).sum())
     assert moved > 0
     allowed = {"AffineQuantizer", "LogQuantizer"}
-    assert {
-        type(quantized.get_submodule(s.name)).__name__ for s in activation_slots(STRUCTURE, recipe)
-    } <= allowed
+    assert {type(quantized.get_submodule(s.name)).__name__ for s in tiny_plan(recipe).slots} <= allowed
 
 
 def response_error(
@@ -327,11 +326,11 @@ def test_learning_answers_prompts_better_than_rounding_to_nearest() -> None:
     recipe = learned_recipe(bits="w3a8", steps=80, drop=0.5, warmup=0.1)
     model, reference, images = calibrated(recipe)
     nearest = copy.deepcopy(model)
-    for site, bits in weight_sites(STRUCTURE, recipe):
+    for site, bits in tiny_plan(recipe).weights:
         if site.name.startswith("vision_encoder.layers"):
             layer = nearest.get_submodule(site.name)
             layer.weight.data = round_weight(layer, bits, recipe)()
-    reconstruct(model, reference, STRUCTURE, recipe, images, memory=2**30)
+    reconstruct(model, reference, tiny_plan(recipe), images, memory=2**30)
     unit = units()[0]
     assert response_error(model, reference, images, unit) < 0.75 * response_error(
         nearest, reference, images, unit
@@ -342,10 +341,8 @@ def test_scales_are_learned_only_if_wanted_and_zero_points_never() -> None:
     for scales in (True, False):
         recipe = learned_recipe("qdrop", scales=scales)
         model, reference, images = calibrated(recipe)
-        before = {
-            s.name: copy.deepcopy(model.get_submodule(s.name)) for s in activation_slots(STRUCTURE, recipe)
-        }
-        reconstruct(model, reference, STRUCTURE, recipe, images, memory=2**30)
+        before = {s.name: copy.deepcopy(model.get_submodule(s.name)) for s in tiny_plan(recipe).slots}
+        reconstruct(model, reference, tiny_plan(recipe), images, memory=2**30)
         changed = 0
         for name, old in before.items():
             new = model.get_submodule(name)
@@ -362,8 +359,8 @@ def test_logarithmic_probabilities_keep_what_calibration_chose() -> None:
     before = {
         n: copy.deepcopy(m.state_dict()) for n, m in model.named_modules() if isinstance(m, LogQuantizer)
     }
-    assert len(before) == len(STRUCTURE.attentions)
-    reconstruct(model, reference, STRUCTURE, recipe, images, memory=2**30)
+    assert len(before) == len(tiny_plan(recipe).structure.attentions)
+    reconstruct(model, reference, tiny_plan(recipe), images, memory=2**30)
     for name, state in before.items():
         after = model.get_submodule(name).state_dict()
         assert all(torch.equal(after[key], state[key]) for key in state)
@@ -375,7 +372,7 @@ def test_two_runs_are_equal_and_the_memory_budget_changes_nothing(target: str) -
     states = []
     for memory in (2**30, 2**30, 150_000):
         model, reference, images = calibrated(recipe)
-        logs = reconstruct(model, reference, STRUCTURE, recipe, images, memory=memory)
+        logs = reconstruct(model, reference, tiny_plan(recipe), images, memory=memory)
         states.append((model.state_dict(), [log.losses for log in logs]))
     for state, losses in states[1:]:
         assert losses == states[0][1]
@@ -388,7 +385,7 @@ def test_too_little_memory_for_one_image_is_said() -> None:
     with pytest.raises(
         ValueError, match=r"memory of 0\.0 MiB is too little for .*: one image needs 0\.\d MiB"
     ):
-        reconstruct(model, reference, STRUCTURE, recipe, images, memory=100)
+        reconstruct(model, reference, tiny_plan(recipe), images, memory=100)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_unit_s_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,8 +408,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_unit_s_name(monkeypatch: pytes
         reconstruct(
             model,
             reference,
-            STRUCTURE,
-            recipe,
+            tiny_plan(recipe),
             images,
             memory=2**30,
             steps=Recorder(),
@@ -426,7 +422,7 @@ def test_progress_names_unit_loss_and_steps() -> None:
     model, reference, images = calibrated(recipe)
     seen = []
     reconstruct(
-        model, reference, STRUCTURE, recipe, images, memory=2**30, progress=lambda *step: seen.append(step)
+        model, reference, tiny_plan(recipe), images, memory=2**30, progress=lambda *step: seen.append(step)
     )
     assert [step[:3] for step in seen if step[0].startswith("2/6")] == [
         ("2/6 encoder stage 2", done, 4) for done in (1, 2, 3, 4)
@@ -449,7 +445,7 @@ def test_the_regularizer_waits_for_the_warm_up_and_then_decides() -> None:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(saqsam.ptq.learning, "_regularizer", watch)
-            reconstruct(model, reference, STRUCTURE, recipe, images, memory=2**30)
+            reconstruct(model, reference, tiny_plan(recipe), images, memory=2**30)
         share = torch.cat(shares)
         ends[weight] = float(((share < 0.01) | (share > 0.99)).float().mean())
     assert ends[1e3] > 0.8 > 2 * ends[0.0]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from saqsam.models.parts import FLOAT_PARTS
-from saqsam.recipes.catalog import EFFORTS, METHOD_SUMMARIES
+from saqsam.recipes.catalog import EFFORTS, METHOD_SUMMARIES, WEIGHT_ONLY
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.presets import METHODS, parse_bits, recipe_for, with_effort
 from saqsam.recipes.recipe import Calibration, Clipping, ProbabilitySpec, QuantSpec, Recipe, Reconstruction
@@ -177,6 +177,7 @@ def test_what_is_deployable_has_signed_bytes_integer_biases_and_row_scaled_proba
 
 def test_every_method_says_what_it_is() -> None:
     assert all(function.__doc__ for function in METHODS.values())
+    assert METHOD_SUMMARIES.keys() == {*METHODS, WEIGHT_ONLY}
     assert all(METHOD_SUMMARIES.values())
 
 

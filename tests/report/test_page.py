@@ -131,7 +131,7 @@ def test_markdown_and_json_say_the_same(tmp_path: Path) -> None:
     assert content["distributions"][0]["shares"] == [0.25, 0.7, 0.0, 0.05]
     assert content["inventory"]["name"] == "min-max-w4a4"
     assert "pictures" not in (tmp_path / "r.json").read_text()
-    with pytest.raises(ValueError, match="html, md or json, got 'pdf'"):
+    with pytest.raises(ValueError, match="expected one of html, md, json, got 'pdf'"):
         write_report(report, tmp_path / "r.pdf", "pdf")
 
 

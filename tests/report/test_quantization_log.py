@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from saqsam.convert.plan import activation_slots
-from saqsam.models.parts import PAPER_PARTS, PARTS
-from saqsam.models.registry import structure_of
+from saqsam.convert.plan import plan_quantization
+from saqsam.models.parts import PAPER_PARTS, PART_LABELS, PARTS
+from saqsam.models.registry import module_label, slot_label
 from saqsam.ptq.log import AttentionClipping, Clip, QuantizationLog, UnitLog
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.presets import METHODS, recipe_for
 from saqsam.recipes.specs import QuantSpec
-from saqsam.report.labels import PART_NAMES, describe, module_name, part_name, short_path, slot_name
+from saqsam.report.labels import describe, part_name, short_path
 from saqsam.report.log import LOG_JSON, LOG_PICTURE, KnownLog, Source, read_log, write_log
 from support.tiny_sam import tiny_config
 
@@ -63,20 +63,20 @@ def test_logs_of_earlier_versions_name_no_source(tmp_path: Path) -> None:
 
 
 def test_names() -> None:
-    assert set(PARTS) <= set(PART_NAMES)
+    assert set(PARTS) <= set(PART_LABELS)
     assert part_name("decoder.mlp") == "decoder: MLP"
-    assert module_name("vision_encoder.layers.2.attn.qkv") == "encoder block 3, attn.qkv"
-    assert module_name(ATTENTION) == "decoder layer 1, tokens to image"
+    assert module_label("vision_encoder.layers.2.attn.qkv") == "encoder block 3, attn.qkv"
+    assert module_label(ATTENTION) == "decoder layer 1, tokens to image"
     assert (
-        module_name("mask_decoder.transformer.final_attn_token_to_image.q_proj") == "final attention, q_proj"
+        module_label("mask_decoder.transformer.final_attn_token_to_image.q_proj") == "final attention, q_proj"
     )
-    assert slot_name(f"{ATTENTION}.key_quantizer") == "decoder layer 1, tokens to image: keys"
-    assert slot_name(f"{ATTENTION}.q_proj.input_quantizer") == (
+    assert slot_label(f"{ATTENTION}.key_quantizer") == "decoder layer 1, tokens to image: keys"
+    assert slot_label(f"{ATTENTION}.q_proj.input_quantizer") == (
         "decoder layer 1, tokens to image: input of the queries"
     )
-    assert slot_name("vision_encoder.neck.conv1.input_quantizer") == "neck.conv1: input"
+    assert slot_label("vision_encoder.neck.conv1.input_quantizer") == "neck.conv1: input"
     assert short_path("/a/b/model/") == "model"
-    names = [slot_name(s.name) for s in activation_slots(structure_of(tiny_config()), recipe_for("mse"))]
+    names = [slot_label(s.name) for s in plan_quantization(tiny_config(), recipe_for("mse")).slots]
     assert len(set(names)) == len(names)
 
 

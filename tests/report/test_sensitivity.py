@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from saqsam.convert.plan import weight_sites
+from saqsam.convert.plan import plan_quantization
 from saqsam.evaluation import evaluate
-from saqsam.models.registry import structure_of
 from saqsam.quant.layers import PackedTensor
 from saqsam.quant.range_observers import HistogramObserver
 from saqsam.recipes.presets import recipe_for
@@ -28,6 +27,7 @@ from support.tiny_quantized import (
     quantize_tiny,
     quantized_tiny,
     tiny_data,
+    tiny_plan,
     tiny_recipe,
 )
 from support.tiny_sam import tiny_processor, tiny_sam
@@ -52,7 +52,7 @@ def test_the_reference_computes_what_the_float_model_does_and_its_weights_are_th
         torch.testing.assert_close(after[name], expected, rtol=0.01, atol=0.02 * float(expected.abs().max()))
     recipe, quantized = tiny_recipe(method), quantized_tiny(method)
     check_reference(reference.model, quantized, recipe)
-    for site, _ in weight_sites(structure_of(quantized.config), recipe):
+    for site, _ in plan_quantization(quantized.config, recipe).weights:
         packed = quantized.get_submodule(site.name).weight
         assert isinstance(packed, PackedTensor)
         off = (packed() - reference.model.get_submodule(site.name).weight).abs()
@@ -70,17 +70,17 @@ def test_another_model_is_no_reference() -> None:
 
 def test_groups_hold_everything_that_is_quantized_once() -> None:
     recipe = tiny_recipe("min-max")
-    structure, model = structure_of(tiny_sam().config), quantized_tiny("min-max")
+    model = quantized_tiny("min-max")
     for level in ("parts", "layers"):
-        groups = find_groups(structure, recipe, level)  # type: ignore[arg-type]
+        groups = find_groups(tiny_plan(recipe), level)  # type: ignore[arg-type]
         names = [name for group in groups for name in group.modules]
         assert len(set(names)) == len(names)
         packed = {n.removesuffix(".weight") for n, m in model.named_modules() if isinstance(m, PackedTensor)}
         assert packed <= set(names)
         slots = {n for n, _ in model.named_modules() if n.endswith("_quantizer") and "input" not in n}
         assert {n for n in names if n.endswith("_quantizer")} == slots
-    assert {group.name for group in find_groups(structure, recipe, "parts")} >= {"neck", "decoder.mlp"}
-    decoder = {g.name for g in find_groups(structure, recipe, "parts") if g.is_decoder}
+    assert {group.name for group in find_groups(tiny_plan(recipe), "parts")} >= {"neck", "decoder.mlp"}
+    decoder = {g.name for g in find_groups(tiny_plan(recipe), "parts") if g.is_decoder}
     assert all(name.startswith("decoder.") for name in decoder)
     assert len(decoder) == 5
 
@@ -89,7 +89,7 @@ def test_all_groups_exchanged_is_the_other_model_and_nothing_stays() -> None:
     # Only without reconstruction of what belongs to no layer is nothing left of the model around.
     recipe, quantized = tiny_recipe("min-max"), quantize_tiny(tiny_recipe("min-max"))
     plain = make_reference(tiny_sam(), tiny_processor(), recipe, tiny_data())
-    names = [n for g in find_groups(structure_of(quantized.config), recipe, "parts") for n in g.modules]
+    names = [n for g in find_groups(plan_quantization(quantized.config, recipe), "parts") for n in g.modules]
     with exchanged(plain.model, quantized, names):
         assert_same_outputs(plain.model, quantized)
 
@@ -117,7 +117,7 @@ def test_sensitivity_by_other_means() -> None:
         assert evaluate(model, tiny_processor(), data, limit=2).metrics["prompt"]["miou"] == pytest.approx(
             expected
         )
-    for group in find_groups(structure_of(quantized.config), recipe, "parts"):
+    for group in find_groups(plan_quantization(quantized.config, recipe), "parts"):
         (entry,) = (entry for entry in found.groups if entry.name == group.name)
         for model, donor, miou in (
             (made.model, quantized, entry.alone_miou),

@@ -11,12 +11,11 @@ from transformers import SamModel
 import saqsam
 from saqsam.checkpoint import checkpoint_tensors
 from saqsam.checkpoint.dequantize import dequantized
-from saqsam.convert.plan import activation_slots
+from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import emptied
 from saqsam.evaluation.metrics.iou import mask_iou
 from saqsam.inference.backend import TorchBackend
 from saqsam.inference.prompts import Prompts
-from saqsam.models.registry import structure_of
 from saqsam.quant.integer import FLOAT_INPUT, IntegerLinear, IntMmKernel, has_fbgemm
 from saqsam.quant.layers import PackedLinear
 from saqsam.recipes.deployment import deployable
@@ -96,7 +95,7 @@ def test_the_dequantized_model_is_the_quantized_one_without_rounded_activations(
     assert type(plain.vision_encoder.layers[0].attn.qkv) is nn.Linear
     with emptied(
         model,
-        [slot.name for slot in activation_slots(structure_of(model.config), recipe)],
+        [slot.name for slot in plan_quantization(model.config, recipe).slots],
     ):
         wanted = outputs(model)
     found = outputs(plain)

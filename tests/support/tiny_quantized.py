@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from transformers import SamModel
 
+from saqsam.convert.plan import QuantizationPlan, plan_quantization
 from saqsam.data.scenes.dataset import ScenesDataset
 from saqsam.ptq.pipeline import quantize
 from saqsam.recipes.presets import recipe_for
 from saqsam.recipes.recipe import Calibration, Recipe
-from support.tiny_sam import tiny_pixels, tiny_processor, tiny_sam
+from support.tiny_sam import tiny_config, tiny_pixels, tiny_processor, tiny_sam
 
 
 def tiny_data(count: int = 2, seed: int = 7) -> ScenesDataset:
@@ -72,3 +73,8 @@ def assert_same_outputs(a: SamModel, b: SamModel) -> None:
     found, expected = outputs(a), outputs(b)
     for name in expected:
         assert torch.equal(found[name], expected[name]), name
+
+
+def tiny_plan(recipe: Recipe) -> QuantizationPlan:
+    """Plan a recipe on the tiny SAM."""
+    return plan_quantization(tiny_config(), recipe)

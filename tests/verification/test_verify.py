@@ -240,7 +240,7 @@ def test_a_decoder_of_one_mask_is_judged_by_that_mask(model: SamModel, tmp_path:
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
 def test_a_parity_that_is_no_iou_is_refused(value: float) -> None:
-    with pytest.raises(ValueError, match="--min-parity: expected a number from 0 to 1"):
+    with pytest.raises(ValueError, match="min_parity: expected a number from 0 to 1"):
         runtimes_to_judge("onnx", min_parity=value)
 
 
@@ -313,7 +313,7 @@ def test_places_that_cannot_be_written_are_refused_before_anything_is_loaded(
     def fail(*_: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("saqsam.cli.commands.load_torch", fail)
+    monkeypatch.setattr("saqsam.cli.commands.export.load_torch", fail)
     assert_refused(run("export", checkpoint, "--out", tmp_path / "file" / "out"), "is not a folder")
     assert_refused(run("export", checkpoint, "--out", tmp_path / "file", "--overwrite"), "never overwritten")
     assert_refused(run("export", checkpoint, "--out", tmp_path / "folder"), "exists", "--overwrite")

@@ -16,8 +16,9 @@ from saqsam.checkpoint.hf_quantizer import attach_quantizer, update_hash, verifi
 from saqsam.checkpoint.model_card import write_model_card
 from saqsam.checkpoint.tensors import checkpoint_tensors, read_tensors, verify_tensors
 from saqsam.convert.pack import build_packed_skeleton, complete_loading
+from saqsam.convert.plan import plan_quantization
 from saqsam.models.configuration import parse_sam_config
-from saqsam.models.registry import family_of, structure_of
+from saqsam.models.registry import family_of
 from saqsam.models.weights import SAFETENSORS, safetensors_files
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.atomic_write import atomic_folder
@@ -52,7 +53,7 @@ def save_checkpoint(
         attach_quantizer(model, stored)
         update_hash(model, tensors, processor_hash(processor))
         save_file(tensors, partial / SAFETENSORS, metadata={"format": "pt"})
-        model.config.architectures = ["SamModel"]
+        model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(partial)
         processor.save_pretrained(partial)
         write_model_card(partial, model)
@@ -128,11 +129,11 @@ def load_packed_folder(
         raise CheckpointError(f"{source}: {error}") from error
     recipe = Recipe.from_dict(quantization.recipe)
     config = parse_sam_config(raw, source)
-    structure = structure_of(config)
+    plan = plan_quantization(config, recipe)
     try:
         with torch.device("meta"):
-            model = SamModel(config)
-            build_packed_skeleton(model, structure, recipe)
+            model = family_of(config).build(config)
+            build_packed_skeleton(model, plan)
     except (ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             f"{source}: no model has this configuration: {shorten_message(error)}"
@@ -146,7 +147,7 @@ def load_packed_folder(
     model.load_state_dict(state, strict=False, assign=True)
     family_of(config).tie(model)
     model.requires_grad_(False)
-    complete_loading(model, structure, recipe)
+    complete_loading(model, plan)
     attach_quantizer(
         model,
         quantization.recipe,

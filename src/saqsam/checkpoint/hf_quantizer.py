@@ -24,10 +24,10 @@ from saqsam.convert.pack import (
     complete_loading,
     pack_without_calibration,
 )
+from saqsam.convert.plan import plan_quantization
 from saqsam.models.building import check_float_names
 from saqsam.models.configuration import check_sam_config
 from saqsam.models.processing import PROCESSOR_FILES, build_processor, load_processor
-from saqsam.models.registry import structure_of
 from saqsam.models.weights import safetensors_files
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.errors import CheckpointError
@@ -96,7 +96,7 @@ class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
             return
         recipe = Recipe.from_dict(self.quantization_config.recipe)
         try:
-            build_packed_skeleton(model, structure_of(model.config), recipe)
+            build_packed_skeleton(model, plan_quantization(model.config, recipe))
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"config.json: the recipe does not fit the model: {error}") from error
         if paths:
@@ -117,7 +117,8 @@ class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
             folder = self._first_file.parent
             if not _is_partial_download(folder):
                 verified_processor(folder, model.config, self.quantization_config)
-        complete_loading(model, structure_of(model.config), Recipe.from_dict(self.quantization_config.recipe))
+        recipe = Recipe.from_dict(self.quantization_config.recipe)
+        complete_loading(model, plan_quantization(model.config, recipe))
         use_packed_methods(model)
         return model.requires_grad_(False).to(self._compute_dtype)
 

@@ -11,6 +11,7 @@ from transformers import SamModel
 
 from saqsam.checkpoint.config import SaqsamConfig
 from saqsam.checkpoint.tensors import checkpoint_tensors
+from saqsam.models.registry import family_of
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.atomic_write import write_atomic
 
@@ -98,7 +99,7 @@ def _lines(model: SamModel, scores: Sequence[CardScore], name: str | None) -> It
         yield f"| {part} | {', '.join(width for width in widths if width)} |"
     yield f"| parameters | {parameters:,} |"
     yield f"| tensors | {stored / 1e6:.2f} MB; {4 * parameters / 1e6:.2f} MB in float32 |"
-    yield f"| input | {model.config.vision_config.image_size} px |"
+    yield f"| input | {family_of(model.config).input_spec(model.config).image_size} px |"
     yield f"| content hash | `{config.content_sha256}` |"
     yield "\n## Load it\n"
     yield from _usage(name or "path/to/this/folder")

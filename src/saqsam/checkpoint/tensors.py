@@ -16,6 +16,7 @@ from transformers import SamModel
 
 from saqsam.checkpoint.config import SaqsamConfig
 from saqsam.checkpoint.hashing import content_hash, hash_header
+from saqsam.models.registry import structure_of
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedTensor
 from saqsam.quant.logarithmic import LogQuantizer
@@ -28,7 +29,6 @@ MIN_SCALE = torch.finfo(torch.float32).tiny
 """Smallest quantization step: the reciprocal of a subnormal number overflows."""
 MAX_TAU = 32
 """Largest number of steps per octave of a logarithmic quantizer."""
-_TIED = "prompt_encoder.shared_embedding.positional_embedding"
 _FLOAT32_SUFFIX = ".scale"
 _SAFETENSORS_DTYPES = {
     torch.uint8: "U8",
@@ -42,8 +42,7 @@ def checkpoint_tensors(model: SamModel) -> dict[str, Tensor]:
     """Return the tensors of a packed model as stored: contiguous, on the CPU, floats other than scales in float16."""
     return {
         name: tensor.detach().cpu().to(_stored_dtype(name, tensor), copy=True).contiguous()
-        for name, tensor in model.state_dict().items()
-        if name != _TIED
+        for name, tensor in _stored_state(model).items()
     }
 
 
@@ -142,6 +141,12 @@ def verify_tensors(
         )
 
 
+def _stored_state(model: SamModel) -> dict[str, Tensor]:
+    """Return the state dict of a model without the copies of tied tensors."""
+    tied = structure_of(model.config).tied
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+
+
 def _stored_dtype(name: str, tensor: Tensor) -> torch.dtype:
     is_half = tensor.is_floating_point() and not name.endswith(_FLOAT32_SUFFIX)
     return torch.float16 if is_half else tensor.dtype
@@ -176,7 +181,7 @@ def _check_header(
     Returns:
         The names, sorted.
     """
-    expected = {name: tensor for name, tensor in model.state_dict().items() if name != _TIED}
+    expected = _stored_state(model)
     names = set(file.keys())
     unknown, repeated = sorted(names - expected.keys()), sorted(names & read)
     if unknown:
@@ -205,7 +210,7 @@ def _check_header(
 
 
 def _check_complete(files: Mapping[Path, set[str] | None], model: SamModel, read: AbstractSet[str]) -> None:
-    missing = model.state_dict().keys() - read - {_TIED}
+    missing = model.state_dict().keys() - read - structure_of(model.config).tied.keys()
     if missing:
         raise CheckpointError(
             f"{next(iter(files))} does not fit its recipe: it lacks {shorten_names(missing)}"

@@ -16,6 +16,7 @@ from saqsam.cli.checks import (
     check_choice,
     check_new,
     check_png,
+    check_share,
     check_tasks,
     default_masks_path,
     parse_numbers,
@@ -230,6 +231,7 @@ def export(
     that differs.
     """
     check_checkpoint(checkpoint)
+    check_share("--min-parity", min_parity)
     check_new(out_dir, overwrite=overwrite)
     with library():
         from saqsam.cli.commands.export import export

@@ -39,6 +39,12 @@ def check_choice(option: str, value: str, choices: Iterable[str]) -> None:
         raise ValueError(f"{option}: expected {alternatives(choices)}, got {value!r}")
 
 
+def check_share(option: str, value: float) -> None:
+    """Raise ValueError if the value of an option is not from 0 to 1."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{option}: expected a number from 0 to 1, got {value:g}")
+
+
 def check_checkpoint(folder: Path) -> None:
     """Raise ValueError if a folder does not exist."""
     if not folder.is_dir():

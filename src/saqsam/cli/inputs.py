@@ -1,4 +1,4 @@
-"""Models and data as commands name them."""
+"""Open models and datasets that are named on the command line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from saqsam.utils.errors import shorten
 def open_model(
     model: str, device: str, runtime: str | None, threads: int | None
 ) -> tuple[SamModel | Backend, SamProcessor, str]:
-    """Return a model of torch or an exported folder in its runtime, its processor, and the name of its recipe."""
+    """Load a model of torch, or an exported folder in its runtime, with its processor and the name of its recipe."""
     if runtime not in (None, "torch", TORCH_INTEGER) or is_export(model):
         if runtime in ("torch", TORCH_INTEGER):
             raise ValueError(f"{model} is an export; torch runs the checkpoint that it was made of")
@@ -48,16 +48,16 @@ def open_model(
 
 
 def load_torch(model: str, device: str) -> tuple[SamModel, SamProcessor]:
-    """A model of torch on a device, and its processor."""
+    """Load a model of torch to a device, with its processor."""
     with busy(f"loading {model}"):
         return load(model, device=usable_device(device))
 
 
 def usable_device(name: str) -> str:
-    """Return a device of torch after trying it out: torch finds out that one is missing only when it is used.
+    """Return a device of torch after a trial, since torch notices a missing device only when it is used.
 
     Raises:
-        ValueError: It cannot be used.
+        ValueError: The device cannot be used.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -77,7 +77,7 @@ def usable_device(name: str) -> str:
 
 
 def open_labelled(spec: str, option: str, limit: int | None, ignore_label: str = "auto") -> Dataset:
-    """A data set that can be scored on, cut to `limit` images; scenes are made longer for it."""
+    """Open a dataset to score, cut to `limit` images; scenes are generated to that number."""
     dataset = open_dataset(spec, limit=limit, ignore_label=_parse_ignore_label(ignore_label))
     if isinstance(dataset, ImageFolder):
         raise ValueError(f"{option} {spec}: images without annotations cannot be scored on")
@@ -95,7 +95,7 @@ def _parse_ignore_label(text: str) -> IgnoreLabel:
 
 
 def open_calibration(spec: str, images: int, seed: int, ignore_label: str = "auto") -> Dataset:
-    """Open what `quantize --calibration` names: all of it, to draw `images` by the seed from."""
+    """Open the calibration set of `quantize --calibration`, from which the seed draws `images`."""
     label = _parse_ignore_label(ignore_label)
     if spec == SCENES and label == "auto":
         return calibration_scenes(images, seed)
@@ -108,5 +108,5 @@ def json_bytes(content: dict[str, Any]) -> bytes:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write plain values as a JSON file that appears when it is whole."""
+    """Write plain values as a JSON file, atomically."""
     write_atomic(path, json_bytes(content))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
 from transformers import SamModel
 
 from saqsam.cli.result_tables import print_integer_layers, print_speed
@@ -38,7 +39,7 @@ class Integers:
 
 def measure_integers(model: SamModel | Backend) -> Integers:
     """Count the layers that run on integers, and time the model."""
-    assert isinstance(model, SamModel)
+    assert isinstance(model, nn.Module)
     layers = find_integer_layers(model)
     with busy("timing against float"):
         return Integers(layers, compare_with_float(model))

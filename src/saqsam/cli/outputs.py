@@ -1,4 +1,4 @@
-"""Outputs of commands: one writer at a time, staged in `TARGET.unfinished`, under their name only when whole."""
+"""Atomic outputs of commands: staged in `TARGET.unfinished` by one process, then moved to their name."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ SUFFIX = ".unfinished"
 _STAGED, _REPLACED = "staged", "replaced"
 _LOCK = "lock"
 _TEMPORARY = re.compile(rf"{_STAGED}|{_REPLACED}|{_LOCK}(-\d+)?|\..*\.partial|\.DS_Store|\._.*")
-"""What is removed at the start of a run, macOS's files among it; only the lock stays."""
+"""Files that are removed at the start of a run, macOS's own among them; only the lock stays."""
 _STEPS = re.compile(r"arguments\.json|[\w-]+\.safetensors|records-\d+\.jsonl|\d+")
-"""What an unfinished run consists of: steps of a quantization, records of an evaluation or of several models."""
+"""Files that an unfinished run may consist of: steps of a quantization, records of one model or several."""
 
 
 class Output:
-    """An output that this process alone may write.
+    """Output that this process alone may write.
 
     Attributes:
-        target: The file or folder to write.
-        unfinished: Folder on the same file system for finished steps; removed when the command succeeds.
-        staged: Path within it at which the output is made.
+        target: File or folder to write.
+        unfinished: Folder on the same file system for finished steps, removed when the command succeeds.
+        staged: Path in that folder at which the output is made.
 
     Raises:
         ValueError: The target is the root of a file system.
@@ -47,7 +47,7 @@ class Output:
         replace_file(self.staged, self.target)
 
     def place_folder(self) -> None:
-        """Put the folder that was made at `staged` under its name."""
+        """Move the folder that was made at `staged` to its name."""
         replace_folder(self.staged, self.target, self.unfinished / _REPLACED)
 
     def has_steps(self) -> bool:
@@ -113,7 +113,7 @@ def claim_output(target: Path, *, overwrite: bool, rank: int = 0) -> Iterator[Ou
 
 @contextmanager
 def claim_optional(target: Path | None, *, overwrite: bool, rank: int = 0) -> Iterator[Output | None]:
-    """Do as `claim_output` does, for an output that may not be asked for."""
+    """Hold an optional output, as `claim_output` does; yield None if there is none."""
     if target is None:
         yield None
         return
@@ -122,7 +122,7 @@ def claim_optional(target: Path | None, *, overwrite: bool, rank: int = 0) -> It
 
 
 def _check_unfinished(folder: Path) -> None:
-    """Refuse a folder that is somebody else's: it is removed when the command succeeds."""
+    """Refuse a folder with foreign files, since it is removed when the command succeeds."""
     if not folder.exists():
         return
     if not folder.is_dir():

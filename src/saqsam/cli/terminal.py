@@ -1,4 +1,4 @@
-"""What the commands share on a terminal: two consoles, progress bars, one line for wrong use."""
+"""Terminal output of the commands: two consoles, progress bars, and one-line error messages."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from saqsam.utils.progress import Progress
 _P = ParamSpec("_P")
 
 WRONG_USE = 2
-"""Exit code for wrong use and unusable input, the same that typer has for unknown options."""
+"""Exit code for wrong use and unusable input, as typer exits for unknown options."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as in shells."""
 TERMINATED = 143
 """Exit code after SIGTERM: 128 + SIGTERM."""
 MAX_LINE = 2000
-"""Characters of an error line; the longest have several paths."""
+"""Longest error line, in characters; some lines name several paths."""
 
 # Without markup and emoji codes: paths and messages may hold [brackets] and :colons:.
 out = Console(markup=False, emoji=False, highlight=False)
@@ -51,9 +51,9 @@ class Terminated(KeyboardInterrupt):
 
 
 def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
-    """Make a command report unusable input, interruptions and the library's warnings in one line each.
+    """Report unusable input, interruptions and warnings of a command in one line each.
 
-    Defects of the program keep their traceback.
+    Bugs keep their traceback.
     """
 
     @functools.wraps(command)
@@ -96,7 +96,7 @@ def _raise_on_sigterm() -> Iterator[None]:
 
 
 def _message(error: Exception) -> str | None:
-    """Describe an exception that its input or the machine explains; None for a defect of the program."""
+    """Return the message of an exception that input or the machine explains; None for a bug."""
     if isinstance(error, OSError) and error.strerror is not None:
         # File and reason, without the number.
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
@@ -129,16 +129,16 @@ def _print_line(label: str, style: str, message: str) -> None:
 
 
 def say(line: str) -> None:
-    """Print one line of a result, however long: paths stay whole."""
+    """Print one line of a result without wrapping, so that paths stay whole."""
     out.print(Text(line), soft_wrap=True)
 
 
 def result_table(*columns: str, right: int = 0) -> Table:
-    """A table narrow enough for 80 characters.
+    """Create a table that is narrow enough for 80 characters.
 
     Args:
-        columns: Headings; a table whose headings are all empty shows none.
-        right: How many columns, counted from the last, are aligned to the right.
+        columns: Headings; not shown if all are empty.
+        right: Number of right-aligned columns, counted from the last.
     """
     table = Table(
         box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False, show_header=any(columns)
@@ -151,7 +151,7 @@ def result_table(*columns: str, right: int = 0) -> Table:
 
 @contextmanager
 def busy(what: str) -> Iterator[None]:
-    """Show a spinner while the block runs, for work of unknown length; in a log, a line before and after it."""
+    """Show a spinner while the block runs, for work of unknown length; in a log, print a line before and after it."""
     if err.is_terminal:
         with err.status(Text(what)):
             yield
@@ -163,7 +163,7 @@ def busy(what: str) -> Iterator[None]:
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """Show a spinner while the library is imported; a log needs no line for that."""
+    """Show a spinner while the library is imported, on a terminal alone."""
     with err.status(Text("starting")) if err.is_terminal else nullcontext():
         yield
 
@@ -248,13 +248,13 @@ def progress_bars() -> Iterator[Bars]:
 
 
 def bar(bars: Bars, description: str, total: int, unit: str = "images") -> Progress:
-    """Add a bar.
+    """Add a progress bar.
 
     Args:
-        bars: Where to.
+        bars: Bars to add it to.
         description: Name of the phase.
         total: Number of steps, as far as it is known in advance.
-        unit: What a step is, in the plural.
+        unit: Unit of the steps, in the plural.
 
     Returns:
         A progress callback for one phase, whatever the phase is called.
@@ -279,7 +279,7 @@ STAGE_UNITS = {
     "clipping attentions": "attentions",
     "packing weights": "layers",
 }
-"""What the steps of a stage are, where they are not learning steps."""
+"""Unit of the steps of a stage, where they are not learning steps."""
 
 
 def stage_bars(bars: Bars) -> Progress:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import SamModel
 
-from saqsam.convert.plan import weight_sites
+from saqsam.convert.plan import QuantizationPlan, plan_quantization
 from saqsam.convert.position_embedding import (
     CHANNEL_AXIS,
     packed_position_embedding,
@@ -17,9 +17,7 @@ from saqsam.convert.position_embedding import (
     unpack_position_embedding,
 )
 from saqsam.convert.prepare import place_empty_quantizers, prepare
-from saqsam.models.family import replace_module
-from saqsam.models.registry import structure_of
-from saqsam.models.structure import ModelStructure, Site
+from saqsam.models.structure import Site, replace_module
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import (
     PackedLayer,
@@ -33,15 +31,17 @@ from saqsam.utils.progress import Progress
 
 
 @torch.no_grad()
-def round_float_parameters(model: SamModel, structure: ModelStructure, recipe: Recipe) -> None:
-    """Round what stays float to float16 in place, as a checkpoint stores it: so that is what is measured.
+def round_float_parameters(model: SamModel, plan: QuantizationPlan) -> None:
+    """Round parameters that stay float to float16 in place, as a checkpoint stores them.
+
+    A model is measured with the parameters that its checkpoint will hold.
 
     Raises:
-        ValueError: If a value lies outside float16, or is not finite.
+        ValueError: A value is not finite, or lies outside float16.
     """
-    packed = {f"{site.name}.weight" for site, _ in weight_sites(structure, recipe)}
-    if _position_embedding_bits(model, structure, recipe) is not None:
-        packed.add(structure.position_embedding)
+    packed = {f"{site.name}.weight" for site, _ in plan.weights}
+    if plan.position_bits is not None:
+        packed.add(plan.structure.position_embedding)
     for name, parameter in model.named_parameters():
         rounded = parameter.half()
         if not torch.isfinite(parameter).all():
@@ -53,31 +53,32 @@ def round_float_parameters(model: SamModel, structure: ModelStructure, recipe: R
         parameter.copy_(rounded)
 
 
-def pack(
-    model: SamModel, structure: ModelStructure, recipe: Recipe, progress: Progress | None = None
-) -> None:
-    """Replace what has float weights by packed codes, rounding to nearest, in place."""
-    sites = list(weight_sites(structure, recipe))
+def pack(model: SamModel, plan: QuantizationPlan, progress: Progress | None = None) -> None:
+    """Replace float weights by packed codes in place, by round-to-nearest.
+
+    Layers that reconstruction has packed stay unchanged.
+    """
+    sites = plan.weights
     for step, (site, bits) in enumerate(sites):
         layer = model.get_submodule(site.name)
         if not isinstance(layer, PackedLayer):  # a reconstructed unit is packed already
-            pack_layer(model, site.name, round_weight(layer, bits, recipe))
+            pack_layer(model, site.name, round_weight(layer, bits, plan.recipe))
         if progress is not None:
             progress("packing weights", step + 1, len(sites))
-    pack_embeddings(model, recipe)
-    if recipe.integer_biases:
-        round_biases(model, structure, recipe)
+    pack_embeddings(model, plan)
+    if plan.recipe.integer_biases:
+        round_biases(model, plan)
     model.requires_grad_(False)
 
 
 @torch.no_grad()
-def round_biases(model: SamModel, structure: ModelStructure, recipe: Recipe) -> None:
-    """Round the biases of packed layers to multiples of their products' step, in place.
+def round_biases(model: SamModel, plan: QuantizationPlan) -> None:
+    """Round the biases of packed layers to multiples of input scale times weight scale, in place.
 
-    Integer kernels add biases to sums of products of codes. Without rounded inputs there is no such step. A checkpoint
-    stores float16, so the multiples are those that are nearest to what it stores, and loading finds them again.
+    Integer kernels add biases to sums of products of codes. Layers with float inputs keep their biases. A checkpoint
+    stores float16, so biases are rounded to the multiples nearest to their float16 values, which loading finds again.
     """
-    for site, _ in weight_sites(structure, recipe):
+    for site, _ in plan.weights:
         layer = model.get_submodule(site.name)
         assert isinstance(layer, PackedLayer)
         if layer.bias is not None and isinstance(layer.input_quantizer, AffineQuantizer):
@@ -93,11 +94,11 @@ def pack_without_calibration(model: SamModel, recipe: Recipe) -> None:
         ValueError: The recipe needs calibration images, or a value of the model is not finite or beyond float16.
     """
     check_needs_no_calibration(recipe)
-    structure = structure_of(model.config)
-    structure.check(model)
-    round_float_parameters(model, structure, recipe)
-    prepare(model, structure, recipe)
-    pack(model, structure, recipe)
+    plan = plan_quantization(model.config, recipe)
+    plan.structure.check(model)
+    round_float_parameters(model, plan)
+    prepare(model, plan)
+    pack(model, plan)
 
 
 def check_needs_no_calibration(recipe: Recipe) -> None:
@@ -108,65 +109,64 @@ def check_needs_no_calibration(recipe: Recipe) -> None:
         )
 
 
-def pack_embeddings(model: SamModel, recipe: Recipe) -> None:
-    """Pack what comes before the first block: patch and position embedding, where the recipe quantizes them.
+def pack_embeddings(model: SamModel, plan: QuantizationPlan) -> None:
+    """Pack the patch and position embeddings in place, where the recipe quantizes them.
 
-    What follows can then be learned on what they will give. Packed ones stay as they are.
+    The blocks after them can then be learned on their quantized outputs. Embeddings that are packed stay unchanged.
     """
+    recipe, structure = plan.recipe, plan.structure
     bits = recipe.bits_of("patch_embedding")[0]
-    structure = structure_of(model.config)
     layer = model.get_submodule(structure.patch_embedding)
     if bits is not None and not isinstance(layer, PackedLayer):
         pack_layer(model, structure.patch_embedding, round_weight(layer, bits, recipe))
-    bits = _position_embedding_bits(model, structure, recipe)
-    if bits is not None and packed_position_embedding(model, structure) is None:
-        values = position_embedding(model, structure)
-        assert values is not None
+    bits, values = plan.position_bits, position_embedding(model, structure)
+    if bits is not None and values is not None and packed_position_embedding(model, structure) is None:
         packed = _pack_tensor(values.detach(), bits, CHANNEL_AXIS, recipe)
         place_position_embedding(model, structure, packed)
         unpack_position_embedding(model, structure)
 
 
 def round_weight(layer: nn.Module, bits: int, recipe: Recipe) -> PackedTensor:
-    """The weight of a float or quant layer on its grid, rounded to nearest."""
+    """Return the weight of a float or prepared layer as codes, by round-to-nearest."""
     assert isinstance(layer.weight, Tensor)
     return _pack_tensor(layer.weight, bits, channel_axis(layer), recipe)
 
 
 def pack_layer(model: SamModel, name: str, weight: PackedTensor) -> None:
-    """Put the packed form of the quant layer called `name` in its place."""
+    """Replace a prepared layer, by name, by its packed form."""
     layer = model.get_submodule(name)
     assert isinstance(layer.input_quantizer, nn.Module)
     replace_module(model, name, to_packed_layer(layer, weight, layer.input_quantizer).train(layer.training))
 
 
 def place_empty_weight(model: SamModel, site: Site, bits: int, group_size: int | None = None) -> None:
-    """Put a packed layer whose codes are yet to load in the place of a quant layer."""
+    """Replace a prepared layer by a packed one with codes to be loaded."""
     layer = model.get_submodule(site.name)
     assert isinstance(layer.weight, Tensor)
     empty = PackedTensor(tuple(layer.weight.shape), bits, channel_axis(layer), group_size)
     pack_layer(model, site.name, empty.to(model.device))
 
 
-def build_packed_skeleton(model: SamModel, structure: ModelStructure, recipe: Recipe) -> None:
-    """Give a model, usually on the meta device, the modules that `pack` leaves, their values yet to load."""
-    prepare(model, structure, recipe)
-    place_empty_quantizers(model, structure, recipe)
-    for site, bits in weight_sites(structure, recipe):
-        place_empty_weight(model, site, bits, recipe.weights.group_size)
-    position_bits = _position_embedding_bits(model, structure, recipe)
-    values = position_embedding(model, structure)
-    if position_bits is not None and values is not None:
-        packed = PackedTensor(tuple(values.shape), position_bits, CHANNEL_AXIS, recipe.weights.group_size)
-        place_position_embedding(model, structure, packed.to(model.device))
+def build_packed_skeleton(model: SamModel, plan: QuantizationPlan) -> None:
+    """Give a float model, usually on the meta device, the modules of a packed one, with values to be loaded."""
+    prepare(model, plan)
+    place_empty_quantizers(model, plan)
+    for site, bits in plan.weights:
+        place_empty_weight(model, site, bits, plan.recipe.weights.group_size)
+    values = position_embedding(model, plan.structure)
+    if plan.position_bits is not None and values is not None:
+        packed = PackedTensor(
+            tuple(values.shape), plan.position_bits, CHANNEL_AXIS, plan.recipe.weights.group_size
+        )
+        place_position_embedding(model, plan.structure, packed.to(model.device))
     model.requires_grad_(False)
 
 
-def complete_loading(model: SamModel, structure: ModelStructure, recipe: Recipe) -> None:
-    """What follows from a checkpoint's tensors without being stored, in place."""
-    unpack_position_embedding(model, structure)
-    if recipe.integer_biases:
-        round_biases(model, structure, recipe)
+def complete_loading(model: SamModel, plan: QuantizationPlan) -> None:
+    """Compute the values that a checkpoint does not store from its tensors, in place."""
+    unpack_position_embedding(model, plan.structure)
+    if plan.recipe.integer_biases:
+        round_biases(model, plan)
 
 
 def _pack_tensor(values: Tensor, bits: int, axis: int, recipe: Recipe) -> PackedTensor:
@@ -183,10 +183,3 @@ def _pack_tensor(values: Tensor, bits: int, axis: int, recipe: Recipe) -> Packed
     else:
         steps = group_parameters(rows, group_size, bits, **options)
     return PackedTensor.from_float(values, *steps, bits, axis, group_size)
-
-
-def _position_embedding_bits(model: SamModel, structure: ModelStructure, recipe: Recipe) -> int | None:
-    """Return the bits of the encoder's absolute position embedding; None if it stays float or the model has none."""
-    if position_embedding(model, structure) is None:
-        return None
-    return recipe.bits_of("position_embedding")[0]

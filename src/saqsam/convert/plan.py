@@ -1,33 +1,33 @@
-"""Every weight and activation that a recipe quantizes in a model."""
+"""The quantization plan: every tensor that a recipe quantizes in the models of one configuration, decided once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+from saqsam.models.family import ModelFamily
 from saqsam.models.parts import CONVOLUTIONS
-from saqsam.models.sam.attention import PROBABILITIES, SLOTS
-from saqsam.models.structure import ModelStructure, Site
+from saqsam.models.registry import family_of
+from saqsam.models.structure import PROBABILITIES, SLOTS, ModelStructure, Site
 from saqsam.recipes.recipe import Recipe
 
 LINEAR_CHANNELS = -1
 """Axis of the channels in the input of a linear layer, [..., K]."""
-
-
 IMAGE_CHANNELS = -3
 """Axis of the channels in the input of a convolution, [B, K, H, W]."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for an activation quantizer: its module name, part and bits, and which kind of quantizer.
+    """A place for an activation quantizer.
 
     Attributes:
         name: Module name.
         part: Part that it belongs to.
-        bits: Bits.
-        is_log: Whether it is logarithmic.
-        dynamic_axis: Axis of the channels where it is dynamic, else None.
+        bits: Bits of the activation.
+        is_log: Whether its quantizer is logarithmic.
+        dynamic_axis: Axis of the channels if its quantizer is dynamic, else None.
     """
 
     name: str
@@ -37,8 +37,64 @@ class Slot:
     dynamic_axis: int | None = None
 
 
-def activation_slots(structure: ModelStructure, recipe: Recipe) -> Iterator[Slot]:
-    """Every activation that the recipe quantizes."""
+class PlannedWeight(NamedTuple):
+    """A layer whose weight is quantized, and the bits of the weight."""
+
+    site: Site
+    bits: int
+
+
+@dataclass(frozen=True)
+class QuantizationPlan:
+    """What a recipe quantizes in a model.
+
+    Attributes:
+        family: Family of the model.
+        structure: Module names of the model.
+        recipe: The recipe.
+        weights: Layers with quantized weights, in the order of computation.
+        slots: Activation quantizers: inputs of layers, then operands of attention products.
+        position_bits: Bits of the absolute position embedding; None if it stays float.
+    """
+
+    family: ModelFamily
+    structure: ModelStructure
+    recipe: Recipe
+    weights: tuple[PlannedWeight, ...]
+    slots: tuple[Slot, ...]
+    position_bits: int | None
+
+
+def plan_quantization(config: Any, recipe: Recipe) -> QuantizationPlan:
+    """Plan the quantization of the models of a configuration.
+
+    Args:
+        config: Configuration of the model.
+        recipe: The recipe.
+
+    Raises:
+        ValueError: No family has this kind of model.
+    """
+    family = family_of(config)
+    structure = family.structure(config)
+    return QuantizationPlan(
+        family,
+        structure,
+        recipe,
+        weights=tuple(_plan_weights(structure, recipe)),
+        slots=(*_plan_inputs(structure, recipe), *_plan_operands(structure, recipe)),
+        position_bits=recipe.bits_of("position_embedding")[0],
+    )
+
+
+def _plan_weights(structure: ModelStructure, recipe: Recipe) -> Iterator[PlannedWeight]:
+    for site in structure.weighted_sites:
+        bits = recipe.bits_of(site.part)[0]
+        if bits is not None:
+            yield PlannedWeight(site, bits)
+
+
+def _plan_inputs(structure: ModelStructure, recipe: Recipe) -> Iterator[Slot]:
     for site in structure.weighted_sites:
         bits = recipe.bits_of(site.part)[1]
         if bits is not None:
@@ -46,21 +102,17 @@ def activation_slots(structure: ModelStructure, recipe: Recipe) -> Iterator[Slot
             if recipe.activation_spec.dynamic:
                 axis = IMAGE_CHANNELS if site.part in CONVOLUTIONS else LINEAR_CHANNELS
             yield Slot(f"{site.name}.input_quantizer", site.part, bits, dynamic_axis=axis)
+
+
+def _plan_operands(structure: ModelStructure, recipe: Recipe) -> Iterator[Slot]:
     for site in structure.attentions:
         bits = recipe.operand_bits(site.part)
         probability_bits = recipe.probability_bits(site.part)
-        if bits is not None and probability_bits is not None:
-            for slot in SLOTS:
-                if slot == PROBABILITIES:
-                    is_log = recipe.probabilities.kind == "log"
-                    yield Slot(f"{site.name}.{slot}", site.part, probability_bits, is_log)
-                else:
-                    yield Slot(f"{site.name}.{slot}", site.part, bits)
-
-
-def weight_sites(structure: ModelStructure, recipe: Recipe) -> Iterator[tuple[Site, int]]:
-    """Every layer whose weight the recipe quantizes, with its bits."""
-    for site in structure.weighted_sites:
-        bits = recipe.bits_of(site.part)[0]
-        if bits is not None:
-            yield site, bits
+        if bits is None or probability_bits is None:
+            continue
+        for slot in SLOTS:
+            if slot == PROBABILITIES:
+                is_log = recipe.probabilities.kind == "log"
+                yield Slot(f"{site.name}.{slot}", site.part, probability_bits, is_log)
+            else:
+                yield Slot(f"{site.name}.{slot}", site.part, bits)

@@ -1,7 +1,7 @@
-"""From a float `SamModel` to one with quantizer slots, and from there to one of packed codes.
+"""Prepare a float SAM for calibration, and fill its slots with quantizers afterwards.
 
-All three are `SamModel`s. What a module is says what state it is in: `nn.Linear` (float), `QuantLinear` with
-`nn.Identity` in its slots (prepared), with `AffineQuantizer`s (calibrated), `PackedLinear` (quantized).
+Float, prepared, calibrated and packed models have the same class; the type of a module tells its state: `nn.Linear`
+(float), `QuantLinear` with `nn.Identity` in its slots (prepared) or with quantizers (calibrated), `PackedLinear`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from contextlib import contextmanager
 from torch import nn
 from transformers import SamModel
 
-from saqsam.convert.plan import Slot, activation_slots, weight_sites
-from saqsam.models.family import replace_module
-from saqsam.models.registry import family_of
-from saqsam.models.structure import ModelStructure
+from saqsam.convert.plan import QuantizationPlan, Slot
+from saqsam.models.structure import replace_module
 from saqsam.quant.affine import AffineQuantizer, DynamicQuantizer
 from saqsam.quant.layers import (
     ChannelScale,
@@ -32,20 +30,24 @@ Observer = HistogramObserver | ChannelHistogramObserver | GranularityObserver
 Quantizer = AffineQuantizer | DynamicQuantizer | LogQuantizer
 
 
-def prepare(model: SamModel, structure: ModelStructure, recipe: Recipe) -> None:
-    """Give every layer and attention of the recipe empty quantizer slots, in place; outputs do not change."""
-    family = family_of(model.config)
-    for site in structure.attentions:
+def prepare(model: SamModel, plan: QuantizationPlan) -> None:
+    """Give every planned layer and attention empty quantizer slots, in place; outputs do not change.
+
+    Args:
+        model: Float model.
+        plan: Quantization plan of the run.
+    """
+    for site in plan.structure.attentions:
         attention = model.get_submodule(site.name)
-        new = family.quantizable_attention(
+        new = plan.family.quantizable_attention(
             attention,
-            quantized_rel_pos_query=recipe.quantized_rel_pos_query,
-            row_scaled=recipe.probabilities.scale == "row",
+            quantized_rel_pos_query=plan.recipe.quantized_rel_pos_query,
+            row_scaled=plan.recipe.probabilities.scale == "row",
         )
         replace_module(model, site.name, new)
-    for weighted, _ in weight_sites(structure, recipe):
+    for weighted, _ in plan.weights:
         layer = to_quant_layer(model.get_submodule(weighted.name))
-        if recipe.input_scales and weighted.name in structure.residual_readers:
+        if plan.recipe.input_scales and weighted.name in plan.structure.residual_readers:
             assert isinstance(layer, QuantLinear)
             layer.input_scale = ChannelScale(layer.in_features).to(layer.weight.device)
         replace_module(model, weighted.name, layer)
@@ -53,7 +55,7 @@ def prepare(model: SamModel, structure: ModelStructure, recipe: Recipe) -> None:
 
 @contextmanager
 def emptied(model: SamModel, names: Iterable[str]) -> Iterator[None]:
-    """Empty slots instead of their quantizers while the block runs."""
+    """Empty the named slots while the block runs, then put their quantizers back."""
     kept = {name: model.get_submodule(name) for name in names}
     for name in kept:
         replace_module(model, name, nn.Identity())
@@ -66,16 +68,25 @@ def emptied(model: SamModel, names: Iterable[str]) -> Iterator[None]:
 
 def fill_slots(
     model: SamModel,
-    structure: ModelStructure,
-    recipe: Recipe,
+    plan: QuantizationPlan,
     observers: Mapping[str, Observer],
     progress: Progress | None = None,
 ) -> None:
-    """Put a quantizer with the recipe's range into every slot, from what its observer saw."""
-    slots = list(activation_slots(structure, recipe))
+    """Put a quantizer with the range that the recipe's rule finds into every slot.
+
+    Args:
+        model: Prepared model.
+        plan: Quantization plan of the run.
+        observers: Observers by slot name; dynamic slots need none.
+        progress: Progress callback.
+
+    Raises:
+        ValueError: An observer has seen nothing, or values that are not finite.
+    """
+    slots = plan.slots
     for step, slot in enumerate(slots):
         try:
-            quantizer = _dynamic(slot) or _quantizer(observers[slot.name], slot, recipe)
+            quantizer = _dynamic(slot) or _quantizer(observers[slot.name], slot, plan.recipe)
         except ValueError as error:
             raise ValueError(f"{slot.name}: {error}") from error
         replace_module(model, slot.name, quantizer.to(model.device))
@@ -84,12 +95,12 @@ def fill_slots(
 
 
 def _dynamic(slot: Slot) -> DynamicQuantizer | None:
-    """The quantizer of a slot that needs nothing to be known; None for other slots."""
+    """Return the quantizer of a dynamic slot, or None for a static one."""
     return None if slot.dynamic_axis is None else DynamicQuantizer(slot.bits, slot.dynamic_axis)
 
 
 def _quantizer(observer: Observer, slot: Slot, recipe: Recipe) -> Quantizer:
-    """The quantizer that the recipe's rule finds for what an observer saw."""
+    """Return the quantizer that the recipe's rule finds for the values of an observer."""
     if isinstance(observer, GranularityObserver):
         return observer.quantizer()
     if isinstance(observer, ChannelHistogramObserver):
@@ -105,8 +116,8 @@ def _quantizer(observer: Observer, slot: Slot, recipe: Recipe) -> Quantizer:
     return AffineQuantizer(slot.bits, scale, zero_point)
 
 
-def place_empty_quantizers(model: SamModel, structure: ModelStructure, recipe: Recipe) -> None:
-    """Put a quantizer whose parameters are yet to load into every slot of a prepared model."""
-    for slot in activation_slots(structure, recipe):
+def place_empty_quantizers(model: SamModel, plan: QuantizationPlan) -> None:
+    """Put a quantizer with parameters to be loaded into every slot of a prepared model."""
+    for slot in plan.slots:
         empty = _dynamic(slot) or (LogQuantizer if slot.is_log else AffineQuantizer).empty(slot.bits)
         replace_module(model, slot.name, empty.to(model.device))

@@ -1,9 +1,9 @@
-"""Models beside each other on the same images and prompts: paired differences, and how alike their masks are.
+"""Compare models on the same images and prompts: paired differences, and agreement of their masks.
 
-Objects of one image are not independent: a picture that one model finds hard gives many bad masks at once. So the
-bootstrap (Efron 1979) draws whole images, with replacement, and a difference is the mean over all objects of the images
-that were drawn. Intervals are the 2.5 % and 97.5 % quantiles of 10,000 such draws. They say how sure a difference is
-for other images of this kind, not for another seed of the quantization.
+Objects of one image are not independent: an image that is hard for a model gives many bad masks at once. So the
+bootstrap (Efron 1979) draws whole images with replacement, and a difference is the mean over all objects of the drawn
+images. The 95 % confidence interval lies between the 2.5 % and 97.5 % quantiles of 10,000 draws. It covers other
+images of this kind, not another seed of the quantization.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from saqsam.utils.progress import Progress
 RESAMPLES = 10_000
 GOOD_IOU = 0.9
 _DRAWS_AT_ONCE = 2**22
-"""Numbers of images held at once while resampling."""
+"""Drawn image indices held in memory at once while resampling."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its 95 % interval.
+    """Mean with its 95 % confidence interval.
 
     Attributes:
-        mean: The mean.
-        low: Lower end; None where there are fewer than two images to draw from.
-        high: Upper end.
+        mean: Mean.
+        low: Lower end; None for fewer than two images.
+        high: Upper end; None for fewer than two images.
     """
 
     mean: float
@@ -47,15 +47,15 @@ class Interval:
 
 @dataclass(frozen=True)
 class ImageDifference:
-    """One image under two models.
+    """Values of one image under two models.
 
     Attributes:
-        index: Its place in the data set.
-        image_id: Its id.
-        file_name: Its file.
-        objects: How many objects both have values of.
-        first: Mean value over these objects for the first model.
-        other: The same for the other.
+        index: Index in the dataset.
+        image_id: Id of the image.
+        file_name: File name of the image.
+        objects: Number of objects with values under both models.
+        first: Mean value of these objects under the first model.
+        other: Mean value of these objects under the other model.
     """
 
     index: int
@@ -67,16 +67,16 @@ class ImageDifference:
 
     @property
     def difference(self) -> float:
-        """The other's mean less the first's: below 0 where the other is worse."""
+        """Mean of the other model minus that of the first: negative where the other is worse."""
         return self.other - self.first
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How alike the masks of two models are, whatever the truth is.
+    """Agreement of the masks of two models, regardless of the truth.
 
     Attributes:
-        masks: How many pairs of masks.
+        masks: Number of pairs of masks.
         iou: Mean IoU of the pairs; two empty masks are equal.
         share_above_90: Share of pairs with an IoU of at least 0.9.
     """
@@ -88,18 +88,18 @@ class Agreement:
 
 @dataclass(frozen=True)
 class TaskDifference:
-    """What one task says of two models.
+    """Difference of two models in one task.
 
     Attributes:
         task: Name of the task.
-        compared: What its values are, in words.
-        objects: How many objects both have values of.
-        first: Mean value of the first model, each object weighing the same.
-        other: Mean value of the other.
-        difference: The other's less the first's; None where the task gives no values.
-        metrics: Differences of the task's own figures, where both models have them; without intervals.
-        agreement: Of the masks; None where records hold none.
-        images: The images that both have values of, the largest loss of the other first.
+        compared: Description of its values.
+        objects: Number of objects with values under both models.
+        first: Mean value of the first model over these objects.
+        other: Mean value of the other model over these objects.
+        difference: Value of the other model minus that of the first; None where the task has no values.
+        metrics: Differences of the task's metrics, where both models have them; without intervals.
+        agreement: Agreement of the masks; None where records hold none.
+        images: Images with values under both models, the largest loss of the other first.
     """
 
     task: str
@@ -113,7 +113,7 @@ class TaskDifference:
     images: tuple[ImageDifference, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """Return all attributes as plain values."""
         content = asdict(self)
         for image, plain in zip(self.images, content["images"], strict=True):
             plain["difference"] = image.difference
@@ -122,11 +122,11 @@ class TaskDifference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several models on one data set.
+    """Evaluations of several models on one dataset.
 
     Attributes:
-        evaluations: Of each model, in the order given.
-        differences: Of each model but the first against the first, one entry a task.
+        evaluations: Evaluation of each model, in the order given.
+        differences: Differences of every other model to the first, one entry per task.
     """
 
     evaluations: tuple[Evaluation, ...]
@@ -147,20 +147,20 @@ def compare(
     """Score several models on the same images, each image read once, and compare all with the first.
 
     Args:
-        subjects: The models, two or more.
-        dataset: As for `evaluate`.
-        tasks: What to ask. Agreement needs tasks that keep masks.
-        limit: As for `evaluate`.
-        seed: Of the bootstrap.
-        unfinished: As for `evaluate_together`.
-        workers: As for `evaluate`.
-        progress: As for `evaluate`.
+        subjects: Two models or more.
+        dataset: Dataset to score, as for `evaluate`.
+        tasks: Tasks to run. Agreement needs tasks that keep masks.
+        limit: Evaluate the first `limit` images only.
+        seed: Seed of the bootstrap.
+        unfinished: Folder for records, as for `evaluate_together`.
+        workers: Threads that read images ahead.
+        progress: Progress callback, called after each image.
 
     Returns:
-        The comparison; in other processes than the first of a group, without differences.
+        The comparison; without differences on other ranks than 0.
 
     Raises:
-        ValueError: As for `evaluate`, or fewer than two models.
+        ValueError: As for `evaluate`, or there are fewer than two models.
     """
     if len(subjects) < 2:
         raise ValueError(f"models: expected at least 2 to compare, got {len(subjects)}")
@@ -178,7 +178,7 @@ def task_difference(task: Task, first: Evaluation, other: Evaluation, *, seed: i
     """Compare two evaluations of the same images in one task.
 
     Raises:
-        ValueError: They are of other images, or of other options of the task.
+        ValueError: Their images or their options of the task differ.
     """
     if first.options.get(task.name) != other.options.get(task.name):
         raise ValueError(
@@ -220,7 +220,7 @@ def task_difference(task: Task, first: Evaluation, other: Evaluation, *, seed: i
 
 
 def _means(totals: NDArray[np.float64], seed: int) -> tuple[float | None, float | None, Interval | None]:
-    """Mean of the first, of the other and of their difference, from sums and counts [I, 3] of each image."""
+    """Return both means and the interval of their difference from sums and counts [I, 3] of I images."""
     if not len(totals):
         return None, None, None
     first, other, count = totals.sum(0).tolist()
@@ -228,15 +228,12 @@ def _means(totals: NDArray[np.float64], seed: int) -> tuple[float | None, float 
 
 
 def mean_interval(sums: NDArray[np.float64], counts: NDArray[np.float64], *, seed: int = 0) -> Interval:
-    """Mean over all objects, and its 95 % interval over draws of images.
+    """Return the mean over all objects with its 95 % confidence interval over draws of images.
 
     Args:
-        sums: [I] of each image, the sum over its objects.
-        counts: [I] how many objects each has, above 0.
-        seed: Of the draws.
-
-    Returns:
-        The same for the same arguments.
+        sums: Sum over the objects of each image, [I].
+        counts: Number of objects of each image, [I], above 0.
+        seed: Seed of the draws.
     """
     mean, number = float(sums.sum() / counts.sum()), len(sums)
     if number < 2:
@@ -252,7 +249,7 @@ def mean_interval(sums: NDArray[np.float64], counts: NDArray[np.float64], *, see
 
 
 def _mask_ious(task: Task, one: Record, two: Record) -> list[float]:
-    """IoU of each mask of a record with that of the same key of another."""
+    """Compute the IoU of each mask of a record with the mask of the same key in another."""
     first, other = task.masks(one[task.name]), task.masks(two[task.name])
     return [
         1.0 if first[key] == other[key] else float(rle_ious([first[key]], [other[key]], one["size"])[0, 0])
@@ -264,12 +261,12 @@ def _mask_ious(task: Task, one: Record, two: Record) -> list[float]:
 def _agreement(ious: Sequence[float]) -> Agreement | None:
     if not ious:
         return None
-    found = np.array(ious)
-    return Agreement(len(ious), float(found.mean()), float((found >= GOOD_IOU).mean()))
+    values = np.array(ious)
+    return Agreement(len(ious), float(values.mean()), float((values >= GOOD_IOU).mean()))
 
 
 def _metric_differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:
-    """Of figures that are no counts."""
+    """Return the differences of metrics that are not counts."""
     return {
         name: other[name] - value
         for name, value in first.items()

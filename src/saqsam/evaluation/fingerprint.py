@@ -35,7 +35,8 @@ def model_identity(predictor: Predictor) -> str:
 def encoder_identity(predictor: Predictor) -> str | None:
     """Return 12 hexadecimal digits for a model's image encoder and all that prepares its input.
 
-    Two models with the same digits compute the same embeddings. None for a backend, whose parts cannot be told apart.
+    Two models with the same digits compute the same embeddings. None for other backends, whose parts cannot be told
+    apart.
     """
     backend = predictor.backend
     if not isinstance(backend, TorchBackend):
@@ -47,7 +48,7 @@ def encoder_identity(predictor: Predictor) -> str | None:
 
 
 def module_digest(module: nn.Module) -> str:
-    """12 hexadecimal digits of the structure and of all parameters and buffers of a module."""
+    """Return 12 hexadecimal digits for the structure, parameters and buffers of a module."""
     digest = hashlib.sha256(repr(module).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -56,7 +57,7 @@ def module_digest(module: nn.Module) -> str:
 
 
 def dataset_identity(dataset: Dataset) -> dict[str, Any]:
-    """Name, number of images and, where the data set has one, its `digest`."""
+    """Return name, number of images and, where the dataset has one, its `digest`."""
     return {
         "name": dataset.name,
         "images": len(dataset),

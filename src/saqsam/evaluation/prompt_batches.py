@@ -1,4 +1,4 @@
-"""How many prompts fit into a memory budget."""
+"""Number of prompts per decoder call that fits a memory budget."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from transformers import SamProcessor
 from saqsam.utils.sizes import parse_size
 
 MOST_PROMPTS = 16
-"""Beyond this a decoder hardly gains from more prompts at once."""
+"""Prompts per call beyond which a decoder hardly gets faster."""
 _PATCH = 16
 _BYTES_PER_TOKEN = 12 * 1024
-"""Peak of a decoder call for each image token of each prompt: 8 KiB measured on SAM-B in float, quantizers add."""
+"""Peak memory of a decoder call per image token and prompt: 8 KiB measured on SAM-B in float, quantizers add."""
 
 
 def prompts_within(memory: int | str, processor: SamProcessor) -> int:

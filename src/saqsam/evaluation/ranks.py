@@ -1,4 +1,4 @@
-"""Several processes that share the images of an evaluation, as `torchrun` starts them."""
+"""Processes that share the images of an evaluation, as `torchrun` starts them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch.distributed
 
 
 def rank() -> int:
-    """Number of this process, from 0; 0 where there is only one."""
+    """Return the rank of this process, from 0; 0 for a single process."""
     return torch.distributed.get_rank() if _is_group() else 0
 
 
 def launched_rank() -> int:
-    """Return the rank that `torchrun` gave this process, before it joins the others; 0 without `torchrun`."""
+    """Return the rank that `torchrun` assigned, before the process joins its group; 0 without `torchrun`."""
     return int(os.environ.get("RANK", "0")) if _launched_processes() > 1 else 0
 
 
@@ -25,12 +25,12 @@ def _launched_processes() -> int:
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return torch.distributed.get_world_size() if _is_group() else 1
 
 
 def gather(content: Any) -> list[Any] | None:
-    """What each process gives, in the order of their ranks, to rank 0; None to the others. Waits for all."""
+    """Gather one value per rank on rank 0; other ranks receive None. Waits for all ranks."""
     if world_size() == 1:
         return [content]
     gathered: list[Any] | None = [None] * world_size() if rank() == 0 else None
@@ -40,11 +40,11 @@ def gather(content: Any) -> list[Any] | None:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes that `torchrun` started while the block runs; nothing to do where it did not."""
+    """Join the processes that `torchrun` started, if any, while the block runs."""
     if _launched_processes() == 1 or _is_group():
         yield
         return
-    # gloo even beside accelerators: what is exchanged are records in main memory.
+    # gloo even with accelerators: records are exchanged from main memory.
     torch.distributed.init_process_group("gloo")
     try:
         yield

@@ -1,7 +1,7 @@
 """Records of an unfinished evaluation on disk, one line of JSON per image, so that it can be resumed.
 
-The folder is untrusted input: lines are parsed strictly and checked against the schema of each task, and each
-line has a digest of its content and all lines before it, so that an altered, missing or foreign one is noticed.
+The folder is untrusted input. Lines are parsed strictly and checked against the schema of each task. Each line has a
+digest of its content and of all lines before it, so that altered, missing and foreign lines are noticed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _START = len(_PREFIX) + _DIGEST_LENGTH + len(_MIDDLE)
 
 
 class RecordFolder:
-    """The unfinished records of an evaluation; each process writes a file of its own, and reads all.
+    """Records of an unfinished evaluation; each process writes a file of its own and reads all.
 
     Args:
-        folder: Created when the first record is written.
-        header: The model, data and tasks, as plain values.
-        count: Number of images that are evaluated.
+        folder: Folder of the records, created when the first one is written.
+        header: Model, data and tasks, as plain values.
+        count: Number of images to evaluate.
         schemas: Schema of the part of each task in a record, by its name, see `record_schema`.
-        rank: Number of this process.
+        rank: Rank of this process.
 
     Raises:
         ValueError: The folder holds records of another evaluation. It is left as it is.
@@ -94,7 +94,7 @@ class RecordFolder:
             )
 
     def _add(self, record: Record) -> None:
-        """Take a record from a file if it is one that `evaluate` writes."""
+        """Check a record from a file, and keep it."""
         schema = {
             "index": int,
             "image_id": int,
@@ -116,7 +116,7 @@ class RecordFolder:
         self.records[index] = record
 
     def append(self, record: Record) -> None:
-        """Add an image."""
+        """Write the record of an image."""
         self.folder.mkdir(parents=True, exist_ok=True)
         is_new = not self._path.is_file() or self._path.stat().st_size == 0
         content = b""

@@ -1,4 +1,4 @@
-"""Prompts made from the ground truth: a box, the point deepest inside an object, clicks where a mask is wrong."""
+"""Prompts simulated from the ground truth: boxes, the point deepest inside an object, corrective clicks."""
 
 from collections.abc import Sequence
 
@@ -10,16 +10,16 @@ from saqsam.data.types import Instance
 
 
 def interior_point(mask: NDArray[np.bool_]) -> tuple[int, int]:
-    """The pixel of a mask that is farthest from the mask's edge.
+    """Return the pixel of a mask that is farthest from the edge of the mask.
 
-    Distance is Euclidean, to the nearest pixel outside the mask; the border of the image counts as edge. Of
-    several such pixels the first in reading order is taken.
+    The distance is Euclidean, to the nearest pixel outside the mask; the border of the image counts as edge. The first
+    such pixel in reading order is taken.
 
     Args:
         mask: HW bool.
 
     Returns:
-        (x, y), the pixel's indices in the image, as SAM expects points: it adds half a pixel itself.
+        Indices (x, y) of the pixel in the image, as SAM expects points; SAM adds half a pixel itself.
 
     Raises:
         ValueError: The mask is empty.
@@ -38,20 +38,20 @@ def interior_point(mask: NDArray[np.bool_]) -> tuple[int, int]:
 
 
 def next_click(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[tuple[int, int], int] | None:
-    """The click that a careful user would make next: deepest inside the largest region where the mask is wrong.
+    """Return the corrective click of a careful user: the point deepest inside the largest wrong region.
 
-    Regions are connected over edges and corners, those that are missing apart from those that are too much. Of two
-    equally large, one that is missing comes first.
+    Regions are 8-connected, and missing regions are separate from excess ones. A missing region comes before an equally
+    large excess one.
 
     Args:
         predicted: HW bool, the mask so far; empty before the first click.
         truth: HW bool.
 
     Returns:
-        (x, y) in pixels, and its label: 1 where the object is missing, 0 where the mask is too large. None where the
+        Point (x, y) in pixels and its label: 1 where the object is missing, 0 where the mask is in excess. None if the
         mask is right everywhere.
     """
-    largest, found = 0, None
+    largest, click = 0, None
     for wrong, label in ((truth & ~predicted, 1), (predicted & ~truth, 0)):
         if not wrong.any():
             continue
@@ -59,17 +59,17 @@ def next_click(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[
         best = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
         if stats[best, cv2.CC_STAT_AREA] > largest:
             largest = int(stats[best, cv2.CC_STAT_AREA])
-            found = (interior_point(regions == best), label)
-    return found
+            click = (interior_point(regions == best), label)
+    return click
 
 
 def box_prompts(instances: Sequence[Instance]) -> NDArray[np.float64]:
-    """The boxes of P instances: [P, 4] xyxy in original-image pixels."""
+    """Return the boxes of P instances, [P, 4] xyxy in original-image pixels."""
     return np.array([instance.box for instance in instances], dtype=np.float64).reshape(-1, 4)
 
 
 def point_prompts(instances: Sequence[Instance]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """One point on each of P instances, its `interior_point`.
+    """Return the `interior_point` of each of P instances.
 
     Returns:
         Points [P, 1, 2] as x, y in original-image pixels, and their labels [P, 1], all 1.

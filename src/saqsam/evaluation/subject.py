@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from torch import nn
 from transformers import SamModel, SamProcessor
 
 from saqsam.inference.backend import Backend
@@ -31,7 +32,7 @@ class Subject:
 def in_eval_mode(subjects: Sequence[Subject]) -> Iterator[None]:
     """Put the models of all subjects in eval mode while the block runs."""
     models = (subject.model for subject in subjects)
-    training = [model for model in models if isinstance(model, SamModel) and model.training]
+    training = [model for model in models if isinstance(model, nn.Module) and model.training]
     for model in training:
         model.eval()
     try:

@@ -1,8 +1,8 @@
-"""Cutting an image that is larger than a model can see well into tiles, each box in exactly one of them.
+"""Cut large images into tiles, with each box prompt in exactly one tile.
 
-As data sets of aerial images are cut (DOTA: 1024 px with 200 px of overlap). Detectors look at every tile and then
-merge what two of them found twice. Prompts are there beforehand, so each goes to the one tile that shows it best, and
-nothing has to be merged.
+Datasets of aerial images are cut like this (DOTA: 1024 px with 200 px of overlap). Detectors process every tile and
+merge duplicate detections. Prompts are known beforehand, so each goes to the one tile that shows it best, and there
+is nothing to merge.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 
 class Tile(NamedTuple):
-    """A part of an image, xyxy in its pixels, with exclusive ends."""
+    """Part of an image, xyxy in pixels, with exclusive ends."""
 
     x0: int
     y0: int
@@ -26,13 +26,13 @@ class Tile(NamedTuple):
 def assign_tiles(
     boxes: NDArray[np.float64], size: tuple[int, int], tile: int, overlap: int
 ) -> dict[Tile, list[int]]:
-    """The tile for each box.
+    """Assign each box to a tile.
 
     Along each axis, tiles start every `tile - overlap` pixels, and the last one ends with the image. A box goes to
-    the tile that it lies in wholly, of several to the one whose centre is nearest to its own. If it lies in none
-    along an axis, it gets a tile of its own along this axis, around its centre, as far as possible within the image:
-    `tile` pixels, or its own side and `overlap` more if that is longer. What of a box is outside the image does not
-    count.
+    the tile that contains it, or to the one of several whose centre is nearest to its own. If no tile contains it
+    along an axis, it gets its own tile along this axis, around its centre, as far as possible within the image:
+    `tile` pixels, or the side of the box plus `overlap` if that is longer. Parts of a box outside the image are
+    ignored.
 
     Args:
         boxes: [P, 4] xyxy in pixels; each meets the image.
@@ -41,7 +41,7 @@ def assign_tiles(
         overlap: Pixels that neighbours share; less than `tile`.
 
     Returns:
-        Positions of boxes by tile; an image that is no larger than a tile is one. No tile is without boxes.
+        Positions of boxes by tile, without empty tiles. An image that is no larger than a tile is one tile.
     """
     height, width = size
     assigned: dict[Tile, list[int]] = {}
@@ -53,7 +53,7 @@ def assign_tiles(
 
 
 def _interval(low: float, high: float, length: int, tile: int, overlap: int) -> tuple[int, int]:
-    """The pixels that a tile takes along an axis for a box from `low` to `high`."""
+    """Return start and end of a tile along an axis for a box from `low` to `high`."""
     if length <= tile:
         return 0, length
     starts = [*range(0, length - tile, tile - overlap), length - tile]

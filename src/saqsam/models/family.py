@@ -10,11 +10,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from saqsam.models.structure import ModelStructure
+from saqsam.models.structure import InputSpec, ModelStructure
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,30 @@ class Features:
     extras: tuple[Tensor, ...] = ()
 
 
+class DecoderAttention(Protocol):
+    """A decoder attention with quantizer slots, as `ModelFamily.quantizable_attention` returns it.
+
+    Attributes:
+        scaling: Factor of the logits.
+    """
+
+    scaling: float
+
+    @property
+    def input_projections(self) -> tuple[Any, Any, Any]:
+        """Layers that compute queries, keys and values."""
+        ...
+
+    @property
+    def output_projection(self) -> Any:
+        """Layer that reads the attended values."""
+        ...
+
+    def split_heads(self, projected: Tensor) -> Tensor:
+        """Split projected values [B, P, T, C] into heads [B * P, N, T, C / N]."""
+        ...
+
+
 class AttentionMacs(NamedTuple):
     """Multiply-accumulate operations (MACs) of one call of an attention.
 
@@ -40,45 +64,6 @@ class AttentionMacs(NamedTuple):
 
     logits: int
     relative_positions: int = 0
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """Sizes of a model's inputs and outputs.
-
-    Attributes:
-        channels: Channels of the image.
-        image_size: Side of the square input in pixels.
-        patch_size: Side of a patch in pixels.
-        embedding_channels: Channels C of the image embedding.
-        masks: Masks that the decoder predicts for a prompt, the single one included.
-    """
-
-    channels: int
-    image_size: int
-    patch_size: int
-    embedding_channels: int
-    masks: int
-
-    @property
-    def grid(self) -> int:
-        """Side of the image embedding."""
-        return self.image_size // self.patch_size
-
-    @property
-    def mask_size(self) -> int:
-        """Side of the low-resolution masks."""
-        return 4 * self.grid
-
-    @property
-    def pixels(self) -> tuple[int, int, int, int]:
-        """Shape of the pixel values of one image."""
-        return (1, self.channels, self.image_size, self.image_size)
-
-    @property
-    def embedding(self) -> tuple[int, int, int, int]:
-        """Shape of the embedding of one image."""
-        return (1, self.embedding_channels, self.grid, self.grid)
 
 
 class ModelFamily(ABC):
@@ -92,11 +77,13 @@ class ModelFamily(ABC):
         name: Identifier, such as `sam`.
         label: Display name.
         model_types: Values of `model_type` in a configuration that belong to the family.
+        mask_token: Index of the single mask's token among the tokens of a prompt.
     """
 
     name: str
     label: str
     model_types: tuple[str, ...]
+    mask_token: int
 
     @abstractmethod
     def build(self, config: Any) -> Any:
@@ -286,13 +273,11 @@ class ModelFamily(ABC):
     def module_label(self, name: str) -> str:
         """Return the display name of a module, such as `encoder block 3, attn.qkv`; an unknown name is unchanged."""
 
+    @abstractmethod
+    def slot_label(self, slot: str) -> str:
+        """Return the display name of an activation slot, such as `decoder layer 1, tokens to image: keys`."""
+
 
 def flatten_image(image: Tensor) -> Tensor:
     """Turn a map [B, C, h, w] into image tokens [B, 1, h * w, C]."""
     return image.flatten(2).transpose(1, 2)[:, None]
-
-
-def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Replace the module called `name` by `new`, in place."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, new)

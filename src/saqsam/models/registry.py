@@ -38,3 +38,14 @@ def structure_of(config: Any) -> ModelStructure:
         ValueError: No family has this `model_type`.
     """
     return family_of(config).structure(config)
+
+
+def module_label(name: str) -> str:
+    """Return the display name of a module of any family; unknown names are returned."""
+    labels = (family.module_label(name) for family in FAMILIES)
+    return next((label for label in labels if label != name), name)
+
+
+def slot_label(slot: str) -> str:
+    """Return the display name of an activation slot of any family."""
+    return FAMILIES[0].slot_label(slot)

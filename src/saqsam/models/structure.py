@@ -1,4 +1,4 @@
-"""Names of a model's modules by role, the same form for every family."""
+"""The structure of a SAM: names of its modules by role, and the sizes of its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from saqsam.models.parts import DECODER_PARTS
+
+PROBABILITIES = "probability_quantizer"
+"""Slot of an attention's probabilities."""
+
+
+SLOTS = ("query_quantizer", "key_quantizer", "value_quantizer", PROBABILITIES)
+"""Slots of an attention with quantizable operands."""
 
 
 @dataclass(frozen=True)
@@ -134,3 +141,48 @@ class ModelStructure:
                 raise ValueError(
                     f"this {type(model).__name__} has no module {site.name}: expected a SAM of transformers"
                 )
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """Sizes of a model's inputs and outputs.
+
+    Attributes:
+        channels: Channels of the image.
+        image_size: Side of the square input in pixels.
+        patch_size: Side of a patch in pixels.
+        embedding_channels: Channels C of the image embedding.
+        masks: Masks that the decoder predicts for a prompt, the single one included.
+    """
+
+    channels: int
+    image_size: int
+    patch_size: int
+    embedding_channels: int
+    masks: int
+
+    @property
+    def grid(self) -> int:
+        """Side of the image embedding."""
+        return self.image_size // self.patch_size
+
+    @property
+    def mask_size(self) -> int:
+        """Side of the low-resolution masks."""
+        return 4 * self.grid
+
+    @property
+    def pixels(self) -> tuple[int, int, int, int]:
+        """Shape of the pixel values of one image."""
+        return (1, self.channels, self.image_size, self.image_size)
+
+    @property
+    def embedding(self) -> tuple[int, int, int, int]:
+        """Shape of the embedding of one image."""
+        return (1, self.embedding_channels, self.grid, self.grid)
+
+
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Replace the module called `name` by `new`, in place."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)

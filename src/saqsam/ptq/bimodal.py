@@ -53,16 +53,18 @@ def find_signs(structure: ModelStructure, observers: Mapping[str, Observer]) -> 
 
 
 @torch.no_grad()
-def integrate_bimodal(model: SamModel, signs: Mapping[str, Tensor]) -> None:
+def integrate_bimodal(model: SamModel, structure: ModelStructure, signs: Mapping[str, Tensor]) -> None:
     """Multiply the channels of queries and keys by their signs, in place; the model's output is unchanged.
 
     Args:
         model: Prepared model with float weights.
+        structure: Structure of the model.
         signs: Signs from `find_signs`.
     """
+    attentions = {site.name: site for site in structure.attentions}
     for name, sign in signs.items():
-        for projection in ("q_proj", "k_proj"):
-            layer = model.get_submodule(f"{name}.{projection}")
+        for projection in (attentions[name].query, attentions[name].key):
+            layer = model.get_submodule(projection)
             flip = sign.to(layer.weight)
             layer.weight.mul_(flip[:, None])
             layer.bias.mul_(flip)

@@ -9,29 +9,26 @@ import torch
 from torch import nn
 from transformers import SamModel
 
-from saqsam.convert.plan import Slot, activation_slots
+from saqsam.convert.plan import QuantizationPlan, Slot
 from saqsam.convert.prepare import Observer
 from saqsam.inference.backend import TorchBackend
-from saqsam.models.family import replace_module
 from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
-from saqsam.models.structure import ModelStructure
+from saqsam.models.structure import replace_module
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.quant.logarithmic import GranularityObserver, ValueTap
 from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver
-from saqsam.recipes.recipe import Recipe
 from saqsam.utils.progress import Progress
 
 
 @contextmanager
 def observing(
-    model: SamModel, structure: ModelStructure, recipe: Recipe, slots: Iterable[Slot] | None = None
+    model: SamModel, plan: QuantizationPlan, slots: Iterable[Slot] | None = None
 ) -> Iterator[dict[str, Observer]]:
     """Put observers into slots of a prepared model while the block runs; the slots are empty after it.
 
     Args:
         model: Prepared model.
-        structure: Structure of the model.
-        recipe: Recipe, which decides the kind of each observer.
+        plan: Quantization plan of the run.
         slots: Slots to observe; None for all slots of the recipe.
 
     Yields:
@@ -39,7 +36,7 @@ def observing(
     """
     observers: dict[str, Observer] = {}
     taps: dict[str, ValueTap] = {}
-    for slot in activation_slots(structure, recipe) if slots is None else slots:
+    for slot in plan.slots if slots is None else slots:
         if slot.dynamic_axis is not None:
             continue  # its range is set at run time
         site, _, kind = slot.name.rpartition(".")
@@ -48,10 +45,10 @@ def observing(
             observers[slot.name] = GranularityObserver(
                 slot.bits,
                 taps[site],
-                max_tau=recipe.probabilities.finest,
-                row_scaled=recipe.probabilities.scale == "row",
+                max_tau=plan.recipe.probabilities.finest,
+                row_scaled=plan.recipe.probabilities.scale == "row",
             )
-        elif recipe.bimodal and slot.part in TOKEN_TO_IMAGE_PARTS and kind in _BIMODAL_SLOTS:
+        elif plan.recipe.bimodal and slot.part in TOKEN_TO_IMAGE_PARTS and kind in _BIMODAL_SLOTS:
             observers[slot.name] = ChannelHistogramObserver(axes=(1, 3))
         else:
             observers[slot.name] = HistogramObserver()
@@ -76,8 +73,7 @@ _BIMODAL_SLOTS = ("query_quantizer", "key_quantizer")
 @torch.inference_mode()
 def calibrate(
     model: SamModel,
-    structure: ModelStructure,
-    recipe: Recipe,
+    plan: QuantizationPlan,
     images: CalibrationImages,
     progress: Progress | None = None,
     *,
@@ -87,8 +83,7 @@ def calibrate(
 
     Args:
         model: Prepared model.
-        structure: Structure of the model.
-        recipe: Recipe, which decides what is observed.
+        plan: Quantization plan of the run.
         images: Calibration images.
         progress: Progress callback.
         slots: Slots to observe; None for all slots of the recipe.
@@ -99,7 +94,7 @@ def calibrate(
     Raises:
         ValueError: An activation is not finite.
     """
-    with observing(model, structure, recipe, slots) as observers:
+    with observing(model, plan, slots) as observers:
         if observers:
             run_images(model, images, "calibrating", progress)
     return observers

@@ -16,21 +16,20 @@ outside of it that share the rest of a row's probability.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers import SamModel
 
-from saqsam.convert.plan import activation_slots
+from saqsam.convert.plan import QuantizationPlan
 from saqsam.convert.prepare import emptied
 from saqsam.inference.backend import TorchBackend
-from saqsam.models.family import replace_module
-from saqsam.models.parts import DECODER_PARTS
-from saqsam.models.sam.attention import QuantDecoderAttention
-from saqsam.models.structure import ModelStructure
+from saqsam.models.family import DecoderAttention
+from saqsam.models.structure import replace_module
 from saqsam.ptq.calibration_images import CalibrationImages
-from saqsam.ptq.focus_search import SEARCHED, AttentionInputs, FocusSearch
+from saqsam.ptq.focus_search import SEARCHED, AttentionInputs, FocusSearch, searched_slots
 from saqsam.ptq.log import AttentionClipping, Clip
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.recipes.recipe import Recipe
@@ -40,8 +39,7 @@ from saqsam.utils.progress import Progress
 @torch.no_grad()
 def clip_attentions(
     model: SamModel,
-    structure: ModelStructure,
-    recipe: Recipe,
+    plan: QuantizationPlan,
     images: CalibrationImages,
     progress: Progress | None = None,
 ) -> list[AttentionClipping]:
@@ -49,36 +47,37 @@ def clip_attentions(
 
     Args:
         model: Calibrated model with float weights; its quantizers are replaced in place.
-        structure: Structure of the model.
-        recipe: Recipe with `clipping`.
+        plan: Quantization plan of the run.
         images: Calibration images.
         progress: Progress callback.
 
     Returns:
         The ranges chosen for each attention of the decoder.
     """
-    spec = recipe.clipping
+    spec = plan.recipe.clipping
     assert spec is not None
-    sites = [site for site in structure.attentions if site.part in DECODER_PARTS]
-    bits = {slot.name: slot.bits for slot in activation_slots(structure, recipe)}
+    sites = plan.structure.decoder_attentions
+    bits = {slot.name: slot.bits for slot in plan.slots}
     count = min(spec.images, len(images))
     with emptied(model, bits):
         inputs = [attention_inputs(model, [site.name for site in sites], images, i) for i in range(count)]
     clippings = []
     for step, site in enumerate(sites):
-        attention = model.get_submodule(site.name)
-        assert isinstance(attention, QuantDecoderAttention)
+        attention = cast(DecoderAttention, model.get_submodule(site.name))
         search = FocusSearch(attention, [image.pop(site.name) for image in inputs], spec.theta, spec.measure)
-        names = {slot: f"{site.name}.{slot}" for slot in SEARCHED}
-        slot_bits = {slot: bits[name] for slot, name in names.items()}
-        calibrated: dict[str, nn.Module] = {slot: model.get_submodule(name) for slot, name in names.items()}
-        chosen, clips = _search_ranges(search, calibrated, slot_bits, recipe)
-        for slot, name in names.items():
-            replace_module(model, name, chosen[slot])
+        slots = searched_slots(site)
+        operand_bits = {operand: bits[slot] for operand, slot in slots.items()}
+        calibrated: dict[str, nn.Module] = {o: model.get_submodule(slot) for o, slot in slots.items()}
+        chosen, quantiles = _search_ranges(search, calibrated, operand_bits, plan.recipe)
+        for operand, slot in slots.items():
+            replace_module(model, slot, chosen[operand])
         clippings.append(
             AttentionClipping(
                 name=site.name,
-                clips=clips,
+                clips=tuple(
+                    Clip(slot.removeprefix(f"{site.name}."), quantiles[operand], *chosen[operand].range)
+                    for operand, slot in slots.items()
+                ),
                 before=search.deviation(search.side(0, calibrated), search.side(1, calibrated)),
                 after=search.deviation(search.side(0, chosen), search.side(1, chosen)),
             )
@@ -89,44 +88,45 @@ def clip_attentions(
 
 
 def _search_ranges(
-    search: FocusSearch, calibrated: dict[str, nn.Module], bits: dict[str, int], recipe: Recipe
-) -> tuple[dict[str, nn.Module], tuple[Clip, ...]]:
+    search: FocusSearch, calibrated: Mapping[str, nn.Module], bits: Mapping[str, int], recipe: Recipe
+) -> tuple[dict[str, AffineQuantizer], dict[str, float | None]]:
     """Search the ranges of one attention.
 
     Args:
         search: Search on the attention.
-        calibrated: Calibrated quantizers by slot.
-        bits: Bits by slot.
+        calibrated: Calibrated quantizers by operand.
+        bits: Bits by operand.
         recipe: Recipe with `clipping`.
 
     Returns:
-        The chosen quantizers by slot, and their ranges in the order of `SEARCHED`.
+        The chosen quantizers and the quantiles of their ranges by operand; None where the calibrated range was kept.
     """
     spec = recipe.clipping
     assert spec is not None
-    chosen: dict[str, nn.Module] = {slot: nn.Identity() for slot in SEARCHED}
-    clips: dict[str, Clip] = {}
-    for slot, side in _search_order(spec.passes):
+    current: dict[str, nn.Module] = {operand: nn.Identity() for operand in SEARCHED}
+    chosen: dict[str, AffineQuantizer] = {}
+    quantiles: dict[str, float | None] = {}
+    for operand, side in _search_order(spec.passes):
         candidates: list[tuple[float | None, AffineQuantizer]] = [
-            *search.candidates(side, slot, bits[slot], symmetric=recipe.activation_spec.symmetric)
+            *search.candidates(side, operand, bits[operand], symmetric=recipe.activation_spec.symmetric)
         ]
         if spec.include_range:
-            quantizer = calibrated[slot]
+            quantizer = calibrated[operand]
             assert isinstance(quantizer, AffineQuantizer)
             candidates.append((None, quantizer))
             # Widest first, since ties go to the first.
             candidates.sort(key=lambda candidate: candidate[1].range[0] - candidate[1].range[1])
-        best = search.best(side, slot, [quantizer for _, quantizer in candidates], chosen)
-        quantile, chosen[slot] = candidates[best]
-        clips[slot] = Clip(slot, quantile, *candidates[best][1].range)
-    return chosen, tuple(clips[slot] for slot in SEARCHED)
+        best = search.best(side, operand, [quantizer for _, quantizer in candidates], current)
+        quantiles[operand], chosen[operand] = candidates[best]
+        current[operand] = chosen[operand]
+    return chosen, quantiles
 
 
 def _search_order(passes: int) -> Iterator[tuple[str, int]]:
-    """Yield slot and side (0 query, 1 key) in the order of the search."""
+    """Yield operand and side (0 query, 1 key) in the order of the search."""
     for _ in range(passes):
-        for position, slot in enumerate(SEARCHED):
-            yield slot, position % 2
+        for position, operand in enumerate(SEARCHED):
+            yield operand, position % 2
 
 
 def attention_inputs(

@@ -29,8 +29,7 @@ import torch
 from torch import Tensor, nn
 from transformers import SamModel
 
-from saqsam.models.parts import DECODER_PARTS
-from saqsam.models.structure import ModelStructure
+from saqsam.models.structure import AttentionSite, ModelStructure
 from saqsam.ptq.calibration import run_images
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.quant.layers import ChannelScale, QuantLinear
@@ -91,27 +90,20 @@ def equalize(
     """
     with _observing(model, structure) as ranges:
         run_images(model, images, "equalizing channels", progress)
-    vision = model.config.vision_config
-    grid = vision.image_size // vision.patch_size
-    for index, block in enumerate(model.vision_encoder.layers):
-        name = f"vision_encoder.layers.{index}"
-        # Windows that do not fit the grid are filled up with zeros after the normalisation: those cannot be moved.
-        is_padded = bool(block.window_size) and grid % block.window_size != 0
-        _equalize_norm(
-            block.layer_norm1, block.attn.qkv, ranges[f"{name}.attn.qkv input"], moves=not is_padded
-        )
-        _equalize_norm(block.layer_norm2, block.mlp.lin1, ranges[f"{name}.mlp.lin1 input"])
-        _equalize_encoder_attention(block.attn, ranges[f"{name}.attn.qkv output"])
-    neck = model.vision_encoder.neck
-    _equalize_norm(neck.layer_norm1, neck.conv2, ranges["vision_encoder.neck.conv2 input"], moves=False)
+    for pair in structure.normalized_layers:
+        norm, layer = model.get_submodule(pair.norm), model.get_submodule(pair.layer)
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        _equalize_norm(norm, layer, ranges[f"{pair.layer} input"], shifts=pair.shifts)
     for site in structure.attentions:
-        if site.part in DECODER_PARTS:
-            _equalize_decoder_attention(model.get_submodule(site.name), ranges, site.name)
-    for index, layer in enumerate(model.mask_decoder.transformer.layers):
-        hidden = ranges[f"mask_decoder.transformer.layers.{index}.mlp.lin2 input"]
+        if site.is_fused:
+            _equalize_fused_attention(model, site, ranges)
+        else:
+            _equalize_attention(model, site, ranges)
+    for mlp in structure.relu_mlps:
+        hidden = ranges[f"{mlp.second} input"]
         factor = hidden.half / hidden.half.mean()
-        _scale_outputs(layer.mlp.lin1, 1 / factor)
-        _scale_inputs(layer.mlp.lin2, factor)
+        _scale_outputs(model.get_submodule(mlp.first), 1 / factor)
+        _scale_inputs(model.get_submodule(mlp.second), factor)
 
 
 @torch.no_grad()
@@ -142,12 +134,13 @@ def scale_inputs(
 
 
 def _equalize_norm(
-    norm: nn.Module, layer: nn.Linear | nn.Conv2d, observed: ChannelRange, *, moves: bool = True
+    norm: nn.Module, layer: nn.Linear | nn.Conv2d, observed: ChannelRange, *, shifts: bool
 ) -> None:
+    """Move channel factors and, if it `shifts`, offsets from a normalization to the layer that reads it."""
     assert isinstance(norm.weight, Tensor)
     assert isinstance(norm.bias, Tensor)
     factor = observed.half / observed.half.mean()
-    if moves:
+    if shifts:
         assert layer.bias is not None
         layer.bias.add_(layer.weight @ observed.middle)
         norm.bias.sub_(observed.middle)
@@ -156,10 +149,12 @@ def _equalize_norm(
     _scale_inputs(layer, factor)
 
 
-def _equalize_encoder_attention(attention: nn.Module, observed: ChannelRange) -> None:
-    qkv, proj = attention.qkv, attention.proj
-    assert isinstance(qkv, nn.Linear)
-    assert isinstance(proj, nn.Linear)
+def _equalize_fused_attention(
+    model: SamModel, site: AttentionSite, ranges: Mapping[str, ChannelRange]
+) -> None:
+    """Equalize an encoder attention; its queries keep their scale, as relative positions are computed from them."""
+    qkv, proj = _linear(model, site.query), _linear(model, site.output)
+    observed = ranges[f"{site.query} output"]
     channels = qkv.out_features // 3
     keys, values = slice(channels, 2 * channels), slice(2 * channels, 3 * channels)
     if qkv.bias is not None:
@@ -171,13 +166,12 @@ def _equalize_encoder_attention(attention: nn.Module, observed: ChannelRange) ->
     _scale_inputs(proj, factor)
 
 
-def _equalize_decoder_attention(attention: nn.Module, ranges: Mapping[str, ChannelRange], name: str) -> None:
+def _equalize_attention(model: SamModel, site: AttentionSite, ranges: Mapping[str, ChannelRange]) -> None:
+    """Equalize a decoder attention with layers of their own for queries, keys and values."""
     query, key, value, output = (
-        _linear(attention, projection) for projection in ("q_proj", "k_proj", "v_proj", "out_proj")
+        _linear(model, name) for name in (site.query, site.key, site.value, site.output)
     )
-    queries, keys, values = (
-        ranges[f"{name}.{projection} output"] for projection in ("q_proj", "k_proj", "v_proj")
-    )
+    queries, keys, values = (ranges[f"{name} output"] for name in (site.query, site.key, site.value))
     key.bias.sub_(keys.middle)
     factor = (keys.half / queries.half).sqrt()
     _scale_outputs(query, factor)
@@ -189,8 +183,8 @@ def _equalize_decoder_attention(attention: nn.Module, ranges: Mapping[str, Chann
     _scale_inputs(output, factor)
 
 
-def _linear(parent: nn.Module, name: str) -> nn.Linear:
-    layer = parent.get_submodule(name)
+def _linear(model: SamModel, name: str) -> nn.Linear:
+    layer = model.get_submodule(name)
     assert isinstance(layer, nn.Linear)
     return layer
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import SamModel
 
 from saqsam.checkpoint.tensors import MAX_SCALE, MAX_TAU, MIN_SCALE
-from saqsam.models.parts import DECODER_PARTS
 from saqsam.models.structure import ModelStructure
 from saqsam.ptq.journal import damaged_step
 from saqsam.utils.errors import shorten
@@ -54,11 +53,11 @@ def check_signs(signs: Mapping[str, Tensor], model: SamModel, structure: ModelSt
         CheckpointError: There is no such attention in the decoder, or a tensor holds other values than signs.
     """
     # The encoder's attentions have one projection for all three operands, and no signs.
-    known = {site.name for site in structure.attentions if site.part in DECODER_PARTS}
+    known = {site.name: site for site in structure.decoder_attentions}
     for name, sign in signs.items():
         if name not in known:
             raise damaged_step(path, f"it has signs of the unknown attention {shorten(name)}")
-        channels = model.get_submodule(f"{name}.q_proj").weight.shape[0]
+        channels = model.get_submodule(known[name].query).weight.shape[0]
         check_tensor(f"signs of {name}", sign, torch.zeros(channels, dtype=torch.int8), path)
         if not (sign.abs() == 1).all():
             raise damaged_step(path, f"signs of {name}: expected 1 and -1, found other values")

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saqsam.models.sam.attention import QuantDecoderAttention
+from saqsam.models.family import DecoderAttention
+from saqsam.models.structure import AttentionSite
 from saqsam.quant.affine import AffineQuantizer, affine_parameters
 from saqsam.recipes.specs import ClippingMeasure
 
@@ -28,8 +29,20 @@ QUANTILES = (
     .995, .997, .999, .9993, .9995, .9997, .9999, .99999,
 )
 # fmt: on
-SEARCHED = ("q_proj.input_quantizer", "k_proj.input_quantizer", "query_quantizer", "key_quantizer")
-"""Slots of an attention whose ranges are searched, in the order of the search; query and key side alternate."""
+SEARCHED = ("query input", "key input", "query", "key")
+"""Operands of an attention whose ranges are searched, in the order of the search; query and key side alternate."""
+
+
+def searched_slots(site: AttentionSite) -> dict[str, str]:
+    """Return the module name of the quantizer slot of each operand in `SEARCHED`."""
+    slots = (
+        f"{site.query}.input_quantizer",
+        f"{site.key}.input_quantizer",
+        f"{site.name}.query_quantizer",
+        f"{site.name}.key_quantizer",
+    )
+    return dict(zip(SEARCHED, slots, strict=True))
+
 
 AttentionInputs = tuple[Tensor, Tensor, Tensor]
 """Inputs of the query, key and value projections of an attention."""
@@ -50,22 +63,22 @@ class FocusSearch:
 
     def __init__(
         self,
-        attention: QuantDecoderAttention,
+        attention: DecoderAttention,
         inputs: Sequence[AttentionInputs],
         theta: float,
         measure: ClippingMeasure = "focus",
     ) -> None:
         self.attention, self.margin, self.measure = attention, math.log(theta), measure
-        layers = (attention.q_proj, attention.k_proj, attention.v_proj)
+        layers = attention.input_projections
         self.inputs = [
             tuple(layer.input_scale(tensor) for layer, tensor in zip(layers, tensors, strict=True))
             for tensors in inputs
         ]
-        empty = {slot: nn.Identity() for slot in SEARCHED}
+        empty = {operand: nn.Identity() for operand in SEARCHED}
         sides = list(zip(self.side(0, empty), self.side(1, empty), strict=True))
         self.focus = [self._focus(query, key) for query, key in sides]
         if measure == "output":
-            self.values = [self._heads(attention.v_proj, value) for _, _, value in self.inputs]
+            self.values = [self._heads(attention.input_projections[2], value) for _, _, value in self.inputs]
             self.outputs = [
                 self._attend(query, key, value)
                 for (query, key), value in zip(sides, self.values, strict=True)
@@ -76,7 +89,7 @@ class FocusSearch:
 
         Args:
             index: 0 for queries, 1 for keys.
-            quantizers: Quantizers by slot.
+            quantizers: Quantizers by operand.
 
         Returns:
             [P or 1, N, T, D] for each image.
@@ -110,20 +123,20 @@ class FocusSearch:
         return total / len(self.outputs)
 
     def candidates(
-        self, index: int, slot: str, bits: int, *, symmetric: bool
+        self, index: int, operand: str, bits: int, *, symmetric: bool
     ) -> list[tuple[float, AffineQuantizer]]:
         """Return the candidates for a slot, widest first.
 
         Args:
-            index: Side of the slot: 0 for queries, 1 for keys.
-            slot: Name of the slot, one of `SEARCHED`.
+            index: Side of the operand: 0 for queries, 1 for keys.
+            operand: Operand whose range is searched, one of `SEARCHED`.
             bits: Bits of the quantizers.
             symmetric: Whether the zero point is fixed at the middle code.
 
         Returns:
             Quantile and quantizer of each candidate.
         """
-        if slot.endswith("input_quantizer"):
+        if operand.endswith("input"):
             tensors = [inputs[index] for inputs in self.inputs]
         else:
             tensors = self.side(index, {name: nn.Identity() for name in SEARCHED})
@@ -139,25 +152,25 @@ class FocusSearch:
     def best(
         self,
         index: int,
-        slot: str,
+        operand: str,
         candidates: Sequence[AffineQuantizer],
         quantizers: Mapping[str, nn.Module],
     ) -> int:
         """Return the index of the candidate with the least error; ties go to the first.
 
         Args:
-            index: Side of the slot: 0 for queries, 1 for keys.
-            slot: Name of the slot, one of `SEARCHED`.
-            candidates: Quantizers to try in the slot.
-            quantizers: Quantizers of the other slots.
+            index: Side of the operand: 0 for queries, 1 for keys.
+            operand: Operand whose range is searched, one of `SEARCHED`.
+            candidates: Quantizers to try for the operand.
+            quantizers: Quantizers of the other operands.
         """
         other = self.side(1 - index, quantizers)
-        is_input = slot.endswith("input_quantizer")
+        is_input = operand.endswith("input")
         images = range(len(self.inputs))
         projected = None if is_input else [self._project(index, i, quantizers) for i in images]
         errors = []
         for candidate in candidates:
-            chosen = {**quantizers, slot: candidate}
+            chosen = {**quantizers, operand: candidate}
             if projected is None:
                 this = self.side(index, chosen)
             else:
@@ -166,14 +179,14 @@ class FocusSearch:
         return int(np.argmin(errors))
 
     def _project(self, index: int, image: int, quantizers: Mapping[str, nn.Module]) -> Tensor:
-        layer = (self.attention.q_proj, self.attention.k_proj)[index]
+        layer = self.attention.input_projections[index]
         values = quantizers[SEARCHED[index]](self.inputs[image][index])
         return self._heads(layer, values)
 
     def _heads(self, layer: nn.Linear, values: Tensor) -> Tensor:
         """Return the projection [P or 1, N, T, D] of values that are scaled and quantized already."""
         projected = nn.functional.linear(values, layer.weight, layer.bias)
-        return self.attention._separate_heads(projected, self.attention.num_attention_heads)  # type: ignore[no-any-return]
+        return self.attention.split_heads(projected)
 
     def _output(self, index: int, projected: Tensor, quantizers: Mapping[str, nn.Module]) -> Tensor:
         quantized: Tensor = quantizers[SEARCHED[2 + index]](projected)
@@ -183,7 +196,7 @@ class FocusSearch:
         """Return the attention's output [P, Q, C], projected, without the bias of the projection."""
         logits = (query @ key.transpose(-2, -1)) * self.attention.scaling
         attended = (logits.softmax(-1) @ value).transpose(1, 2).flatten(2)
-        return nn.functional.linear(attended, self.attention.out_proj.weight)
+        return nn.functional.linear(attended, self.attention.output_projection.weight)
 
     def _focus(self, query: Tensor, key: Tensor) -> Tensor:
         """Return the focus masks, bool [P, N, Q, K]."""

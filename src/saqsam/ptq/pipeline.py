@@ -11,13 +11,12 @@ from pathlib import Path
 from transformers import SamModel, SamProcessor
 
 from saqsam.checkpoint import attach_quantizer, processor_hash, quantization_config_of
-from saqsam.convert.pack import pack, pack_embeddings, round_float_parameters
+from saqsam.convert.pack import pack, pack_embeddings, pack_without_calibration, round_float_parameters
+from saqsam.convert.plan import QuantizationPlan, plan_quantization
 from saqsam.convert.prepare import fill_slots, prepare
 from saqsam.data.detections import Detections
 from saqsam.data.open import DatasetSource
 from saqsam.models.processing import build_processor
-from saqsam.models.registry import structure_of
-from saqsam.models.structure import ModelStructure
 from saqsam.ptq.bimodal import find_signs, integrate_bimodal, merged_observers
 from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_data import open_calibration
@@ -59,7 +58,7 @@ def quantize(
         recipe: Recipe, or the name of a method, which gives `saqsam.recipe_for(name)`.
         calibration: Calibration data: a name, a path, a list of images, or a dataset. The boxes of annotated objects
             are the prompts; images without annotations are prompted by the model's own confident masks. `"scenes"` are
-            bundled scenes other than those for evaluation.
+            bundled scenes other than those for evaluation. Recipes that quantize weights alone use no data.
         detections: Detected boxes on these images, to use as prompts instead.
         memory: Memory for captured activations, for methods that learn, in bytes or as text such as `"4GiB"`. What
             exceeds it is spilled to disk.
@@ -81,11 +80,16 @@ def quantize(
     recipe = _resolve_recipe(recipe)
     memory = parse_size(memory)
     processor = build_processor(model.config) if processor is None else processor
+    folder = None if resume_dir is None else Path(resume_dir)
+    if not recipe.needs_calibration:
+        return QuantizationResult(
+            _quantize_weights(model, processor, recipe), processor, recipe, QuantizationLog(), folder
+        )
     dataset = open_calibration(calibration, recipe.calibration)
-    structure = structure_of(model.config)
-    structure.check(model)
+    plan = plan_quantization(model.config, recipe)
+    plan.structure.check(model)
     quantized = copy.deepcopy(model).eval().float()
-    round_float_parameters(quantized, structure, recipe)
+    round_float_parameters(quantized, plan)
 
     # The calibration set: images and box prompts.
     images = choose_calibration_images(
@@ -94,32 +98,38 @@ def quantize(
     log = QuantizationLog(
         skipped=images.skipped, notes=images.notes, images=len(images), prompts=images.prompts
     )
-    folder = None if resume_dir is None else Path(resume_dir)
     run = {} if folder is None else identify_run(quantized, processor, recipe, images)
     steps = FinishedSteps(folder, run)
 
     # Range setting: bimodal integration (BIG), adaptive granularity (AGQ), perceptual-consistency clipping (PCC).
-    prepare_equalized(quantized, structure, recipe, images, progress)
-    reference = _set_ranges(quantized, structure, recipe, images, steps, log, progress)
+    prepare_equalized(quantized, plan, images, progress)
+    reference = _set_ranges(quantized, plan, images, steps, log, progress)
 
     # Prompt-aware reconstruction (PAR): learned rounding and scales.
     if recipe.reconstruction is not None:
-        pack_embeddings(quantized, recipe)
+        pack_embeddings(quantized, plan)
         log.units = reconstruct(
-            quantized, reference, structure, recipe, images, memory=memory, steps=steps, progress=progress
+            quantized, reference, plan, images, memory=memory, steps=steps, progress=progress
         )
 
     # Packing: integer codes take the place of float weights.
-    pack(quantized, structure, recipe, progress)
+    pack(quantized, plan, progress)
     attach_quantizer(quantized, recipe.to_dict(), processor_sha256=processor_hash(processor))
     # Packing has made new modules, which start in training mode.
     return QuantizationResult(quantized.eval(), processor, recipe, log, folder)
 
 
+def _quantize_weights(model: SamModel, processor: SamProcessor, recipe: Recipe) -> SamModel:
+    """Return a copy of a model with packed weights and float activations."""
+    quantized = copy.deepcopy(model).eval().float()
+    pack_without_calibration(quantized, recipe)
+    attach_quantizer(quantized, recipe.to_dict(), processor_sha256=processor_hash(processor))
+    return quantized.eval()
+
+
 def prepare_equalized(
     model: SamModel,
-    structure: ModelStructure,
-    recipe: Recipe,
+    plan: QuantizationPlan,
     images: CalibrationImages,
     progress: Progress | None = None,
 ) -> None:
@@ -129,24 +139,22 @@ def prepare_equalized(
 
     Args:
         model: Float model.
-        structure: Structure of the model.
-        recipe: Recipe of the run.
+        plan: Quantization plan of the run.
         images: Calibration images.
         progress: Progress callback.
     """
-    if recipe.equalized:
-        equalize(model, structure, images, progress)
-    prepare(model, structure, recipe)
-    if recipe.input_scales:
-        scale_inputs(model, structure, images, progress)
-    if recipe.equalized or recipe.input_scales:
-        round_float_parameters(model, structure, recipe)
+    if plan.recipe.equalized:
+        equalize(model, plan.structure, images, progress)
+    prepare(model, plan)
+    if plan.recipe.input_scales:
+        scale_inputs(model, plan.structure, images, progress)
+    if plan.recipe.equalized or plan.recipe.input_scales:
+        round_float_parameters(model, plan)
 
 
 def _set_ranges(
     quantized: SamModel,
-    structure: ModelStructure,
-    recipe: Recipe,
+    plan: QuantizationPlan,
     images: CalibrationImages,
     steps: FinishedSteps,
     log: QuantizationLog,
@@ -157,22 +165,22 @@ def _set_ranges(
     Returns:
         The float reference: the model after bimodal integration, with empty slots.
     """
-    saved = steps.load_ranges(quantized, structure)
+    saved = steps.load_ranges(quantized, plan.structure)
     if saved is None:
-        observers = calibrate(quantized, structure, recipe, images, progress)
-        signs = find_signs(structure, observers)
+        observers = calibrate(quantized, plan, images, progress)
+        signs = find_signs(plan.structure, observers)
     else:
         signs = saved.signs
-    integrate_bimodal(quantized, signs)
+    integrate_bimodal(quantized, plan.structure, signs)
     log.signs = {name: int((signs[name] < 0).sum()) for name in sorted(signs)}
     reference = copy.deepcopy(quantized)
     if saved is None:
-        fill_slots(quantized, structure, recipe, merged_observers(observers, signs), progress)
-        if recipe.clipping is not None:
-            log.clipping = clip_attentions(quantized, structure, recipe, images, progress)
-        steps.save_ranges(signs, log.clipping, quantized, structure, recipe)
+        fill_slots(quantized, plan, merged_observers(observers, signs), progress)
+        if plan.recipe.clipping is not None:
+            log.clipping = clip_attentions(quantized, plan, images, progress)
+        steps.save_ranges(signs, log.clipping, quantized, plan)
     else:
-        steps.restore_ranges(saved, quantized, structure, recipe)
+        steps.restore_ranges(saved, quantized, plan)
         log.clipping = saved.clipping
     return reference
 

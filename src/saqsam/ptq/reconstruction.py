@@ -14,8 +14,9 @@ from contextlib import contextmanager
 import torch
 from transformers import SamModel
 
-from saqsam.models.sam.forward import embed_boxes, embed_patches, flatten_image, image_positions
-from saqsam.models.structure import ModelStructure
+from saqsam.convert.plan import QuantizationPlan
+from saqsam.models.family import flatten_image
+from saqsam.models.registry import family_of
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.ptq.learning import Captured, learn_unit
 from saqsam.ptq.log import UnitLog
@@ -24,7 +25,6 @@ from saqsam.ptq.states import PromptTokens, State
 from saqsam.ptq.tensor_store import MemoryBudget, TensorStore
 from saqsam.ptq.unit_parameters import unit_parameters
 from saqsam.ptq.units import Unit, reconstruction_units
-from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Reconstruction
 from saqsam.utils.progress import Progress
 
@@ -32,8 +32,7 @@ from saqsam.utils.progress import Progress
 def reconstruct(
     model: SamModel,
     reference: SamModel,
-    structure: ModelStructure,
-    recipe: Recipe,
+    plan: QuantizationPlan,
     images: CalibrationImages,
     *,
     memory: int,
@@ -45,8 +44,7 @@ def reconstruct(
     Args:
         model: Calibrated model: quantizers in all slots, float weights.
         reference: The same model with empty slots.
-        structure: Structure of both.
-        recipe: Recipe with `reconstruction`.
+        plan: Quantization plan of the run.
         images: Calibration images.
         memory: Bytes of captured tensors to hold in memory; the rest is spilled to disk.
         steps: Finished steps: units of an earlier run are restored from it, and units of this run saved to it.
@@ -59,9 +57,9 @@ def reconstruct(
         ValueError: `memory` is too little for one image, or a loss is not finite.
         CheckpointError: A finished step is damaged.
     """
-    spec = recipe.reconstruction
+    spec = plan.recipe.reconstruction
     assert spec is not None
-    units = reconstruction_units(structure, model.config.mask_decoder_config.num_hidden_layers, spec)
+    units = reconstruction_units(plan)
     model.requires_grad_(False)
     reference.requires_grad_(False)
     steps = FinishedSteps() if steps is None else steps
@@ -69,16 +67,16 @@ def reconstruct(
     with MemoryBudget(memory) as budget, torch.no_grad():
         inputs = _UnitInputs(model, reference, images, budget, spec)
         for number, unit in enumerate(units):
-            parameters = unit_parameters(unit, model, structure, recipe)
+            parameters = unit_parameters(unit, model, plan)
             log = steps.load_unit(number, model, parameters)
             if log is None:
                 if unit.restarts:
                     inputs.restart(unit)
-                seed = recipe.calibration.seed * 1000 + 2 * number
+                seed = plan.recipe.calibration.seed * 1000 + 2 * number
                 phase = f"{number + 1}/{len(units)} {unit.name}"
                 with inputs.captured(unit) as captured, torch.enable_grad():
                     log = learn_unit(
-                        model, reference, unit, parameters, recipe, captured, seed, progress, phase=phase
+                        model, reference, unit, parameters, plan.recipe, captured, seed, progress, phase=phase
                     )
                 steps.save_unit(number, log, model, parameters)
             logs.append(log)
@@ -156,12 +154,13 @@ def _first_states(
     model: SamModel, images: CalibrationImages, budget: MemoryBudget
 ) -> tuple[list[PromptTokens], TensorStore]:
     """Return the prompts of all images, and their patch embeddings ([1, h, w, C],)."""
-    positions = image_positions(model)
+    family = family_of(model.config)
+    positions = family.image_positions(model)
     prompts, states = [], TensorStore(budget, "the patch embedding")
     for index in range(len(images)):
         pixel_values, image_prompts = images[index]
         assert image_prompts.boxes is not None
-        tokens, dense = embed_boxes(model, image_prompts.boxes)
+        tokens, dense = family.embed_boxes(model, image_prompts.boxes)
         prompts.append(PromptTokens(tokens, flatten_image(dense), positions))
-        states.append((embed_patches(model, pixel_values.to(model.device)),))
+        states.append((family.embed_patches(model, pixel_values.to(model.device)),))
     return prompts, states

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import SamModel
 
 from saqsam.convert.pack import pack_layer, round_weight
-from saqsam.models.family import replace_module
+from saqsam.models.structure import replace_module
 from saqsam.ptq.unit_parameters import UnitParameters
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedTensor, channel_axis

@@ -22,7 +22,7 @@ from transformers import SamModel, SamProcessor
 from saqsam._version import __version__
 from saqsam.checkpoint import processor_hash
 from saqsam.convert.pack import place_empty_weight
-from saqsam.convert.plan import activation_slots
+from saqsam.convert.plan import QuantizationPlan
 from saqsam.convert.prepare import place_empty_quantizers
 from saqsam.models.configuration import config_fields
 from saqsam.models.structure import ModelStructure
@@ -88,17 +88,15 @@ class FinishedSteps:
         quantizers = {n: t for n, t in tensors.items() if not n.startswith(_SIGNS)}
         return SavedRanges({name: sign.float() for name, sign in signs.items()}, quantizers, clipping)
 
-    def restore_ranges(
-        self, ranges: SavedRanges, model: SamModel, structure: ModelStructure, recipe: Recipe
-    ) -> None:
+    def restore_ranges(self, ranges: SavedRanges, model: SamModel, plan: QuantizationPlan) -> None:
         """Fill the slots of a prepared model with the quantizers of an earlier run.
 
         Raises:
             CheckpointError: A tensor does not fit the model.
         """
         assert self._journal is not None
-        place_empty_quantizers(model, structure, recipe)
-        names = _quantizer_tensors(model, structure, recipe)
+        place_empty_quantizers(model, plan)
+        names = _quantizer_tensors(model, plan)
         place_tensors(model, ranges.quantizers, names, self._journal.path(_RANGES))
 
     def save_ranges(
@@ -106,8 +104,7 @@ class FinishedSteps:
         signs: Mapping[str, Tensor],
         clipping: list[AttentionClipping],
         model: SamModel,
-        structure: ModelStructure,
-        recipe: Recipe,
+        plan: QuantizationPlan,
     ) -> None:
         """Save the ranges of a calibrated model.
 
@@ -115,13 +112,12 @@ class FinishedSteps:
             signs: Signs of query and key channels, +1 or -1 [C], by attention.
             clipping: Ranges chosen for the decoder's attentions.
             model: Calibrated model.
-            structure: Structure of the model.
-            recipe: Recipe of the run.
+            plan: Quantization plan of the run.
         """
         if self._journal is None:
             return
         tensors = {f"{_SIGNS}{name}": sign.to(torch.int8) for name, sign in signs.items()}
-        quantizers = _quantizer_tensors(model, structure, recipe)
+        quantizers = _quantizer_tensors(model, plan)
         tensors.update({name: tensor.cpu().clone() for name, tensor in quantizers.items()})
         self._journal.save(_RANGES, tensors, {"clipping": [asdict(entry) for entry in clipping]})
 
@@ -181,11 +177,11 @@ def _unit_step(number: int) -> str:
     return f"unit-{number:02}"
 
 
-def _quantizer_tensors(model: SamModel, structure: ModelStructure, recipe: Recipe) -> dict[str, Tensor]:
+def _quantizer_tensors(model: SamModel, plan: QuantizationPlan) -> dict[str, Tensor]:
     """Return the tensors of all activation quantizers, by name in the model."""
     return {
         f"{slot.name}.{name}": tensor
-        for slot in activation_slots(structure, recipe)
+        for slot in plan.slots
         for name, tensor in model.get_submodule(slot.name).state_dict().items()
     }
 

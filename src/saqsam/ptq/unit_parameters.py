@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import SamModel
 
-from saqsam.convert.plan import activation_slots, weight_sites
-from saqsam.models.structure import ModelStructure, Site
+from saqsam.convert.plan import QuantizationPlan
+from saqsam.models.structure import Site
 from saqsam.ptq.units import Unit
-from saqsam.recipes.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -30,22 +29,21 @@ class UnitParameters:
     packed_weights: tuple[str, ...] = ()
 
 
-def unit_parameters(unit: Unit, model: SamModel, structure: ModelStructure, recipe: Recipe) -> UnitParameters:
+def unit_parameters(unit: Unit, model: SamModel, plan: QuantizationPlan) -> UnitParameters:
     """Return the names of what a recipe learns in a unit.
 
     Args:
         unit: The unit.
         model: Calibrated model, earlier units packed.
-        structure: Structure of the model.
-        recipe: Recipe with `reconstruction`.
+        plan: Quantization plan of the run.
     """
 
     def is_inside(name: str) -> bool:
         return any(name.startswith(f"{module}.") for module in unit.modules)
 
-    layers = tuple((site, bits) for site, bits in weight_sites(structure, recipe) if is_inside(site.name))
-    slots = tuple(slot.name for slot in activation_slots(structure, recipe) if is_inside(slot.name))
-    spec = recipe.reconstruction
+    layers = tuple((site, bits) for site, bits in plan.weights if is_inside(site.name))
+    slots = tuple(slot.name for slot in plan.slots if is_inside(slot.name))
+    spec = plan.recipe.reconstruction
     floats: tuple[str, ...] = ()
     if spec is not None and spec.affine:
         # The only vectors are biases, normalization parameters and channel scales; of a packed layer no other

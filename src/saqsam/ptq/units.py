@@ -17,25 +17,17 @@ from collections.abc import Sequence
 from torch import Tensor
 from transformers import SamModel
 
-from saqsam.models.sam.forward import (
-    flatten_image,
-    run_blocks,
-    run_decoder_layer,
-    run_final_attention,
-    run_mask_head,
-    run_neck,
-    run_transformer,
-)
-from saqsam.models.structure import ModelStructure
+from saqsam.convert.plan import QuantizationPlan
+from saqsam.models.family import ModelFamily, flatten_image
 from saqsam.ptq.losses import LOSSES, Loss, MaskLoss
 from saqsam.ptq.states import PromptTokens, State
-from saqsam.recipes.specs import Reconstruction
 
 
 class Unit(ABC):
     """A part of the model whose rounding and scales are learned together.
 
     Attributes:
+        family: Family of the model, which runs its parts.
         name: Display name.
         modules: Names of the modules that it consists of.
         loss: Loss that it is learned by.
@@ -47,6 +39,7 @@ class Unit(ABC):
         restarts: Whether its input is computed from the patch embedding by `enter`, not taken from the unit before it.
     """
 
+    family: ModelFamily
     name: str
     modules: tuple[str, ...]
     loss: Loss
@@ -95,6 +88,15 @@ class Unit(ABC):
             prompts: Prompts of the same image.
         """
 
+    def _finish_decoder(
+        self, model: SamModel, first: int, tokens: Tensor, image: Tensor, prompts: PromptTokens
+    ) -> tuple[Tensor, Tensor]:
+        """Return masks and IoUs from tokens and image tokens before decoder layer `first`."""
+        tokens, image = self.family.run_transformer(
+            model, first, tokens, image, prompts.tokens, prompts.positions, with_final=True
+        )
+        return self.family.run_mask_head(model, tokens, image)
+
     def response(self, model: SamModel, reference: SamModel, state: State, prompts: PromptTokens) -> State:
         """Return the tensors that its loss compares; arguments are those of `Loss.response`."""
         return self.loss.response(self, model, reference, state, prompts)
@@ -108,6 +110,7 @@ class EncoderUnit(Unit):
     """Consecutive encoder blocks, from hidden states [1, h, w, C] to hidden states of the same shape.
 
     Args:
+        plan: Quantization plan of the run.
         name: Display name.
         blocks: Indices of the blocks.
         later: Indices of the blocks between the unit and the neck that its output passes through on the way to the
@@ -115,18 +118,20 @@ class EncoderUnit(Unit):
         loss: Loss that it is learned by.
     """
 
-    def __init__(self, name: str, blocks: Sequence[int], later: Sequence[int], loss: Loss) -> None:
-        self.name, self.blocks, self.later, self.loss = name, blocks, later, loss
-        self.modules = tuple(f"vision_encoder.layers.{index}" for index in blocks)
+    def __init__(
+        self, plan: QuantizationPlan, name: str, blocks: Sequence[int], later: Sequence[int], loss: Loss
+    ) -> None:
+        self.family, self.name, self.blocks, self.later, self.loss = plan.family, name, blocks, later, loss
+        self.modules = tuple(plan.structure.blocks[index] for index in blocks)
 
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
         """Return hidden states ([1, h, w, C],) from hidden states ([1, h, w, C],)."""
-        return (run_blocks(model, self.blocks, state[0]),)
+        return (self.family.run_blocks(model, self.blocks, state[0]),)
 
     def read_prompts(self, reference: SamModel, output: State, prompts: PromptTokens) -> State:
         """Return the decoder's image tokens after all two-way layers, ([P, 1, h * w, C],)."""
         image = self._image_tokens(reference, output) + prompts.dense
-        _, image = run_transformer(
+        _, image = self.family.run_transformer(
             reference, 0, prompts.tokens, image, prompts.tokens, prompts.positions, with_final=False
         )
         return (image,)
@@ -136,44 +141,51 @@ class EncoderUnit(Unit):
     ) -> tuple[Tensor, Tensor]:
         """Return masks and IoUs by way of the later blocks, the neck and the decoder."""
         image = self._image_tokens(reference, output) + prompts.dense
-        return _finish_decoder(reference, 0, prompts.tokens, image, prompts)
+        return self._finish_decoder(reference, 0, prompts.tokens, image, prompts)
 
     def _image_tokens(self, reference: SamModel, output: State) -> Tensor:
-        return flatten_image(run_neck(reference, run_blocks(reference, self.later, output[0])))
+        hidden = self.family.run_blocks(reference, self.later, output[0])
+        return flatten_image(self.family.run_neck(reference, hidden).embedding)
 
 
 class NeckUnit(Unit):
-    """The neck, from hidden states [1, h, w, C] to image tokens [1, 1, h * w, C']."""
+    """The neck, from hidden states [1, h, w, C] to image tokens [1, 1, h * w, C'].
 
-    name, modules = "neck", ("vision_encoder.neck",)
+    Args:
+        plan: Quantization plan of the run.
+        loss: Loss that it is learned by.
+    """
 
-    def __init__(self, loss: Loss) -> None:
-        self.loss = loss
+    name = "neck"
+
+    def __init__(self, plan: QuantizationPlan, loss: Loss) -> None:
+        self.family, self.loss, self.modules = plan.family, loss, (plan.structure.neck,)
 
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
         """Return image tokens ([1, 1, h * w, C'],) from hidden states ([1, h, w, C],)."""
-        return (flatten_image(run_neck(model, state[0])),)
+        return (flatten_image(self.family.run_neck(model, state[0]).embedding),)
 
     def decode_masks(
         self, reference: SamModel, state: State, output: State, prompts: PromptTokens
     ) -> tuple[Tensor, Tensor]:
         """Return masks and IoUs by way of the decoder."""
-        return _finish_decoder(reference, 0, prompts.tokens, output[0] + prompts.dense, prompts)
+        return self._finish_decoder(reference, 0, prompts.tokens, output[0] + prompts.dense, prompts)
 
 
 class DecoderUnit(Unit):
     """A two-way layer of the decoder.
 
     Args:
+        plan: Quantization plan of the run.
         index: Index of the layer.
         loss: Loss that it is learned by.
         token_weight: Weight of the error of the layer's own tokens.
     """
 
-    def __init__(self, index: int, loss: Loss, *, token_weight: float) -> None:
-        self.index, self.loss, self.error_weight = index, loss, token_weight
+    def __init__(self, plan: QuantizationPlan, index: int, loss: Loss, *, token_weight: float) -> None:
+        self.family, self.index, self.loss, self.error_weight = plan.family, index, loss, token_weight
         self.name = f"decoder layer {index + 1}"
-        self.modules = (f"mask_decoder.transformer.layers.{index}",)
+        self.modules = (plan.structure.decoder_layers[index],)
 
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
         """Return tokens [P, 1, T, C] and image tokens [P, 1, h * w, C].
@@ -181,12 +193,14 @@ class DecoderUnit(Unit):
         The state is the same two tensors; for the first layer, image tokens ([1, 1, h * w, C],) of the neck.
         """
         tokens, image = state if self.index else (prompts.tokens, state[0] + prompts.dense)
-        return run_decoder_layer(model, self.index, tokens, image, prompts.tokens, prompts.positions)
+        return self.family.run_decoder_layer(
+            model, self.index, tokens, image, prompts.tokens, prompts.positions
+        )
 
     def read_prompts(self, reference: SamModel, output: State, prompts: PromptTokens) -> State:
         """Return tokens, image tokens, and the whole transformer's output tokens [P, 1, T, C]."""
         tokens, image = output
-        final_tokens, _ = run_transformer(
+        final_tokens, _ = self.family.run_transformer(
             reference, self.index + 1, tokens, image, prompts.tokens, prompts.positions, with_final=True
         )
         return tokens, image, final_tokens
@@ -196,33 +210,37 @@ class DecoderUnit(Unit):
     ) -> tuple[Tensor, Tensor]:
         """Return masks and IoUs by way of the later layers."""
         tokens, image = output
-        return _finish_decoder(reference, self.index + 1, tokens, image, prompts)
+        return self._finish_decoder(reference, self.index + 1, tokens, image, prompts)
 
 
 class FinalAttentionUnit(Unit):
     """The decoder's final token-to-image attention.
 
     Args:
+        plan: Quantization plan of the run.
         loss: Loss that it is learned by.
         steps: Optimizer steps, as a multiple of the recipe's.
     """
 
     name = "final attention"
-    modules = ("mask_decoder.transformer.final_attn_token_to_image",)
 
-    def __init__(self, loss: Loss, *, steps: int) -> None:
-        self.loss, self.steps = loss, steps
+    def __init__(self, plan: QuantizationPlan, loss: Loss, *, steps: int) -> None:
+        self.family, self.loss, self.steps = plan.family, loss, steps
+        self.modules = (plan.structure.final_attention,)
 
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
         """Return its output ([P, 1, T, C],) from tokens [P, 1, T, C] and image tokens [P, 1, h * w, C]."""
-        return (run_final_attention(model, state[0], state[1], prompts.tokens, prompts.positions),)
+        attended = self.family.run_final_attention(
+            model, state[0], state[1], prompts.tokens, prompts.positions
+        )
+        return (attended,)
 
     def decode_masks(
         self, reference: SamModel, state: State, output: State, prompts: PromptTokens
     ) -> tuple[Tensor, Tensor]:
         """Return masks and IoUs by way of the last normalization and the mask head."""
-        tokens = reference.mask_decoder.transformer.layer_norm_final_attn(state[0] + output[0])
-        return run_mask_head(reference, tokens, state[1])
+        tokens = self.family.finish_tokens(reference, state[0], output[0])
+        return self.family.run_mask_head(reference, tokens, state[1])
 
 
 class JointUnit(Unit):
@@ -232,25 +250,27 @@ class JointUnit(Unit):
     embedding of the quantized encoder and is learned with every quantizer on.
 
     Args:
-        blocks: Number of encoder blocks.
+        plan: Quantization plan of the run.
         steps: Optimizer steps, as a multiple of the recipe's.
     """
 
     name = "whole decoder"
-    modules = ("mask_decoder.transformer",)
     learns_codes = drops_quantization = False
     restarts = True
 
-    def __init__(self, blocks: int, *, steps: int) -> None:
-        self.blocks, self.steps, self.loss = range(blocks), steps, MaskLoss()
+    def __init__(self, plan: QuantizationPlan, *, steps: int) -> None:
+        self.family, self.steps, self.loss = plan.family, steps, MaskLoss()
+        self.blocks = range(len(plan.structure.blocks))
+        self.modules = (plan.structure.decoder,)
 
     def enter(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
         """Return image tokens ([1, 1, h * w, C'],) from the patch embedding ([1, h, w, C],)."""
-        return (flatten_image(run_neck(model, run_blocks(model, self.blocks, state[0]))),)
+        hidden = self.family.run_blocks(model, self.blocks, state[0])
+        return (flatten_image(self.family.run_neck(model, hidden).embedding),)
 
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
         """Return mask logits [P, M, 4 h, 4 w] and predicted IoUs [P, M] from image tokens ([1, 1, h * w, C'],)."""
-        return _finish_decoder(model, 0, prompts.tokens, state[0] + prompts.dense, prompts)
+        return self._finish_decoder(model, 0, prompts.tokens, state[0] + prompts.dense, prompts)
 
     def decode_masks(
         self, reference: SamModel, state: State, output: State, prompts: PromptTokens
@@ -260,38 +280,29 @@ class JointUnit(Unit):
         return masks, ious
 
 
-def _finish_decoder(
-    model: SamModel, first: int, tokens: Tensor, image: Tensor, prompts: PromptTokens
-) -> tuple[Tensor, Tensor]:
-    """Return masks and IoUs from tokens and image tokens before layer `first`."""
-    tokens, image = run_transformer(
-        model, first, tokens, image, prompts.tokens, prompts.positions, with_final=True
-    )
-    return run_mask_head(model, tokens, image)
-
-
-def reconstruction_units(structure: ModelStructure, decoder_layers: int, spec: Reconstruction) -> list[Unit]:
+def reconstruction_units(plan: QuantizationPlan) -> list[Unit]:
     """Return the units of a model in the order of computation.
 
     Args:
-        structure: Structure of the model.
-        decoder_layers: Number of its two-way layers.
-        spec: Reconstruction of the recipe: stages or blocks, the loss, layer skipping, and numbers of steps.
+        plan: Quantization plan whose recipe has a `reconstruction`: stages or blocks, the loss, layer skipping, and
+            numbers of steps.
     """
-    last = structure.stages[-1].stop
+    structure, spec = plan.structure, plan.recipe.reconstruction
+    assert spec is not None
+    count = len(structure.blocks)
     if spec.unit == "stage":
         named = [(f"encoder stage {i + 1}", blocks) for i, blocks in enumerate(structure.stages)]
     else:
-        named = [(f"encoder block {i + 1}", range(i, i + 1)) for i in range(last)]
+        named = [(f"encoder block {i + 1}", range(i, i + 1)) for i in range(count)]
     loss = LOSSES[spec.loss]()
     units: list[Unit] = []
     for name, blocks in named:
-        later = range(0) if spec.skip_layers else range(blocks.stop, last)
-        units.append(EncoderUnit(name, blocks, later, loss))
-    units.append(NeckUnit(loss))
-    for index in range(decoder_layers):
-        units.append(DecoderUnit(index, loss, token_weight=spec.token_weight))
-    units.append(FinalAttentionUnit(loss, steps=spec.final_steps))
+        later = range(0) if spec.skip_layers else range(blocks.stop, count)
+        units.append(EncoderUnit(plan, name, blocks, later, loss))
+    units.append(NeckUnit(plan, loss))
+    for index in range(len(structure.decoder_layers)):
+        units.append(DecoderUnit(plan, index, loss, token_weight=spec.token_weight))
+    units.append(FinalAttentionUnit(plan, loss, steps=spec.final_steps))
     if spec.joint_steps:
-        units.append(JointUnit(last, steps=spec.joint_steps))
+        units.append(JointUnit(plan, steps=spec.joint_steps))
     return units

@@ -17,6 +17,8 @@ DEFAULT_SEED = 0
 DEFAULT_MEMORY = "4GiB"
 """Memory for captured activations; what exceeds it is spilled to disk."""
 
+WEIGHT_ONLY = "weight-only"
+"""Method for weight-only quantization, whose bits look like `w4` or `w4g128`."""
 METHOD_SUMMARIES = {
     "min-max": "ranges from the smallest to the largest value",
     "percentile": "ranges that hold 99.99 % of the values",
@@ -28,6 +30,7 @@ METHOD_SUMMARIES = {
     "saq-sam-s": "SAQ-SAM's statistics",
     "saq-sam": "SAQ-SAM",
     "saq-sam-plus": "SAQ-SAM with additions that cost nothing at run time",
+    WEIGHT_ONLY: "weights alone by round-to-nearest, with --bits w4 or w4g128",
 }
 """Methods in the order in which they build on each other; each is a function of `saqsam.recipes.presets`."""
 

@@ -7,13 +7,17 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from saqsam.quant.affine import check_bits
-from saqsam.recipes.catalog import DEFAULT_BITS, DEFAULT_EFFORT, DEFAULT_METHOD, EFFORTS, METHOD_SUMMARIES
+from saqsam.recipes.catalog import (
+    DEFAULT_BITS,
+    DEFAULT_EFFORT,
+    DEFAULT_METHOD,
+    EFFORTS,
+    METHOD_SUMMARIES,
+    WEIGHT_ONLY,
+)
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Clipping, ProbabilitySpec, QuantSpec, Reconstruction
 from saqsam.utils.suggestions import suggestion
-
-WEIGHT_ONLY = "weight-only"
-"""Method for weight-only quantization, with bits such as `w4`; it is not in `METHODS`, which quantize activations."""
 
 
 def min_max(weight_bits: int, activation_bits: int) -> Recipe:
@@ -119,9 +123,18 @@ def weight_only(weight_bits: int, group_size: int | None = None) -> Recipe:
 
 
 METHODS: dict[str, Callable[[int, int], Recipe]] = {
-    name: globals()[name.replace("-", "_")] for name in METHOD_SUMMARIES
+    "min-max": min_max,
+    "percentile": percentile,
+    "mse": mse,
+    "brecq": brecq,
+    "qdrop": qdrop,
+    "ptq4sam-s": ptq4sam_s,
+    "ptq4sam": ptq4sam,
+    "saq-sam-s": saq_sam_s,
+    "saq-sam": saq_sam,
+    "saq-sam-plus": saq_sam_plus,
 }
-"""The function of each method."""
+"""The function of each method that quantizes activations."""
 
 
 def with_effort(recipe: Recipe, effort: str) -> Recipe:
@@ -177,5 +190,5 @@ def recipe_for(
     if method == WEIGHT_ONLY:
         return weight_only(*parse_weight_bits(bits))
     if method not in METHODS:
-        raise ValueError(f"no method {method!r}{suggestion(method, list(METHODS))}")
+        raise ValueError(f"no method {method!r}{suggestion(method, list(METHOD_SUMMARIES))}")
     return with_effort(METHODS[method](*parse_bits(bits)), effort)

@@ -1,1 +1,4 @@
-"""What happened in a quantization and what came of it, for people: as one page, as a table, as plain values."""
+"""Reports on checkpoints: their content, and its renderings as HTML, Markdown and JSON.
+
+May import everything but `cli`.
+"""

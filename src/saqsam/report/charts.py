@@ -1,4 +1,4 @@
-"""Charts as SVG text, coloured by the page's own classes so that they follow its dark and light dress."""
+"""Charts as SVG text, coloured by classes of the page so that they follow its light and dark theme."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 8, 8, 20
 
 
 def loss_curve(steps: Sequence[int], losses: Sequence[float], title: str) -> str:
-    """The losses as noted, thin, and their running mean; the axis of losses starts at 0."""
+    """Draw recorded losses, thin, and their running mean; the loss axis starts at 0."""
     top = max(losses, default=0.0) or 1.0
     first, last = (steps[0], steps[-1]) if steps else (0, 1)
     means = _running_mean(losses)

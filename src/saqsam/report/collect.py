@@ -1,4 +1,4 @@
-"""Gathering what a report says: the short one from what is there after quantizing, the full one with measurements."""
+"""Collect the content of a report: the short one after quantization, the full one with measurements."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from saqsam.checkpoint import quantization_config_of
 from saqsam.data.types import Dataset
 from saqsam.evaluation import Evaluation, PromptTask
 from saqsam.evaluation.compare import task_difference
-from saqsam.models.registry import structure_of
+from saqsam.models.registry import family_of, module_label, structure_of
 from saqsam.report import focus
 from saqsam.report.choices import Level
 from saqsam.report.content import Accuracy, Focus, GalleryImage, Picture, Report
 from saqsam.report.distributions import find_distributions
-from saqsam.report.labels import describe, module_name, short_path
+from saqsam.report.labels import describe, short_path
 from saqsam.report.log import Source, read_log
 from saqsam.report.reference import Reference
 from saqsam.report.sensitivity import measure_sensitivity
@@ -40,13 +40,13 @@ _QUALITY = 80
 
 @dataclass(frozen=True)
 class Scored:
-    """A checkpoint and, where it is there, the float model, scored on the same images.
+    """Scores of a checkpoint and, where there is one, of the float model on the same images.
 
     Attributes:
-        dataset: The images.
-        task: Keeps masks.
-        quantized: Of the checkpoint.
-        float: Of the float model.
+        dataset: Dataset that was scored.
+        task: Task that keeps masks.
+        quantized: Evaluation of the checkpoint.
+        float: Evaluation of the float model; None without one.
     """
 
     dataset: Dataset
@@ -58,13 +58,13 @@ class Scored:
 def collect(
     folder: Path, quantized: SamModel, scored: Scored | None = None, *, gallery: int = SHORT_GALLERY
 ) -> Report:
-    """What can be said of a checkpoint without running it.
+    """Collect the content of a report that needs no run of the model.
 
     Args:
-        folder: Of the checkpoint, with its log if it has one.
-        quantized: Loaded from it.
+        folder: Folder of the checkpoint, with its log if it has one.
+        quantized: Model loaded from it.
         scored: Scores, if there are any.
-        gallery: Most images shown, those that the checkpoint lost most on.
+        gallery: Number of images to show, those with the largest accuracy drop.
 
     Raises:
         ValueError: The log is damaged.
@@ -124,7 +124,7 @@ def add_measurements(
 def add_focus(
     report: Report, quantized: SamModel, float_model: SamModel, processor: SamProcessor, scored: Scored
 ) -> Report:
-    """Add pictures of where the mask token looks, for the largest object of the image that was lost most on."""
+    """Add attention maps of the mask token for the largest object of the image with the largest accuracy drop."""
     difference = None if report.accuracy is None else report.accuracy.difference
     if difference is None or not difference.images:
         return report
@@ -135,32 +135,32 @@ def add_focus(
         focus.probabilities(model, processor, sample.image, box, names)
         for model in (focus.with_slots(float_model, report.inventory.recipe), quantized)
     )
-    size = sample.image.shape[:2]
+    token, size = family_of(float_model.config).mask_token, sample.image.shape[:2]
     entries = []
     for name in names:
         pictures = {}
         for kind, maps in (("float", exact), ("quantized", found)):
-            drawn = focus.map_picture(focus.token_map(maps[name], size), size, MAP_WIDTH)
-            pictures[kind] = encode(drawn, f"{module_name(name)}, {kind}: where the mask token looks")
+            drawn = focus.map_picture(focus.token_map(maps[name], token, size), size, MAP_WIDTH)
+            pictures[kind] = encode(drawn, f"{module_label(name)}, {kind}: where the mask token looks")
         entries.append(Focus(name, focus.focus_deviation(exact[name], found[name]), pictures))
     return replace(report, focus=tuple(entries), focus_image=_boxed(sample.image, box, sample.file_name))
 
 
 def _without_folders(source: Source) -> Source:
-    """Names alone: reports are sent on, and folders are nobody's business."""
+    """Return a source with names instead of paths, which reports must not disclose."""
     detections = None if source.detections is None else short_path(source.detections)
     return Source(short_path(source.model), short_path(source.calibration), detections, source.ignore_label)
 
 
 def encode(pixels: NDArray[np.uint8], alt: str, *, quality: int = _QUALITY) -> Picture:
-    """HWC uint8 RGB as WebP."""
+    """Encode an HWC uint8 RGB image as WebP."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="WEBP", quality=quality, method=6)
     return Picture(buffer.getvalue(), pixels.shape[1], pixels.shape[0], alt)
 
 
 def _accuracy(scored: Scored, most: int) -> tuple[Accuracy, tuple[GalleryImage, ...]]:
-    """Figures, and the images that were lost most on."""
+    """Return the metrics, and the images with the largest accuracy drop."""
     task, quantized = scored.task, scored.quantized
     common = Accuracy(quantized.dataset, quantized.images, task.prompt, quantized.metrics[task.name])
     if scored.float is None:

@@ -1,4 +1,4 @@
-"""What a report says, as plain data: all renderings are of this, and figures are computed nowhere else."""
+"""Content of a report as plain data, from which every rendering is made."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from saqsam.report.log import Source
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of the report.
+    """Image of a report.
 
     Attributes:
-        data: WebP.
-        width: Pixels.
-        height: Pixels.
-        alt: What there is to see, in words.
+        data: WebP file.
+        width: Width in pixels.
+        height: Height in pixels.
+        alt: Alternative text.
     """
 
     data: bytes
@@ -36,11 +36,11 @@ class Accuracy:
     """Float and quantized model on the same images and prompts.
 
     Attributes:
-        dataset: Name of the data set.
-        images: How many images.
-        prompt: What they were asked with.
-        quantized: Figures of the checkpoint.
-        float: Figures of the float model, None without one.
+        dataset: Name of the dataset.
+        images: Number of images.
+        prompt: Kind of prompt.
+        quantized: Metrics of the checkpoint.
+        float: Metrics of the float model; None without one.
         difference: Paired differences, None without a float model.
     """
 
@@ -57,10 +57,10 @@ class GalleryImage:
     """One image under both models.
 
     Attributes:
-        file_name: Its file.
-        objects: How many objects.
-        first: Mean IoU with the truth of the float model.
-        other: The same of the quantized one.
+        file_name: File name of the image.
+        objects: Number of objects.
+        first: Mean IoU of the float model with the truth.
+        other: Mean IoU of the quantized model with the truth.
         pictures: `prompts`, `float`, `quantized`, `difference`.
     """
 
@@ -73,7 +73,7 @@ class GalleryImage:
 
 @dataclass(frozen=True)
 class GroupSensitivity:
-    """What one group of layers costs.
+    """Accuracy drop of one group of layers.
 
     Attributes:
         name: Name of the part, or of the layer.
@@ -95,9 +95,9 @@ class Sensitivity:
     """Every group of layers quantized alone, and left float alone.
 
     Attributes:
-        dataset: Name of the data set.
-        images: How many images it was measured on.
-        objects: How many objects.
+        dataset: Name of the dataset.
+        images: Number of images.
+        objects: Number of objects.
         groups: The groups, in the order of computation.
         quantized: Mean IoU of the quantized model's masks with the float model's.
         quantized_miou: Mean IoU of the quantized model with the truth.
@@ -120,7 +120,7 @@ class Distribution:
     Attributes:
         slot: Name of the quantizer.
         part: Part that it belongs to.
-        bits: Its bits.
+        bits: Bits of the quantizer.
         seen: Smallest and largest value over all calibration images.
         range: Smallest and largest value that the quantizer gives.
         outside: Share of the values outside the range by more than half a step: clipped, not just rounded.
@@ -138,7 +138,7 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Focus:
-    """Where a mask token looks in one image.
+    """Attention of the mask token in one image.
 
     Attributes:
         attention: Module name of the attention.
@@ -153,26 +153,26 @@ class Focus:
 
 @dataclass(frozen=True)
 class Report:
-    """All that a report says.
+    """Content of a report.
 
     Attributes:
         name: Name of the recipe.
-        source: What the checkpoint was made of, names without folders; None where it was not noted.
+        source: Inputs that the checkpoint was made from, names without folders; None where they were not recorded.
         content_sha256: Hash of the checkpoint's content.
         versions: Versions by package; `written by` is that of the checkpoint.
-        steps: How it was quantized, in sentences.
-        inventory: What is quantized to how many bits.
-        disk_bytes: What the checkpoint's tensors take on disk.
-        accuracy: None where nothing was scored.
-        gallery: Images, the largest loss first.
-        sensitivity: None where it was not measured.
-        distributions: Of all activations with static ranges, the largest share outside first.
-        clipping: What was clipped.
-        focus: Where mask tokens look.
-        focus_image: The image and prompt of `focus`.
+        steps: Steps of the quantization, one sentence each.
+        inventory: Bits of each part.
+        disk_bytes: Size of the checkpoint's tensors on disk.
+        accuracy: Scores; None where nothing was scored.
+        gallery: Images, the largest accuracy drop first.
+        sensitivity: Sensitivity of each group; None where it was not measured.
+        distributions: Activations with static ranges, the largest share outside first.
+        clipping: Clipping of each attention.
+        focus: Attention of the mask token.
+        focus_image: Image and prompt of `focus`.
         signs: Channels that changed sign, by attention.
-        units: How the learning of each unit went.
-        left_out: Sections that are not there, and why.
+        units: Learning of each unit.
+        left_out: Reason for each missing section, by its name.
     """
 
     name: str
@@ -194,14 +194,14 @@ class Report:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the pictures as plain values."""
+        """Return everything but the pictures as plain values."""
         plain: dict[str, Any] = _plain(self)
         plain["inventory"] = self.inventory.to_dict()
         return plain
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses as dicts, tuples as lists, without pictures."""
+    """Return dataclasses as dicts and tuples as lists, without pictures."""
     if isinstance(value, TaskDifference):
         return value.to_dict()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

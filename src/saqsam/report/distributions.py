@@ -1,4 +1,4 @@
-"""Values of activations in the float model beside the ranges that a checkpoint's quantizers have."""
+"""Distributions of activations in the float model beside the ranges of a checkpoint's quantizers."""
 
 from __future__ import annotations
 
@@ -7,32 +7,31 @@ from collections.abc import Mapping
 import torch
 from transformers import SamModel
 
-from saqsam.convert.plan import activation_slots
+from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import Observer
-from saqsam.models.registry import structure_of
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver
 from saqsam.recipes.recipe import Recipe
 from saqsam.report.content import Distribution
 
 STEPS = 72
-"""Equal steps that values are counted in."""
+"""Number of histogram bins."""
 
 
 def find_distributions(
     quantized: SamModel, recipe: Recipe, observers: Mapping[str, Observer]
 ) -> tuple[Distribution, ...]:
-    """Of every activation that has a static uniform range, the largest share outside first.
+    """Return the distribution of each activation with a static uniform range, the largest share outside first.
 
     Inputs that a layer scales by channel are observed scaled, as they are quantized.
 
     Args:
-        quantized: The checkpoint.
-        recipe: Its recipe.
-        observers: Of `make_reference`.
+        quantized: Model of the checkpoint.
+        recipe: Recipe of the checkpoint.
+        observers: Observers from `make_reference`.
     """
     found = []
-    for slot in activation_slots(structure_of(quantized.config), recipe):
+    for slot in plan_quantization(quantized.config, recipe).slots:
         quantizer, observer = quantized.get_submodule(slot.name), observers.get(slot.name)
         if isinstance(observer, ChannelHistogramObserver):
             observer = observer.pooled()
@@ -56,13 +55,13 @@ def find_distributions(
 
 
 def clipped_beyond(range: tuple[float, float], bits: int) -> tuple[float, float]:
-    """A range and half a step more on both sides: what lies there is rounded to its ends, as it is anywhere else."""
+    """Return a range extended by half a step on both sides: values up to there are rounded, not clipped."""
     half = (range[1] - range[0]) / (2**bits - 1) / 2
     return range[0] - half, range[1] + half
 
 
 def cumulative(observer: HistogramObserver, points: torch.Tensor) -> torch.Tensor:
-    """Share of the values below each of `points` (float64 [K]); within a bin values are taken as spread evenly."""
+    """Return the share of values below each of `points`, float64 [K], with values spread evenly in each bin."""
     low, high, counts = observer.histogram()
     width = (high - low).clamp_min(1e-300)
     inside = ((points[:, None] - low) / width).clamp(0, 1)
@@ -72,7 +71,7 @@ def cumulative(observer: HistogramObserver, points: torch.Tensor) -> torch.Tenso
 
 
 def share_outside(observer: HistogramObserver, low: float, high: float) -> float:
-    """Share of the values outside [low, high]."""
+    """Return the share of values outside [low, high]."""
     ends = cumulative(observer, torch.tensor([low, high], dtype=torch.float64))
     below, to_high = float(ends[0]), float(ends[1])
     # The largest value is not outside a range that ends with it.
@@ -80,7 +79,7 @@ def share_outside(observer: HistogramObserver, low: float, high: float) -> float
 
 
 def equal_steps(observer: HistogramObserver, steps: int) -> torch.Tensor:
-    """Share of the values in each of equal steps from the smallest to the largest, float64 [steps]."""
+    """Return the share of values in each of equal steps from the smallest to the largest, float64 [steps]."""
     edges = torch.linspace(observer.low, observer.high, steps + 1, dtype=torch.float64)
     below = cumulative(observer, edges)
     below[0], below[-1] = 0, 1

@@ -1,4 +1,4 @@
-"""Where the mask token of a box looks in the image, by a float and a quantized decoder."""
+"""Attention of the mask token to the image, in a float and a quantized decoder."""
 
 from __future__ import annotations
 
@@ -12,28 +12,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import SamModel, SamProcessor
 
+from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import prepare
 from saqsam.inference.predictor import Predictor
 from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
-from saqsam.models.registry import structure_of
-from saqsam.models.sam.attention import QuantDecoderAttention
 from saqsam.models.structure import ModelStructure
 from saqsam.recipes.recipe import Recipe
 
-MASK_TOKEN = 1
-"""Of the decoder's tokens: the first is that of the predicted IoU, the second that of the single mask."""
 THETA = 0.5
 
 
 def looking_attentions(structure: ModelStructure) -> list[str]:
-    """Names of the attentions in which tokens look at the image."""
+    """Return the names of the attentions from tokens to the image."""
     return [site.name for site in structure.attentions if site.part in TOKEN_TO_IMAGE_PARTS]
 
 
 def with_slots(model: SamModel, recipe: Recipe) -> SamModel:
-    """A copy of a float model whose attentions give their probabilities; it computes the same."""
+    """Return a copy of a float model whose attentions expose their probabilities; its outputs are unchanged."""
     copied = copy.deepcopy(model).eval()
-    prepare(copied, structure_of(model.config), recipe)
+    prepare(copied, plan_quantization(model.config, recipe))
     return copied
 
 
@@ -44,20 +41,20 @@ def probabilities(
     box: Sequence[float],
     attentions: Sequence[str],
 ) -> dict[str, Tensor]:
-    """Probabilities [1, N, Q, K] of decoder attentions for one box.
+    """Return the probabilities [1, N, Q, K] of decoder attentions for one box, by name.
 
     Args:
-        model: A checkpoint, or a float model of `with_slots`.
-        processor: Its processor.
+        model: Model of a checkpoint, or a float model from `with_slots`.
+        processor: Processor of the model.
         image: HWC uint8 RGB.
         box: xyxy in pixels of the image.
-        attentions: Their names.
+        attentions: Names of the attentions.
     """
-    found: dict[str, Tensor] = {}
+    kept: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, object, tuple[Tensor, Tensor]], None]:
         def hook(_module: nn.Module, _inputs: object, output: tuple[Tensor, Tensor]) -> None:
-            found[name] = output[1].detach().cpu()
+            kept[name] = output[1].detach().cpu()
 
         return hook
 
@@ -65,7 +62,6 @@ def probabilities(
     try:
         for name in attentions:
             attention = model.get_submodule(name)
-            assert isinstance(attention, QuantDecoderAttention)
             handles.append(attention.register_forward_hook(keep(name)))
         predictor = Predictor(model, processor)
         predictor.set_image(image)
@@ -73,32 +69,33 @@ def probabilities(
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return kept
 
 
 def focus_deviation(exact: Tensor, found: Tensor, theta: float = THETA) -> float:
-    """1 - IoU of two attentions' focus (`clipping.py`), mean over heads; both are probabilities [1, N, Q, K]."""
+    """Return 1 - IoU of the focus of two attentions, mean over heads; both are probabilities [1, N, Q, K]."""
     masks = [p > theta * p.amax(-1, keepdim=True) for p in (exact, found)]
     both, union = (masks[0] & masks[1]).sum((-2, -1)), (masks[0] | masks[1]).sum((-2, -1))
     return float((1 - both / union).mean())
 
 
-def token_map(attention: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """How much the mask token looks at each place, mean over heads, float [h, w] of the image without its padding.
+def token_map(attention: Tensor, token: int, image_size: tuple[int, int]) -> Tensor:
+    """Return where a token looks: its mean probabilities over heads, float [h, w] of the image without its padding.
 
     Args:
         attention: Probabilities [1, N, Q, K].
+        token: Index of the token among the Q queries.
         image_size: (height, width) of the image.
     """
     side = math.isqrt(attention.shape[-1])
     scale = side / max(image_size)
     height, width = (math.ceil(length * scale) for length in image_size)
-    mean: Tensor = attention[0, :, MASK_TOKEN].float().mean(0)
+    mean: Tensor = attention[0, :, token].float().mean(0)
     return mean.reshape(side, side)[:height, :width]
 
 
 def map_picture(values: Tensor, image_size: tuple[int, int], width: int) -> NDArray[np.uint8]:
-    """A map as colours, dark to bright by its square root, HWC uint8 RGB at the image's aspect ratio."""
+    """Draw a map in colours by its square root, HWC uint8 RGB at the aspect ratio of the image."""
     import cv2
 
     root = values.clamp_min(0).sqrt()

@@ -1,4 +1,4 @@
-"""A report as one page that needs nothing beside it: no network, no other file."""
+"""Render a report as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
+from saqsam.models.parts import PART_LABELS
+from saqsam.models.registry import module_label, slot_label
 from saqsam.report import charts, table_rows
 from saqsam.report.content import Picture, Report
-from saqsam.report.labels import PART_NAMES, module_name, slot_name
 
 _PAGE = resources.files("saqsam.report") / "page"
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#8a919c")
-"""Of shares, in turn: Okabe and Ito's, and a grey."""
+"""Colours of shares, in turn: those of Okabe and Ito, and a grey."""
 
 
 def to_html(report: Report) -> str:
-    """The page."""
+    """Return the page."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
-        data_uri=_data_uri, iou=table_rows.iou, change=table_rows.change, module_name=module_name
+        data_uri=_data_uri, iou=table_rows.iou, change=table_rows.change, module_name=module_label
     )
     template = environment.from_string(_read("report.html.j2"))
     return template.render(
@@ -33,7 +34,7 @@ def to_html(report: Report) -> str:
 
 
 def _content(report: Report) -> dict[str, Any]:
-    """What the template shows."""
+    """Return the variables of the template."""
     content = {
         "report": report,
         "title": table_rows.title(report),
@@ -58,7 +59,7 @@ def _content(report: Report) -> dict[str, Any]:
         "plots": [
             {
                 "svg": Markup(charts.histogram(found)),
-                "name": slot_name(found.slot),
+                "name": slot_label(found.slot),
                 "bits": found.bits,
                 "outside": table_rows.percent(found.outside),
                 "range": f"{found.range[0]:.3g} to {found.range[1]:.3g}",
@@ -76,13 +77,13 @@ def _content(report: Report) -> dict[str, Any]:
     if report.sensitivity is not None:
         content["sensitivity_rows"] = table_rows.sensitivity_rows(report)
         names = {group.name for group in report.sensitivity.groups}
-        content["sensitivity_unit"] = "part" if names <= PART_NAMES.keys() else "layer"
+        content["sensitivity_unit"] = "part" if names <= PART_LABELS.keys() else "layer"
     content["sections"] = [(anchor, name) for anchor, name, is_there in _sections(report) if is_there]
     return content
 
 
 def _sections(report: Report) -> list[tuple[str, str, bool]]:
-    """Anchor, name, and whether there is anything to say."""
+    """Return anchor, name and presence of each section."""
     return [
         ("how", "What was done", True),
         ("size", "Size and bits", True),

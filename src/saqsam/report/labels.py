@@ -1,81 +1,24 @@
-"""A recipe in sentences, and parts, layers and slots as people call them."""
+"""Display names of parts, layers and quantizers, and recipes in sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from saqsam.models.parts import FLOAT_PARTS, PARTS
+from saqsam.models.parts import FLOAT_PARTS, PART_LABELS, PARTS
+from saqsam.models.registry import module_label
 from saqsam.recipes.recipe import Recipe
 from saqsam.report.log import Source
 
 _RANGES = {"min-max": "the smallest to the largest value", "percentile": "percentiles", "mse": "least error"}
-PART_NAMES = {
-    "encoder.qkv": "encoder: queries, keys, values",
-    "encoder.proj": "encoder: attention output",
-    "encoder.lin1": "encoder: MLP, first layer",
-    "encoder.lin2": "encoder: MLP, second layer",
-    "encoder.attention": "encoder: attention products",
-    "neck": "neck",
-    "decoder.self_attention": "decoder: tokens among themselves",
-    "decoder.token_to_image": "decoder: tokens to image",
-    "decoder.image_to_token": "decoder: image to tokens",
-    "decoder.final_attention": "decoder: final attention",
-    "decoder.mlp": "decoder: MLP",
-    "patch_embedding": "patch embedding",
-    "position_embedding": "position embedding",
-    "upscaling": "mask upscaling",
-    "hypernetworks": "mask hypernetworks",
-    "iou_head": "IoU head",
-    "relative_positions": "relative positions",
-    "mask_product": "mask product",
-}
-SLOT_NAMES = {
-    "q_proj.input_quantizer": "input of the queries",
-    "k_proj.input_quantizer": "input of the keys",
-    "query_quantizer": "queries",
-    "key_quantizer": "keys",
-    "value_quantizer": "values",
-    "probability_quantizer": "probabilities",
-}
 
 
 def part_name(part: str) -> str:
-    """A part, or a layer's module name, for people."""
-    return PART_NAMES.get(part) or module_name(part)
-
-
-def module_name(name: str) -> str:
-    """A module's name for people: `encoder block 3, attn.qkv`; one that is not known stays as it is."""
-    words = name.split(".")
-    if name.startswith("vision_encoder.layers."):
-        return f"encoder block {int(words[2]) + 1}, {'.'.join(words[3:])}"
-    if name.startswith("mask_decoder.transformer.layers."):
-        return f"decoder layer {int(words[3]) + 1}, {_attention('.'.join(words[4:]))}"
-    return _attention(name.removeprefix("mask_decoder.transformer.").removeprefix("vision_encoder."))
-
-
-def _attention(name: str) -> str:
-    for module, words in (
-        ("cross_attn_token_to_image", "tokens to image"),
-        ("cross_attn_image_to_token", "image to tokens"),
-        ("final_attn_token_to_image", "final attention"),
-        ("self_attn", "self-attention"),
-    ):
-        if name.startswith(module):
-            return (words + ", " + name.removeprefix(module).lstrip(".")).removesuffix(", ")
-    return name
-
-
-def slot_name(slot: str) -> str:
-    """A quantizer's name for people: `decoder layer 1, tokens to image: keys`."""
-    for ending, words in SLOT_NAMES.items():
-        if slot.endswith(ending):
-            return f"{module_name(slot.removesuffix(ending).rstrip('.'))}: {words}"
-    return f"{module_name(slot.removesuffix('.input_quantizer'))}: input"
+    """Return the display name of a part, or of a layer by its module name."""
+    return PART_LABELS.get(part) or module_label(part)
 
 
 def describe(recipe: Recipe, source: Source | None) -> tuple[str, ...]:
-    """What a recipe does, a sentence a step, in the order of the steps."""
+    """Describe a recipe, one sentence per step, in the order of the steps."""
     return tuple(_sentences(recipe, source))
 
 
@@ -153,5 +96,5 @@ def _sentences(recipe: Recipe, source: Source | None) -> Iterator[str]:
 
 
 def short_path(path: str) -> str:
-    """A name without the folders above it: reports are sent on."""
+    """Return the last component of a path: reports must not disclose folders."""
     return path.rstrip("/").rpartition("/")[2]

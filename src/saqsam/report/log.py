@@ -1,4 +1,4 @@
-"""The log of a quantization, as JSON and as one picture: loss curves, and what clipping did to the focus."""
+"""Log of a quantization, as JSON and as a picture of loss curves and focus deviations."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from saqsam.models.registry import module_label
 from saqsam.ptq.log import AttentionClipping, QuantizationLog, UnitLog, read_clipping, read_unit_log
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.atomic_write import write_atomic
@@ -20,12 +21,12 @@ _BEFORE, _AFTER, _INK = "#b9bec9", "#1f6feb", "#333a45"
 
 @dataclass(frozen=True)
 class Source:
-    """What a checkpoint was made of, as the command line had it.
+    """Inputs that a checkpoint was made from, as given on the command line.
 
     Attributes:
-        model: The float model.
-        calibration: The calibration data.
-        detections: A detector's boxes, None where there were none.
+        model: Float model.
+        calibration: Calibration set.
+        detections: Detections file; None without one.
         ignore_label: Value of mask pixels that do not count, as `--ignore-label`.
     """
 
@@ -37,11 +38,11 @@ class Source:
 
 @dataclass(frozen=True)
 class KnownLog:
-    """What is read back of a log.
+    """Log that was read from a file.
 
     Attributes:
-        log: What happened.
-        source: What the checkpoint was made of; None where it was not noted.
+        log: Log of the quantization.
+        source: Inputs of the checkpoint; None where they were not recorded.
     """
 
     log: QuantizationLog
@@ -52,10 +53,10 @@ def write_log(log: QuantizationLog, recipe: Recipe, folder: Path, source: Source
     """Write `quantization.json`, and `quantization.png` where something was clipped or learned.
 
     Args:
-        log: What happened.
-        recipe: The recipe.
-        folder: The checkpoint's.
-        source: What the checkpoint was made of.
+        log: Log of the quantization.
+        recipe: Recipe of the checkpoint.
+        folder: Folder of the checkpoint.
+        source: Inputs of the checkpoint.
     """
     made_of = {} if source is None else {"source": asdict(source)}
     content = {"recipe": recipe.to_dict(), **made_of, **asdict(log)}
@@ -68,7 +69,7 @@ def read_log(folder: Path) -> KnownLog | None:
     """Return the log beside a checkpoint; None if there is none.
 
     Raises:
-        CheckpointError: It is damaged.
+        CheckpointError: The log is damaged.
     """
     path = folder / LOG_JSON
     if not path.is_file():
@@ -121,7 +122,7 @@ def _read_source(value: Any) -> Source:
 
 
 def draw_log(log: QuantizationLog, title: str) -> bytes:
-    """The picture, PNG: a small plot of each unit's loss, and the focus deviation of each attention."""
+    """Draw the loss of each unit and the focus deviation of each attention, as PNG."""
     # Imported late: only this needs it, and it is slow to import.
     from matplotlib.figure import Figure
 
@@ -168,10 +169,5 @@ def _plain(axes) -> None:  # type: ignore[no-untyped-def]
 
 
 def short_name(attention: str) -> str:
-    """A decoder attention's module name for people: `layer 1\\ntoken to image`."""
-    name = attention.removeprefix("mask_decoder.transformer.")
-    if not name.startswith("layers."):
-        return "final\ntoken to image"
-    _, index, kind = name.split(".")
-    kind = kind.removeprefix("cross_attn_").replace("self_attn", "self").replace("_", " ")
-    return f"layer {int(index) + 1}\n{kind}"
+    """Return the display name of a decoder attention on two lines, such as `decoder layer 1\\ntokens to image`."""
+    return module_label(attention).replace(", ", "\n")

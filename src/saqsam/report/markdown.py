@@ -1,4 +1,4 @@
-"""A report's figures as Markdown, without pictures."""
+"""Render a report as Markdown, without pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from saqsam.report.table_rows import change, iou
 
 
 def to_markdown(report: Report) -> str:
-    """The report as text."""
+    """Return the report as text."""
     return "\n".join(_lines(report)) + "\n"
 
 

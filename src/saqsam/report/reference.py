@@ -16,12 +16,11 @@ import torch
 from transformers import SamModel, SamProcessor
 
 from saqsam.convert.pack import round_float_parameters
-from saqsam.convert.plan import activation_slots, weight_sites
+from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import Observer
 from saqsam.data.detections import Detections
 from saqsam.data.types import Dataset
-from saqsam.models.registry import structure_of
-from saqsam.models.sam.attention import PROBABILITIES
+from saqsam.models.structure import PROBABILITIES
 from saqsam.ptq.bimodal import find_signs, integrate_bimodal, merged_observers
 from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_images import choose_calibration_images
@@ -57,25 +56,25 @@ def make_reference(
     progress: Progress | None = None,
 ) -> Reference:
     """Take a float model as far as `quantize` does before anything is rounded; arguments are those of `quantize`."""
-    structure = structure_of(model.config)
+    plan = plan_quantization(model.config, recipe)
     made = copy.deepcopy(model).eval().float()
-    round_float_parameters(made, structure, recipe)
+    round_float_parameters(made, plan)
     images = choose_calibration_images(
         made, processor, calibration, recipe.calibration, detections=detections, progress=progress
     )
-    prepare_equalized(made, structure, recipe, images, progress)
+    prepare_equalized(made, plan, images, progress)
     # Not the probabilities, which are most of what there is to look at: their range follows from what they are.
-    slots = [s for s in activation_slots(structure, recipe) if not s.name.endswith(PROBABILITIES)]
-    observers = calibrate(made, structure, recipe, images, progress, slots=slots)
-    signs = find_signs(structure, observers)
-    integrate_bimodal(made, signs)
+    slots = [s for s in plan.slots if not s.name.endswith(PROBABILITIES)]
+    observers = calibrate(made, plan, images, progress, slots=slots)
+    signs = find_signs(plan.structure, observers)
+    integrate_bimodal(made, plan.structure, signs)
     return Reference(made.eval(), merged_observers(observers, signs))
 
 
 @torch.no_grad()
 def check_reference(reference: SamModel, quantized: SamModel, recipe: Recipe) -> None:
     """Raise ValueError unless the weights of a checkpoint are rounded ones of a reference."""
-    for site, _ in weight_sites(structure_of(reference.config), recipe):
+    for site, _ in plan_quantization(reference.config, recipe).weights:
         weight = reference.get_submodule(site.name).weight
         packed = quantized.get_submodule(site.name).weight
         assert isinstance(weight, torch.Tensor)

@@ -1,9 +1,9 @@
-"""What each part or layer costs: quantized alone with all else float, and left float with all else quantized.
+"""Sensitivity of each part or layer: quantized alone with all else float, and left float with all else quantized.
 
-The two tell different things. Alone, errors of a layer meet exact neighbours; left float, it shows what would be gained
-by giving it more bits. With reconstruction the second can even be negative: later layers have learned to make up for a
-layer's errors. What is exchanged are the checkpoint's own layers and those of the float reference; what belongs to
-neither (normalisations, relative positions, embeddings) stays with the model around.
+The two measure different things. Quantized alone, a layer's errors meet exact neighbours. Left float, it shows the
+gain of more bits; with reconstruction that gain can be negative, because later layers have learned to compensate for
+the layer's errors. The checkpoint's layers are exchanged with those of the float reference; everything else
+(normalisations, relative positions, embeddings) stays with the surrounding model.
 """
 
 from __future__ import annotations
@@ -16,15 +16,12 @@ import torch
 from torch import nn
 from transformers import SamModel, SamProcessor
 
-from saqsam.convert.plan import activation_slots, weight_sites
+from saqsam.convert.plan import QuantizationPlan, plan_quantization
 from saqsam.data.types import Dataset
 from saqsam.evaluation.metrics.iou import clear_ignored, mask_iou
 from saqsam.evaluation.simulated_prompts import box_prompts
 from saqsam.inference.predictor import Predictor
-from saqsam.models.family import replace_module
-from saqsam.models.registry import structure_of
-from saqsam.models.sam.attention import SLOTS
-from saqsam.models.structure import ModelStructure
+from saqsam.models.structure import SLOTS, replace_module
 from saqsam.recipes.recipe import Recipe
 from saqsam.report.choices import Level
 from saqsam.report.content import GroupSensitivity, Sensitivity
@@ -32,43 +29,43 @@ from saqsam.utils.arithmetic import float32_arithmetic
 from saqsam.utils.progress import Progress
 
 MOST_PROMPTS = 16
-"""Objects of an image that are looked at."""
+"""Number of objects per image that are used as prompts."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Modules that change places together.
+    """Modules that are exchanged together.
 
     Attributes:
-        name: Of the part, or of the layer or attention.
-        modules: Their names: layers with their input quantizers, and quantizers of attentions.
+        name: Name of the part, layer or attention.
+        modules: Names of layers with their input quantizers, and of quantizers of attentions.
+        is_decoder: Whether all modules are in the decoder, so that the image embedding is unchanged.
     """
 
     name: str
     modules: tuple[str, ...]
-
-    @property
-    def is_decoder(self) -> bool:
-        """Whether the image encoder stays as it is."""
-        return all(name.startswith("mask_decoder.") for name in self.modules)
+    is_decoder: bool
 
 
-def find_groups(structure: ModelStructure, recipe: Recipe, level: Level) -> list[Group]:
-    """The groups of a recipe in the order of computation: its parts, or its single layers and attentions."""
+def find_groups(plan: QuantizationPlan, level: Level) -> list[Group]:
+    """Return the groups of a recipe in the order of computation: its parts, or its single layers and attentions."""
     found: dict[str, list[str]] = {}
-    slots = {slot.name: slot.part for slot in activation_slots(structure, recipe)}
-    for site, _ in weight_sites(structure, recipe):
+    slots = {slot.name: slot.part for slot in plan.slots}
+    for site, _ in plan.weights:
         found.setdefault(site.part if level == "parts" else site.name, []).append(site.name)
-    for site in structure.attentions:
+    for site in plan.structure.attentions:
         own = [f"{site.name}.{slot}" for slot in SLOTS if f"{site.name}.{slot}" in slots]
         if own:
             found.setdefault(site.part if level == "parts" else site.name, []).extend(own)
-    return [Group(name, tuple(modules)) for name, modules in found.items()]
+    return [
+        Group(name, tuple(modules), not any(plan.structure.is_encoder(module) for module in modules))
+        for name, modules in found.items()
+    ]
 
 
 @contextmanager
 def exchanged(model: SamModel, donor: SamModel, names: Sequence[str]) -> Iterator[None]:
-    """Modules of another model in the place of a model's own while the block runs."""
+    """Replace modules of a model by those of another while the block runs."""
     own: dict[str, nn.Module] = {name: model.get_submodule(name) for name in names}
     try:
         for name in names:
@@ -91,23 +88,23 @@ def measure_sensitivity(
     level: Level = "parts",
     progress: Progress | None = None,
 ) -> Sensitivity:
-    """Exchange each group between the two models and see what the masks become, with box prompts.
+    """Exchange each group between two models, and measure the masks of box prompts.
 
     Args:
-        reference: The float model of `make_reference`.
-        quantized: The checkpoint.
-        processor: Of both.
-        recipe: Of the checkpoint.
-        dataset: With objects.
-        images: Look at the first so many that have objects.
-        level: What is exchanged at once.
+        reference: Float model from `make_reference`.
+        quantized: Model of the checkpoint.
+        processor: Processor of both.
+        recipe: Recipe of the checkpoint.
+        dataset: Dataset with objects.
+        images: Number of images with objects to use, from the first.
+        level: Granularity of the groups.
         progress: Progress callback.
 
     Raises:
         ValueError: No image has an object.
     """
-    structure = structure_of(reference.config)
-    groups = find_groups(structure, recipe, level)
+    plan = plan_quantization(reference.config, recipe)
+    groups = find_groups(plan, level)
     samples = list(_first_with_objects(dataset, images))
     if not samples:
         raise ValueError(f"data {dataset.name!r}: expected images with objects, found none")

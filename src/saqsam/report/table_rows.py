@@ -1,4 +1,4 @@
-"""Rows of a report's tables as text, the same for the page and for Markdown."""
+"""Rows of a report's tables as text, shared by the renderings."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 from saqsam.analysis.inventory import mac_width
 from saqsam.evaluation.compare import Interval
+from saqsam.models.registry import module_label, slot_label
 from saqsam.report.content import Distribution, Report
-from saqsam.report.labels import module_name, part_name, short_path, slot_name
+from saqsam.report.labels import part_name, short_path
 
 METRICS = {
     "miou": "mean IoU",
@@ -29,7 +30,7 @@ _SECTIONS = {
 
 @dataclass(frozen=True)
 class Card:
-    """A key figure."""
+    """Key metric with its label and a remark."""
 
     label: str
     value: str
@@ -37,39 +38,39 @@ class Card:
 
 
 def iou(value: float | int | None) -> str:
-    """A figure in [0, 1] with three digits, a dash for none."""
+    """Return a metric in [0, 1] with three digits; a dash for None."""
     return "–" if value is None else f"{value:.3f}"
 
 
 def change(value: float) -> str:
-    """A signed figure with three digits; nothing is -0."""
+    """Return a signed change with three digits, without a sign where it rounds to 0."""
     return f"{value:+.3f}".replace("-", "−") if abs(value) >= 0.0005 else "0.000"
 
 
 def interval(found: Interval | None) -> str:
-    """Both ends, a dash where there are none."""
+    """Return both ends of an interval; a dash where there are none."""
     if found is None or found.low is None or found.high is None:
         return "–"
     return f"{change(found.low)} to {change(found.high)}"
 
 
 def megabytes(count: int) -> str:
-    """Bytes for people."""
+    """Return a number of bytes in megabytes."""
     return f"{count / 1e6:.1f} MB" if count >= 10_000_000 else f"{count / 1e6:.2f} MB"
 
 
 def percent(share: float) -> str:
-    """A share with two digits where it is small."""
+    """Return a share in percent, with two significant digits where it is small."""
     return f"{100 * share:.1f} %" if share >= 0.01 or share == 0 else f"{100 * share:.2g} %"
 
 
 def title(report: Report) -> str:
-    """Model and recipe."""
+    """Return the title of a report: model and recipe."""
     return report.name if report.source is None else f"{short_path(report.source.model)}, {report.name}"
 
 
 def lead(report: Report) -> str:
-    """The report in one or two sentences."""
+    """Summarize a report in one or two sentences."""
     inventory = report.inventory
     shares = inventory.share_of_macs()
     width, share = next(iter(shares.items()))
@@ -89,7 +90,7 @@ def lead(report: Report) -> str:
 
 
 def _width(width: str) -> str:
-    """The widths of a product in words."""
+    """Return the bit widths of a product in words."""
     found = re.fullmatch(r"([wa])(\d)a(\d)", width)
     if found is None:
         return f"in {width}"
@@ -100,7 +101,7 @@ def _width(width: str) -> str:
 
 
 def cards(report: Report) -> Iterator[Card]:
-    """Key figures."""
+    """Yield the key metrics."""
     inventory = report.inventory
     ratio = inventory.float32_bytes / report.disk_bytes if report.disk_bytes else 0
     yield Card("Size on disk", megabytes(report.disk_bytes), f"{ratio:.1f}× smaller than float32")
@@ -133,7 +134,7 @@ def cards(report: Report) -> Iterator[Card]:
 
 
 def parts(report: Report) -> Iterator[dict[str, Any]]:
-    """Size and bits of each part that takes bytes; `share` is of the largest."""
+    """Yield size and bits of each part; `share` is relative to the largest."""
     largest = max(part.bytes for part in report.inventory.parts)
     for part in report.inventory.parts:
         if not part.bytes:
@@ -149,7 +150,7 @@ def parts(report: Report) -> Iterator[dict[str, Any]]:
 
 
 def accuracy_rows(report: Report) -> Iterator[dict[str, str]]:
-    """Figures of float and quantized model."""
+    """Yield the metrics of float and quantized model."""
     accuracy = report.accuracy
     assert accuracy is not None
     exact: Mapping[str, Any] = accuracy.float or {}
@@ -168,7 +169,7 @@ def accuracy_rows(report: Report) -> Iterator[dict[str, str]]:
 
 
 def accuracy_text(report: Report) -> str:
-    """What was scored."""
+    """Describe what was scored."""
     accuracy = report.accuracy
     assert accuracy is not None
     return (
@@ -185,19 +186,19 @@ PROMPTS = {
 
 
 def agreement_text(report: Report) -> str:
-    """How alike the masks are; empty without a float model."""
+    """Describe the agreement of the masks; empty without a float model."""
     difference = None if report.accuracy is None else report.accuracy.difference
     if difference is None or difference.agreement is None:
         return ""
     agreement = difference.agreement
     return (
-        f"Whatever the truth is: masks of the quantized model have a mean IoU of {iou(agreement.iou)} with those of "
+        f"Regardless of the truth, masks of the quantized model have a mean IoU of {iou(agreement.iou)} with those of "
         f"the float model, and {percent(agreement.share_above_90)} of them one of at least 0.9."
     )
 
 
 def sensitivity_rows(report: Report) -> list[dict[str, Any]]:
-    """Losses and gains of each group, the largest loss first, with lengths of their bars in [0, 1]."""
+    """Return the loss and gain of each group, the largest loss first, with bar lengths in [0, 1]."""
     found = report.sensitivity
     assert found is not None
     rows = [(part_name(g.name), 1 - g.alone, g.without - found.quantized) for g in found.groups]
@@ -215,18 +216,18 @@ def sensitivity_rows(report: Report) -> list[dict[str, Any]]:
 
 
 def clipping_rows(report: Report) -> list[dict[str, Any]]:
-    """Focus deviation of each attention before and after."""
+    """Return the focus deviation of each attention before and after clipping."""
     return [
-        {"name": module_name(entry.name), "before": entry.before, "after": entry.after}
+        {"name": module_label(entry.name), "before": entry.before, "after": entry.after}
         for entry in report.clipping
     ]
 
 
 def clips(report: Report) -> list[dict[str, str]]:
-    """The chosen ranges."""
+    """Return the chosen clipping ranges."""
     return [
         {
-            "name": slot_name(f"{entry.name}.{clip.slot}"),
+            "name": slot_label(f"{entry.name}.{clip.slot}"),
             "quantile": "kept" if clip.quantile is None else f"{clip.quantile:g}",
             "low": f"{clip.low:.3g}",
             "high": f"{clip.high:.3g}",
@@ -237,7 +238,7 @@ def clips(report: Report) -> list[dict[str, str]]:
 
 
 def worst_of_parts(report: Report) -> list[Distribution]:
-    """Of each part the activation with the largest share outside its range."""
+    """Return the activation of each part with the largest share outside its range."""
     worst: dict[str, Distribution] = {}
     for found in report.distributions:  # in that order already
         worst.setdefault(found.part, found)
@@ -245,10 +246,10 @@ def worst_of_parts(report: Report) -> list[Distribution]:
 
 
 def ranges(report: Report) -> list[dict[str, str]]:
-    """Every activation's values and range."""
+    """Return values and range of every activation."""
     return [
         {
-            "name": slot_name(found.slot),
+            "name": slot_label(found.slot),
             "bits": str(found.bits),
             "seen": f"{found.seen[0]:.3g} to {found.seen[1]:.3g}",
             "range": f"{found.range[0]:.3g} to {found.range[1]:.3g}",
@@ -259,7 +260,7 @@ def ranges(report: Report) -> list[dict[str, str]]:
 
 
 def left_out(report: Report) -> list[tuple[str, str]]:
-    """Sections that are missing, and why."""
+    """Return the missing sections with the reasons."""
     return [(_SECTIONS[name], why) for name, why in report.left_out.items()]
 
 

@@ -59,7 +59,7 @@ class OnnxRuntimeBackend:
 
 
 class _Session:
-    """One model file in ONNX Runtime.
+    """Model file in ONNX Runtime.
 
     Args:
         manifest: Manifest of the folder.

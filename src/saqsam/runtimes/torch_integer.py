@@ -17,8 +17,8 @@ from transformers import SamModel
 from saqsam.checkpoint.dequantize import dequantized
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.prompts import Prompts
-from saqsam.models.family import replace_module
 from saqsam.models.registry import family_of
+from saqsam.models.structure import replace_module
 from saqsam.quant.integer import IntegerLinear, choose_kernel
 from saqsam.quant.layers import PackedLinear
 

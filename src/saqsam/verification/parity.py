@@ -46,7 +46,7 @@ class TensorDifference:
     _norm: float = 0.0
 
     def add(self, wanted: Tensor, found: Tensor) -> None:
-        """Count one more pair."""
+        """Add one more pair."""
         difference = found.double() - wanted.double()
         self.largest = max(self.largest, float(difference.abs().max()))
         self._error += float(difference.square().sum())
@@ -78,7 +78,7 @@ class Parity:
     images: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Return the attributes as JSON types."""
         tensors = [{k: v for k, v in asdict(t).items() if not k.startswith("_")} for t in self.tensors]
         return {**asdict(self), "tensors": tensors}
 

@@ -1,4 +1,4 @@
-"""Judgement of an export: whether its runtimes compute the masks that torch computes."""
+"""Verify an export: compare the masks of its runtimes with torch's."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from saqsam.verification.divergence import Divergence, find_divergence
 from saqsam.verification.parity import Parity, ParityError, compare_with_torch, parity_prompts
 
 MIN_PARITY = 0.95
-"""Mean IoU with torch's masks below which an export fails."""
+"""Mean IoU with torch's masks below which an export fails by default."""
 MAX_DIFFERENCE = 0.5
-"""Relative difference from torch's logits above which an export fails whatever the masks are: those that fill the
-picture, or are empty, have a high IoU with others like them. Sound runtimes stay ten times below."""
+"""Relative difference from torch's logits above which an export fails regardless of its masks: empty masks, and masks
+that fill the image, have a high IoU with others like them. Sound runtimes stay ten times below."""
 
 
 def verify_export(
@@ -42,28 +42,29 @@ def verify_export(
     """Compare an exported folder with torch in each runtime, and fail if one computes other masks.
 
     Args:
-        folder: What `export_model` wrote.
-        model: The model that was exported.
-        processor: Its processor.
+        folder: Folder that `export_model` wrote.
+        model: Model that was exported.
+        processor: Processor of the model.
         dataset: Images with objects, which are segmented from their boxes.
-        min_parity: Least mean IoU between a runtime's masks and torch's, in [0, 1]. Pixels that torch leaves undecided
-            are not counted; see `Parity.decided_iou`. Above 0, logits may not differ by more than `MAX_DIFFERENCE`.
+        min_parity: Lowest accepted mean IoU between a runtime's masks and torch's, in [0, 1]. Pixels that torch
+            leaves undecided are not counted; see `Parity.decided_iou`. Above 0, logits may not differ by more than
+            `MAX_DIFFERENCE`.
         runtimes: Runtimes to judge; None for all that are installed and run the folder's format.
-        limit: Look at the first `limit` images only.
+        limit: Use the first `limit` images only.
         progress: Progress callback, called after each image.
 
     Returns:
-        The differences in each runtime by its name, that of the format first.
+        The differences of each runtime by name, the default runtime of the format first.
 
     Raises:
         ParityError: A runtime cannot run the folder, returns NaN or infinity, or computes other masks. The message
             names the first node that differs.
-        ValueError: `min_parity` is no IoU, a runtime is unknown or missing, or there is no object to segment.
+        ValueError: `min_parity` is not in [0, 1], a runtime is unknown or missing, or there is no object to segment.
     """
     folder = Path(folder)
     manifest = parse_manifest(folder)
     names = runtimes_to_judge(manifest.format, runtimes, min_parity)
-    found = {}
+    parities = {}
     for name in names:
         try:
             backend, own_processor = load_runtime(folder, name, device="cpu")
@@ -88,15 +89,15 @@ def verify_export(
         except ParityError as error:
             divergence = _locate(folder, backend, manifest, name, model, processor, dataset)
             raise ParityError(f"{name}: {error}; {divergence}") from error
-        found[name] = parity
-    return found
+        parities[name] = parity
+    return parities
 
 
 def _judge(parity: Parity, min_parity: float) -> None:
     """Raise ParityError if masks differ by more than is accepted; a parity of 0 accepts all."""
     if parity.decided_iou < min_parity:
         raise ParityError(
-            f"expected masks with a mean IoU of at least {min_parity:g} (--min-parity) with torch's, got "
+            f"expected masks with a mean IoU of at least {min_parity:g} (min_parity) with torch's, got "
             f"{parity.decided_iou:.3f}"
         )
     (logits,) = (tensor for tensor in parity.tensors if tensor.name == "low_res_masks")
@@ -110,13 +111,13 @@ def _judge(parity: Parity, min_parity: float) -> None:
 def runtimes_to_judge(
     format: str, runtimes: Sequence[str] | None = None, min_parity: float = MIN_PARITY
 ) -> list[str]:
-    """Return the runtimes that `verify_export` judges, the format's own first; can be asked before an export is made.
+    """Return the runtimes that `verify_export` judges, the default of the format first; call it before an export.
 
     Raises:
         ValueError: As for `verify_export`.
     """
     if not 0 <= min_parity <= 1:
-        raise ValueError(f"--min-parity: expected a number from 0 to 1, got {min_parity:g}")
+        raise ValueError(f"min_parity: expected a number from 0 to 1, got {min_parity:g}")
     own = default_runtime(format)
     names = (installed_runtimes(format) or [own]) if runtimes is None else list(runtimes)
     for name in names:
@@ -125,7 +126,7 @@ def runtimes_to_judge(
 
 
 def parity_content(found: Mapping[str, Parity], min_parity: float) -> dict[str, Any]:
-    """Return what `parity.json` holds: the differences of the format's own runtime, and those of the others."""
+    """Return the content of `parity.json`: differences of the default runtime, and of the others."""
     (own, parity), *others = found.items()
     return {
         "min_parity": min_parity,

@@ -15,6 +15,7 @@ from onnx import TensorProto
 from torch import Tensor
 from transformers import SamModel
 
+from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import prepare
 from saqsam.export.onnx.graph import Graph
 from saqsam.export.onnx.layers import ExportError, layer_input, linear
@@ -56,7 +57,7 @@ def deployed(bits: str = "w8a8", **changes: Any) -> SamModel:
 @pytest.fixture(scope="module")
 def models() -> dict[str, SamModel]:
     float_model = tiny_sam()
-    prepare(float_model, structure_of(float_model.config), tiny_recipe())
+    prepare(float_model, plan_quantization(float_model.config, tiny_recipe()))
     plus = deployable(tiny_recipe("saq-sam-plus", "w4a8"))
     return {
         "float": float_model,

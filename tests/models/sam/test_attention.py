@@ -7,17 +7,15 @@ from transformers import SamModel
 from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention
 
 import saqsam.models.sam.attention as attention_module
-from saqsam.models.family import replace_module
 from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import (
-    PROBABILITIES,
-    SLOTS,
     QuantDecoderAttention,
     QuantVisionAttention,
     RowScaledAverage,
     SoftmaxAverage,
     to_quant_attention,
 )
+from saqsam.models.structure import PROBABILITIES, SLOTS, replace_module
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.learned import LearnedAffineQuantizer, RandomDrop, StraightThrough
 from saqsam.quant.logarithmic import LogQuantizer

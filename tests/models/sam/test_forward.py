@@ -12,22 +12,13 @@ from transformers import SamModel
 from saqsam.checkpoint import quantization_config_of
 from saqsam.inference.backend import TorchBackend
 from saqsam.inference.prompts import Prompts
+from saqsam.models.family import flatten_image
 from saqsam.models.registry import structure_of
-from saqsam.models.sam.forward import (
-    embed_boxes,
-    embed_patches,
-    flatten_image,
-    image_positions,
-    run_blocks,
-    run_decoder_layer,
-    run_final_attention,
-    run_mask_head,
-    run_neck,
-    run_transformer,
-)
+from saqsam.models.sam.family import SamFamily
 from support.tiny_quantized import quantized_tiny
 from support.tiny_sam import tiny_config, tiny_pixels, tiny_sam
 
+FAMILY = SamFamily()
 BOXES = torch.tensor([[4.0, 4.0, 40.0, 50.0], [10.0, 0.0, 60.0, 30.0], [20.0, 20.0, 30.0, 60.0]])
 TRANSFORMER = "mask_decoder.transformer"
 BLOCKS = range(4)  # windowed, global, windowed, global
@@ -68,12 +59,14 @@ def start_decoder(model: SamModel, boxes: Tensor = BOXES) -> tuple[Tensor, Tenso
     All prompts share the image tokens, where the model itself gives each its own. In a quantized model they are given
     here too: products of other shapes sum in another order, and a last bit can make a step of a quantizer.
     """
-    embedding = run_neck(model, run_blocks(model, BLOCKS, embed_patches(model, tiny_pixels())))
-    tokens, dense = embed_boxes(model, boxes)
+    embedding = FAMILY.run_neck(
+        model, FAMILY.run_blocks(model, BLOCKS, FAMILY.embed_patches(model, tiny_pixels()))
+    ).embedding
+    tokens, dense = FAMILY.embed_boxes(model, boxes)
     image = flatten_image(embedding) + flatten_image(dense)
     if quantization_config_of(model) is not None:
         image = image.expand(len(boxes), -1, -1, -1)
-    return tokens, image, image_positions(model)
+    return tokens, image, FAMILY.image_positions(model)
 
 
 @torch.inference_mode()
@@ -82,20 +75,22 @@ def test_each_encoder_block_gives_what_it_gives_in_the_model(model: SamModel) ->
     names = [f"vision_encoder.layers.{index}" for index in BLOCKS]
     with outputs_of(model, *names) as expected:
         embedding = TorchBackend(model).encode(tiny_pixels())
-    hidden = embed_patches(model, tiny_pixels())
+    hidden = FAMILY.embed_patches(model, tiny_pixels())
     assert hidden.shape == (1, 8, 8, 32)
     for index, name in zip(BLOCKS, names, strict=True):
-        hidden = run_blocks(model, [index], hidden)
+        hidden = FAMILY.run_blocks(model, [index], hidden)
         assert torch.equal(hidden, expected[name])
-    assert torch.equal(run_neck(model, hidden), embedding)
+    assert torch.equal(FAMILY.run_neck(model, hidden).embedding, embedding)
 
 
 @torch.inference_mode()
 def test_stages_one_after_another_are_the_encoder(model: SamModel) -> None:
-    hidden = embed_patches(model, tiny_pixels(seed=1))
+    hidden = FAMILY.embed_patches(model, tiny_pixels(seed=1))
     for stage in structure_of(model.config).stages:
-        hidden = run_blocks(model, stage, hidden)
-    assert torch.equal(run_neck(model, hidden), TorchBackend(model).encode(tiny_pixels(seed=1)))
+        hidden = FAMILY.run_blocks(model, stage, hidden)
+    assert torch.equal(
+        FAMILY.run_neck(model, hidden).embedding, TorchBackend(model).encode(tiny_pixels(seed=1))
+    )
 
 
 @torch.inference_mode()
@@ -103,8 +98,8 @@ def test_an_encoder_without_position_embedding() -> None:
     config = tiny_config()
     config.vision_config.use_abs_pos = False
     model = tiny_sam(0, config)
-    hidden = run_blocks(model, BLOCKS, embed_patches(model, tiny_pixels()))
-    assert torch.equal(run_neck(model, hidden), TorchBackend(model).encode(tiny_pixels()))
+    hidden = FAMILY.run_blocks(model, BLOCKS, FAMILY.embed_patches(model, tiny_pixels()))
+    assert torch.equal(FAMILY.run_neck(model, hidden).embedding, TorchBackend(model).encode(tiny_pixels()))
 
 
 @torch.inference_mode()
@@ -139,21 +134,21 @@ def test_each_decoder_step_gives_what_it_gives_in_the_model(model: SamModel) -> 
     tokens = prompt
     for index, name in enumerate(layers):
         before = [t.clone() for t in (tokens, image, prompt, positions)]
-        results = run_decoder_layer(model, index, tokens, image, prompt, positions)
+        results = FAMILY.run_decoder_layer(model, index, tokens, image, prompt, positions)
         # Inputs are captured once and read many times: nothing may change them.
         assert all(map(torch.equal, before, (tokens, image, prompt, positions)))
         tokens, image = results
         close(tokens, expected[name][0])
         close(image, expected[name][1])
-    close(run_final_attention(model, tokens, image, prompt, positions), expected[final][0])
+    close(FAMILY.run_final_attention(model, tokens, image, prompt, positions), expected[final][0])
     for first, start in ((0, start_decoder(model)), (1, None), (2, (tokens, image))):
         if start is None:
-            start = run_decoder_layer(model, 0, prompt, start_decoder(model)[1], prompt, positions)
-        found = run_transformer(model, first, *start[:2], prompt, positions, with_final=True)
+            start = FAMILY.run_decoder_layer(model, 0, prompt, start_decoder(model)[1], prompt, positions)
+        found = FAMILY.run_transformer(model, first, *start[:2], prompt, positions, with_final=True)
         close(found[0], expected[TRANSFORMER][0])
         close(found[1], expected[TRANSFORMER][1])
     # Without the final attention: what the last layer gave.
-    found = run_transformer(model, 0, *start_decoder(model)[:2], prompt, positions, with_final=False)
+    found = FAMILY.run_transformer(model, 0, *start_decoder(model)[:2], prompt, positions, with_final=False)
     assert torch.equal(found[0], tokens)
     assert torch.equal(found[1], image)
 
@@ -164,7 +159,7 @@ def test_the_whole_path_is_the_model_s_forward() -> None:
     with outputs_of(model, TRANSFORMER) as expected:
         model(pixel_values=tiny_pixels(), input_boxes=BOXES[None], multimask_output=False)
     prompt, image, positions = start_decoder(model)
-    tokens, image = run_transformer(model, 0, prompt, image, prompt, positions, with_final=True)
+    tokens, image = FAMILY.run_transformer(model, 0, prompt, image, prompt, positions, with_final=True)
     # There prompts are the second axis, not the first.
     close(tokens.transpose(0, 1), expected[TRANSFORMER][0])
     close(image[:, 0], expected[TRANSFORMER][1].reshape(3, 64, 32))
@@ -175,8 +170,8 @@ def test_the_mask_head_gives_all_masks_and_ious_of_the_model(model: SamModel) ->
     backend = TorchBackend(model)
     embedding = backend.encode(tiny_pixels())
     prompt, image, positions = start_decoder(model)
-    found = run_mask_head(
-        model, *run_transformer(model, 0, prompt, image, prompt, positions, with_final=True)
+    found = FAMILY.run_mask_head(
+        model, *FAMILY.run_transformer(model, 0, prompt, image, prompt, positions, with_final=True)
     )
     single = backend.decode(embedding, Prompts(boxes=BOXES), multimask_output=False)
     several = backend.decode(embedding, Prompts(boxes=BOXES), multimask_output=True)
@@ -188,10 +183,10 @@ def test_the_mask_head_gives_all_masks_and_ious_of_the_model(model: SamModel) ->
 def test_a_prompt_s_answer_does_not_depend_on_the_others() -> None:
     model = tiny_sam(2)
     prompt, image, positions = start_decoder(model)
-    together = run_transformer(model, 0, prompt, image, prompt, positions, with_final=True)
+    together = FAMILY.run_transformer(model, 0, prompt, image, prompt, positions, with_final=True)
     for i in range(3):
         alone, image, positions = start_decoder(model, BOXES[i : i + 1])
-        found = run_transformer(model, 0, alone, image, alone, positions, with_final=True)
+        found = FAMILY.run_transformer(model, 0, alone, image, alone, positions, with_final=True)
         close(found[0], together[0][i : i + 1])
         close(found[1], together[1][i : i + 1])
 
@@ -199,7 +194,7 @@ def test_a_prompt_s_answer_does_not_depend_on_the_others() -> None:
 def test_gradients_reach_every_layer_on_the_path() -> None:
     model = tiny_sam()
     prompt, image, positions = start_decoder(model)
-    tokens, image = run_transformer(model, 0, prompt, image, prompt, positions, with_final=True)
+    tokens, image = FAMILY.run_transformer(model, 0, prompt, image, prompt, positions, with_final=True)
     (tokens.sum() + image.sum()).backward()
     structure = structure_of(model.config)
     for site in structure.layers:

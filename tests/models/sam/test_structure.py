@@ -8,9 +8,9 @@ from torch import nn
 from transformers import SamConfig, SamModel
 from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention
 
-from saqsam.models.family import replace_module
 from saqsam.models.parts import DECODER_PARTS, ENCODER_PARTS, FLOAT_PARTS, PAPER_PARTS, PARTS
 from saqsam.models.registry import structure_of
+from saqsam.models.structure import replace_module
 from support.tiny_sam import tiny_config, tiny_pixels, tiny_sam
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import SamModel
+from transformers import PreTrainedModel
 
 import saqsam
 from saqsam.analysis.inventory import Inventory, take_inventory
@@ -61,7 +61,7 @@ def evaluate(
             )
         if not is_first:
             return
-        is_packed = isinstance(sam, SamModel) and quantization_config_of(sam) is not None
+        is_packed = isinstance(sam, PreTrainedModel) and quantization_config_of(sam) is not None
         inventory = take_inventory(sam) if is_packed else None
         recipe = recipe if inventory is None else inventory.name  # with the mean bits of a mixture
         integer = measure_integers(sam) if runtime == TORCH_INTEGER else None

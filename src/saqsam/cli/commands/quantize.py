@@ -64,11 +64,8 @@ def quantize(
         if quantization_config_of(float_model) is not None:
             raise ValueError(f"{model} is quantized already; quantize the float model")
         if check_images is None:
-            check_images = (
-                24
-                if family_of(float_model.config).input_spec(float_model.config).image_size <= LARGE_INPUT
-                else 2
-            )
+            spec = family_of(float_model.config).input_spec(float_model.config)
+            check_images = 24 if spec.image_size <= LARGE_INPUT else 2
         # Before the long work, so that unusable data fail early.
         before = (
             None if check_data is None else _score(float_model, processor, check_data, check_images, "float")
@@ -85,8 +82,9 @@ def quantize(
         _add_report(output.staged, reloaded, checked)
         output.place_folder()
     say(f"checkpoint: {out_dir}")
-    shown = count_phrase(log.images, "images")
-    say(f"calibrated on {shown} (seed {options.seed}) of {data.name}, {count_phrase(log.prompts, 'prompts')}")
+    if recipe.needs_calibration:
+        shown = f"{count_phrase(log.images, 'images')} (seed {options.seed}) of {data.name}"
+        say(f"calibrated on {shown}, {count_phrase(log.prompts, 'prompts')}")
     print_left_out(log.skipped, log.notes, "calibration: ")
     if options.deploy or options.deploy_for is not None:
         print_substitutions(recipe)

@@ -1,4 +1,4 @@
-"""COCO mask AP and AR, by `pycocotools`' own evaluation, with the detector's classes and class-agnostic."""
+"""COCO mask AP and AR from `pycocotools`, with the detector's classes and class-agnostic."""
 
 import contextlib
 import io
@@ -24,25 +24,25 @@ _STATISTICS = {
     "segm_ap_large": 5,
     "segm_ar100": 8,
 }
-"""Our names, and the places of the figures in `COCOeval.stats`."""
+"""Names of metrics, and their positions in `COCOeval.stats`."""
 
 AGNOSTIC_SUFFIX = "_agnostic"
-"""Ends the names of the figures that ignore classes."""
+"""Suffix of metrics that ignore classes."""
 
 PROPOSALS = (10, 100, 1000)
-"""Of so many masks an image, the highest scored, is average recall taken."""
+"""Numbers of highest-scored masks per image that average recall is computed for."""
 
 FEDERATED_MOST = 300
-"""Masks of an image, of all classes together, that LVIS takes."""
+"""Masks per image, over all classes, that LVIS counts."""
 _FREQUENCIES = {"rare": "r", "common": "c", "frequent": "f"}
 
 
 @dataclass
 class MaskAP:
-    """COCO average precision of masks, fed image by image; only run lengths are kept.
+    """COCO average precision of masks, updated image by image; keeps run lengths alone.
 
-    A crowd region is no object to be found: as COCO has it, detections in one are neither right nor wrong.
-    Sizes (small up to 32^2 pixels, medium up to 96^2) are those of the masks.
+    As in COCO, crowd regions are not objects, and detections in one are neither right nor wrong. Sizes (small up to
+    32^2 pixels, medium up to 96^2) are those of the masks.
     """
 
     _sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -63,9 +63,9 @@ class MaskAP:
         """Add one image.
 
         Args:
-            image_id: Its id; each image is added once.
+            image_id: Id of the image; each image is added once.
             size: (height, width) of the image and of all masks.
-            instances: All its objects, crowds included.
+            instances: All objects of the image, crowds included.
             rles: D predicted masks as COCO compressed run lengths at image resolution.
             scores: D confidences, of which only the order counts.
             category_ids: D classes.
@@ -100,76 +100,76 @@ class MaskAP:
             )
 
     def compute(self) -> dict[str, float | None]:
-        """The figures over all images so far.
+        """Compute the metrics over all images so far.
 
         Returns:
             `segm_ap` (mean over IoU thresholds 0.50 to 0.95), `segm_ap50`, `segm_ap75`, `segm_ap_small`,
-            `segm_ap_medium`, `segm_ap_large`, `segm_ar100`, in [0, 1], and the same with `_agnostic` for one
-            class that holds all. None where no object is there to be found.
+            `segm_ap_medium`, `segm_ap_large`, `segm_ar100`, in [0, 1], and each with the suffix `_agnostic` with all
+            classes merged into one. None where there are no objects.
         """
-        figures: dict[str, float | None] = {}
+        metrics: dict[str, float | None] = {}
         for use_categories, suffix in ((True, ""), (False, AGNOSTIC_SUFFIX)):
             evaluation = self._evaluate(use_categories)
             for name, place in _STATISTICS.items():
                 value = float(evaluation.stats[place])
-                figures[name + suffix] = None if value < 0 else value
-        return figures
+                metrics[name + suffix] = None if value < 0 else value
+        return metrics
 
     def compute_proposals(self) -> dict[str, float | None]:
-        """How well masks without classes cover the objects, over all images so far.
+        """Compute how well masks without classes cover the objects of all images so far.
 
         Returns:
             Average recall (mean over IoU thresholds 0.50 to 0.95) of the 10, 100 and 1000 highest scored masks of an
             image, `ar10`, `ar100`, `ar1000`; of 1000 for objects of each size, `ar1000_small`, `ar1000_medium`,
             `ar1000_large`; and average precision of 100, as `compute` has it, `segm_ap_agnostic`,
-            `segm_ap50_agnostic`, `segm_ap75_agnostic`. In [0, 1]; None where no object is there to be found.
+            `segm_ap50_agnostic`, `segm_ap75_agnostic`. In [0, 1]; None where there are no objects.
         """
         evaluation = self._evaluate(False, PROPOSALS)
         recall = evaluation.eval["recall"]  # [T thresholds, 1 class, 4 sizes, 3 numbers of masks]
         precision = evaluation.eval["precision"]  # [T, R recalls, 1, 4, 3]
         thresholds = evaluation.params.iouThrs.round(2).tolist()
-        figures = {f"ar{count}": _mean(recall[:, :, 0, m]) for m, count in enumerate(PROPOSALS)}
+        metrics = {f"ar{count}": _mean(recall[:, :, 0, m]) for m, count in enumerate(PROPOSALS)}
         for size, name in enumerate(("small", "medium", "large"), start=1):
-            figures[f"ar{PROPOSALS[-1]}_{name}"] = _mean(recall[:, :, size, -1])
+            metrics[f"ar{PROPOSALS[-1]}_{name}"] = _mean(recall[:, :, size, -1])
         at_100 = precision[:, :, :, 0, PROPOSALS.index(100)]
-        figures[f"segm_ap{AGNOSTIC_SUFFIX}"] = _mean(at_100)
-        figures[f"segm_ap50{AGNOSTIC_SUFFIX}"] = _mean(at_100[thresholds.index(0.5)])
-        figures[f"segm_ap75{AGNOSTIC_SUFFIX}"] = _mean(at_100[thresholds.index(0.75)])
-        return figures
+        metrics[f"segm_ap{AGNOSTIC_SUFFIX}"] = _mean(at_100)
+        metrics[f"segm_ap50{AGNOSTIC_SUFFIX}"] = _mean(at_100[thresholds.index(0.5)])
+        metrics[f"segm_ap75{AGNOSTIC_SUFFIX}"] = _mean(at_100[thresholds.index(0.75)])
+        return metrics
 
     def compute_federated(self, frequencies: Mapping[int, str]) -> dict[str, float | None]:
-        """The figures of LVIS (Gupta et al., CVPR 2019), whose images are each annotated for some classes only.
+        """Compute the metrics of LVIS (Gupta et al., CVPR 2019), whose images are annotated for some classes each.
 
-        Masks of classes that were not looked for must not have been added. Those of a class that may have more
-        objects than the annotated ones are right where they match one, and otherwise neither right nor wrong. Of an
-        image the 300 highest scored masks of all classes count.
+        Masks of classes that an image was not annotated for must not have been added. Masks of a class that may have
+        more objects than the annotated ones are right where they match one, otherwise neither right nor wrong. The 300
+        highest-scored masks of an image count, over all classes.
 
         Args:
             frequencies: `r`, `c` or `f` for rare, common and frequent classes, by category id.
 
         Returns:
             `segm_ap`, `segm_ap50`, `segm_ap75`, those of each size as `compute` has them, and `segm_ap_rare`,
-            `segm_ap_common`, `segm_ap_frequent`. In [0, 1]; None where no object is there to be found.
+            `segm_ap_common`, `segm_ap_frequent`. In [0, 1]; None where there are no objects.
         """
         evaluation = self._evaluate(
             True, (1, 10, FEDERATED_MOST), self._whole_crowds(), self._best(FEDERATED_MOST)
         )
         precision = evaluation.eval["precision"][..., -1]  # [T thresholds, R recalls, K classes, 4 sizes]
         thresholds = evaluation.params.iouThrs.round(2).tolist()
-        figures = {"segm_ap": _mean(precision[..., 0])}
+        metrics = {"segm_ap": _mean(precision[..., 0])}
         for name, threshold in (("segm_ap50", 0.5), ("segm_ap75", 0.75)):
-            figures[name] = _mean(precision[thresholds.index(threshold), ..., 0])
+            metrics[name] = _mean(precision[thresholds.index(threshold), ..., 0])
         for size, name in enumerate(("small", "medium", "large"), start=1):
-            figures[f"segm_ap_{name}"] = _mean(precision[..., size])
+            metrics[f"segm_ap_{name}"] = _mean(precision[..., size])
         kinds = np.array([frequencies.get(category, "") for category in evaluation.params.catIds], dtype=str)
         for name, kind in _FREQUENCIES.items():
-            figures[f"segm_ap_{name}"] = _mean(precision[:, :, kinds == kind, 0])
-        return figures
+            metrics[f"segm_ap_{name}"] = _mean(precision[:, :, kinds == kind, 0])
+        return metrics
 
     def _whole_crowds(self) -> list[dict[str, Any]]:
-        """A crowd over the whole image for each class that is incomplete in it: what matches nothing else is no error.
+        """Return a crowd over the whole image for each incomplete class, so that unmatched masks are no errors.
 
-        COCOeval matches objects before crowds, and a mask lies in a crowd to the share of its own pixels: wholly here.
+        COCOeval matches objects before crowds, and measures overlap with a crowd as a share of the mask: 1 here.
         """
         crowds = []
         for number, (image_id, category) in enumerate(self._incomplete):
@@ -188,7 +188,7 @@ class MaskAP:
         return crowds
 
     def _best(self, most: int) -> list[dict[str, Any]]:
-        """What was found, of each image the `most` highest scored."""
+        """Return the `most` highest-scored masks of each image."""
         by_image: dict[int, list[dict[str, Any]]] = {}
         for one in self._found:
             by_image.setdefault(one["image_id"], []).append(one)
@@ -208,7 +208,7 @@ class MaskAP:
         more_truth: Sequence[dict[str, Any]] = (),
         found: Sequence[dict[str, Any]] | None = None,
     ) -> COCOeval:
-        """COCO's evaluation of all images so far, of the `most` masks an image that are scored highest."""
+        """Run COCO's evaluation of all images so far, on the `most` highest-scored masks per image."""
         truth = [*self._truth, *more_truth]
         # COCOeval reports by printing, which a library must not.
         with contextlib.redirect_stdout(io.StringIO()):
@@ -243,6 +243,6 @@ class MaskAP:
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
-    """Mean of what was measured: COCOeval says -1 of the rest."""
+    """Return the mean of the measured values; COCOeval marks others with -1."""
     measured = values[values > -1]
     return float(measured.mean()) if measured.size else None

@@ -13,7 +13,7 @@ from saqsam.data.rle import rle_from_text
 
 
 def mask_iou(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """IoU of P pairs of masks, from exact pixel counts.
+    """Compute the IoU of P pairs of masks from exact pixel counts.
 
     Args:
         predicted: [P, H, W] bool.
@@ -46,7 +46,7 @@ def clear_ignored(predicted: torch.Tensor, counted: NDArray[np.bool_] | None) ->
 def boundary_iou(
     predicted: NDArray[np.bool_], truth: NDArray[np.bool_], *, dilation_ratio: float = 0.02
 ) -> float:
-    """Boundary IoU (Cheng et al., CVPR 2021): IoU of the parts of two masks that lie near their own contours.
+    """Compute the boundary IoU (Cheng et al., CVPR 2021): the IoU of the parts of two masks near their contours.
 
     Args:
         predicted: HW bool.
@@ -66,7 +66,7 @@ def boundary_iou(
 
 
 def _boundary(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
-    """The pixels of a mask at most `reach` from one outside it."""
+    """Return the pixels of a mask at most `reach` pixels from one outside it."""
     boundary = np.zeros_like(mask)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if len(rows) == 0:
@@ -81,7 +81,7 @@ def _boundary(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
 
 
 def rle_ious(one: Sequence[str], other: Sequence[str], size: Sequence[int]) -> NDArray[np.float64]:
-    """IoU of each mask of one list with each of another.
+    """Compute the IoU of each mask of one list with each of another.
 
     Args:
         one: N masks as the `counts` of COCO compressed run lengths.
@@ -94,16 +94,16 @@ def rle_ious(one: Sequence[str], other: Sequence[str], size: Sequence[int]) -> N
     if not one or not other:
         return np.zeros((len(one), len(other)))
     first, second = ([rle_from_text(counts, size) for counts in masks] for masks in (one, other))
-    found: NDArray[np.float64] = np.asarray(rle_codec.iou(first, second, [0] * len(second)))
-    return found.reshape(len(one), len(other))
+    ious: NDArray[np.float64] = np.asarray(rle_codec.iou(first, second, [0] * len(second)))
+    return ious.reshape(len(one), len(other))
 
 
 def differing_pixels(one: str, other: str, size: Sequence[int]) -> int:
-    """How many pixels belong to one of two masks alone.
+    """Count the pixels that belong to exactly one of two masks.
 
     Args:
-        one: `counts` of COCO compressed run lengths.
-        other: The same.
+        one: First mask, as `counts` of COCO compressed run lengths.
+        other: Second mask.
         size: (height, width) of both.
     """
     pair = [rle_from_text(counts, size) for counts in (one, other)]
@@ -112,7 +112,7 @@ def differing_pixels(one: str, other: str, size: Sequence[int]) -> int:
 
 
 def fill_box(box: tuple[float, float, float, float], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """The mask that a box covers: all pixels whose centre lies inside.
+    """Return the mask that a box covers: all pixels whose centre lies inside.
 
     Args:
         box: xyxy in pixels.
@@ -129,7 +129,7 @@ def fill_box(box: tuple[float, float, float, float], size: tuple[int, int]) -> N
 
 
 class MeanIoU:
-    """Mean over all instances of a data set, fed image by image."""
+    """Mean IoU over all instances of a dataset, updated image by image."""
 
     def __init__(self) -> None:
         self._ious: list[float] = []
@@ -139,10 +139,10 @@ class MeanIoU:
         self._ious.extend(ious.tolist())
 
     def compute(self) -> float:
-        """Mean of all IoUs so far, each instance weighing the same.
+        """Return the mean of all IoUs so far, with equal weights.
 
         Raises:
-            ValueError: There is none.
+            ValueError: There are none.
         """
         if not self._ious:
             raise ValueError("mean IoU: expected at least one instance, got none")

@@ -17,7 +17,7 @@ _Corners = list[tuple[float, float]]
 
 
 def intersection_areas(one: Sequence[Polygon], other: Sequence[Polygon]) -> NDArray[np.float64]:
-    """Area that each polygon of one list shares with each of another.
+    """Compute the area that each polygon of one list shares with each of another.
 
     Args:
         one: N convex polygons, as `convex_hull` and `smallest_rectangle` give them.
@@ -38,7 +38,7 @@ def intersection_areas(one: Sequence[Polygon], other: Sequence[Polygon]) -> NDAr
 
 
 def polygon_ious(one: Sequence[Polygon], other: Sequence[Polygon]) -> NDArray[np.float64]:
-    """IoU of each polygon of one list with each of another.
+    """Compute the IoU of each polygon of one list with each of another.
 
     Args:
         one: N convex polygons.
@@ -53,7 +53,7 @@ def polygon_ious(one: Sequence[Polygon], other: Sequence[Polygon]) -> NDArray[np
 
 
 def shares_inside(one: Sequence[Polygon], other: Sequence[Polygon]) -> NDArray[np.float64]:
-    """Share of each polygon of one list that lies inside each of another: [N, M] float64 in [0, 1]."""
+    """Compute the share of each polygon of one list inside each of another, [N, M] float64 in [0, 1]."""
     shared, areas = intersection_areas(one, other), _areas(one)[:, None]
     return np.minimum(np.divide(shared, areas, out=np.zeros_like(shared), where=areas > 0), 1.0)
 
@@ -63,12 +63,12 @@ def _areas(polygons: Sequence[Polygon]) -> NDArray[np.float64]:
 
 
 def _bounds(polygons: Sequence[Polygon]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Least and greatest x, y of each: [N, 2] twice."""
+    """Return the minimum and maximum x, y of N polygons, [N, 2] each."""
     return np.stack([p.min(axis=0) for p in polygons]), np.stack([p.max(axis=0) for p in polygons])
 
 
 def _shared_area(one: Polygon, other: Polygon) -> float:
-    """One polygon is cut along each side of the other (Sutherland and Hodgman, 1974)."""
+    """Cut one polygon along each side of the other (Sutherland and Hodgman, 1974), and return the area left."""
     left: _Corners = list(map(tuple, one.tolist()))
     sides: _Corners = list(map(tuple, other.tolist()))
     for start, end in zip(sides, sides[1:] + sides[:1], strict=True):
@@ -79,7 +79,7 @@ def _shared_area(one: Polygon, other: Polygon) -> float:
 
 
 def _cut(corners: _Corners, start: tuple[float, float], end: tuple[float, float]) -> _Corners:
-    """What of a convex polygon lies to the left of a line, or on it."""
+    """Return the part of a convex polygon to the left of a line or on it."""
     (x0, y0), (x1, y1) = start, end
     sides = [(x1 - x0) * (y - y0) - (y1 - y0) * (x - x0) for x, y in corners]
     kept: _Corners = []

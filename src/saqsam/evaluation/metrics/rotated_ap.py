@@ -33,7 +33,7 @@ _STEPS_07 = 10
 
 @dataclass(frozen=True)
 class OrientedTruth:
-    """An object to be found.
+    """Object to find.
 
     Attributes:
         polygon: Convex, as `convex_hull` gives it.
@@ -49,13 +49,13 @@ class OrientedTruth:
 
     @property
     def counts(self) -> bool:
-        """Whether it is missed when it is not found."""
+        """Whether missing it lowers recall."""
         return not (self.is_difficult or self.is_crowd)
 
 
 @dataclass(frozen=True)
 class OrientedDetection:
-    """An oriented box that was found.
+    """Predicted oriented box.
 
     Attributes:
         polygon: Convex; None for an empty mask, which is a wrong detection.
@@ -78,12 +78,12 @@ class _Image:
 
 @dataclass
 class RotatedAP:
-    """Average precision of oriented boxes, fed image by image."""
+    """Average precision of oriented boxes, updated image by image."""
 
     _images: list[_Image] = field(default_factory=list)
 
     def update(self, found: Sequence[OrientedDetection], truth: Sequence[OrientedTruth]) -> None:
-        """Add an image: what was found in it, and all its objects."""
+        """Add the detections and all objects of an image."""
         ious = np.zeros((len(found), len(truth)))
         rows = [row for row, detection in enumerate(found) if detection.polygon is not None]
         boxes = [detection.polygon for detection in found if detection.polygon is not None]
@@ -94,25 +94,25 @@ class RotatedAP:
         self._images.append(_Image(tuple(found), tuple(truth), ious))
 
     def compute(self) -> dict[str, float | None]:
-        """The figures over all images so far.
+        """Compute the metrics over all images so far.
 
         Returns:
             `rotated_ap` (mean over `THRESHOLDS`), `rotated_ap50`, `rotated_ap75` and `rotated_ap50_07`, in [0, 1],
-            each a mean over the classes that have objects; and the same with `_agnostic` for one class that holds
-            all. None where no object is there to be found.
+            each a mean over the classes that have objects; and each the suffix `_agnostic` with all classes
+            merged into one. None where there are no objects.
         """
         by_class = list(self.by_class().values())
-        figures = {name: _mean([one[name] for one in by_class]) for name in _FIGURES}
-        agnostic = self._figures(None)
-        return figures | {name + AGNOSTIC_SUFFIX: agnostic.get(name) for name in _FIGURES}
+        metrics = {name: _mean([one[name] for one in by_class]) for name in _METRICS}
+        agnostic = self._metrics(None)
+        return metrics | {name + AGNOSTIC_SUFFIX: agnostic.get(name) for name in _METRICS}
 
     def by_class(self) -> Mapping[int, dict[str, float]]:
-        """The figures of each class that has objects, by its id, in order."""
+        """Compute the metrics of each class that has objects, in the order of class ids."""
         classes = {one.category_id for image in self._images for one in image.truth if one.counts}
-        return {category: self._figures(category) for category in sorted(classes)}
+        return {category: self._metrics(category) for category in sorted(classes)}
 
-    def _figures(self, category: int | None) -> dict[str, float]:
-        """Of one class, or of all as one; nothing where there is no object."""
+    def _metrics(self, category: int | None) -> dict[str, float]:
+        """Compute the metrics of one class, or of all merged into one; empty without objects."""
         objects, scores, verdicts = 0, [np.empty(0)], [np.empty((0, len(THRESHOLDS)), dtype=np.int8)]
         for image in self._images:
             rows = [n for n, one in enumerate(image.found) if category in (None, one.category_id)]
@@ -136,11 +136,11 @@ class RotatedAP:
         }
 
 
-_FIGURES = ("rotated_ap", "rotated_ap50", "rotated_ap75", "rotated_ap50_07")
+_METRICS = ("rotated_ap", "rotated_ap50", "rotated_ap75", "rotated_ap50_07")
 
 
 def _judge(ious: NDArray[np.float64], truth: Sequence[OrientedTruth]) -> NDArray[np.int8]:
-    """Right, wrong or ignored, [D, thresholds], of detections in the order of their scores, [D, T]."""
+    """Return right, wrong or ignored, [D, thresholds], for detections in the order of their scores, [D, T]."""
     verdicts = np.full((len(ious), len(THRESHOLDS)), _WRONG, dtype=np.int8)
     thresholds = np.array(THRESHOLDS)
     single = np.flatnonzero([not one.is_crowd for one in truth])
@@ -160,11 +160,11 @@ def _judge(ious: NDArray[np.float64], truth: Sequence[OrientedTruth]) -> NDArray
 
 
 def average_precision(verdicts: NDArray[np.int8], objects: int) -> tuple[float, float]:
-    """Area under precision over recall.
+    """Compute the area under precision over recall.
 
     Args:
         verdicts: [D], 1 for right, 0 for wrong, -1 for neither, in the order of the scores, highest first.
-        objects: How many there are to be found, at least 1.
+        objects: Number of objects to find, at least 1.
 
     Returns:
         The area with, at each recall, the best precision from there on; and the mean of that at eleven recalls.

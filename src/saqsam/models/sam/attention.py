@@ -16,19 +16,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention
 
+from saqsam.models.structure import SLOTS
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedLinear
 from saqsam.quant.learned import RandomDrop
 from saqsam.quant.logarithmic import LogQuantizer
 
-PROBABILITIES = "probability_quantizer"
 MIN_NUMERATOR_SUM = 1e-6
 """Lower bound of the sum of a row of quantized numerators, which a learned scale could round to zero."""
 MAX_CHUNK_LOGITS = 2**25
 """Logits of an encoder attention that are computed at once; larger attentions are split by heads and, under autograd,
 recomputed in the backward pass. A global attention of SAM-B at 1024 px has 2e8 logits; quantization holds about five
 values per logit in memory, learning eight."""
-SLOTS = ("query_quantizer", "key_quantizer", "value_quantizer", PROBABILITIES)
 
 
 _ELEMENTWISE = (nn.Identity, AffineQuantizer, LogQuantizer, RandomDrop)
@@ -208,6 +207,22 @@ class QuantDecoderAttention(SamAttention):  # type: ignore[misc]
     value_quantizer: nn.Module
     probability_quantizer: nn.Module
     average: SoftmaxAverage | RowScaledAverage
+
+    @property
+    def input_projections(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """Layers that compute queries, keys and values."""
+        return self.q_proj, self.k_proj, self.v_proj
+
+    @property
+    def output_projection(self) -> nn.Module:
+        """Layer that reads the attended values."""
+        layer: nn.Module = self.out_proj
+        return layer
+
+    def split_heads(self, projected: Tensor) -> Tensor:
+        """Split projected values [B, P, T, C] into heads [B * P, N, T, C / N]."""
+        heads: Tensor = self._separate_heads(projected, self.num_attention_heads)
+        return heads
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_similarity: Tensor | None = None, **_: Any

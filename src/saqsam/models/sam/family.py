@@ -11,16 +11,24 @@ from torch import Tensor, nn
 from transformers import SamConfig, SamModel
 from transformers.models.sam.modeling_sam import SamVisionAttention
 
-from saqsam.models.family import AttentionMacs, Features, InputSpec, ModelFamily, flatten_image
+from saqsam.models.family import AttentionMacs, Features, ModelFamily, flatten_image
 from saqsam.models.sam.attention import QuantAttention, to_quant_attention
 from saqsam.models.sam.structure import TRANSFORMER, sam_structure
-from saqsam.models.structure import ModelStructure
+from saqsam.models.structure import InputSpec, ModelStructure
 
 _ATTENTION_LABELS = {
     "cross_attn_token_to_image": "tokens to image",
     "cross_attn_image_to_token": "image to tokens",
     "final_attn_token_to_image": "final attention",
     "self_attn": "self-attention",
+}
+_SLOT_LABELS = {
+    "q_proj.input_quantizer": "input of the queries",
+    "k_proj.input_quantizer": "input of the keys",
+    "query_quantizer": "queries",
+    "key_quantizer": "keys",
+    "value_quantizer": "values",
+    "probability_quantizer": "probabilities",
 }
 _UPSCALED_CHANNELS = 8
 """Ratio of the decoder's channels to those of the upscaled embedding."""
@@ -32,6 +40,7 @@ class SamFamily(ModelFamily):
     name = "sam"
     label = "SAM"
     model_types = ("sam",)
+    mask_token = 1  # after the token of the predicted IoU
 
     def build(self, config: SamConfig) -> SamModel:
         """Return an untrained `SamModel`."""
@@ -215,6 +224,13 @@ class SamFamily(ModelFamily):
         if name.startswith(f"{TRANSFORMER}.layers."):
             return f"decoder layer {int(path[3]) + 1}, {_attention_label('.'.join(path[4:]))}"
         return _attention_label(name.removeprefix(f"{TRANSFORMER}.").removeprefix("vision_encoder."))
+
+    def slot_label(self, slot: str) -> str:
+        """Return a label such as `decoder layer 1, tokens to image: keys`."""
+        for suffix, label in _SLOT_LABELS.items():
+            if slot.endswith(suffix):
+                return f"{self.module_label(slot.removesuffix(suffix).rstrip('.'))}: {label}"
+        return f"{self.module_label(slot.removesuffix('.input_quantizer'))}: input"
 
 
 def _attention_label(name: str) -> str:
