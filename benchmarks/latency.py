@@ -1,4 +1,4 @@
-"""How fast exported models are: rows in results/latency.csv, each beside what a user would otherwise run.
+"""Measure the latency of exported models and of their alternatives: rows in results/latency.csv.
 
     python benchmarks/latency.py                      # sam-mini and a SAM-B of random weights, all parts and variants
     python benchmarks/latency.py --subjects sam-mini --threads 1
@@ -56,7 +56,7 @@ BASELINE = ("onnxruntime", "default")
 
 
 def cases(subject: str) -> Iterator[Case]:
-    """All rows of a subject; those that are compared with each other follow each other."""
+    """Return the cases of a subject, sorted by comparison."""
     for part, counts in PARTS.items():
         ours = (*OURS, "w8a8-all") if part == "encoder" else OURS
         # `quantize_static` of SAM-B's decoder for 32 prompts would take more memory than the encoder's 12 GiB.
@@ -75,7 +75,7 @@ def cases(subject: str) -> Iterator[Case]:
 
 
 def chosen_cases(subject: str, options: argparse.Namespace) -> list[Case]:
-    """Those that the options name, and what they are compared with."""
+    """Return the cases that the options select, with their baselines."""
     return [
         case
         for case in cases(subject)
@@ -109,7 +109,7 @@ def make_files(every: Sequence[Case], folder: Path, tools_python: str) -> None:
 def measure(
     group: Sequence[Case], folder: Path, threads: int, rounds: int, runs: int
 ) -> list[dict[str, Any]]:
-    """Rows of cases that are compared with each other: all in turn, several rounds."""
+    """Measure the cases of a comparison in turn over several rounds, and return their rows."""
     seconds: dict[Case, list[float]] = {case: [] for case in group}
     peaks: dict[Case, float] = {}
     for turn in range(rounds):
@@ -140,7 +140,7 @@ def measure(
 
 
 def in_process(case: Case, folder: Path, threads: int, runs: int) -> dict[str, Any]:
-    """Seconds of each run and the highest memory of one turn, in a process of its own."""
+    """Return the seconds of each run and the peak memory of one turn, in a process of its own."""
     path = file_of(folder, case)
     order = {
         **dataclasses.asdict(case),

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def update_pages(pages: Iterable[Path], rows: Sequence[Row], *, write: bool) -> list[Path]:
-    """The pages whose tables are not those of the rows; they are rewritten if `write`."""
+    """Return the pages with outdated tables, and rewrite them if `write` is set."""
     stale = []
     for page in pages:
         old = page.read_text(encoding="utf-8")
@@ -66,7 +66,7 @@ def update_pages(pages: Iterable[Path], rows: Sequence[Row], *, write: bool) -> 
 
 
 def fill_tables(text: str, rows: Sequence[Row]) -> str:
-    """A page with all its tables made anew.
+    """Return a page with all its tables regenerated.
 
     Raises:
         ValueError: An unknown table, a marker without its partner, or rows that do not fit together.
@@ -97,7 +97,7 @@ def fill_tables(text: str, rows: Sequence[Row]) -> str:
 
 
 def current(rows: Sequence[Row]) -> list[Row]:
-    """The rows that tables show.
+    """Return the rows that the tables show.
 
     Of each model those of the weights that were measured last; of each data set, with each prompt, those of the
     largest number of images. The others are trials (`--limit`) and history.

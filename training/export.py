@@ -18,7 +18,7 @@ from saqsam.models.processing import build_processor
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("folder", type=Path)

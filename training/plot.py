@@ -12,7 +12,7 @@ COLOURS = {"objects_train": "#1f6feb", "coco_train": "#d1495b", "nuclei_train": 
 
 
 def main() -> None:
-    """Read, draw, write."""
+    """Draw the learning curve."""
     with (HERE / "log" / "curve.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     hours = [float(row["hours"]) for row in rows]

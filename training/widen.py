@@ -25,12 +25,12 @@ UNEVEN = 0.5
 
 
 def copies(size: int, group: int) -> Tensor:
-    """Old channel of each new one [2 * size], where groups of `group` channels are doubled in place."""
+    """Return the old channel of each new one [2 * size], where groups of `group` channels are doubled in place."""
     return torch.arange(size).reshape(-1, 1, group).expand(-1, 2, group).flatten()
 
 
 def split(weight: Tensor, axis: int, index: Tensor) -> Tensor:
-    """Double an axis that reads channels: the two weights of a pair add up to the old one."""
+    """Double an input axis, so that the two weights of a pair add up to the old one."""
     wide = weight.index_select(axis, index)
     noise = torch.randn_like(weight) * UNEVEN
     seen = torch.zeros(weight.shape[axis], dtype=torch.long)
@@ -45,7 +45,7 @@ def split(weight: Tensor, axis: int, index: Tensor) -> Tensor:
 
 @torch.no_grad()
 def widen(narrow: SamModel) -> SamModel:
-    """The same function at twice the width of prompt encoder and decoder."""
+    """Return a model that computes the same function at twice the width of prompt encoder and decoder."""
     old_width = narrow.config.mask_decoder_config.hidden_size
     wide = SamModel(sam_mini_config(2 * old_width))
     # Channels of the embedding: the Fourier features are all sines, then all cosines.
@@ -74,7 +74,7 @@ def widen(narrow: SamModel) -> SamModel:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("narrow", type=Path)
     parser.add_argument("wide", type=Path)
