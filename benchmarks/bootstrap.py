@@ -106,11 +106,11 @@ def compare(rows: Sequence[Row], csv_file: Path, method: str = METHODS[0]) -> It
 
 def _mean_scores(rows: Sequence[Row], csv_file: Path) -> tuple[set[int], NDArray[np.float64]]:
     """Return the set of id checksums of some rows, one if all have the same objects, and their mean IoU [N]."""
-    found = [read_scores(scores_file(csv_file, row.key)) for row in rows]
-    ids = {checksum for _, checksum in found}
+    scores = [read_scores(scores_file(csv_file, row.key)) for row in rows]
+    ids = {checksum for _, checksum in scores}
     if len(ids) > 1:
         raise ValueError(f"{rows[0].method} at {rows[0].bits} on {rows[0].data}: seeds of different objects")
-    return ids, np.asarray(sum(ious for ious, _ in found) / len(found))
+    return ids, np.asarray(sum(ious for ious, _ in scores) / len(scores))
 
 
 def read_csv(path: Path) -> list[Comparison]:
@@ -127,16 +127,16 @@ def read_csv(path: Path) -> list[Comparison]:
 
 def merge(old: Sequence[Comparison], new: Sequence[Comparison]) -> list[Comparison]:
     """Return new comparisons and the old ones that they do not replace, in a fixed order."""
-    merged = {astuple(found)[:7]: found for found in [*old, *new]}
+    merged = {astuple(comparison)[:7]: comparison for comparison in [*old, *new]}
     return [merged[key] for key in sorted(merged)]
 
 
-def to_csv(found: Sequence[Comparison]) -> str:
+def to_csv(comparisons: Sequence[Comparison]) -> str:
     """Return the lines of the results file."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Comparison)], lineterminator="\n")
     writer.writeheader()
-    for comparison in found:
+    for comparison in comparisons:
         values = asdict(comparison)
         writer.writerow({k: f"{v:.6f}" if isinstance(v, float) else v for k, v in values.items()})
     return text.getvalue()
@@ -151,14 +151,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         rows = read_rows(options.csv)
-        found = [c for method in options.methods for c in compare(rows, options.csv, method)]
-        if not found:
+        comparisons = [c for method in options.methods for c in compare(rows, options.csv, method)]
+        if not comparisons:
             raise ValueError(f"{options.csv}: nothing to compare {' or '.join(options.methods)} with")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write_atomic(options.out, to_csv(merge(read_csv(options.out), found)).encode())
-    for comparison in found:
+    write_atomic(options.out, to_csv(merge(read_csv(options.out), comparisons)).encode())
+    for comparison in comparisons:
         print(
             f"{comparison.bits} {comparison.data} {comparison.prompt}: {comparison.method} - {comparison.rival}"
             f" = {comparison.difference:+.4f} [{comparison.low:+.4f}, {comparison.high:+.4f}]"

@@ -94,9 +94,9 @@ class Float64Sums(TorchBackend):
 def _float64_sums() -> Iterator[None]:
     plain = F.linear
 
-    def linear(given: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         wide = None if bias is None else bias.double()
-        return plain(given.double(), weight.double(), wide).float()
+        return plain(rows.double(), weight.double(), wide).float()
 
     F.linear = linear
     try:
@@ -210,20 +210,20 @@ def new_row(
     recipe: str, checkpoint: str, runtime: str, data: Dataset, options: argparse.Namespace
 ) -> dict[str, object] | None:
     """Return the key columns of a row; None if the row is already measured."""
-    found = circumstances("cpu")
+    conditions = circumstances("cpu")
     settings = "" if recipe == NNCF_NAME else " ".join(options.settings)
     key = {
         "recipe": recipe,
         "settings": settings,
         "checkpoint": checkpoint,
         "runtime": runtime,
-        "machine": found["machine"],
+        "machine": conditions["machine"],
     }
     key |= {"data": options.data, "images": str(len(data))}
     if any(all(row[name] == value for name, value in key.items()) for row in read_plain(options.out)):
         return None
     date = time.strftime("%Y-%m-%d", time.gmtime())
-    return {"commit": found["commit"], "torch": found["torch"], "date": date, **key}
+    return {"commit": conditions["commit"], "torch": conditions["torch"], "date": date, **key}
 
 
 def finish_row(

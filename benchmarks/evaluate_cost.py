@@ -73,9 +73,9 @@ class TimedBackend(TorchBackend):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Predict masks, as `Backend.decode`."""
         start = time.perf_counter()
-        found = super().decode(embedding, prompts, multimask_output)
+        output = super().decode(embedding, prompts, multimask_output)
         self.seconds += time.perf_counter() - start
-        return found
+        return output
 
 
 def write_scenes(folder: Path, count: int) -> Path:
@@ -164,8 +164,8 @@ def run_turn(
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run([*command, *own], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    found = [line for line in done.stdout.splitlines() if line.startswith("[{")]
-    rows: list[dict[str, object]] = json.loads(found[-1])
+    reports = [line for line in done.stdout.splitlines() if line.startswith("[{")]
+    rows: list[dict[str, object]] = json.loads(reports[-1])
     return [
         {"model": name, "processes": processes, "threads": threads, "prompt": prompt, **row} for row in rows
     ]

@@ -34,10 +34,11 @@ def tasks(lines: Sequence[Mapping[str, str]]) -> str:
         for line in lines
     }
     images = {(line["case"], line["data"]): line["images"] for line in lines}
-    found = {(line["method"], line["bits"]) for line in lines}
-    widths = sorted({bits for method, bits in found if method != FLOAT}, reverse=True)
+    variants = {(line["method"], line["bits"]) for line in lines}
+    widths = sorted({bits for method, bits in variants if method != FLOAT}, reverse=True)
     models = sorted(
-        found, key=lambda m: (m[0] != FLOAT, widths.index(m[1]) if m[1] in widths else 0, rank(m[0], METHODS))
+        variants,
+        key=lambda m: (m[0] != FLOAT, widths.index(m[1]) if m[1] in widths else 0, rank(m[0], METHODS)),
     )
     rows = []
     for case, shown in FIGURES.items():

@@ -108,8 +108,8 @@ def draw_focus(models: Models, scene: Sample) -> Figure:
         x0, y0, x1, y1 = box
         grid[row][0].plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="white", linewidth=1.5)
         exact = columns["float"][site]
-        for column, (title, found) in enumerate(columns.items(), start=1):
-            axes, probabilities = grid[row][column], found[site]
+        for column, (title, by_site) in enumerate(columns.items(), start=1):
+            axes, probabilities = grid[row][column], by_site[site]
             picture = focus.token_map(probabilities, token, (height, width))
             axes.imshow(picture.sqrt(), cmap="magma", vmin=0, vmax=float(picture.max().sqrt()))
             deviation = (

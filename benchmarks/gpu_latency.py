@@ -59,8 +59,8 @@ def cases(bits: Sequence[str], variants: Sequence[str], compiled: bool) -> list[
     """Return the cases of a part, the baseline first."""
     every = [(variant, "") for variant in FLOAT] + [(variant, b) for b in bits for variant in OURS]
     chosen = [one for one in every if one[0] in variants]
-    found = [Case(*one, made) for made in ((False, True) if compiled else (False,)) for one in chosen]
-    return list(dict.fromkeys([Case(BASELINE, "", False), *found]))
+    measured = [Case(*one, made) for made in ((False, True) if compiled else (False,)) for one in chosen]
+    return list(dict.fromkeys([Case(BASELINE, "", False), *measured]))
 
 
 @functools.cache
@@ -72,12 +72,12 @@ def float_model(subject: str, device: str) -> SamModel:
 def prepare(case: Case, subject: str, part: str, prompts: int, device: str) -> Callable[[], object]:
     """Load the model of a case and return a function that runs it once."""
     model = copy.deepcopy(float_model(subject, device))
-    given = inputs(model, part, prompts)
+    arrays = inputs(model, part, prompts)
     if case.bits:
         pack_uncalibrated(model, recipe_of_variant(case.bits)).to(device)
     if case.variant.startswith("torch-int8"):
         use_integer_kernels(model)
-    example = [torch.from_numpy(given[name]).to(device) for name in INPUT_NAMES[part]]
+    example = [torch.from_numpy(arrays[name]).to(device) for name in INPUT_NAMES[part]]
     if case.variant == "bfloat16":
         model.bfloat16()
         example = [tensor.bfloat16() for tensor in example]
@@ -157,8 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(arguments)
-    found = circumstances(options.device)
-    common = {name: found[name] for name in ("commit", "torch", "machine")}
+    conditions = circumstances(options.device)
+    common = {name: conditions[name] for name in ("commit", "torch", "machine")}
     common["date"] = time.strftime("%Y-%m-%d", time.gmtime())
     for subject in options.subjects:
         for part in options.parts:

@@ -114,11 +114,11 @@ def measure(
     peaks: dict[Case, float] = {}
     for turn in range(rounds):
         for case in group:
-            found = in_process(case, folder, threads, runs)
-            seconds[case] += found["seconds"]
-            peaks[case] = max(peaks.get(case, 0.0), found["peak_gib"])
-            print(turn + 1, case, [round(s, 4) for s in found["seconds"]], flush=True)
-    medians = {case: statistics.median(found) for case, found in seconds.items()}
+            measured = in_process(case, folder, threads, runs)
+            seconds[case] += measured["seconds"]
+            peaks[case] = max(peaks.get(case, 0.0), measured["peak_gib"])
+            print(turn + 1, case, [round(s, 4) for s in measured["seconds"]], flush=True)
+    medians = {case: statistics.median(times) for case, times in seconds.items()}
     rows = []
     for case in group:
         base = dataclasses.replace(case, runtime=BASELINE[0], variant=BASELINE[1])
@@ -153,8 +153,8 @@ def in_process(case: Case, folder: Path, threads: int, runs: int) -> dict[str, A
     done = subprocess.run(
         [sys.executable, str(script), json.dumps(order)], check=True, capture_output=True, text=True
     )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -175,8 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--cache", type=Path, default=CACHE / "latency", help="files of the variants")
     options = parser.parse_args(arguments)
-    found = circumstances("cpu")
-    common = {name: found[name] for name in ("commit", "torch", "machine")}
+    conditions = circumstances("cpu")
+    common = {name: conditions[name] for name in ("commit", "torch", "machine")}
     common["date"] = time.strftime("%Y-%m-%d", time.gmtime())
     for subject in options.subjects:
         folder, every = options.cache / subject, chosen_cases(subject, options)

@@ -173,8 +173,8 @@ def make_file(case: Case, folder: Path, path: Path) -> None:
 
 def export_default(model: SamModel, part: str, prompts: int, path: Path) -> None:
     """Export a part of a float model by `torch.onnx.export`."""
-    given, names = inputs(model, part, prompts), INPUT_NAMES[part]
-    example = tuple(torch.from_numpy(given[name]) for name in names)
+    arrays, names = inputs(model, part, prompts), INPUT_NAMES[part]
+    example = tuple(torch.from_numpy(arrays[name]) for name in names)
     module = wrapped(model, part)
     torch.onnx.export(module, example, str(path), input_names=names, opset_version=OPSET, dynamo=False)
 
@@ -192,8 +192,8 @@ def quantize_default(case: Case, folder: Path, path: Path) -> None:
 
     class One(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            with np.load(inputs_file(folder, case)) as given:
-                self.left = [{name: given[name] for name in INPUT_NAMES[case.part]}]
+            with np.load(inputs_file(folder, case)) as arrays:
+                self.left = [{name: arrays[name] for name in INPUT_NAMES[case.part]}]
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return self.left.pop() if self.left else None

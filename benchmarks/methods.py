@@ -81,7 +81,7 @@ class Experiment:
 
     def arguments(self) -> list[str]:
         """Return the command-line arguments of `ptq.py`."""
-        found = [
+        arguments = [
             "--methods",
             self.method,
             "--bits",
@@ -91,10 +91,10 @@ class Experiment:
             "--data",
             *self.data,
         ]
-        found += ["--calibration", self.calibration, "--total-steps", str(self.total_steps)]
+        arguments += ["--calibration", self.calibration, "--total-steps", str(self.total_steps)]
         for setting in self.settings:
-            found += ["--set", setting]
-        return found
+            arguments += ["--set", setting]
+        return arguments
 
 
 def methods() -> Iterator[Experiment]:

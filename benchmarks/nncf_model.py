@@ -51,9 +51,9 @@ def nncf_backend(
             _write_inputs(model, processor, data, spec, partial)
             script = Path(__file__).with_name("other_tools.py")
             for part in ("encoder", "decoder"):
-                given = sorted(map(str, partial.glob(f"{part}-*.npz")))
+                samples = sorted(map(str, partial.glob(f"{part}-*.npz")))
                 names = [str(partial / f"{part}.{ending}") for ending in ("onnx", "xml")]
-                subprocess.run([python, str(script), "nncf", *names, *given], check=True)
+                subprocess.run([python, str(script), "nncf", *names, *samples], check=True)
     manifest = Manifest("openvino", False, {}, NAME, "", model.config.to_dict())
     return OpenVinoBackend(folder, manifest, threads, precision), processor
 

@@ -96,8 +96,8 @@ def _units(lines: Sequence[Mapping[str, str]]) -> list[list[str]]:
     """Return the rows of a table, where consecutive units of one kind share a row, and their total."""
     rows = []
     kinds = itertools.groupby(lines, lambda line: (line["recipe"], _kind(line["what"]), line["steps"]))
-    for (recipe, kind, steps), found in kinds:
-        units = list(found)
+    for (recipe, kind, steps), group in kinds:
+        units = list(group)
         if steps:
             seconds = ", ".join(line["seconds"] for line in units)
             name = kind if len(units) == 1 else f"{len(units)} {kind}s"

@@ -219,9 +219,9 @@ def _open_data(
             data[name] = saqsam.open_dataset(SCENES, limit=limit)
         elif (root / name).is_dir():
             data[name] = saqsam.open_dataset(root / name, limit=limit)
-            found = sorted((root / name).glob("detections*.json"))
-            if found and most_detections:
-                detections[name] = load_detections(found[0], data[name]).best(most_detections)
+            files = sorted((root / name).glob("detections*.json"))
+            if files and most_detections:
+                detections[name] = load_detections(files[0], data[name]).best(most_detections)
         else:
             err.print(f"{name}: skipped, there is no such folder in the data root (--data-root)")
     return data, detections

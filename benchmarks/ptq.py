@@ -194,14 +194,16 @@ def _evaluate_filled_boxes(dataset: Dataset, progress: Progress) -> Evaluation:
     """Score the box-fill baseline on every instance."""
     task, records = PromptTask(), []
     for index in range(len(dataset)):
-        sample, found = dataset[index], []
+        sample, instances = dataset[index], []
         for instance in sample.instances:
             if instance.is_crowd:
                 continue
             filled = torch.from_numpy(fill_box(instance.box, sample.image.shape[:2]))
             iou = mask_iou(filled[None], torch.from_numpy(instance.mask())[None]).item()
-            found.append({"id": instance.id, "iou": iou, "boundary_iou": math.nan, "predicted_iou": math.nan})
-        records.append({"image_id": sample.image_id, task.name: {"instances": found}})
+            instances.append(
+                {"id": instance.id, "iou": iou, "boundary_iou": math.nan, "predicted_iou": math.nan}
+            )
+        records.append({"image_id": sample.image_id, task.name: {"instances": instances}})
         progress("evaluating", index + 1, len(dataset))
     metrics = {task.name: task.reduce([record[task.name] for record in records])}
     return Evaluation(dataset.name, len(dataset), {task.name: task.options()}, metrics, tuple(records))

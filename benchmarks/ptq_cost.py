@@ -91,9 +91,9 @@ def measure(subjects: Sequence[str], device: str, out: Path) -> None:
 
 def common(device: str) -> dict[str, object]:
     """Return the columns that all rows of a call share."""
-    found = circumstances(device)
+    conditions = circumstances(device)
     day = time.strftime("%Y-%m-%d", time.gmtime())
-    return {"date": day, **{name: found[name] for name in ("commit", "torch", "machine")}}
+    return {"date": day, **{name: conditions[name] for name in ("commit", "torch", "machine")}}
 
 
 class Phases:
@@ -161,8 +161,8 @@ def measure_search(device: str) -> list[dict[str, object]]:
                 for kind, function in (("search", _fast), ("plain", _plain)):
                     seconds[kind].append(_timed(lambda f=function, s=search: f(s)))
     medians = {
-        kind: sum(statistics.median(found[i : i + 3]) for i in range(0, len(found), 3))
-        for kind, found in seconds.items()
+        kind: sum(statistics.median(times[i : i + 3]) for i in range(0, len(times), 3))
+        for kind, times in seconds.items()
     }
     return [
         {
@@ -197,8 +197,8 @@ def _plain(search: FocusSearch) -> None:
         for _, quantizer in search.candidates(position % 2, operand, 4, symmetric=False):
             replace_module(search.attention, slot, quantizer)
             probabilities = search.attention(query, key, value)[1]
-            found = probabilities > 0.5 * probabilities.amax(-1, keepdim=True)
-            ((found & search.focus[0]).sum((-2, -1)) / (found | search.focus[0]).sum((-2, -1))).mean().item()
+            focus = probabilities > 0.5 * probabilities.amax(-1, keepdim=True)
+            ((focus & search.focus[0]).sum((-2, -1)) / (focus | search.focus[0]).sum((-2, -1))).mean().item()
         replace_module(search.attention, slot, old)
 
 

@@ -119,10 +119,10 @@ def ablation(variants: Sequence[Row], plain: Sequence[Row]) -> str:
         if as_is:
             lines.append([method_label(method), "", *(_number(as_is.get(name)) for name in data)])
         for settings in dict.fromkeys(row.settings for row in variants if row.method == method):
-            found = {
+            changed = {
                 row.data: row.miou for row in variants if (row.method, row.settings) == (method, settings)
             }
-            cells = [_number(found.get(name), as_is.get(name)) for name in data]
+            cells = [_number(changed.get(name), as_is.get(name)) for name in data]
             lines.append(["", " ".join(f"`{setting}`" for setting in settings.split()), *cells])
     return markdown(["method", "changed", *data], lines, right=len(data)) if lines else ""
 
@@ -161,10 +161,10 @@ def precision(variants: Sequence[Row], plain: Sequence[Row]) -> str:
     lines = []
     for method, bits in dict.fromkeys((row.method, row.bits) for row in variants):
         as_is = {row.data: row.miou for row in plain if (row.method, row.bits, row.seed) == (method, bits, 0)}
-        found = {row.data: row.miou for row in variants if (row.method, row.bits) == (method, bits)}
+        changed = {row.data: row.miou for row in variants if (row.method, row.bits) == (method, bits)}
         name = f"{method_label(method)} {bits}"
         lines.append([name, "float32", *(_number(as_is.get(d)) for d in data)])
-        lines.append([name, "bfloat16", *(_number(found.get(d), as_is.get(d)) for d in data)])
+        lines.append([name, "bfloat16", *(_number(changed.get(d), as_is.get(d)) for d in data)])
     return markdown(["method", "learned in", *data], lines, right=len(data)) if lines else ""
 
 
@@ -179,10 +179,10 @@ def substitutions(variants: Sequence[Row], plain: Sequence[Row]) -> str:
             as_is = {row.data: row.miou for row in rows if not row.settings}
             lines = []
             for settings, name in names.items():
-                found = {row.data: row.miou for row in rows if row.settings == settings}
-                if found:
+                changed = {row.data: row.miou for row in rows if row.settings == settings}
+                if changed:
                     reference = as_is if settings else {}
-                    lines.append([name, *(_number(found.get(d), reference.get(d)) for d in data)])
+                    lines.append([name, *(_number(changed.get(d), reference.get(d)) for d in data)])
             title = f"**{method_label(method)}**, {bits}, {listed(row.machine for row in rows)}"
             blocks.append(f"{title}\n\n{markdown(['', *data], lines, right=len(data))}")
     return "\n\n".join(blocks)

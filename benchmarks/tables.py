@@ -73,8 +73,8 @@ def fill_tables(text: str, rows: Sequence[Row]) -> str:
     """
     rows = [row for row in current(rows) if not row.settings]
 
-    def fill(found: re.Match[str]) -> str:
-        name, data = found[1], found[2]
+    def fill(match: re.Match[str]) -> str:
+        name, data = match[1], match[2]
         if name in VARIANT_TABLES:
             variants = [row for row in current(read_rows(RESULTS / f"{name}.csv")) if row.prompt == "box"]
             widths = {row.bits for row in variants}
@@ -87,7 +87,7 @@ def fill_tables(text: str, rows: Sequence[Row]) -> str:
             table = TABLES[name]([row for row in rows if data in (None, row.data)]) or NOTHING_YET
         else:
             known = [*TABLES, *VARIANT_TABLES, *OTHER_TABLES]
-            raise ValueError(f"no table {name!r}; there are {', '.join(known)}")
+            raise ValueError(f"no table {name!r}; expected one of {', '.join(known)}")
         return f"<!-- table:{name}{f' {data}' if data else ''} -->\n\n{table}\n\n<!-- /table -->"
 
     blocks = list(_BLOCK.finditer(text))

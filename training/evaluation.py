@@ -55,7 +55,7 @@ def _picture(
         "box": {"input_boxes": torch.tensor([boxes], dtype=torch.float32, device=device) * scale},
         "point": {"input_points": torch.tensor([points], dtype=torch.float32, device=device) * scale},
     }
-    found: dict[str, list[float]] = {}
+    ious: dict[str, list[float]] = {}
     for kind, prompt in coords.items():
         out = model(image_embeddings=embeddings, multimask_output=kind == "point", **prompt)
         best = out.iou_scores[0].argmax(-1)
@@ -66,5 +66,5 @@ def _picture(
             mask = (
                 cv2.resize(logit[: cells[0], : cells[1]], (width, height), interpolation=cv2.INTER_LINEAR) > 0
             )
-            found.setdefault(kind, []).append(float((mask & truth).sum() / max(1, (mask | truth).sum())))
-    return found
+            ious.setdefault(kind, []).append(float((mask & truth).sum() / max(1, (mask | truth).sum())))
+    return ious

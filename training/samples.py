@@ -193,10 +193,10 @@ class SampleSet(Dataset[dict[str, torch.Tensor]]):
         scale = side / max(w, h)
         to = rng.uniform(0, 1, 2) * np.array(content)
         matrix = np.array([[scale, 0, to[0] - (x + w / 2) * scale], [0, scale, to[1] - (y + h / 2) * scale]])
-        found = warp_masks(pack, [instance], matrix * FINE, content, self.spec.window)
-        if not found:  # mostly outside of the window
+        covered = warp_masks(pack, [instance], matrix * FINE, content, self.spec.window)
+        if not covered:  # mostly outside of the window
             return image, masks
-        (mask,) = found
+        (mask,) = covered
         cover = mask.astype(np.float32) / 255
         alpha = cv2.resize(cover, image.shape[1::-1], interpolation=cv2.INTER_AREA)[..., None]
         pasted = warp_image(pack.read(number), matrix, self.spec.window)

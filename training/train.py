@@ -89,12 +89,12 @@ def mask_loss(logits: Tensor, truth: Truth, balance: float) -> Tensor:
     target = truth.cells[:, None].expand_as(logits)
     cross = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     near = truth.sample(logits)
-    wanted = truth.samples[:, None].expand_as(near)
-    local = F.binary_cross_entropy_with_logits(near, wanted, reduction="none").mean((2, 3))
+    near_target = truth.samples[:, None].expand_as(near)
+    local = F.binary_cross_entropy_with_logits(near, near_target, reduction="none").mean((2, 3))
     probability, area = near.sigmoid(), truth.cell_area()[:, None]
-    overlap = (probability * wanted).sum((2, 3)) * area
+    overlap = (probability * near_target).sum((2, 3)) * area
     far = (logits.sigmoid() * truth.outside()[:, None]).sum((2, 3))
-    union = (probability + wanted - probability * wanted).sum((2, 3)) * area + far
+    union = (probability + near_target - probability * near_target).sum((2, 3)) * area + far
     loss = local + 2.0 * cross.mean((2, 3)) + 1.5 * (1 - overlap / union.clamp_min(1e-3))
     if balance > 0:
         inside = (cross * target).sum((2, 3)) / target.sum((2, 3)).clamp_min(1.0)
@@ -106,11 +106,11 @@ def mask_loss(logits: Tensor, truth: Truth, balance: float) -> Tensor:
 @torch.no_grad()
 def true_iou(logits: Tensor, truth: Truth) -> Tensor:
     """Compute the IoU [M, K] of thresholded logits [M, K, H, W], finely sampled near the object."""
-    mask, wanted = truth.sample(logits) > 0, (truth.samples > 0.5)[:, None]
+    mask, target = truth.sample(logits) > 0, (truth.samples > 0.5)[:, None]
     area = truth.cell_area()[:, None]
     far = ((logits > 0) * truth.outside()[:, None]).sum((2, 3))
-    union = (mask | wanted).sum((2, 3)) * area + far
-    return (mask & wanted).sum((2, 3)) * area / union.clamp_min(1e-3)
+    union = (mask | target).sum((2, 3)) * area + far
+    return (mask & target).sum((2, 3)) * area / union.clamp_min(1e-3)
 
 
 def total_loss(
