@@ -35,11 +35,11 @@ def sam_mini_config(width: int = 256) -> SamConfig:
 
 
 @torch.no_grad()
-def initialise(model: SamModel) -> None:
+def initialize(model: SamModel) -> None:
     """Initialize scaled-normal weights, small position tables and Fourier features of several scales.
 
     transformers' defaults suit the loading of trained weights only: an initializer range of 1e-10 in the encoder and
-    Fourier features of standard deviation hidden_size / 2, which make neighbouring pixels look unrelated.
+    Fourier features of standard deviation hidden_size / 2, which make neighboring pixels look unrelated.
     """
     for name, parameter in model.named_parameters():
         if name.endswith("positional_embedding"):

@@ -256,7 +256,7 @@ def cut_region(rng: np.random.Generator, mask: np.ndarray, box: np.ndarray) -> t
 
     Returns:
         (x0, y0, x1, y1) in window pixels: the box and a margin of about a quarter on each side, at least 1.5 pixels.
-        uint8 [REGION, REGION] in {0, 255}: the mask at the centres of a grid of that many cells.
+        uint8 [REGION, REGION] in {0, 255}: the mask at the centers of a grid of that many cells.
     """
     size = box[2:] - box[:2]
     margin = np.maximum(rng.uniform(0.15, 0.35, (2, 2)) * size, 1.5)

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers import SamModel
 
 from evaluation import held_back_iou
-from forward import decode, embed_prompts, encode, initialise, sam_mini_config, use_folded_attention
+from forward import decode, embed_prompts, encode, initialize, sam_mini_config, use_folded_attention
 from samples import Pack, SampleSet, SampleSpec
 
 WEIGHTS = {"objects_train": 0.45, "coco_train": 0.18, "nuclei_train": 0.16, "scenes": 0.21}
@@ -46,7 +46,7 @@ class Truth:
     Attributes:
         cells: float [M, H, W] in [0, 1], the covered share of each cell of the low-resolution mask.
         region: float [M, 4], (x0, y0, x1, y1) of the object's surroundings, in cells.
-        samples: float [M, K, K] in {0, 1}, the mask at the centres of a grid over the region.
+        samples: float [M, K, K] in {0, 1}, the mask at the centers of a grid over the region.
     """
 
     cells: Tensor
@@ -64,9 +64,9 @@ class Truth:
 
     def outside(self) -> Tensor:
         """Return the cells whose centers lie outside of the region: float [M, H, W] in {0, 1}."""
-        centres = torch.arange(self.cells.shape[-1], device=self.cells.device) + 0.5
+        centers = torch.arange(self.cells.shape[-1], device=self.cells.device) + 0.5
         x0, y0, x1, y1 = self.region[:, :, None].unbind(1)
-        inside = ((centres > y0) & (centres < y1))[:, :, None] & ((centres > x0) & (centres < x1))[:, None]
+        inside = ((centers > y0) & (centers < y1))[:, :, None] & ((centers > x0) & (centers < x1))[:, None]
         return (~inside).float()
 
     def cell_area(self) -> Tensor:
@@ -150,7 +150,7 @@ class Run:
         torch.manual_seed(0)
         self.folder, self.device = folder, device
         self.model = SamModel(sam_mini_config())
-        initialise(self.model)
+        initialize(self.model)
         use_folded_attention(self.model).to(device).train()
         decayed = [p for p in self.model.parameters() if p.dim() > 1]
         others = [p for p in self.model.parameters() if p.dim() <= 1]

@@ -3,7 +3,7 @@
     python training/widen.py NARROW WIDE
 
 After Net2WiderNet (arXiv 1511.05641): every channel appears twice, and each layer that reads a pair of copies splits
-its weight between them, unevenly and at random, so that training tells the copies apart. Normalisation sees the same
+its weight between them, unevenly and at random, so that training tells the copies apart. Normalization sees the same
 mean and variance, and an attention has every head twice. Used once, between the training of sam-mini at width 128
 and that at 256; a training from scratch starts wide.
 """

@@ -28,7 +28,7 @@ def made_report() -> Report:
     """Invented figures, each of them once."""
     inventory = take_inventory(quantized_tiny())
     source = Source("/home/somebody/models/<b>sam & co", "scenes")
-    picture = encode(np.full((8, 12, 3), 99, dtype=np.uint8), "a grey field")
+    picture = encode(np.full((8, 12, 3), 99, dtype=np.uint8), "a gray field")
     image = ImageDifference(3, 30, "one.png", 4, 0.75, 0.5)
     difference = TaskDifference(
         "prompt",

@@ -76,7 +76,7 @@ def usable_device(name: str) -> str:
     return name
 
 
-def open_labelled(spec: str, option: str, limit: int | None, ignore_label: str = "auto") -> Dataset:
+def open_labeled(spec: str, option: str, limit: int | None, ignore_label: str = "auto") -> Dataset:
     """Open a dataset to score, cut to `limit` images; scenes are generated to that number."""
     dataset = open_dataset(spec, limit=limit, ignore_label=_parse_ignore_label(ignore_label))
     if isinstance(dataset, ImageFolder):

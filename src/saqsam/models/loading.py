@@ -1,7 +1,7 @@
 """`load`: a float `SamModel` and its processor from any of the places where Segment Anything models live.
 
 Weights are read as tensors and put into the model here, by one strict function for every source, rather than
-by `SamModel.from_pretrained`: that one only warns about missing keys, which it leaves uninitialised.
+by `SamModel.from_pretrained`: that one only warns about missing keys, which it leaves uninitialized.
 Nothing is ever unpickled beyond what ``torch.load(weights_only=True)`` admits.
 """
 

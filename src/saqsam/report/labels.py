@@ -57,7 +57,7 @@ def _sentences(recipe: Recipe, source: Source | None) -> Iterator[str]:
         yield f"Other widths: {', '.join(other)}."
     unquantized = [part_name(p) for p in PARTS if recipe.bits_of(p) == (None, None) and p in FLOAT_PARTS]
     if unquantized:
-        yield f"Left in float16: {', '.join(unquantized)}; normalisations and biases."
+        yield f"Left in float16: {', '.join(unquantized)}; normalizations and biases."
     calibration = recipe.calibration
     data = "" if source is None else f" of {short_path(source.calibration)}"
     yield (
@@ -80,7 +80,7 @@ def _sentences(recipe: Recipe, source: Source | None) -> Iterator[str]:
         what = [
             "rounding",
             *["activation scales"] * learned.scales,
-            *["biases and normalisations"] * learned.affine,
+            *["biases and normalizations"] * learned.affine,
         ]
         loss = {
             "output": "what the unit gives",
