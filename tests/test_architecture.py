@@ -190,9 +190,40 @@ def test_the_library_imports_nothing_it_may_not_need() -> None:
 )
 def test_checkpoints_are_known_to_transformers(statements: str) -> None:
     check = (
-        "from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as known; assert 'saqsam' in known"
+        "from transformers.quantizers.auto import AutoQuantizationConfig as auto; from saqsam import CheckpointError\n"
+        "try: auto.from_dict({'quant_method': 'saqsam'})\n"
+        "except CheckpointError: import saqsam.checkpoint.hf_quantizer"
     )
-    assert "saqsam.checkpoint" in modules_after(f"{statements}; {check}")
+    assert "saqsam.checkpoint.config" in modules_after(f"{statements}\n{check}")
+
+
+FIRST_IMPORTS = (
+    *("saqsam.load", "saqsam.Predictor", "saqsam.evaluate", "saqsam.export_model"),
+    "from saqsam.models import load",
+    "from saqsam.models.registry import family_of",
+    "from saqsam.checkpoint import load_checkpoint",
+    "from saqsam.convert.plan import plan_quantization",
+)
+FORKS = """
+import os, sys
+import torch  # once for all
+for statement in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        import saqsam
+        exec(statement)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(statement)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="forks")
+def test_any_part_can_be_imported_first() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
+    command = [sys.executable, "-c", FORKS, *FIRST_IMPORTS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_public_api_is_what_it_says() -> None:

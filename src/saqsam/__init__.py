@@ -7,10 +7,12 @@ package also makes packed checkpoints known to transformers: `SamModel.from_pret
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from saqsam._version import __version__
 from saqsam.utils.import_hook import after_import
+from saqsam.utils.lazy_class import LazyClass
 
 if TYPE_CHECKING:
     from saqsam.checkpoint import SaqsamConfig, recipe_of, save_checkpoint
@@ -105,7 +107,10 @@ def __dir__() -> list[str]:
 
 
 def _register_format() -> None:
-    importlib.import_module("saqsam.checkpoint")
+    """Make packed checkpoints known to transformers, without importing what reads them."""
+    auto = sys.modules["transformers.quantizers.auto"]
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING["saqsam"] = LazyClass("saqsam.checkpoint.config", "SaqsamConfig")
+    auto.AUTO_QUANTIZER_MAPPING["saqsam"] = LazyClass("saqsam.checkpoint.hf_quantizer", "SaqsamQuantizer")
 
 
-after_import("transformers.models.sam.modeling_sam", _register_format)
+after_import("transformers.quantizers.auto", _register_format)

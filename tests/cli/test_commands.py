@@ -336,7 +336,7 @@ def test_check_on_annotated_photographs(tiny: Path, labeled: Path, tmp_path: Pat
 def test_a_bare_folder_calibrates_on_what_it_has(tiny: Path, bare: Path, tmp_path: Path) -> None:
     result = quantize(tiny, tmp_path / "q", "--calibration", bare, "--images", "5")
     assert_done(result)
-    assert "note: calibrating on 2 images, not 5: there are no more" in result.stderr.splitlines()
+    assert "note: the calibration set has 2 images, fewer than the recipe's 5" in result.stderr.splitlines()
 
 
 def test_scenes_are_as_many_as_asked_for(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,9 @@ def test_the_drawn_images_are_those_that_are_given() -> None:
 
 
 def test_fewer_images_than_asked_for_are_taken_and_said() -> None:
-    with pytest.warns(CalibrationWarning, match="calibrating on 2 images, not 5: there are no more"):
+    with pytest.warns(
+        CalibrationWarning, match="the calibration set has 2 images, fewer than the recipe.s 5"
+    ):
         images = choose(tiny_data(2), images=5)
     assert len(images) == 2
 

@@ -11,6 +11,7 @@ from saqsam.checkpoint import recipe_of
 from saqsam.ptq.journal import remove_steps
 from saqsam.ptq.pipeline import quantize
 from saqsam.recipes import presets
+from saqsam.recipes.presets import recipe_for
 from saqsam.recipes.recipe import Calibration, Recipe
 from support.tiny_quantized import assert_same_outputs, quantized_tiny, tiny_data, tiny_recipe
 from support.tiny_sam import tiny_processor, tiny_sam
@@ -90,3 +91,8 @@ def test_a_recipe_can_be_named_and_memory_be_text(monkeypatch: pytest.MonkeyPatc
 def test_unusable_arguments_are_refused_at_once(recipe: object, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         quantize(tiny_sam(), None, recipe, **options)  # type: ignore[arg-type]
+
+
+def test_a_result_prints_on_one_line() -> None:
+    result = quantize(tiny_sam(), None, recipe_for("weight-only", "w4"))
+    assert repr(result) == "QuantizationResult(weight-only-w4, not calibrated)"

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformers import SamModel
-from transformers.quantizers import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from saqsam._version import __version__
@@ -23,7 +22,6 @@ QUANT_METHOD = "saqsam"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-@register_quantization_config(QUANT_METHOD)
 class SaqsamConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """The recipe and the content hash of a checkpoint, or the recipe for quantizing a float model while it is loaded.
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import SamConfig, SamModel, SamProcessor
-from transformers.quantizers import register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
 from saqsam.checkpoint.casts import check_compute_dtype
@@ -33,7 +32,6 @@ from saqsam.recipes.recipe import Recipe
 from saqsam.utils.errors import CheckpointError
 
 
-@register_quantizer(QUANT_METHOD)
 class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
     """Load packed checkpoints into packed modules and verify them, or quantize float models while they are loaded.
 

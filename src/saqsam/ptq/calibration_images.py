@@ -21,7 +21,7 @@ from saqsam.inference.predictor import Predictor
 from saqsam.inference.processing import preprocess
 from saqsam.inference.prompts import Prompts
 from saqsam.recipes.specs import Calibration
-from saqsam.utils.counts import left_out_phrase
+from saqsam.utils.counts import count_phrase, left_out_phrase
 from saqsam.utils.progress import Progress
 
 OWN_BOXES = "image without annotations prompted with the model's own boxes"
@@ -210,7 +210,7 @@ def choose_images(available: int, spec: Calibration) -> list[int]:
         raise ValueError("the calibration data holds no image")
     if available < spec.images:
         warnings.warn(
-            f"calibrating on {available} images, not {spec.images}: there are no more",
+            f"the calibration set has {count_phrase(available, 'images')}, fewer than the recipe's {spec.images}",
             CalibrationWarning,
             stacklevel=3,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import SamModel, SamProcessor
@@ -11,9 +11,10 @@ from saqsam.checkpoint import save_checkpoint
 from saqsam.ptq.journal import remove_steps
 from saqsam.ptq.log import QuantizationLog
 from saqsam.recipes.recipe import Recipe
+from saqsam.utils.counts import count_phrase
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class QuantizationResult:
     """A quantized model and how it was made.
 
@@ -29,7 +30,14 @@ class QuantizationResult:
     processor: SamProcessor
     recipe: Recipe
     log: QuantizationLog
-    resume_dir: Path | None = field(default=None, repr=False)
+    resume_dir: Path | None = None
+
+    def __repr__(self) -> str:
+        images, prompts = count_phrase(self.log.images, "images"), count_phrase(self.log.prompts, "prompts")
+        calibration = (
+            f"calibrated on {images}, {prompts}" if self.recipe.needs_calibration else "not calibrated"
+        )
+        return f"QuantizationResult({self.recipe.name}, {calibration})"
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write a checkpoint folder, then remove the finished steps of the run.
