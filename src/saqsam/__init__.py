@@ -57,7 +57,7 @@ _MODULES = {
     "save_checkpoint": "checkpoint",
     "with_overrides": "recipes.overrides",
 }
-"""Where each public name is defined."""
+"""Defining module of each public name."""
 _PACKAGES = (
     *("analysis", "checkpoint", "convert", "data", "evaluation", "export", "inference", "models"),
     *("ptq", "quant", "recipes", "report", "runtimes", "utils", "verification", "viz"),

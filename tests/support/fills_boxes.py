@@ -1,4 +1,4 @@
-"""A backend for tests whose masks are known: each is the box that was asked for."""
+"""A backend with known masks for tests: each mask fills its box prompt."""
 
 import torch
 
