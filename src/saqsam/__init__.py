@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from saqsam.ptq.pipeline import quantize
     from saqsam.ptq.result import QuantizationResult
     from saqsam.recipes.deployment import deployable
-    from saqsam.recipes.overrides import with_settings
+    from saqsam.recipes.overrides import with_overrides
     from saqsam.recipes.presets import METHODS, recipe_for
     from saqsam.recipes.recipe import Recipe
     from saqsam.utils.errors import CheckpointError
@@ -54,9 +54,9 @@ _MODULES = {
     "recipe_for": "recipes.presets",
     "recipe_of": "checkpoint",
     "save_checkpoint": "checkpoint",
-    "with_settings": "recipes.overrides",
+    "with_overrides": "recipes.overrides",
 }
-"""Where each public name is defined."""
+"""Defining module of each public name."""
 _PACKAGES = (
     *("analysis", "checkpoint", "convert", "data", "evaluation", "export", "inference", "models"),
     *("ptq", "quant", "recipes", "report", "runtimes", "utils", "verification", "viz"),
@@ -84,7 +84,7 @@ __all__ = [
     "recipe_for",
     "recipe_of",
     "save_checkpoint",
-    "with_settings",
+    "with_overrides",
 ]
 
 
