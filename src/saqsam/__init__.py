@@ -7,11 +7,11 @@ package also makes packed checkpoints known to transformers: `SamModel.from_pret
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from saqsam._version import __version__
 from saqsam.utils.import_hook import after_import
-from saqsam.utils.lazy_names import LazyClass
+from saqsam.utils.lazy_names import LazyClass, lazy_names
 
 if TYPE_CHECKING:
     from saqsam.checkpoint import SaqsamConfig, recipe_of, save_checkpoint
@@ -32,35 +32,6 @@ if TYPE_CHECKING:
     from saqsam.recipes.presets import METHODS, recipe_for
     from saqsam.recipes.recipe import Recipe
     from saqsam.utils.errors import CheckpointError
-
-_MODULES = {
-    "METHODS": "recipes.presets",
-    "CheckpointError": "utils.errors",
-    "EncodedImage": "inference.encoded_image",
-    "GeneratedMask": "inference.generated_mask",
-    "GeneratorOptions": "inference.generator_options",
-    "MaskGenerator": "inference.mask_generator",
-    "Predictor": "inference.predictor",
-    "QuantizationLog": "ptq.log",
-    "QuantizationResult": "ptq.result",
-    "Recipe": "recipes.recipe",
-    "SaqsamConfig": "checkpoint",
-    "deployable": "recipes.deployment",
-    "evaluate": "evaluation",
-    "export_model": "export",
-    "load": "models",
-    "open_dataset": "data",
-    "quantize": "ptq.pipeline",
-    "recipe_for": "recipes.presets",
-    "recipe_of": "checkpoint",
-    "save_checkpoint": "checkpoint",
-    "with_overrides": "recipes.overrides",
-}
-"""Defining module of each public name."""
-_PACKAGES = (
-    *("analysis", "checkpoint", "convert", "data", "evaluation", "export", "inference", "models"),
-    *("ptq", "quant", "recipes", "report", "runtimes", "utils", "verification", "viz"),
-)
 
 __all__ = [
     "METHODS",
@@ -88,21 +59,32 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        value = getattr(importlib.import_module(f"saqsam.{_MODULES[name]}"), name)
-    elif name in _PACKAGES:
-        value = importlib.import_module(f"saqsam.{name}")
-    else:
-        # Remove the hint with version 0.3.
-        hint = ": saqsam.load returns (model, processor)" if name == "load_checkpoint" else ""
-        raise AttributeError(f"module 'saqsam' has no attribute {name!r}{hint}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_PACKAGES})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "METHODS": "recipes.presets",
+        "CheckpointError": "utils.errors",
+        "EncodedImage": "inference.encoded_image",
+        "GeneratedMask": "inference.generated_mask",
+        "GeneratorOptions": "inference.generator_options",
+        "MaskGenerator": "inference.mask_generator",
+        "Predictor": "inference.predictor",
+        "QuantizationLog": "ptq.log",
+        "QuantizationResult": "ptq.result",
+        "Recipe": "recipes.recipe",
+        "SaqsamConfig": "checkpoint",
+        "deployable": "recipes.deployment",
+        "evaluate": "evaluation",
+        "export_model": "export",
+        "load": "models",
+        "open_dataset": "data",
+        "quantize": "ptq.pipeline",
+        "recipe_for": "recipes.presets",
+        "recipe_of": "checkpoint",
+        "save_checkpoint": "checkpoint",
+        "with_overrides": "recipes.overrides",
+    },
+)
 
 
 def _register_format() -> None:
