@@ -84,6 +84,10 @@ __getattr__, __dir__ = lazy_names(
         "save_checkpoint": "checkpoint",
         "with_overrides": "recipes.overrides",
     },
+    removed={
+        "load_checkpoint": "saqsam.load returns (model, processor)",
+        "with_settings": "use saqsam.with_overrides",
+    },
 )
 
 
