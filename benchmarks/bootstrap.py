@@ -1,4 +1,4 @@
-"""Is one method ahead of another? Paired bootstrap over objects: results/bootstrap.csv from the rows of methods.csv.
+"""Compare methods by a paired bootstrap over objects: results/bootstrap.csv from the rows of methods.csv.
 
     python benchmarks/bootstrap.py                    # saq-sam against every rival, at all bits and on all data
 
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rows import FILL_BOX, RESULTS, Row, read_rows
-from saqsam.utils.atomic_write import write_whole
+from saqsam.utils.atomic_write import write_atomic
 from scores import read_scores, scores_file
 
 METHODS = ("saq-sam", "saq-sam-plus")
@@ -31,7 +31,7 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Comparison:
-    """Mean IoU of a method less that of a rival.
+    """Difference of mean IoU between a method and a rival.
 
     Attributes:
         model_hash: Weights of the float model.
@@ -63,7 +63,7 @@ class Comparison:
 
 
 def interval(differences: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean, from resamples drawn with replacement."""
+    """Return the 95 % confidence interval of the mean, from resamples drawn with replacement."""
     random, count = np.random.default_rng(seed), len(differences)
     means = [differences[random.integers(0, count, count)].mean() for _ in range(RESAMPLES)]
     low, high = np.quantile(means, (0.025, 0.975))
@@ -71,7 +71,7 @@ def interval(differences: NDArray[np.float64], seed: int = 0) -> tuple[float, fl
 
 
 def compare(rows: Sequence[Row], csv_file: Path, method: str = METHODS[0]) -> Iterator[Comparison]:
-    """A method against all others that were measured in the same circumstances and whose scores are there.
+    """Compare a method with all others that were measured under the same conditions and have scores.
 
     Raises:
         ValueError: If the scores are of other objects.
@@ -105,16 +105,16 @@ def compare(rows: Sequence[Row], csv_file: Path, method: str = METHODS[0]) -> It
 
 
 def _mean_scores(rows: Sequence[Row], csv_file: Path) -> tuple[set[int], NDArray[np.float64]]:
-    """Checksums of the ids, one if all rows are of the same objects, and mean IoU [N] over the rows."""
-    found = [read_scores(scores_file(csv_file, row.key)) for row in rows]
-    ids = {checksum for _, checksum in found}
+    """Return the set of id checksums of some rows, one if all have the same objects, and their mean IoU [N]."""
+    scores = [read_scores(scores_file(csv_file, row.key)) for row in rows]
+    ids = {checksum for _, checksum in scores}
     if len(ids) > 1:
         raise ValueError(f"{rows[0].method} at {rows[0].bits} on {rows[0].data}: seeds of different objects")
-    return ids, np.asarray(sum(ious for ious, _ in found) / len(found))
+    return ids, np.asarray(sum(ious for ious, _ in scores) / len(scores))
 
 
 def read_csv(path: Path) -> list[Comparison]:
-    """The comparisons of a results file; none if there is no file."""
+    """Read the comparisons of a results file; none if there is no file."""
     if not path.is_file():
         return []
     kinds = get_type_hints(Comparison)
@@ -126,17 +126,17 @@ def read_csv(path: Path) -> list[Comparison]:
 
 
 def merge(old: Sequence[Comparison], new: Sequence[Comparison]) -> list[Comparison]:
-    """The new comparisons, and those old ones that they do not replace, in a fixed order."""
-    merged = {astuple(found)[:7]: found for found in [*old, *new]}
+    """Return new comparisons and the old ones that they do not replace, in a fixed order."""
+    merged = {astuple(comparison)[:7]: comparison for comparison in [*old, *new]}
     return [merged[key] for key in sorted(merged)]
 
 
-def to_csv(found: Sequence[Comparison]) -> str:
-    """Lines of the results file."""
+def to_csv(comparisons: Sequence[Comparison]) -> str:
+    """Return the lines of the results file."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Comparison)], lineterminator="\n")
     writer.writeheader()
-    for comparison in found:
+    for comparison in comparisons:
         values = asdict(comparison)
         writer.writerow({k: f"{v:.6f}" if isinstance(v, float) else v for k, v in values.items()})
     return text.getvalue()
@@ -151,14 +151,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         rows = read_rows(options.csv)
-        found = [c for method in options.methods for c in compare(rows, options.csv, method)]
-        if not found:
+        comparisons = [c for method in options.methods for c in compare(rows, options.csv, method)]
+        if not comparisons:
             raise ValueError(f"{options.csv}: nothing to compare {' or '.join(options.methods)} with")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write_whole(options.out, to_csv(merge(read_csv(options.out), found)).encode())
-    for comparison in found:
+    write_atomic(options.out, to_csv(merge(read_csv(options.out), comparisons)).encode())
+    for comparison in comparisons:
         print(
             f"{comparison.bits} {comparison.data} {comparison.prompt}: {comparison.method} - {comparison.rival}"
             f" = {comparison.difference:+.4f} [{comparison.low:+.4f}, {comparison.high:+.4f}]"

@@ -1,4 +1,4 @@
-"""What `saqsam quantize --deploy` changes, as settings of `ptq.py`: each alone and all combined."""
+"""Overrides that `saqsam quantize --deploy` applies, each alone and all combined."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accuracy of deployed checkpoints in torch and in runtimes, and the IoU between their masks: results/deployed.csv.
+"""Measure deployed checkpoints in torch and in other runtimes, and the IoU between their masks: results/deployed.csv.
 
     python benchmarks/deployed.py --methods mse saq-sam-plus --bits w8a8 w4a8
 
@@ -35,7 +35,7 @@ from saqsam.export import export_model, read_manifest
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.prompts import Prompts
 from saqsam.recipes.deployment import deployable
-from saqsam.recipes.overrides import with_settings
+from saqsam.recipes.overrides import with_overrides
 from saqsam.recipes.presets import METHODS
 from saqsam.recipes.specs import Calibration
 from saqsam.runtimes import TORCH_INTEGER, load_runtime, use_integer_kernels
@@ -75,17 +75,17 @@ NNCF = "nncf"
 
 
 class Float64Sums(TorchBackend):
-    """Torch, with the products of linear layers summed in float64."""
+    """Torch backend whose linear layers sum products in float64."""
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """See `Backend.encode`."""
+        """Embed an image, as `Backend.encode`."""
         with _float64_sums():
             return super().encode(pixel_values)
 
     def decode(
         self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Backend.decode`."""
+        """Predict masks, as `Backend.decode`."""
         with _float64_sums():
             return super().decode(embedding, prompts, multimask_output)
 
@@ -94,9 +94,9 @@ class Float64Sums(TorchBackend):
 def _float64_sums() -> Iterator[None]:
     plain = F.linear
 
-    def linear(given: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         wide = None if bias is None else bias.double()
-        return plain(given.double(), weight.double(), wide).float()
+        return plain(rows.double(), weight.double(), wide).float()
 
     F.linear = linear
     try:
@@ -144,11 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_checkpoint(method: str, bits: str, options: argparse.Namespace, bars: Progress) -> Path:
-    """The folder of a deployed checkpoint."""
+    """Return the folder of a deployed checkpoint, quantized if it is missing."""
     folder: Path = options.cache / "-".join([method, bits, *options.settings])
     if not folder.exists():
         model, processor = saqsam.load("sam-mini")
-        recipe = with_settings(deployable(saqsam.recipe_for(method, bits)), options.settings)
+        recipe = with_overrides(deployable(saqsam.recipe_for(method, bits)), options.settings)
         recipe = replace(recipe, calibration=replace(recipe.calibration, seed=SEED))
         calibration = saqsam.open_dataset(options.data_root / CALIBRATION)
         with bar(bars, f"making {folder.name}") as step:
@@ -160,7 +160,7 @@ def make_checkpoint(method: str, bits: str, options: argparse.Namespace, bars: P
 def measure(
     checkpoint: Path, runtime: str, data: Dataset, options: argparse.Namespace, bars: Progress
 ) -> None:
-    """Add one row, unless it is there."""
+    """Measure one row, unless it is there."""
     model, processor = saqsam.load(checkpoint)
     recipe, sha = saqsam.recipe_of(model), model.config.quantization_config.content_sha256[:12]
     row = new_row(recipe.name, sha, runtime, data, options)
@@ -189,7 +189,7 @@ def measure(
 
 
 def measure_nncf(runtime: str, data: Dataset, options: argparse.Namespace, bars: Progress) -> None:
-    """Add the row of NNCF's model, unless it is there."""
+    """Measure the row of NNCF's model, unless it is there."""
     row = new_row(NNCF_NAME, "", runtime, data, options)
     if row is None:
         return
@@ -209,21 +209,21 @@ def measure_nncf(runtime: str, data: Dataset, options: argparse.Namespace, bars:
 def new_row(
     recipe: str, checkpoint: str, runtime: str, data: Dataset, options: argparse.Namespace
 ) -> dict[str, object] | None:
-    """What is known of a row before it is measured; None if it is there."""
-    found = circumstances("cpu")
+    """Return the key columns of a row; None if the row is already measured."""
+    conditions = circumstances("cpu")
     settings = "" if recipe == NNCF_NAME else " ".join(options.settings)
     key = {
         "recipe": recipe,
         "settings": settings,
         "checkpoint": checkpoint,
         "runtime": runtime,
-        "machine": found["machine"],
+        "machine": conditions["machine"],
     }
     key |= {"data": options.data, "images": str(len(data))}
     if any(all(row[name] == value for name, value in key.items()) for row in read_plain(options.out)):
         return None
     date = time.strftime("%Y-%m-%d", time.gmtime())
-    return {"commit": found["commit"], "torch": found["torch"], "date": date, **key}
+    return {"commit": conditions["commit"], "torch": conditions["torch"], "date": date, **key}
 
 
 def finish_row(
@@ -235,7 +235,7 @@ def finish_row(
     options: argparse.Namespace,
     bars: Progress,
 ) -> None:
-    """Evaluate, and append the row."""
+    """Evaluate a model and append its row."""
     name = f"{row['recipe']} in {row['runtime']}"
     with bar(bars, name) as step:
         metrics = saqsam.evaluate(subject, processor, data, progress=step).metrics["prompt"]

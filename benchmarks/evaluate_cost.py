@@ -1,4 +1,4 @@
-"""What evaluating costs: images a second by processes, memory over the images, time outside the model.
+"""Measure the cost of evaluation: images per second by processes, memory over images, time outside the model.
 
     python benchmarks/evaluate_cost.py                     # rows in results/evaluate_cost.csv
     python benchmarks/evaluate_cost.py --images 200 --out trial.csv
@@ -35,7 +35,8 @@ from saqsam.data.scenes.dataset import ScenesDataset
 from saqsam.evaluation import ranks
 from saqsam.inference.backend import TorchBackend
 from saqsam.inference.prompts import Prompts
-from saqsam.models.loading import BUNDLED, build_processor
+from saqsam.models.loading import BUNDLED
+from saqsam.models.processing import build_processor
 
 OUT = RESULTS / "evaluate_cost.csv"
 COLUMNS = (
@@ -44,13 +45,13 @@ COLUMNS = (
 )
 IMAGES = 5000
 MARKS = (50, 500, 5000)
-"""Numbers of images after which a row is taken."""
+"""Numbers of images after which a row is recorded."""
 SHORT = 50
-"""Images of the runs that compare speeds."""
+"""Number of images of the throughput runs."""
 
 
 class TimedBackend(TorchBackend):
-    """Torch, with a clock that runs only inside the network.
+    """Torch backend with a clock that runs only inside the network.
 
     Attributes:
         seconds: Spent in `encode` and `decode`.
@@ -61,7 +62,7 @@ class TimedBackend(TorchBackend):
         self.seconds = 0.0
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """See `Backend.encode`."""
+        """Embed an image, as `Backend.encode`."""
         start = time.perf_counter()
         embedding = super().encode(pixel_values)
         self.seconds += time.perf_counter() - start
@@ -70,15 +71,15 @@ class TimedBackend(TorchBackend):
     def decode(
         self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Backend.decode`."""
+        """Predict masks, as `Backend.decode`."""
         start = time.perf_counter()
-        found = super().decode(embedding, prompts, multimask_output)
+        output = super().decode(embedding, prompts, multimask_output)
         self.seconds += time.perf_counter() - start
-        return found
+        return output
 
 
 def write_scenes(folder: Path, count: int) -> Path:
-    """A COCO folder of the first `count` scenes, made if it is not there; returns it."""
+    """Return a COCO folder of the first `count` scenes, and create it if it is missing."""
     if (folder / "annotations.json").is_file():
         return folder
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -111,7 +112,7 @@ def write_scenes(folder: Path, count: int) -> Path:
 
 
 def resident_mib() -> float:
-    """Memory that this process holds now."""
+    """Return the current memory of this process in bytes."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return round(int(status.split("VmRSS:")[1].split()[0]) / 1024, 1)
 
@@ -124,7 +125,7 @@ MODELS: dict[str, Callable[[], SamModel]] = {
 
 
 def turn(data: Path, images: int, threads: int, prompt: str, name: str) -> list[dict[str, object]]:
-    """Evaluate once, as one of the processes; measured after each of `MARKS`, per process, and at the end, over all."""
+    """Evaluate once as one of the processes, and measure after each of `MARKS` and at the end."""
     torch.set_num_threads(threads)
     model = MODELS[name]()
     backend, processor = TimedBackend(model), build_processor(model.config)
@@ -157,14 +158,14 @@ def turn(data: Path, images: int, threads: int, prompt: str, name: str) -> list[
 def run_turn(
     processes: int, threads: int, data: Path, images: int, prompt: str, name: str
 ) -> list[dict[str, object]]:
-    """`turn` in processes of its own."""
+    """Run `turn` in processes of its own."""
     own = [__file__, "--turn", str(data), str(images), str(threads), prompt, name]
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run([*command, *own], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    found = [line for line in done.stdout.splitlines() if line.startswith("[{")]
-    rows: list[dict[str, object]] = json.loads(found[-1])
+    reports = [line for line in done.stdout.splitlines() if line.startswith("[{")]
+    rows: list[dict[str, object]] = json.loads(reports[-1])
     return [
         {"model": name, "processes": processes, "threads": threads, "prompt": prompt, **row} for row in rows
     ]

@@ -1,4 +1,4 @@
-"""Tables of evaluating itself: every task for every model, and what it costs."""
+"""Tables of the evaluation: every task for every model, and the cost."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ FIGURES = {
         "pixel_accuracy": "pixel accuracy",
     },
 }
-"""What is shown of each case of `tasks.py`, and how it is called."""
+"""Metrics to show for each case of `tasks.py`, with their labels."""
 
 
 def tasks(lines: Sequence[Mapping[str, str]]) -> str:
-    """A line for each figure of each case and data set, a column for each model; of a cell's rows the last counts."""
+    """Tabulate the metrics: one row per metric, case and dataset, one column per model, from the last result rows."""
     cells = {
         tuple(line[key] for key in ("case", "data", "metric", "method", "bits")): line["value"]
         for line in lines
     }
     images = {(line["case"], line["data"]): line["images"] for line in lines}
-    found = {(line["method"], line["bits"]) for line in lines}
-    widths = sorted({bits for method, bits in found if method != FLOAT}, reverse=True)
+    variants = {(line["method"], line["bits"]) for line in lines}
+    widths = sorted({bits for method, bits in variants if method != FLOAT}, reverse=True)
     models = sorted(
-        found, key=lambda m: (m[0] != FLOAT, widths.index(m[1]) if m[1] in widths else 0, rank(m[0], METHODS))
+        variants,
+        key=lambda m: (m[0] != FLOAT, widths.index(m[1]) if m[1] in widths else 0, rank(m[0], METHODS)),
     )
     rows = []
     for case, shown in FIGURES.items():
@@ -56,7 +57,7 @@ def tasks(lines: Sequence[Mapping[str, str]]) -> str:
 
 
 def evaluate_cost(lines: Sequence[Mapping[str, str]]) -> str:
-    """Images a second, share of time outside the network, memory: a table for each machine."""
+    """Tabulate images per second, the time outside the network and memory: one table per machine."""
     heading = [
         "model",
         "processes",

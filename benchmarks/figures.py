@@ -37,7 +37,7 @@ from saqsam.inference.predictor import Predictor
 from saqsam.models.registry import family_of, structure_of
 from saqsam.report import focus
 from saqsam.report.log import LOG_PICTURE, write_log
-from saqsam.utils.atomic_write import write_whole
+from saqsam.utils.atomic_write import write_atomic
 from saqsam.viz.overlays import overlay_masks
 from tables import current
 
@@ -45,25 +45,25 @@ FIGURES = ("learning", "masks", "focus", "steps")
 IMAGES = ROOT / "docs" / "assets"
 BITS = "w4a4"
 FOCUS = ("ptq4sam-s", "saq-sam-s")
-"""They differ in the clipping alone."""
+"""Two methods that differ only in clipping."""
 MASKS = ("mse", "ptq4sam", "saq-sam", "saq-sam-plus")
 FOCUS_SCENE, MASK_SCENES = 3, (1, 5, 8)
 MOST_BOXES = 8
 
 
 class Models:
-    """The float model and checkpoints of it, by method."""
+    """The float model and its quantized checkpoints, by method."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
 
     @property
     def float(self) -> tuple[SamModel, SamProcessor]:
-        """The float model."""
+        """Return the float model."""
         return self.plan.model.loaded
 
     def quantized(self, method: str) -> tuple[SamModel, SamProcessor]:
-        """A checkpoint of the method, reloaded: that of the tables if it is there."""
+        """Load a checkpoint of a method, from the cache of the tables if it is there."""
         folder = self._measured(method)
         if folder is None:
             with progress_bars() as bars:
@@ -85,7 +85,7 @@ class Models:
 
 
 def draw_focus(models: Models, scene: Sample) -> Figure:
-    """A row for each attention of tokens to the image: probabilities of the mask token, mean over heads."""
+    """Draw the probabilities of the mask token, averaged over heads: one row per token-to-image attention."""
     box = max((i for i in scene.instances if not i.is_crowd), key=lambda i: i.area).box
     float_model, processor = models.float
     float_model = focus.with_slots(float_model, saqsam.recipe_for("mse", BITS))
@@ -108,8 +108,8 @@ def draw_focus(models: Models, scene: Sample) -> Figure:
         x0, y0, x1, y1 = box
         grid[row][0].plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="white", linewidth=1.5)
         exact = columns["float"][site]
-        for column, (title, found) in enumerate(columns.items(), start=1):
-            axes, probabilities = grid[row][column], found[site]
+        for column, (title, by_site) in enumerate(columns.items(), start=1):
+            axes, probabilities = grid[row][column], by_site[site]
             picture = focus.token_map(probabilities, token, (height, width))
             axes.imshow(picture.sqrt(), cmap="magma", vmin=0, vmax=float(picture.max().sqrt()))
             deviation = (
@@ -122,7 +122,7 @@ def draw_focus(models: Models, scene: Sample) -> Figure:
 
 
 def draw_masks(models: Models, scenes: Sequence[Sample]) -> Figure:
-    """A row for each scene: the masks of the same boxes by each model, and their mean IoU."""
+    """Draw the masks of each model for the same boxes, with their mean IoU: one row per scene."""
     columns = {"float": models.float, **{f"{m}, {BITS}": models.quantized(m) for m in MASKS}}
     figure = Figure(figsize=(2.7 * (len(columns) + 1), 2.6 * len(scenes)), layout="constrained")
     grid = figure.subplots(len(scenes), len(columns) + 1, squeeze=False)
@@ -146,7 +146,7 @@ def draw_masks(models: Models, scenes: Sequence[Sample]) -> Figure:
 
 
 def write_learning(plan: Plan, path: Path) -> None:
-    """The picture that `saqsam quantize` leaves beside a checkpoint."""
+    """Return the picture that `saqsam quantize` writes beside a checkpoint."""
     model, processor = plan.model.loaded
     recipe = plan.recipe("saq-sam", BITS)
     folder = plan.cache / "figures"
@@ -160,11 +160,11 @@ def write_learning(plan: Plan, path: Path) -> None:
             progress=step,
         )
     write_log(result.log, recipe, folder)
-    write_whole(path, (folder / LOG_PICTURE).read_bytes())
+    write_atomic(path, (folder / LOG_PICTURE).read_bytes())
 
 
 def draw_steps(rows: Sequence[Row]) -> Figure:
-    """A panel for each data set: mean IoU over learning steps, on a logarithmic axis, a line for each method."""
+    """Draw mean IoU over learning steps on a logarithmic axis: one panel per dataset, one line per method."""
     data = list(dict.fromkeys(row.data for row in rows if row.steps))
     figure = Figure(figsize=(4 * len(data) + 1, 3.2), layout="constrained")
     panels = figure.subplots(1, len(data), squeeze=False)[0]
@@ -192,7 +192,7 @@ def draw_steps(rows: Sequence[Row]) -> Figure:
 
 
 def steps_rows() -> list[Row]:
-    """Rows of the curve, and those of the same methods at the steps of the comparison; float."""
+    """Return the rows of the curve, of the same methods at the steps of the comparison, and of the float model."""
     curve = current(read_rows(RESULTS / "steps.csv"))
     methods, data = {row.method for row in curve}, {row.data for row in curve}
     others = [

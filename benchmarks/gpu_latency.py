@@ -1,4 +1,4 @@
-"""How fast PyTorch runs a model on a GPU, float and from packed codes: rows in results/gpu_latency.csv.
+"""Measure the GPU latency of float and packed models in PyTorch: rows in results/gpu_latency.csv.
 
     python benchmarks/gpu_latency.py                  # sam-mini and a SAM-B of random weights, all parts and variants
     python benchmarks/gpu_latency.py --subjects sam-mini --compiled
@@ -48,7 +48,7 @@ BASELINE = "float32"
 
 @dataclass(frozen=True)
 class Case:
-    """What one row measures; `bits` is empty for float models."""
+    """A measured variant, one row of the results; `bits` is empty for float models."""
 
     variant: str
     bits: str
@@ -56,28 +56,28 @@ class Case:
 
 
 def cases(bits: Sequence[str], variants: Sequence[str], compiled: bool) -> list[Case]:
-    """All rows of a part; the one that others are compared with comes first."""
+    """Return the cases of a part, the baseline first."""
     every = [(variant, "") for variant in FLOAT] + [(variant, b) for b in bits for variant in OURS]
     chosen = [one for one in every if one[0] in variants]
-    found = [Case(*one, made) for made in ((False, True) if compiled else (False,)) for one in chosen]
-    return list(dict.fromkeys([Case(BASELINE, "", False), *found]))
+    measured = [Case(*one, made) for made in ((False, True) if compiled else (False,)) for one in chosen]
+    return list(dict.fromkeys([Case(BASELINE, "", False), *measured]))
 
 
 @functools.cache
 def float_model(subject: str, device: str) -> SamModel:
-    """What all variants are made of."""
+    """Return the float model that all variants are made from."""
     return SUBJECTS[subject]().to(device)
 
 
 def prepare(case: Case, subject: str, part: str, prompts: int, device: str) -> Callable[[], object]:
-    """Load what a case names; returns what runs it once."""
+    """Load the model of a case and return a function that runs it once."""
     model = copy.deepcopy(float_model(subject, device))
-    given = inputs(model, part, prompts)
+    arrays = inputs(model, part, prompts)
     if case.bits:
         pack_uncalibrated(model, recipe_of_variant(case.bits)).to(device)
     if case.variant.startswith("torch-int8"):
         use_integer_kernels(model)
-    example = [torch.from_numpy(given[name]).to(device) for name in INPUT_NAMES[part]]
+    example = [torch.from_numpy(arrays[name]).to(device) for name in INPUT_NAMES[part]]
     if case.variant == "bfloat16":
         model.bfloat16()
         example = [tensor.bfloat16() for tensor in example]
@@ -97,7 +97,7 @@ def prepare(case: Case, subject: str, part: str, prompts: int, device: str) -> C
 
 
 def timed(run: Callable[[], object], runs: int, device: str) -> float:
-    """Seconds of one run, the mean of several that follow each other."""
+    """Return the mean seconds of several consecutive runs."""
     if device == "cpu":
         start = time.perf_counter()
         for _ in range(runs):
@@ -114,7 +114,7 @@ def timed(run: Callable[[], object], runs: int, device: str) -> float:
 
 
 def measure(subject: str, part: str, prompts: int, options: argparse.Namespace) -> list[dict[str, object]]:
-    """Rows of one part: all cases in turn, several rounds."""
+    """Measure the cases of a part in turn over several rounds, and return their rows."""
     ready: dict[Case, Callable[[], object]] = {}
     compile_seconds: dict[Case, float] = {}
     for case in cases(options.bits, options.variants, options.compiled):
@@ -157,8 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(arguments)
-    found = circumstances(options.device)
-    common = {name: found[name] for name in ("commit", "torch", "machine")}
+    conditions = circumstances(options.device)
+    common = {name: conditions[name] for name in ("commit", "torch", "machine")}
     common["date"] = time.strftime("%Y-%m-%d", time.gmtime())
     for subject in options.subjects:
         for part in options.parts:

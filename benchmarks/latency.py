@@ -1,4 +1,4 @@
-"""How fast exported models are: rows in results/latency.csv, each beside what a user would otherwise run.
+"""Measure the latency of exported models and of their alternatives: rows in results/latency.csv.
 
     python benchmarks/latency.py                      # sam-mini and a SAM-B of random weights, all parts and variants
     python benchmarks/latency.py --subjects sam-mini --threads 1
@@ -56,7 +56,7 @@ BASELINE = ("onnxruntime", "default")
 
 
 def cases(subject: str) -> Iterator[Case]:
-    """All rows of a subject; those that are compared with each other follow each other."""
+    """Return the cases of a subject, sorted by comparison."""
     for part, counts in PARTS.items():
         ours = (*OURS, "w8a8-all") if part == "encoder" else OURS
         # `quantize_static` of SAM-B's decoder for 32 prompts would take more memory than the encoder's 12 GiB.
@@ -75,7 +75,7 @@ def cases(subject: str) -> Iterator[Case]:
 
 
 def chosen_cases(subject: str, options: argparse.Namespace) -> list[Case]:
-    """Those that the options name, and what they are compared with."""
+    """Return the cases that the options select, with their baselines."""
     return [
         case
         for case in cases(subject)
@@ -109,16 +109,16 @@ def make_files(every: Sequence[Case], folder: Path, tools_python: str) -> None:
 def measure(
     group: Sequence[Case], folder: Path, threads: int, rounds: int, runs: int
 ) -> list[dict[str, Any]]:
-    """Rows of cases that are compared with each other: all in turn, several rounds."""
+    """Measure the cases of a comparison in turn over several rounds, and return their rows."""
     seconds: dict[Case, list[float]] = {case: [] for case in group}
     peaks: dict[Case, float] = {}
     for turn in range(rounds):
         for case in group:
-            found = in_process(case, folder, threads, runs)
-            seconds[case] += found["seconds"]
-            peaks[case] = max(peaks.get(case, 0.0), found["peak_gib"])
-            print(turn + 1, case, [round(s, 4) for s in found["seconds"]], flush=True)
-    medians = {case: statistics.median(found) for case, found in seconds.items()}
+            measured = in_process(case, folder, threads, runs)
+            seconds[case] += measured["seconds"]
+            peaks[case] = max(peaks.get(case, 0.0), measured["peak_gib"])
+            print(turn + 1, case, [round(s, 4) for s in measured["seconds"]], flush=True)
+    medians = {case: statistics.median(times) for case, times in seconds.items()}
     rows = []
     for case in group:
         base = dataclasses.replace(case, runtime=BASELINE[0], variant=BASELINE[1])
@@ -140,7 +140,7 @@ def measure(
 
 
 def in_process(case: Case, folder: Path, threads: int, runs: int) -> dict[str, Any]:
-    """Seconds of each run and the highest memory of one turn, in a process of its own."""
+    """Return the seconds of each run and the peak memory of one turn, in a process of its own."""
     path = file_of(folder, case)
     order = {
         **dataclasses.asdict(case),
@@ -153,8 +153,8 @@ def in_process(case: Case, folder: Path, threads: int, runs: int) -> dict[str, A
     done = subprocess.run(
         [sys.executable, str(script), json.dumps(order)], check=True, capture_output=True, text=True
     )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -175,8 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--cache", type=Path, default=CACHE / "latency", help="files of the variants")
     options = parser.parse_args(arguments)
-    found = circumstances("cpu")
-    common = {name: found[name] for name in ("commit", "torch", "machine")}
+    conditions = circumstances("cpu")
+    common = {name: conditions[name] for name in ("commit", "torch", "machine")}
     common["date"] = time.strftime("%Y-%m-%d", time.gmtime())
     for subject in options.subjects:
         folder, every = options.cache / subject, chosen_cases(subject, options)

@@ -1,4 +1,4 @@
-"""The models that `latency.py` times, and their files: what users would make of the float model, and saqsam's own.
+"""Models that `latency.py` measures, and their files: exports of the float model, and those of saqsam.
 
     python benchmarks/latency_models.py '{"subject": "sam-b", "part": "encoder", ...}' FOLDER
 
@@ -36,18 +36,18 @@ SUBJECTS: dict[str, Callable[[], SamModel]] = {
     "sam-b": random_sam_b,
 }
 INPUT_NAMES = {"encoder": ["pixel_values"], "decoder": ["image_embeddings", "boxes"]}
-"""Of the default exports."""
+"""Inputs of the default exports, by part."""
 TOOLS = ("nncf", "int4")
 """Variants that `other_tools.py` makes of the default export; `int4` are 4-bit weights beside float activations."""
 BUILT_IN = ("default", "dynamic", "static", *TOOLS)
-"""Made of the default export, whose decoder has its number of prompts built in."""
+"""Variants made from the default export, whose decoder has a fixed number of prompts."""
 OPSET = 17
-"""Of the default export."""
+"""ONNX operator set of the default export."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What one row measures."""
+    """A measured variant, one row of the results."""
 
     subject: str
     part: str
@@ -57,20 +57,20 @@ class Case:
 
 
 class DefaultEncoder(torch.nn.Module):
-    """What a user exports: the encoder as it is."""
+    """The image encoder as `torch.onnx.export` takes it."""
 
     def __init__(self, model: SamModel) -> None:
         super().__init__()
         self.encoder = model.vision_encoder
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pixels [1, 3, S, S] to the embedding [1, C, h, w]."""
+        """Map pixels [1, 3, S, S] to the embedding [1, C, h, w]."""
         embedding: torch.Tensor = self.encoder(pixel_values, return_dict=True).last_hidden_state
         return embedding
 
 
 class DefaultDecoder(torch.nn.Module):
-    """What a user exports: prompt encoder and mask decoder as they are, for boxes."""
+    """Prompt encoder and mask decoder for box prompts as `torch.onnx.export` takes them."""
 
     def __init__(self, model: SamModel) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class DefaultDecoder(torch.nn.Module):
     def forward(
         self, image_embeddings: torch.Tensor, boxes: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embedding [1, C, h, w] and boxes [1, P, 4] to logits [1, P, 3, 4h, 4w] and IoUs [1, P, 3]."""
+        """Map an embedding [1, C, h, w] and boxes [1, P, 4] to logits [1, P, 3, 4h, 4w] and IoUs [1, P, 3]."""
         sparse, dense = self.model.prompt_encoder(
             input_points=None, input_labels=None, input_boxes=boxes, input_masks=None
         )
@@ -94,7 +94,7 @@ class DefaultDecoder(torch.nn.Module):
 
 
 def inputs(model: SamModel, part: str, prompts: int) -> dict[str, np.ndarray]:
-    """Random inputs by the names of all variants; a session takes those that it knows."""
+    """Return random inputs under the names of all variants; a session takes those that it has."""
     generator = np.random.default_rng(0)
     config = model.config
     size, patch = config.vision_config.image_size, config.vision_config.patch_size
@@ -113,17 +113,17 @@ def inputs(model: SamModel, part: str, prompts: int) -> dict[str, np.ndarray]:
 
 
 def wrapped(model: SamModel, part: str) -> torch.nn.Module:
-    """The part of a model that users run and export by themselves."""
+    """Return the module of a part that `torch.onnx.export` takes."""
     return (DefaultEncoder if part == "encoder" else DefaultDecoder)(model).eval()
 
 
 def inputs_file(folder: Path, case: Case) -> Path:
-    """Where the inputs of a case lie."""
+    """Return the file with the inputs of a case."""
     return folder / f"{case.part}-{case.prompts}.npz"
 
 
 def file_of(folder: Path, case: Case) -> Path | None:
-    """The file of a case that a runtime opens; None for torch."""
+    """Return the model file of a case; None for torch."""
     if case.runtime.startswith("torch"):
         return None
     built_in = f"-{case.prompts}" if case.variant in BUILT_IN and case.prompts else ""
@@ -132,18 +132,18 @@ def file_of(folder: Path, case: Case) -> Path | None:
 
 
 def file_bytes(path: Path) -> int:
-    """Bytes of a model; OpenVINO's weights lie beside it."""
+    """Return the bytes of a model, including OpenVINO's separate weights."""
     return path.stat().st_size + (path.with_suffix(".bin").stat().st_size if path.suffix == ".xml" else 0)
 
 
 def recipe_of_variant(variant: str) -> Recipe:
-    """The recipe of a variant of saqsam's own."""
+    """Return the recipe of a variant made by saqsam."""
     recipe = deployable(saqsam.recipe_for("mse", variant.removesuffix("-all")))
     return dataclasses.replace(recipe, encoder_products="quantized") if variant.endswith("-all") else recipe
 
 
 def make_with_tool(case: Case, folder: Path, path: Path, python: str) -> None:
-    """Let another tool make a model of the default export, in an interpreter that has it."""
+    """Run another tool on the default export, in an interpreter that has the tool."""
     default = file_of(folder, dataclasses.replace(case, runtime="onnxruntime", variant="default"))
     script = Path(__file__).with_name("other_tools.py")
     command = [python, str(script), case.variant, str(default), str(path), str(inputs_file(folder, case))]
@@ -151,7 +151,7 @@ def make_with_tool(case: Case, folder: Path, path: Path, python: str) -> None:
 
 
 def make_file(case: Case, folder: Path, path: Path) -> None:
-    """Write one model."""
+    """Write the model of a case."""
     partial = path.with_suffix(".partial")
     if case.variant == "default":
         export_default(SUBJECTS[case.subject](), case.part, case.prompts, partial)
@@ -172,15 +172,15 @@ def make_file(case: Case, folder: Path, path: Path) -> None:
 
 
 def export_default(model: SamModel, part: str, prompts: int, path: Path) -> None:
-    """Write what `torch.onnx.export` makes of a part of a float model."""
-    given, names = inputs(model, part, prompts), INPUT_NAMES[part]
-    example = tuple(torch.from_numpy(given[name]) for name in names)
+    """Export a part of a float model by `torch.onnx.export`."""
+    arrays, names = inputs(model, part, prompts), INPUT_NAMES[part]
+    example = tuple(torch.from_numpy(arrays[name]) for name in names)
     module = wrapped(model, part)
     torch.onnx.export(module, example, str(path), input_names=names, opset_version=OPSET, dynamo=False)
 
 
 def quantize_default(case: Case, folder: Path, path: Path) -> None:
-    """ONNX Runtime's own quantization of the default export."""
+    """Quantize the default export by ONNX Runtime's own tools."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -192,8 +192,8 @@ def quantize_default(case: Case, folder: Path, path: Path) -> None:
 
     class One(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            with np.load(inputs_file(folder, case)) as given:
-                self.left = [{name: given[name] for name in INPUT_NAMES[case.part]}]
+            with np.load(inputs_file(folder, case)) as arrays:
+                self.left = [{name: arrays[name] for name in INPUT_NAMES[case.part]}]
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return self.left.pop() if self.left else None

@@ -1,4 +1,4 @@
-"""Compares the methods, and the parts of SAQ-SAM: rows in results/GROUP.csv, resumed where it stopped.
+"""Compare the methods and ablate SAQ-SAM: rows in results/GROUP.csv; an interrupted run resumes.
 
     python benchmarks/methods.py                      # all groups, in the order of GROUPS
     python benchmarks/methods.py --groups ablation
@@ -80,8 +80,8 @@ class Experiment:
     total_steps: int = TOTAL_STEPS
 
     def arguments(self) -> list[str]:
-        """As `ptq.py` takes them."""
-        found = [
+        """Return the command-line arguments of `ptq.py`."""
+        arguments = [
             "--methods",
             self.method,
             "--bits",
@@ -91,14 +91,14 @@ class Experiment:
             "--data",
             *self.data,
         ]
-        found += ["--calibration", self.calibration, "--total-steps", str(self.total_steps)]
+        arguments += ["--calibration", self.calibration, "--total-steps", str(self.total_steps)]
         for setting in self.settings:
-            found += ["--set", setting]
-        return found
+            arguments += ["--set", setting]
+        return arguments
 
 
 def methods() -> Iterator[Experiment]:
-    """Every method at every width; three seeds where methods differ."""
+    """Return the runs of every method at every width, with three seeds where methods differ."""
     for bits in BITS:
         for seed in SEEDS.get(bits, (0,)):
             for method in METHODS:
@@ -106,32 +106,32 @@ def methods() -> Iterator[Experiment]:
 
 
 def ablation() -> Iterator[Experiment]:
-    """The parts of SAQ-SAM at the hardest bits."""
+    """Return the ablation of SAQ-SAM at the hardest bits."""
     for method, settings in ABLATION:
         yield Experiment(method, "w4a4", settings=settings)
 
 
 def shift() -> Iterator[Experiment]:
-    """Calibrated on microscopy: what a change of domain costs, in both directions."""
+    """Return the runs that calibrate on another domain, in both directions."""
     for method in ("mse", "ptq4sam-s", "ptq4sam", "saq-sam-s", "saq-sam", "saq-sam-plus"):
         yield Experiment(method, "w4a4", calibration="nuclei_train", data=("coco_val", "nuclei_val"))
 
 
 def steps() -> Iterator[Experiment]:
-    """How accuracy grows with the steps of learning."""
+    """Return the runs over the number of learning steps."""
     for count in CURVE:
         for method in ("saq-sam", "saq-sam-plus"):
             yield Experiment(method, "w4a4", data=("scenes", "coco_val"), total_steps=count)
 
 
 def precision() -> Iterator[Experiment]:
-    """Learning in bfloat16 where bits are few, and where its own rounding is as coarse as that of the codes."""
+    """Return the runs that learn in bfloat16, at few bits and at 8 bits, the precision of bfloat16 itself."""
     for method, bits in (("saq-sam", "w4a4"), ("saq-sam-plus", "w8a8")):
         yield Experiment(method, bits, settings=("reconstruction.precision=bfloat16",))
 
 
 def substitutions() -> Iterator[Experiment]:
-    """What each field costs that `--deploy` changes; one data set after the other, so that each is whole early."""
+    """Return the ablation of `--deploy`, one dataset after another, so that each is complete early."""
     for data in ("coco_val", "nuclei_val"):
         for method in ("mse", "saq-sam-s"):
             for bits in ("w8a8", "w4a8"):

@@ -1,4 +1,4 @@
-"""sam-mini as NNCF quantizes it to 8 bits, for comparison: calibrated on what saqsam's methods are calibrated on.
+"""Quantize sam-mini to 8 bits by NNCF for comparison, with the calibration set of saqsam's methods.
 
 Of the encoder NNCF is given `torch.onnx.export`'s file: on saqsam's own float graph it fails (3.4.0, a KeyError for a
 node that it has folded). The decoder is saqsam's float graph, which has the inputs that the backend gives.
@@ -26,7 +26,7 @@ from saqsam.ptq.calibration_images import choose_calibration_images
 from saqsam.recipes.specs import Calibration
 from saqsam.runtimes.inputs import as_array, decoder_inputs
 from saqsam.runtimes.openvino import OpenVinoBackend
-from saqsam.utils.atomic_write import whole_folder
+from saqsam.utils.atomic_write import atomic_folder
 
 NAME = "nncf-w8a8"
 
@@ -34,7 +34,7 @@ NAME = "nncf-w8a8"
 def nncf_backend(
     folder: Path, data: Dataset, spec: Calibration, python: str, threads: int, precision: str | None
 ) -> tuple[OpenVinoBackend, SamProcessor]:
-    """The quantized model in OpenVINO, made if it is not there, and its processor.
+    """Return the quantized model in OpenVINO, quantized if it is not cached, and its processor.
 
     Args:
         folder: Where its files lie.
@@ -46,14 +46,14 @@ def nncf_backend(
     """
     model, processor = saqsam.load("sam-mini")
     if not folder.exists():
-        with whole_folder(folder) as partial:
+        with atomic_folder(folder) as partial:
             _write_float(model, partial)
             _write_inputs(model, processor, data, spec, partial)
             script = Path(__file__).with_name("other_tools.py")
             for part in ("encoder", "decoder"):
-                given = sorted(map(str, partial.glob(f"{part}-*.npz")))
+                samples = sorted(map(str, partial.glob(f"{part}-*.npz")))
                 names = [str(partial / f"{part}.{ending}") for ending in ("onnx", "xml")]
-                subprocess.run([python, str(script), "nncf", *names, *given], check=True)
+                subprocess.run([python, str(script), "nncf", *names, *samples], check=True)
     manifest = Manifest("openvino", False, {}, NAME, "", model.config.to_dict())
     return OpenVinoBackend(folder, manifest, threads, precision), processor
 
@@ -69,7 +69,7 @@ def _write_float(model: SamModel, folder: Path) -> None:
 def _write_inputs(
     model: SamModel, processor: SamProcessor, data: Dataset, spec: Calibration, folder: Path
 ) -> None:
-    """What encoder and decoder of the float model are given for the images and prompts of the specification."""
+    """Return the inputs of the float model's encoder and decoder for the calibration images and prompts."""
     chosen = choose_calibration_images(model, processor, data, spec)
     backend = TorchBackend(model)
     for index in range(len(chosen)):

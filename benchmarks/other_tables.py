@@ -1,4 +1,4 @@
-"""Tables of what is not an evaluation: outliers, intervals, costs."""
+"""Tables of outliers, confidence intervals, latency and cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from table_text import DATA, METHODS, listed, markdown, method_label, ordered, s
 
 
 def outliers(lines: Sequence[Mapping[str, str]]) -> str:
-    """Largest against common values: the decoder's tensors in order, the encoder's layers by kind beside SAM's."""
+    """Tabulate the ratio of the largest to common values, for the decoder's tensors and the encoder's layers."""
     if not lines:
         return ""
     decoder = [line for line in lines if line["where"] == "decoder"]
@@ -42,7 +42,7 @@ def _ratio_cell(line: Mapping[str, str]) -> str:
 
 
 def ahead(lines: Sequence[Mapping[str, str]]) -> str:
-    """By how much a method is ahead of others, with the interval: a table for each method and bits."""
+    """Tabulate the lead of a method over others with its confidence interval: one table per method and bits."""
     blocks = []
     for method, bits in dict.fromkeys((line["method"], line["bits"]) for line in lines):
         shown = [line for line in lines if (line["method"], line["bits"]) == (method, bits)]
@@ -64,7 +64,7 @@ def _interval_cell(line: Mapping[str, str]) -> str:
 
 
 def cost(lines: Sequence[Mapping[str, str]]) -> str:
-    """For each machine: seconds of each phase on sam-mini, the clipping search's ratio, steps on SAM-B."""
+    """Tabulate seconds per phase on sam-mini, the ratio of clipping searches and step times on SAM-B, by machine."""
     blocks = []
     for machine, torch in dict.fromkeys((line["machine"], line["torch"]) for line in lines):
         blocks.append(f"**{machine}**, torch {torch}")
@@ -73,7 +73,7 @@ def cost(lines: Sequence[Mapping[str, str]]) -> str:
 
 
 def _cost_on(lines: Sequence[Mapping[str, str]]) -> list[str]:
-    """The tables of one machine."""
+    """Return the tables of one machine."""
     blocks = []
     for subject in ("sam-mini", "sam-mini-plus"):
         mini = [line for line in lines if line["subject"] == subject]
@@ -93,11 +93,11 @@ def _cost_on(lines: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _units(lines: Sequence[Mapping[str, str]]) -> list[list[str]]:
-    """Rows of a table: units of one kind that stand beside each other in one, and what all of them add up to."""
+    """Return the rows of a table, where consecutive units of one kind share a row, and their total."""
     rows = []
     kinds = itertools.groupby(lines, lambda line: (line["recipe"], _kind(line["what"]), line["steps"]))
-    for (recipe, kind, steps), found in kinds:
-        units = list(found)
+    for (recipe, kind, steps), group in kinds:
+        units = list(group)
         if steps:
             seconds = ", ".join(line["seconds"] for line in units)
             name = kind if len(units) == 1 else f"{len(units)} {kind}s"
@@ -109,7 +109,7 @@ def _units(lines: Sequence[Mapping[str, str]]) -> list[list[str]]:
 
 
 def _kind(unit: str) -> str:
-    """Of a unit by its name in a progress report: `encoder block` for `3/16 encoder block 3`."""
+    """Return the kind of a unit by its name in a progress report: `encoder block` for `3/16 encoder block 3`."""
     return re.sub(r"^\d+/\d+ |\s\d+$", "", unit)
 
 
@@ -133,7 +133,7 @@ _VARIANTS = {
 
 
 def latency(lines: Sequence[Mapping[str, str]]) -> str:
-    """Milliseconds, speed against the default export, memory: a table for each machine, subject and part.
+    """Tabulate latency, speedup over the default export and memory: one table per machine, subject and part.
 
     Of a machine's rows for one case the last counts; they stand in the order in which they were measured.
     """
@@ -171,7 +171,7 @@ _GPU_VARIANTS = {
 
 
 def gpu_latency(lines: Sequence[Mapping[str, str]]) -> str:
-    """Milliseconds on a GPU and speed against float32: a table for each machine, subject and part; the last rows."""
+    """Tabulate GPU latency and speedup over float32: one table per machine, subject and part, from the last rows."""
     blocks = []
     columns = ("machine", "torch", "subject", "part", "prompts")
     for key in dict.fromkeys(tuple(line[name] for name in columns) for line in lines):
@@ -192,13 +192,13 @@ def gpu_latency(lines: Sequence[Mapping[str, str]]) -> str:
 
 
 def _times(line: Mapping[str, str]) -> list[str]:
-    """Milliseconds, their spread, and the speed."""
+    """Return latency in milliseconds, its spread, and the speedup as table cells."""
     median, fastest, slowest = (1000 * float(line[name]) for name in ("seconds", "fastest", "slowest"))
     return [f"{median:.1f}", f"{fastest:.1f} to {slowest:.1f}", f"{float(line['ratio']):.2f}x"]
 
 
 def _prompts(count: str) -> str:
-    """A part of a title, nothing for an encoder."""
+    """Return the number of prompts for a title; empty for an encoder."""
     return f", {count} prompt{'s' if count != '1' else ''}" if count else ""
 
 
@@ -213,7 +213,7 @@ _DEPLOYED = {
 
 
 def deployed(lines: Sequence[Mapping[str, str]]) -> str:
-    """Mean IoU of deployed checkpoints by runtime, how far their masks are from torch's: a table for each machine."""
+    """Tabulate mean IoU of deployed checkpoints by runtime, and the IoU with torch's masks: one table per machine."""
     heading = ["deployed sam-mini", "runtime", "data", "mean IoU", "mask IoU with torch", "MB"]
     blocks = []
     for machine in dict.fromkeys(line["machine"] for line in lines):
@@ -246,7 +246,7 @@ _SHOWN_SPEED = (
 
 
 def speed(lines: Sequence[Mapping[str, str]]) -> str:
-    """The large model's encoder, and its decoder for many prompts, in a few rows of the first machine that has all."""
+    """Tabulate the large model's encoder and its decoder for many prompts, on the first machine with all rows."""
     large = [line for line in lines if line["subject"] == "sam-b" and line["prompts"] in ("", "32")]
     for machine in dict.fromkeys(line["machine"] for line in large):
         rows = _speed_rows([line for line in large if line["machine"] == machine])
@@ -257,7 +257,7 @@ def speed(lines: Sequence[Mapping[str, str]]) -> str:
 
 
 def _speed_rows(lines: Sequence[Mapping[str, str]]) -> list[list[str]] | None:
-    """None where one is missing."""
+    """Return the rows of a machine; None if one is missing."""
     shown = {(line["part"], line["runtime"], line["variant"]): line for line in lines}
     rows = []
     for runtime, variant in _SHOWN_SPEED:
@@ -283,4 +283,4 @@ OTHER_TABLES: dict[str, tuple[str, Callable[[Sequence[Mapping[str, str]]], str]]
     "evaluatecost": ("evaluate_cost.csv", evaluate_cost),
     "tasks": ("tasks.csv", tasks),
 }
-"""Tables of other files than the rows of `ptq.py`, in the folder of the results."""
+"""Tables of result files other than those of `ptq.py`."""

@@ -1,4 +1,4 @@
-"""What other tools make of a float ONNX file: `latency.py` and `deployed.py` run it, in an interpreter that has them.
+"""Quantize a float ONNX file by other tools, for `latency.py` and `deployed.py`, which call it in their interpreter.
 
     python benchmarks/other_tools.py KIND MODEL OUT INPUTS...
 
@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 GROUP = 32
-"""Weights that share a scale: the channels of all models here are multiples of it."""
+"""Number of weights that share a scale; it divides the channels of all models here."""
 
 
 def with_nncf(model: Path, out: Path, inputs: Sequence[Path]) -> None:
-    """NNCF's post-training quantization, told that the model is a transformer."""
+    """Quantize by NNCF's post-training quantization for transformers."""
     import nncf
     import openvino
 
@@ -33,7 +33,7 @@ def with_nncf(model: Path, out: Path, inputs: Sequence[Path]) -> None:
 
 
 def with_int4_openvino(model: Path, out: Path) -> None:
-    """Symmetric 4-bit weights of all layers."""
+    """Compress all layers to symmetric 4-bit weights by NNCF."""
     import nncf
     import openvino
 
@@ -44,7 +44,7 @@ def with_int4_openvino(model: Path, out: Path) -> None:
 
 
 def with_int4_onnx(model: Path, out: Path) -> None:
-    """4-bit weights of all matrix products."""
+    """Compress all matrix products to 4-bit weights by ONNX Runtime."""
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     quantizer = MatMulNBitsQuantizer(str(model), bits=4, block_size=GROUP, is_symmetric=True)

@@ -39,8 +39,8 @@ def segment(model: str | Path) -> dict[str, NDArray[np.bool_]]:
     masks = {}
     for name, boxes in BOXES.items():
         predictor.set_image(read_image(ASSETS / "photographs" / f"{name}.jpg"))
-        found, _, _ = predictor.predict_batch(boxes=np.array(boxes, dtype=np.float32), multimask_output=False)
-        masks[name] = found[:, 0].cpu().numpy()
+        batch, _, _ = predictor.predict_batch(boxes=np.array(boxes, dtype=np.float32), multimask_output=False)
+        masks[name] = batch[:, 0].cpu().numpy()
     return masks
 
 

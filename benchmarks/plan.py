@@ -1,4 +1,4 @@
-"""What `ptq.py` is to measure, and in which circumstances: its options, the float model, the data, the recipes."""
+"""The plan of `ptq.py`: its options, the float model, the data and the recipes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from saqsam.data.types import Dataset
 from saqsam.models.loading import BUNDLED
 from saqsam.ptq.calibration_data import calibration_scenes
 from saqsam.ptq.units import reconstruction_units
-from saqsam.recipes.overrides import with_settings
+from saqsam.recipes.overrides import with_overrides
 from saqsam.recipes.presets import METHODS, parse_bits
 from saqsam.recipes.recipe import Recipe
 
@@ -41,7 +41,7 @@ FLOAT_BITS = "w32a32"
 
 
 class FloatModel:
-    """The model to quantize: its name and the hash of its weights at once, the model itself when asked for."""
+    """The model to quantize, with its name and the hash of its weights; it is loaded on first use."""
 
     def __init__(self, source: str, device: str) -> None:
         self._source, self._device = source, device
@@ -56,7 +56,7 @@ class FloatModel:
 
     @cached_property
     def loaded(self) -> tuple[SamModel, SamProcessor]:
-        """Model and processor.
+        """Load model and processor.
 
         Raises:
             ValueError: If the model is quantized already.
@@ -81,7 +81,7 @@ def _weights_files(source: str) -> list[Path]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be measured, and in which circumstances.
+    """The measurements of a call and their conditions.
 
     Attributes:
         model: The float model.
@@ -120,13 +120,13 @@ class Plan:
     cache: Path
 
     def variants(self) -> list[tuple[str, str]]:
-        """Method and bits of all that is evaluated."""
+        """Return method and bits of every evaluation."""
         fixed = {FILL_BOX: [""], FLOAT: [FLOAT_BITS]}
         return [(method, bits) for method in self.methods for bits in fixed.get(method, self.bits)]
 
     def recipe(self, method: str, bits: str) -> Recipe:
-        """The recipe of a method in these circumstances."""
-        recipe = with_settings(saqsam.recipe_for(method, bits), self.settings)
+        """Return the recipe of a method under the options."""
+        recipe = with_overrides(saqsam.recipe_for(method, bits), self.settings)
         recipe = dataclasses.replace(
             recipe, calibration=dataclasses.replace(recipe.calibration, images=self.images, seed=self.seed)
         )
@@ -137,7 +137,7 @@ class Plan:
         return dataclasses.replace(recipe, reconstruction=dataclasses.replace(spec, steps=steps))
 
     def learning_steps(self, recipe: Recipe) -> int | None:
-        """Steps over all units of the model; None for a recipe that learns nothing."""
+        """Return the number of learning steps over all units; None for a recipe without reconstruction."""
         spec = recipe.reconstruction
         if spec is None:
             return None
@@ -145,7 +145,7 @@ class Plan:
         return sum(spec.steps * unit.steps for unit in units)
 
     def key_columns(self, method: str, bits: str, data: str) -> dict[str, str | int | None]:
-        """The `KEY` columns of a row."""
+        """Return the `KEY` columns of a row."""
         is_quantized = method not in (FILL_BOX, FLOAT)
         return {
             "model": "" if method == FILL_BOX else self.model.name,
@@ -164,7 +164,7 @@ class Plan:
 
 
 def circumstances(device: str) -> dict[str, str]:
-    """Columns that are the same in all rows of a call.
+    """Return the columns that all rows of a call share.
 
     Raises:
         ValueError: The device cannot be used.
@@ -211,7 +211,7 @@ def _processor() -> str:
 def _open_data(
     names: Sequence[str], root: Path, limit: int | None, most_detections: int
 ) -> tuple[dict[str, Dataset], dict[str, Detections]]:
-    """The data sets that are there, and the best detections of those that come with some."""
+    """Return the datasets that are installed, and their best detections."""
     data: dict[str, Dataset] = {}
     detections: dict[str, Detections] = {}
     for name in names:
@@ -219,16 +219,16 @@ def _open_data(
             data[name] = saqsam.open_dataset(SCENES, limit=limit)
         elif (root / name).is_dir():
             data[name] = saqsam.open_dataset(root / name, limit=limit)
-            found = sorted((root / name).glob("detections*.json"))
-            if found and most_detections:
-                detections[name] = load_detections(found[0], data[name]).best(most_detections)
+            files = sorted((root / name).glob("detections*.json"))
+            if files and most_detections:
+                detections[name] = load_detections(files[0], data[name]).best(most_detections)
         else:
             err.print(f"{name}: skipped, there is no such folder in the data root (--data-root)")
     return data, detections
 
 
 def _open_calibration(name: str | None, root: Path, images: int, seed: int) -> tuple[str, Dataset]:
-    """Name and data: the one wanted, or photographs where there are any, else scenes, as `saqsam quantize` does."""
+    """Return name and data of the selected dataset, with the defaults of `saqsam quantize`."""
     if name is None:
         name = CALIBRATION if (root / CALIBRATION).is_dir() else SCENES
         err.print(f"calibrating on {images} images of {name}")
@@ -238,7 +238,7 @@ def _open_calibration(name: str | None, root: Path, images: int, seed: int) -> t
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options of `ptq.py`."""
+    """Parse the options of `ptq.py`."""
     parser = argparse.ArgumentParser(
         description="Measure quantized models; one CSV row per (model, method, bits, data).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -291,7 +291,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def make_plan(options: argparse.Namespace) -> Plan:
-    """Open everything that the options name, before any long work.
+    """Open everything that the options name, before any long work begins.
 
     Raises:
         ValueError: Something is wrong with them.

@@ -1,4 +1,4 @@
-"""Measures quantized models: one row in a CSV file per (model, method, bits, data), resumed where it stopped.
+"""Measure quantized models: one CSV row per (model, method, bits, data); an interrupted run resumes.
 
     python benchmarks/ptq.py --methods float mse --bits w4a4 --data scenes coco_val
 
@@ -36,23 +36,23 @@ from saqsam.evaluation import Evaluation, PromptTask, instance_scores, mask_iou
 from saqsam.evaluation.metrics.iou import fill_box
 from saqsam.recipes.presets import parse_bits
 from saqsam.recipes.recipe import Recipe
-from saqsam.utils.atomic_write import write_whole
+from saqsam.utils.atomic_write import write_atomic
 from saqsam.utils.progress import Progress
 from scores import scores_file, write_scores
 
-"""Called with steps done and steps in all."""
+"""Callback that receives the finished and the total number of steps."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated, and the columns that describe it; the model of a filled box is None."""
+    """An evaluated model with the columns that describe it; the model of the box-fill baseline is None."""
 
     model: tuple[SamModel, SamProcessor] | None
     columns: Mapping[str, str | int | float | None]
 
 
 def run(plan: Plan) -> int:
-    """Measure what is missing; returns the number of new rows."""
+    """Measure the missing rows and return their number."""
     known = {row.key for row in read_rows(plan.out)}
     missing = {
         (method, bits): [
@@ -81,7 +81,7 @@ def run(plan: Plan) -> int:
 
 
 def make_subject(plan: Plan, method: str, bits: str, bars: rich_progress.Progress) -> Subject:
-    """What is evaluated of a method, its checkpoint made if need be and reloaded, and the columns that describe it."""
+    """Return the evaluated model of a method, whose checkpoint is quantized unless cached, and reloaded."""
     nothing: dict[str, str | int | float | None] = {
         "recipe": "" if method == FILL_BOX else method,
         "checkpoint": "",
@@ -121,7 +121,7 @@ def make_subject(plan: Plan, method: str, bits: str, bars: rich_progress.Progres
 
 
 def make_checkpoint(plan: Plan, method: str, bits: str, bars: rich_progress.Progress) -> tuple[Path, float]:
-    """Folder of a checkpoint and the seconds it took, from the cache if the same code has made it before."""
+    """Return a checkpoint folder and its quantization time in seconds, from the cache if the code is unchanged."""
     recipe = plan.recipe(method, bits)
     folder = plan.cache / "checkpoints" / f"{recipe.name}-{_cache_key(plan, recipe)}"
     timing = folder.with_suffix(".json")
@@ -137,13 +137,13 @@ def make_checkpoint(plan: Plan, method: str, bits: str, bars: rich_progress.Prog
                 progress=step,
             )
         # The folder last: it is there only if all is.
-        write_whole(timing, json.dumps({"seconds": time.perf_counter() - start}).encode())
+        write_atomic(timing, json.dumps({"seconds": time.perf_counter() - start}).encode())
         result.save(folder, overwrite=True)
     return folder, float(json.loads(timing.read_text(encoding="utf-8"))["seconds"])
 
 
 def _cache_key(plan: Plan, recipe: Recipe) -> str:
-    """Of all that decides about a checkpoint: model, recipe, calibration, code, torch and device."""
+    """Return the hash of everything that affects a checkpoint: model, recipe, calibration, code, torch and device."""
     package = Path(str(importlib.resources.files("saqsam")))
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
@@ -191,17 +191,19 @@ def _measure(
 
 
 def _evaluate_filled_boxes(dataset: Dataset, progress: Progress) -> Evaluation:
-    """As `box_fill_iou`, with the score of every instance."""
+    """Score the box-fill baseline on every instance."""
     task, records = PromptTask(), []
     for index in range(len(dataset)):
-        sample, found = dataset[index], []
+        sample, instances = dataset[index], []
         for instance in sample.instances:
             if instance.is_crowd:
                 continue
             filled = torch.from_numpy(fill_box(instance.box, sample.image.shape[:2]))
             iou = mask_iou(filled[None], torch.from_numpy(instance.mask())[None]).item()
-            found.append({"id": instance.id, "iou": iou, "boundary_iou": math.nan, "predicted_iou": math.nan})
-        records.append({"image_id": sample.image_id, task.name: {"instances": found}})
+            instances.append(
+                {"id": instance.id, "iou": iou, "boundary_iou": math.nan, "predicted_iou": math.nan}
+            )
+        records.append({"image_id": sample.image_id, task.name: {"instances": instances}})
         progress("evaluating", index + 1, len(dataset))
     metrics = {task.name: task.reduce([record[task.name] for record in records])}
     return Evaluation(dataset.name, len(dataset), {task.name: task.options()}, metrics, tuple(records))
@@ -209,7 +211,7 @@ def _evaluate_filled_boxes(dataset: Dataset, progress: Progress) -> Evaluation:
 
 @contextmanager
 def bar(bars: rich_progress.Progress, description: str) -> Iterator[Progress]:
-    """Show a progress bar while the block runs; yields the callback that moves it."""
+    """Show a progress bar while the block runs, and yield the callback that advances it."""
     task = bars.add_task(description, total=None)
 
     def update(phase: str, done: int, total: int, note: str = "", /) -> None:
@@ -232,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def exit_code(work: Callable[[], object]) -> int:
-    """That of a benchmark: what it says of wrong options and of an end before its time."""
+    """Run a benchmark and return its exit code, with one-line messages for wrong options and interrupts."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:

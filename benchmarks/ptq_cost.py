@@ -1,4 +1,4 @@
-"""What learning costs: seconds of each phase on sam-mini, and seconds a step of each unit of a SAM-B at 1024 px.
+"""Measure the cost of learning: seconds per phase on sam-mini, and seconds per step and unit on SAM-B at 1024 px.
 
     python benchmarks/ptq_cost.py            # rows in results/ptq_cost.csv; those that are there are not measured again
     python benchmarks/ptq_cost.py --device cuda --subjects sam-mini sam-b
@@ -34,7 +34,7 @@ from rows import RESULTS
 from run_once import peak_gib
 from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import prepare
-from saqsam.models.loading import build_processor
+from saqsam.models.processing import build_processor
 from saqsam.models.sam.attention import QuantDecoderAttention
 from saqsam.models.structure import replace_module
 from saqsam.ptq.calibration_data import calibration_scenes
@@ -61,7 +61,7 @@ COLUMNS = (
 PAPER_STEPS = {"stage": 2000, "block": 20_000}
 STEPS = 3
 SLOTS = ("q_proj.input_quantizer", "k_proj.input_quantizer", "query_quantizer", "key_quantizer")
-"""Slots of the operands that are searched, within an attention of SAM v1."""
+"""Slots of an attention of SAM v1 whose ranges are searched."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(subjects: Sequence[str], device: str, out: Path) -> None:
-    """Append the rows of subjects that have none of this machine yet."""
+    """Append the rows of subjects that are not yet measured on this machine."""
     circumstances = common(device)
     for subject in subjects:
         if (subject, circumstances["machine"]) in {
@@ -90,14 +90,14 @@ def measure(subjects: Sequence[str], device: str, out: Path) -> None:
 
 
 def common(device: str) -> dict[str, object]:
-    """Columns that are the same in all rows of a call."""
-    found = circumstances(device)
+    """Return the columns that all rows of a call share."""
+    conditions = circumstances(device)
     day = time.strftime("%Y-%m-%d", time.gmtime())
-    return {"date": day, **{name: found[name] for name in ("commit", "torch", "machine")}}
+    return {"date": day, **{name: conditions[name] for name in ("commit", "torch", "machine")}}
 
 
 class Phases:
-    """A progress callback that notes how long each phase took, and when each step was reported."""
+    """Progress callback that records the duration of each phase and the time of each step."""
 
     def __init__(self) -> None:
         self.last = time.perf_counter()
@@ -113,7 +113,7 @@ class Phases:
 
 
 def measure_sam_mini(device: str, method: str = "saq-sam") -> list[dict[str, object]]:
-    """Seconds of each phase of a method on the bundled model."""
+    """Measure the seconds of each phase of a method on the bundled model."""
     model, processor = saqsam.load("sam-mini", device=device)
     recipe = saqsam.recipe_for(method, "w4a4")
     data = calibration_scenes(images=32, seed=0)
@@ -134,14 +134,14 @@ def measure_sam_mini(device: str, method: str = "saq-sam") -> list[dict[str, obj
 
 
 def _peak_gib(device: str) -> float:
-    """Highest memory so far: of the process, or of the tensors on a GPU."""
+    """Return the peak memory so far: of the process, or of the tensors on a GPU."""
     if torch.device(device).type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
     return peak_gib()
 
 
 def measure_search(device: str) -> list[dict[str, object]]:
-    """The clipping search against a plain one: all slots of all attentions, one pass."""
+    """Compare the clipping search with a naive one: all slots of all attentions, one pass."""
     model, processor = saqsam.load("sam-mini", device=device)
     recipe = saqsam.recipe_for("saq-sam-s", "w4a4")
     plan = plan_quantization(model.config, recipe)
@@ -161,8 +161,8 @@ def measure_search(device: str) -> list[dict[str, object]]:
                 for kind, function in (("search", _fast), ("plain", _plain)):
                     seconds[kind].append(_timed(lambda f=function, s=search: f(s)))
     medians = {
-        kind: sum(statistics.median(found[i : i + 3]) for i in range(0, len(found), 3))
-        for kind, found in seconds.items()
+        kind: sum(statistics.median(times[i : i + 3]) for i in range(0, len(times), 3))
+        for kind, times in seconds.items()
     }
     return [
         {
@@ -189,7 +189,7 @@ def _fast(search: FocusSearch) -> None:
 
 
 def _plain(search: FocusSearch) -> None:
-    """A forward of the whole attention for each candidate, softmax and all."""
+    """Search the range of a slot by a full forward pass of the attention for each candidate."""
     prompts = max(map(len, search.inputs[0]))
     query, key, value = (tensor.expand(prompts, -1, -1, -1) for tensor in search.inputs[0])
     for position, (operand, slot) in enumerate(zip(SEARCHED, SLOTS, strict=True)):
@@ -197,13 +197,13 @@ def _plain(search: FocusSearch) -> None:
         for _, quantizer in search.candidates(position % 2, operand, 4, symmetric=False):
             replace_module(search.attention, slot, quantizer)
             probabilities = search.attention(query, key, value)[1]
-            found = probabilities > 0.5 * probabilities.amax(-1, keepdim=True)
-            ((found & search.focus[0]).sum((-2, -1)) / (found | search.focus[0]).sum((-2, -1))).mean().item()
+            focus = probabilities > 0.5 * probabilities.amax(-1, keepdim=True)
+            ((focus & search.focus[0]).sum((-2, -1)) / (focus | search.focus[0]).sum((-2, -1))).mean().item()
         replace_module(search.attention, slot, old)
 
 
 def measure_sam_b(device: str) -> list[dict[str, object]]:
-    """Seconds a step of each unit of a SAM-B of random weights."""
+    """Measure the seconds per step of each unit of a SAM-B with random weights."""
     model = random_sam_b().to(device)
     processor = build_processor(model.config)
     data = saqsam.open_dataset("scenes", limit=1, seed=1_000_000)
@@ -227,7 +227,7 @@ def measure_sam_b(device: str) -> list[dict[str, object]]:
 
 
 def _learned_variants(device: str) -> Iterator[tuple[str, str, Recipe]]:
-    """Unit, label and recipe of what is measured on large models."""
+    """Return unit, label and recipe of each measurement on large models."""
     on_cpu = torch.device(device).type == "cpu"
     precisions: tuple[Precision, ...] = ("float32",) if on_cpu else ("float32", "bfloat16")
     for unit, method in (("stage", "saq-sam"), ("block", "brecq")):
@@ -252,7 +252,7 @@ SUBJECTS: dict[str, Callable[[str], list[dict[str, object]]]] = {
     "search": measure_search,
     "sam-b": measure_sam_b,
 }
-"""In this order: the highest memory is that of the process so far."""
+"""Subjects in order of memory, since peak memory is that of the process so far."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Are the outliers there that SAQ-SAM clips? Ranges of activations of the float model: results/ranges.csv.
+"""Measure the activation outliers that SAQ-SAM clips, on the float model: rows in results/ranges.csv.
 
     python benchmarks/ranges.py
 
@@ -36,7 +36,7 @@ from saqsam.inference.backend import TorchBackend
 from saqsam.models.registry import structure_of
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
 from saqsam.ptq.focus_search import searched_slots
-from saqsam.utils.atomic_write import write_whole
+from saqsam.utils.atomic_write import write_atomic
 
 OUT = RESULTS / "ranges.csv"
 ORIGINAL = "sam_encoder_activation_ranges.json"
@@ -45,7 +45,7 @@ ENCODER_PARTS = {"qkv": "attn.qkv", "proj": "attn.proj", "lin1": "mlp.lin1", "li
 
 @dataclass(frozen=True)
 class Ratio:
-    """How far the largest value is from the common ones.
+    """Ratio of the largest value to common ones.
 
     Attributes:
         model: Of which it was measured.
@@ -67,7 +67,7 @@ class Ratio:
 
 
 def measure(model: SamModel, name: str, images: CalibrationImages) -> Iterator[Ratio]:
-    """Ratios of a float model, which stays as it is."""
+    """Return the ratios of a float model, which is not modified."""
     model = copy.deepcopy(model)
     structure = structure_of(model.config)
     prepare(
@@ -111,7 +111,7 @@ def measure(model: SamModel, name: str, images: CalibrationImages) -> Iterator[R
 
 
 def original(path: Path) -> Iterator[Ratio]:
-    """The same of the original encoders, from their measured ranges."""
+    """Return the ratios of the original encoders, from their measured ranges."""
     for name, layers in json.loads(path.read_text(encoding="utf-8"))["encoders"].items():
         for part, suffix in ENCODER_PARTS.items():
             pairs = [(layer["max"], layer["p50"]) for layer in layers if layer["layer"].endswith(suffix)]
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{ratio.model:12} {ratio.where} {ratio.tensor:55} {ratio.largest:9.3f} / {ratio.common:7.3f}"
             f" = {ratio.ratio:.2f} (highest {ratio.highest_ratio:.2f})"
         )
-    write_whole(options.ranges_out, text.getvalue().encode())
+    write_atomic(options.ranges_out, text.getvalue().encode())
     return 0
 
 

@@ -12,22 +12,22 @@ from table_text import BITS, DATA, METHODS, PROMPTS, listed, markdown, method_la
 BUNDLED = "sam-mini"
 HEADLINE_BITS = "w4a4"
 HEADLINE_METHODS = (FILL_BOX, FLOAT, "mse", "qdrop", "ptq4sam", "saq-sam", "saq-sam-plus")
-"""The few rows that the first table of README.md has room for."""
+"""Rows of the first table of README.md."""
 
 
 def accuracy(rows: Sequence[Row]) -> str:
-    """Mean IoU by method and bits: a table for each data set, prompt, model and calibration."""
+    """Tabulate mean IoU by method and bits: one table per dataset, prompt, model and calibration set."""
     return _blocks(rows, "mean IoU, {prompt} prompts", _miou)
 
 
 def detections(rows: Sequence[Row]) -> str:
-    """COCO mask AP on a detector's boxes, as `accuracy`."""
+    """Tabulate COCO mask AP with a detector's boxes, like `accuracy`."""
     with_ap = [row for row in rows if row.segm_ap is not None]
     return _blocks(with_ap, "COCO mask AP on a detector's boxes", lambda row: row.segm_ap or 0.0)
 
 
 def sizes(rows: Sequence[Row]) -> str:
-    """Bytes on disk, and what share of the computation has the low width."""
+    """Tabulate bytes on disk and the fraction of low-bit computation."""
     lines = []
     for model in ordered({row.model for row in rows if row.method != FILL_BOX}, ()):
         of_model = [row for row in rows if row.model == model]
@@ -84,7 +84,7 @@ def methods(rows: Sequence[Row]) -> str:
 
 
 def provenance(rows: Sequence[Row]) -> str:
-    """Where, when and with what the rows were measured."""
+    """Return machine, date and versions of the measurements."""
     if not rows:
         return ""
     lines = [
@@ -119,16 +119,16 @@ def ablation(variants: Sequence[Row], plain: Sequence[Row]) -> str:
         if as_is:
             lines.append([method_label(method), "", *(_number(as_is.get(name)) for name in data)])
         for settings in dict.fromkeys(row.settings for row in variants if row.method == method):
-            found = {
+            changed = {
                 row.data: row.miou for row in variants if (row.method, row.settings) == (method, settings)
             }
-            cells = [_number(found.get(name), as_is.get(name)) for name in data]
+            cells = [_number(changed.get(name), as_is.get(name)) for name in data]
             lines.append(["", " ".join(f"`{setting}`" for setting in settings.split()), *cells])
     return markdown(["method", "changed", *data], lines, right=len(data)) if lines else ""
 
 
 def shift(variants: Sequence[Row], plain: Sequence[Row]) -> str:
-    """Each method calibrated on other data, beside what it gives calibrated as in the other tables."""
+    """Tabulate each method with other calibration data, beside its default calibration."""
     data = ordered({row.data for row in variants}, DATA)
     calibrations = ordered({row.calibration for row in [*plain, *variants] if row.calibration}, ())
     by_key = {(r.method, r.calibration, r.data): r.miou for r in [*plain, *variants] if r.seed in (None, 0)}
@@ -141,7 +141,7 @@ def shift(variants: Sequence[Row], plain: Sequence[Row]) -> str:
 
 
 def steps(variants: Sequence[Row], plain: Sequence[Row]) -> str:
-    """Accuracy over the steps of learning, and the time that quantizing took."""
+    """Tabulate accuracy and quantization time over the learning steps."""
     methods = ordered({row.method for row in variants}, METHODS)
     data = ordered({row.data for row in variants}, DATA)
     rows = [row for row in [*plain, *variants] if row.method in methods and row.seed == 0]
@@ -161,15 +161,15 @@ def precision(variants: Sequence[Row], plain: Sequence[Row]) -> str:
     lines = []
     for method, bits in dict.fromkeys((row.method, row.bits) for row in variants):
         as_is = {row.data: row.miou for row in plain if (row.method, row.bits, row.seed) == (method, bits, 0)}
-        found = {row.data: row.miou for row in variants if (row.method, row.bits) == (method, bits)}
+        changed = {row.data: row.miou for row in variants if (row.method, row.bits) == (method, bits)}
         name = f"{method_label(method)} {bits}"
         lines.append([name, "float32", *(_number(as_is.get(d)) for d in data)])
-        lines.append([name, "bfloat16", *(_number(found.get(d), as_is.get(d)) for d in data)])
+        lines.append([name, "bfloat16", *(_number(changed.get(d), as_is.get(d)) for d in data)])
     return markdown(["method", "learned in", *data], lines, right=len(data)) if lines else ""
 
 
 def substitutions(variants: Sequence[Row], plain: Sequence[Row]) -> str:
-    """What each change of `--deploy` costs: a table for each method and bits, in brackets the difference."""
+    """Tabulate the accuracy drop of each change of `--deploy`, in parentheses: one table per method and bits."""
     names = {" ".join(settings): name for name, settings in SUBSTITUTIONS.items()}
     blocks = []
     for method in ordered({row.method for row in variants}, METHODS):
@@ -179,10 +179,10 @@ def substitutions(variants: Sequence[Row], plain: Sequence[Row]) -> str:
             as_is = {row.data: row.miou for row in rows if not row.settings}
             lines = []
             for settings, name in names.items():
-                found = {row.data: row.miou for row in rows if row.settings == settings}
-                if found:
+                changed = {row.data: row.miou for row in rows if row.settings == settings}
+                if changed:
                     reference = as_is if settings else {}
-                    lines.append([name, *(_number(found.get(d), reference.get(d)) for d in data)])
+                    lines.append([name, *(_number(changed.get(d), reference.get(d)) for d in data)])
             title = f"**{method_label(method)}**, {bits}, {listed(row.machine for row in rows)}"
             blocks.append(f"{title}\n\n{markdown(['', *data], lines, right=len(data))}")
     return "\n\n".join(blocks)
@@ -201,7 +201,7 @@ VARIANT_TABLES: dict[str, Callable[[Sequence[Row], Sequence[Row]], str]] = {
     "precision": precision,
     "substitutions": substitutions,
 }
-"""Tables of rows that depart from a method's own recipe, from the file of that name, beside those of the methods."""
+"""Tables of rows with a changed recipe, by result file, beside the unchanged methods."""
 
 
 def _blocks(rows: Sequence[Row], measure: str, score: Callable[[Row], float]) -> str:
@@ -223,7 +223,7 @@ def _blocks(rows: Sequence[Row], measure: str, score: Callable[[Row], float]) ->
 def _block(
     rows: Sequence[Row], measure: str, score: Callable[[Row], float], model: str, calibration: str
 ) -> str:
-    """One table: methods down, bits across."""
+    """Return a table of methods by bits."""
     first = rows[0]
     columns = ordered({row.bits for row in rows if row.method not in (FILL_BOX, FLOAT)}, BITS)
     reference = _float_score(rows, score)
@@ -249,7 +249,7 @@ def _miou(row: Row) -> float:
 
 
 def _cell(rows: Sequence[Row], score: Callable[[Row], float], reference: float | None) -> str:
-    """Mean over the rows, which differ in the seed, and in brackets the difference to float."""
+    """Return the mean over seeds, with the difference from float in parentheses."""
     if not rows:
         return ""
     scores = [score(row) for row in rows]

@@ -1,4 +1,4 @@
-"""The rows of a benchmark: one evaluation each, kept in a CSV file that only ever grows."""
+"""Rows of a benchmark, one per evaluation, in an append-only CSV file."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ KEY = (
     "images_evaluated",
     "prompt",
 )
-"""Columns that say what was measured: two rows never agree in all of them."""
+"""Columns that identify a measurement: no two rows are equal in all of them."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One evaluation. What does not apply is empty: calibration of a float model, the model of a filled box.
+    """One evaluation. Columns that do not apply are empty, such as the calibration of a float model.
 
     Attributes:
         date: When, UTC.
@@ -105,7 +105,7 @@ class Row:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Values of the `KEY` columns."""
+        """Return the values of the `KEY` columns."""
         return tuple(getattr(self, name) for name in KEY)
 
 
@@ -114,7 +114,7 @@ _TYPES = get_type_hints(Row)
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file; none if there is no file.
+    """Read the rows of a file; none if there is no file.
 
     Raises:
         ValueError: Other columns, a value that does not fit its column, a last line cut short, or a row twice.
@@ -137,7 +137,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Append a row in one write, so that it is there whole or not at all, whoever else appends."""
+    """Append a row atomically, in one write, so that processes can append concurrently."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

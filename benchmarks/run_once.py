@@ -18,9 +18,9 @@ import numpy as np
 def prepare(order: dict[str, Any]) -> Callable[[], object]:
     """Load what an order names; returns what runs it once."""
     with np.load(order["inputs"]) as file:
-        given = {name: file[name] for name in file.files}
+        arrays = {name: file[name] for name in file.files}
     if order["runtime"] in ("torch", "torch-int8"):
-        return _torch(order, given)
+        return _torch(order, arrays)
     if order["runtime"] == "onnxruntime":
         import onnxruntime
 
@@ -28,7 +28,7 @@ def prepare(order: dict[str, Any]) -> Callable[[], object]:
         options.intra_op_num_threads = order["threads"]
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(order["model"], options, providers=["CPUExecutionProvider"])
-        feed = {value.name: given[value.name] for value in session.get_inputs()}
+        feed = {value.name: arrays[value.name] for value in session.get_inputs()}
         return lambda: session.run(None, feed)
     import openvino
 
@@ -36,12 +36,12 @@ def prepare(order: dict[str, Any]) -> Callable[[], object]:
     if order["runtime"] == "openvino":
         settings["INFERENCE_PRECISION_HINT"] = "f32"
     compiled = openvino.Core().compile_model(order["model"], "CPU", settings)
-    feed = {value.get_any_name(): given[value.get_any_name()] for value in compiled.inputs}
+    feed = {value.get_any_name(): arrays[value.get_any_name()] for value in compiled.inputs}
     request = compiled.create_infer_request()
     return lambda: request.infer(feed)
 
 
-def _torch(order: dict[str, Any], given: dict[str, np.ndarray]) -> Callable[[], object]:
+def _torch(order: dict[str, Any], arrays: dict[str, np.ndarray]) -> Callable[[], object]:
     import torch
 
     from latency_models import INPUT_NAMES, SUBJECTS, recipe_of_variant, wrapped
@@ -55,7 +55,7 @@ def _torch(order: dict[str, Any], given: dict[str, np.ndarray]) -> Callable[[], 
     if order["runtime"] == "torch-int8":
         use_integer_kernels(model)
     module = wrapped(model, order["part"])
-    example = [torch.from_numpy(given[name]) for name in INPUT_NAMES[order["part"]]]
+    example = [torch.from_numpy(arrays[name]) for name in INPUT_NAMES[order["part"]]]
 
     def run() -> object:
         with torch.inference_mode():

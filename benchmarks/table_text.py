@@ -1,4 +1,4 @@
-"""Markdown of measured figures: what all tables share."""
+"""Markdown formatting that all tables of results share."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ PROMPTS = ("box", "point")
 
 
 def method_label(method: str) -> str:
-    """A method as a table shows it."""
+    """Return the display name of a method."""
     return {FILL_BOX: "box-fill baseline", FLOAT: "float model"}.get(method, f"`{method}`")
 
 
 def signed(value: float) -> str:
-    """A difference to three digits, with its sign."""
+    """Format a difference with three digits and its sign."""
     text = f"{value:+.3f}"
     return "0.000" if text in ("+0.000", "-0.000") else text.replace("-", "−")
 
 
 def ordered(names: Iterable[str], order: Sequence[str]) -> list[str]:
-    """Those of a known order first, in it; the others by name."""
+    """Sort names by a known order, unknown names last and by name."""
     return sorted(names, key=lambda name: rank(name, order))
 
 
 def rank(name: str, order: Sequence[str]) -> tuple[int, str]:
-    """The key that `ordered` sorts by."""
+    """Return the sort key of `ordered`."""
     return (order.index(name) if name in order else len(order), name)
 
 
 def listed(names: Iterable[str]) -> str:
-    """Each once, by name."""
+    """Return the unique names, sorted."""
     return "; ".join(sorted(set(names)))
 
 
 def markdown(heading: Sequence[str], lines: Sequence[Sequence[str]], right: int = 0) -> str:
-    """A Markdown table; the last `right` columns are aligned to the right."""
+    """Format a Markdown table whose last `right` columns are right-aligned."""
     rule = ["---"] * (len(heading) - right) + ["---:"] * right
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heading, rule, *lines))

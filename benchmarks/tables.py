@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def update_pages(pages: Iterable[Path], rows: Sequence[Row], *, write: bool) -> list[Path]:
-    """The pages whose tables are not those of the rows; they are rewritten if `write`."""
+    """Return the pages with outdated tables, and rewrite them if `write` is set."""
     stale = []
     for page in pages:
         old = page.read_text(encoding="utf-8")
@@ -66,15 +66,15 @@ def update_pages(pages: Iterable[Path], rows: Sequence[Row], *, write: bool) -> 
 
 
 def fill_tables(text: str, rows: Sequence[Row]) -> str:
-    """A page with all its tables made anew.
+    """Return a page with all its tables regenerated.
 
     Raises:
         ValueError: An unknown table, a marker without its partner, or rows that do not fit together.
     """
     rows = [row for row in current(rows) if not row.settings]
 
-    def fill(found: re.Match[str]) -> str:
-        name, data = found[1], found[2]
+    def fill(match: re.Match[str]) -> str:
+        name, data = match[1], match[2]
         if name in VARIANT_TABLES:
             variants = [row for row in current(read_rows(RESULTS / f"{name}.csv")) if row.prompt == "box"]
             widths = {row.bits for row in variants}
@@ -87,7 +87,7 @@ def fill_tables(text: str, rows: Sequence[Row]) -> str:
             table = TABLES[name]([row for row in rows if data in (None, row.data)]) or NOTHING_YET
         else:
             known = [*TABLES, *VARIANT_TABLES, *OTHER_TABLES]
-            raise ValueError(f"no table {name!r}; there are {', '.join(known)}")
+            raise ValueError(f"no table {name!r}; expected one of {', '.join(known)}")
         return f"<!-- table:{name}{f' {data}' if data else ''} -->\n\n{table}\n\n<!-- /table -->"
 
     blocks = list(_BLOCK.finditer(text))
@@ -97,7 +97,7 @@ def fill_tables(text: str, rows: Sequence[Row]) -> str:
 
 
 def current(rows: Sequence[Row]) -> list[Row]:
-    """The rows that tables show.
+    """Return the rows that the tables show.
 
     Of each model those of the weights that were measured last; of each data set, with each prompt, those of the
     largest number of images. The others are trials (`--limit`) and history.

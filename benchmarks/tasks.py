@@ -98,17 +98,17 @@ def run(plan: Plan, cases: Sequence[Case], root: Path, out: Path) -> None:
     known = {(row["method"], row["bits"], row["case"], row["data"], row["images"]) for row in read_plain(out)}
     with progress_bars() as bars:
         for method, bits in plan.variants():
-            wanted = [
+            missing = [
                 (case, name, limit)
                 for case in cases
                 for name, limit in case.data.items()
                 if (method, bits, case.name, name, str(_count(root, name, limit))) not in known
             ]
-            if not wanted:
+            if not missing:
                 continue
             subject = make_subject(plan, method, bits, bars)
             assert subject.model is not None
-            for case, name, limit in wanted:
+            for case, name, limit in missing:
                 dataset = _open(root, name, limit)
                 task = case.make(dataset, root / name)
                 start = time.perf_counter()
@@ -122,7 +122,7 @@ def run(plan: Plan, cases: Sequence[Case], root: Path, out: Path) -> None:
                     **{"case": case.name, "task": task.name, "data": name, "images": len(dataset)},
                     "options": json.dumps(task.options(), sort_keys=True),
                 }
-                figures = result.metrics[task.name].items()
+                metrics = result.metrics[task.name].items()
                 append_plain(
                     out,
                     COLUMNS,
@@ -132,7 +132,7 @@ def run(plan: Plan, cases: Sequence[Case], root: Path, out: Path) -> None:
                             "metric": metric,
                             "value": value if isinstance(value, int) else f"{value:.6f}",
                         }
-                        for metric, value in figures
+                        for metric, value in metrics
                         if value is not None
                     ],
                 )
@@ -162,9 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT, metavar="CSV")
     options, others = parser.parse_known_args(arguments)
     own = ["--methods", *options.methods, "--bits", *options.bits, "--total-steps", str(TOTAL_STEPS)]
-    found = parse_arguments([*own, "--data", SCENES, *others])
+    plan_options = parse_arguments([*own, "--data", SCENES, *others])
     cases = [case for case in CASES if case.name in options.cases]
-    return exit_code(lambda: run(make_plan(found), cases, found.data_root, options.out))
+    return exit_code(lambda: run(make_plan(plan_options), cases, plan_options.data_root, options.out))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ pixels = (np.asarray(resized, dtype=np.float32) - (123.675, 116.28, 103.53)) / (
 padded = np.zeros((1, 3, size, size), dtype=np.float32)
 padded[0, :, : resized.height, : resized.width] = pixels.transpose(2, 0, 1)
 
-found = decoder(
+outputs = decoder(
     {
         "image_embeddings": encoder(padded)[0],
         "point_coords": scale * box.reshape(1, 2, 2),
@@ -34,6 +34,6 @@ found = decoder(
         "orig_im_size": np.array([picture.height, picture.width], dtype=np.float32),
     }
 )
-mask = found["masks"][0, 0] > 0
+mask = outputs["masks"][0, 0] > 0
 Image.fromarray(mask).save(mask_file)
-print(f"{mask.sum()} pixels, predicted IoU {found['iou_predictions'][0, 0]:.3f}")
+print(f"{mask.sum()} pixels, predicted IoU {outputs['iou_predictions'][0, 0]:.3f}")

@@ -198,7 +198,8 @@ def test_checkpoints_are_known_to_transformers(statements: str) -> None:
 
 
 FIRST_IMPORTS = (
-    *("saqsam.load", "saqsam.Predictor", "saqsam.evaluate", "saqsam.export_model"),
+    *("saqsam.load", "saqsam.recipe_for", "saqsam.Predictor", "saqsam.evaluate", "saqsam.export_model"),
+    "import saqsam.checkpoint.config",
     "from saqsam.models import load",
     "from saqsam.models.registry import family_of",
     "from saqsam.checkpoint import load_checkpoint",

@@ -103,7 +103,7 @@ def test_integer_products_are_exact(bits: str) -> None:
     plain = quantized(deployable(recipe("mse", bits=bits)))
     integer = copy.deepcopy(plain)
     layers = use_integer_kernels(integer)
-    assert (layers.integer, layers.left) == (layers.total, {})
+    assert (layers.integer, layers.dequantized) == (layers.total, {})
     with exact_layers(integer) as (names, seen):
         found = masks(integer)
     assert seen == names

@@ -100,11 +100,11 @@ def test_calibrate_on_your_photos(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for seed in range(3):
         Image.fromarray(picture((40, 60), seed)).save(tmp_path / "photos" / f"{seed}.png")
-    labelled = make_coco(tmp_path / "coco")
+    labeled = make_coco(tmp_path / "coco")
     options = ("--model", tiny, "--images", "2", "--out", tmp_path / "q")
-    printed = run("calibrate_on_your_photos.py", tmp_path / "photos", *options, "--score", labelled)
+    printed = run("calibrate_on_your_photos.py", tmp_path / "photos", *options, "--score", labeled)
     assert printed[0] == "calibrated on 2 of 3 pictures of photos, prompted by the model's own masks"
-    data = saqsam.open_dataset(labelled)
+    data = saqsam.open_dataset(labeled)
     for line, model in zip(printed[1:3], (tiny, tmp_path / "q"), strict=True):
         metrics = saqsam.evaluate(*saqsam.load(model), data).metrics["prompt"]
         assert f"mean IoU {metrics['miou']:.4f} on 3 objects" in line

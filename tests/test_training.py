@@ -82,7 +82,7 @@ def test_a_new_run_can_start_from_exported_weights(training, tmp_path) -> None:
 def test_widening_changes_no_output_and_no_two_copies_stay_tied(training) -> None:
     torch.manual_seed(0)
     narrow = SamModel(training["forward"].sam_mini_config(64)).eval()
-    training["forward"].initialise(narrow)
+    training["forward"].initialize(narrow)
     for name, parameter in narrow.named_parameters():
         if name.endswith("bias") or "layer_norm" in name:
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -117,8 +117,8 @@ def test_logits_are_compared_on_a_fine_grid_over_the_object(training) -> None:
     module, fine = training["samples"], training["samples"].FINE
     window = 32
     rows, columns = np.mgrid[: window * fine, : window * fine]
-    centre = (columns - 30) ** 2 + (rows - 26) ** 2
-    mask = np.where(centre < 12**2, 255, 0).astype(np.uint8)
+    center = (columns - 30) ** 2 + (rows - 26) ** 2
+    mask = np.where(center < 12**2, 255, 0).astype(np.uint8)
     box = module.subpixel_box(mask)
     region, samples = module.cut_region(np.random.default_rng(0), mask, box)
     cells = window // 2

@@ -1,4 +1,4 @@
-"""Mean IoU on the held-back training pictures: what every choice of the training is made by."""
+"""Mean IoU on held-back training pictures, the metric for all choices in training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from samples import MEAN, STD, Pack
 
 @torch.inference_mode()
 def held_back_iou(model: SamModel, packs: list[Pack], most_prompts: int = 24) -> dict[str, float]:
-    """Mean IoU per source, with exact boxes (`SOURCE_box`) and with the innermost point (`SOURCE_point`).
+    """Return the mean IoU per source, for exact boxes (`SOURCE_box`) and for the innermost point (`SOURCE_point`).
 
     Pictures are placed as `SamProcessor` places them (long side to the frame, padded at the bottom or right); masks
     are compared at the pack's resolution. At most `most_prompts` objects of a picture count.
@@ -55,7 +55,7 @@ def _picture(
         "box": {"input_boxes": torch.tensor([boxes], dtype=torch.float32, device=device) * scale},
         "point": {"input_points": torch.tensor([points], dtype=torch.float32, device=device) * scale},
     }
-    found: dict[str, list[float]] = {}
+    ious: dict[str, list[float]] = {}
     for kind, prompt in coords.items():
         out = model(image_embeddings=embeddings, multimask_output=kind == "point", **prompt)
         best = out.iou_scores[0].argmax(-1)
@@ -66,5 +66,5 @@ def _picture(
             mask = (
                 cv2.resize(logit[: cells[0], : cells[1]], (width, height), interpolation=cv2.INTER_LINEAR) > 0
             )
-            found.setdefault(kind, []).append(float((mask & truth).sum() / max(1, (mask | truth).sum())))
-    return found
+            ious.setdefault(kind, []).append(float((mask & truth).sum() / max(1, (mask | truth).sum())))
+    return ious

@@ -14,11 +14,11 @@ import torch
 from transformers import SamModel
 
 from forward import sam_mini_config
-from saqsam.models.loading import build_processor
+from saqsam.models.processing import build_processor
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("folder", type=Path)

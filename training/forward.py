@@ -1,4 +1,4 @@
-"""The training's forward pass over a `SamModel`: windows of the frame, all four masks, prompts folded together.
+"""Forward pass for training a `SamModel`: windows of the frame, all four masks, prompts folded into the batch.
 
 A window of h x w tokens at offset (top, left) of the model's frame uses the absolute positions of that place and the
 middle of the relative-position tables, so a model trained on windows is the model of the whole frame: no parameter
@@ -17,7 +17,7 @@ from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttentio
 
 
 def sam_mini_config(width: int = 256) -> SamConfig:
-    """The bundled model: 256 px, patches of 8, four stages of one windowed and one global block.
+    """Return the configuration of the bundled model: 256 px, patches of 8, four stages of two blocks.
 
     Prompt encoder and mask decoder have the width, heads and layers of the published models, and half their MLP.
     """
@@ -35,11 +35,11 @@ def sam_mini_config(width: int = 256) -> SamConfig:
 
 
 @torch.no_grad()
-def initialise(model: SamModel) -> None:
-    """Scaled-normal weights, small non-zero position tables, Fourier features of several scales.
+def initialize(model: SamModel) -> None:
+    """Initialize scaled-normal weights, small position tables and Fourier features of several scales.
 
     transformers' defaults suit the loading of trained weights only: an initializer range of 1e-10 in the encoder and
-    Fourier features of standard deviation hidden_size / 2, which make neighbouring pixels look unrelated.
+    Fourier features of standard deviation hidden_size / 2, which make neighboring pixels look unrelated.
     """
     for name, parameter in model.named_parameters():
         if name.endswith("positional_embedding"):
@@ -70,7 +70,7 @@ def initialise(model: SamModel) -> None:
 
 
 class FoldedVisionAttention(SamVisionAttention):
-    """The same function as SamVisionAttention, without materialised relative positions.
+    """`SamVisionAttention` without materialized relative positions.
 
     The decomposed relative positions `q . R_h[row]` and `q . R_w[column]` of a query are appended to it as channels,
     and every key carries the one-hot code of its row and column: one fused attention computes it all.
@@ -96,28 +96,28 @@ class FoldedVisionAttention(SamVisionAttention):
 
 
 def relative_table(rel_pos: Tensor, size: int) -> Tensor:
-    """[size, size, C]: entry (q, k) embeds the distance q - k; the middle of a table for 2n - 1 distances."""
+    """Return [size, size, C], whose entry (q, k) embeds the distance q - k, from the middle of a table of distances."""
     middle = rel_pos.shape[0] // 2
     distance = torch.arange(size, device=rel_pos.device)
     return rel_pos[middle + distance[:, None] - distance[None, :]]
 
 
 def grid_one_hot(height: int, width: int, like: Tensor) -> Tensor:
-    """[height * width, height + width]: the one-hot row and column of each token."""
+    """Return the one-hot row and column of each token, [height * width, height + width]."""
     rows = torch.eye(height, dtype=like.dtype, device=like.device)[:, None].expand(height, width, height)
     columns = torch.eye(width, dtype=like.dtype, device=like.device)[None].expand(height, width, width)
     return torch.cat([rows, columns], -1).reshape(height * width, height + width)
 
 
 def use_folded_attention(model: SamModel) -> SamModel:
-    """Let the encoder's attentions compute by `FoldedVisionAttention`; the state dict stays the same."""
+    """Replace the encoder's attentions by `FoldedVisionAttention`, which has the same state dict."""
     for layer in model.vision_encoder.layers:
         layer.attn.__class__ = FoldedVisionAttention
     return model
 
 
 def encode(model: SamModel, pixels: Tensor, top: int, left: int) -> Tensor:
-    """Image embeddings [B, C, h, w] of a window [B, 3, H, W] whose first token is (top, left) of the frame."""
+    """Return the embeddings [B, C, h, w] of a window [B, 3, H, W] whose first token is (top, left) of the frame."""
     encoder = model.vision_encoder
     hidden = encoder.patch_embed.projection(pixels).permute(0, 2, 3, 1)
     height, width = hidden.shape[1:3]
@@ -128,7 +128,7 @@ def encode(model: SamModel, pixels: Tensor, top: int, left: int) -> Tensor:
 
 
 def embed_prompts(model: SamModel, coords: Tensor, labels: Tensor) -> Tensor:
-    """Sparse embeddings [B, P, N, C] of coords [B, P, N, 2] (x, y in frame pixels) and labels [B, P, N].
+    """Return the sparse embeddings [B, P, N, C] of coords [B, P, N, 2] (x, y in frame pixels) and labels [B, P, N].
 
     Labels: 0 and 1 points, 2 and 3 the corners of a box, -1 not a point.
     """
@@ -144,7 +144,7 @@ def embed_prompts(model: SamModel, coords: Tensor, labels: Tensor) -> Tensor:
 def decode(
     model: SamModel, embeddings: Tensor, positions: Tensor, sparse: Tensor, mask_input: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """All four masks and their predicted IoUs.
+    """Predict all four masks and their IoUs.
 
     Args:
         model: The model.

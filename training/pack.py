@@ -40,7 +40,7 @@ Annotated = tuple[str, int, np.ndarray, list[np.ndarray]]
 
 
 def read(dataset: Dataset, source: str) -> Iterator[Annotated]:
-    """Yield every picture of a data set that has objects; crowds are left out."""
+    """Yield every picture of a dataset that has objects, without crowds."""
     for index in track(range(len(dataset)), description=source):
         sample = dataset[index]
         masks = [i.mask().astype(np.uint8) for i in sample.instances if not i.is_crowd]
@@ -49,7 +49,7 @@ def read(dataset: Dataset, source: str) -> Iterator[Annotated]:
 
 
 def pack(samples: Iterable[Annotated], max_side: int, quality: int) -> dict[str, np.ndarray]:
-    """Encode the samples; returns the arrays described at the top of this file."""
+    """Encode the samples and return the arrays described at the top of this file."""
     jpegs, masks, instances, images, ids = [], [], [], [], []
     sources: list[str] = []
     for source, image_id, image, image_masks in samples:
@@ -88,7 +88,7 @@ def pack(samples: Iterable[Annotated], max_side: int, quality: int) -> dict[str,
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument(

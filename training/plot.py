@@ -8,20 +8,20 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
-COLOURS = {"objects_train": "#1f6feb", "coco_train": "#d1495b", "nuclei_train": "#2a9d55"}
+COLORS = {"objects_train": "#1f6feb", "coco_train": "#d1495b", "nuclei_train": "#2a9d55"}
 
 
 def main() -> None:
-    """Read, draw, write."""
+    """Draw the learning curve."""
     with (HERE / "log" / "curve.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     hours = [float(row["hours"]) for row in rows]
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
-    for source, colour in COLOURS.items():
+    for source, color in COLORS.items():
         for prompt, style in (("box", "-"), ("point", ":")):
             values = [float(row[f"{source}_{prompt}"]) for row in rows]
-            axes.plot(hours, values, style, color=colour, marker="o", markersize=3)
+            axes.plot(hours, values, style, color=color, marker="o", markersize=3)
             axes.annotate(
                 f"{source.removesuffix('_train')}, {prompt}",
                 (hours[-1], values[-1]),
@@ -29,12 +29,12 @@ def main() -> None:
                 textcoords="offset points",
                 va="center",
                 fontsize=8,
-                color=colour,
+                color=color,
             )
     for row in rows:
         if row["window"] == "256":
             axes.axvline(float(row["hours"]), color="#d9dde3", linewidth=6, zorder=0)
-    axes.set_xlabel("hours on 2 CPU cores; grey: after a decay on whole frames", fontsize=8)
+    axes.set_xlabel("hours on 2 CPU cores; gray: after a decay on whole frames", fontsize=8)
     axes.set_ylabel("mean IoU, held-back pictures", fontsize=8)
     axes.set_ylim(0, 1)
     axes.set_xlim(0, hours[-1] * 1.18)

@@ -22,7 +22,7 @@ BOX_LABELS = (2, 3)
 NOT_A_POINT = -1
 
 MIN_PIXELS = 6.0
-"""Smaller objects (in window pixels) are left out."""
+"""Area in window pixels below which objects are skipped."""
 
 FINE = 2
 """Masks are made at this multiple of the window's resolution: objects of a few pixels have edges between them."""
@@ -32,7 +32,7 @@ REGION = 28
 
 
 class Pack:
-    """Pictures and masks of one file written by `pack.py`."""
+    """Pictures and masks of a file written by `pack.py`."""
 
     def __init__(self, path: Path, held_back: dict[str, list[int]], *, use_held_back: bool = False) -> None:
         with np.load(path, allow_pickle=False) as file:
@@ -51,12 +51,12 @@ class Pack:
             self.images_of[source] = numbers[held if use_held_back else ~held]
 
     def read(self, number: int) -> np.ndarray:
-        """Image `number` as HWC uint8 RGB."""
+        """Return image `number` as HWC uint8 RGB."""
         start = self.jpeg_end[number - 1] if number else 0
         return cv2.imdecode(self.jpeg[start : self.jpeg_end[number]], cv2.IMREAD_COLOR_RGB)
 
     def read_mask(self, instance: int) -> tuple[np.ndarray, int, int]:
-        """Mask of an instance inside its box as hw uint8 coverage (0..255), and the box's x, y."""
+        """Return the mask of an instance inside its box as hw uint8 coverage (0..255), and the box's x, y."""
         start = self.mask_end[instance - 1] if instance else 0
         crop = cv2.imdecode(self.mask[start : self.mask_end[instance]], cv2.IMREAD_GRAYSCALE)
         return crop, int(self.instance[instance, 1]), int(self.instance[instance, 2])
@@ -64,7 +64,7 @@ class Pack:
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """What a sample looks like.
+    """Options of the augmentation.
 
     Attributes:
         window: Side of the square window in pixels; a multiple of the patch size, at most the frame.
@@ -147,7 +147,7 @@ class SampleSet(Dataset[dict[str, torch.Tensor]]):
     def _placement(
         self, rng: np.random.Generator, pack: Pack, number: int, source: str
     ) -> tuple[np.ndarray, tuple[int, int]]:
-        """A 2x3 matrix from picture to window, and (width, height) of the window that holds picture.
+        """Return a 2x3 matrix from picture to window, and the (width, height) of the window that the picture covers.
 
         Coordinates are continuous: the first pixel spans 0 to 1, as for prompts and for boxes.
         """
@@ -193,10 +193,10 @@ class SampleSet(Dataset[dict[str, torch.Tensor]]):
         scale = side / max(w, h)
         to = rng.uniform(0, 1, 2) * np.array(content)
         matrix = np.array([[scale, 0, to[0] - (x + w / 2) * scale], [0, scale, to[1] - (y + h / 2) * scale]])
-        found = warp_masks(pack, [instance], matrix * FINE, content, self.spec.window)
-        if not found:  # mostly outside of the window
+        covered = warp_masks(pack, [instance], matrix * FINE, content, self.spec.window)
+        if not covered:  # mostly outside of the window
             return image, masks
-        (mask,) = found
+        (mask,) = covered
         cover = mask.astype(np.float32) / 255
         alpha = cv2.resize(cover, image.shape[1::-1], interpolation=cv2.INTER_AREA)[..., None]
         pasted = warp_image(pack.read(number), matrix, self.spec.window)
@@ -211,7 +211,7 @@ class SampleSet(Dataset[dict[str, torch.Tensor]]):
     def _prompt(
         self, rng: np.random.Generator, mask: np.ndarray, box: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Two (x, y) in window pixels and their labels: the corners of a box, or a point and a padding."""
+        """Return two (x, y) in window pixels and their labels: the corners of a box, or a point and padding."""
         if rng.random() < self.spec.box_share:
             # Users draw boxes loosely, detectors less so, annotations fit exactly.
             relative = (0.0, 0.015, 0.08)[int(rng.choice(3, p=(0.5, 0.25, 0.25)))]
@@ -252,11 +252,11 @@ def subpixel_box(mask: np.ndarray) -> np.ndarray:
 
 
 def cut_region(rng: np.random.Generator, mask: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The object's surroundings at a resolution of their own.
+    """Return the mask around an object, resampled to a grid of its own.
 
     Returns:
         (x0, y0, x1, y1) in window pixels: the box and a margin of about a quarter on each side, at least 1.5 pixels.
-        uint8 [REGION, REGION] in {0, 255}: the mask at the centres of a grid of that many cells.
+        uint8 [REGION, REGION] in {0, 255}: the mask at the centers of a grid of that many cells.
     """
     size = box[2:] - box[:2]
     margin = np.maximum(rng.uniform(0.15, 0.35, (2, 2)) * size, 1.5)
@@ -271,13 +271,13 @@ def cut_region(rng: np.random.Generator, mask: np.ndarray, box: np.ndarray) -> t
 
 
 def to_indices(matrix: np.ndarray) -> np.ndarray:
-    """The matrix between continuous coordinates as OpenCV wants it, between indices of pixels."""
+    """Convert a matrix between continuous coordinates to OpenCV's convention, between pixel indices."""
     offset = matrix[:, 2] + matrix[:, :2] @ np.array([0.5, 0.5]) - 0.5
     return np.concatenate([matrix[:, :2], offset[:, None]], 1)
 
 
 def fill_window(rng: np.random.Generator, low: np.ndarray, high: np.ndarray, window: int) -> np.ndarray:
-    """Shift (x, y) of a picture spanning low..high that leaves no margin empty, or places a smaller one inside."""
+    """Draw a shift (x, y) of a picture spanning low..high that leaves no margin, or places a smaller one inside."""
     shift = np.zeros(2)
     for axis in range(2):
         if high[axis] - low[axis] <= window:
@@ -308,7 +308,7 @@ def warp_image(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
 def warp_masks(
     pack: Pack, instances: list[int], matrix: np.ndarray, content: tuple[int, int], window: int
 ) -> list[np.ndarray]:
-    """Masks of the instances that lie in the window to at least a quarter: HW uint8 coverage (0..255).
+    """Return the masks of instances with at least a quarter in the window: HW uint8 coverage (0..255).
 
     The matrix maps the picture to fine pixels, and the masks are FINE times the window in size.
     """
@@ -334,7 +334,7 @@ def warp_masks(
 
 
 def photometric(rng: np.random.Generator, image: np.ndarray, *, microscopy: bool) -> np.ndarray:
-    """Colour, contrast, blur and noise."""
+    """Augment color, contrast, blur and noise."""
     x = image.astype(np.float32)
     if rng.random() < 0.8:
         x = (x - 128) * rng.uniform(0.65, 1.35) + 128 + rng.uniform(-30, 30)
@@ -355,7 +355,7 @@ def photometric(rng: np.random.Generator, image: np.ndarray, *, microscopy: bool
 
 
 def pick_instances(rng: np.random.Generator, masks: list[np.ndarray], count: int) -> list[int]:
-    """`count` indices into masks: each once in random order, then again."""
+    """Draw `count` indices into masks: each once in random order, then again."""
     order: list[int] = []
     while len(order) < count:
         order += rng.permutation(len(masks)).tolist()

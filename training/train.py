@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers import SamModel
 
 from evaluation import held_back_iou
-from forward import decode, embed_prompts, encode, initialise, sam_mini_config, use_folded_attention
+from forward import decode, embed_prompts, encode, initialize, sam_mini_config, use_folded_attention
 from samples import Pack, SampleSet, SampleSpec
 
 WEIGHTS = {"objects_train": 0.45, "coco_train": 0.18, "nuclei_train": 0.16, "scenes": 0.21}
@@ -41,12 +41,12 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Truth:
-    """What a mask should be, M masks.
+    """Targets for M masks.
 
     Attributes:
         cells: float [M, H, W] in [0, 1], the covered share of each cell of the low-resolution mask.
         region: float [M, 4], (x0, y0, x1, y1) of the object's surroundings, in cells.
-        samples: float [M, K, K] in {0, 1}, the mask at the centres of a grid over the region.
+        samples: float [M, K, K] in {0, 1}, the mask at the centers of a grid over the region.
     """
 
     cells: Tensor
@@ -54,7 +54,7 @@ class Truth:
     samples: Tensor
 
     def sample(self, logits: Tensor) -> Tensor:
-        """Logits [M, C, H, W] at the centres of the grid [M, C, K, K], interpolated as a user's mask is."""
+        """Sample logits [M, C, H, W] at the centers of the grid [M, C, K, K], interpolated like a user's mask."""
         steps = (torch.arange(self.samples.shape[-1], device=logits.device) + 0.5) / self.samples.shape[-1]
         low, high = self.region[:, :2, None], self.region[:, 2:, None]
         x, y = (low + (high - low) * steps).unbind(1)
@@ -63,20 +63,20 @@ class Truth:
         return F.grid_sample(logits, grid, "bilinear", "border", align_corners=False)
 
     def outside(self) -> Tensor:
-        """Cells whose centres lie outside of the region: float [M, H, W] in {0, 1}."""
-        centres = torch.arange(self.cells.shape[-1], device=self.cells.device) + 0.5
+        """Return the cells whose centers lie outside of the region: float [M, H, W] in {0, 1}."""
+        centers = torch.arange(self.cells.shape[-1], device=self.cells.device) + 0.5
         x0, y0, x1, y1 = self.region[:, :, None].unbind(1)
-        inside = ((centres > y0) & (centres < y1))[:, :, None] & ((centres > x0) & (centres < x1))[:, None]
+        inside = ((centers > y0) & (centers < y1))[:, :, None] & ((centers > x0) & (centers < x1))[:, None]
         return (~inside).float()
 
     def cell_area(self) -> Tensor:
-        """Area of one cell of the region's grid, in cells of the mask: float [M]."""
+        """Return the area of one cell of the region's grid, in cells of the mask: float [M]."""
         size = self.region[:, 2:] - self.region[:, :2]
         return size.prod(1) / self.samples[0].numel()
 
 
 def mask_loss(logits: Tensor, truth: Truth, balance: float) -> Tensor:
-    """Loss of each mask: logits [M, K, H, W] of K candidates -> [M, K].
+    """Compute the loss [M, K] of each mask from logits [M, K, H, W] of K candidates.
 
     Cross-entropy and the share of the union that is wrong (1 - IoU of the probabilities), both on the fine grid over
     the object's surroundings: the mean over objects of the IoU at the picture's resolution is what a model is judged
@@ -89,12 +89,12 @@ def mask_loss(logits: Tensor, truth: Truth, balance: float) -> Tensor:
     target = truth.cells[:, None].expand_as(logits)
     cross = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     near = truth.sample(logits)
-    wanted = truth.samples[:, None].expand_as(near)
-    local = F.binary_cross_entropy_with_logits(near, wanted, reduction="none").mean((2, 3))
+    near_target = truth.samples[:, None].expand_as(near)
+    local = F.binary_cross_entropy_with_logits(near, near_target, reduction="none").mean((2, 3))
     probability, area = near.sigmoid(), truth.cell_area()[:, None]
-    overlap = (probability * wanted).sum((2, 3)) * area
+    overlap = (probability * near_target).sum((2, 3)) * area
     far = (logits.sigmoid() * truth.outside()[:, None]).sum((2, 3))
-    union = (probability + wanted - probability * wanted).sum((2, 3)) * area + far
+    union = (probability + near_target - probability * near_target).sum((2, 3)) * area + far
     loss = local + 2.0 * cross.mean((2, 3)) + 1.5 * (1 - overlap / union.clamp_min(1e-3))
     if balance > 0:
         inside = (cross * target).sum((2, 3)) / target.sum((2, 3)).clamp_min(1.0)
@@ -105,18 +105,18 @@ def mask_loss(logits: Tensor, truth: Truth, balance: float) -> Tensor:
 
 @torch.no_grad()
 def true_iou(logits: Tensor, truth: Truth) -> Tensor:
-    """IoU of the thresholded masks, finely sampled near the object: logits [M, K, H, W] -> [M, K]."""
-    mask, wanted = truth.sample(logits) > 0, (truth.samples > 0.5)[:, None]
+    """Compute the IoU [M, K] of thresholded logits [M, K, H, W], finely sampled near the object."""
+    mask, target = truth.sample(logits) > 0, (truth.samples > 0.5)[:, None]
     area = truth.cell_area()[:, None]
     far = ((logits > 0) * truth.outside()[:, None]).sum((2, 3))
-    union = (mask | wanted).sum((2, 3)) * area + far
-    return (mask & wanted).sum((2, 3)) * area / union.clamp_min(1e-3)
+    union = (mask | target).sum((2, 3)) * area + far
+    return (mask & target).sum((2, 3)) * area / union.clamp_min(1e-3)
 
 
 def total_loss(
     logits: Tensor, predicted: Tensor, truth: Truth, is_point: Tensor, balance: float
 ) -> tuple[Tensor, Tensor]:
-    """Mean loss and the mean IoU of the mask that a user would get; logits [M, 4, H, W], is_point [M]."""
+    """Return the mean loss and the mean IoU of the mask that a user would get; logits [M, 4, H, W], is_point [M]."""
     each = mask_loss(logits, truth, balance)
     best = each[:, 1:].amin(1)
     # A single point is ambiguous: its three masks share the work. Anything else is the single mask's.
@@ -130,7 +130,7 @@ def total_loss(
 def corrected_prompts(
     logits: Tensor, target: Tensor, coords: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The next round of prompts: a click in the error region beside the old ones, and the mask so far."""
+    """Return the next round of prompts: the old ones, a click in the error region, and the current mask."""
     wrong = (logits > 0) != (target > 0.5)
     weight = wrong.flatten(1).float() + 1e-6
     pick = torch.multinomial(weight, 1)[:, 0]
@@ -150,7 +150,7 @@ class Run:
         torch.manual_seed(0)
         self.folder, self.device = folder, device
         self.model = SamModel(sam_mini_config())
-        initialise(self.model)
+        initialize(self.model)
         use_folded_attention(self.model).to(device).train()
         decayed = [p for p in self.model.parameters() if p.dim() > 1]
         others = [p for p in self.model.parameters() if p.dim() <= 1]
@@ -168,7 +168,7 @@ class Run:
             self.step, self.samples, self.seconds = state["step"], state["samples"], state["seconds"]
 
     def start_from(self, weights: Path, curve: Path) -> None:
-        """Take over exported weights, and the position where their learning curve ends."""
+        """Start from exported weights, at the position where their learning curve ends."""
         self.model.load_state_dict(SamModel.from_pretrained(weights, dtype=torch.float32).state_dict())
         self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         with curve.open(newline="") as file:
@@ -177,7 +177,7 @@ class Run:
         self.seconds = float(last["hours"]) * 3600
 
     def save(self) -> None:
-        """Write the state under its final name only when whole."""
+        """Write the state atomically."""
         state = {
             "model": self.model.state_dict(),
             "average": self.average,
@@ -192,19 +192,19 @@ class Run:
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """Exponential moving average of the weights, shorter while the run is young."""
+        """Update the exponential moving average of the weights, which is shorter early in the run."""
         rate = 1 - min(0.999, (1 + self.step) / (20 + self.step))
         for name, parameter in self.model.named_parameters():
             self.average[name].lerp_(parameter, rate)
 
     def averaged_model(self) -> SamModel:
-        """A plain SamModel with the averaged weights, in eval mode."""
+        """Return a plain SamModel with the averaged weights, in eval mode."""
         model = SamModel(sam_mini_config())
         model.load_state_dict({**self.model.state_dict(), **self.average})
         return model.to(self.device).eval()
 
     def position(self) -> dict[str, object]:
-        """How far the run is."""
+        """Position of the run in its schedule."""
         return {"step": self.step, "samples": self.samples, "hours": round(self.seconds / 3600, 4)}
 
     def log(self, name: str, row: dict[str, object]) -> None:
@@ -219,7 +219,7 @@ class Run:
 
 
 def train_step(run: Run, batch: dict[str, Tensor], correct: bool, clip: float) -> tuple[float, float]:
-    """One optimizer step on a batch; returns the loss and the mean IoU."""
+    """Take one optimizer step on a batch and return the loss and the mean IoU."""
     device, model = run.device, run.model
     batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
     patch = model.config.vision_config.patch_size
@@ -265,7 +265,7 @@ def train_step(run: Run, batch: dict[str, Tensor], correct: bool, clip: float) -
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--packs", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; resumed if it holds one")

@@ -3,7 +3,7 @@
     python training/widen.py NARROW WIDE
 
 After Net2WiderNet (arXiv 1511.05641): every channel appears twice, and each layer that reads a pair of copies splits
-its weight between them, unevenly and at random, so that training tells the copies apart. Normalisation sees the same
+its weight between them, unevenly and at random, so that training tells the copies apart. Normalization sees the same
 mean and variance, and an attention has every head twice. Used once, between the training of sam-mini at width 128
 and that at 256; a training from scratch starts wide.
 """
@@ -18,19 +18,19 @@ from torch import Tensor
 from transformers import SamModel
 
 from forward import sam_mini_config
-from saqsam.models.loading import build_processor
+from saqsam.models.processing import build_processor
 
 UNEVEN = 0.5
 """Standard deviation of the split, relative to the even one."""
 
 
 def copies(size: int, group: int) -> Tensor:
-    """Old channel of each new one [2 * size], where groups of `group` channels are doubled in place."""
+    """Return the old channel of each new one [2 * size], where groups of `group` channels are doubled in place."""
     return torch.arange(size).reshape(-1, 1, group).expand(-1, 2, group).flatten()
 
 
 def split(weight: Tensor, axis: int, index: Tensor) -> Tensor:
-    """Double an axis that reads channels: the two weights of a pair add up to the old one."""
+    """Double an input axis, so that the two weights of a pair add up to the old one."""
     wide = weight.index_select(axis, index)
     noise = torch.randn_like(weight) * UNEVEN
     seen = torch.zeros(weight.shape[axis], dtype=torch.long)
@@ -45,7 +45,7 @@ def split(weight: Tensor, axis: int, index: Tensor) -> Tensor:
 
 @torch.no_grad()
 def widen(narrow: SamModel) -> SamModel:
-    """The same function at twice the width of prompt encoder and decoder."""
+    """Return a model that computes the same function at twice the width of prompt encoder and decoder."""
     old_width = narrow.config.mask_decoder_config.hidden_size
     wide = SamModel(sam_mini_config(2 * old_width))
     # Channels of the embedding: the Fourier features are all sines, then all cosines.
@@ -74,7 +74,7 @@ def widen(narrow: SamModel) -> SamModel:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("narrow", type=Path)
     parser.add_argument("wide", type=Path)

@@ -7,12 +7,11 @@ package also makes packed checkpoints known to transformers: `SamModel.from_pret
 from __future__ import annotations
 
 import importlib
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from saqsam._version import __version__
 from saqsam.utils.import_hook import after_import
-from saqsam.utils.lazy_class import LazyClass
+from saqsam.utils.lazy_names import LazyClass, lazy_names
 
 if TYPE_CHECKING:
     from saqsam.checkpoint import SaqsamConfig, recipe_of, save_checkpoint
@@ -29,39 +28,10 @@ if TYPE_CHECKING:
     from saqsam.ptq.pipeline import quantize
     from saqsam.ptq.result import QuantizationResult
     from saqsam.recipes.deployment import deployable
-    from saqsam.recipes.overrides import with_settings
+    from saqsam.recipes.overrides import with_overrides
     from saqsam.recipes.presets import METHODS, recipe_for
     from saqsam.recipes.recipe import Recipe
     from saqsam.utils.errors import CheckpointError
-
-_MODULES = {
-    "METHODS": "recipes.presets",
-    "CheckpointError": "utils.errors",
-    "EncodedImage": "inference.encoded_image",
-    "GeneratedMask": "inference.generated_mask",
-    "GeneratorOptions": "inference.generator_options",
-    "MaskGenerator": "inference.mask_generator",
-    "Predictor": "inference.predictor",
-    "QuantizationLog": "ptq.log",
-    "QuantizationResult": "ptq.result",
-    "Recipe": "recipes.recipe",
-    "SaqsamConfig": "checkpoint",
-    "deployable": "recipes.deployment",
-    "evaluate": "evaluation",
-    "export_model": "export",
-    "load": "models",
-    "open_dataset": "data",
-    "quantize": "ptq.pipeline",
-    "recipe_for": "recipes.presets",
-    "recipe_of": "checkpoint",
-    "save_checkpoint": "checkpoint",
-    "with_settings": "recipes.overrides",
-}
-"""Where each public name is defined."""
-_PACKAGES = (
-    *("analysis", "checkpoint", "convert", "data", "evaluation", "export", "inference", "models"),
-    *("ptq", "quant", "recipes", "report", "runtimes", "utils", "verification", "viz"),
-)
 
 __all__ = [
     "METHODS",
@@ -85,32 +55,50 @@ __all__ = [
     "recipe_for",
     "recipe_of",
     "save_checkpoint",
-    "with_settings",
+    "with_overrides",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        value = getattr(importlib.import_module(f"saqsam.{_MODULES[name]}"), name)
-    elif name in _PACKAGES:
-        value = importlib.import_module(f"saqsam.{name}")
-    else:
-        # Remove the hint with version 0.3.
-        hint = ": saqsam.load returns (model, processor)" if name == "load_checkpoint" else ""
-        raise AttributeError(f"module 'saqsam' has no attribute {name!r}{hint}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_PACKAGES})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "METHODS": "recipes.presets",
+        "CheckpointError": "utils.errors",
+        "EncodedImage": "inference.encoded_image",
+        "GeneratedMask": "inference.generated_mask",
+        "GeneratorOptions": "inference.generator_options",
+        "MaskGenerator": "inference.mask_generator",
+        "Predictor": "inference.predictor",
+        "QuantizationLog": "ptq.log",
+        "QuantizationResult": "ptq.result",
+        "Recipe": "recipes.recipe",
+        "SaqsamConfig": "checkpoint",
+        "deployable": "recipes.deployment",
+        "evaluate": "evaluation",
+        "export_model": "export",
+        "load": "models",
+        "open_dataset": "data",
+        "quantize": "ptq.pipeline",
+        "recipe_for": "recipes.presets",
+        "recipe_of": "checkpoint",
+        "save_checkpoint": "checkpoint",
+        "with_overrides": "recipes.overrides",
+    },
+    removed={
+        "load_checkpoint": "saqsam.load returns (model, processor)",
+        "with_settings": "use saqsam.with_overrides",
+    },
+)
 
 
 def _register_format() -> None:
-    """Make packed checkpoints known to transformers, without importing what reads them."""
-    auto = sys.modules["transformers.quantizers.auto"]
-    auto.AUTO_QUANTIZATION_CONFIG_MAPPING["saqsam"] = LazyClass("saqsam.checkpoint.config", "SaqsamConfig")
-    auto.AUTO_QUANTIZER_MAPPING["saqsam"] = LazyClass("saqsam.checkpoint.hf_quantizer", "SaqsamQuantizer")
+    """Tell transformers which classes read packed checkpoints, without importing them.
+
+    A module of this package may be what imports transformers. Importing others in the middle of it would be a cycle.
+    """
+    quantizers = importlib.import_module("transformers.quantizers.auto")
+    quantizers.AUTO_QUANTIZATION_CONFIG_MAPPING["saqsam"] = LazyClass("saqsam.checkpoint:SaqsamConfig")
+    quantizers.AUTO_QUANTIZER_MAPPING["saqsam"] = LazyClass("saqsam.checkpoint:SaqsamQuantizer")
 
 
 after_import("transformers.quantizers.auto", _register_format)

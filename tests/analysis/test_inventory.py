@@ -43,7 +43,7 @@ def test_multiply_accumulates_of_the_tiny_sam_are_those_counted_by_hand() -> Non
     seen = windowed * padded + (blocks - windowed) * tokens
     products = windowed * windows * (window**2) ** 2 + (blocks - windowed) * tokens**2
     relative = windowed * padded * 2 * window + (blocks - windowed) * tokens * 2 * grid
-    # A box is two tokens, before them the IoU token and four mask tokens; there are two decoder layers.
+    # A box is two tokens, before them the IoU token and four mask tokens; expected one of two decoder layers.
     queries, inner = 1 + 4 + 2, width // 2
     cross = 2 * queries * width * inner + 2 * tokens * width * inner + 2 * queries * tokens * inner
     low_res = 4 * grid

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from saqsam.recipes.deployment import deployable
-from saqsam.recipes.overrides import with_settings
+from saqsam.recipes.overrides import with_overrides
 from saqsam.recipes.presets import recipe_for
 from support.benchmark_row import BENCHMARK_ROW
 from support.script_modules import scripts
@@ -217,7 +217,7 @@ def test_filling_twice_changes_nothing(tables, made, name):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (page("acuracy"), "no table 'acuracy'; there are ptq"),
+        (page("acuracy"), "no table 'acuracy'; expected one of ptq"),
         ("<!-- table:ptq -->\n", "needs a"),
         ("<!-- table:ptq -->\n" + page("ptq"), "needs a"),
         (page("ptq") + "<!-- /table -->\n", "needs a"),
@@ -351,7 +351,7 @@ def test_all_substitutions_together_are_the_deployable_recipe(modules):
     settings = modules["deploy_fields"].SUBSTITUTIONS["all combined: `--deploy`"]
     for method in ("mse", "saq-sam-s"):
         plain = recipe_for(method, "w4a8")
-        deployed, together = deployable(plain), with_settings(plain, settings)
+        deployed, together = deployable(plain), with_overrides(plain, settings)
         # `finest` is of logarithmic probabilities; uniform ones do not read it.
         uniform = dataclasses.replace(together.probabilities, finest=deployed.probabilities.finest)
         together = dataclasses.replace(together, method=deployed.method, probabilities=uniform)

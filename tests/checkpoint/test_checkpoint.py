@@ -461,7 +461,7 @@ CONFIG_DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         edit_quantization(lambda q: q.update(recipe=[])),
         r"quantization_config has no recipe, got \[\]",
     ),
-    "unknown key": (edit_quantization(lambda q: q.update(colour=1)), r"unknown keys: \['colour'\]"),
+    "unknown key": (edit_quantization(lambda q: q.update(color=1)), r"unknown keys: \['color'\]"),
     "other bits": (
         edit_quantization(lambda q: q["recipe"]["weights"].update(bits=5)),
         r"weight\.codes must have shape \(\d+,\), has \(\d+,\)",

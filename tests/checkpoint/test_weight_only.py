@@ -153,7 +153,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "size alone": (lambda: SaqsamConfig(group_size=32), "weight_only must be text such as 'w4', got None"),
     "two sizes": (lambda: SaqsamConfig(weight_only="w4g32", group_size=32), "give the group size once"),
-    "activation bits": (lambda: SaqsamConfig(weight_only="w4a4"), "bits of weights alone must look like w4"),
+    "activation bits": (lambda: SaqsamConfig(weight_only="w4a4"), "weight-only bits must look like w4"),
     "bits": (lambda: SaqsamConfig(weight_only="w9"), "weight bits must be an integer from 2 to 8"),
     "group size": (lambda: SaqsamConfig(weight_only="w4", group_size=33), "group_size must be one of 16, 32"),
     "nothing": (lambda: SaqsamConfig(), "format version"),

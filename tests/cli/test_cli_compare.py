@@ -104,7 +104,7 @@ def test_wrong_use(tiny: Path, packed: Path, tmp_path: Path) -> None:
     assert_refused(run("compare", tiny, packed, "--out", tmp_path / "c.jpg"), "ends in .png")
     everything = run("compare", tiny, packed, "--task", "everything", "--out", tmp_path / "c.png")
     assert_refused(everything, "belong together")
-    assert_refused(run("compare", tiny, packed, "--task", "colour"), "--task", "colour")
+    assert_refused(run("compare", tiny, packed, "--task", "color"), "--task", "color")
     assert_refused(run("compare", tiny, f"{packed}@onnxruntime"), "no export")
     assert_refused(run("compare", f"{tiny}@torch-int8", packed), "is float")
     assert_refused(run("compare", tiny, tmp_path / "nothing"), "nothing")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saqsam.cli.inputs import open_labelled
+from saqsam.cli.inputs import open_labeled
 from saqsam.report.log import read_log
 from support.command_line import assert_done, assert_refused, run
 
@@ -24,14 +24,14 @@ def pairs(tmp_path: Path) -> Path:
 
 
 def test_values(pairs: Path) -> None:
-    sample = open_labelled(str(pairs), "--data", None, "255")[0]
+    sample = open_labeled(str(pairs), "--data", None, "255")[0]
     assert [instance.area for instance in sample.instances] == [20 * 40]
     for text in ("auto", "none", "7"):
         with pytest.raises(ValueError, match=r"expected a mask of two values, got 3 .*--ignore-label"):
-            open_labelled(str(pairs), "--data", None, text)
+            open_labeled(str(pairs), "--data", None, text)
     for text in ("", "-1", "1.5", "None", "²", "9" * 5000):
         with pytest.raises(ValueError, match=r"(--ignore-label|ignore_label): expected"):
-            open_labelled(str(pairs), "--data", None, text)
+            open_labeled(str(pairs), "--data", None, text)
 
 
 @pytest.mark.parametrize("command", [("evaluate", "sam-mini"), ("compare", "sam-mini", "sam-mini")])

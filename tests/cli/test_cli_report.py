@@ -67,13 +67,13 @@ def test_a_full_report_in_its_three_forms(made: Path, tmp_path: Path) -> None:
 
 
 def test_without_the_float_model_a_report_says_what_it_lacks(
-    made: Path, tmp_path: Path, labelled: Path
+    made: Path, tmp_path: Path, labeled: Path
 ) -> None:
     shutil.copytree(made / "q", tmp_path / "q")
     log = json.loads((tmp_path / "q" / "quantization.json").read_text())
     log["source"]["model"] = str(tmp_path / "moved")
     (tmp_path / "q" / "quantization.json").write_text(json.dumps(log))
-    common = ("report", tmp_path / "q", "--data", labelled, "--out", tmp_path / "r.html", "--overwrite")
+    common = ("report", tmp_path / "q", "--data", labeled, "--out", tmp_path / "r.html", "--overwrite")
     result = run(*common)
     assert_done(result)
     assert "left out: Sensitivity: the float model" in result.stdout
@@ -93,7 +93,7 @@ def test_without_the_float_model_a_report_says_what_it_lacks(
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_coco(tmp_path_factory.mktemp("data") / "coco")
 
 

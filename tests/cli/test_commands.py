@@ -38,7 +38,7 @@ Folders = dict[str, Path]
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_coco(tmp_path_factory.mktemp("data") / "coco")
 
 
@@ -109,7 +109,7 @@ def test_help_names_everything_within_80_columns(command: tuple[str, ...], optio
         ["evaluate", "--points-per-side", "0"],
         ["evaluate", "--pred-iou", "1.5"],
         ["evaluate", "--stability", "high"],
-        ["evaluate", "--colour", "red"],
+        ["evaluate", "--color", "red"],
         ["segment", "sam-mini"],
         ["inspect"],
         ["compress"],
@@ -128,12 +128,12 @@ def test_messages_are_one_line_and_never_markup(capsys: pytest.CaptureFixture[st
     def fail() -> None:
         warnings.warn("of\n[bold]this[/bold] :smile:", stacklevel=1)
         warnings.warn("for programmers", DeprecationWarning, stacklevel=1)
-        raise ValueError("no [red]colour[/red]:\n  [/] " + "long " * 50)
+        raise ValueError("no [red]color[/red]:\n  [/] " + "long " * 50)
 
     with pytest.raises(typer.Exit) as caught:
         fail()
     assert caught.value.exit_code == 2
-    expected = "error: no [red]colour[/red]: [/] " + ("long " * 50).strip()
+    expected = "error: no [red]color[/red]: [/] " + ("long " * 50).strip()
     assert capsys.readouterr().err.splitlines() == ["note: of [bold]this[/bold] :smile:", expected]
 
 
@@ -326,8 +326,8 @@ def test_no_check_writes_no_picture(tiny: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "q" / "comparison.png").exists()
 
 
-def test_check_on_annotated_photographs(tiny: Path, labelled: Path, tmp_path: Path) -> None:
-    result = quantize(tiny, tmp_path / "q", "--check", labelled, "--calibration", labelled)
+def test_check_on_annotated_photographs(tiny: Path, labeled: Path, tmp_path: Path) -> None:
+    result = quantize(tiny, tmp_path / "q", "--check", labeled, "--calibration", labeled)
     assert_done(result)
     assert "3 objects in 2 images of coco" in result.stdout  # the crowd is not one of them
     assert (tmp_path / "q" / "comparison.png").is_file()
@@ -548,9 +548,9 @@ def test_settings_and_the_deployable_variant_are_in_the_checkpoint(tiny: Path, t
     assert recipe.name == "min-max-deploy-w4a4-mixed"
 
 
-def test_a_detector_s_boxes_are_the_prompts(tiny: Path, labelled: Path, tmp_path: Path) -> None:
-    boxes = labelled / "found.json"
-    content = json.loads((labelled / "annotations.json").read_text())
+def test_a_detector_s_boxes_are_the_prompts(tiny: Path, labeled: Path, tmp_path: Path) -> None:
+    boxes = labeled / "found.json"
+    content = json.loads((labeled / "annotations.json").read_text())
     found = [
         {
             "image_id": image["id"],
@@ -562,7 +562,7 @@ def test_a_detector_s_boxes_are_the_prompts(tiny: Path, labelled: Path, tmp_path
     ]
     boxes.write_text(json.dumps(found))
     for name, more in (("own", ()), ("found", ("--detections", boxes))):
-        assert_done(quantize(tiny, tmp_path / name, "--calibration", labelled, *more))
+        assert_done(quantize(tiny, tmp_path / name, "--calibration", labeled, *more))
     tensors = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("own", "found")]
     assert tensors[0] != tensors[1]
 
@@ -615,8 +615,8 @@ def test_evaluate_on_torch_s_integers_says_how_fast_that_is(
     assert_refused(run("evaluate", tiny, "--runtime", "torch-int8"), "is float")
 
 
-def test_evaluate_a_float_model_with_points(tiny: Path, labelled: Path, tmp_path: Path) -> None:
-    result = run("evaluate", tiny, "--data", labelled, "--prompt", "point", "--json", tmp_path / "p.json")
+def test_evaluate_a_float_model_with_points(tiny: Path, labeled: Path, tmp_path: Path) -> None:
+    result = run("evaluate", tiny, "--data", labeled, "--prompt", "point", "--json", tmp_path / "p.json")
     assert_done(result)
     figures = json.loads((tmp_path / "p.json").read_text())
     prompt = figures["tasks"]["prompt"]
@@ -629,11 +629,11 @@ def test_evaluate_a_float_model_with_points(tiny: Path, labelled: Path, tmp_path
     assert "prompt: prompt point" in result.stdout
 
 
-def test_evaluate_detections_adds_ap(packed: Path, labelled: Path, tmp_path: Path) -> None:
+def test_evaluate_detections_adds_ap(packed: Path, labeled: Path, tmp_path: Path) -> None:
     found = [{"image_id": 1, "category_id": 3, "bbox": [10, 5, 20, 20], "score": 0.9}]
     found.append({"image_id": 7, "category_id": 9, "bbox": [5, 5, 0, 40], "score": 0.8})
     (tmp_path / "found.json").write_text(json.dumps(found))
-    arguments = ("evaluate", packed, "--data", labelled, "--detections", tmp_path / "found.json")
+    arguments = ("evaluate", packed, "--data", labeled, "--detections", tmp_path / "found.json")
     result = run(*arguments, "--json", tmp_path / "ap.json")
     assert_done(result)
     figures = json.loads((tmp_path / "ap.json").read_text())
@@ -674,7 +674,7 @@ def test_evaluate_oriented_boxes_of_a_large_image(packed: Path, tmp_path: Path) 
 
 
 def test_evaluate_refuses_what_it_cannot_score(
-    packed: Path, bare: Path, labelled: Path, tmp_path: Path
+    packed: Path, bare: Path, labeled: Path, tmp_path: Path
 ) -> None:
     kept = tmp_path / "kept.json"
     kept.write_text("old")
@@ -689,7 +689,7 @@ def test_evaluate_refuses_what_it_cannot_score(
     refused("--data", make_coco(tmp_path / "none", annotations=[]), words=("expected instances",))
     refused("--data", tmp_path / "[missing]", words=("[missing]",))
     refused("--detections", kept, words=("COCO format or DOTA's", "scenes"))
-    refused("--data", labelled, "--detections", tmp_path / "no.json", words=("no.json",))
+    refused("--data", labeled, "--detections", tmp_path / "no.json", words=("no.json",))
     broken = make_coco(tmp_path / "broken", annotations=good_annotations())
     (broken / "images" / "1.png").write_bytes(b"\x89PNG")
     refused("--data", broken, words=("1.png",))
@@ -703,8 +703,8 @@ def test_evaluate_refuses_what_it_cannot_score(
 EVERYTHING = ("--points-per-side", "3", "--pred-iou", "0", "--stability", "0")
 
 
-def test_evaluate_everything(packed: Path, labelled: Path, tmp_path: Path) -> None:
-    arguments = ("evaluate", packed, "--data", labelled, "--task", "everything", *EVERYTHING)
+def test_evaluate_everything(packed: Path, labeled: Path, tmp_path: Path) -> None:
+    arguments = ("evaluate", packed, "--data", labeled, "--task", "everything", *EVERYTHING)
     result = run(*arguments, "--json", tmp_path / "e.json")
     assert_done(result)
     task = json.loads((tmp_path / "e.json").read_text())["tasks"]["everything"]
@@ -715,15 +715,15 @@ def test_evaluate_everything(packed: Path, labelled: Path, tmp_path: Path) -> No
     assert f"{task['metrics']['ar1000']:.4f}" in result.stdout
     assert "everything: points_per_side 3" in result.stdout
     # The official thresholds are far above what a random model says of its masks.
-    result = run("evaluate", packed, "--data", labelled, "--task", "everything", "--points-per-side", "3")
+    result = run("evaluate", packed, "--data", labeled, "--task", "everything", "--points-per-side", "3")
     assert_done(result)
     assert "pred_iou_thresh 0.88, stability_score_thresh 0.95" in " ".join(result.stdout.split())
 
 
 def test_evaluate_semantic_with_simulated_and_given_labels(
-    packed: Path, labelled: Path, tmp_path: Path
+    packed: Path, labeled: Path, tmp_path: Path
 ) -> None:
-    arguments = ("evaluate", packed, "--data", labelled, "--task", "semantic", *EVERYTHING)
+    arguments = ("evaluate", packed, "--data", labeled, "--task", "semantic", *EVERYTHING)
     for name in ("a", "b"):
         result = run(*arguments, "--labels", "simulated", "--json", tmp_path / f"{name}.json")
         assert_done(result)
@@ -773,7 +773,7 @@ def save_exif_rotated(path: Path) -> None:
 
 
 PICTURES: dict[str, Any] = {
-    "grey.png": lambda path: Image.fromarray(picture((20, 30))[..., 0]).save(path),
+    "gray.png": lambda path: Image.fromarray(picture((20, 30))[..., 0]).save(path),
     "alpha.png": lambda path: Image.fromarray(
         np.dstack([picture((20, 30)), picture((20, 30))[..., :1]])
     ).save(path),
@@ -1046,7 +1046,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_an_export_is_written_compared_and_scored(
-    deployed: Path, labelled: Path, tmp_path: Path, format: str
+    deployed: Path, labeled: Path, tmp_path: Path, format: str
 ) -> None:
     out = tmp_path / "export"
     done = run("export", deployed, "--out", out, "--format", format)
@@ -1056,12 +1056,12 @@ def test_an_export_is_written_compared_and_scored(
     assert json.loads((out / "parity.json").read_text())["mask_iou"] > 0.9
     assert_refused(run("export", deployed, "--out", out, "--format", format), "exists", "--overwrite")
     assert_done(run("export", deployed, "--out", out, "--format", format, "--overwrite"))
-    scored = run("evaluate", out, "--data", labelled, "--json", tmp_path / "a.json", "--threads", "1")
+    scored = run("evaluate", out, "--data", labeled, "--json", tmp_path / "a.json", "--threads", "1")
     assert_done(scored)
     found = json.loads((tmp_path / "a.json").read_text())
     assert found["recipe"] == "min-max-deploy-w8a8-mixed"
     assert "min-max-deploy-w8a8-mixed" in scored.stdout
-    assert_done(run("evaluate", deployed, "--data", labelled, "--json", tmp_path / "b.json"))
+    assert_done(run("evaluate", deployed, "--data", labeled, "--json", tmp_path / "b.json"))
     other = json.loads((tmp_path / "b.json").read_text())
     mious = [figures["tasks"]["prompt"]["metrics"]["miou"] for figures in (found, other)]
     assert mious[0] == pytest.approx(mious[1], abs=0.05)
@@ -1099,7 +1099,7 @@ def test_an_export_is_no_checkpoint(deployed: Path, tmp_path: Path) -> None:
     assert_refused(run("quantize", out, "--out", tmp_path / "q"), "an export for other runtimes")
 
 
-def test_a_runtime_for_what_is_no_export_is_refused(packed: Path, labelled: Path) -> None:
+def test_a_runtime_for_what_is_no_export_is_refused(packed: Path, labeled: Path) -> None:
     assert_refused(
-        run("evaluate", packed, "--data", labelled, "--runtime", "onnxruntime"), "not an export of saqsam"
+        run("evaluate", packed, "--data", labeled, "--runtime", "onnxruntime"), "not an export of saqsam"
     )

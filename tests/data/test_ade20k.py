@@ -122,12 +122,12 @@ def test_files_written_by_other_tools(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found == 1, ade_labels(stem) == 1)
 
 
-def test_annotations_in_colours_are_counted(tmp_path: Path) -> None:
+def test_annotations_in_colors_are_counted(tmp_path: Path) -> None:
     root = make_ade(tmp_path)
-    colours = Image.fromarray(np.dstack([ade_labels("ADE_val_00000001")] * 3))
-    colours.save(root / "annotations" / "validation" / "ADE_val_00000001.png")
+    colors = Image.fromarray(np.dstack([ade_labels("ADE_val_00000001")] * 3))
+    colors.save(root / "annotations" / "validation" / "ADE_val_00000001.png")
     dataset = AdeDataset(root)
-    assert dataset[0].skipped == {"annotation in colours or other values than 8 or 16 bits": 1}
+    assert dataset[0].skipped == {"annotation in colors or other values than 8 or 16 bits": 1}
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])

@@ -1,4 +1,4 @@
-"""Annotation files of labelling tools in their places, and files that are refused."""
+"""Annotation files of labeling tools in their places, and files that are refused."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_files_without_annotations(tmp_path: Path, changes: dict[str, Any]) -> N
         ("annotations.json", ".", ".", "ours"),
     ],
 )
-def test_exports_of_labelling_tools(
+def test_exports_of_labeling_tools(
     tmp_path: Path, annotations: str, images: str, opened: str, name: str
 ) -> None:
     made = make_coco(tmp_path / "made")

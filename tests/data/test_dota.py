@@ -65,7 +65,7 @@ def test_skipped_entries_are_counted(tmp_path: Path) -> None:
         "5 5 5 5 5 5 5 5 plane 0",
         "64 0 80 0 80 10 64 10 plane 0",
         "-20 0 200 0 200 20 -20 20 plane 0",
-        "3.1 3.1 3.2 3.1 3.2 3.2 3.1 3.2 plane 0",  # no pixel's centre
+        "3.1 3.1 3.2 3.1 3.2 3.2 3.1 3.2 plane 0",  # no pixel's center
     ]
     make_dota(tmp_path, {"a": lines, "b": None, "c": []})
     (tmp_path / "labelTxt" / "z.txt").write_text(SQUARE)

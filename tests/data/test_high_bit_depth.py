@@ -18,7 +18,7 @@ from saqsam.data.pixels import scale_integers
 
 
 def ramp(bits: int, size: tuple[int, int] = (32, 48)) -> np.ndarray:
-    """Every grey level of a bit depth, as far as there are pixels, black and white among them."""
+    """Every gray level of a bit depth, as far as there are pixels, black and white among them."""
     return np.linspace(0, 2**bits - 1, size[0] * size[1]).round().astype(np.uint16).reshape(size)
 
 
@@ -31,7 +31,7 @@ def chunk(name: bytes, content: bytes) -> bytes:
 
 
 def write_png(path: Path, values: np.ndarray, significant: Sequence[int] = ()) -> Path:
-    """Write 16-bit grey, grey and alpha, colours, or colours and alpha, with an sBIT chunk if asked for."""
+    """Write 16-bit gray, gray and alpha, colors, or colors and alpha, with an sBIT chunk if asked for."""
     height, width = values.shape[:2]
     channels = 1 if values.ndim == 2 else values.shape[2]
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
@@ -87,7 +87,7 @@ def write_tiff(
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm", ".jp2"])
-def test_grey_levels_of_every_depth_survive(tmp_path: Path, suffix: str, bits: int) -> None:
+def test_gray_levels_of_every_depth_survive(tmp_path: Path, suffix: str, bits: int) -> None:
     values, path = ramp(bits), tmp_path / f"a{suffix}"
     if suffix == ".jp2":
         Image.fromarray(values).save(path, irreversible=False)
@@ -99,7 +99,7 @@ def test_grey_levels_of_every_depth_survive(tmp_path: Path, suffix: str, bits: i
 
 
 @pytest.mark.parametrize("bits", [9, 10, 11, 12, 13, 14, 15, 16])
-def test_every_depth_keeps_at_least_128_grey_levels(tmp_path: Path, bits: int) -> None:
+def test_every_depth_keeps_at_least_128_gray_levels(tmp_path: Path, bits: int) -> None:
     image, _ = read_image_with_notes(write_png(tmp_path / "a.png", ramp(bits)))
     assert len(np.unique(image)) >= 128
     assert image.max() >= 127
@@ -111,11 +111,11 @@ def test_every_depth_keeps_at_least_128_grey_levels(tmp_path: Path, bits: int) -
     ("suffix", "options"),
     [(".png", []), (".tif", [cv2.IMWRITE_TIFF_COMPRESSION, 1]), (".tif", [cv2.IMWRITE_TIFF_COMPRESSION, 5])],
 )
-def test_both_bytes_of_colours_count(
+def test_both_bytes_of_colors_count(
     tmp_path: Path, suffix: str, options: list[int], channels: int, bits: int
 ) -> None:
-    grey = ramp(bits)
-    values = np.dstack([grey, grey[::-1], grey[:, ::-1], grey][:channels])
+    gray = ramp(bits)
+    values = np.dstack([gray, gray[::-1], gray[:, ::-1], gray][:channels])
     path = tmp_path / f"a{suffix}"
     assert cv2.imwrite(str(path), values[:, :, [2, 1, 0, 3][:channels]], options)
     image, _ = read_image_with_notes(path)
@@ -125,20 +125,20 @@ def test_both_bytes_of_colours_count(
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("planar", [False, True])
 def test_tiff_planes_and_byte_orders(tmp_path: Path, order: str, planar: bool) -> None:
-    grey = ramp(12)
-    values = np.dstack([grey, grey[::-1], grey[:, ::-1]])
+    gray = ramp(12)
+    values = np.dstack([gray, gray[::-1], gray[:, ::-1]])
     image, _ = read_image_with_notes(write_tiff(tmp_path / "a.tif", values, order=order, planar=planar))
     np.testing.assert_array_equal(image, in_8_bits(values, 12))
 
 
-def test_grey_with_alpha_and_binary_colours(tmp_path: Path) -> None:
+def test_gray_with_alpha_and_binary_colors(tmp_path: Path) -> None:
     values = np.dstack([ramp(12), np.full((32, 48), 65535, np.uint16)])
     image, _ = read_image_with_notes(write_png(tmp_path / "a.png", values))
     np.testing.assert_array_equal(image, np.dstack([in_8_bits(ramp(12), 12)] * 3))
-    colours = np.dstack([ramp(12), ramp(12)[::-1], ramp(12)])
-    (tmp_path / "a.ppm").write_bytes(b"P6 48 32 65535\n" + colours.astype(">u2").tobytes())
+    colors = np.dstack([ramp(12), ramp(12)[::-1], ramp(12)])
+    (tmp_path / "a.ppm").write_bytes(b"P6 48 32 65535\n" + colors.astype(">u2").tobytes())
     image, notes = read_image_with_notes(tmp_path / "a.ppm")
-    np.testing.assert_array_equal(image, in_8_bits(colours, 12))
+    np.testing.assert_array_equal(image, in_8_bits(colors, 12))
     assert notes == ("pixel values scaled as 12-bit data",)
 
 
@@ -147,8 +147,8 @@ def test_a_stated_depth_applies_to_dark_images(tmp_path: Path, stated: int) -> N
     dark = np.full((4, 5), 300, np.uint16)
     expected = np.full((4, 5, 3), round(300 * 255 / (2**stated - 1)), np.uint8)
     for path in (
-        write_png(tmp_path / "grey.png", dark, [stated]),
-        write_png(tmp_path / "colours.png", np.dstack([dark] * 4), [stated, stated, stated, 16]),
+        write_png(tmp_path / "gray.png", dark, [stated]),
+        write_png(tmp_path / "colors.png", np.dstack([dark] * 4), [stated, stated, stated, 16]),
         *([write_tiff(tmp_path / "a.tif", dark, {281: (2**stated - 1,)})] if stated < 16 else []),
         *([write_tiff(tmp_path / "b.tif", dark, {281: (2**stated - 500,)})] if stated < 16 else []),
     ):

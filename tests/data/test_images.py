@@ -46,7 +46,7 @@ def test_rgb_is_read_unchanged(tmp_path: Path) -> None:
     np.testing.assert_array_equal(result, expected)
 
 
-def test_greyscale_is_repeated(tmp_path: Path) -> None:
+def test_grayscale_is_repeated(tmp_path: Path) -> None:
     result = read_image(save(Image.fromarray(GREY), tmp_path / "a.png"))
     check(result, GREY.shape)
     for channel in range(3):
@@ -61,13 +61,13 @@ def test_16_bit_is_scaled_by_its_whole_range(tmp_path: Path, suffix: str) -> Non
     np.testing.assert_array_equal(result[:, :, 0], [[0, 1, 255], [0, 1, 100]])
 
 
-def test_alpha_is_dropped_and_keeps_hidden_colours(tmp_path: Path) -> None:
+def test_alpha_is_dropped_and_keeps_hidden_colors(tmp_path: Path) -> None:
     rgb = picture((6, 3))
     alpha = np.zeros((6, 3, 1), dtype=np.uint8)
     rgba = Image.fromarray(np.concatenate([rgb, alpha], axis=2))
     np.testing.assert_array_equal(read_image(save(rgba, tmp_path / "a.png")), rgb)
-    grey_alpha = Image.fromarray(np.stack([GREY, GREY], axis=2), mode=None).convert("LA")
-    result = read_image(save(grey_alpha, tmp_path / "b.png"))
+    gray_alpha = Image.fromarray(np.stack([GREY, GREY], axis=2), mode=None).convert("LA")
+    result = read_image(save(gray_alpha, tmp_path / "b.png"))
     np.testing.assert_array_equal(result[:, :, 1], GREY)
 
 
@@ -255,7 +255,7 @@ def test_compressed_text_bombs_are_refused(tmp_path: Path) -> None:
 def test_the_first_of_several_frames_is_read_with_a_note(tmp_path: Path, format_name: str) -> None:
     if format_name not in Image.SAVE_ALL:
         pytest.skip(f"this build of Pillow cannot write {format_name}")
-    frames = [Image.new("RGB", (30, 20), colour) for colour in ((200, 0, 0), (0, 200, 0), (0, 0, 200))]
+    frames = [Image.new("RGB", (30, 20), color) for color in ((200, 0, 0), (0, 200, 0), (0, 0, 200))]
     path = save(frames[0], tmp_path / "a.img", format=format_name, save_all=True, append_images=frames[1:])
     with pytest.warns(ImageNote, match=r"a\.img: first of several pages or frames read"):
         image = read_image(path)

@@ -180,10 +180,10 @@ def test_no_ignore_label() -> None:
 
 
 def test_palettes(tmp_path: Path) -> None:
-    def with_palette(values: np.ndarray, colours: dict[int, tuple[int, int, int]]) -> Image.Image:
+    def with_palette(values: np.ndarray, colors: dict[int, tuple[int, int, int]]) -> Image.Image:
         image = Image.fromarray(values.astype(np.uint8), mode="L")
         image = Image.frombytes("P", image.size, image.tobytes())
-        image.putpalette([channel for k in range(256) for channel in colours.get(k, (0, 0, 0))])
+        image.putpalette([channel for k in range(256) for channel in colors.get(k, (0, 0, 0))])
         return image
 
     voc = {1: (128, 0, 0), 7: (128, 128, 128), 15: (192, 128, 128), 255: (224, 224, 192)}
@@ -199,31 +199,31 @@ def test_palettes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(through(inverted, tmp_path, name).mask, regions(0, 1) == 1)
 
 
-def test_coloured_objects_and_maps_of_colours(tmp_path: Path) -> None:
+def test_colored_objects_and_maps_of_colors(tmp_path: Path) -> None:
     labels = regions(0, 1, 2)
-    for colour in ((255, 0, 0), (224, 224, 192), (255, 128, 10), (9, 0, 0)):
-        image = Image.fromarray(np.array([(0, 0, 0), colour, (0, 0, 0)], dtype=np.uint8)[labels])
+    for color in ((255, 0, 0), (224, 224, 192), (255, 128, 10), (9, 0, 0)):
+        image = Image.fromarray(np.array([(0, 0, 0), color, (0, 0, 0)], dtype=np.uint8)[labels])
         np.testing.assert_array_equal(through(image, tmp_path, "one.png").mask, labels == 1)
-    for colours in (
+    for colors in (
         [(0, 0, 0), (128, 0, 0), (0, 128, 0)],
         [(0, 0, 0), (128, 0, 0), (224, 224, 192)],
         [(0, 0, 255), (255, 0, 0), (255, 0, 0)],
         [(255, 255, 255), (255, 0, 0), (255, 0, 0)],
     ):
-        with pytest.raises(ValueError, match="expected a mask of one object colour on black"):
-            through(Image.fromarray(np.array(colours, dtype=np.uint8)[labels]), tmp_path, "map.png")
+        with pytest.raises(ValueError, match="expected a mask of one object color on black"):
+            through(Image.fromarray(np.array(colors, dtype=np.uint8)[labels]), tmp_path, "map.png")
 
 
-def test_alpha_is_the_mask_if_the_colour_is_constant(tmp_path: Path) -> None:
+def test_alpha_is_the_mask_if_the_color_is_constant(tmp_path: Path) -> None:
     shown = np.asarray(disc())
-    for colour in (0, 255):
-        rgba = np.dstack([np.full((*SIZE, 3), colour, dtype=np.uint8), shown])
+    for color in (0, 255):
+        rgba = np.dstack([np.full((*SIZE, 3), color, dtype=np.uint8), shown])
         for image in (Image.fromarray(rgba), Image.fromarray(rgba).convert("LA")):
             np.testing.assert_array_equal(through(image, tmp_path, "a.png").mask, shown > 0)
     both = Image.fromarray(np.dstack([shown] * 4))
     np.testing.assert_array_equal(through(both, tmp_path, "both.png").mask, shown > 0)
     contrary = Image.fromarray(np.dstack([255 - shown] * 3 + [shown]))
-    with pytest.raises(ValueError, match="several colours"):
+    with pytest.raises(ValueError, match="several colors"):
         through(contrary, tmp_path, "contrary.png")
 
 

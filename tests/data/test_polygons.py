@@ -16,7 +16,7 @@ def turned(points: np.ndarray, degrees: float) -> np.ndarray:
 
 
 def sides(rectangle: np.ndarray | None) -> list[float]:
-    """Lengths of two neighbouring sides, the shorter one first."""
+    """Lengths of two neighboring sides, the shorter one first."""
     assert rectangle is not None
     return sorted(np.hypot(*(rectangle[1:3] - rectangle[:2]).T).tolist())
 
@@ -102,8 +102,8 @@ def test_masks_in_parts_with_holes_and_at_the_border() -> None:
 
 def test_half_way_from_stairs_at_45_degrees() -> None:
     y, x = np.mgrid[:60, :60]
-    band = (abs(x - y) <= 5) & (abs(x + y - 60) <= 20)  # centres on lines at distances of sqrt(0.5)
-    # 11 and 41 lines, of which every other one has centres: half a step beyond the outermost on each side.
+    band = (abs(x - y) <= 5) & (abs(x + y - 60) <= 20)  # centers on lines at distances of sqrt(0.5)
+    # 11 and 41 lines, of which every other one has centers: half a step beyond the outermost on each side.
     step = math.sqrt(0.5)
     assert sides(mask_rectangle(band)) == pytest.approx([11 * step, 41 * step])
 

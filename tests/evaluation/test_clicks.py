@@ -33,10 +33,10 @@ class Paints:
             else prompts.mask_inputs.clone()
         )
         logits = logits.reshape(len(prompts), SIDE, SIDE)
-        centres = (torch.arange(SIDE) + 0.5) * (IMAGE_SIZE / SIDE)
+        centers = (torch.arange(SIDE) + 0.5) * (IMAGE_SIZE / SIDE)
         for row in range(len(prompts)):
             x, y = prompts.points[row, -1].tolist()
-            near = ((centres[None] - x).abs() < 8) & ((centres[:, None] - y).abs() < 8)
+            near = ((centers[None] - x).abs() < 8) & ((centers[:, None] - y).abs() < 8)
             logits[row][near] = 10.0 if prompts.labels[row, -1] == 1 else -10.0
         count = 3 if multimask_output else 1
         own = torch.tensor([0.9, 0.1, 0.1])[:count].repeat(len(prompts), 1)

@@ -41,8 +41,8 @@ class FillsBoxes:
     def decode(
         self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        centres = (torch.arange(SIDE) + 0.5) * (IMAGE_SIZE / SIDE)
-        y, x = centres[:, None], centres[None, :]
+        centers = (torch.arange(SIDE) + 0.5) * (IMAGE_SIZE / SIDE)
+        y, x = centers[:, None], centers[None, :]
         masks = []
         for index in range(len(prompts)):
             if prompts.boxes is not None:

@@ -10,7 +10,7 @@ from saqsam.data.types import Instance
 from saqsam.evaluation.simulated_prompts import box_prompts, interior_point, next_click, point_prompts
 
 
-def test_the_centre_of_a_square() -> None:
+def test_the_center_of_a_square() -> None:
     mask = np.zeros((20, 30), dtype=bool)
     mask[4:9, 10:15] = True
     assert interior_point(mask) == (12, 6)

@@ -88,7 +88,7 @@ def test_the_predictor_takes_all_prompts_in_all_runtimes(
     for one, other in zip(found[:2], found[2:], strict=True):
         for mine, torchs in zip(one[::2], other[::2], strict=True):
             assert np.linalg.norm(mine - torchs) / np.linalg.norm(torchs) < 0.1
-        # A predicted IoU is a single number: it comes from one of two neighbouring codes, by processor.
+        # A predicted IoU is a single number: it comes from one of two neighboring codes, by processor.
         np.testing.assert_allclose(one[1], other[1], atol=0.05)
 
 
@@ -236,7 +236,7 @@ def test_an_unknown_format_is_refused(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_asymmetric_activations_and_their_zero_points_are_exported(tmp_path: Path) -> None:
-    """Ranges that are not centred: every code has its zero point, the padding of windows too."""
+    """Ranges that are not centerd: every code has its zero point, the padding of windows too."""
     recipe = dataclasses.replace(deployable(tiny_recipe(bits="w8a8")), encoder_products="quantized")
     model = quantize_tiny(recipe)
     zero_points = {int(m.zero_point) for m in model.modules() if type(m).__name__ == "AffineQuantizer"}

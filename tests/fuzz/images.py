@@ -29,7 +29,7 @@ def originals(seed: int) -> dict[str, bytes]:
     """Return whole files by kind: every accepted format, with its variants."""
     rng = np.random.default_rng(seed)
     smooth = cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), (48, 32))
-    photo, grey = Image.fromarray(smooth), Image.fromarray(smooth[:, :, 0])
+    photo, gray = Image.fromarray(smooth), Image.fromarray(smooth[:, :, 0])
     frames = [Image.fromarray(np.roll(smooth, step * 5, axis=1)) for step in range(1, 3)]
     deep = smooth[:, :, 0].astype(np.uint16) * 16
     exif = Image.Exif()
@@ -41,8 +41,8 @@ def originals(seed: int) -> dict[str, bytes]:
     return {
         "PNG": _saved(photo, "PNG", pnginfo=text, exif=exif),
         "PNG, palette": _saved(photo.quantize(16), "PNG", transparency=3),
-        "PNG, 16-bit grey": _saved(Image.fromarray(deep), "PNG"),
-        "PNG, 16-bit colours": _written_by_opencv(".png", np.dstack([deep] * 3)),
+        "PNG, 16-bit gray": _saved(Image.fromarray(deep), "PNG"),
+        "PNG, 16-bit colors": _written_by_opencv(".png", np.dstack([deep] * 3)),
         "PNG, animated": _saved(photo, "PNG", **several),
         "JPEG": _saved(photo, "JPEG", exif=exif),
         "JPEG, progressive CMYK": _saved(photo.convert("CMYK"), "JPEG", progressive=True),
@@ -59,16 +59,16 @@ def originals(seed: int) -> dict[str, bytes]:
         "TIFF, fax": _saved(photo.convert("1"), "TIFF", compression="group4"),
         "TIFF, pages": _saved(photo, "TIFF", **several),
         "TIFF, floats": _saved(Image.fromarray((deep / 4080).astype(np.float32)), "TIFF"),
-        "TIFF, 16-bit colours": _written_by_opencv(".tif", np.dstack([deep] * 3)),
+        "TIFF, 16-bit colors": _written_by_opencv(".tif", np.dstack([deep] * 3)),
         "BMP": _saved(photo, "BMP"),
-        "BMP, palette": _saved(grey, "BMP"),
+        "BMP, palette": _saved(gray, "BMP"),
         "PPM": _saved(photo, "PPM"),
         "PGM, 12-bit": b"P5 48 32 4095\n" + deep.astype(">u2").tobytes(),
         "PGM, text": b"P2 48 32 4095\n" + " ".join(map(str, deep.ravel())).encode(),
         "PBM": _saved(photo.convert("1"), "PPM"),
         "PFM": _saved(Image.fromarray((deep / 4080).astype(np.float32)), "PPM"),
         "JPEG 2000": _saved(photo, "JPEG2000"),
-        "JPEG 2000, 16-bit grey": _saved(Image.fromarray(deep), "JPEG2000", no_jp2=True),
+        "JPEG 2000, 16-bit gray": _saved(Image.fromarray(deep), "JPEG2000", no_jp2=True),
         "no accepted format": _saved(photo, "ICO") + _saved(photo, "TGA"),
     }
 

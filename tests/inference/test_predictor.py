@@ -15,7 +15,7 @@ from saqsam.data.images import ImageNote
 from saqsam.inference.backend import TorchBackend
 from saqsam.inference.predictor import Predictor
 from saqsam.inference.prompts import Prompts
-from saqsam.models.loading import build_model
+from saqsam.models.building import build_model
 from saqsam.models.official import from_official
 from support.coco_folder import picture
 from support.tiny_sam import GRID, IMAGE_SIZE, fill_random, tiny_processor, tiny_sam

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import SamConfig, SamModel
 
-from saqsam.models.loading import build_model, load
+from saqsam.models.building import build_model
+from saqsam.models.loading import load
 from saqsam.models.official import from_official, infer_config, rename_key
 from support.small_official import GRID, IMAGE, WIDTH, convert, small_official
 from support.torchvision_stub import import_segment_anything

@@ -60,7 +60,7 @@ def test_a_file_is_refused_by_its_name(file: str, tmp_path: Path) -> None:
     assert len(str(error.value)) < 400
 
 
-def test_safetensors_are_recognised_alike(tmp_path: Path) -> None:
+def test_safetensors_are_recognized_alike(tmp_path: Path) -> None:
     save_file(dict(FILES["mobile_sam.pt"][1]), tmp_path / "mobile_sam.safetensors")
     with pytest.raises(CheckpointError, match="this is a MobileSAM checkpoint"):
         load(tmp_path / "mobile_sam.safetensors")

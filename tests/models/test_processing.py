@@ -61,7 +61,7 @@ def test_any_value_gives_finite_pixels_or_one_line(name: str, value: object) -> 
         ({"rescale_factor": "a"}, "rescale_factor: expected a number"),
         ({"rescale_factor": 0}, "rescale_factor: expected a number"),
         ({"image_std": [1, 1, 0]}, "image_std: expected three numbers"),
-        ({"image_std": [1e-5] * 3}, "expected normalised pixels of at most 10000"),
+        ({"image_std": [1e-5] * 3}, "expected normalized pixels of at most 10000"),
         ({"image_mean": [0.5, 0.5]}, "image_mean: expected three numbers"),
         ({"image_mean": 0.5}, "image_mean: expected three numbers"),
         ({"resample": 6}, "resample: expected one of Pillow's filters"),

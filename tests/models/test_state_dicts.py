@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import SamModel
 
 from saqsam.models import load
-from saqsam.models.loading import build_model
+from saqsam.models.building import build_model
 from saqsam.models.official import from_official
 from saqsam.models.processing import build_processor
 from saqsam.models.state_dicts import find_model
@@ -106,7 +106,7 @@ def test_any_prefix_under_any_key_is_found(prefix: list[str], keys: list[str]) -
     found = find_model(content, Path("sam.pth"))
     assert found.is_official
     assert found.tensors.keys() == OFFICIAL.keys()
-    assert not found.beside
+    assert not found.extra_names
 
 
 @pytest.mark.parametrize("prefix", ["", "model."])

@@ -12,7 +12,7 @@ import saqsam
 from saqsam.checkpoint import save_checkpoint
 from saqsam.export import export_model
 from saqsam.inference.predictor import Predictor
-from saqsam.models.loading import build_processor
+from saqsam.models.processing import build_processor
 from saqsam.ptq.pipeline import quantize
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.recipe import Calibration

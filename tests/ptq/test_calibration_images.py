@@ -325,7 +325,7 @@ def test_the_fingerprint_does_not_depend_on_names_or_on_what_was_read_before() -
 # ---- images without objects
 
 
-def test_unlabelled_images_are_prompted_with_the_model_s_own_boxes() -> None:
+def test_unlabeled_images_are_prompted_with_the_model_s_own_boxes() -> None:
     samples = scenes(2)
     predictor = Predictor(tiny_sam(), tiny_processor())
     expected = [propose_boxes(predictor, sample.image, 4).tolist() for sample in samples]
@@ -349,8 +349,8 @@ def blind(model: SamModel) -> SamModel:
 
 
 def test_images_that_give_no_prompt_are_counted() -> None:
-    labelled, unlabelled = scenes(2)
-    data = Listed([labelled, *without_instances([unlabelled])])
+    labeled, unlabeled = scenes(2)
+    data = Listed([labeled, *without_instances([unlabeled])])
     with pytest.warns(CalibrationWarning, match="1 of 2 calibration images gave no prompt"):
         images = choose(data, blind(tiny_sam()))
     assert len(images) == 1

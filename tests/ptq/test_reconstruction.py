@@ -239,7 +239,7 @@ def test_the_joint_unit_brings_the_masks_nearer_to_float_and_leaves_the_codes() 
         assert torch.equal(*codes)
 
 
-def test_biases_and_normalisations_are_learned_as_float16_or_left_as_they_were() -> None:
+def test_biases_and_normalizations_are_learned_as_float16_or_left_as_they_were() -> None:
     recipe = learned_recipe(affine=True)
     model, _, _ = calibrated(recipe)
     parts = unit_parameters(units()[0], model, tiny_plan(recipe))
@@ -285,7 +285,7 @@ def test_a_unit_is_packed_after_learning_and_as_it_was_after_an_error() -> None:
 
 
 @pytest.mark.parametrize("method", [*LEARNED, "saq-sam with masks"])
-def test_every_weight_is_one_of_its_two_neighbours_on_a_grid_of_b_bits(method: str) -> None:
+def test_every_weight_is_one_of_its_two_neighbors_on_a_grid_of_b_bits(method: str) -> None:
     name, _, with_masks = method.partition(" ")
     recipe = learned_recipe(name, **({"loss": "mask"} if with_masks else {}))
     quantized = quantize_tiny(recipe)

@@ -62,7 +62,7 @@ def test_its_first_codes_are_those_of_rounding_to_nearest(
 
 @examples
 @given(bits=all_bits, seed=st.integers(0, 99), share=st.floats(0.2, 1), noise=st.floats(0, 20))
-def test_whatever_is_learned_codes_are_neighbours_of_the_weight(
+def test_whatever_is_learned_codes_are_neighbors_of_the_weight(
     bits: int, seed: int, share: float, noise: float
 ) -> None:
     weight = weight_of(seed)

@@ -18,7 +18,7 @@ DTYPES = [torch.float32, torch.bfloat16] if DEVICE == "cuda" else [torch.float32
 
 
 def reals(*shape: int, step: float, seed: int = 0) -> Tensor:
-    """Values within and beyond the grid, ties and their neighbours, infinities and zeros of both signs."""
+    """Values within and beyond the grid, ties and their neighbors, infinities and zeros of both signs."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(*shape, generator=generator) * 100 * step
     flat = values.view(-1)

@@ -4,7 +4,7 @@ import pytest
 
 from saqsam.recipes.catalog import DEPLOY_TARGETS
 from saqsam.recipes.deployment import REQUIREMENTS, deployable, substitutions
-from saqsam.recipes.overrides import with_settings
+from saqsam.recipes.overrides import with_overrides
 from saqsam.recipes.presets import METHODS, recipe_for
 
 ALL = ["weights.symmetric_bytes", "probabilities", "integer_biases", "encoder_products", "extra"]
@@ -69,9 +69,9 @@ def test_every_field_that_deployable_changes_is_named(method: str) -> None:
 
 
 def test_settings_take_part_and_take_back() -> None:
-    one = with_settings(recipe_for("mse", "w8a8"), ["integer_biases=true", "probabilities.scale=row"])
+    one = with_overrides(recipe_for("mse", "w8a8"), ["integer_biases=true", "probabilities.scale=row"])
     assert [found.field for found in substitutions(one)] == ["probabilities", "integer_biases"]
-    back = with_settings(deployable(recipe_for("mse", "w8a8")), ["weights.symmetric_bytes=false"])
+    back = with_overrides(deployable(recipe_for("mse", "w8a8")), ["weights.symmetric_bytes=false"])
     assert back.method == "mse-deploy-custom"
     assert [found.field for found in substitutions(back)] == ALL[1:]
 

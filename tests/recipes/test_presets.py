@@ -219,8 +219,8 @@ def test_bits_out_of_range_are_refused(text: str, message: str) -> None:
         ("minmax", "no method 'minmax'; did you mean 'min-max'?"),
         ("percentil", "did you mean 'percentile'?"),
         ("saqsam", "did you mean 'saq-sam'?"),
-        ("MSE2", "no method 'MSE2'; there are min-max, percentile, mse, brecq, qdrop"),
-        ("", "there are min-max, percentile, mse"),
+        ("MSE2", "no method 'MSE2'; expected one of min-max, percentile, mse, brecq, qdrop"),
+        ("", "expected one of min-max, percentile, mse"),
     ],
 )
 def test_unknown_methods_are_refused_with_the_nearest(method: str, message: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from saqsam.recipes.overrides import with_settings
+from saqsam.recipes.overrides import with_overrides
 from saqsam.recipes.presets import METHODS, recipe_for, weight_only
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Clipping, Override, QuantSpec, Reconstruction
@@ -22,7 +22,7 @@ def test_they_round_trip_through_json(recipe: Recipe) -> None:
 
 
 def test_other_parts_and_widths_can_be_added() -> None:
-    recipe = with_settings(
+    recipe = with_overrides(
         recipe_for("weight-only", "w4"),
         ["weights.group_size=64", "extra.patch_embedding=8", "extra.iou_head=8", "overrides.neck.weights=8"],
     )

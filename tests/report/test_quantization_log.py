@@ -42,7 +42,7 @@ def test_what_is_read_back_is_what_was_written(tmp_path: Path) -> None:
     [
         "{",
         "[]",
-        '{"clipping": [], "units": [{"colour": 1}], "signs": {}}',
+        '{"clipping": [], "units": [{"color": 1}], "signs": {}}',
         '{"clipping": [], "units": [], "signs": {"a": "many"}}',
         '{"clipping": [], "units": [], "signs": {}, "prompts": -1}',
         '{"clipping": {}, "units": [], "signs": {}}',

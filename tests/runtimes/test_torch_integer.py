@@ -77,13 +77,13 @@ def test_layers_are_counted_and_reasons_given() -> None:
     model = quantize_tiny(tiny_recipe(bits="w4a4"))
     total = sum(isinstance(layer, PackedLinear) for layer in model.modules())
     layers = find_integer_layers(model)
-    assert (layers.integer, layers.left, layers.total) == (total, {}, total)
+    assert (layers.integer, layers.dequantized, layers.total) == (total, {}, total)
     assert not any(isinstance(layer, IntegerLinear) for layer in model.modules())
     name, layer = next((n, m) for n, m in model.named_modules() if isinstance(m, PackedLinear))
     layer.input_quantizer = nn.Identity()
     for _ in range(2):  # the second time there is nothing left to do
         layers = use_integer_kernels(model)
-        assert (layers.integer, layers.left) == (total - 1, {FLOAT_INPUT: 1})
+        assert (layers.integer, layers.dequantized) == (total - 1, {FLOAT_INPUT: 1})
         assert sum(isinstance(layer, IntegerLinear) for layer in model.modules()) == total - 1
     assert type(model.get_submodule(name)) is PackedLinear
 
@@ -116,7 +116,7 @@ def test_torch_compile_takes_an_accelerators_kernels_whole(monkeypatch: pytest.M
 
 
 def test_speed_is_measured_of_both_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saqsam.runtimes.torch_integer.MOST_ROUNDS", 2)
+    monkeypatch.setattr("saqsam.runtimes.torch_integer.MAX_ROUNDS", 2)
     model = quantized_tiny()
     calls: list[str] = []
     encode = TorchBackend.encode

@@ -28,10 +28,10 @@ class Blobs:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         assert prompts.points is not None
         assert multimask_output
-        centres = (torch.arange(SIDE) + 0.5) * (IMAGE_SIZE / SIDE)
+        centers = (torch.arange(SIDE) + 0.5) * (IMAGE_SIZE / SIDE)
         places = (prompts.points[:, 0] / self.raster).floor()  # [P, 2]
         x, y = ((places + 0.5) * self.raster).unbind(1)
-        away = torch.hypot(centres - x[:, None, None], centres[:, None] - y[:, None, None])
+        away = torch.hypot(centers - x[:, None, None], centers[:, None] - y[:, None, None])
         radii = torch.tensor([5.0, 9.0, 14.0])
         kinds = places @ torch.tensor([3.0, 7.0])
         slopes = 0.4 + 5 * ((kinds[:, None] + torch.arange(3)) % 4)  # [P, 3]

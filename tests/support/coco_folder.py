@@ -87,7 +87,7 @@ def make_coco(folder: Path, annotations: list[dict[str, Any]] | None = None, **c
 
 
 def read_all(dataset: Dataset) -> list[Sample]:
-    """All samples of a data set."""
+    """Return all samples of a dataset."""
     return [dataset[index] for index in range(len(dataset))]
 
 

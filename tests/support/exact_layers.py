@@ -30,7 +30,7 @@ def compare(name: str, seen: set[str], layer: nn.Module, given: tuple[Tensor], f
 
 @contextmanager
 def exact_layers(model: nn.Module) -> Iterator[tuple[set[str], set[str]]]:
-    """All layers with integer products are compared each time they run in the block.
+    """Compare all layers with integer products each time they run in the block.
 
     Yields:
         The names of these layers, and those that have run so far.

@@ -1,4 +1,4 @@
-"""A backend for tests whose masks are known: each is the box that was asked for."""
+"""A backend with known masks for tests: each mask fills its box prompt."""
 
 import torch
 
@@ -29,8 +29,8 @@ class FillsBoxes:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         assert prompts.boxes is not None
         assert not multimask_output
-        centres = (torch.arange(_SIDE) + 0.5) * (IMAGE_SIZE / _SIDE)
-        y, x = centres[:, None], centres[None, :]
+        centers = (torch.arange(_SIDE) + 0.5) * (IMAGE_SIZE / _SIDE)
+        y, x = centers[:, None], centers[None, :]
         masks = [(x >= x0) & (x < x1) & (y >= y0) & (y < y1) for x0, y0, x1, y1 in prompts.boxes.tolist()]
         logits = torch.stack(masks)[:, None].float() * 20 - 10
         if self.is_empty:

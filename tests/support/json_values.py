@@ -12,5 +12,5 @@ json_values = st.recursive(
 
 
 def is_short_line(message: str, source: str) -> bool:
-    """Whether an error message is one short line that starts with the name of the file."""
+    """Return whether an error message is one short line that starts with the name of the file."""
     return message.startswith(source) and "\n" not in message and len(message) <= MAX_MESSAGE_LENGTH

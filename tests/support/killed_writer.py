@@ -22,11 +22,11 @@ FILES = {module.__file__ for module in (output, replace, locks)}
 
 
 def write_file(folder: Path, content: str) -> None:
-    output.write_whole(folder / "out", content.encode() * 1000)
+    output.write_atomic(folder / "out", content.encode() * 1000)
 
 
 def write_folder(folder: Path, content: str) -> None:
-    with output.whole_folder(folder / "out") as partial:
+    with output.atomic_folder(folder / "out") as partial:
         for name in ("a", "b"):
             (partial / name).write_text(content * 1000)
 

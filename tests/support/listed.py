@@ -31,5 +31,5 @@ def scenes(count: int) -> list[Sample]:
 
 
 def without_instances(samples: Sequence[Sample]) -> list[Sample]:
-    """The same images without labels."""
+    """Return the same images without labels."""
     return [dataclasses.replace(sample, instances=()) for sample in samples]

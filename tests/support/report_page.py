@@ -25,10 +25,10 @@ ATTENTION = "mask_decoder.transformer.layers.0.cross_attn_token_to_image"
 
 
 def made_report() -> Report:
-    """Invented figures, each of them once."""
+    """Return a report of made-up numbers, each of which occurs once."""
     inventory = take_inventory(quantized_tiny())
     source = Source("/home/somebody/models/<b>sam & co", "scenes")
-    picture = encode(np.full((8, 12, 3), 99, dtype=np.uint8), "a grey field")
+    picture = encode(np.full((8, 12, 3), 99, dtype=np.uint8), "a gray field")
     image = ImageDifference(3, 30, "one.png", 4, 0.75, 0.5)
     difference = TaskDifference(
         "prompt",
@@ -89,7 +89,7 @@ def made_report() -> Report:
 
 
 class Page(HTMLParser):
-    """What a page refers to, and its text."""
+    """References and text of a parsed page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

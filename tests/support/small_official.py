@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from transformers import SamModel
 
-from saqsam.models.loading import build_model
+from saqsam.models.building import build_model
 from saqsam.models.official import from_official
 from support.tiny_sam import fill_random
 from support.torchvision_stub import import_segment_anything

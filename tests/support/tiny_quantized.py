@@ -69,7 +69,7 @@ def outputs(model: SamModel, seed: int = 0) -> dict[str, Tensor]:
 
 
 def assert_same_outputs(a: SamModel, b: SamModel) -> None:
-    """Bit for bit."""
+    """Assert that two models have bit-equal outputs."""
     found, expected = outputs(a), outputs(b)
     for name in expected:
         assert torch.equal(found[name], expected[name]), name

@@ -1,8 +1,8 @@
 """A tiny `SamModel` with random weights that behave like trained ones: shared by all tests.
 
-`transformers` initialises SAM for loading, not for use: the vision encoder's weights have std 1e-10,
+`transformers` initializes SAM for loading, not for use: the vision encoder's weights have std 1e-10,
 relative positions and position embeddings are zero, and the random Fourier features are scaled by
-``hidden_size / 2``, so that neighbouring pixels look unrelated. On such a model most of what is measured is
+``hidden_size / 2``, so that neighboring pixels look unrelated. On such a model most of what is measured is
 constant. Here every tensor is drawn so that activations keep a standard deviation near one and attention
 is neither uniform nor one-hot.
 """
@@ -103,7 +103,7 @@ def tiny_processor() -> SamProcessor:
 
 
 def tiny_pixels(batch: int = 1, seed: int = 0) -> torch.Tensor:
-    """Normalised noise with smooth structure, float32 (B, 3, 64, 64)."""
+    """Normalized noise with smooth structure, float32 (B, 3, 64, 64)."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn((batch, 3, 8, 8), generator=generator)
     smooth = nn.functional.interpolate(coarse, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear")

@@ -9,11 +9,11 @@ import pytest
 
 from saqsam.data.images import read_image
 from saqsam.utils.atomic_write import (
+    atomic_folder,
     check_file_writable,
     check_writable,
-    whole_folder,
+    write_atomic,
     write_png,
-    write_whole,
 )
 
 
@@ -21,7 +21,7 @@ def test_a_file_is_written_with_the_folders_above_it(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "c.txt"
     check_file_writable(path)
     assert list(tmp_path.iterdir()) == []  # asking makes nothing
-    write_whole(path, b"text")
+    write_atomic(path, b"text")
     assert path.read_bytes() == b"text"
     assert [p.name for p in path.parent.iterdir()] == ["c.txt"]
     assert path.stat().st_mode & 0o777 == 0o644
@@ -45,7 +45,7 @@ def test_what_fails_leaves_the_old_file(
 
     monkeypatch.setattr(Path, "chmod", fail)
     with pytest.raises(type(error)):
-        write_whole(path, b"new")
+        write_atomic(path, b"new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["c.txt"]
 
@@ -90,18 +90,18 @@ def test_killed_between_any_two_steps_the_old_or_the_new_content_is_there(case: 
 
 
 def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
-    with whole_folder(tmp_path / "out") as first:
+    with atomic_folder(tmp_path / "out") as first:
         (first / "a").touch()
-        with whole_folder(tmp_path / "out") as second:
+        with atomic_folder(tmp_path / "out") as second:
             (second / "b").touch()
-        write_whole(tmp_path / "out2", b"x")
+        write_atomic(tmp_path / "out2", b"x")
         assert (first / "a").exists()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
     (tmp_path / ".out.abcdefgh.partial").touch()  # what a killed process left
     (tmp_path / ".out2.abcdefgh.partial").touch()
     (tmp_path / ".out.notes.partial").touch()  # somebody's
-    write_whole(tmp_path / "out2", b"y")
-    with whole_folder(tmp_path / "out"):
+    write_atomic(tmp_path / "out2", b"y")
+    with atomic_folder(tmp_path / "out"):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.notes.partial", "out", "out2"]
 

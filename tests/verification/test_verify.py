@@ -14,7 +14,7 @@ import saqsam
 from saqsam.checkpoint import save_checkpoint
 from saqsam.cli.commands.export import PARITY_IMAGES
 from saqsam.export import export_model
-from saqsam.export.onnx.layers import layer_input, linear, move
+from saqsam.export.onnx.layers import layer_input, linear, rearrange
 from saqsam.export.onnx.sam import decoder, encoder
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.prompts import Prompts
@@ -103,7 +103,7 @@ def old_linear(self: Any, layer: Any, value: str, where: str) -> str:
     """A layer whose Reshape states all sizes: OpenVINO gets it wrong after a layer without biases."""
     graph = self.graph
     given = layer_input(graph, layer, value, where)
-    rows = move(graph, given, "Reshape", graph.ints(-1, layer.in_features))
+    rows = rearrange(graph, given, "Reshape", graph.ints(-1, layer.in_features))
     sizes = graph.op("Slice", graph.op("Shape", value), graph.ints(0), graph.ints(2))
     found = linear(graph, layer, rows, where)
     return graph.op("Reshape", found, graph.op("Concat", sizes, graph.ints(layer.out_features), axis=0))

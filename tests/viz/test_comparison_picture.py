@@ -1,4 +1,4 @@
-"""Comparison pictures: sizes, and differences in the colour of the model that they belong to."""
+"""Comparison pictures: sizes, and differences in the color of the model that they belong to."""
 
 import numpy as np
 import pytest
@@ -14,13 +14,13 @@ def squares() -> np.ndarray:
     return masks
 
 
-def has(image: np.ndarray, colour: tuple[int, int, int]) -> bool:
-    return bool((image == colour).all(axis=2).any())
+def has(image: np.ndarray, color: tuple[int, int, int]) -> bool:
+    return bool((image == color).all(axis=2).any())
 
 
 def row(quantized: np.ndarray, caption: str = "") -> ComparisonRow:
-    grey = np.full((60, 80, 3), 90, dtype=np.uint8)
-    return ComparisonRow(grey, [[10, 10, 30, 30], [40, 30, 70, 50]], squares(), quantized, caption, [[5, 5]])
+    gray = np.full((60, 80, 3), 90, dtype=np.uint8)
+    return ComparisonRow(gray, [[10, 10, 30, 30], [40, 30, 70, 50]], squares(), quantized, caption, [[5, 5]])
 
 
 def without_legend(drawn: np.ndarray) -> np.ndarray:
@@ -33,16 +33,16 @@ def test_equal_masks_have_no_difference() -> None:
     assert not has(drawn[:, 3 * 310 :], ONLY_QUANTIZED)
 
 
-def test_each_direction_of_a_difference_has_its_colour() -> None:
+def test_each_direction_of_a_difference_has_its_color() -> None:
     smaller, larger = squares(), squares()
     smaller[0, 10:15] = False
     larger[1, 50:58, 40:70] = True
-    for quantized, colour, other in (
+    for quantized, color, other in (
         (smaller, ONLY_FLOAT, ONLY_QUANTIZED),
         (larger, ONLY_QUANTIZED, ONLY_FLOAT),
     ):
         difference = without_legend(comparison_picture([row(quantized)]))[:, 3 * 310 :]
-        assert has(difference, colour)
+        assert has(difference, color)
         assert not has(difference, other)
 
 

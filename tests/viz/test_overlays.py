@@ -1,4 +1,4 @@
-"""Overlays blend each mask in its colour, outline it, and change nothing in place."""
+"""Overlays blend each mask in its color, outline it, and change nothing in place."""
 
 import numpy as np
 import pytest
@@ -21,9 +21,9 @@ def test_overlay_blends_inside_outlines_and_leaves_the_rest() -> None:
     assert (result.shape, result.dtype) == (image.shape, np.uint8)
     expected = np.rint(0.75 * image[20, 20] + 0.25 * np.array(PALETTE[0]))
     np.testing.assert_array_equal(result[20, 20], expected)
-    for pixel, colour in ((result[10, 20], PALETTE[0]), (result[30, 55], PALETTE[1])):
-        # Outlines are anti-aliased: nearly, not exactly, their colour.
-        np.testing.assert_allclose(pixel, colour, atol=32)
+    for pixel, color in ((result[10, 20], PALETTE[0]), (result[30, 55], PALETTE[1])):
+        # Outlines are anti-aliased: nearly, not exactly, their color.
+        np.testing.assert_allclose(pixel, color, atol=32)
     np.testing.assert_array_equal(result[:8], image[:8])
 
 
@@ -37,4 +37,4 @@ def test_overlay_refuses_other_sizes() -> None:
     with pytest.raises(ValueError, match=r"expected \[P, 60, 80\], got \(2, 80, 60\)"):
         overlay_masks(picture((60, 80)), np.zeros((2, 80, 60), dtype=bool))
     with pytest.raises(ValueError, match="at least one"):
-        overlay_masks(picture((60, 80)), squares(), colours=[])
+        overlay_masks(picture((60, 80)), squares(), colors=[])

@@ -1,4 +1,4 @@
-"""Count what a model consists of: tensors, bytes and multiply-accumulate operations.
+"""Inventory of a model: parameters, bytes and multiply-accumulate operations by part.
 
-May import everything up to `checkpoint`.
+May import `checkpoint` and everything below it.
 """

@@ -1,4 +1,4 @@
-"""What of a model is quantized to how many bits: parameters, bytes and multiply-accumulates of each part."""
+"""Inventory of a quantized model: bits, parameters, bytes and multiply-accumulates (MACs) of each part."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from saqsam.quant.layers import PackedTensor
 from saqsam.quant.logarithmic import LogQuantizer
 from saqsam.recipes.recipe import ATTENTION_PARTS, Recipe
 
-# What the last part of a stored tensor's name says of it; all else is a float16 parameter.
+# Kinds of stored tensors by the last component of their names; all others are float16 parameters.
 _KINDS = {"codes": "codes", "scale": "scales", "zero_point": "scales", "tau": "scales"}
 
 
@@ -29,20 +29,19 @@ class PartInventory:
     """One part of a quantized model.
 
     Attributes:
-        part: Name, see `models.structure.PARTS`; or `relative_positions`, `mask_product`, and `other` for what is
-            left.
-        weight_bits: Bits of its weights, None where they are float or there are none.
-        activation_bits: Bits of its activations, None where they are float.
+        part: Name of the part: one of `models.parts.PARTS`, `relative_positions`, `mask_product`, or `other`.
+        weight_bits: Bits of the weights; None if they are float or there are none.
+        activation_bits: Bits of the activations; None if they are float.
         parameters: Number of weights and biases.
-        packed: Number of those that are stored as codes.
-        code_bytes: What the codes take in the checkpoint.
-        scale_bytes: What scales and zero points take, those of activations included.
-        float_bytes: What float16 parameters take, biases included.
+        packed: Number of weights that are stored as codes.
+        code_bytes: Bytes of codes in the checkpoint.
+        scale_bytes: Bytes of scales and zero points, including those of activations.
+        float_bytes: Bytes of float16 parameters, including biases.
         macs: Multiply-accumulates for one image and one box prompt.
-        low: Lowest end of the activation ranges, None where there are none.
-        high: Highest end.
-        probability_bits: Bits of the attention's probabilities, None where these are float or there are none.
-        probability_macs: Those of the multiply-accumulates that have a probability for an operand.
+        low: Lowest end of all activation ranges; None if there are none.
+        high: Highest end of all activation ranges; None if there are none.
+        probability_bits: Bits of the attention probabilities; None if they are float or there are none.
+        probability_macs: Multiply-accumulates with a probability as an operand; `macs` include them.
     """
 
     part: str
@@ -61,19 +60,19 @@ class PartInventory:
 
     @property
     def bytes(self) -> int:
-        """All that the part takes in the checkpoint."""
+        """Total bytes of the part in the checkpoint."""
         return self.code_bytes + self.scale_bytes + self.float_bytes
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """What `saqsam inspect` shows.
+    """Inventory of a quantized model, as `saqsam inspect` prints it.
 
     Attributes:
         recipe: The recipe.
-        name: The recipe's name; where it is mixed, with its mean bits (`mixed_name`).
-        parts: One entry per part that the model has.
-        float32_bytes: What the parameters take as float32.
+        name: Name of the recipe, with its mean bits for mixed precision (`mixed_name`).
+        parts: One entry per part of the model.
+        float32_bytes: Bytes of the parameters in float32.
     """
 
     recipe: Recipe
@@ -83,7 +82,7 @@ class Inventory:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all tensors in the checkpoint."""
+        """Total bytes of all tensors in the checkpoint."""
         return sum(part.bytes for part in self.parts)
 
     @property
@@ -92,7 +91,7 @@ class Inventory:
         return sum(part.macs for part in self.parts)
 
     def share_of_bytes(self) -> dict[str, float]:
-        """Share of the checkpoint's bytes by what they hold: codes (`w4`, ...), `scales` or `float16`."""
+        """Return the fraction of the checkpoint's bytes by content: codes (`w4`, ...), `scales` or `float16`."""
         return _shares(
             pair
             for part in self.parts
@@ -104,11 +103,11 @@ class Inventory:
         )
 
     def share_of_macs(self) -> dict[str, float]:
-        """Share of the multiply-accumulates at each pair of widths, such as `w4a4` or `float`."""
-        return _shares((width, macs) for part in self.parts for width, macs, _ in _products(part))
+        """Return the fraction of the MACs by bits of the operands, such as `w4a4` or `float`."""
+        return _shares((width, macs) for part in self.parts for width, macs, _ in _macs_by_width(part))
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures as plain JSON types."""
+        """Return the inventory as plain JSON types."""
         return {
             "name": self.name,
             "recipe": self.recipe.to_dict(),
@@ -122,7 +121,7 @@ class Inventory:
 
 
 def mac_width(part: PartInventory) -> str:
-    """Widths of a part's products: `w4a4`, `a4a4` for attention, `w8` with float activations, or `float`."""
+    """Return the operand bits of a part: `w4a4`, `a4a4` for attention, `w8` for float activations, or `float`."""
     if part.weight_bits is None and part.activation_bits is None:
         return "float"
     if part.weight_bits is None:
@@ -130,12 +129,12 @@ def mac_width(part: PartInventory) -> str:
     return f"w{part.weight_bits}" + ("" if part.activation_bits is None else f"a{part.activation_bits}")
 
 
-def _products(part: PartInventory) -> list[tuple[str, int, float | None]]:
-    """Widths, multiply-accumulates and mean activation bits of a part's products."""
+def _macs_by_width(part: PartInventory) -> list[tuple[str, int, float | None]]:
+    """Return the operand bits, the MACs and the mean activation bits of each kind of product of a part."""
     bits, own = part.activation_bits, part.probability_bits
-    products = 2 * part.probability_macs  # those of queries and keys are as many
-    if bits is not None and own is None and 0 < products < part.macs:
-        return [(mac_width(part), part.macs - products, bits), ("float", products, None)]
+    attention = 2 * part.probability_macs  # queries times keys take as many
+    if bits is not None and own is None and 0 < attention < part.macs:
+        return [(mac_width(part), part.macs - attention, bits), ("float", attention, None)]
     if bits is None or own is None or own == bits:
         return [(mac_width(part), part.macs, bits)]
     rest = part.macs - part.probability_macs
@@ -143,7 +142,7 @@ def _products(part: PartInventory) -> list[tuple[str, int, float | None]]:
 
 
 def _shares(counted: Iterable[tuple[str, int]]) -> dict[str, float]:
-    """Shares of the whole by key, largest first."""
+    """Return each key's fraction of the total, largest first."""
     totals: Counter[str] = Counter()
     for key, count in counted:
         totals[key] += count
@@ -151,10 +150,10 @@ def _shares(counted: Iterable[tuple[str, int]]) -> dict[str, float]:
 
 
 def take_inventory(model: SamModel) -> Inventory:
-    """Count the parts of a quantized model.
+    """Return the inventory of a quantized model.
 
     Raises:
-        ValueError: If the model is float.
+        ValueError: The model is float.
     """
     recipe = recipe_of(model)
     structure = structure_of(model.config)
@@ -190,15 +189,15 @@ def take_inventory(model: SamModel) -> Inventory:
 
 
 def mixed_name(recipe: Recipe, parts: Sequence[PartInventory]) -> str:
-    """The recipe's name; where that ends in `-mixed`, with mean bits: `mse-w4a4-mixed-w4.31a4.05`.
+    """Return the name of a recipe, with mean bits if it ends in `-mixed`: `mse-w4a4-mixed-w4.31a4.05`.
 
-    The first is the mean over all weights that are stored as codes, the second that over all
-    multiply-accumulates with quantized activations.
+    Weight bits are averaged over all weights that are stored as codes, activation bits over all multiply-accumulates
+    with quantized activations.
     """
     if not recipe.name.endswith("-mixed"):
         return recipe.name
     weights = _mean((part.weight_bits, part.packed) for part in parts)
-    activations = _mean((bits, macs) for part in parts for _, macs, bits in _products(part))
+    activations = _mean((bits, macs) for part in parts for _, macs, bits in _macs_by_width(part))
     return f"{recipe.name}-w{weights:.2f}a{activations:.2f}"
 
 
@@ -208,7 +207,7 @@ def _mean(weighted: Iterable[tuple[float | None, int]]) -> float:
 
 
 def _count_parameters(config: SamConfig, part_of: Callable[[str], str]) -> Counter[str]:
-    """Parameters of the float model by part; the tied position features count once."""
+    """Count the parameters of the float model by part; the tied positional embedding counts once."""
     with torch.device("meta"):
         skeleton = family_of(config).build(config)
     counts: Counter[str] = Counter()
@@ -220,7 +219,7 @@ def _count_parameters(config: SamConfig, part_of: Callable[[str], str]) -> Count
 def _count_stored(
     model: SamModel, part_of: Callable[[str], str]
 ) -> tuple[Counter[str], Counter[tuple[str, str]]]:
-    """Weights stored as codes by part, and bytes by part and kind: `codes`, `scales` or `floats`."""
+    """Count the weights stored as codes by part, and the bytes by part and kind: `codes`, `scales` or `floats`."""
     packed: Counter[str] = Counter()
     for name, module in model.named_modules():
         if isinstance(module, PackedTensor):
@@ -233,7 +232,7 @@ def _count_stored(
 
 
 def _owner(structure: ModelStructure) -> Callable[[str], str]:
-    """A function from a tensor's name to its part."""
+    """Return a function that maps the name of a tensor to its part."""
     layers = {site.name: site.part for site in structure.weighted_sites}
     attentions = {site.name: site.part for site in structure.attentions}
     parent, _, embedding = structure.position_embedding.rpartition(".")
@@ -255,7 +254,7 @@ def _owner(structure: ModelStructure) -> Callable[[str], str]:
 
 
 def _activation_ranges(model: SamModel, part_of: Callable[[str], str]) -> dict[str, tuple[float, float]]:
-    """Lowest and highest end of the ranges of each part's activation quantizers."""
+    """Return the lowest and the highest end of the activation ranges of each part."""
     ranges: dict[str, tuple[float, float]] = {}
     for name, module in model.named_modules():
         if isinstance(module, (AffineQuantizer, LogQuantizer)):

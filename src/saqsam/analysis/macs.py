@@ -1,4 +1,4 @@
-"""Multiply-accumulates of each part of a SAM, counted on a model that holds no data."""
+"""Count the multiply-accumulate operations (MACs) of each part of a SAM on the meta device."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from saqsam.models.registry import family_of, structure_of
 
 @dataclass(frozen=True)
 class MacCounts:
-    """Multiply-accumulates.
+    """Multiply-accumulate operations of a model.
 
     Attributes:
-        parts: By part, with `relative_positions` and `mask_product` for those two products.
-        probabilities: Those among them that multiply attention's probabilities by values, whose bits can differ.
+        parts: MACs by part, including `relative_positions` and `mask_product`.
+        probabilities: MACs of attention probabilities times values by part, which `parts` include. Probabilities may
+            have other bits than the rest of a part.
     """
 
     parts: Counter[str]
@@ -28,10 +29,9 @@ class MacCounts:
 
 
 def count_macs(config: Any, prompts: int = 1) -> MacCounts:
-    """Multiply-accumulates of each part for one image and a number of box prompts.
+    """Count the MACs of each part for one image and a number of box prompts.
 
-    Counted on a float model of this configuration that holds no data. Softmax, normalisation and other elementwise
-    work is not counted, and neither is the prompt encoder.
+    Softmax, normalization, other elementwise operations and the prompt encoder are not counted.
 
     Args:
         config: Configuration of the model.
@@ -48,11 +48,11 @@ def count_macs(config: Any, prompts: int = 1) -> MacCounts:
 
     def count_attention(part: str) -> Callable[..., None]:
         def hook(attention: nn.Module, _: Any, kwargs: dict[str, Any], __: Any) -> None:
-            products = family.attention_products(attention, kwargs)
-            counts.parts[part] += 2 * products.product
-            counts.probabilities[part] += products.product
-            if products.relative_positions:
-                counts.parts[RELATIVE_POSITIONS] += products.relative_positions
+            macs = family.attention_macs(attention, kwargs)
+            counts.parts[part] += 2 * macs.logits
+            counts.probabilities[part] += macs.logits
+            if macs.relative_positions:
+                counts.parts[RELATIVE_POSITIONS] += macs.relative_positions
 
         return hook
 
@@ -72,7 +72,7 @@ def count_macs(config: Any, prompts: int = 1) -> MacCounts:
             mask_inputs=None,
             multimask_output=False,
         )
-    counts.parts[MASK_PRODUCT] += family.mask_product(config, prompts)
+    counts.parts[MASK_PRODUCT] += family.mask_macs(config, prompts)
     return counts
 
 

@@ -1,6 +1,6 @@
-"""The packed checkpoint: a folder that `SamModel.from_pretrained` loads after `import saqsam`.
+"""The packed checkpoint, a folder that `SamModel.from_pretrained` loads after `import saqsam`; see *Checkpoint format*.
 
-`docs/reference/checkpoint-format.md` specifies the files byte by byte.
+May import `convert`, `models`, `quant`, `recipes` and `utils`.
 """
 
 from saqsam.checkpoint.config import FORMAT_VERSION, SaqsamConfig, quantization_config_of, recipe_of

@@ -1,4 +1,4 @@
-"""Casts of a quantized model: to bfloat16, with scales that stay in float32; anything else is refused."""
+"""Cast a quantized model to bfloat16 while its scales stay in float32, and refuse other dtypes."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ def check_compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def guard_casts(model: SamModel) -> None:
-    """Let `model.to(torch.bfloat16)` cast a quantized model as it should be, and refuse other dtypes.
+    """Let `model.to(torch.bfloat16)` cast a quantized model without rounding its scales, and refuse other dtypes.
 
-    All float parameters and activations become bfloat16. Scales, zero points and codes stay as they are: a scale that
-    is rounded moves the whole grid of its codes. Quantizers compute in float32 and return bfloat16. Coordinates of
-    prompts and positions are encoded in float32: bfloat16 cannot tell neighbouring pixels apart.
+    All float parameters and activations become bfloat16. Scales, zero points and codes are unchanged: rounding a scale
+    would shift the whole grid of its codes. Quantizers compute in float32 and return bfloat16. Prompt coordinates and
+    positions are encoded in float32, because bfloat16 cannot tell neighboring pixels apart.
     """
     model._apply = functools.partial(_apply, model)
 
 
 def _apply(model: SamModel, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SamModel:
     """Stand in for `nn.Module._apply`, through which torch sends every cast and every move to a device."""
-    wanted = fn(torch.zeros((), dtype=model.dtype, device=model.device)).dtype
-    if wanted != model.dtype:
-        check_compute_dtype(wanted)
-        if wanted == torch.float32:
+    dtype = fn(torch.zeros((), dtype=model.dtype, device=model.device)).dtype
+    if dtype != model.dtype:
+        check_compute_dtype(dtype)
+        if dtype == torch.float32:
             raise ValueError(
-                "this model was cast to bfloat16, which lost digits; load it again to use float32"
+                "dtype: this model was cast to bfloat16, which lost digits; load it again to use float32"
             )
         _encode_positions_in_float32(model)
     kept = {
@@ -65,12 +65,12 @@ def _apply(model: SamModel, fn: Callable[[Tensor], Tensor], recurse: bool = True
         return tensor.to(changed.device) if id(tensor) in kept else changed
 
     applied: SamModel = type(model)._apply(model, cast_unless_kept, recurse)
-    model.config.dtype = wanted
+    model.config.dtype = dtype
     return applied
 
 
 class _Float32PositionalEmbedding(SamPositionalEmbedding):  # type: ignore[misc]
-    """`SamPositionalEmbedding` that computes in float32, whatever its matrix is stored in."""
+    """`SamPositionalEmbedding` that computes in float32 for any dtype of its matrix."""
 
     def forward(self, input_coords: Tensor, input_shape: tuple[int, int] | None = None) -> Tensor:
         """Encode coordinates [..., 2] as [..., C] in the dtype of the matrix."""
@@ -81,7 +81,7 @@ class _Float32PositionalEmbedding(SamPositionalEmbedding):  # type: ignore[misc]
 
 
 def _encode_positions_in_float32(model: SamModel) -> None:
-    """Prepare the modules that read coordinates and pixels for a model in another dtype, in place."""
+    """Replace the modules that read coordinates and pixels by versions for any dtype, in place."""
     for module in model.modules():
         if type(module) is SamPositionalEmbedding:
             module.__class__ = _Float32PositionalEmbedding
@@ -90,7 +90,7 @@ def _encode_positions_in_float32(model: SamModel) -> None:
 
 
 def _cast_pixels(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Cast pixels to the dtype of the patch embedding, as processors return them in float32."""
+    """Cast pixels, which processors return in float32, to the dtype of the patch embedding."""
     pixels, *others = arguments
     return pixels.to(next(module.parameters()).dtype), *others
 

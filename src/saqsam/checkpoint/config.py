@@ -23,9 +23,9 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class SaqsamConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """How a checkpoint was quantized, and the hash of its content; or how to quantize a float model.
+    """The recipe and the content hash of a checkpoint, or the recipe for quantizing a float model while it is loaded.
 
-    For the latter, pass `weight_only` or a `Recipe` that needs no calibration, and give the result to
+    To quantize a float model, pass `weight_only` or a `Recipe` that needs no calibration, and pass the result to
     `SamModel.from_pretrained(float_model, quantization_config=...)`:
 
         config = SaqsamConfig(weight_only="w4", group_size=128)
@@ -33,20 +33,21 @@ class SaqsamConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
     Args:
         recipe: The recipe: a `Recipe`, or plain JSON.
-        weight_only: Bits of the weights, such as ``"w8"`` or ``"w4"``; activations stay float. Instead of `recipe`.
-        group_size: With `weight_only`: consecutive inputs of an output channel that share a scale, such as 128; None
-            for the whole channel.
-        format_version: See below.
-        content_sha256: See below.
-        processor_sha256: See below.
-        saqsam_version: See below.
+        weight_only: Bits of the weights, such as ``"w8"`` or ``"w4"``; activations stay float. Excludes `recipe`.
+        group_size: With `weight_only`: number of consecutive inputs of an output channel that share a scale, such as
+            128; None for the whole channel.
+        format_version: Version of the file format; None for the current one.
+        content_sha256: Content hash of the checkpoint; None for a model that is not saved yet.
+        processor_sha256: Hash of the processor; None in format version 1.
+        saqsam_version: Version of the package that wrote the checkpoint.
         quant_method: ``"saqsam"``.
 
     Attributes:
-        recipe: The recipe as plain JSON, exactly as stored: an older version may lack later fields.
+        recipe: The recipe as plain JSON, exactly as stored: a recipe of an older version may lack later fields.
         format_version: Version of the file format.
-        content_sha256: Hash of all that decides a mask, see `content_hash`; None until the model is saved.
-        processor_sha256: Hash of the processor, see `processor_hash`; None in format version 1.
+        content_sha256: Hash of everything that affects a mask, computed by `content_hash`; None until the model is
+            saved.
+        processor_sha256: Hash of the processor, computed by `processor_hash`; None in format version 1.
         saqsam_version: Version of the package that wrote the checkpoint.
 
     Raises:
@@ -103,13 +104,13 @@ class SaqsamConfig(QuantizationConfigMixin):  # type: ignore[misc]
     def from_dict(
         cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
     ) -> SaqsamConfig:
-        """Build a config from JSON; transformers calls it before it builds a model.
+        """Build a config from JSON. transformers calls this method before it builds a model.
 
         Raises:
             CheckpointError: As for the class.
         """
         arguments = sorted({"weight_only", "group_size"} & config_dict.keys())
-        if arguments:  # a file stores the recipe that they stand for
+        if arguments:  # files store the resulting recipe instead
             raise CheckpointError(f"quantization_config has unknown keys: {shorten(arguments)}")
         try:
             return super().from_dict(config_dict, return_unused_kwargs, **kwargs)  # type: ignore[no-any-return]
@@ -137,8 +138,8 @@ def _weight_only_recipe(recipe: object, weight_only: str | None, group_size: int
 
 def quantization_config_of(model: SamModel) -> SaqsamConfig | None:
     """Return the quantization config of a model, or None for a float model."""
-    found = getattr(model.config, "quantization_config", None)
-    return found if isinstance(found, SaqsamConfig) else None
+    config = getattr(model.config, "quantization_config", None)
+    return config if isinstance(config, SaqsamConfig) else None
 
 
 def recipe_of(model: SamModel) -> Recipe:

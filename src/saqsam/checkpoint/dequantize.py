@@ -1,4 +1,4 @@
-"""From packed codes back to transformers' own float model."""
+"""Convert a quantized model back to transformers' own float model."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import torch
 from transformers import SamModel
 
 from saqsam.convert.position_embedding import position_embedding
-from saqsam.models.loading import build_model
+from saqsam.models.building import build_model
 from saqsam.models.registry import family_of, structure_of
 from saqsam.quant.layers import ChannelScale, PackedLayer, PackedLinear
 
 
 @torch.no_grad()
 def dequantized(model: SamModel) -> SamModel:
-    """Return a float model with the weights that a quantized model's codes stand for.
+    """Return a float model with the dequantized weights of a quantized model.
 
-    It holds transformers' own layers and attentions, and nothing in it rounds an activation. The offsets and gains of
-    `ChannelScale`s are folded into the weights and biases that follow them. Its outputs equal the quantized model's
-    with every activation quantizer taken out, but for the last bits of float32.
+    The result consists of transformers' own layers and attentions, without activation quantizers. Offsets and gains of
+    `ChannelScale`s are folded into the weights and biases that follow them. Apart from the last bits of float32, the
+    outputs equal those of the quantized model without its activation quantizers.
 
     Args:
-        model: The quantized model, which stays as it is.
+        model: The quantized model, which is not modified.
 
     Returns:
         A model in float32 and eval mode, on the same device.
@@ -36,8 +36,8 @@ def dequantized(model: SamModel) -> SamModel:
             weight, bias = layer.weight(), layer.bias
             if isinstance(layer, PackedLinear) and isinstance(layer.input_scale, ChannelScale):
                 weight = weight * layer.input_scale.gain
-                moved = weight @ layer.input_scale.offset
-                bias = -moved if bias is None else bias - moved
+                shift = weight @ layer.input_scale.offset
+                bias = -shift if bias is None else bias - shift
             tensors[f"{name}.weight"] = weight
             if bias is not None:
                 tensors[f"{name}.bias"] = bias

@@ -1,4 +1,4 @@
-"""Saving and loading a checkpoint folder."""
+"""Save and load checkpoint folders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from saqsam.models.configuration import parse_sam_config
 from saqsam.models.registry import family_of
 from saqsam.models.weights import SAFETENSORS, safetensors_files
 from saqsam.recipes.recipe import Recipe
-from saqsam.utils.atomic_write import whole_folder
+from saqsam.utils.atomic_write import atomic_folder
 from saqsam.utils.errors import CheckpointError, shorten, shorten_message
 from saqsam.utils.strict_json import read_json_object
 
@@ -29,14 +29,14 @@ from saqsam.utils.strict_json import read_json_object
 def save_checkpoint(
     model: SamModel, processor: SamProcessor, folder: str | Path, *, overwrite: bool = False
 ) -> Path:
-    """Write a quantized model as a checkpoint folder, which appears under its name only when complete.
+    """Write a quantized model atomically as a checkpoint folder.
 
     Args:
-        model: The result of `quantize`, or a loaded checkpoint. Its `evaluation_scores` go into the model card.
-        processor: Its processor; saved beside it and covered by the content hash.
+        model: The model of a `quantize` result, or a loaded checkpoint. Its `evaluation_scores` go into the model card.
+        processor: Processor of the model, which is saved with it and covered by the content hash.
         folder: The folder to write.
-        overwrite: Replace an existing checkpoint or empty folder; otherwise anything that exists is kept and an error
-            raised. Files and folders of any other kind are never replaced.
+        overwrite: Replace an existing checkpoint or empty folder. Files and folders of any other kind are never
+            replaced.
 
     Returns:
         The folder.
@@ -48,7 +48,7 @@ def save_checkpoint(
     folder = Path(folder)
     stored = recipe_of(model).to_dict()
     check_target(folder, overwrite=overwrite)
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         tensors = checkpoint_tensors(model)
         attach_quantizer(model, stored)
         update_hash(model, tensors, processor_hash(processor))
@@ -72,7 +72,7 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
 
 
 def _is_replaceable(path: Path) -> bool:
-    """Return whether a path is an empty folder or one of our checkpoints, damaged or not."""
+    """Return whether a path is an empty folder or a checkpoint of saqsam, damaged or not."""
     if not path.is_dir():
         return False
     try:
@@ -83,7 +83,18 @@ def _is_replaceable(path: Path) -> bool:
 
 
 def load_checkpoint(folder: str | Path, *, device: str | torch.device = "cpu") -> SamModel:
-    """Load the model of a packed checkpoint and verify it; see `load_packed_folder`."""
+    """Load the model of a packed checkpoint and verify it.
+
+    Args:
+        folder: A folder written by `save_checkpoint`, or by `save_pretrained` of model and processor.
+        device: Device of the model.
+
+    Returns:
+        The quantized model in float32 and eval mode.
+
+    Raises:
+        CheckpointError: A file is missing, damaged, altered, or of an unknown version; the message names it.
+    """
     folder = Path(folder)
     try:
         raw = _read_config(folder)
@@ -97,19 +108,19 @@ def load_packed_folder(
 ) -> tuple[SamModel, SamProcessor]:
     """Load a packed checkpoint and verify it. Each file is read once.
 
-    Names, dtypes, shapes and values of all tensors are checked, then the content hash, which covers tensors, recipe and
-    the configurations of model and processor.
+    Checks the names, dtypes, shapes and values of all tensors, then the content hash, which covers the tensors, the
+    recipe and the configurations of model and processor.
 
     Args:
         folder: A folder written by `save_checkpoint`, or by `save_pretrained` of model and processor.
-        raw: The parsed JSON of its `config.json`, with a `quantization_config` of saqsam.
-        device: Where the tensors go.
+        raw: Parsed JSON of its `config.json`, with a `quantization_config` of saqsam.
+        device: Device of the model.
 
     Returns:
         The quantized model in float32 and eval mode, and its processor.
 
     Raises:
-        CheckpointError: A file is missing, damaged, altered, or of an unknown version; the message says which.
+        CheckpointError: A file is missing, damaged, altered, or of an unknown version; the message names it.
     """
     source = str(folder / "config.json")
     try:
@@ -149,7 +160,7 @@ def load_packed_folder(
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """Return `config.json` of a checkpoint of ours, unchecked but for its method."""
+    """Return the parsed `config.json` of a checkpoint of saqsam, of which only `quant_method` is checked."""
     raw = read_json_object(folder / "config.json")
     quantization = raw.get("quantization_config")
     if not isinstance(quantization, dict) or quantization.get("quant_method") != QUANT_METHOD:

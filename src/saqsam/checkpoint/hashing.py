@@ -1,4 +1,4 @@
-"""The content hash of a checkpoint: it covers everything that decides a mask."""
+"""The content hash of a checkpoint, which covers everything that affects a mask."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ def content_hash(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> st
     """Return the SHA-256 of a header and of the name, dtype, shape and bytes of every tensor.
 
     Args:
-        tensors: Tensors by name, as stored; they are hashed in the order of their names.
-        header: Plain JSON types, hashed as JSON with sorted keys: see `hash_header`. Format version 1 hashed the recipe
-            alone.
+        tensors: Stored tensors by name, hashed in the order of their names.
+        header: Plain JSON types from `hash_header`, hashed as JSON with sorted keys. In format version 1, the recipe.
     """
     digest = hashlib.sha256(f"{json.dumps(header, sort_keys=True)}\0".encode())
     for name in sorted(tensors):
@@ -32,16 +31,16 @@ def content_hash(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> st
 
 
 def hash_header(config: SamConfig, recipe: Mapping[str, Any], processor_sha256: str | None) -> dict[str, Any]:
-    """Return what a checkpoint's content hash covers besides its tensors.
+    """Return the fields that a checkpoint's content hash covers in addition to its tensors.
 
     Args:
-        config: The model's configuration; only the fields that decide a mask are covered.
+        config: Configuration of the model; only fields that affect a mask are covered.
         recipe: The recipe as stored. It is not normalized, so that a recipe without later fields stays valid.
-        processor_sha256: See `processor_hash`.
+        processor_sha256: Hash of the processor, from `processor_hash`.
     """
     return {"model": config_fields(config), "processor": processor_sha256, "recipe": dict(recipe)}
 
 
 def processor_hash(processor: SamProcessor) -> str:
-    """Return the SHA-256 of the settings of a processor that decide pixels and masks."""
+    """Return the SHA-256 of the settings of a processor that affect pixels and masks."""
     return hashlib.sha256(json.dumps(processor_fields(processor), sort_keys=True).encode()).hexdigest()

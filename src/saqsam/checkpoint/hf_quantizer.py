@@ -1,4 +1,4 @@
-"""transformers' hook: `SamModel.from_pretrained` and `save_pretrained` for packed checkpoints."""
+"""The `HfQuantizer` behind `SamModel.from_pretrained` and `save_pretrained` of packed checkpoints."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from saqsam.convert.pack import (
     pack_without_calibration,
 )
 from saqsam.convert.plan import plan_quantization
+from saqsam.models.building import check_float_names
 from saqsam.models.configuration import check_sam_config
-from saqsam.models.loading import check_float_names
 from saqsam.models.processing import PROCESSOR_FILES, build_processor, load_processor
 from saqsam.models.weights import safetensors_files
 from saqsam.recipes.recipe import Recipe
@@ -33,15 +33,15 @@ from saqsam.utils.errors import CheckpointError
 
 
 class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
-    """Load packed checkpoints into packed modules and verify them; quantize float models on the way.
+    """Load packed checkpoints into packed modules and verify them, or quantize float models while they are loaded.
 
-    The latter is for recipes that need no calibration images.
+    Quantization on load is limited to recipes that need no calibration images.
     """
 
     _first_file: Path | None = None
-    """The first file of the checkpoint that is being loaded."""
+    """First file of the checkpoint that is being loaded."""
     _compute_dtype = torch.float32
-    """The dtype that the model is asked for in."""
+    """Requested dtype of the model."""
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Check that a float model can be quantized while it is loaded.
@@ -53,7 +53,7 @@ class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
             check_needs_no_calibration(Recipe.from_dict(self.quantization_config.recipe))
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Return float32, in which tensors are read and verified; the model is cast when they are there.
+        """Return float32, in which tensors are read and verified; the model is cast afterwards.
 
         Raises:
             ValueError: The dtype is neither float32 nor bfloat16.
@@ -62,9 +62,9 @@ class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
         return torch.float32
 
     def update_attn_implementation(self, config: SamConfig) -> SamConfig:
-        """Check the model's configuration; this is the one hook that runs before the model is built."""
+        """Check the configuration of the model, in the only hook that runs before the model is built."""
         check_sam_config(config, "config.json")
-        # `dtype="auto"`, transformers' default, asks the file, where no hash covers this field.
+        # `dtype="auto"`, transformers' default, would read the dtype from the file, where no hash covers it.
         config.dtype = torch.float32
         return config
 
@@ -110,7 +110,7 @@ class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
         if not self.pre_quantized:
             return self._quantize(model).to(self._compute_dtype)
         if self._first_file is not None:
-            # transformers has read the data by now, once; in float16, floats are again as they are stored.
+            # transformers has read the data by now. Cast to float16, floats equal the stored tensors again.
             verify_tensors(checkpoint_tensors(model), model, self.quantization_config, self._first_file)
             folder = self._first_file.parent
             if not _is_partial_download(folder):
@@ -150,10 +150,10 @@ def attach_quantizer(
 
     Args:
         model: A model with packed modules.
-        recipe: Its recipe as JSON.
-        processor_sha256: See `processor_hash`.
-        content_sha256: See `content_hash`; None for a model that is not saved yet.
-        format_version: Version of the format that the hash belongs to.
+        recipe: The recipe as JSON.
+        processor_sha256: Hash of the processor, from `processor_hash`.
+        content_sha256: Content hash, from `content_hash`; None for a model that is not saved yet.
+        format_version: Format version of the content hash.
     """
     config = SaqsamConfig(recipe, format_version, content_sha256, processor_sha256)
     model.config.quantization_config = config
@@ -173,7 +173,7 @@ def update_hash(model: SamModel, tensors: Mapping[str, Tensor], processor_sha256
     """
     if model.dtype != torch.float32:
         raise ValueError(
-            "this model was cast to bfloat16, which lost digits; save one that was loaded in float32"
+            "dtype: this model was cast to bfloat16, which lost digits; save one that was loaded in float32"
         )
     config: SaqsamConfig = model.config.quantization_config
     check_values(tensors, model, Recipe.from_dict(config.recipe), "this model")
@@ -183,12 +183,12 @@ def update_hash(model: SamModel, tensors: Mapping[str, Tensor], processor_sha256
 
 
 def verified_processor(folder: Path, config: SamConfig, quantization: SaqsamConfig) -> SamProcessor:
-    """Return the processor of a checkpoint, if it is the one that the checkpoint was saved with.
+    """Load the processor of a checkpoint and check that it is the one that the checkpoint was saved with.
 
-    A folder without a processor file stands for the default processor. Format version 1 has no hash to compare with.
+    A folder without a processor file has the default processor. Format version 1 stores no hash of the processor.
 
     Raises:
-        CheckpointError: The processor is another one, or its file is damaged.
+        CheckpointError: The processor differs from the saved one, or its file is damaged.
     """
     processor = load_processor(folder, config)
     is_hashed = quantization.format_version > 1
@@ -202,9 +202,9 @@ def verified_processor(folder: Path, config: SamConfig, quantization: SaqsamConf
 
 
 def _is_partial_download(folder: Path) -> bool:
-    """Return whether a folder is a hub snapshot of which transformers has fetched no processor.
+    """Return whether a folder is a hub snapshot without the processor.
 
-    `SamModel.from_pretrained` fetches the files of the model alone.
+    `SamModel.from_pretrained` downloads only the files of the model.
     """
     is_snapshot = folder.parent.name == "snapshots"
     return is_snapshot and not any((folder / name).is_file() for name in PROCESSOR_FILES)

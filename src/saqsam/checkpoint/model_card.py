@@ -1,4 +1,4 @@
-"""The model card (README.md) of a packed checkpoint: what it is, how to load it, and the scores that were given."""
+"""The model card (README.md) of a packed checkpoint: recipe, sizes, usage and scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from saqsam.checkpoint.config import SaqsamConfig
 from saqsam.checkpoint.tensors import checkpoint_tensors
 from saqsam.models.registry import family_of
 from saqsam.recipes.recipe import Recipe
-from saqsam.utils.atomic_write import write_whole
+from saqsam.utils.atomic_write import write_atomic
 
 MODEL_CARD = "README.md"
 _GENERATED = "<!-- Written by saqsam, which replaces this file until you remove this line. -->"
@@ -33,7 +33,7 @@ tags:
 
 @dataclass(frozen=True)
 class CardScore:
-    """One measured score for a model card.
+    """A measured score for a model card.
 
     Attributes:
         dataset: Name of the dataset, such as ``COCO val2017``.
@@ -51,27 +51,27 @@ class CardScore:
 
 
 def model_card(model: SamModel, scores: Sequence[CardScore] = (), *, name: str | None = None) -> str:
-    """Return the text of a model card, in Markdown with the hub's metadata before it.
+    """Return the text of a model card in Markdown, preceded by the hub's metadata.
 
     Args:
         model: A quantized model.
-        scores: Its scores; without any, the card says that none were given.
-        name: The repository on the hub, ``owner/name``, for the lines that load the model.
+        scores: Measured scores; without any, the card says that there are none.
+        name: Repository on the hub, ``owner/name``, for the usage example.
     """
     return "\n".join([f"{_METADATA}{_GENERATED}", *_lines(model, scores, name)]) + "\n"
 
 
 def write_model_card(folder: Path, model: SamModel, *, name: str | None = None) -> None:
-    """Write the model card of a checkpoint folder, unless somebody has written one by hand.
+    """Write the model card of a checkpoint folder, unless the folder has a hand-written one.
 
-    The scores are those of `model.evaluation_scores`.
+    The scores are taken from `model.evaluation_scores`.
     """
     path = folder / MODEL_CARD
     if path.is_file():
         text = path.read_text(encoding="utf-8", errors="replace")
         if _GENERATED not in text and _TRANSFORMERS_TEMPLATE not in text:
             return
-    write_whole(path, model_card(model, model.evaluation_scores, name=name).encode())
+    write_atomic(path, model_card(model, model.evaluation_scores, name=name).encode())
 
 
 def _lines(model: SamModel, scores: Sequence[CardScore], name: str | None) -> Iterator[str]:

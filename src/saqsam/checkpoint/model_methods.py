@@ -1,7 +1,6 @@
-"""Methods of transformers' `SamModel` that a packed model answers in its own way.
+"""Methods of transformers' `SamModel` that packed models override.
 
-They are attributes of the instance: a subclass of `SamModel` would not be found by what transformers registers for
-`SamModel` itself.
+They are attributes of the instance, because transformers' registries map `SamModel` itself and not its subclasses.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ _METHODS = ("_apply", "num_parameters", "save_pretrained", "_upload_modified_fil
 
 
 def use_packed_methods(model: SamModel) -> None:
-    """Let a packed model count its packed weights, guard its casts, and write a model card where it is saved.
+    """Let a packed model count its packed weights, guard its casts, and write a model card when it is saved.
 
-    It also gets an attribute: `evaluation_scores`, a sequence of `CardScore` for the model card, which is empty.
+    Also sets the attribute `evaluation_scores`, an empty sequence of `CardScore` for the model card.
     """
     guard_casts(model)
     model.num_parameters = functools.partial(_num_parameters, model)
@@ -39,7 +38,7 @@ def use_float_methods(model: SamModel) -> None:
 
 
 def _num_parameters(model: SamModel, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-    """Count parameters as transformers does, and each packed weight as one. Packed weights are not trainable."""
+    """Count parameters as transformers does, plus one for each packed weight. Packed weights are not trainable."""
     count: int = type(model).num_parameters(model, only_trainable, exclude_embeddings)
     if only_trainable:
         return count
@@ -49,7 +48,7 @@ def _num_parameters(model: SamModel, only_trainable: bool = False, exclude_embed
 def _save_pretrained(
     model: SamModel, save_directory: str | os.PathLike[str], is_main_process: bool = True, **options: Any
 ) -> None:
-    """Save as transformers does, with a model card beside the tensors."""
+    """Save as transformers does, and write a model card beside the tensors."""
     type(model).save_pretrained(model, save_directory, is_main_process, **options)
     if is_main_process:
         write_model_card(Path(save_directory), model)
@@ -58,9 +57,9 @@ def _save_pretrained(
 def _upload_modified_files(
     model: SamModel, working_dir: str | os.PathLike[str], repo_id: str, *arguments: Any, **options: Any
 ) -> Any:
-    """Upload as transformers does, with a model card in the place of transformers' template.
+    """Upload as transformers does, with a model card instead of transformers' template.
 
-    A card that somebody has edited on the hub is uploaded as it is there.
+    A model card that was edited on the hub is kept.
     """
     write_model_card(Path(working_dir), model, name=repo_id)
     return type(model)._upload_modified_files(model, working_dir, repo_id, *arguments, **options)

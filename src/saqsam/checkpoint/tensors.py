@@ -1,4 +1,4 @@
-"""Reading a checkpoint's tensors: names, dtypes, shapes, values and the hash are checked before anything uses them."""
+"""Read the tensors of a checkpoint, and check names, dtypes, shapes, values and hash before anything uses them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from transformers import SamModel
 from saqsam.checkpoint.config import SaqsamConfig
 from saqsam.checkpoint.hashing import content_hash, hash_header
 from saqsam.models.registry import structure_of
-from saqsam.models.weights import few
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedTensor
 from saqsam.quant.logarithmic import LogQuantizer
 from saqsam.recipes.recipe import Recipe
-from saqsam.utils.errors import CheckpointError, shorten, shorten_message
+from saqsam.utils.errors import CheckpointError, shorten, shorten_message, shorten_names
 
 MAX_SCALE = torch.finfo(torch.float16).max
-"""Largest quantization step: what stays float is stored in float16, so no larger step makes sense."""
+"""Largest quantization step: float tensors are stored in float16, so no larger step makes sense."""
 MIN_SCALE = torch.finfo(torch.float32).tiny
 """Smallest quantization step: the reciprocal of a subnormal number overflows."""
 MAX_TAU = 32
@@ -48,7 +47,7 @@ def checkpoint_tensors(model: SamModel) -> dict[str, Tensor]:
 
 
 def read_tensors(files: Mapping[Path, set[str] | None], model: SamModel) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint, which must be exactly those of a model.
+    """Read the tensors of a checkpoint and check that they are exactly those of a model.
 
     Args:
         files: The safetensors files with the names that an index lists for each, as `safetensors_files` returns them.
@@ -72,7 +71,7 @@ def read_tensors(files: Mapping[Path, set[str] | None], model: SamModel) -> dict
 
 
 def check_headers(files: Mapping[Path, set[str] | None], model: SamModel) -> None:
-    """Raise CheckpointError where `read_tensors` would, without reading any data."""
+    """Raise CheckpointError if `read_tensors` would, by reading only the headers of the files."""
     names: set[str] = set()
     for path, listed in files.items():
         with _reading(path) as file:
@@ -83,12 +82,12 @@ def check_headers(files: Mapping[Path, set[str] | None], model: SamModel) -> Non
 def check_values(tensors: Mapping[str, Tensor], model: SamModel, recipe: Recipe, source: str) -> None:
     """Raise CheckpointError unless every value is one that quantization can produce.
 
-    Scales are finite, positive and at most `MAX_SCALE`; zero points are codes, and the middle code where the recipe
-    says symmetric; steps per octave are powers of two; everything else that is a float is finite.
+    Scales are finite, positive and at most `MAX_SCALE`; zero points are codes, and the middle code for symmetric
+    weights; steps per octave are powers of two; all other floats are finite.
 
     Args:
         tensors: The tensors as stored, by name.
-        model: A model with packed modules, which say how many bits each tensor has.
+        model: A model with packed modules, which determine the bits of each tensor.
         recipe: The model's recipe.
         source: Name of the file in messages.
     """
@@ -96,9 +95,9 @@ def check_values(tensors: Mapping[str, Tensor], model: SamModel, recipe: Recipe,
         if isinstance(module, PackedTensor | AffineQuantizer | LogQuantizer):
             _check_scale(tensors[f"{name}.scale"], f"{source}: {name}.scale")
         if isinstance(module, PackedTensor | AffineQuantizer):
-            is_middle = isinstance(module, PackedTensor) and recipe.weights.is_symmetric(module.bits)
+            is_symmetric = isinstance(module, PackedTensor) and recipe.weights.is_symmetric(module.bits)
             _check_zero_point(
-                tensors[f"{name}.zero_point"], module.bits, is_middle, f"{source}: {name}.zero_point"
+                tensors[f"{name}.zero_point"], module.bits, is_symmetric, f"{source}: {name}.zero_point"
             )
         if isinstance(module, LogQuantizer):
             tau = int(tensors[f"{name}.tau"])
@@ -117,11 +116,11 @@ def verify_tensors(
     Args:
         tensors: The tensors as stored, by name.
         model: A model with packed modules, usually on the meta device.
-        quantization: The checkpoint's quantization config, which holds the hash.
+        quantization: The checkpoint's quantization config with the hash.
         file: The first file of tensors, for messages.
 
     Raises:
-        CheckpointError: A value is none that quantization can produce, see `check_values`, or the hashes differ.
+        CheckpointError: `check_values` refuses a value, or the hashes differ.
     """
     check_values(tensors, model, Recipe.from_dict(quantization.recipe), str(file))
     folder = file.parent
@@ -134,11 +133,11 @@ def verify_tensors(
         )
     else:
         header = hash_header(model.config, quantization.recipe, quantization.processor_sha256)
-    found = content_hash(tensors, header)
-    if found != quantization.content_sha256:
+    actual = content_hash(tensors, header)
+    if actual != quantization.content_sha256:
         raise CheckpointError(
-            f"{folder}: the tensors, the recipe or the configuration were altered: their content hash is {found[:12]}, "
-            f"config.json says {str(quantization.content_sha256)[:12]}"
+            f"{folder}: the tensors, the recipe or the configuration were altered: their content hash is "
+            f"{actual[:12]}, config.json says {str(quantization.content_sha256)[:12]}"
         )
 
 
@@ -155,7 +154,7 @@ def _stored_dtype(name: str, tensor: Tensor) -> torch.dtype:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[Any]:
-    """Open a safetensors file; whatever is wrong with it raises CheckpointError."""
+    """Open a safetensors file, and raise CheckpointError for any problem with it."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -187,13 +186,15 @@ def _check_header(
     unknown, repeated = sorted(names - expected.keys()), sorted(names & read)
     if unknown:
         missing = sorted(expected.keys() - names - read)
-        lacks = f"lacks {few(missing)} and " if missing else ""
-        raise CheckpointError(f"{path} does not fit its recipe: it {lacks}has unknown {few(unknown)}")
+        lacks = f"lacks {shorten_names(missing)} and " if missing else ""
+        raise CheckpointError(
+            f"{path} does not fit its recipe: it {lacks}has unknown {shorten_names(unknown)}"
+        )
     if repeated:
-        raise CheckpointError(f"{path} repeats {few(repeated)} of another shard")
+        raise CheckpointError(f"{path} repeats {shorten_names(repeated)} of another shard")
     if listed is not None and names != listed:
         raise CheckpointError(
-            f"{path}: its tensors are not those that the index lists: {few(names ^ listed)}"
+            f"{path}: its tensors are not those that the index lists: {shorten_names(names ^ listed)}"
         )
     for name in sorted(names):
         stored = file.get_slice(name)
@@ -202,29 +203,31 @@ def _check_header(
             raise CheckpointError(
                 f"{path}: {name} must have shape {tuple(expected[name].shape)}, has {shorten(shape)}"
             )
-        wanted = _SAFETENSORS_DTYPES[_stored_dtype(name, expected[name])]
-        if dtype != wanted:
-            raise CheckpointError(f"{path}: {name} must be {wanted}, is {dtype}")
+        expected_dtype = _SAFETENSORS_DTYPES[_stored_dtype(name, expected[name])]
+        if dtype != expected_dtype:
+            raise CheckpointError(f"{path}: {name} must be {expected_dtype}, is {dtype}")
     return sorted(names)
 
 
 def _check_complete(files: Mapping[Path, set[str] | None], model: SamModel, read: AbstractSet[str]) -> None:
     missing = model.state_dict().keys() - read - structure_of(model.config).tied.keys()
     if missing:
-        raise CheckpointError(f"{next(iter(files))} does not fit its recipe: it lacks {few(missing)}")
+        raise CheckpointError(
+            f"{next(iter(files))} does not fit its recipe: it lacks {shorten_names(missing)}"
+        )
 
 
-def _check_scale(scale: Tensor, what: str) -> None:
+def _check_scale(scale: Tensor, where: str) -> None:
     # NaN compares as false.
     if not bool(((scale >= MIN_SCALE) & (scale <= MAX_SCALE)).all()):
-        raise CheckpointError(f"{what} must be finite, positive and at most {MAX_SCALE:.0f}")
+        raise CheckpointError(f"{where} must be finite, positive and at most {MAX_SCALE:.0f}")
 
 
-def _check_zero_point(zero_point: Tensor, bits: int, is_middle: bool, what: str) -> None:
-    low, high = (2 ** (bits - 1),) * 2 if is_middle else (0, 2**bits - 1)
-    found_low, found_high = (int(end) for end in torch.aminmax(zero_point))
-    if not low <= found_low <= found_high <= high:
+def _check_zero_point(zero_point: Tensor, bits: int, is_symmetric: bool, where: str) -> None:
+    low, high = (2 ** (bits - 1),) * 2 if is_symmetric else (0, 2**bits - 1)
+    smallest, largest = (int(end) for end in torch.aminmax(zero_point))
+    if not low <= smallest <= largest <= high:
         raise CheckpointError(
-            f"{what} must be {low if is_middle else f'{low} to {high}'} for {bits} bits, "
-            f"got {found_low if found_low < low else found_high}"
+            f"{where} must be {low if is_symmetric else f'{low} to {high}'} for {bits} bits, "
+            f"got {smallest if smallest < low else largest}"
         )

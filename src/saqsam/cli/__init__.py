@@ -1,4 +1,5 @@
 """The command line: `app` declares the commands, `commands` implements them.
 
-Nothing may import this package. `app` and `options` import no torch, so that help and misspelt options answer at once.
+May import the whole package; nothing may import it. `app` and `options` import no torch, so that help and misspelled
+options answer at once.
 """

@@ -21,7 +21,7 @@ from saqsam.inference.backend import Backend
 from saqsam.models import load
 from saqsam.ptq.calibration_data import calibration_scenes
 from saqsam.runtimes import TORCH_INTEGER, load_runtime, use_integer_kernels
-from saqsam.utils.atomic_write import write_whole
+from saqsam.utils.atomic_write import write_atomic
 from saqsam.utils.errors import shorten
 
 
@@ -76,7 +76,7 @@ def usable_device(name: str) -> str:
     return name
 
 
-def open_labelled(spec: str, option: str, limit: int | None, ignore_label: str = "auto") -> Dataset:
+def open_labeled(spec: str, option: str, limit: int | None, ignore_label: str = "auto") -> Dataset:
     """Open a dataset to score, cut to `limit` images; scenes are generated to that number."""
     dataset = open_dataset(spec, limit=limit, ignore_label=_parse_ignore_label(ignore_label))
     if isinstance(dataset, ImageFolder):
@@ -109,4 +109,4 @@ def json_bytes(content: dict[str, Any]) -> bytes:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write plain values as a JSON file, atomically."""
-    write_whole(path, json_bytes(content))
+    write_atomic(path, json_bytes(content))

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from saqsam.cli.checks import check_new
-from saqsam.utils.atomic_write import check_writable, write_whole
+from saqsam.utils.atomic_write import check_writable, write_atomic
 from saqsam.utils.locks import LockHeldError, lock_file
 from saqsam.utils.replace import replace_file, replace_folder, restore_folder
 
@@ -43,7 +43,7 @@ class Output:
 
     def write(self, content: bytes) -> None:
         """Write the file."""
-        write_whole(self.staged, content)
+        write_atomic(self.staged, content)
         replace_file(self.staged, self.target)
 
     def place_folder(self) -> None:

@@ -115,7 +115,7 @@ def _print_shares(inventory: Inventory) -> None:
 def print_integer_layers(layers: IntegerLayers) -> None:
     """Print how many linear layers run on torch's integer kernels, and why the others do not."""
     say(f"{TORCH_INTEGER}: {layers.integer} of {layers.total} quantized linear layers on integers")
-    for reason, count in layers.left.items():
+    for reason, count in layers.dequantized.items():
         say(f"  {count} de-quantized: {reason}")
 
 

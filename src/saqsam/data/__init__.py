@@ -1,6 +1,6 @@
 """Datasets: bundled scenes, lists and folders of images, COCO, LVIS, DOTA, ADE20K and mask folders; detections.
 
-Modules here may import `utils`. Every layer above may import them, except `quant` and `models`.
+May import `utils`.
 """
 
 from saqsam.data.ade20k import AdeDataset

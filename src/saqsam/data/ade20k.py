@@ -21,7 +21,7 @@ NO_LABEL = 0
 
 MISSING_ANNOTATION = "missing annotation"
 DAMAGED_ANNOTATION = "damaged annotation"
-COLOUR_ANNOTATION = "annotation in colours or other values than 8 or 16 bits"
+COLOR_ANNOTATION = "annotation in colors or other values than 8 or 16 bits"
 OTHER_SIZE_ANNOTATION = "annotation of another size than the image"
 UNKNOWN_ANNOTATION = "annotation with values above 150"
 
@@ -30,8 +30,8 @@ class AdeDataset:
     """Images of `ROOT/images/SPLIT` with label maps of `ROOT/annotations/SPLIT`, PNG files of the same stem.
 
     Labels are 1 to 150; 0 marks pixels outside all classes. Images without an annotation are skipped and counted. An
-    annotation that is damaged, in colours, of another size or with other values is counted too; the image is kept
-    without any labelled pixel.
+    annotation that is damaged, in colors, of another size or with other values is counted too; the image is kept
+    without any labeled pixel.
 
     Args:
         root: The folder unpacked from ADEChallengeData2016.zip.
@@ -119,7 +119,7 @@ def _read_annotation(path: Path, size: tuple[int, ...]) -> LabelMap | str:
     try:
         labels = read_label_map(path)
     except NoLabels:
-        return COLOUR_ANNOTATION
+        return COLOR_ANNOTATION
     except ValueError:
         return DAMAGED_ANNOTATION
     if labels.shape != size:

@@ -51,7 +51,7 @@ def find_annotations(folder: Path) -> CocoFolder | None:
 
 
 def find_export(folder: Path) -> CocoFolder | None:
-    """Return the annotation file of a labelling tool in a folder; None if there is none.
+    """Return the annotation file of a labeling tool in a folder; None if there is none.
 
     Known files are Roboflow's `_annotations.coco.json`, in the folder or a single subfolder, Label Studio's
     `result.json` with `images/`, and a single `annotations/instances_*.json`, as CVAT writes it.

@@ -198,13 +198,13 @@ def find_label_folder(root: Path) -> Path | None:
         return _with_files(root / "labelTxt")
     named = [path for path in sorted(root.iterdir()) if path.is_dir() and _LABEL_FOLDER.match(path.name)]
     folders = [(_with_files(path), path.name.lower() == "labels") for path in named]
-    labelled = [path for path, may_be_yolo in folders if _holds_labels(path, may_be_yolo)]
-    if len(labelled) > 1:
-        names = ", ".join(f"{path.relative_to(root)}/" for path in labelled)
+    labeled = [path for path, may_be_yolo in folders if _holds_labels(path, may_be_yolo)]
+    if len(labeled) > 1:
+        names = ", ".join(f"{path.relative_to(root)}/" for path in labeled)
         raise ValueError(
             f"{root}: expected one folder of label files, got {names}; call the one to use labelTxt"
         )
-    return labelled[0] if labelled else None
+    return labeled[0] if labeled else None
 
 
 def _with_files(folder: Path) -> Path:

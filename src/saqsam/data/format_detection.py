@@ -23,7 +23,7 @@ KNOWN = (
 
 
 def open_folder(folder: Path, *, limit: int | None = None, ignore_label: IgnoreLabel = "auto") -> Dataset:
-    """Open a folder of DOTA, images and masks, ADE20K, an export of a labelling tool, or images, tried in this order.
+    """Open a folder of DOTA, images and masks, ADE20K, an export of a labeling tool, or images, tried in this order.
 
     Args:
         folder: The folder.

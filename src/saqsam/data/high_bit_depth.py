@@ -1,6 +1,6 @@
 """Read image files with more than 8 bits per channel, scaled by the white value that they state.
 
-Pillow decodes grey samples of 16 bits as they are, but keeps only the high byte of 16-bit colours. Those are decoded
+Pillow decodes gray samples of 16 bits as they are, but keeps only the high byte of 16-bit colors. Those are decoded
 twice, once per byte.
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from saqsam.data.decoding import ImageError, load_upright, open_image, png_chunks
-from saqsam.data.pixels import WHITE_16, describe_scale, is_deep_grey, scale_floats, scale_integers, strips
+from saqsam.data.pixels import WHITE_16, describe_scale, is_deep_gray, scale_floats, scale_integers, strips
 
 _PNG_DEPTHS = b"sBIT"
 _PNG_PIXELS = b"IDAT"
@@ -27,7 +27,7 @@ _SIZ_MARKER = b"\xff\x4f\xff\x51"
 _SIZ_DEPTH = 42
 """Distance from the start of a JPEG 2000 codestream to the depth of its first channel."""
 _SIZ_SEARCHED = 2**16
-_COLOURS_16 = re.compile(r"(?:RGB|RGBA|RGBX|R|G|B|A);16[BLN]|LA;16B")
+_COLORS_16 = re.compile(r"(?:RGB|RGBA|RGBX|R|G|B|A);16[BLN]|LA;16B")
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 """Byte order that makes Pillow keep the low byte of 16-bit samples instead of the high byte."""
 
@@ -40,7 +40,7 @@ def read_deep(path: Path, image: Image.Image) -> tuple[NDArray[np.uint8], tuple[
         image: The file as `open_image` yields it, not yet decoded.
 
     Returns:
-        Grey [H, W] or colours [H, W, 3], uint8, upright, and notes on the range; None for a file of 8 bits, which
+        Gray [H, W] or colors [H, W, 3], uint8, upright, and notes on the range; None for a file of 8 bits, which
         stays undecoded.
 
     Raises:
@@ -49,10 +49,10 @@ def read_deep(path: Path, image: Image.Image) -> tuple[NDArray[np.uint8], tuple[
     tiles = getattr(image, "tile", [])
     if image.format == "PPM" and tiles and tiles[0].codec_name == "ppm":
         return _read_ppm(path, image)
-    if is_deep_grey(image):
-        return _read_grey(path, image)
-    rawmodes = _colour_rawmodes(image)
-    return None if rawmodes is None else _read_colours(path, image, rawmodes)
+    if is_deep_gray(image):
+        return _read_gray(path, image)
+    rawmodes = _color_rawmodes(image)
+    return None if rawmodes is None else _read_colors(path, image, rawmodes)
 
 
 def _read_ppm(path: Path, image: Image.Image) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
@@ -74,7 +74,7 @@ def _as_picture(samples: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return samples[:, :, 0] if samples.shape[2] == 1 else samples
 
 
-def _read_grey(path: Path, image: Image.Image) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+def _read_gray(path: Path, image: Image.Image) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     white = _stated_white(path, image)
     # Pillow itself inverts samples of 8 bits only.
     is_inverted = image.format == "TIFF" and _tag(image, _TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
@@ -89,12 +89,12 @@ def _read_grey(path: Path, image: Image.Image) -> tuple[NDArray[np.uint8], tuple
     return (255 - scaled if is_inverted else scaled), notes
 
 
-def _read_colours(
+def _read_colors(
     path: Path, image: Image.Image, rawmodes: list[str]
 ) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     white = _stated_white(path, image)
     if rawmodes == ["LA;16B"]:
-        # Decoded as four channels of 8 bits: both bytes of the grey value, then both of alpha.
+        # Decoded as four channels of 8 bits: both bytes of the gray value, then both of alpha.
         _decode(image, ["RGBA"])
         both = np.asarray(image).astype(np.uint16)
         values = both[:, :, :1] << 8 | both[:, :, 1:2]
@@ -122,8 +122,8 @@ def _decode(image: Image.Image, rawmodes: list[str]) -> None:
     load_upright(image)
 
 
-def _colour_rawmodes(image: Image.Image) -> list[str] | None:
-    """Return the raw mode of each tile of an image whose colours have 16 bits; None for any other image."""
+def _color_rawmodes(image: Image.Image) -> list[str] | None:
+    """Return the raw mode of each tile of an image whose colors have 16 bits; None for any other image."""
     tiles = getattr(image, "tile", [])
     modes = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in tiles if tile.args]
     is_planar = image.format == "TIFF" and _tag(image, _TIFF_PLANAR) == _SEPARATE_PLANES
@@ -131,7 +131,7 @@ def _colour_rawmodes(image: Image.Image) -> list[str] | None:
         # Pillow names the planes of uncompressed files without their depth.
         order = "L" if cast(Any, image).tag_v2.prefix == b"II" else "B"
         modes = [f"{mode};16{order}" if mode in ("R", "G", "B", "A") else mode for mode in modes]
-    is_deep = bool(modes) and all(isinstance(mode, str) and _COLOURS_16.fullmatch(mode) for mode in modes)
+    is_deep = bool(modes) and all(isinstance(mode, str) and _COLORS_16.fullmatch(mode) for mode in modes)
     return modes if is_deep and len(modes) == len(tiles) else None
 
 
@@ -169,12 +169,12 @@ def _tag(image: Image.Image, number: int) -> float | None:
 
 
 def _png_depth(path: Path) -> int | None:
-    """Return the significant bits of a PNG's colours, from its sBIT chunk."""
+    """Return the significant bits of a PNG's colors, from its sBIT chunk."""
     for name, depths in png_chunks(path):
         if name == _PNG_PIXELS:
             return None
         if name == _PNG_DEPTHS and len(depths) <= 4:
-            # One for grey, or three for colours; alpha has the last one.
+            # One for gray, or three for colors; alpha has the last one.
             bits = max(depths[: 3 if len(depths) >= 3 else 1], default=0)
             return bits if 8 <= bits <= 16 else None
     return None

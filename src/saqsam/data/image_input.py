@@ -25,7 +25,7 @@ def as_rgb(
     """Convert an image to RGB.
 
     Args:
-        image: An array, a tensor on any device or a nested list with layout HW, HWx1 (grey), HWx3 or HWx4 (alpha is
+        image: An array, a tensor on any device or a nested list with layout HW, HWx1 (gray), HWx3 or HWx4 (alpha is
             dropped), or a PIL image of any mode, taken as it is stored, without its EXIF orientation. uint8 is used
             as it is. Other integers hold up to 16 bits and are scaled by their bit depth; floats are in [0, 1];
             booleans are black and white. `saqsam.data.pixels` states the rules.

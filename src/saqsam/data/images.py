@@ -46,8 +46,8 @@ class ImageNote(UserWarning):
 def read_image(path: str | Path) -> NDArray[np.uint8]:
     """Read an image file as HWC uint8 RGB in [0, 255].
 
-    Greyscale is repeated over the three channels; palettes, CMYK, YCbCr and 1-bit images are converted; an
-    alpha channel is dropped, which keeps the colours stored under transparent pixels. EXIF orientation is
+    Grayscale is repeated over the three channels; palettes, CMYK, YCbCr and 1-bit images are converted; an
+    alpha channel is dropped, which keeps the colors stored under transparent pixels. EXIF orientation is
     applied, so height and width are those of the picture as it is shown. Of several pages or frames the first is
     read. Data of more than 8 bits are scaled by their bit depth (`pixels.scale_integers`), floating point data
     from [0, 1].

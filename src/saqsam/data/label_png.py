@@ -20,7 +20,7 @@ _MODES = {2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 class NoLabels(ValueError):
-    """Raised for a readable image whose values are not labels: colours, or more than 16 bits."""
+    """Raised for a readable image whose values are not labels: colors, or more than 16 bits."""
 
 
 def read_label_map(path: Path) -> LabelMap:

@@ -77,9 +77,9 @@ def check_ignore_label(ignore_label: object) -> None:
 
 
 def read_channels(path: str | Path) -> NDArray[Any]:
-    """Read a mask file as HWC with 1 channel (values), 2 (grey and alpha), 3 (RGB) or 4 (RGBA).
+    """Read a mask file as HWC with 1 channel (values), 2 (gray and alpha), 3 (RGB) or 4 (RGBA).
 
-    A palette image gives its indices, or its grey values if it shows nothing but grey up to white. One-bit images give
+    A palette image gives its indices, or its gray values if it shows nothing but gray up to white. One-bit images give
     0 and 255. Other types keep their values.
 
     Raises:
@@ -93,7 +93,7 @@ def interpret_mask(path: str | Path, channels: NDArray[Any], ignore_label: Ignor
 
     Background is 0, and the object has one other value. Lossy compression and soft edges may add values in between; the
     object is then every pixel of at least half the largest value. The largest channel counts if the
-    object is coloured on black. If the colour is constant, the alpha channel is the mask.
+    object is colored on black. If the color is constant, the alpha channel is the mask.
 
     Args:
         path: The file. Its suffix tells lossy formats (JPEG, WebP) from lossless ones.
@@ -135,20 +135,20 @@ def _to_channels(image: Image.Image) -> NDArray[Any]:
     channels = np.asarray(image)
     if channels.ndim == 2:
         return channels[..., None]
-    is_grey = channels.shape[2] == 3 and all((channels[..., k] == channels[..., 0]).all() for k in (1, 2))
-    return channels[..., :1] if is_grey else channels
+    is_gray = channels.shape[2] == 3 and all((channels[..., k] == channels[..., 0]).all() for k in (1, 2))
+    return channels[..., :1] if is_gray else channels
 
 
 def _palette_values(image: Image.Image) -> NDArray[np.uint8]:
-    """Return the indices of a palette image, or its grey values if it shows nothing but grey up to white."""
+    """Return the indices of a palette image, or its gray values if it shows nothing but gray up to white."""
     indices = np.asarray(image)
-    colours = np.zeros((256, 3), dtype=np.uint8)
+    colors = np.zeros((256, 3), dtype=np.uint8)
     listed = np.array(image.getpalette("RGB") or [], dtype=np.uint8).reshape(-1, 3)[:256]
-    colours[: len(listed)] = listed
-    used = colours[np.unique(indices)]
-    # Class maps may have grey among their colours, but black and white are the colours of a mask.
-    is_grey = (used == used[:, :1]).all() and used.max() == WHITE and len(np.unique(used[:, 0])) == len(used)
-    return colours[:, 0][indices] if is_grey else indices
+    colors[: len(listed)] = listed
+    used = colors[np.unique(indices)]
+    # Class maps may have gray among their colors, but black and white are the colors of a mask.
+    is_gray = (used == used[:, :1]).all() and used.max() == WHITE and len(np.unique(used[:, 0])) == len(used)
+    return colors[:, 0][indices] if is_gray else indices
 
 
 def _checked(channels: NDArray[Any]) -> NDArray[np.uint16]:
@@ -160,15 +160,15 @@ def _checked(channels: NDArray[Any]) -> NDArray[np.uint16]:
 
 
 def _single_channel(channels: NDArray[np.uint16], is_lossy: bool) -> NDArray[np.uint16]:
-    """Return the maximum over the colour channels, or alpha if the colour is constant.
+    """Return the maximum over the color channels, or alpha if the color is constant.
 
     Raises:
         ValueError: The channels show different objects.
     """
     has_alpha = channels.shape[2] in (2, 4)
-    colours = channels[..., : channels.shape[2] - has_alpha]
-    values: NDArray[np.uint16] = colours.max(axis=2)
-    others = [colours[..., k] for k in range(colours.shape[2])]
+    colors = channels[..., : channels.shape[2] - has_alpha]
+    values: NDArray[np.uint16] = colors.max(axis=2)
+    others = [colors[..., k] for k in range(colors.shape[2])]
     if has_alpha:
         alpha = channels[..., -1]
         if alpha.min() < alpha.max():
@@ -178,13 +178,13 @@ def _single_channel(channels: NDArray[np.uint16], is_lossy: bool) -> NDArray[np.
     if len(others) == 1:
         return values
     shown = values >= _half(values)
-    # Colour is compressed more than brightness, so faint channels of a lossy file hold nothing but noise.
+    # Color is compressed more than brightness, so faint channels of a lossy file hold nothing but noise.
     least = max(1, int(values.max() * (0.5 if is_lossy else _NEAR)))
     for other in others:
         differs = ((other >= _half(other)) != shown).astype(np.uint8)
         if other.max() >= least and differs.any() and 1 in _even_values(differs, 9 if is_lossy else 3):
             raise ValueError(
-                "expected a mask of one object colour on black, got several colours or another shape in alpha"
+                "expected a mask of one object color on black, got several colors or another shape in alpha"
             )
     return values
 
@@ -254,7 +254,7 @@ def _has_labels(
             ((small > noise) & (small < largest - noise)).any() or ((large > 0) & (large < largest)).any()
         )
     even = _even_values(values, 9, tolerance=int(noise / 2))
-    # Lossy files have one background value, except within a block of an edge (16 x 16 if colour is subsampled).
+    # Lossy files have one background value, except within a block of an edge (16 x 16 if color is subsampled).
     has_dark_labels = is_lossy and (_even_values(values, 17) <= noise).sum() > 1
     return bool(has_dark_labels or ((even > noise) & (even < largest - noise)).any())
 

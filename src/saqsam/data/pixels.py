@@ -18,7 +18,7 @@ BIT_DEPTHS = (8, 10, 12, 14, 16)
 WHITE_16 = 2**16 - 1
 
 _FLOAT_TOLERANCE = 0.5 / 255
-"""Distance that floats may lie outside [0, 1], as they do after interpolation: half a grey level."""
+"""Distance that floats may lie outside [0, 1], as they do after interpolation: half a gray level."""
 
 _SAMPLES_AT_ONCE = 2**22
 """Samples converted at once, which bounds the memory of temporary arrays."""
@@ -28,20 +28,20 @@ def to_rgb(values: NDArray[Any]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """Convert an array of pixels to RGB.
 
     Args:
-        values: [H, W], [H, W, 1] grey, [H, W, 3] colours or [H, W, 4] colours and alpha. Booleans are black and white;
+        values: [H, W], [H, W, 1] gray, [H, W, 3] colors or [H, W, 4] colors and alpha. Booleans are black and white;
             integers of 8 bits are kept; larger ones are scaled as `scale_integers` describes; floats are in [0, 1].
 
     Returns:
-        image: [H, W, 3] uint8, C-contiguous and writable; possibly `values` itself. Grey is repeated, alpha dropped.
+        image: [H, W, 3] uint8, C-contiguous and writable; possibly `values` itself. Gray is repeated, alpha dropped.
         notes: Assumptions about the range, for messages.
 
     Raises:
         ImageError: The array has another shape, or values outside these ranges.
     """
     check_shape(values.shape)
-    colours = values[:, :, None] if values.ndim == 2 else values[:, :, :3]
-    grey, notes = to_8_bits(colours)
-    return np.require(np.broadcast_to(grey, (*grey.shape[:2], 3)), requirements=["C", "W"]), notes
+    colors = values[:, :, None] if values.ndim == 2 else values[:, :, :3]
+    gray, notes = to_8_bits(colors)
+    return np.require(np.broadcast_to(gray, (*gray.shape[:2], 3)), requirements=["C", "W"]), notes
 
 
 def to_8_bits(values: NDArray[Any]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
@@ -125,9 +125,9 @@ def describe_scale(white: int) -> tuple[str, ...]:
 def picture_to_rgb(image: Image.Image) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """Convert a decoded Pillow image of any mode to RGB, with the rules of `to_rgb`.
 
-    Alpha is dropped, which keeps the colours stored under transparent pixels.
+    Alpha is dropped, which keeps the colors stored under transparent pixels.
     """
-    if is_deep_grey(image):
+    if is_deep_gray(image):
         return to_rgb(np.asarray(image))
     rgb = np.empty((image.height, image.width, 3), np.uint8)
     for rows, strip in strips(image):
@@ -141,7 +141,7 @@ def strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
         yield rows, image.crop((0, rows.start, image.width, rows.stop))
 
 
-def is_deep_grey(image: Image.Image) -> bool:
+def is_deep_gray(image: Image.Image) -> bool:
     """Return whether a Pillow image has one channel of more than 8 bits."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 

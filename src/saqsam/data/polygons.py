@@ -87,7 +87,7 @@ def mask_rectangle(mask: NDArray[np.bool_]) -> Polygon | None:
     """Return the smallest rectangle around a mask, whatever the number of its parts.
 
     The rectangle encloses the contour half way between inner and outer pixels, as in marching squares: the midpoints of
-    the outer pixel sides. An upright mask of w x h pixels has a rectangle of w x h, while pixel centres would give
+    the outer pixel sides. An upright mask of w x h pixels has a rectangle of w x h, while pixel centers would give
     (w - 1) x (h - 1). Pixel corners would give w x h too, but they stand out more on a rotated mask, whose sides are
     stairs: a rotated 10 x 20 px rectangle drawn as a mask is recovered with an IoU of 0.85 from corners, and of 0.89
     from midpoints. A single pixel gives a square standing on its corner.

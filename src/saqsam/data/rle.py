@@ -1,6 +1,6 @@
 """Convert COCO segmentations (polygons, run lengths as lists or compressed strings) to checked run lengths.
 
-`pycocotools` trusts its input: runs that end early leave uninitialised memory in the mask, and a polygon with a
+`pycocotools` trusts its input: runs that end early leave uninitialized memory in the mask, and a polygon with a
 far-away corner exhausts the memory. All input is therefore checked first.
 """
 

@@ -81,7 +81,7 @@ def _majority(truth: LabelMap, classes: NDArray[np.uint16]) -> NDArray[np.uint16
 
 
 def _grow(cells: NDArray[np.uint16], region: NDArray[np.bool_]) -> NDArray[np.uint16]:
-    """Grow a region by one cell in four directions; new cells take the label of their neighbour."""
+    """Grow a region by one cell in four directions; new cells take the label of their neighbor."""
     grown = cells.copy()
     padded, inside = np.pad(cells, 1), np.pad(region, 1)
     for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0)):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from saqsam.utils.suggestions import nearest
+from saqsam.utils.suggestions import suggestion
 
 if TYPE_CHECKING:
     from saqsam.data.types import Dataset
@@ -237,7 +237,7 @@ def check_task_options(
     known = task_options()
     for name, value in given.items():
         if name not in known:
-            raise ValueError(f"no task option {name!r}{nearest(name, list(known))}")
+            raise ValueError(f"no task option {name!r}{suggestion(name, list(known))}")
         known[name].check(value, label(name))
     if names is None:
         entries = [

@@ -29,8 +29,8 @@ def assign_tiles(
     """Assign each box to a tile.
 
     Along each axis, tiles start every `tile - overlap` pixels, and the last one ends with the image. A box goes to
-    the tile that contains it, or to the one of several whose centre is nearest to its own. If no tile contains it
-    along an axis, it gets its own tile along this axis, around its centre, as far as possible within the image:
+    the tile that contains it, or to the one of several whose center is nearest to its own. If no tile contains it
+    along an axis, it gets its own tile along this axis, around its center, as far as possible within the image:
     `tile` pixels, or the side of the box plus `overlap` if that is longer. Parts of a box outside the image are
     ignored.
 
@@ -38,7 +38,7 @@ def assign_tiles(
         boxes: [P, 4] xyxy in pixels; each meets the image.
         size: (height, width) of the image.
         tile: Side of a tile in pixels.
-        overlap: Pixels that neighbours share; less than `tile`.
+        overlap: Pixels that neighbors share; less than `tile`.
 
     Returns:
         Positions of boxes by tile, without empty tiles. An image that is no larger than a tile is one tile.
@@ -57,12 +57,12 @@ def _interval(low: float, high: float, length: int, tile: int, overlap: int) -> 
     if length <= tile:
         return 0, length
     starts = [*range(0, length - tile, tile - overlap), length - tile]
-    centre = (low + high) / 2
+    center = (low + high) / 2
     holding = [start for start in starts if start <= low and high <= start + tile]
     if holding:
-        start = min(holding, key=lambda start: abs(start + tile / 2 - centre))
+        start = min(holding, key=lambda start: abs(start + tile / 2 - center))
         return start, start + tile
     first, end = math.floor(low), math.ceil(high)  # the pixels that it meets
     side = min(length, max(tile, end - first + overlap))
-    start = min(max(round(centre - side / 2), end - side, 0), first, length - side)
+    start = min(max(round(center - side / 2), end - side, 0), first, length - side)
     return start, start + side

@@ -16,7 +16,7 @@ from saqsam.checkpoint import (
 from saqsam.export.formats import DEFAULT_FORMAT, FORMATS
 from saqsam.export.manifest import MANIFEST, Manifest, file_hash, is_export
 from saqsam.models.processing import processor_fields
-from saqsam.utils.atomic_write import whole_folder
+from saqsam.utils.atomic_write import atomic_folder
 
 
 def export_model(
@@ -63,7 +63,7 @@ def export_model(
     plain = model.config.to_dict()
     plain.pop("quantization_config", None)
     metadata = {"saqsam_recipe": recipe.to_json(), "saqsam_checkpoint": checkpoint}
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         details = FORMATS[format].load_writer()(model, partial, metadata, single_mask=single_mask)
         files = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
         processor.save_pretrained(partial)

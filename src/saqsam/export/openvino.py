@@ -1,4 +1,4 @@
-"""OpenVINO IR of a quantized SAM, converted from the ONNX graphs: `encoder.xml` and `decoder.xml` with their `.bin`."""
+"""Write a quantized SAM as OpenVINO IR: `encoder.xml` and `decoder.xml` with their `.bin`, read from ONNX graphs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,25 @@ from saqsam.export.openvino_core import openvino_core
 def write_openvino(
     model: SamModel, folder: Path, metadata: dict[str, str], *, single_mask: bool
 ) -> dict[str, Any]:
-    """Write both models into a folder; a `Writer`."""
+    """Write encoder and decoder into a folder.
+
+    Args:
+        model: Quantized model.
+        folder: Existing folder.
+        metadata: Texts that are stored in both files, as runtime information.
+        single_mask: Let the decoder return one mask per prompt.
+
+    Returns:
+        Details for the manifest, of which this format has none.
+
+    Raises:
+        ExportError: The recipe cannot be expressed by ONNX operators.
+    """
     core = openvino_core()
     with tempfile.TemporaryDirectory(prefix="saqsam-") as name:
         write_onnx(model, Path(name), metadata, single_mask=single_mask)
         for part in ("encoder", "decoder"):
-            # Read, not converted: conversion would widen 4-bit weights and store what follows from others.
+            # `read_model`, not `convert_model`, which would widen 4-bit weights and store constants that it folded.
             converted = core.read_model(Path(name) / f"{part}.onnx")
             for key, value in metadata.items():
                 converted.set_rt_info(value, ["saqsam", key])

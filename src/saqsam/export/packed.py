@@ -1,4 +1,4 @@
-"""What every format asks of a checkpoint's modules, and the error for what it cannot express."""
+"""Read packed modules for export: slots, codes, scales and zero points as arrays."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _EMPTY = nn.Identity()
 
 
 class ExportError(ValueError):
-    """What an export cannot express; the message names the field of the recipe to change."""
+    """A recipe cannot be exported to a format; the message names the recipe field to change."""
 
 
-def slot(module: Any, name: str) -> nn.Module:
-    """Return the module in a slot; an empty module where there is none."""
-    found: nn.Module = getattr(module, name, _EMPTY)
-    return found
+def slot_module(module: Any, name: str) -> nn.Module:
+    """Return the module in a slot such as `input_quantizer`; `nn.Identity` if the slot is empty or missing."""
+    content: nn.Module = getattr(module, name, _EMPTY)
+    return content
 
 
 def signed_codes(packed: PackedTensor, where: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Signed codes (int8, in the weight's shape) and scales (float32, broadcasting to it) of a weight.
+    """Return the signed codes of a weight (int8, in its shape) and its scales (float32, broadcasting to it).
 
     Raises:
-        ExportError: If its zero points are not the middle code.
+        ExportError: A zero point is not the middle code.
     """
     middle = 2 ** (packed.bits - 1)
     if not bool((packed.zero_point == middle).all()):
@@ -40,10 +40,12 @@ def signed_codes(packed: PackedTensor, where: str) -> tuple[NDArray[np.int8], ND
 
 
 def codes_and_zero_points(packed: PackedTensor, where: str) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
-    """Codes of a weight (in its shape) and their zero points (broadcasting to it); the differences are signed bytes.
+    """Return the codes of a weight (in its shape) and its zero points (broadcasting to it).
+
+    Codes minus zero points fit into int8.
 
     Raises:
-        ExportError: If they are not: where codes have 8 bits and zero points other than the middle one.
+        ExportError: They do not fit: codes have 8 bits, and a zero point is not the middle code.
     """
     if packed.bits == 8 and not bool((packed.zero_point == 2**7).all()):
         raise ExportError(
@@ -55,6 +57,6 @@ def codes_and_zero_points(packed: PackedTensor, where: str) -> tuple[NDArray[np.
 
 
 def along_axis(packed: PackedTensor, values: Tensor) -> NDArray[Any]:
-    """Values of the channels of a weight, in a shape that broadcasts to it."""
+    """Return per-channel values of a weight in a shape that broadcasts to the weight."""
     shape = [-1 if axis == packed.axis else 1 for axis in range(len(packed.shape))]
     return values.detach().cpu().numpy().reshape(shape)

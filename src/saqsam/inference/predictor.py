@@ -89,7 +89,7 @@ class Predictor:
         """Encode an image and make it the current one of this thread. After an error there is no current image.
 
         Args:
-            image: An array, a tensor on any device or a nested list of layout HW, HWx1 (grey), HWx3 or HWx4 (alpha is
+            image: An array, a tensor on any device or a nested list of layout HW, HWx1 (gray), HWx3 or HWx4 (alpha is
                 dropped), or a PIL image of any mode, taken as it is stored, without its EXIF orientation. uint8 is
                 used as it is, larger integers are scaled by their bit depth as in `saqsam.data.read_image`, floats
                 are in [0, 1], booleans are black and white.

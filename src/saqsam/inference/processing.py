@@ -14,7 +14,7 @@ MAX_UPSCALED_PIXELS = 2**25
 """Logits upscaled at once: 128 MiB of float32, whatever the number of masks."""
 
 _RANGE_TOLERANCE = 0.5
-"""Distance that resized pixels may lie outside [0, 255]: half a grey level."""
+"""Distance that resized pixels may lie outside [0, 255]: half a gray level."""
 
 
 def preprocess(processor: SamProcessor, image: NDArray[np.uint8]) -> tuple[torch.Tensor, tuple[int, int]]:

@@ -1,4 +1,7 @@
-"""SAM families: loading them, and asking for their structure."""
+"""SAM families: loading of float models, and everything that is specific to a family.
+
+May import `quant` and `utils`.
+"""
 
 from saqsam.models.loading import load
 

@@ -1,7 +1,7 @@
-"""Validation of `config.json`: from untrusted JSON to a `SamConfig` that a model can be built from.
+"""Validate an untrusted `config.json` and turn it into a `SamConfig`.
 
-Only known fields are passed on to transformers, each with a checked type and range, so that no other key of a
-file can change what is computed. All limits lie far above SAM-H (32 layers of width 1280, 64 x 64 patches).
+Only known fields are passed on to transformers, each with a checked type and range, so that no other key of a file can
+change a mask. All limits lie far above SAM-H (32 layers of width 1280, 64 x 64 patches).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ MAX_LAYERS = 256
 MAX_WIDTH = 16384
 MAX_HEADS = 256
 MAX_IMAGE_SIZE = 8192
-"""In pixels per side."""
+"""Largest image size, in pixels per side."""
 MAX_GRID = 256
-"""Patches per side of the image."""
+"""Largest number of patches per side of the image."""
 MAX_SPARE_WINDOW = 64
-"""Side of the largest attention window that may exceed the grid; beyond, windows would be mostly padding."""
+"""Side of the largest attention window that may exceed the grid; a larger one would be mostly padding."""
 MAX_MASKS = 63
-"""Masks that the decoder predicts beside the single one."""
+"""Largest number of masks that the decoder predicts in addition to the single one."""
 MAX_PARAMETERS = 10**10
 
 CHANNELS = 3
@@ -103,7 +103,7 @@ _DECODER_FIELDS: Mapping[str, Field] = {
     "iou_head_hidden_dim": _WIDTH,
     "layer_norm_eps": _EPS,
 }
-# Checked, and not passed on: they say how a file was written, or would build another model.
+# Checked but not passed on: they describe how a file was written, or would build another model.
 _GENERIC_FIELDS: Mapping[str, Field] = {
     "dtype": choice(_DTYPES),
     "torch_dtype": choice(_DTYPES),
@@ -140,10 +140,10 @@ def parse_sam_config(raw: Mapping[str, Any], source: str) -> SamConfig:
         ("prompt_encoder_config", _PROMPT_FIELDS, SamPromptEncoderConfig),
         ("mask_decoder_config", _DECODER_FIELDS, SamMaskDecoderConfig),
     ):
-        given = take_object(raw, name, f"{source}: ")
+        section = take_object(raw, name, f"{source}: ")
         where = f"{source}: {name}."
-        take_fields(given, _GENERIC_FIELDS, where)
-        parts[name] = part(**take_fields(given, fields, where))
+        take_fields(section, _GENERIC_FIELDS, where)
+        parts[name] = part(**take_fields(section, fields, where))
     config = SamConfig(**parts)
     _check_grid(config, raw, f"{source}: ")
     _check_widths(config, f"{source}: ")
@@ -151,10 +151,10 @@ def parse_sam_config(raw: Mapping[str, Any], source: str) -> SamConfig:
 
 
 def config_fields(config: SamConfig) -> dict[str, Any]:
-    """Return every field of a configuration that decides a mask, as plain JSON types.
+    """Return every field of a configuration that affects a mask, as plain JSON types.
 
     The list of fields is fixed, so that the result does not depend on the version of transformers. Two configurations
-    that build the same model give the same result: `mlp_dim` is resolved, and indexes of global blocks are in order.
+    that build the same model return the same fields: `mlp_dim` is resolved and the indexes of global blocks are sorted.
     """
     vision, prompt, decoder = config.vision_config, config.prompt_encoder_config, config.mask_decoder_config
     training = {"attention_dropout", "initializer_range", "mlp_ratio"}  # the last is within mlp_dim
@@ -175,7 +175,7 @@ def config_fields(config: SamConfig) -> dict[str, Any]:
 
 
 def check_sam_config(config: SamConfig, source: str) -> None:
-    """Check a `SamConfig` that transformers parsed by the rules of `parse_sam_config`.
+    """Check a `SamConfig` that transformers parsed against the rules of `parse_sam_config`.
 
     Raises:
         CheckpointError: As for `parse_sam_config`, or the configuration differs between layers.
@@ -209,7 +209,10 @@ def count_parameters(config: SamConfig) -> int:
 
 
 def max_weight_bytes(config: SamConfig) -> int:
-    """Return the size that a model's weights on disk may have: eight times that in float32, for other contents."""
+    """Return the largest accepted size of a model's weights on disk: eight times their size in float32.
+
+    The margin leaves room for other contents of a training checkpoint, such as optimizer states.
+    """
     return 8 * 4 * count_parameters(config) + 2**20
 
 

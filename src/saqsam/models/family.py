@@ -1,7 +1,8 @@
-"""The interface of a SAM family: everything saqsam has to know about one kind of Segment Anything Model.
+"""The interface of a SAM family: everything that saqsam needs to know about one kind of Segment Anything Model.
 
 Module names, classes and shapes of a family appear in its own folder and nowhere else; the rest of the package asks a
-`ModelFamily` and the `ModelStructure` that it returns for a configuration. `docs` describe how to add a family.
+`ModelFamily` and the `ModelStructure` that it returns for a configuration. The guide *Add a model family* explains how
+to add one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Features:
 
     Attributes:
         embedding: Image embedding [B, C, h, w].
-        extras: Further maps that a family's mask head reads; empty for SAM v1.
+        extras: Further feature maps that the family's mask head reads; empty for SAM v1.
     """
 
     embedding: Tensor
@@ -53,15 +54,15 @@ class DecoderAttention(Protocol):
         ...
 
 
-class AttentionProducts(NamedTuple):
-    """Multiply-accumulates of one call of an attention.
+class AttentionMacs(NamedTuple):
+    """Multiply-accumulate operations (MACs) of one call of an attention.
 
     Attributes:
-        product: Of queries and keys; probabilities and values take as many.
-        relative_positions: Of queries and relative positions.
+        logits: MACs of queries times keys; probabilities times values take as many.
+        relative_positions: MACs of queries times relative positions.
     """
 
-    product: int
+    logits: int
     relative_positions: int = 0
 
 
@@ -102,10 +103,10 @@ class ModelFamily(ABC):
 
     @abstractmethod
     def encoder_fields(self, config_fields: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the fields of a configuration that decide an image embedding.
+        """Return the fields of a configuration that affect an image embedding.
 
         Args:
-            config_fields: All fields that decide a mask, see `models.configuration.config_fields`.
+            config_fields: All fields that affect a mask, from `models.configuration.config_fields`.
         """
 
     @abstractmethod
@@ -116,7 +117,7 @@ class ModelFamily(ABC):
     def quantizable_attention(
         self, attention: nn.Module, *, quantized_rel_pos_query: bool, row_scaled: bool
     ) -> nn.Module:
-        """Return an attention with empty quantizer slots that shares the layers of one of transformers.
+        """Return an attention with empty quantizer slots that shares the layers of a transformers attention.
 
         Args:
             attention: A module named in `ModelStructure.attentions`.
@@ -130,7 +131,7 @@ class ModelFamily(ABC):
 
     @abstractmethod
     def run_blocks(self, model: Any, blocks: Iterable[int], hidden: Tensor) -> Tensor:
-        """Run encoder blocks, given by index, one after another: [B, h, w, C] to the same shape."""
+        """Run encoder blocks by index, one after another: [B, h, w, C] to the same shape."""
 
     @abstractmethod
     def run_neck(self, model: Any, hidden: Tensor) -> Features:
@@ -158,7 +159,7 @@ class ModelFamily(ABC):
             model: The model.
             features: Of one image.
             points: [P, N, 2] as x, y.
-            labels: [P, N], 1 on the object and 0 beside it.
+            labels: [P, N], 1 for foreground and 0 for background.
             boxes: [P, 4] xyxy.
             mask_inputs: Logits [P, 4h, 4w].
             multimask_output: Return three masks for each prompt instead of one.
@@ -176,7 +177,7 @@ class ModelFamily(ABC):
             boxes: [P, 4] xyxy in pixels of the S x S input.
 
         Returns:
-            Tokens [P, 1, T, C] (output tokens, then the box) and the dense embedding [1, C, h, w] of no mask.
+            Tokens [P, 1, T, C] (output tokens, then the box) and the dense "no mask" embedding [1, C, h, w].
         """
 
     @abstractmethod
@@ -239,9 +240,16 @@ class ModelFamily(ABC):
         *,
         with_final: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Run the decoder's layers from `first` on and, if wanted, the final attention.
+        """Run the decoder's layers from `first` on, and the final attention if `with_final` is set.
 
-        Arguments are those of `run_decoder_layer`.
+        Args:
+            model: The model.
+            first: Index of the first layer to run.
+            tokens: [P, 1, T, C], input of that layer.
+            image: Image tokens [P or 1, 1, h * w, C], input of that layer.
+            prompt: [P, 1, T, C] of `embed_boxes`.
+            positions: [1, 1, h * w, C].
+            with_final: Run the final attention and its normalization, too.
 
         Returns:
             Tokens [P, 1, T, C] and image tokens [P, 1, h * w, C].
@@ -254,16 +262,16 @@ class ModelFamily(ABC):
         return tokens, image
 
     @abstractmethod
-    def attention_products(self, attention: nn.Module, inputs: Mapping[str, Any]) -> AttentionProducts:
-        """Count the multiply-accumulates of one call of a float attention from its keyword arguments."""
+    def attention_macs(self, attention: nn.Module, inputs: Mapping[str, Any]) -> AttentionMacs:
+        """Count the MACs of one call of a float attention, given its keyword arguments."""
 
     @abstractmethod
-    def mask_product(self, config: Any, prompts: int) -> int:
-        """Count the multiply-accumulates that make masks of the hypernetworks' output for P prompts."""
+    def mask_macs(self, config: Any, prompts: int) -> int:
+        """Count the MACs of the hypernetworks' output times the upscaled embedding, for P prompts."""
 
     @abstractmethod
     def module_label(self, name: str) -> str:
-        """Return the display name of a module, such as `encoder block 3, attn.qkv`; unknown names are returned."""
+        """Return the display name of a module, such as `encoder block 3, attn.qkv`; an unknown name is unchanged."""
 
     @abstractmethod
     def slot_label(self, slot: str) -> str:

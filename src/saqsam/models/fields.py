@@ -9,16 +9,16 @@ from typing import Any
 from saqsam.utils.errors import CheckpointError, shorten
 
 Check = Callable[[object], bool]
-"""Whether a JSON value is legal for a field."""
+"""Function that returns whether a JSON value is legal for a field."""
 
 
 class Field:
-    """A JSON field: what it must be, in words and as a check.
+    """A JSON field with its check.
 
     Args:
-        expected: Completes the sentence "expected ...".
-        accepts: Whether a value is legal.
-        convert: Gives a legal value its final type.
+        expected: Description of the legal values; completes the sentence "expected ...".
+        accepts: Returns whether a value is legal.
+        convert: Converts a legal value to its final type.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ def is_number(value: object) -> bool:
 
 
 def take_fields(raw: Mapping[str, Any], fields: Mapping[str, Field], where: str) -> dict[str, Any]:
-    """Return the known fields of a JSON object, each checked; others are passed over.
+    """Return the known fields of a JSON object, each checked; unknown fields are ignored.
 
     Args:
         raw: The JSON object. A field that is null counts as absent, as in transformers.

@@ -1,4 +1,4 @@
-"""The configuration of a SAM read off the shapes of its tensors, where no `config.json` states it."""
+"""Infer the configuration of a SAM from the shapes of its tensors, for files without `config.json`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from saqsam.models.configuration import check_sam_config
 from saqsam.utils.errors import CheckpointError
 
 DECODER_HEADS = 8
-"""Of the decoder's attentions, in the official code and by default in transformers; no shape tells them."""
+"""Heads of the decoder's attentions in the official code and transformers' default; shapes do not determine them."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -23,8 +23,8 @@ _GAUSSIAN = "shared_image_embedding.positional_embedding"
 def infer_sam_config(shapes: Shapes, *, decoder_layer_norm_eps: float = 1e-6) -> SamConfig:
     """Return the configuration of the SAM whose tensors have these shapes.
 
-    Everything is read off the shapes but the decoder's `DECODER_HEADS`, the activations and the layer norms' eps,
-    which are transformers' defaults.
+    Shapes determine everything except the number of decoder heads (`DECODER_HEADS`), and the activations and the eps
+    of layer norms, which are transformers' defaults.
 
     Args:
         shapes: Shape of each tensor by its name in `SamModel`.

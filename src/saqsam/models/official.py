@@ -1,8 +1,8 @@
-"""Official Segment Anything checkpoints, renamed key by key into transformers' `SamModel`.
+"""Convert official Segment Anything checkpoints to transformers' `SamModel` by renaming their keys.
 
-`facebookresearch/segment-anything` publishes ``sam_vit_{b,l,h}_*.pth``: a state dict of its own `Sam` class
-and nothing else, no configuration. Both implementations hold the same tensors in the same shapes, so the
-conversion is a renaming, and everything that the configuration needs is read off the shapes:
+`facebookresearch/segment-anything` publishes ``sam_vit_{b,l,h}_*.pth``: the state dict of its own `Sam` class, without
+a configuration. Both implementations hold the same tensors in the same shapes, so renaming suffices, and the
+configuration is inferred from the shapes:
 
 =====================  ==============================================================================
 image grid             ``pos_embed`` is (1, h, w, C); image size = grid x patch size
@@ -14,9 +14,9 @@ global layers          those whose ``rel_pos_h`` has 2 x grid - 1 rows
 For ViT-B, L and H that gives the configurations of ``segment_anything/build_sam.py``: 12, 24, 32 layers of
 width 768, 1024, 1280 with 12, 16, 16 heads, global attention in layers 2 5 8 11, 5 11 17 23, 7 15 23 31.
 
-Three things do not show in the shapes and are taken from the official code: the decoder attends with 8
-heads; encoder layer norms use eps 1e-6; the decoder's two-way blocks use `torch.nn.LayerNorm`'s 1e-5, for
-which transformers' default is 1e-6.
+Three values do not follow from the shapes and are taken from the official code: the decoder has 8 attention heads;
+the encoder's layer norms use eps 1e-6; the decoder's two-way blocks use `torch.nn.LayerNorm`'s 1e-5, for which
+transformers' default is 1e-6.
 """
 
 import re
@@ -26,8 +26,7 @@ import torch
 from transformers import SamConfig
 
 from saqsam.models.inference import infer_sam_config
-from saqsam.models.weights import few
-from saqsam.utils.errors import CheckpointError, shorten
+from saqsam.utils.errors import CheckpointError, shorten, shorten_names
 
 DECODER_LAYER_NORM_EPS = 1e-5
 _HYPERNETWORK_DEPTH = 3  # fixed in the official MaskDecoder, and in transformers' SamMaskDecoder
@@ -37,8 +36,8 @@ _GAUSSIAN = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 _IGNORED = frozenset({"pixel_mean", "pixel_std"})
 
 _PARAM = r"(weight|bias)"
-# (official, transformers): whole keys; a key that no rule matches is unknown. The MLP heads are apart, in
-# `_rename_head`, because their first and last layers get names of their own.
+# (official, transformers): whole keys; a key that no rule matches is unknown. `_HEAD` matches the MLP heads, whose
+# first and last layers have names of their own in transformers.
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
@@ -93,16 +92,15 @@ _HEAD = re.compile(
 
 
 def rename_key(key: str, *, iou_head_depth: int = 3) -> str:
-    """Name in transformers' `SamModel` of an official parameter or buffer.
+    """Return the name in transformers' `SamModel` of an official parameter or buffer.
 
     Args:
         key: A key of the official state dict, such as ``image_encoder.blocks.0.norm1.weight``.
         iou_head_depth: Number of linear layers of the IoU head; its last one has a name of its own.
 
     Returns:
-        The new key, such as ``vision_encoder.layers.0.layer_norm1.weight``. The Gaussian matrix of the
-        position encoding gets the name of the tensor that the other is tied to,
-        ``shared_image_embedding.positional_embedding``.
+        The new key, such as ``vision_encoder.layers.0.layer_norm1.weight``. Of the two tied names of the Gaussian
+        matrix of the position encoding, ``shared_image_embedding.positional_embedding`` is returned.
 
     Raises:
         CheckpointError: The official model has no such key.
@@ -133,9 +131,8 @@ def from_official(tensors: Mapping[str, object]) -> tuple[SamConfig, dict[str, t
             copied nor cast.
 
     Returns:
-        The `SamConfig` inferred from the shapes, and the tensors by their names in `SamModel`, without the
-        tied copy of the positional embedding. Whether the set of keys is complete and each shape is right is
-        checked where the model is built.
+        The `SamConfig` inferred from the shapes, and the tensors by their names in `SamModel`, without the tied copy of
+        the positional embedding. `build_model` checks that the keys are complete and the shapes right.
 
     Raises:
         CheckpointError: A key is unknown or has no tensor under it, two shapes contradict each other, or a tensor
@@ -166,7 +163,8 @@ def rename_state_dict(tensors: Mapping[str, object]) -> dict[str, torch.Tensor]:
             unknown.append(key)
     if unknown:
         raise CheckpointError(
-            f"{len(unknown)} unknown tensors in an official checkpoint, which a SAM does not have: {few(unknown)}"
+            f"{len(unknown)} unknown tensors in an official checkpoint, which a SAM does not have: "
+            f"{shorten_names(unknown)}"
         )
     return renamed
 

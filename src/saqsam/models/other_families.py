@@ -1,6 +1,6 @@
-"""Names of the segmentation models that saqsam does not support, recognised by what their files hold.
+"""Recognize checkpoints of segmentation models that saqsam does not support.
 
-A refusal then says which model a file is of, rather than which tensors are missing.
+The error message then names the model, rather than the tensors that are missing.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ _OFFICIAL_KEYS = (
     ("SAM-HQ", r"mask_decoder\.(hq_token|hq_mask_mlp|compress_vit_conv1)\."),
     ("SAM 2", r"vision_encoder\.backbone\.blocks\."),
 )
-"""Names by a pattern of a tensor's name, the first that matches one; prefixes may come before it."""
+"""Model names with a pattern of tensor names each, in order of precedence; tensor names may have prefixes."""
 
 
 def name_of_model_type(model_type: object) -> str | None:
-    """Return the name of the model that a `model_type` stands for; None for SAM v1 and for unknown ones."""
+    """Return the display name of an unsupported `model_type`; None for SAM v1 and unknown types."""
     return _MODEL_TYPES.get(model_type) if isinstance(model_type, str) else None
 
 
 def name_of_tensors(names: Iterable[str]) -> str | None:
-    """Return the name of the model that holds these tensors; None for SAM v1 and for unknown ones."""
+    """Return the display name of the unsupported model with these tensor names; None for SAM v1 and unknown models."""
     listed = list(names)
     for name, pattern in _OFFICIAL_KEYS:
         anywhere = re.compile(rf"(?:^|\.){pattern}")
@@ -57,6 +57,6 @@ def name_of_tensors(names: Iterable[str]) -> str | None:
 
 
 def refusal(name: str) -> str:
-    """Return the message for a file of another model: what it is, and what is supported."""
+    """Return the error message for a checkpoint of an unsupported model."""
     article = "an" if name.startswith("Edge") else "a"
     return f"this is {article} {name} checkpoint; {SUPPORTED}"

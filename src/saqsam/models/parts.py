@@ -32,7 +32,7 @@ RELATIVE_POSITIONS = "relative_positions"
 MASK_PRODUCT = "mask_product"
 """Product of the decoder's hypernetworks and the upscaled embedding: the masks."""
 OTHER = "other"
-"""What belongs to no part, such as layer norms."""
+"""Tensors that belong to no part, such as layer norms."""
 
 PART_LABELS = {
     "encoder.qkv": "encoder: queries, keys, values",

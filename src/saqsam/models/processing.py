@@ -1,4 +1,4 @@
-"""Validation of `processor_config.json`: from untrusted JSON to a `SamProcessor`."""
+"""Validate an untrusted `processor_config.json` and turn it into a `SamProcessor`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from saqsam.utils.errors import CheckpointError, shorten
 from saqsam.utils.strict_json import read_json_object
 
 MAX_PIXEL = 1e4
-"""Largest magnitude of a normalised pixel: ImageNet's statistics give 2.6, and 1,160 without rescaling by 1/255."""
+"""Largest magnitude of a normalized pixel: ImageNet's statistics give 2.6, and 1,160 without rescaling by 1/255."""
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-"""Where the image processor's settings are, in the order in which they are looked for, as transformers does."""
+"""Files that may hold the image processor's settings, in transformers' order of precedence."""
 
 _TYPES = ("SamImageProcessor", "SamImageProcessorFast", "SamImageProcessorPil")
 _MAX_SIDE = 2**15
@@ -41,7 +41,7 @@ def _sides(*names: str) -> Field:
 
 
 _FIELDS: Mapping[str, Field] = {
-    # The model takes square images of one size: nothing else can be done without these two.
+    # The model takes square images of one size, which only these two produce.
     "do_resize": Field("true", lambda v: v is True),
     "do_pad": Field("true", lambda v: v is True),
     "do_center_crop": Field("false", lambda v: v is False),
@@ -67,9 +67,9 @@ def build_processor(config: SamConfig) -> SamProcessor:
         config: Configuration of a model with square images of ``vision_config.image_size`` pixels.
 
     Returns:
-        A processor that resizes the longest edge to the image size, normalises with ImageNet's mean and
-        standard deviation and pads at the right and the bottom; label masks get the size of the model's
-        low-resolution masks, four times the embedding grid.
+        A processor that resizes the longest edge to the image size, normalizes with ImageNet's mean and standard
+        deviation and pads at the right and the bottom. Label masks get the size of the model's low-resolution masks,
+        four times the embedding grid.
     """
     size = config.vision_config.image_size
     mask = 4 * (size // config.vision_config.patch_size)
@@ -84,7 +84,7 @@ def build_processor(config: SamConfig) -> SamProcessor:
 
 
 def load_processor(folder: Path, config: SamConfig) -> SamProcessor:
-    """Return the processor of a folder, or `build_processor`'s where the folder holds none.
+    """Return the processor of a folder, or the default processor if the folder has none.
 
     `processor_config.json` is used if it holds an ``image_processor``, else `preprocessor_config.json`: where a
     folder has both, the former decides, as in transformers.
@@ -137,27 +137,27 @@ def parse_sam_processor(raw: Mapping[str, Any], config: SamConfig, source: str) 
     largest = _largest_pixel(image_processor)
     if largest > MAX_PIXEL:
         raise CheckpointError(
-            f"{where}rescale_factor, image_mean and image_std: expected normalised pixels of at most {MAX_PIXEL:g}, "
+            f"{where}rescale_factor, image_mean and image_std: expected normalized pixels of at most {MAX_PIXEL:g}, "
             f"got {largest:g}"
         )
     return processor
 
 
 def processor_fields(processor: SamProcessor) -> dict[str, Any]:
-    """Return every setting of a processor that decides a mask, as plain JSON types in one form.
+    """Return every setting of a processor that affects a mask, as plain JSON types in canonical form.
 
-    The list is fixed, so that the result does not depend on the version of transformers. Settings for label masks in
-    training are left out.
+    The list is fixed, so that the result does not depend on the version of transformers. Settings for label masks,
+    which only training uses, are excluded.
     """
-    given = processor.image_processor
+    settings = processor.image_processor
     return {
-        **{name: bool(getattr(given, name, None)) for name in _FIELDS if name.startswith("do_")},
-        "size": int(given.size["longest_edge"]),
-        "pad_size": [int(given.pad_size["height"]), int(given.pad_size["width"])],
-        "image_mean": _three(given.image_mean),
-        "image_std": _three(given.image_std),
-        "rescale_factor": float(given.rescale_factor),
-        "resample": int(given.resample),
+        **{name: bool(getattr(settings, name, None)) for name in _FIELDS if name.startswith("do_")},
+        "size": int(settings.size["longest_edge"]),
+        "pad_size": [int(settings.pad_size["height"]), int(settings.pad_size["width"])],
+        "image_mean": _three(settings.image_mean),
+        "image_std": _three(settings.image_std),
+        "rescale_factor": float(settings.rescale_factor),
+        "resample": int(settings.resample),
     }
 
 
@@ -166,7 +166,7 @@ def _three(value: Any) -> list[float]:
 
 
 def _largest_pixel(processor: SamImageProcessorPil) -> float:
-    """Return the largest magnitude that a normalised 8-bit pixel can have."""
+    """Return the largest magnitude that a normalized 8-bit pixel can have."""
     ends = [0.0, 255.0 * (processor.rescale_factor if processor.do_rescale else 1.0)]
     if not processor.do_normalize:
         return max(ends)

@@ -16,7 +16,7 @@ def family_of(config: Any) -> ModelFamily:
     """Return the family of a model's configuration.
 
     Args:
-        config: A configuration of transformers.
+        config: A transformers configuration.
 
     Raises:
         ValueError: No family has this `model_type`.
@@ -32,7 +32,7 @@ def structure_of(config: Any) -> ModelStructure:
     """Return the structure of the models of a configuration.
 
     Args:
-        config: A configuration of transformers.
+        config: A transformers configuration.
 
     Raises:
         ValueError: No family has this `model_type`.

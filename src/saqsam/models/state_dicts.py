@@ -1,7 +1,7 @@
-"""Finding the Segment Anything model in what training scripts save.
+"""Find the state dict of a Segment Anything model in the files that training scripts save.
 
 Scripts wrap a state dict (``{"model": ..., "optimizer": ...}``), prefix its names (``module.`` for `DataParallel`,
-Lightning's attribute names), and store other modules beside the model. A model is found by the name of its patch
+Lightning's attribute names), and store other modules beside the model. A model is located by the name of its patch
 embedding, which every variant has.
 """
 
@@ -15,20 +15,19 @@ from pathlib import Path
 import torch
 
 from saqsam.models.other_families import name_of_tensors, refusal
-from saqsam.models.weights import few
-from saqsam.utils.errors import CheckpointError, shorten
+from saqsam.utils.errors import CheckpointError, shorten, shorten_names
 
 MAX_NESTING = 4
-"""Dictionaries within dictionaries that are searched."""
+"""Largest depth of nested dictionaries that is searched."""
 
 _ANCHORS = {
     "image_encoder.patch_embed.proj.weight": True,
     "vision_encoder.patch_embed.projection.weight": False,
 }
-"""The patch embedding's name, and whether it is the official one."""
+"""Names of the patch embedding, and whether each is the official one."""
 _OFFICIAL_ROOTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 _TRANSFORMERS_ROOTS = ("vision_encoder", "prompt_encoder", "mask_decoder", "shared_image_embedding")
-# Wrappers of torch put these between the names of modules.
+# Wrappers of torch insert these between module names.
 _WRAPPING = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module)\.")
 _ADAPTER = re.compile(r"lora|adapter|\bw_[ab]_?\d", re.IGNORECASE)
 # Buffers of the official `Sam`, which some scripts save.
@@ -36,56 +35,56 @@ _STATISTICS = ("pixel_mean", "pixel_std")
 
 
 @dataclass(frozen=True)
-class FoundModel:
-    """A state dict found in a file.
+class ModelStateDict:
+    """The state dict of a model within a file.
 
     Attributes:
-        where: Its place in the file, such as ``state_dict, prefix model.``.
-        is_official: Whether names are the official code's, not transformers'.
-        tensors: Its tensors by name without prefixes.
-        beside: Names of tensors stored beside the model, which belong to other modules.
-        statistics: The official model's buffers `pixel_mean` and `pixel_std`, for pixels in [0, 255], where the file
-            holds them.
+        location: Place in the file, such as ``state_dict, prefix model.``.
+        is_official: Whether the names are the official code's, not transformers'.
+        tensors: Tensors by name, without prefixes.
+        extra_names: Names of further tensors in the file, which belong to other modules.
+        statistics: Buffers `pixel_mean` and `pixel_std` of the official model, for pixels in [0, 255]; empty if the
+            file lacks them.
     """
 
-    where: str
+    location: str
     is_official: bool
     tensors: dict[str, torch.Tensor]
-    beside: list[str]
+    extra_names: list[str]
     statistics: dict[str, torch.Tensor]
 
 
-def find_model(content: Mapping[str, object], path: Path) -> FoundModel:
+def find_model(content: Mapping[str, object], path: Path) -> ModelStateDict:
     """Return the one Segment Anything model in the content of a file.
 
     Args:
-        content: What `read_torch` or `read_safetensors` returned.
+        content: Content of the file, as `read_torch` or `read_safetensors` returns it.
         path: The file, for error messages.
 
     Raises:
-        CheckpointError: There is no model, there are several that differ, it is of another family such as SAM 2, or
-            there are tensors of adapters that change what the model computes.
+        CheckpointError: The file has no model or several, the model is of another family such as SAM 2, or it has
+            adapters, which would change its outputs.
     """
     other = name_of_tensors(_tensor_names(content))
     if other is not None:
         raise CheckpointError(f"{path}: {refusal(other)}")
-    found = list(_find_all(content, path))
-    if not found:
+    models = list(_find_all(content, path))
+    if not models:
         raise CheckpointError(
             f"{path}: expected the tensors of an official Segment Anything model or of transformers' SamModel, got "
-            f"{few([str(key)[:80] for key in content]) or 'none'}"
+            f"{shorten_names([str(key)[:80] for key in content]) or 'none'}"
         )
-    if len(found) > 1:
-        places = ", ".join(shorten(model.where) for model in found[:4])
+    if len(models) > 1:
+        places = ", ".join(shorten(model.location) for model in models[:4])
         raise CheckpointError(
-            f"{path}: holds {len(found)} Segment Anything models, under {places}: save the one to use alone"
+            f"{path}: holds {len(models)} Segment Anything models, under {places}: save the one to use alone"
         )
-    model = found[0]
-    adapters = [name for name in [*model.tensors, *model.beside] if _ADAPTER.search(name)]
+    model = models[0]
+    adapters = [name for name in [*model.tensors, *model.extra_names] if _ADAPTER.search(name)]
     if adapters:
         raise CheckpointError(
-            f"{path}: has {len(adapters)} tensors that a SAM does not have: {few(adapters)}: merge adapters into the "
-            "weights before saving"
+            f"{path}: has {len(adapters)} tensors that a SAM does not have: {shorten_names(adapters)}: merge adapters "
+            "into the weights before saving"
         )
     return model
 
@@ -97,7 +96,7 @@ def _tensor_names(content: Mapping[str, object]) -> Iterator[str]:
                 yield _WRAPPING.sub("", name)
 
 
-def _find_all(content: Mapping[str, object], path: Path) -> Iterator[FoundModel]:
+def _find_all(content: Mapping[str, object], path: Path) -> Iterator[ModelStateDict]:
     for where, dictionary in _dictionaries(content, "", MAX_NESTING, set()):
         state = _unwrap_names(dictionary, path)
         for name in state:
@@ -109,7 +108,7 @@ def _find_all(content: Mapping[str, object], path: Path) -> Iterator[FoundModel]
 def _dictionaries(
     content: Mapping[str, object], where: str, depth: int, seen: set[int]
 ) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """Yield a dictionary and those within it, each once and with its place."""
+    """Yield a dictionary and its nested dictionaries with their locations, each once."""
     seen.add(id(content))
     yield where, content
     if depth == 0:
@@ -131,11 +130,11 @@ def _unwrap_names(dictionary: Mapping[str, object], path: Path) -> dict[str, tor
     return state
 
 
-def _take(state: Mapping[str, torch.Tensor], prefix: str, where: str, is_official: bool) -> FoundModel:
-    """Return the tensors under a prefix that belong to the model, apart from others."""
+def _take(state: Mapping[str, torch.Tensor], prefix: str, where: str, is_official: bool) -> ModelStateDict:
+    """Return the model under a prefix, with the names of all other tensors."""
     roots = _OFFICIAL_ROOTS if is_official else _TRANSFORMERS_ROOTS
     tensors: dict[str, torch.Tensor] = {}
-    beside: list[str] = []
+    extra_names: list[str] = []
     statistics: dict[str, torch.Tensor] = {}
     for name, value in state.items():
         own = name.removeprefix(prefix)
@@ -144,6 +143,6 @@ def _take(state: Mapping[str, torch.Tensor], prefix: str, where: str, is_officia
         elif own in _STATISTICS:
             statistics[own] = value
         else:
-            beside.append(name)
+            extra_names.append(name)
     place = ", ".join(part for part in (where, f"prefix {prefix}" if prefix else "") if part)
-    return FoundModel(place or "the file itself", is_official, tensors, beside, statistics)
+    return ModelStateDict(place or "the file itself", is_official, tensors, extra_names, statistics)

@@ -14,7 +14,7 @@ PROBABILITIES = "probability_quantizer"
 
 
 SLOTS = ("query_quantizer", "key_quantizer", "value_quantizer", PROBABILITIES)
-"""Slots of an attention with quantizable products."""
+"""Slots of an attention with quantizable operands."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +43,23 @@ class AttentionSite(Site):
 
     @property
     def is_fused(self) -> bool:
-        """Whether one layer computes queries, keys and values, in this order."""
+        """True if one layer computes queries, keys and values, in this order."""
         return self.query == self.key == self.value
 
     @property
     def is_decoder(self) -> bool:
-        """Whether the attention belongs to the mask decoder."""
+        """True if the attention belongs to the mask decoder."""
         return self.part in DECODER_PARTS
 
 
 @dataclass(frozen=True)
 class NormalizedLayer:
-    """A layer that reads a normalization and nothing else, so that channel factors can move between the two.
+    """A layer whose only input is a normalization, so that channel factors can be moved between the two.
 
     Attributes:
         norm: Name of the normalization.
         layer: Name of the linear layer or convolution.
-        shifts: Whether offsets can move too: False where zero padding lies between the two.
+        shifts: Whether offsets can be moved, too: False if zero padding lies between the two.
     """
 
     norm: str
@@ -69,7 +69,7 @@ class NormalizedLayer:
 
 @dataclass(frozen=True)
 class ReluMlp:
-    """Two linear layers with a ReLU between them, through which positive factors pass.
+    """Two linear layers with a ReLU between them, which commutes with positive channel factors.
 
     Attributes:
         first: Name of the layer before the ReLU.
@@ -86,7 +86,7 @@ class ModelStructure:
 
     Attributes:
         layers: Linear layers and convolutions of the papers' tensor set, in the order of computation.
-        float_layers: Layers that the papers leave in floating point.
+        float_layers: Layers that the papers keep in floating point.
         attentions: Attentions whose products are quantized, encoder first.
         residual_readers: Decoder layers whose input is a residual stream, alone or with positions.
         blocks: Encoder blocks in the order of computation.
@@ -183,6 +183,6 @@ class InputSpec:
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put `new` in the place of the module called `name`."""
+    """Replace the module called `name` by `new`, in place."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, new)

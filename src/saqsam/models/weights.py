@@ -1,23 +1,23 @@
-"""Tensors from the files that hold model weights, without ever running what is inside them."""
+"""Read tensors from files of model weights without running any code that they contain."""
 
 from __future__ import annotations
 
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from saqsam.utils.errors import CheckpointError, shorten, shorten_message
+from saqsam.utils.errors import CheckpointError, shorten, shorten_message, shorten_names
 from saqsam.utils.strict_json import read_json_object
 
 SAFETENSORS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
-MAX_FILE_BYTES = 2**36
-"""Largest file that is read where no configuration says how large a model should be."""
+MAX_TENSOR_FILE_BYTES = 2**36
+"""Largest file that is read where no configuration bounds the size of the model."""
 MAX_HEADER_BYTES = 2**23
 """Largest header of a safetensors file; SAM-H's has 70 kB."""
 MAX_SHARDS = 1000
@@ -25,7 +25,7 @@ MAX_SHARDS = 1000
 _ZIP = b"PK\x03\x04"
 
 
-def read_folder(folder: Path, *, max_bytes: int = MAX_FILE_BYTES) -> dict[str, torch.Tensor]:
+def read_folder(folder: Path, *, max_bytes: int = MAX_TENSOR_FILE_BYTES) -> dict[str, torch.Tensor]:
     """Return the tensors of a folder written by `save_pretrained`, whole or in shards.
 
     The first of these is read, as in transformers: ``model.safetensors``, ``model.safetensors.index.json``,
@@ -58,7 +58,7 @@ def safetensors_files(folder: Path) -> dict[Path, set[str] | None]:
         Names of tensors by file: each shard's, or None for a single file, which needs no index.
 
     Raises:
-        CheckpointError: The index is damaged. That a file is missing is noticed when it is read.
+        CheckpointError: The index is damaged. Missing files are reported when they are read.
     """
     index = folder / f"{SAFETENSORS}.index.json"
     if index.is_file() and not (folder / SAFETENSORS).is_file():
@@ -66,7 +66,7 @@ def safetensors_files(folder: Path) -> dict[Path, set[str] | None]:
     return {folder / SAFETENSORS: None}
 
 
-def read_safetensors(path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> dict[str, torch.Tensor]:
+def read_safetensors(path: Path, *, max_bytes: int = MAX_TENSOR_FILE_BYTES) -> dict[str, torch.Tensor]:
     """Return the tensors of one safetensors file by name, memory-mapped.
 
     Raises:
@@ -88,7 +88,7 @@ def read_safetensors(path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> dict[str
     return tensors
 
 
-def read_torch(path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> dict[str, object]:
+def read_torch(path: Path, *, max_bytes: int = MAX_TENSOR_FILE_BYTES) -> dict[str, object]:
     """Return the dictionary that `torch.save` wrote to a file, without running code from it.
 
     Args:
@@ -110,7 +110,7 @@ def read_torch(path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> dict[str, obje
         if is_zip:
             _check_stored(path)
         with warnings.catch_warnings():
-            # In words for programmers, of TorchScript archives and pickle protocols, both refused below
+            # torch warns of TorchScript archives and pickle protocols; both are refused below.
             warnings.simplefilter("ignore", UserWarning)
             content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except CheckpointError:
@@ -144,7 +144,7 @@ def tensors_only(content: Mapping[str, object], path: Path) -> dict[str, torch.T
     }
     if len(tensors) != len(content):
         others = [str(name)[:80] for name in content if name not in tensors]
-        raise CheckpointError(f"{path}: expected a state dict of tensors, got {few(others)}")
+        raise CheckpointError(f"{path}: expected a state dict of tensors, got {shorten_names(others)}")
     return tensors
 
 
@@ -156,14 +156,6 @@ def is_shard(path: Path) -> bool:
 def is_part_of_folder(path: Path) -> bool:
     """Return whether a file has a name that `save_pretrained` gives to weights, whole or in shards."""
     return path.name in (SAFETENSORS, PICKLED) or is_shard(path)
-
-
-def few(names: Iterable[str]) -> str:
-    """Return the first three of `names` in sorted order, each on one line and shortened, for an error message."""
-    listed = sorted(names)
-    escaped = [repr(name)[1:-1] for name in listed[:3]]
-    shown = [name if len(name) <= 100 else f"{name[:97]}..." for name in escaped]
-    return ", ".join(shown) + (", ..." if len(listed) > 3 else "")
 
 
 def first_line(error: BaseException) -> str:
@@ -182,12 +174,12 @@ def _read_shards(index: Path, max_bytes: int) -> dict[str, torch.Tensor]:
     for shard, listed in _shards(index):
         if not shard.is_file():
             raise CheckpointError(f"{shard} is missing, which {index.name} lists")
-        found = _read(shard, max_bytes)
+        content = _read(shard, max_bytes)
         max_bytes -= shard.stat().st_size
-        if found.keys() != listed:
-            differing = few(found.keys() ^ listed)
+        if content.keys() != listed:
+            differing = shorten_names(content.keys() ^ listed)
             raise CheckpointError(f"{shard}: its tensors are not those that {index.name} lists: {differing}")
-        tensors |= found
+        tensors |= content
     return tensors
 
 
@@ -219,7 +211,7 @@ def _check_size(path: Path, max_bytes: int) -> None:
 
 
 def _check_stored(path: Path) -> None:
-    """Check that an archive is as `torch.save` writes it, without compression: unpacking cannot exceed its size."""
+    """Refuse compressed archives, which `torch.save` never writes: unpacking then cannot exceed the file's size."""
     with zipfile.ZipFile(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise CheckpointError(f"{path}: expected an archive written by torch.save, got a compressed one")

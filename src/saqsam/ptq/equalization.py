@@ -4,7 +4,7 @@ A tensor with one scale and zero point spends most of its codes on the channel w
 follows another, and a factor and an offset per channel pass through whatever is between them, both can be folded from
 the first layer into the second. The model's output is unchanged:
 
-- a normalisation and the linear layer after it (RepQ-ViT, arXiv 2212.08254): x -> (x - m) / f, W -> W f, b -> b + W m;
+- a normalization and the linear layer after it (RepQ-ViT, arXiv 2212.08254): x -> (x - m) / f, W -> W f, b -> b + W m;
 - a decoder MLP's ReLU, which passes positive factors (cross-layer equalization, arXiv 1906.04721);
 - values and the output projection: rows of probabilities sum to 1, so that an offset passes too;
 - queries and keys: factors f and 1 / f cancel in Q K^T. An offset of all keys adds the same to all logits of a row,

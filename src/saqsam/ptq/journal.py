@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from saqsam.utils.atomic_write import write_whole
+from saqsam.utils.atomic_write import write_atomic
 from saqsam.utils.errors import CheckpointError, shorten_message
 from saqsam.utils.strict_json import parse_json_object, read_json_object
 
@@ -102,10 +102,10 @@ class Journal:
         """
         if not (self.folder / ARGUMENTS).exists():
             content = json.dumps(self.arguments, indent=1, sort_keys=True)
-            write_whole(self.folder / ARGUMENTS, content.encode())
+            write_atomic(self.folder / ARGUMENTS, content.encode())
         text = json.dumps(notes, allow_nan=False)
         metadata = {_NOTES: text, _DIGEST: self._digest(step, tensors, text)}
-        write_whole(self.path(step), save(dict(tensors), metadata=metadata))
+        write_atomic(self.path(step), save(dict(tensors), metadata=metadata))
 
     def _digest(self, step: str, tensors: Mapping[str, Tensor], notes: str) -> str:
         """Return the SHA-256 of a step's run, name and notes, and of the dtype, shape and bytes of its tensors."""

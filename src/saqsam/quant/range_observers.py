@@ -86,7 +86,7 @@ class HistogramObserver(nn.Module):
         """Return the occupied bins.
 
         Args:
-            merge: Number of neighbouring bins to merge into one; a divisor of 32.
+            merge: Number of neighboring bins to merge into one; a divisor of 32.
 
         Returns:
             Lower edges, upper edges (within [self.low, self.high]) and counts, each float64 [K].

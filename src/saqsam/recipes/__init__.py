@@ -1,4 +1,4 @@
-"""Recipes: every choice of a quantization method as data, the named methods, and overrides.
+"""Recipes: all choices of a quantization method as data, the named methods, and overrides of single fields.
 
 May import `models`, `quant` and `utils`.
 """

@@ -1,6 +1,6 @@
-"""Names, defaults and one-line summaries of methods, efforts and deploy targets, shared by library and command line.
+"""Names, defaults and one-line summaries of methods, efforts and deploy targets.
 
-Plain data: the command line takes its choices and its help from here without importing torch.
+Plain data: the command line reads its choices and its help from here without importing torch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ DEFAULT_MEMORY = "4GiB"
 """Memory for captured activations; what exceeds it is spilled to disk."""
 
 WEIGHT_ONLY = "weight-only"
+"""Method for weight-only quantization, whose bits look like `w4` or `w4g128`."""
 METHOD_SUMMARIES = {
     "min-max": "ranges from the smallest to the largest value",
     "percentile": "ranges that hold 99.99 % of the values",
@@ -38,8 +39,8 @@ EFFORTS: dict[str, dict[str, float]] = {
     "standard": {"steps": 100, "final_steps": 4, "prompts": 4, "rounding_rate": 0.02, "scale_rate": 0.01},
     "paper": {"steps": 2000, "final_steps": 5, "prompts": 16, "rounding_rate": 1e-3, "scale_rate": 2e-3},
 }
-"""Learning steps per unit, prompts per step, and the learning rates that suit so many steps: with Adam, a variable
-moves at most by their product."""
+"""Steps per reconstruction unit, prompts per step, and learning rates. Fewer steps need higher rates: with Adam, a
+variable changes by at most steps times rate."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Kernels:
     """Integer kernels that several export formats may share.
 
     Attributes:
-        suffix: Suffix of the method's name in a recipe that is deployed for them.
-        activation_bits: Bits of activations that they multiply; None for any.
+        suffix: Suffix of the method's name in a recipe for these kernels.
+        activation_bits: Only width of activations that they multiply, in bits; None if they take any.
     """
 
     suffix: str

@@ -1,4 +1,4 @@
-"""Recipe fields that integer kernels require, with the reason why each departs from its method."""
+"""Recipe fields that integer kernels require, each with its reason."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from saqsam.recipes.catalog import DEFAULT_TARGET, DEPLOY_TARGETS, QLINEAR, XNNP
 from saqsam.recipes.presets import METHODS
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Clipping, ProbabilitySpec
-from saqsam.utils.suggestions import nearest
+from saqsam.utils.suggestions import suggestion
 
 CUSTOM_SUFFIX = "-custom"
-"""Suffix of the method's name in a recipe with overrides, which may come before or after that of the kernels."""
-# Not the upscaling: the mean error of its last weights shifts all mask logits, which cost sam-mini 0.02 mean IoU.
+"""Suffix of the method's name in a recipe with overrides; it may precede or follow the suffix of the kernels."""
+# Without the upscaling: the mean error of its last weights shifts all mask logits, which cost sam-mini 0.02 mean IoU.
 _EXTRA = {part: 8 for part in FLOAT_PARTS if part != "upscaling"}
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """One recipe field that integer kernels fix.
+    """A recipe field whose value integer kernels determine.
 
     Attributes:
-        field: Name of the field, as `--set` takes it.
-        why: Reason that the kernels need it.
-        values: Value for each set of kernels; a field is left alone for kernels that are not in it.
+        field: Name of the field, in the form of `--set`.
+        why: Reason for the requirement.
+        values: Required value by set of kernels; kernels without an entry accept any value.
     """
 
     field: str
@@ -59,7 +59,7 @@ REQUIREMENTS = (
         "kernels with float outputs round each row of their inputs on a grid of its own",
         {XNNPACK: True},
     ),
-    # A row's numerators: uniform codes of the softmax itself are all 0 where a row looks at many keys.
+    # Row scaling: uniform codes of the softmax itself are all 0 in rows that attend to many keys.
     Requirement(
         "probabilities",
         "powers of two have no operator, and uniform codes of the softmax lose rows that look at many keys",
@@ -80,23 +80,23 @@ REQUIREMENTS = (
         {QLINEAR: _EXTRA, XNNPACK: _EXTRA},
     ),
 )
-"""The fields that `deployable` sets and that `substitutions` explains, in the order in which they are shown."""
+"""Fields that `deployable` sets and `substitutions` explains, in display order."""
 
 
 def deployable(recipe: Recipe, target: str = DEFAULT_TARGET) -> Recipe:
     """Return the variant of a recipe that a target's integer kernels can run.
 
-    Sets the fields of `REQUIREMENTS`; everything else is left as the method has it.
+    Sets the fields of `REQUIREMENTS`; all others keep the values of the method.
 
     Args:
         recipe: Any recipe.
         target: Name of an export format, one of `DEPLOY_TARGETS`.
 
     Raises:
-        ValueError: There is no such target, or its kernels do not run activations of the recipe's bits.
+        ValueError: The target is unknown, or its kernels do not support the recipe's activation bits.
     """
     if target not in DEPLOY_TARGETS:
-        raise ValueError(f"no target {target!r}{nearest(target, list(DEPLOY_TARGETS))}")
+        raise ValueError(f"no target {target!r}{suggestion(target, list(DEPLOY_TARGETS))}")
     kernels = DEPLOY_TARGETS[target]
     if recipe.activations is None:
         raise ValueError(
@@ -114,20 +114,20 @@ def deployable(recipe: Recipe, target: str = DEFAULT_TARGET) -> Recipe:
             continue
         outer, dot, inner = requirement.field.partition(".")
         (nested.setdefault(outer, {}) if dot else fields)[inner or outer] = copy(requirement.values[kernels])
-    # All at once: recipes check that their fields go together.
+    # All fields in one call: a recipe checks that its fields are consistent.
     specs = {name: replace(getattr(recipe, name), **values) for name, values in nested.items()}
     return replace(recipe, **fields, **specs)
 
 
 @dataclass(frozen=True)
 class Substitution:
-    """One field of a recipe that departs from the method.
+    """A recipe field that differs from the method.
 
     Attributes:
-        field: Name of the field, as `--set` takes it.
-        method: Value of the method.
-        used: Value of the recipe.
-        why: Reason that integer kernels need it.
+        field: Name of the field, in the form of `--set`.
+        method: Value in the method.
+        used: Value in the recipe.
+        why: Reason why integer kernels need it.
     """
 
     field: str
@@ -137,13 +137,13 @@ class Substitution:
 
 
 def substitutions(recipe: Recipe) -> list[Substitution]:
-    """List the fields of `REQUIREMENTS` in which a recipe departs from its method, whoever changed them.
+    """Return the fields of `REQUIREMENTS` in which a recipe differs from its method.
 
     Args:
-        recipe: Recipe of a checkpoint, or one that is about to be used.
+        recipe: Any recipe, such as that of a checkpoint.
 
     Returns:
-        The substitutions in a fixed order; none for an unchanged method, or one that this version does not know.
+        The substitutions in display order; empty for an unchanged method or an unknown one.
     """
     name = recipe.method
     suffixes = (CUSTOM_SUFFIX, *(f"-{kernels.suffix}" for kernels in DEPLOY_TARGETS.values()))
@@ -157,7 +157,7 @@ def substitutions(recipe: Recipe) -> list[Substitution]:
 
 
 def _text(value: Any) -> str:
-    """Return the value of a field as the command line shows it."""
+    """Return the value of a field as display text."""
     match value:
         case None:
             return "none"

@@ -1,4 +1,4 @@
-"""The methods by name: each a short function from bits to a `Recipe`, so that two can be compared by eye."""
+"""The named methods: one short function per method that returns its `Recipe`, so that two can be compared by eye."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ from saqsam.recipes.catalog import (
 )
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Clipping, ProbabilitySpec, QuantSpec, Reconstruction
-from saqsam.utils.suggestions import nearest
-
-"""Beside `METHODS`, which have bits of weights and activations: `recipe_for` takes it with bits such as `w4`."""
+from saqsam.utils.suggestions import suggestion
 
 
 def min_max(weight_bits: int, activation_bits: int) -> Recipe:
-    """Ranges from the smallest to the largest value seen."""
+    """Return the recipe of min-max ranges: from the smallest to the largest value."""
     return Recipe(
         method="min-max",
         weights=QuantSpec(weight_bits, range="min-max"),
@@ -32,7 +30,7 @@ def min_max(weight_bits: int, activation_bits: int) -> Recipe:
 
 
 def percentile(weight_bits: int, activation_bits: int) -> Recipe:
-    """Activation ranges that hold 99.99 % of the values on each side; weights by min-max."""
+    """Return the recipe of percentile ranges: 99.99 % of the activations on each side; min-max for weights."""
     return Recipe(
         method="percentile",
         weights=QuantSpec(weight_bits, range="min-max"),
@@ -41,7 +39,7 @@ def percentile(weight_bits: int, activation_bits: int) -> Recipe:
 
 
 def mse(weight_bits: int, activation_bits: int) -> Recipe:
-    """Ranges of least |x - Q(x)|^2.4: the statistics that QDrop (arXiv 2203.05740) and PTQ4SAM start from."""
+    """Return the recipe of MSE ranges, which minimize |x - Q(x)|^2.4, as QDrop (arXiv 2203.05740) and PTQ4SAM do."""
     return Recipe(
         method="mse",
         weights=QuantSpec(weight_bits, range="mse"),
@@ -50,22 +48,22 @@ def mse(weight_bits: int, activation_bits: int) -> Recipe:
 
 
 def brecq(weight_bits: int, activation_bits: int) -> Recipe:
-    """Rounding learned by block reconstruction (BRECQ, arXiv 2102.05426); activation ranges by `mse`."""
+    """Return the recipe of BRECQ (arXiv 2102.05426): rounding learned by block reconstruction; ranges of `mse`."""
     learned = Reconstruction(unit="block", loss="output", target="float", scales=False, drop=1.0)
     return replace(mse(weight_bits, activation_bits), method="brecq", reconstruction=learned)
 
 
 def qdrop(weight_bits: int, activation_bits: int) -> Recipe:
-    """Rounding and activation scales, learned with random dropping (QDrop, arXiv 2203.05740)."""
+    """Return the recipe of QDrop (arXiv 2203.05740): rounding and activation scales learned with random dropping."""
     learned = Reconstruction(unit="block", loss="output", target="float", scales=True, drop=0.5)
     return replace(mse(weight_bits, activation_bits), method="qdrop", reconstruction=learned)
 
 
 def ptq4sam_s(weight_bits: int, activation_bits: int) -> Recipe:
-    """PTQ4SAM without reconstruction: bimodal integration and adaptive granularity (arXiv 2405.03144).
+    """Return the recipe of PTQ4SAM without reconstruction: bimodal integration and adaptive granularity.
 
-    The paper tries 1, 2 and 4 steps an octave. With more than 4 bits most codes would then lie octaves below anything
-    that counts, so the finest grid tried still covers four octaves.
+    The paper (arXiv 2405.03144) tries 1, 2 and 4 steps per octave. With more than 4 bits, most of those codes would
+    stand for negligible probabilities, so finer grids are tried too; the finest one covers four octaves.
     """
     start = mse(weight_bits, activation_bits)
     granularity = ProbabilitySpec("log", finest=min(32, max(4, 2 ** (activation_bits - 2))))
@@ -73,28 +71,28 @@ def ptq4sam_s(weight_bits: int, activation_bits: int) -> Recipe:
 
 
 def ptq4sam(weight_bits: int, activation_bits: int) -> Recipe:
-    """PTQ4SAM: the same, then QDrop's reconstruction (arXiv 2405.03144)."""
+    """Return the recipe of PTQ4SAM (arXiv 2405.03144): `ptq4sam_s`, then QDrop's reconstruction."""
     learned = Reconstruction(unit="block", loss="output", target="float", scales=True, drop=0.5)
     return replace(ptq4sam_s(weight_bits, activation_bits), method="ptq4sam", reconstruction=learned)
 
 
 def saq_sam_s(weight_bits: int, activation_bits: int) -> Recipe:
-    """PTQ4SAM's statistics and perceptual-consistency clipping, no reconstruction (arXiv 2503.06515)."""
+    """Return the recipe of SAQ-SAM without reconstruction: `ptq4sam_s` and perceptual-consistency clipping."""
     return replace(ptq4sam_s(weight_bits, activation_bits), method="saq-sam-s", clipping=Clipping())
 
 
 def saq_sam(weight_bits: int, activation_bits: int) -> Recipe:
-    """SAQ-SAM: clipping, then prompt-aware reconstruction with layer skipping (arXiv 2503.06515)."""
+    """Return the recipe of SAQ-SAM (arXiv 2503.06515): clipping, then prompt-aware reconstruction."""
     learned = Reconstruction(unit="stage", loss="prompt", target="float", scales=True, drop=0.5)
     return replace(saq_sam_s(weight_bits, activation_bits), method="saq-sam", reconstruction=learned)
 
 
 def saq_sam_plus(weight_bits: int, activation_bits: int) -> Recipe:
-    """SAQ-SAM and what the paper does not have, all of it free at run time.
+    """Return the recipe of SAQ-SAM with additions of this project, none of which costs time at inference.
 
-    Channels equalized, and inputs scaled by channel where the decoder reads a residual stream; rows of probabilities
-    with a scale of their own; clipping by what an attention gives; biases and normalisations learned with each unit; at
-    the end the whole decoder, by its masks.
+    The additions: equalized channels; per-channel input scales where the decoder reads a residual stream; row-scaled
+    probabilities; clipping by the attention's output error; biases and normalizations learned with each unit; joint
+    learning of the decoder by its masks at the end.
     """
     start = saq_sam(weight_bits, activation_bits)
     assert start.reconstruction is not None
@@ -110,7 +108,7 @@ def saq_sam_plus(weight_bits: int, activation_bits: int) -> Recipe:
 
 
 def weight_only(weight_bits: int, group_size: int | None = None) -> Recipe:
-    """Weights alone, rounded to nearest; activations stay float, so that no calibration is needed.
+    """Return the recipe of weight-only round-to-nearest quantization, which needs no calibration.
 
     Args:
         weight_bits: 2 to 8.
@@ -136,27 +134,27 @@ METHODS: dict[str, Callable[[int, int], Recipe]] = {
     "saq-sam": saq_sam,
     "saq-sam-plus": saq_sam_plus,
 }
-"""Recipes of the methods that calibrate, by name."""
+"""The function of each method that quantizes activations."""
 
 
 def with_effort(recipe: Recipe, effort: str) -> Recipe:
-    """The recipe with the learning steps of an effort; unchanged if it learns nothing.
+    """Return a recipe with the learning steps of an effort; a recipe without reconstruction is returned unchanged.
 
     Raises:
-        ValueError: If there is no such effort.
+        ValueError: The effort is unknown.
     """
     if effort not in EFFORTS:
-        raise ValueError(f"no effort {effort!r}{nearest(effort, list(EFFORTS))}")
+        raise ValueError(f"no effort {effort!r}{suggestion(effort, list(EFFORTS))}")
     if recipe.reconstruction is None:
         return recipe
     return replace(recipe, reconstruction=replace(recipe.reconstruction, **EFFORTS[effort]))  # type: ignore[arg-type]
 
 
 def parse_bits(bits: str) -> tuple[int, int]:
-    """Weight and activation bits of `w4a4` and the like.
+    """Return the weight and activation bits of a text such as `w4a4`.
 
     Raises:
-        ValueError: For any other text, or bits outside 2 to 8.
+        ValueError: The text has another form, or bits lie outside 2 to 8.
     """
     match = re.fullmatch(r"w(\d+)a(\d+)", bits.strip().lower())
     if match is None:
@@ -165,34 +163,32 @@ def parse_bits(bits: str) -> tuple[int, int]:
 
 
 def parse_weight_bits(bits: str) -> tuple[int, int | None]:
-    """Return weight bits and group size of `w4`, `w4g128` and the like.
+    """Return the weight bits and the group size of a text such as `w4` or `w4g128`.
 
     Raises:
-        ValueError: For any other text, or bits outside 2 to 8.
+        ValueError: The text has another form, or bits lie outside 2 to 8.
     """
     match = re.fullmatch(r"w(\d+)(?:g(\d+))?", bits.strip().lower())
     if match is None:
-        raise ValueError(
-            f"bits of weights alone must look like w4, or w4g128 for groups of 128, got {bits!r}"
-        )
+        raise ValueError(f"weight-only bits must look like w4, or w4g128 for groups of 128, got {bits!r}")
     return check_bits(int(match[1]), "weight bits"), None if match[2] is None else int(match[2])
 
 
 def recipe_for(
     method: str = DEFAULT_METHOD, bits: str = DEFAULT_BITS, effort: str = DEFAULT_EFFORT
 ) -> Recipe:
-    """Return the recipe of a method at given bits.
+    """Return the recipe of a method.
 
     Args:
         method: One of `METHODS`, or `weight-only`.
-        bits: Such as `w4a4`; for `weight-only` such as `w4`, or `w4g128` for groups of 128 inputs.
-        effort: One of `EFFORTS`; for methods that learn.
+        bits: Text such as `w4a4`; for `weight-only` such as `w4`, or `w4g128` for groups of 128 inputs.
+        effort: One of `EFFORTS`; has no effect on methods without reconstruction.
 
     Raises:
-        ValueError: If there is no such method or effort, or the bits cannot be read.
+        ValueError: The method or the effort is unknown, or the bits cannot be parsed.
     """
     if method == WEIGHT_ONLY:
         return weight_only(*parse_weight_bits(bits))
     if method not in METHODS:
-        raise ValueError(f"no method {method!r}{nearest(method, list(METHOD_SUMMARIES))}")
+        raise ValueError(f"no method {method!r}{suggestion(method, list(METHOD_SUMMARIES))}")
     return with_effort(METHODS[method](*parse_bits(bits)), effort)

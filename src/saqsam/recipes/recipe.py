@@ -1,7 +1,7 @@
-"""A `Recipe`: everything that decides how a model is quantized, as data.
+"""The `Recipe`: all choices that determine how a model is quantized, as data.
 
-A recipe is frozen, checks itself when it is made, and round-trips through JSON; a checkpoint carries the one it was
-made with. Methods differ only in their recipes (`presets.py`); the parts of one are in `specs.py`.
+A recipe is frozen, validates itself, and round-trips through JSON. A checkpoint stores the recipe it was made with.
+Methods differ only in their recipes (`presets.py`); the nested parts of a recipe are in `specs.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from saqsam.recipes.specs import (
     check_mapping,
     check_type,
 )
-from saqsam.utils.suggestions import nearest
+from saqsam.utils.suggestions import suggestion
 
 __all__ = ["Calibration", "Clipping", "Override", "ProbabilitySpec", "QuantSpec", "Recipe", "Reconstruction"]
 
@@ -38,34 +38,32 @@ _Spec = TypeVar("_Spec")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a SAM is quantized.
+    """Complete description of how a SAM is quantized.
 
     Attributes:
         method: Name of the method, as in `presets.METHODS`.
-        weights: Weights of the papers' tensor set; per output channel.
-        activations: Layer inputs and the operands of attention products; per tensor and static, unless `dynamic`. None
-            leaves them float: weight-only quantization, which needs no calibration.
-        probabilities: Attention's probabilities, where they differ from other activations.
-        equalized: Whether channels that share a grid are given ranges alike first (`equalize.py`; not of the paper).
-        input_scales: Whether inputs of the decoder that no earlier layer can be scaled for get an offset and a gain for
-            each channel (`quant.layers.ChannelScale`; not of the paper).
-        bimodal: Whether the two peaks of the keys of token-to-image attention are merged (PTQ4SAM).
+        weights: Quantization of the weights in the papers' tensor set; per output channel.
+        activations: Quantization of layer inputs and attention operands; per tensor and static, unless `dynamic`. None
+            keeps them float: weight-only quantization, which needs no calibration.
+        probabilities: Quantization of attention probabilities, where it differs from other activations.
+        equalized: Equalize the ranges of channels that share a scale first (`ptq.equalization`; not in the paper).
+        input_scales: Give decoder inputs that no earlier layer can be scaled for a per-channel offset and gain
+            (`quant.layers.ChannelScale`; not in the paper).
+        bimodal: Merge the two peaks of the keys of token-to-image attention (PTQ4SAM).
         clipping: Perceptual-consistency clipping of the decoder's attentions, or None.
         reconstruction: Learned rounding and scales, or None.
-        overrides: Other bits for single parts or groups of them, by name (`models.structure.PARTS`) or
-            prefix.
-        extra: Bits (weights and inputs) of parts that the papers leave float: `patch_embedding` and
+        overrides: Other bits for single parts or groups of parts, by name (`models.parts.PARTS`) or prefix.
+        extra: Bits (weights and inputs) of parts that the papers keep float: `patch_embedding` and
             `position_embedding` (weights only), `upscaling`, `hypernetworks`, `iou_head`.
-        quantized_rel_pos_query: Compute relative positions from the quantized query; the papers use the float
-            one.
-        encoder_products: `float` leaves the operands of the encoder's attention products float, for runtimes whose
-            integer kernels are no faster there; the papers quantize them.
-        decoder_products: The same of the decoder's attentions, for runtimes that have no integer kernels for
-            products of two activations.
-        integer_biases: Whether biases of quantized layers are multiples of the products' step, as integer kernels add
-            them (32 bits wide).
-        calibration: The calibration.
-        version: Version of this format.
+        quantized_rel_pos_query: Compute relative positions from the quantized query; the papers use the float query.
+        encoder_products: `float` keeps the operands of the encoder's attentions float, for runtimes whose integer
+            kernels are no faster there; the papers quantize them.
+        decoder_products: `float` keeps the operands of the decoder's attentions float, for runtimes without integer
+            kernels for products of two activations.
+        integer_biases: Round biases of quantized layers to multiples of input scale times weight scale, as integer
+            kernels add them (int32).
+        calibration: Calibration set and range search.
+        version: Version of the recipe format.
     """
 
     method: str
@@ -93,7 +91,8 @@ class Recipe:
             )
         if self.version != RECIPE_VERSION:
             raise ValueError(
-                f"recipe version {self.version} is not the {RECIPE_VERSION} that this saqsam reads"
+                f"recipe version: this saqsam reads {RECIPE_VERSION}, got {self.version}: install the version that "
+                "wrote it"
             )
         for name in ("encoder_products", "decoder_products"):
             check_choice(name, getattr(self, name), get_args(Products))
@@ -107,10 +106,10 @@ class Recipe:
         for name, override in self.overrides.items():
             check_type(f"overrides.{name}", override, Override)
             if not any(_covers(name, part) for part in PAPER_PARTS):
-                raise ValueError(f"no part {name!r} to override{nearest(name, _prefixes(PAPER_PARTS))}")
+                raise ValueError(f"no part {name!r} to override{suggestion(name, _prefixes(PAPER_PARTS))}")
         for name, bits in self.extra.items():
             if name not in FLOAT_PARTS:
-                raise ValueError(f"no extra part {name!r}{nearest(name, FLOAT_PARTS)}")
+                raise ValueError(f"no extra part {name!r}{suggestion(name, FLOAT_PARTS)}")
             check_bits(bits, f"extra.{name}")
         if self.activations is None:
             self._check_weight_only()
@@ -118,9 +117,9 @@ class Recipe:
             self._check_activations(self.activations)
 
     def _check_weight_only(self) -> None:
-        """Raise ValueError where a field is about activations, which stay float."""
+        """Raise ValueError if a field requires quantized activations."""
         if self.weights.dynamic:
-            raise ValueError("weights.dynamic: only activations have ranges that are found anew")
+            raise ValueError("weights.dynamic must be false: only activations have dynamic ranges")
         for name in ("bimodal", "equalized", "input_scales", "integer_biases", "clipping", "reconstruction"):
             if getattr(self, name):
                 raise ValueError(f"{name} must be unset with float activations (activations=none)")
@@ -136,29 +135,29 @@ class Recipe:
                 )
         if activations.symmetric_bytes:
             raise ValueError(
-                "activations.symmetric_bytes: only weights have it; there is activations.symmetric"
+                "activations.symmetric_bytes must be false: it is a field of weights; set activations.symmetric instead"
             )
         self._check_dynamic(activations)
 
     def _check_dynamic(self, activations: QuantSpec) -> None:
-        """Raise ValueError where a field needs what `activations.dynamic` or float products leave out."""
+        """Raise ValueError if a field requires static ranges, and activations or attention operands have none."""
         if self.weights.dynamic:
-            raise ValueError("weights.dynamic: only activations have ranges that are found anew")
+            raise ValueError("weights.dynamic must be false: only activations have dynamic ranges")
         if activations.dynamic and self.integer_biases:
             raise ValueError(
-                "integer_biases must be false with activations.dynamic: there is no step to be multiples of"
+                "integer_biases must be false with activations.dynamic: biases need a static input scale"
             )
         if self.clipping is not None and (activations.dynamic or self.decoder_products == "float"):
             raise ValueError(
-                "clipping chooses static ranges of the decoder's attentions, which activations.dynamic and "
-                "decoder_products=float leave out: set clipping=none"
+                "clipping must be none with activations.dynamic or decoder_products=float: it chooses static ranges of "
+                "the decoder's attentions"
             )
 
     @property
     def name(self) -> str:
-        """Method and bits, such as `mse-w4a4`; and `-mixed` where it departs from the papers' set.
+        """Method and bits, such as `mse-w4a4`, with the suffix `-mixed` if bits differ between parts.
 
-        Weight-only recipes have bits and group size alone, such as `weight-only-w4-g128`.
+        Weight-only recipes have weight bits and group size, such as `weight-only-w4-g128`.
         """
         uniform = (self.weights.bits, None if self.activations is None else self.activations.bits)
         is_mixed = bool(self.extra) or any(self.bits_of(part) != uniform for part in PAPER_PARTS)
@@ -172,19 +171,19 @@ class Recipe:
 
     @property
     def activation_spec(self) -> QuantSpec:
-        """How activations are quantized, for code that runs only where they are."""
+        """Quantization of activations, for callers that know that they are quantized."""
         assert self.activations is not None
         return self.activations
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether anything depends on the activations that calibration images give."""
+        """True if activations are quantized, whose ranges depend on calibration images."""
         return self.activations is not None
 
     def bits_of(self, part: str) -> tuple[int | None, int | None]:
-        """Bits of a part's weights and activations; None is float. The longest matching override wins."""
+        """Return the bits of a part's weights and activations; None is float. The longest matching override wins."""
         if part not in PARTS:
-            raise ValueError(f"no part {part!r}{nearest(part, PARTS)}")
+            raise ValueError(f"no part {part!r}{suggestion(part, PARTS)}")
         if part in FLOAT_PARTS:
             bits = self.extra.get(part)
             is_weight_only = self.activations is None or part in ("patch_embedding", "position_embedding")
@@ -200,18 +199,18 @@ class Recipe:
         return weights, activations
 
     def operand_bits(self, part: str) -> int | None:
-        """Bits of the queries, keys and values of a part's attentions; None is float."""
+        """Return the bits of the queries, keys and values of a part's attentions; None is float."""
         if part.startswith("decoder.") and self.decoder_products == "float":
             return None
         return self.bits_of(part)[1]
 
     def probability_bits(self, part: str) -> int | None:
-        """Bits of a part's attention probabilities; None is float."""
+        """Return the bits of a part's attention probabilities; None is float."""
         bits = self.operand_bits(part)
         return bits if bits is None else self.probabilities.bits or bits
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types. A `group_size` of None is left out, as recipes before it were stored and hashed."""
+        """Return plain JSON types. A `group_size` of None is omitted, as older recipes were hashed without it."""
         fields = {
             **dataclasses.asdict(self),
             "overrides": {k: dataclasses.asdict(v) for k, v in sorted(self.overrides.items())},
@@ -223,15 +222,15 @@ class Recipe:
         return fields
 
     def to_json(self) -> str:
-        """Canonical JSON: equal recipes give equal text."""
+        """Return canonical JSON: equal recipes have equal text."""
         return json.dumps(self.to_dict(), sort_keys=True)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
-        """The recipe of `to_dict`.
+        """Build a recipe from the result of `to_dict`.
 
         Raises:
-            ValueError: A key is unknown or missing, or a value does not fit; the message names it.
+            ValueError: A key is unknown or missing, or a value is invalid; the message names the field.
         """
         check_mapping("recipe", data)
         values = dict(data)
@@ -257,13 +256,13 @@ _OPTIONAL = ("activations", "clipping", "reconstruction")
 
 
 def _build(kind: type[_Spec], values: Any, where: str) -> _Spec:
-    """Make a dataclass from a mapping, refusing unknown keys."""
+    """Build a dataclass from a mapping; unknown keys are refused."""
     check_mapping(where, values)
     fields = dataclasses.fields(kind)  # type: ignore[arg-type]
     names = [f.name for f in fields]
     for key in values:
         if key not in names:
-            raise ValueError(f"{where} has no field {key!r}{nearest(key, names)}")
+            raise ValueError(f"{where} has no field {key!r}{suggestion(key, names)}")
     try:
         return kind(**values)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""The parts of a `Recipe`: small frozen dataclasses that check themselves."""
+"""The nested parts of a `Recipe`: small frozen dataclasses that validate themselves."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """How one kind of tensor is quantized.
+    """Quantization of one kind of tensor.
 
     Attributes:
         bits: 2 to 8.
-        symmetric: Whether the zero point is fixed at the middle code.
-        symmetric_bytes: The same for codes of 8 bits alone. A narrower one minus any zero point is a signed byte.
+        symmetric: Fix the zero point at the middle code.
+        symmetric_bytes: Fix the zero point at the middle code for 8 bits only. For fewer bits, a code minus any zero
+            point fits into a signed byte anyway.
         range: How the range is chosen: `min-max`, `percentile` or `mse`.
-        dynamic: For activations: inputs of layers have no range that is set beforehand; each row (a token's or a
-            pixel's channels) spans its own, asymmetrically. Operands of attention stay static.
-        group_size: For weights: consecutive inputs of an output channel that share a scale and a zero point; None for
-            the whole channel.
+        dynamic: For activations: per-token ranges at inference instead of static ones. Each row of a layer's input (the
+            channels of a token or pixel) has its own asymmetric range. Attention operands stay static.
+        group_size: For weights: number of consecutive inputs of an output channel that share a scale and a zero point;
+            None for the whole channel.
     """
 
     bits: int
@@ -41,7 +42,7 @@ class QuantSpec:
         check_type("symmetric_bytes", self.symmetric_bytes, bool)
         check_type("dynamic", self.dynamic, bool)
         if self.dynamic and self.symmetric:
-            raise ValueError("dynamic ranges are asymmetric: symmetric must be false with them")
+            raise ValueError("symmetric must be false with dynamic: dynamic ranges are asymmetric")
         check_choice("range", self.range, RANGE_METHODS)
         if self.group_size is not None and (
             type(self.group_size) is not int or self.group_size not in GROUP_SIZES
@@ -50,7 +51,7 @@ class QuantSpec:
             raise ValueError(f"group_size must be one of {sizes}, got {self.group_size!r}")
 
     def is_symmetric(self, bits: int) -> bool:
-        """Whether the zero point of codes of so many bits is the middle one."""
+        """Return whether the zero point of codes of `bits` bits is the middle code."""
         return self.symmetric or (self.symmetric_bytes and bits == 8)
 
 
@@ -60,14 +61,15 @@ ProbabilityScale = Literal["tensor", "row"]
 
 @dataclass(frozen=True)
 class ProbabilitySpec:
-    """How the probabilities of attention (after softmax) are quantized.
+    """Quantization of attention probabilities (the softmax).
 
     Attributes:
-        kind: `uniform` (as all activations) or `log` (adaptive granularity of PTQ4SAM, arXiv 2405.03144).
+        kind: `uniform` (like all activations) or `log` (adaptive granularity of PTQ4SAM, arXiv 2405.03144).
         bits: 2 to 8; None for the bits of the part's activations.
-        scale: `tensor`: the softmax is quantized, as in the papers. `row`: its numerators are, which lie in [0, 1] in
-            every row, and their sum divides the product with the values.
-        finest: For `log`: the most steps an octave that are tried (tau), a power of 2; the paper's are 1, 2 and 4.
+        scale: `tensor` quantizes the softmax, as in the papers. `row` quantizes its numerators, which reach 1 in every
+            row, and divides the weighted sum of values by their sum.
+        finest: For `log`: largest number of steps per octave (tau) that is tried, a power of 2; the paper tries 1, 2
+            and 4.
     """
 
     kind: ProbabilityKind = "uniform"
@@ -87,7 +89,7 @@ class ProbabilitySpec:
 
 @dataclass(frozen=True)
 class Override:
-    """Other bits for a part; None keeps what the recipe says."""
+    """Bits of a part that differ from the recipe's; None keeps the recipe's bits."""
 
     weights: int | None = None
     activations: int | None = None
@@ -100,14 +102,14 @@ class Override:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the model is shown before its ranges are set.
+    """Calibration set, and parameters of the range methods.
 
     Attributes:
         images: Number of images.
-        prompts: Most prompts of an image.
-        seed: Which images and prompts are drawn.
-        percentile: For the range method `percentile`: share of values inside, in percent, on each side.
-        power: For `mse`: exponent of the error.
+        prompts: Largest number of prompts per image.
+        seed: Seed of the random choice of images and prompts.
+        percentile: For the range method `percentile`: percentage of the values within the range, on each side.
+        power: For the range method `mse`: exponent of the error.
     """
 
     images: int = DEFAULT_CALIBRATION_IMAGES
@@ -136,12 +138,12 @@ class Clipping:
     """Perceptual-consistency clipping of the mask decoder's attentions (SAQ-SAM, arXiv 2503.06515).
 
     Attributes:
-        theta: A key is in the focus of a query where its probability exceeds theta times the row's largest.
-        images: Calibration images that the focus deviation is averaged over; the paper takes one.
-        passes: How often the four tensors of an attention are searched, one after another.
-        include_range: Whether the range of `activations.range` is a candidate too.
-        measure: What ranges are chosen by: the `focus` deviation, or the relative squared error of the attention's
-            `output` (not of the paper).
+        theta: A key is in the focus of a query if its probability exceeds theta times the largest of the row.
+        images: Number of calibration images over which the focus deviation is averaged; the paper uses one.
+        passes: Number of passes over the four tensors of an attention, which are searched one after another.
+        include_range: Make the range of `activations.range` a candidate, too.
+        measure: Criterion of the search: the `focus` deviation, or the relative squared error of the attention's
+            `output` (not in the paper).
     """
 
     theta: float = 0.5
@@ -166,34 +168,35 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Learned rounding and activation scales, unit by unit (AdaRound, BRECQ, QDrop; and SAQ-SAM's prompts).
+    """Learned rounding and activation scales, unit by unit (AdaRound, BRECQ, QDrop, SAQ-SAM).
 
     Attributes:
-        unit: Of the encoder: `block`, or `stage` (the blocks up to and including a global one).
-        loss: `output` compares what the unit itself gives. `prompt` (prompt-aware reconstruction) compares what the
-            two-way decoder makes of it with real prompts: for encoder units its image tokens, for decoder
-            layers its output tokens beside the layer's own. `mask` compares the masks (not of the paper).
-        skip_layers: But for `output`: what an encoder unit gives skips all later blocks on its way to the decoder.
-        target: What the float unit is run on for its target: the `quantized` or the `float` prefix's output.
-        scales: Whether activation scales are learned too.
+        unit: Reconstruction unit of the encoder: `block`, or `stage` (blocks up to and including a global one).
+        loss: `output` compares the outputs of the unit. `prompt` (prompt-aware reconstruction) passes them on to the
+            two-way decoder with real prompts and compares its image tokens for encoder units, and its output tokens
+            together with the layer's own for decoder layers. `mask` compares the masks (not in the paper).
+        skip_layers: For `prompt` and `mask`: pass an encoder unit's output directly to the decoder, without the later
+            blocks.
+        target: Input of the float unit that computes the target: the output of the `quantized` or the `float` prefix.
+        scales: Learn activation scales, too.
         drop: Probability that an activation stays float while learning (QDrop); 1 learns with float activations.
-        steps: Optimizer steps a unit; each sees one image.
-        final_steps: The same for the decoder's last attention, as a multiple of `steps`.
-        prompts: Prompts of a step, at most.
-        rounding_rate: Adam's learning rate of the rounding variables.
-        scale_rate: Adam's learning rate of the scales' logarithms; falls to 0 by a cosine.
-        regulariser: Weight of the rounding regulariser, a mean over weights, against the loss in units of what
-            rounding to nearest gives.
-        warmup: Share of the steps without it.
+        steps: Optimizer steps per unit, each on one image.
+        final_steps: Optimizer steps for the decoder's final attention, as a multiple of `steps`.
+        prompts: Largest number of prompts per step.
+        rounding_rate: Learning rate of the rounding variables (Adam).
+        scale_rate: Learning rate of the logarithms of scales (Adam), with cosine decay to 0.
+        regulariser: Weight of the rounding regularizer, which is a mean over weights. The loss is measured in units of
+            the loss of round-to-nearest.
+        warmup: Fraction of the steps before the regularizer starts.
         token_weight: Weight of a decoder layer's own token error.
-        affine: Whether a unit's biases, normalisations and channel scales are learned too (not of the paper): they are
-            float in a checkpoint anyway, and take up the mean error of what is rounded.
-        affine_rate: Adam's learning rate of them; falls to 0 by a cosine.
-        joint_steps: Steps at the end, as a multiple of `steps`, in which all scales of the decoder, also those of its
-            weights (and, with `affine`, biases and normalisations), are learned together by the masks, every
-            quantizer on (not of the paper); 0 for none.
-        precision: Of the steps' products: `float32`, or `bfloat16` by autocast. Targets, rounding and scales are
-            float32 in any case.
+        affine: Learn the biases, normalizations and channel scales of a unit, too (not in the paper): checkpoints store
+            them as float anyway, and they absorb the mean of the rounding error.
+        affine_rate: Learning rate of the affine parameters (Adam), with cosine decay to 0.
+        joint_steps: Steps at the end, as a multiple of `steps`, that learn all scales of the decoder, including those
+            of its weights, and with `affine` its biases and normalizations, by the masks and with every quantizer on
+            (not in the paper); 0 for none.
+        precision: Precision of matrix products while learning: `float32`, or `bfloat16` by autocast. Targets, rounding
+            and scales are always float32.
     """
 
     unit: ReconstructionUnit = "stage"

@@ -1,4 +1,4 @@
-"""Charts as SVG text, coloured by classes of the page so that they follow its light and dark theme."""
+"""Charts as SVG text, colored by classes of the page so that they follow its light and dark theme."""
 
 from __future__ import annotations
 

@@ -95,12 +95,12 @@ def token_map(attention: Tensor, token: int, image_size: tuple[int, int]) -> Ten
 
 
 def map_picture(values: Tensor, image_size: tuple[int, int], width: int) -> NDArray[np.uint8]:
-    """Draw a map in colours by its square root, HWC uint8 RGB at the aspect ratio of the image."""
+    """Draw a map in colors by its square root, HWC uint8 RGB at the aspect ratio of the image."""
     import cv2
 
     root = values.clamp_min(0).sqrt()
-    grey = (255 * root / root.max().clamp_min(1e-12)).round().to(torch.uint8).numpy()
+    gray = (255 * root / root.max().clamp_min(1e-12)).round().to(torch.uint8).numpy()
     height = max(1, round(width * image_size[0] / image_size[1]))
-    large = cv2.resize(grey, (width, height), interpolation=cv2.INTER_CUBIC)
-    coloured = cv2.applyColorMap(large, cv2.COLORMAP_INFERNO)
-    return np.ascontiguousarray(coloured[:, :, ::-1])
+    large = cv2.resize(gray, (width, height), interpolation=cv2.INTER_CUBIC)
+    colored = cv2.applyColorMap(large, cv2.COLORMAP_INFERNO)
+    return np.ascontiguousarray(colored[:, :, ::-1])

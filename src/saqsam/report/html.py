@@ -17,8 +17,8 @@ from saqsam.report import charts, table_rows
 from saqsam.report.content import Picture, Report
 
 _PAGE = resources.files("saqsam.report") / "page"
-_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#8a919c")
-"""Colours of shares, in turn: those of Okabe and Ito, and a grey."""
+_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#8a919c")
+"""Colors of shares, in turn: those of Okabe and Ito, and a gray."""
 
 
 def to_html(report: Report) -> str:
@@ -102,7 +102,7 @@ def _shares(shares: Mapping[str, float]) -> list[dict[str, Any]]:
         {
             "share": share,
             "text": f"{name} {table_rows.percent(share)}",
-            "colour": _COLOURS[number % len(_COLOURS)],
+            "color": _COLORS[number % len(_COLORS)],
         }
         for number, (name, share) in enumerate(shares.items())
     ]

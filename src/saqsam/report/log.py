@@ -11,7 +11,7 @@ from typing import Any
 from saqsam.models.registry import module_label
 from saqsam.ptq.log import AttentionClipping, QuantizationLog, UnitLog, read_clipping, read_unit_log
 from saqsam.recipes.recipe import Recipe
-from saqsam.utils.atomic_write import write_whole
+from saqsam.utils.atomic_write import write_atomic
 from saqsam.utils.errors import CheckpointError, shorten
 from saqsam.utils.strict_json import read_json_object
 
@@ -60,9 +60,9 @@ def write_log(log: QuantizationLog, recipe: Recipe, folder: Path, source: Source
     """
     made_of = {} if source is None else {"source": asdict(source)}
     content = {"recipe": recipe.to_dict(), **made_of, **asdict(log)}
-    write_whole(folder / LOG_JSON, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    write_atomic(folder / LOG_JSON, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     if log.clipping or log.units:
-        write_whole(folder / LOG_PICTURE, draw_log(log, recipe.name))
+        write_atomic(folder / LOG_PICTURE, draw_log(log, recipe.name))
 
 
 def read_log(folder: Path) -> KnownLog | None:

@@ -1,9 +1,9 @@
 """Sensitivity of each part or layer: quantized alone with all else float, and left float with all else quantized.
 
-The two measure different things. Quantized alone, a layer's errors meet exact neighbours. Left float, it shows the
+The two measure different things. Quantized alone, a layer's errors meet exact neighbors. Left float, it shows the
 gain of more bits; with reconstruction that gain can be negative, because later layers have learned to compensate for
 the layer's errors. The checkpoint's layers are exchanged with those of the float reference; everything else
-(normalisations, relative positions, embeddings) stays with the surrounding model.
+(normalizations, relative positions, embeddings) stays with the surrounding model.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from saqsam.report.choices import FORMS
 from saqsam.report.content import Report
-from saqsam.utils.atomic_write import write_whole
+from saqsam.utils.atomic_write import write_atomic
 
 PAGE = "report.html"
 """File name of the short report in a checkpoint."""
@@ -24,7 +24,7 @@ def write_report(report: Report, path: Path, form: str = "html") -> None:
     Raises:
         ValueError: There is no such form.
     """
-    write_whole(path, report_bytes(report, form))
+    write_atomic(path, report_bytes(report, form))
 
 
 def report_bytes(report: Report, form: str) -> bytes:

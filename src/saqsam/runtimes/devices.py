@@ -1,7 +1,7 @@
-"""Devices of the runtimes: from `auto`, `cpu`, `cuda:1` or `gpu` to each runtime's own name.
+"""Resolve device names such as `auto`, `cpu`, `cuda:1` or `gpu` to each runtime's own names.
 
-Every `resolve_` function takes a device as users name it, whatever its case, before anything is loaded, and raises
-ValueError where the runtime does not know it or the machine does not have it.
+Every `resolve_` function takes a device name in any case, before anything is loaded, and raises ValueError if the
+runtime does not support the device or the machine lacks it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 AUTO = "auto"
 _CUDA = re.compile(r"cuda(?::(\d{1,3}))?")
 _REMOTE = "AzureExecutionProvider"
-"""Provider that every build of ONNX Runtime lists, although it is not a device."""
+"""Provider that every build of ONNX Runtime lists although it is no device."""
 
 
 def execution_providers(device: str) -> list[str | tuple[str, dict[str, int]]]:
-    """Return ONNX Runtime's execution providers for a device that `resolve_onnxruntime` returned."""
+    """Return ONNX Runtime's execution providers for a device from `resolve_onnxruntime`."""
     if device == "cpu":
         return ["CPUExecutionProvider"]
     index = int(device.removeprefix("cuda:"))
@@ -33,7 +33,7 @@ def resolve_onnxruntime(device: str) -> str:
     available = [provider for provider in onnxruntime.get_available_providers() if provider != _REMOTE]
     has_cuda = "CUDAExecutionProvider" in available
     if name == AUTO:
-        # One device for each process of torchrun, as with models of torch.
+        # Each process of torchrun uses its own device, as with torch models.
         return (
             f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if has_cuda and torch.cuda.is_available() else "cpu"
         )
@@ -63,7 +63,7 @@ def resolve_openvino(device: str) -> str:
 
 
 def resolve_executorch(device: str) -> str:
-    """Return `cpu`, the only device that saqsam exports ExecuTorch programs for."""
+    """Return `cpu`, the only device for which saqsam exports ExecuTorch programs."""
     if device.strip().lower() not in (AUTO, "cpu"):
         raise _unusable(device, "saqsam runs executorch on the CPU only")
     return "cpu"

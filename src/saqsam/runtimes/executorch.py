@@ -1,4 +1,4 @@
-"""ExecuTorch as a backend, through its Python runtime."""
+"""The ExecuTorch backend, which uses ExecuTorch's Python runtime."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from saqsam.export.executorch.sam.decoder import EMPTY_LABEL
 from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
 from saqsam.inference.prompts import Prompts
 from saqsam.runtimes.inputs import as_array, check_interface, check_pixels, choose_masks, decoder_inputs
 from saqsam.utils.errors import CheckpointError, shorten_message
-from saqsam.utils.quiet_logging import silent
+from saqsam.utils.quiet_logging import quiet_logging
 
-with silent():
+with quiet_logging():
     from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
     from executorch.runtime import Runtime
 
-_EMPTY = -2.0
-"""Label of a place without a point; see `export.torch_decoder`."""
+_DECODER_INPUTS = ("image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input")
+_DYNAMIC_DIMENSIONS = {"point_coords": 2, "point_labels": 2, "mask_input": 1}
+"""Number of leading dimensions of an input that may vary between calls or be split over several calls."""
 
 
 class ExecuTorchBackend:
-    """Runs `encoder.pte` and `decoder.pte` on the CPU; see `Backend`. Threads may share it: they take turns.
+    """Backend that runs `encoder.pte` and `decoder.pte` on the CPU. Threads may share it; their calls are serialized.
 
     Args:
         folder: The exported folder.
         manifest: Its manifest.
-        threads: Threads of XNNPACK, for all programs of the process; None for its own choice.
+        threads: Threads of XNNPACK for all programs of the process; None for XNNPACK's default.
 
     Raises:
         CheckpointError: A program is damaged, or does not fit the manifest.
@@ -43,30 +45,25 @@ class ExecuTorchBackend:
         self._encoder = _Method(manifest.model_file(folder, "encoder"))
         self._decoder = _Method(manifest.model_file(folder, "decoder"))
         self._check(folder)
-        self._prompts, self._points, _ = self._decoder.largest(1)
+        self._max_prompts, self._max_points, _ = self._decoder.largest(1)
 
     def _check(self, folder: Path) -> None:
-        """Check what the programs take against the manifest; their names and outputs are not stored in the files."""
-        for part, method, given in (
+        """Compare the programs' inputs with the manifest. Programs store neither input names nor outputs."""
+        for part, method, names in (
             ("encoder", self._encoder, ("pixel_values",)),
-            (
-                "decoder",
-                self._decoder,
-                ("image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input"),
-            ),
+            ("decoder", self._decoder, _DECODER_INPUTS),
         ):
             path = self.manifest.model_file(folder, part)
-            if method.inputs != len(given):
-                raise CheckpointError(f"{path}: expected {len(given)} inputs, got {method.inputs}")
-            free = {"point_coords": 2, "point_labels": 2, "mask_input": 1}
+            if method.inputs != len(names):
+                raise CheckpointError(f"{path}: expected {len(names)} inputs, got {method.inputs}")
             shapes: dict[str, tuple[int | None, ...]] = {}
-            for index, name in enumerate(given):
-                shape, dynamic = method.largest(index), free.get(name, 0)
+            for index, name in enumerate(names):
+                shape, dynamic = method.largest(index), _DYNAMIC_DIMENSIONS.get(name, 0)
                 shapes[name] = (None,) * dynamic + shape[dynamic:]
             check_interface(path, self.manifest, part, shapes, (*LOW_RES_OUTPUTS, "image_embeddings"))
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Embed an image."""
+        """Embed an image, as `Backend.encode`."""
         check_pixels(self.manifest, pixel_values)
         (embedding,) = self._encoder(pixel_values)
         return embedding
@@ -74,57 +71,57 @@ class ExecuTorchBackend:
     def decode(
         self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decode the masks of P prompts.
+        """Predict masks, as `Backend.decode`.
 
-        More prompts than one call takes are computed in several, and so are prompts with masks of their own.
+        Runs the program several times for more prompts than it takes at once, and for prompts with different masks.
         """
         if len(prompts) == 0:
             raise ValueError("prompt: expected at least one, got none")
-        given = decoder_inputs(as_array(embedding), prompts)
-        coords, labels = self._filled_up(given["point_coords"], given["point_labels"])
-        masks, has_mask = given["mask_input"], given["has_mask_input"]
-        at_once = 1 if prompts.mask_inputs is not None else self._prompts
-        found = []
-        for start in range(0, len(prompts), at_once):
-            part = slice(start, start + at_once)
+        inputs = decoder_inputs(as_array(embedding), prompts)
+        coords, labels = self._pad_points(inputs["point_coords"], inputs["point_labels"])
+        masks, has_mask = inputs["mask_input"], inputs["has_mask_input"]
+        step = 1 if prompts.mask_inputs is not None else self._max_prompts
+        outputs = []
+        for start in range(0, len(prompts), step):
+            part = slice(start, start + step)
             mask = masks[part] if prompts.mask_inputs is not None else masks
-            inputs = (given["image_embeddings"], coords[part], labels[part], mask, has_mask)
-            found.append(self._decoder(*(torch.from_numpy(value) for value in inputs)))
-        ious, logits = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
+            chunk = (inputs["image_embeddings"], coords[part], labels[part], mask, has_mask)
+            outputs.append(self._decoder(*(torch.from_numpy(value) for value in chunk)))
+        ious, logits = (torch.cat(parts).numpy() for parts in zip(*outputs, strict=True))
         return choose_masks(logits, ious, multimask_output)
 
-    def _filled_up(
+    def _pad_points(
         self, coords: NDArray[Any], labels: NDArray[Any]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Points [P, N, 2] and labels [P, N] with empty places up to the number that the decoder takes."""
+        """Pad points [P, N, 2] and labels [P, N] to the number of points that the decoder takes."""
         count, points = labels.shape
-        if points > self._points:
+        if points > self._max_points:
             raise ValueError(
-                f"prompt: this decoder takes {self._points} points a prompt, corners of its box and a closing point "
-                f"included, got {points}"
+                f"prompt: this decoder takes {self._max_points} points a prompt, corners of its box and a padding "
+                f"point included, got {points}"
             )
-        all_coords = np.zeros((count, self._points, 2), np.float32)
-        all_labels = np.full((count, self._points), _EMPTY, np.float32)
+        all_coords = np.zeros((count, self._max_points, 2), np.float32)
+        all_labels = np.full((count, self._max_points), EMPTY_LABEL, np.float32)
         all_coords[:, :points], all_labels[:, :points] = coords, labels
         return all_coords, all_labels
 
 
 class _Method:
-    """The one method of a program.
+    """The `forward` method of a program.
 
     Args:
-        path: The file.
+        path: The program.
 
     Raises:
-        CheckpointError: It cannot be loaded.
+        CheckpointError: The program cannot be loaded.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # A method's inputs and outputs lie in memory that the program owns.
+        # Inputs and outputs of a method lie in memory that the program owns, so calls are serialized.
         self._lock = Lock()
         try:
-            # The program owns what its method runs on.
+            # Keep a reference: the program owns the memory of its method.
             self._program = Runtime.get().load_program(path)
             method = self._program.load_method("forward")
         except (RuntimeError, KeyError) as error:
@@ -134,7 +131,7 @@ class _Method:
         self._method = method
 
     def largest(self, index: int) -> tuple[int, ...]:
-        """Return the largest shape that an input may have."""
+        """Return the largest shape of an input."""
         return tuple(self._method.metadata.input_tensor_meta(index).sizes())
 
     @property
@@ -143,12 +140,12 @@ class _Method:
         return int(self._method.metadata.num_inputs())
 
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        """Return the outputs, float32 on the CPU."""
-        # Inputs of another memory layout would be read as if they had this one.
-        given = [value.detach().cpu().float().contiguous() for value in inputs]
+        """Run the method; inputs and outputs are float32 on the CPU."""
+        # ExecuTorch assumes contiguous inputs.
+        values = [value.detach().cpu().float().contiguous() for value in inputs]
         with self._lock:
             try:
-                return [value.clone() for value in self._method.execute(given)]
+                return [value.clone() for value in self._method.execute(values)]
             except RuntimeError as error:
                 raise CheckpointError(
                     f"{self._path}: ExecuTorch cannot run it: {shorten_message(error)}"

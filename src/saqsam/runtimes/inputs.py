@@ -1,4 +1,4 @@
-"""Inputs of exported encoders and decoders, and checks of their interface."""
+"""Inputs and outputs of exported models, whose interface is that of the official SAM export."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ def decoder_inputs(embedding: NDArray[np.float32], prompts: Prompts) -> dict[str
     """Return the inputs of an exported decoder for P prompts.
 
     Args:
-        embedding: float32 [1, C, h, w].
-        prompts: In the pixels of the model's input.
+        embedding: Image embedding, float32 [1, C, h, w].
+        prompts: P prompts in pixels of the S x S input.
 
     Returns:
-        By name, all float32. A box is two points; without one, a padding point closes the list, as SAM was trained.
+        Float32 arrays by name. A box becomes two points; without a box, a padding point is appended, as in SAM's
+        training.
     """
     count = len(prompts)
     coords, labels = [], []
@@ -42,21 +43,21 @@ def decoder_inputs(embedding: NDArray[np.float32], prompts: Prompts) -> dict[str
         labels.append(torch.full((count, 1), PADDING_LABEL))
     side = 4 * embedding.shape[-1]
     masks = prompts.mask_inputs
-    given = np.zeros((1, 1, side, side), np.float32) if masks is None else as_array(masks[:, None])
+    mask_input = np.zeros((1, 1, side, side), np.float32) if masks is None else as_array(masks[:, None])
     return {
         "image_embeddings": embedding,
         "point_coords": as_array(torch.cat([part.float() for part in coords], 1)),
         "point_labels": as_array(torch.cat([part.float() for part in labels], 1)),
-        "mask_input": given,
+        "mask_input": mask_input,
         "has_mask_input": np.array([masks is not None], dtype=np.float32),
     }
 
 
 def check_pixels(manifest: Manifest, pixel_values: torch.Tensor) -> None:
-    """Raise ValueError if pixels are not of the size that an encoder was exported for."""
-    wanted = family_of(manifest.sam_config).input_spec(manifest.sam_config).pixels
-    if tuple(pixel_values.shape) != wanted:
-        raise ValueError(f"pixel_values: this encoder takes {wanted}, got {tuple(pixel_values.shape)}")
+    """Raise ValueError unless pixel values have the shape that an encoder was exported for."""
+    expected = family_of(manifest.sam_config).input_spec(manifest.sam_config).pixels
+    if tuple(pixel_values.shape) != expected:
+        raise ValueError(f"pixel_values: this encoder takes {expected}, got {tuple(pixel_values.shape)}")
 
 
 def check_interface(
@@ -66,25 +67,25 @@ def check_interface(
     inputs: Mapping[str, tuple[int | None, ...]],
     outputs: Collection[str],
 ) -> None:
-    """Check that a model file takes and returns what the manifest's configuration says.
+    """Check that the inputs and outputs of a model file match the configuration in the manifest.
 
     Args:
         path: The file.
         manifest: The manifest.
         part: `encoder` or `decoder`.
-        inputs: Shapes of the file's inputs by name, None for a dimension that is not constant.
+        inputs: Shapes of the file's inputs by name; None for a dynamic dimension.
         outputs: Names of the file's outputs.
 
     Raises:
         CheckpointError: An input or output is missing, or an input has another shape.
     """
     spec = family_of(manifest.sam_config).input_spec(manifest.sam_config)
-    wanted: dict[str, tuple[int | None, ...]]
+    expected: dict[str, tuple[int | None, ...]]
     if part == "encoder":
-        wanted = {"pixel_values": spec.pixels}
+        expected = {"pixel_values": spec.pixels}
         names: tuple[str, ...] = ("image_embeddings",)
     else:
-        wanted = {
+        expected = {
             "image_embeddings": spec.embedding,
             "point_coords": (None, None, 2),
             "point_labels": (None, None),
@@ -92,32 +93,40 @@ def check_interface(
             "has_mask_input": (1,),
         }
         names = LOW_RES_OUTPUTS
-    for name, shape in wanted.items():
+    for name, shape in expected.items():
         if inputs.get(name) != shape:
-            found = shorten(inputs[name]) if name in inputs else "none"
-            raise CheckpointError(f"{path}: expected the input {name} of shape {shape}, got {found}")
+            actual = shorten(inputs[name]) if name in inputs else "none"
+            raise CheckpointError(f"{path}: expected the input {name} of shape {shape}, got {actual}")
     missing = [name for name in names if name not in outputs]
     if missing:
         raise CheckpointError(f"{path}: expected the output {missing[0]}, got {shorten(sorted(outputs))}")
 
 
 def as_array(tensor: torch.Tensor) -> NDArray[np.float32]:
-    """Return a tensor as a contiguous float32 array."""
+    """Convert a tensor to a contiguous float32 array."""
     return np.ascontiguousarray(tensor.detach().cpu().float().numpy())
 
 
 def choose_masks(
     logits: NDArray[np.float32], ious: NDArray[np.float32], multimask_output: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of a prompt's four masks the first, or the three others, with their predicted IoUs.
+    """Select each prompt's first mask, or all but the first, with their predicted IoUs.
+
+    Args:
+        logits: [P, M, 4h, 4w] of an exported decoder, with M of 4, or 1 for `--single-mask`.
+        ious: Predicted IoUs [P, M].
+        multimask_output: Select all masks but the first.
+
+    Returns:
+        Logits [P, C, 4h, 4w] and predicted IoUs [P, C], with C of 3 or 1.
 
     Raises:
-        ValueError: If three are wanted of a decoder that was exported to return one.
+        ValueError: `multimask_output` is set for a decoder that was exported with `--single-mask`.
     """
     if logits.shape[1] == 1:
         if multimask_output:
             raise ValueError(
-                "this decoder was exported with --single-mask: it has no three masks for a point"
+                "multimask_output: this decoder was exported with --single-mask, export it again without the option"
             )
         chosen = slice(0, 1)
     else:

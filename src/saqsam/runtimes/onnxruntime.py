@@ -1,4 +1,4 @@
-"""ONNX Runtime as a backend."""
+"""The ONNX Runtime backend."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class OnnxRuntimeBackend:
     Args:
         folder: The exported folder.
         manifest: Its manifest.
-        threads: Threads of a session; None for all cores.
+        threads: Threads per session; None for all cores.
         device: `cpu` or `cuda:N`.
 
     Raises:
@@ -40,11 +40,11 @@ class OnnxRuntimeBackend:
     ) -> None:
         self.manifest = manifest
         self._encoder = _Session(manifest, folder, "encoder", None, threads, device)
-        # Large masks are the predictor's: it makes only those that are chosen.
+        # Without the full-size masks: the predictor resizes only the masks that it returns.
         self._decoder = _Session(manifest, folder, "decoder", LOW_RES_OUTPUTS, threads, device)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Embed an image."""
+        """Embed an image, as `Backend.encode`."""
         check_pixels(self.manifest, pixel_values)
         (embedding,) = self._encoder.run(["image_embeddings"], {"pixel_values": as_array(pixel_values)})
         return torch.from_numpy(embedding)
@@ -52,7 +52,7 @@ class OnnxRuntimeBackend:
     def decode(
         self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decode the masks of P prompts."""
+        """Predict masks, as `Backend.decode`."""
         inputs = decoder_inputs(as_array(embedding), prompts)
         ious, logits = self._decoder.run(LOW_RES_OUTPUTS, inputs)
         return choose_masks(logits, ious, multimask_output)
@@ -109,8 +109,7 @@ class _Session:
     def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
         try:
             return list(self._session.run(list(outputs), dict(inputs)))
-        # As above.
-        except Exception as error:
+        except Exception as error:  # no common class either
             raise CheckpointError(
                 f"{self._path}: ONNX Runtime cannot run it: {shorten_message(error)}"
             ) from error
@@ -125,19 +124,19 @@ def session(
         model: Path or content of an ONNX file.
         threads: Threads of the session; None for all cores.
         device: `cpu` or `cuda:N`.
-        optimized: Let ONNX Runtime fuse nodes; otherwise it computes each node of the graph as it is.
+        optimized: Let ONNX Runtime fuse nodes; otherwise it runs every node of the graph on its own.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4 if device == "cpu" else 3
-    # Unsigned times signed bytes saturate in 16 bits on processors without 8-bit dot products: there, and there
-    # alone, ONNX Runtime then makes the weights unsigned too.
+    # On processors without 8-bit dot products, products of unsigned and signed bytes saturate in 16 bits. With this
+    # entry, ONNX Runtime makes the weights unsigned there, and only there.
     options.add_session_config_entry("session.x64quantprecision", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     with warnings.catch_warnings():
-        # A provider that does not start is told of by the exception that follows.
+        # An exception reports a provider that does not start, so its warning would be a duplicate.
         warnings.simplefilter("ignore")
         return onnxruntime.InferenceSession(model, options, providers=execution_providers(device))
 

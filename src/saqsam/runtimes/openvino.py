@@ -1,4 +1,4 @@
-"""OpenVINO as a backend: its own files, or those of ONNX."""
+"""The OpenVINO backend, for OpenVINO IR and ONNX files."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from saqsam.utils.errors import CheckpointError, shorten_message
 
 
 class OpenVinoBackend:
-    """Backend that runs an exported folder. Threads may share it; they take turns.
+    """Backend that runs an exported folder. Threads may share it; their calls are serialized.
 
     Args:
         folder: The exported folder.
         manifest: Its manifest.
         threads: Threads of inference on the CPU; None for all cores.
-        precision: Precision of everything that is not quantized: `f32`, or None for OpenVINO's own choice, which is
-            bf16 on processors that are fast at it.
-        device: A device of OpenVINO, such as `CPU` or `GPU`.
+        precision: Precision of float operations: `f32`, or None for OpenVINO's default, which is bf16 on processors
+            with fast bf16 instructions.
+        device: OpenVINO's name of the device, such as `CPU` or `GPU`.
 
     Raises:
         CheckpointError: A file is damaged, does not fit the manifest, or cannot be compiled.
@@ -53,7 +53,7 @@ class OpenVinoBackend:
         self._decoder = _Compiled(manifest, folder, "decoder", LOW_RES_OUTPUTS, settings, device)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Embed an image."""
+        """Embed an image, as `Backend.encode`."""
         check_pixels(self.manifest, pixel_values)
         (embedding,) = self._encoder.run({"pixel_values": as_array(pixel_values)})
         return torch.from_numpy(embedding)
@@ -61,7 +61,7 @@ class OpenVinoBackend:
     def decode(
         self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decode the masks of P prompts."""
+        """Predict masks, as `Backend.decode`."""
         ious, logits = self._decoder.run(decoder_inputs(as_array(embedding), prompts))
         return choose_masks(logits, ious, multimask_output)
 
@@ -75,7 +75,7 @@ class _Compiled:
         part: `encoder` or `decoder`.
         outputs: Outputs to compute.
         settings: OpenVINO's configuration.
-        device: A device of OpenVINO.
+        device: OpenVINO's name of the device.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class _Compiled:
     ) -> None:
         self._path = manifest.model_file(folder, part)
         self._outputs = outputs
-        # A compiled model has one inference request, which one thread at a time can use.
+        # A compiled model has one inference request, which only one thread at a time can use.
         self._lock = Lock()
         core = openvino_core()
         model = read_model(core, self._path)
@@ -113,15 +113,15 @@ class _Compiled:
                 results = self._compiled(dict(inputs))
             except RuntimeError as error:
                 raise CheckpointError(f"{self._path}: OpenVINO cannot run it: {_reason(error)}") from error
-            # The next call writes into the same memory.
+            # Copies, because the next call writes into the same memory.
             return [results[name].copy() for name in self._outputs]
 
 
 def read_model(core: openvino.Core, path: Path) -> openvino.Model:
-    """Read a model file, ONNX or OpenVINO's own.
+    """Read an ONNX or OpenVINO IR file.
 
     Raises:
-        CheckpointError: It is damaged.
+        CheckpointError: The file is damaged.
     """
     try:
         if path.suffix == ".onnx":
@@ -134,7 +134,7 @@ def read_model(core: openvino.Core, path: Path) -> openvino.Model:
 
 
 def keep_results(model: openvino.Model, names: Sequence[str]) -> openvino.Model:
-    """Return the part of a model that these outputs need."""
+    """Return the part of a model that computes some of its outputs."""
     outputs = [model.output(name) for name in names]
     results = [output.get_node() for output in outputs]
     needed: set[str] = set()
@@ -154,6 +154,6 @@ def _shape(value: Any) -> tuple[int | None, ...]:
 
 
 def _reason(error: RuntimeError) -> str:
-    """Return the last line of one of OpenVINO's exceptions: the lines before are places in its source."""
+    """Return the last line of an OpenVINO exception; the lines before it are locations in OpenVINO's source."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return shorten_message(lines[-1] if lines else error)

@@ -1,6 +1,6 @@
-"""Torch with integer products: the linear layers of a checkpoint on torch's own 8-bit kernels, where it has them.
+"""Run the quantized linear layers of a checkpoint on torch's 8-bit integer kernels, where torch has them.
 
-Everything else is unchanged: convolutions and attention products multiply dequantized floats.
+Convolutions and attention products still multiply dequantized floats.
 """
 
 from __future__ import annotations
@@ -22,40 +22,43 @@ from saqsam.models.structure import replace_module
 from saqsam.quant.integer import IntegerLinear, choose_kernel
 from saqsam.quant.layers import PackedLinear
 
-MOST_ROUNDS = 7
-TIMING_SECONDS = 10.0
-"""Time in seconds after which no further round begins."""
+MAX_ROUNDS = 7
+MAX_TIMING_SECONDS = 10.0
+"""Time after which no further round starts."""
 
 
 @dataclass(frozen=True)
 class IntegerLayers:
-    """Counts of the quantized linear layers of a model that run on integers on its device.
+    """Numbers of a model's quantized linear layers that run on integer kernels and on dequantized floats.
 
     Attributes:
-        integer: Number of layers that run on integers.
-        left: Number of layers that stay dequantized, by reason.
+        integer: Number of layers on integer kernels.
+        dequantized: Number of layers on dequantized floats, by reason.
     """
 
     integer: int
-    left: Mapping[str, int]
+    dequantized: Mapping[str, int]
 
     @property
     def total(self) -> int:
         """Number of quantized linear layers."""
-        return self.integer + sum(self.left.values())
+        return self.integer + sum(self.dequantized.values())
 
 
 def find_integer_layers(model: SamModel) -> IntegerLayers:
-    """Count the layers of a quantized model that `use_integer_kernels` moves, or has moved, to integers."""
-    chosen = [choose_kernel(layer) for layer in model.modules() if isinstance(layer, PackedLinear)]
-    left = Counter(reason for reason in chosen if isinstance(reason, str))
-    return IntegerLayers(len(chosen) - left.total(), dict(left))
+    """Count the layers of a quantized model for which torch has integer kernels on the model's device."""
+    kernels = [choose_kernel(layer) for layer in model.modules() if isinstance(layer, PackedLinear)]
+    reasons = Counter(reason for reason in kernels if isinstance(reason, str))
+    return IntegerLayers(len(kernels) - reasons.total(), dict(reasons))
 
 
 def use_integer_kernels(model: SamModel) -> IntegerLayers:
-    """Run the quantized linear layers of a model on integers, in place, where torch has exact kernels for them.
+    """Switch the quantized linear layers of a model to integer kernels, in place, where torch has exact kernels.
 
-    The state dict is unchanged. Call it after the model was moved to its device.
+    The state dict of the model does not change. Call this function after moving the model to its device.
+
+    Returns:
+        The numbers of layers with and without integer kernels.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, PackedLinear)}
     for name, layer in layers.items():
@@ -67,11 +70,11 @@ def use_integer_kernels(model: SamModel) -> IntegerLayers:
 
 @dataclass(frozen=True)
 class Speed:
-    """Latency of a part of a model, beside that of the float model.
+    """Latency of a part of a quantized model and of the float model.
 
     Attributes:
         part: `encoder` or `decoder`.
-        seconds: Median latency.
+        seconds: Median latency of the quantized model.
         float_seconds: Median latency of the float model.
     """
 
@@ -81,21 +84,21 @@ class Speed:
 
     @property
     def ratio(self) -> float:
-        """Speed relative to float: below 1, the model is slower."""
+        """Speedup over the float model; below 1, the quantized model is slower."""
         return self.float_seconds / self.seconds
 
 
 @torch.inference_mode()
 def compare_with_float(model: SamModel, *, prompts: int = 16) -> list[Speed]:
-    """Time a quantized model against a float one on its device, in alternating runs.
+    """Measure the latency of a quantized model and of its float version on its device, in alternating runs.
 
     Args:
-        model: Quantized model.
-        prompts: Number of box prompts for the decoder.
+        model: The quantized model.
+        prompts: Number of box prompts per decoder call.
 
     Returns:
-        Medians of encoder and decoder over up to `MOST_ROUNDS` rounds, after a warm-up round; large models
-        get fewer rounds, so that timing takes no more than about `TIMING_SECONDS`.
+        Median latencies of encoder and decoder over up to `MAX_ROUNDS` rounds after a warm-up round. No round starts
+        after `MAX_TIMING_SECONDS`, so that large models get fewer.
     """
     spec = family_of(model.config).input_spec(model.config)
     pixels = torch.randn(spec.pixels, generator=torch.Generator().manual_seed(0))
@@ -103,13 +106,13 @@ def compare_with_float(model: SamModel, *, prompts: int = 16) -> list[Speed]:
     backends = (TorchBackend(model), TorchBackend(dequantized(model)))
     rounds: list[list[float]] = []
     start = time.perf_counter()
-    for index in range(1 + MOST_ROUNDS):
+    for index in range(1 + MAX_ROUNDS):
         times = [
             seconds for backend in backends for seconds in _run_once(backend, pixels, Prompts(boxes=boxes))
         ]
         if index > 0:
             rounds.append(times)
-            if time.perf_counter() - start > TIMING_SECONDS:
+            if time.perf_counter() - start > MAX_TIMING_SECONDS:
                 break
     encoder, decoder, float_encoder, float_decoder = (
         statistics.median(times) for times in zip(*rounds, strict=True)
@@ -118,10 +121,10 @@ def compare_with_float(model: SamModel, *, prompts: int = 16) -> list[Speed]:
 
 
 def _run_once(backend: Backend, pixels: torch.Tensor, prompts: Prompts) -> tuple[float, float]:
-    """Return the seconds of encoding and of decoding."""
+    """Return the seconds that encoding and decoding take."""
     start = time.perf_counter()
     embedding = backend.encode(pixels)
-    embedding.sum().item()  # a device that works on its own is waited for
+    embedding.sum().item()  # waits for an asynchronous device
     middle = time.perf_counter()
     logits, _ = backend.decode(embedding, prompts, False)
     logits.sum().item()

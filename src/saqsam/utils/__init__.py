@@ -1,1 +1,4 @@
-"""Small helpers with no dependency on the rest of the package. Every other module may import them."""
+"""General-purpose helpers: atomic writes, locks, strict JSON, error messages.
+
+May import nothing else of the package.
+"""

@@ -1,4 +1,4 @@
-"""The same arithmetic on accelerators as on a CPU: products in float32, and sums that do not depend on chance."""
+"""Reproducible float32 arithmetic on accelerators."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 @contextmanager
 def float32_arithmetic() -> Iterator[None]:
-    """Neither TF32 nor kernels of cuDNN that add in a random order, while the block runs.
+    """Disable TF32 and nondeterministic cuDNN kernels while the block runs.
 
-    By default torch lets cuDNN round the operands of float32 convolutions to TF32's 10 bits, and take kernels for their
-    gradients whose results differ from run to run. On a CPU nothing changes.
+    By default torch lets cuDNN round the operands of float32 convolutions to the 10 mantissa bits of TF32, and choose
+    kernels whose gradients differ from run to run. The context manager has no effect on a CPU.
     """
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_tf32

@@ -1,4 +1,4 @@
-"""Conversion of array-like values (arrays, tensors on any device, nested lists of either) to NumPy arrays."""
+"""Convert array-like values (arrays, tensors on any device, nested lists of either) to NumPy arrays."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from saqsam.utils.errors import shorten_message
 
 
 def to_array(values: Any, name: str) -> NDArray[Any]:
-    """Convert array-like values to an array, without gradients and on the CPU.
+    """Convert array-like values to a NumPy array, detached and on the CPU.
 
     Args:
-        values: An array, a tensor of any device and dtype, a number, or nested lists of these.
+        values: An array, a tensor on any device and of any dtype, a number, or nested lists of these.
         name: Name of the argument, for messages.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Files and folders that appear under their name only when whole."""
+"""Atomic writes: a file or folder appears under its name only when it is complete."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from saqsam.utils.replace import replace_file, replace_folder, restore_folder, s
 
 _PARTIAL = ".partial"
 _NEW, _OLD = "new", "old"
-"""What a `.partial` folder holds: the folder being written, and the one that it replaces."""
+"""Subfolders of a `.partial` folder: the folder being written, and the one that it replaces."""
 
 
 def check_writable(path: Path) -> None:
-    """Raise ValueError if no file or folder can be made at `path`; to be asked before long work begins.
+    """Raise ValueError if no file or folder can be created at `path`. Call it before long work begins.
 
-    Folders that are missing above it count as writable where they could be made.
+    Missing parent folders count as writable where they could be created.
     """
     parent = path.absolute().parent
     while not parent.exists() and parent != parent.parent:
@@ -39,7 +39,7 @@ def check_writable(path: Path) -> None:
 
 
 def check_file_writable(path: Path) -> None:
-    """`check_writable`, and ValueError if `path` is a folder or a device."""
+    """Raise ValueError if `path` is a folder or a device, or if `check_writable` refuses it."""
     if path.is_dir():
         raise ValueError(f"cannot write {path}: it is a folder")
     if path.exists() and not path.is_file():
@@ -47,8 +47,8 @@ def check_file_writable(path: Path) -> None:
     check_writable(path)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, in a folder made if need be; whatever fails, a file that was there stays as it was."""
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file atomically and create missing parent folders; on any failure an existing file is unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(path)
     handle, partial = _new_partial_file(path)
@@ -65,10 +65,10 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of `folder` when the block ends, and is gone if it raises.
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder that replaces `folder` when the block ends, or is removed if the block raises.
 
-    An old folder of that name is removed only after the new one is there.
+    An existing folder of that name is removed only after the new one is in place.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(folder)
@@ -85,9 +85,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_stale(path: Path) -> None:
-    """Remove what killed processes left beside a file or folder while writing it, and undo a half-done replacement.
+    """Remove partial files that killed processes left beside a file or folder, and undo unfinished replacements.
 
-    What another process is still writing is locked by it, and stays.
+    Partial files that a running process still writes are locked by it and are kept.
     """
     if sys.platform == "win32":
         return  # folders cannot be locked there, so nothing tells whether they are in use
@@ -100,7 +100,7 @@ def remove_stale(path: Path) -> None:
 def _remove_unless_locked(partial: Path, path: Path) -> None:
     try:
         handle = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:  # finished meanwhile, or not ours
+    except OSError:  # finished in the meantime, or not ours
         return
     try:
         if try_lock(handle):
@@ -155,5 +155,5 @@ def png_bytes(picture: NDArray[np.uint8]) -> bytes:
 
 
 def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write an HWC uint8 RGB picture as PNG, as `write_whole` does."""
-    write_whole(path, png_bytes(picture))
+    """Write an HWC uint8 RGB picture atomically as PNG."""
+    write_atomic(path, png_bytes(picture))

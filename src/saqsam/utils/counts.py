@@ -1,4 +1,4 @@
-"""Counts by name, such as how many objects were left out for which reason, as text."""
+"""Text for counts, such as the numbers of skipped objects by reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def list_counts(counts: Mapping[str, int]) -> str:
 
 
 def left_out_phrase(counts: Mapping[str, int]) -> str:
-    """Return the end of an error message that says what was left out; empty where nothing was."""
+    """Return the end of an error message that counts skipped items by reason; empty if there are none."""
     listed = list_counts(counts)
     return f"; left out: {listed}" if listed else ""
 

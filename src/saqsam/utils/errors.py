@@ -1,10 +1,12 @@
-"""The exception for damaged or altered files, and short renderings of values for messages."""
+"""Exception for damaged or altered files, and short renderings of values for messages."""
 
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Iterable
 
 MAX_VALUE_LENGTH = 60
+MAX_NAME_LENGTH = 100
 MAX_MESSAGE_LENGTH = 300
 
 
@@ -29,6 +31,16 @@ def shorten_message(message: object) -> str:
     """Return a message, such as another library's, as one line of at most `MAX_MESSAGE_LENGTH` characters."""
     text = " ".join(str(message).split())
     return text if len(text) <= MAX_MESSAGE_LENGTH else f"{text[: MAX_MESSAGE_LENGTH - 3]}..."
+
+
+def shorten_names(names: Iterable[str]) -> str:
+    """Return the first three names in sorted order, each on one line of at most `MAX_NAME_LENGTH` characters."""
+    ordered = sorted(names)
+    escaped = [repr(name)[1:-1] for name in ordered[:3]]
+    shown = [
+        name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 3]}..." for name in escaped
+    ]
+    return ", ".join(shown) + (", ..." if len(ordered) > 3 else "")
 
 
 _repr = reprlib.Repr()

@@ -26,7 +26,7 @@ def after_import(name: str, callback: Callable[[], None]) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Find one module by the other finders and give it a loader that calls back."""
+    """Find one module through the other finders and give it a loader that runs the callback."""
 
     def __init__(self, name: str, callback: Callable[[], None]) -> None:
         self._name, self._callback = name, callback
@@ -36,7 +36,7 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != self._name or self not in sys.meta_path:
             return None
-        sys.meta_path.remove(self)  # what follows asks the other finders
+        sys.meta_path.remove(self)  # so that the next line asks the other finders
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
             spec.loader = _CallingLoader(spec.loader, self._callback)

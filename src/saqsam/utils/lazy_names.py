@@ -10,7 +10,7 @@ from typing import Any
 
 
 def lazy_names(
-    package: str, modules: Mapping[str, str]
+    package: str, modules: Mapping[str, str], removed: Mapping[str, str] | None = None
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return `__getattr__` and `__dir__` for a package whose modules are slow to import.
 
@@ -19,6 +19,7 @@ def lazy_names(
     Args:
         package: Name of the package, its `__name__`.
         modules: The module within the package that defines each name, such as `exporter` for `export_model`.
+        removed: Names of earlier versions, and what to use instead; for the error message.
     """
 
     def get(name: str) -> Any:
@@ -28,7 +29,8 @@ def lazy_names(
             return value
         if not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}") is not None:
             return importlib.import_module(f"{package}.{name}")
-        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        hint = f": {removed[name]}" if removed is not None and name in removed else ""
+        raise AttributeError(f"module {package!r} has no attribute {name!r}{hint}")
 
     def names() -> list[str]:
         return sorted({*vars(sys.modules[package]), *modules})

@@ -1,4 +1,4 @@
-"""Locks between processes that the operating system releases when a process ends, however it ends."""
+"""Inter-process locks that the operating system releases whenever a process ends, even if it is killed."""
 
 from __future__ import annotations
 

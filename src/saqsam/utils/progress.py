@@ -6,9 +6,9 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """A function that is told how far a phase has come.
+    """A callback that reports the progress of a phase.
 
-    Long-running functions call it after each step. Phases follow one another; a function may have one or several.
+    Long-running functions call it after each step. They run one phase or several, one after the other.
 
     Example:
         >>> def show(phase: str, done: int, total: int, note: str = "") -> None:
@@ -17,11 +17,11 @@ class Progress(Protocol):
     """
 
     def __call__(self, phase: str, done: int, total: int, note: str = "", /) -> None:
-        """Take note of a step.
+        """Report a finished step.
 
         Args:
             phase: Name of the phase, such as "calibrating".
-            done: Number of finished steps of the phase, from 1.
-            total: Number of all its steps.
-            note: Remark about the step, such as its loss; empty if there is none.
+            done: Number of finished steps of the phase, starting at 1.
+            total: Total number of steps of the phase.
+            note: Remark about the step, such as its loss; may be empty.
         """

@@ -1,4 +1,4 @@
-"""Keeping what other packages tell programmers out of our users' sight."""
+"""Silence warnings and log messages of third-party packages."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_TALKATIVE = ("torchao", "torch.utils._pytree", "executorch", "root")
+_LOGGERS = ("torchao", "torch.utils._pytree", "executorch", "root")
 
 
 @contextmanager
-def silent() -> Iterator[None]:
-    """No warnings, and of ExecuTorch and what it imports no log below errors, while the block runs."""
-    loggers = [logging.getLogger(None if name == "root" else name) for name in _TALKATIVE]
+def quiet_logging() -> Iterator[None]:
+    """Suppress all warnings, and log messages below errors of ExecuTorch and its imports, while the block runs."""
+    loggers = [logging.getLogger(None if name == "root" else name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

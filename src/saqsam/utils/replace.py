@@ -1,4 +1,4 @@
-"""Put a finished file or folder in the place of another in one step, and make that survive a power failure."""
+"""Replace a file or folder by a finished one in one step that survives a power failure."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ _RENAME_SWAP = 2  # of renamex_np on macOS
 
 
 def replace_file(staged: Path, target: Path) -> None:
-    """Put a file, already synced, in the place of `target` on the same file system."""
+    """Replace `target` by a file on the same file system that is already synced."""
     staged.replace(target)
     sync_folder(target.parent)
 
 
 def replace_folder(staged: Path, target: Path, aside: Path) -> None:
-    """Put a folder in the place of `target`, if there is one, which then lies at `staged` or `aside`.
+    """Rename a folder to `target`; an existing folder of that name ends up at `staged` or `aside`.
 
     On Linux and macOS the two folders swap names in one step. Where the file system cannot do that, `target` is
     renamed to `aside` first; `restore_folder` undoes that if the process is killed in between.
 
     Args:
-        staged: The new folder; its files are synced here.
-        target: Where it goes. Nothing, or a folder.
-        aside: A free name on the same file system.
+        staged: The new folder. Its files are synced by this function.
+        target: The new name of the folder. Does not exist, or is a folder.
+        aside: An unused path on the same file system.
     """
     sync_tree(staged)
     if not target.exists():
@@ -43,7 +43,7 @@ def replace_folder(staged: Path, target: Path, aside: Path) -> None:
 
 
 def restore_folder(target: Path, aside: Path) -> None:
-    """Return a folder that a killed `replace_folder` had set aside to its place, unless the new one is there."""
+    """Rename a folder that an interrupted `replace_folder` set aside back to `target`, unless `target` exists."""
     if aside.is_dir() and not target.exists():
         aside.rename(target)
         sync_folder(target.parent)

@@ -1,4 +1,4 @@
-"""Sizes of memory, as numbers of bytes or as text such as `4GiB`."""
+"""Parse memory sizes: numbers of bytes or text such as `4GiB`."""
 
 from __future__ import annotations
 

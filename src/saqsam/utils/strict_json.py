@@ -74,7 +74,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_values(parsed: dict[str, Any], source: str) -> None:
-    # Iterative: recursion would be what the depth limit is to prevent.
+    # Iterative, because a recursive check could overflow the stack, which the depth limit is meant to prevent.
     level: list[Any] = [parsed]
     for _ in range(MAX_DEPTH):
         below: list[Any] = []

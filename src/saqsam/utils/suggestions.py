@@ -1,4 +1,4 @@
-"""Suggest the nearest valid name in an error message."""
+"""Suggest valid names in error messages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 
 
-def nearest(name: object, choices: Sequence[str]) -> str:
-    """A hint for an error message: the nearest right name, or all of them."""
-    near = difflib.get_close_matches(str(name), choices, 1)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(choices)}"
+def suggestion(name: object, choices: Sequence[str]) -> str:
+    """Return the end of an error message about an unknown name: the closest valid name, or all valid names."""
+    close = difflib.get_close_matches(str(name), choices, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(choices)}"

@@ -100,7 +100,7 @@ def compare_with_torch(
         model: The deployed checkpoint that was exported.
         processor: Its processor.
         dataset: Images with objects.
-        single_mask: The decoder was exported to return one mask. Prompts are then boxes with their centres: for a box
+        single_mask: The decoder was exported to return one mask. Prompts are then boxes with their centers: for a box
             alone it returns whichever of three masks it rates best, which rounding may change.
         limit: Look at the first `limit` images only.
         progress: Progress callback, called after each image.
@@ -161,12 +161,12 @@ def compare_with_torch(
 def parity_prompts(
     boxes: NDArray[np.float64], image_size: tuple[int, ...], *, single_mask: bool
 ) -> dict[str, Any]:
-    """Return boxes [P, 4] as prompts by kind, with their centres as points where the decoder returns one mask."""
+    """Return boxes [P, 4] as prompts by kind, with their centers as points where the decoder returns one mask."""
     if not single_mask:
         return {"boxes": boxes}
     height, width = image_size
-    centres = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
-    inside = np.clip(centres, 0, np.array([width - 1, height - 1]))
+    centers = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
+    inside = np.clip(centers, 0, np.array([width - 1, height - 1]))
     return {"boxes": boxes, "points": inside, "labels": np.ones(inside.shape[:2])}
 
 

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from saqsam.viz.overlays import PALETTE, Colour, overlay_masks
+from saqsam.viz.overlays import PALETTE, Color, overlay_masks
 
-ONLY_FLOAT: Colour = (0, 114, 178)
-ONLY_QUANTIZED: Colour = (213, 94, 0)
+ONLY_FLOAT: Color = (0, 114, 178)
+ONLY_QUANTIZED: Color = (213, 94, 0)
 
-_INK: Colour = (32, 32, 32)
-_FAINT_INK: Colour = (110, 110, 110)
-_PAPER: Colour = (255, 255, 255)
+_INK: Color = (32, 32, 32)
+_FAINT_INK: Color = (110, 110, 110)
+_PAPER: Color = (255, 255, 255)
 _GAP = 10
 _FONT_SIZE = 16
 
@@ -50,8 +50,8 @@ def comparison_picture(
 ) -> NDArray[np.uint8]:
     """Draw image, float masks, quantized masks and their difference, one row per image.
 
-    In the difference a pixel is coloured where a prompt's float and quantized mask disagree; the legend names
-    the colours. Images are scaled to the width of a cell, and to at most one and a half times it in height.
+    In the difference a pixel is colored where a prompt's float and quantized mask disagree; the legend names
+    the colors. Images are scaled to the width of a cell, and to at most one and a half times it in height.
 
     Args:
         rows: One per image.
@@ -117,7 +117,7 @@ def comparison_cells(row: ComparisonRow, width: int) -> list[NDArray[np.uint8]]:
 
 def _cells(row: ComparisonRow, width: int) -> list[NDArray[np.uint8]]:
     """Return the four cells of a row, each `width` wide and all of one height."""
-    return [_centred(cell, width) for cell in comparison_cells(row, width)]
+    return [_centerd(cell, width) for cell in comparison_cells(row, width)]
 
 
 def _difference(
@@ -130,9 +130,9 @@ def _difference(
 
 
 def _faded(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the image as a pale grey background on which two colours stand out."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    pale: NDArray[np.uint8] = np.rint(150 + grey * (105 / 255)).astype(np.uint8)
+    """Return the image as a pale gray background on which two colors stand out."""
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    pale: NDArray[np.uint8] = np.rint(150 + gray * (105 / 255)).astype(np.uint8)
     return np.repeat(pale[:, :, None], 3, axis=2)
 
 
@@ -165,7 +165,7 @@ def _resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.b
     return np.asarray(smooth) >= 128
 
 
-def _centred(cell: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+def _centerd(cell: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
     left = (width - cell.shape[1]) // 2
     margins = ((0, 0), (left, width - cell.shape[1] - left), (0, 0))
     return np.pad(cell, margins, constant_values=255)
@@ -203,11 +203,11 @@ def _legend(width: int, names: tuple[str, str]) -> NDArray[np.uint8]:
     strip = Image.fromarray(_blank(_FONT_SIZE + 12, width))
     draw = ImageDraw.Draw(strip)
     x: float = _GAP
-    for colour, label in (
+    for color, label in (
         (ONLY_FLOAT, f"only in the {names[0]} mask"),
         (ONLY_QUANTIZED, f"only in the {names[1]} mask"),
     ):
-        draw.rectangle((x, 7, x + _FONT_SIZE, 7 + _FONT_SIZE), fill=colour)
+        draw.rectangle((x, 7, x + _FONT_SIZE, 7 + _FONT_SIZE), fill=color)
         x += _FONT_SIZE + 6
         draw.text((x, 6), label, fill=_INK, font=_font(), anchor="la")
         x += draw.textlength(label, font=_font()) + 24

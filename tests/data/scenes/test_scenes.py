@@ -29,8 +29,8 @@ def square(x0: float, y0: float, x1: float, y1: float) -> list[Piece]:
 
 
 def plain(level: float) -> Material:
-    colour = np.full(3, level, dtype=np.float32)
-    return Material("gradient", colour, colour, 8.0)
+    color = np.full(3, level, dtype=np.float32)
+    return Material("gradient", color, color, 8.0)
 
 
 def empty_canvas(height: int = 60, width: int = 80) -> Canvas:
@@ -55,7 +55,7 @@ def test_same_seed_gives_same_bytes_also_in_a_fresh_process():
     assert digest(3) == digest(3)
 
 
-def test_neighbouring_and_huge_seeds_differ():
+def test_neighboring_and_huge_seeds_differ():
     seeds = [*range(12), 2**32, 2**32 + 1, 2**64, 2**100]
     images = {generate_scene(seed, size=(64, 64)).image.tobytes() for seed in seeds}
     assert len(images) == len(seeds)
@@ -222,8 +222,8 @@ def test_edges_survive_the_camera():
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize("size", [(1, 1), (3, 40), (64, 48)])
 def test_textures_fill_any_size_with_finite_values(field, size):
-    colour = np.array([10, 120, 240], dtype=np.float32)
-    surface = paint(np.random.default_rng(2), Material(field, colour, colour[::-1], 9.0, 10.0, 5.0), size)
+    color = np.array([10, 120, 240], dtype=np.float32)
+    surface = paint(np.random.default_rng(2), Material(field, color, color[::-1], 9.0, 10.0, 5.0), size)
     assert surface.shape == (*size, 3)
     assert surface.dtype == np.float32
     assert np.isfinite(surface).all()

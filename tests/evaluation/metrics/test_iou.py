@@ -43,7 +43,7 @@ def test_large_masks_are_counted_exactly() -> None:
         ((-3.0, -3.0, 90.0, 90.0), range(6), range(8)),
     ],
 )
-def test_a_filled_box_covers_the_pixels_whose_centre_it_holds(
+def test_a_filled_box_covers_the_pixels_whose_center_it_holds(
     box: tuple[float, float, float, float], rows: range, columns: range
 ) -> None:
     expected = np.zeros((6, 8), dtype=bool)

@@ -20,8 +20,8 @@ def oriented(x: float, y: float, width: float, height: float, degrees: float) ->
     angle = math.radians(degrees)
     along = np.array([math.cos(angle), math.sin(angle)]) * width / 2
     across = np.array([-math.sin(angle), math.cos(angle)]) * height / 2
-    centre = np.array([x, y])
-    return np.array([centre + s * along + t * across for s, t in ((-1, -1), (1, -1), (1, 1), (-1, 1))])
+    center = np.array([x, y])
+    return np.array([center + s * along + t * across for s, t in ((-1, -1), (1, -1), (1, 1), (-1, 1))])
 
 
 def test_axis_aligned_boxes() -> None:

@@ -191,7 +191,7 @@ def test_annotations_that_are_all_damaged_say_why(tmp_path: Path) -> None:
     for path in (tmp_path / "annotations" / "validation").iterdir():
         path.write_bytes(b"damaged")
     task = SemanticTask(SimulatedLabels(1), OPTIONS)
-    message = r"expected labelled pixels to score, found none in 3 images; left out: damaged annotation \(3\), missing"
+    message = r"expected labeled pixels to score, found none in 3 images; left out: damaged annotation \(3\), missing"
     with pytest.raises(ValueError, match=message):
         evaluate(Blobs(), tiny_processor(), AdeDataset(tmp_path), tasks=[task])
 

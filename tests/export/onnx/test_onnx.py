@@ -139,7 +139,7 @@ def test_each_linear_layer_is_torchs(models: dict[str, SamModel], which: str, na
 @pytest.mark.parametrize("at_once", [1, 16 * GRID**2, GRID**4, 2 * GRID**4])
 def test_global_attention_in_blocks_is_the_same(models: dict[str, SamModel], name: str, at_once: int) -> None:
     found = []
-    for options in (EncoderOptions(logits_at_once=None), EncoderOptions(logits_at_once=at_once)):
+    for options in (EncoderOptions(max_block_logits=None), EncoderOptions(max_block_logits=at_once)):
         written = encoder(models[name], options)
         shapes = {
             tuple(d.dim_value for d in value.type.tensor_type.shape.dim) for value in all_values(written)

@@ -11,8 +11,8 @@ from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import (
     QuantDecoderAttention,
     QuantVisionAttention,
-    RowScaledProduct,
-    SoftmaxProduct,
+    RowScaledAverage,
+    SoftmaxAverage,
     to_quant_attention,
 )
 from saqsam.models.structure import PROBABILITIES, SLOTS, replace_module
@@ -274,17 +274,17 @@ def test_a_row_that_looks_at_many_keys_survives_uniform_codes_only_if_rows_are_s
     value = random(1, 2048, 8, seed=1)
     quantizer = AffineQuantizer(8, torch.tensor(1 / 255), torch.tensor(0))
     exact = torch.softmax(logits, -1) @ value
-    lost, zeros = SoftmaxProduct()(logits, value, quantizer)
+    lost, zeros = SoftmaxAverage()(logits, value, quantizer)
     assert not lost.any()
     assert not zeros.any()
-    kept, rows = RowScaledProduct()(logits, value, quantizer)
+    kept, rows = RowScaledAverage()(logits, value, quantizer)
     assert (kept - exact).norm() < 0.05 * exact.norm()
     torch.testing.assert_close(rows.sum(-1), torch.ones(1, 4))
 
 
 def test_a_row_whose_numerators_all_round_to_zero_gives_zeros() -> None:
     quantizer = AffineQuantizer(2, torch.tensor(100.0), torch.tensor(0))
-    output, _ = RowScaledProduct()(random(1, 3, 5), random(1, 5, 2, seed=1), quantizer)
+    output, _ = RowScaledAverage()(random(1, 3, 5), random(1, 5, 2, seed=1), quantizer)
     assert torch.equal(output, torch.zeros(1, 3, 2))
 
 
@@ -296,7 +296,7 @@ def test_heads_computed_a_few_at_a_time_give_the_same_gradients(
     original, hidden = vision(model, GLOBAL)
     found = []
     for limit in (2**25, at_once):
-        monkeypatch.setattr(attention_module, "LOGITS_AT_ONCE", limit)
+        monkeypatch.setattr(attention_module, "MAX_CHUNK_LOGITS", limit)
         attention = to_quant_attention(original, row_scaled=True)
         for slot in SLOTS:
             quantizer = LearnedAffineQuantizer(AffineQuantizer(4, torch.tensor(0.1), torch.tensor(7)))
@@ -317,7 +317,7 @@ def test_groups_of_heads_are_recomputed_with_the_draws_of_the_first_time(
     model: SamModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, hidden = vision(model, GLOBAL)
-    monkeypatch.setattr(attention_module, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(attention_module, "MAX_CHUNK_LOGITS", 1)
     attention = to_quant_attention(original)
     generator = torch.Generator().manual_seed(0)
     drop = RandomDrop(StraightThrough(Zero()), 0.5, generator)
@@ -348,7 +348,7 @@ def test_heads_computed_a_few_at_a_time_give_the_same_output(
         setattr(attention, PROBABILITIES, LogQuantizer(bits, torch.tensor(0.5), torch.tensor(2)))
     with torch.no_grad():
         whole = attention(hidden)
-        monkeypatch.setattr(attention_module, "LOGITS_AT_ONCE", 3 * 64**2)
+        monkeypatch.setattr(attention_module, "MAX_CHUNK_LOGITS", 3 * 64**2)
         grouped = attention(hidden)
     for one, other in zip(whole, grouped, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
@@ -359,7 +359,7 @@ def test_an_observer_sees_all_probabilities_at_once(model: SamModel, monkeypatch
     attention = to_quant_attention(original)
     keep = Keep()
     setattr(attention, PROBABILITIES, keep)
-    monkeypatch.setattr(attention_module, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(attention_module, "MAX_CHUNK_LOGITS", 1)
     with torch.no_grad():
         _, probabilities = attention(hidden)
     assert keep.seen.shape == probabilities.shape
@@ -373,7 +373,7 @@ def test_float_products_of_a_checkpoint_are_torchs_fused_attention(
     packed = quantize_tiny(tiny_recipe("mse", "w8a8", encoder_products="float"))
     attention, hidden = vision(packed, name)
     assert isinstance(attention, QuantVisionAttention)
-    monkeypatch.setattr(attention_module, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(attention_module, "MAX_CHUNK_LOGITS", at_once)
     calls: list[Tensor] = []
     fused = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(

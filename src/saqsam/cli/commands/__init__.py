@@ -1,1 +1,4 @@
-"""Implementations of the commands, one module each; imported when a command runs, since they import torch."""
+"""Implementations of the commands, one module each, which are imported when a command runs, since they import torch.
+
+May import the whole package.
+"""

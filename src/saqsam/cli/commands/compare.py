@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saqsam.cli.commands.evaluate import evaluation_bar
-from saqsam.cli.inputs import json_bytes, open_labelled, open_model
+from saqsam.cli.inputs import json_bytes, open_labeled, open_model
 from saqsam.cli.options import EvaluationOptions
 from saqsam.cli.outputs import claim_optional
 from saqsam.cli.result_tables import metric_text, print_left_out, scored_on
@@ -68,7 +68,7 @@ def compare_models(
         claim_optional(json_file, overwrite=overwrite, rank=own) as results,
         claim_optional(picture, overwrite=overwrite, rank=own) as drawing,
     ):
-        dataset = open_labelled(options.data, "--data", options.limit, options.ignore_label)
+        dataset = open_labeled(options.data, "--data", options.limit, options.ignore_label)
         tasks = create_tasks(dataset, options.task, keep_masks=True, **task_options)
         if picture is not None and not tasks[0].has_comparable_masks:
             raise ValueError(f"--out: nothing tells which masks of task {tasks[0].name} belong together")

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 import saqsam
 from saqsam.analysis.inventory import Inventory, take_inventory
 from saqsam.checkpoint import quantization_config_of
-from saqsam.cli.inputs import json_bytes, open_labelled, open_model
+from saqsam.cli.inputs import json_bytes, open_labeled, open_model
 from saqsam.cli.integer_layers import measure_integers, print_integers
 from saqsam.cli.options import EvaluationOptions
 from saqsam.cli.outputs import claim_optional
@@ -43,7 +43,7 @@ def evaluate(
         check_file_writable(json_file)
     memory = parse_size(options.memory)
     with claim_optional(json_file, overwrite=overwrite, rank=launched_rank()) as output:
-        dataset = open_labelled(options.data, "--data", options.limit, options.ignore_label)
+        dataset = open_labeled(options.data, "--data", options.limit, options.ignore_label)
         tasks = create_tasks(dataset, options.task, **task_options)
         sam, processor, recipe = open_model(model, device, runtime, threads)
         with process_group(), progress_bars() as bars:

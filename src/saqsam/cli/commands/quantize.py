@@ -10,7 +10,7 @@ from transformers import SamModel, SamProcessor
 import saqsam
 from saqsam.analysis.inventory import take_inventory
 from saqsam.checkpoint import check_target, load_checkpoint, quantization_config_of, save_checkpoint
-from saqsam.cli.inputs import load_torch, open_calibration, open_labelled
+from saqsam.cli.inputs import load_torch, open_calibration, open_labeled
 from saqsam.cli.options import NO_CHECK, QuantizeOptions
 from saqsam.cli.outputs import Output, claim_output
 from saqsam.cli.result_tables import print_left_out, print_substitutions, print_summary
@@ -23,7 +23,7 @@ from saqsam.models.registry import family_of
 from saqsam.ptq.log import QuantizationLog
 from saqsam.recipes.catalog import DEFAULT_TARGET
 from saqsam.recipes.deployment import deployable
-from saqsam.recipes.overrides import with_settings
+from saqsam.recipes.overrides import with_overrides
 from saqsam.recipes.presets import recipe_for
 from saqsam.recipes.recipe import Recipe
 from saqsam.report.collect import Scored, collect
@@ -59,7 +59,7 @@ def quantize(
         source = Source(model, options.calibration, boxes, options.ignore_label)
         detections = None if boxes is None else load_detections(boxes, data)
         check, check_images = options.check, options.check_images
-        check_data = None if check == NO_CHECK else open_labelled(check, "--check", check_images)
+        check_data = None if check == NO_CHECK else open_labeled(check, "--check", check_images)
         float_model, processor = load_torch(model, device)
         if quantization_config_of(float_model) is not None:
             raise ValueError(f"{model} is quantized already; quantize the float model")
@@ -144,7 +144,7 @@ def _recipe(options: QuantizeOptions) -> Recipe:
     target = options.deploy_for or (DEFAULT_TARGET if options.deploy else None)
     if target is not None:
         recipe = deployable(recipe, target)
-    recipe = with_settings(recipe, options.overrides or [])
+    recipe = with_overrides(recipe, options.overrides or [])
     if options.steps is not None:
         if recipe.reconstruction is None:
             raise ValueError(f"--steps: {options.method} learns nothing")

@@ -10,7 +10,7 @@ from typing import Any, cast
 from transformers import SamModel, SamProcessor
 
 from saqsam.checkpoint import quantization_config_of, recipe_of
-from saqsam.cli.inputs import load_torch, open_calibration, open_labelled
+from saqsam.cli.inputs import load_torch, open_calibration, open_labeled
 from saqsam.cli.options import ReportOptions
 from saqsam.cli.outputs import claim_output
 from saqsam.cli.result_tables import print_left_out
@@ -84,7 +84,7 @@ def _collect(
             if family_of(quantized.config).input_spec(quantized.config).image_size <= LARGE_INPUT
             else IMAGES_IF_LARGE
         )
-    dataset = open_labelled(options.data, "--data", limit, options.ignore_label)
+    dataset = open_labeled(options.data, "--data", limit, options.ignore_label)
     (task,) = create_tasks(dataset, [PromptTask.name], keep_masks=True, **prompt_options)
     float_model, why_not = _open_float(options, source, device)
     scored = _score(quantized, float_model, processor, dataset, task, options, limit)

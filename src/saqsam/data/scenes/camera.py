@@ -39,7 +39,7 @@ def _expose(rng: Rng, image: Array) -> Array:
 
 
 def _tone(rng: Rng, image: Array) -> Array:
-    """Apply gamma, contrast and colour cast by one lookup table per channel; HWC uint8 in and out."""
+    """Apply gamma, contrast and color cast by one lookup table per channel; HWC uint8 in and out."""
     gamma = np.exp(rng.uniform(-0.35, 0.35)) * np.exp(rng.normal(0, 0.05, 3))
     gain = rng.uniform(0.75, 1.06) * np.exp(rng.normal(0, 0.05, 3))
     lift = rng.uniform(0, 30) * float(rng.random() < 0.3)
@@ -51,7 +51,7 @@ def _tone(rng: Rng, image: Array) -> Array:
 def _blur(rng: Rng, image: Array) -> Array:
     if rng.random() < 0.7:
         return np.asarray(cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.4, 1.6))))
-    # The kernel is centred, so that edges stay at those of the masks.
+    # The kernel is centerd, so that edges stay at those of the masks.
     length = int(rng.choice([3, 5]))
     kernel = np.zeros((length, length), dtype=np.float32)
     half, angle = length // 2, rng.uniform(0, np.pi)

@@ -85,13 +85,13 @@ class Canvas:
         inner = (slice(y0 - raster.top, y1 - raster.top), slice(x0 - raster.left, x1 - raster.left))
         return (slice(y0, y1), slice(x0, x1)), inner
 
-    def colour_at(self, x: float, y: float) -> Array:
+    def color_at(self, x: float, y: float) -> Array:
         """Return the mean RGB around a point of the canvas, (3,) float32."""
         row = int(np.clip(y, 0, self.size[0] - 1))
         col = int(np.clip(x, 0, self.size[1] - 1))
         patch = self.image[max(row - 4, 0) : row + 5, max(col - 4, 0) : col + 5]
-        colour: Array = patch.mean(axis=(0, 1))
-        return colour
+        color: Array = patch.mean(axis=(0, 1))
+        return color
 
     def _blend(self, raster: Raster, surface: Array | float, opacity: float) -> None:
         window = self._window(raster)

@@ -1,4 +1,4 @@
-"""Generate one labelled scene from a seed.
+"""Generate one labeled scene from a seed.
 
 A scene is drawn back to front from textured shapes (`shapes`, `textures`), in one of several styles (`layouts`). The
 canvas records which object owns each pixel (`canvas`), and a camera model adds blur and noise (`camera`). The same seed

@@ -23,7 +23,7 @@ from saqsam.data.scenes.shapes import (
     random_light,
     random_spot,
 )
-from saqsam.data.scenes.textures import Material, near, paint, random_colour, random_material, value_noise
+from saqsam.data.scenes.textures import Material, near, paint, random_color, random_material, value_noise
 from saqsam.data.scenes.topdown import aerial, cells
 
 Array = np.ndarray[Any, Any]
@@ -67,7 +67,7 @@ def _half_plane(rng: Rng, size: Size) -> Shape:
 def _random_look(rng: Rng, light: Point, radius: float, base: Array) -> Look:
     outline = None
     if rng.random() < 0.2:
-        outline = near(rng, base * np.float32(0.35), 15) if rng.random() < 0.7 else random_colour(rng)
+        outline = near(rng, base * np.float32(0.35), 15) if rng.random() < 0.7 else random_color(rng)
     return Look(
         outline=outline,
         outline_width=int(rng.integers(1, 3)),
@@ -79,18 +79,18 @@ def _random_look(rng: Rng, light: Point, radius: float, base: Array) -> Look:
     )
 
 
-def _object_colour(rng: Rng, canvas: Canvas, centre: Point) -> Array:
-    """Draw a random colour, sometimes one that is close to the background."""
+def _object_color(rng: Rng, canvas: Canvas, center: Point) -> Array:
+    """Draw a random color, sometimes one that is close to the background."""
     if rng.random() < 0.25:
-        return near(rng, canvas.colour_at(*centre), rng.uniform(12, 35))
-    return random_colour(rng, 0.7)
+        return near(rng, canvas.color_at(*center), rng.uniform(12, 35))
+    return random_color(rng, 0.7)
 
 
-def _random_shape(rng: Rng, kind: str, centre: Point, radius: float) -> Shape:
+def _random_shape(rng: Rng, kind: str, center: Point, radius: float) -> Shape:
     aspect = 1.0 if rng.random() < 0.25 else log_uniform(rng, 0.3, 1.0)
     if kind == "stroke":
         aspect = float(rng.uniform(0.6, 1.0))
-    return place(SHAPES[kind](rng), centre, radius, rng.uniform(0, 2 * np.pi), aspect)
+    return place(SHAPES[kind](rng), center, radius, rng.uniform(0, 2 * np.pi), aspect)
 
 
 def _radius(rng: Rng, size: Size, low: float = 8.0, high: float = 0.7) -> float:
@@ -107,11 +107,11 @@ def _scatter(rng: Rng, canvas: Canvas, radii: list[float], light: Point) -> None
     weights = np.array([3, 3, 1, 4, 3, 1.5, 1, 1.5, 3])
     for radius in radii:
         kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
-        centre = random_spot(rng, canvas.size)
-        base = _object_colour(rng, canvas, centre)
+        center = random_spot(rng, canvas.size)
+        base = _object_color(rng, canvas, center)
         material = random_material(rng, 2 * radius, base)
         look = _random_look(rng, light, radius, base)
-        canvas.add(kind, _random_shape(rng, kind, centre, radius), material, look)
+        canvas.add(kind, _random_shape(rng, kind, center, radius), material, look)
 
 
 def objects(rng: Rng, size: Size) -> Canvas:
@@ -142,7 +142,7 @@ def clutter(rng: Rng, size: Size) -> Canvas:
 def _copies(rng: Rng, canvas: Canvas, count: int, light: Point) -> None:
     """Repeat one shape and material many times, as in a bowl of fruit or a box of screws."""
     kind = list(SHAPES)[int(rng.integers(len(SHAPES)))]
-    unit, base = SHAPES[kind](rng), random_colour(rng, 0.8)
+    unit, base = SHAPES[kind](rng), random_color(rng, 0.8)
     radius = _radius(rng, canvas.size, 16, 0.25)
     material, look = random_material(rng, 2 * radius, base), _random_look(rng, light, radius, base)
     aspect = log_uniform(rng, 0.45, 1.0)
@@ -161,11 +161,11 @@ def nested(rng: Rng, size: Size) -> Canvas:
     for _ in range(int(rng.integers(1, 5))):
         radius = _radius(rng, size, 50, 0.7)
         kind = ("ellipse", "blob", "rectangle", "composite", "polygon")[int(rng.integers(5))]
-        centre = random_spot(rng, size, 0.15)
-        base = _object_colour(rng, canvas, centre)
+        center = random_spot(rng, size, 0.15)
+        base = _object_color(rng, canvas, center)
         material = random_material(rng, 2 * radius, base)
         look = _random_look(rng, light, radius, base)
-        whole, raster = canvas.add(kind, _random_shape(rng, kind, centre, radius), material, look)
+        whole, raster = canvas.add(kind, _random_shape(rng, kind, center, radius), material, look)
         _add_parts(rng, canvas, whole, raster, material)
     _scatter(rng, canvas, [_radius(rng, size, 10, 0.25) for _ in range(int(rng.integers(0, 4)))], light)
     return canvas
@@ -186,13 +186,13 @@ def _add_parts(rng: Rng, canvas: Canvas, whole: int, raster: Raster, material: M
         for _ in range(int(rng.choice([1, 1, 1, 2, 3]))):  # repeated parts: wheels, windows, eyes
             rows, cols = np.nonzero(depth > 0.35 * depth.max())
             pick = int(rng.integers(len(rows)))
-            centre = (float(raster.left + cols[pick]) + 0.5, float(raster.top + rows[pick]) + 0.5)
+            center = (float(raster.left + cols[pick]) + 0.5, float(raster.top + rows[pick]) + 0.5)
             radius = max(float(depth.max()) * scale * 0.8, 4.0)
-            canvas.add_part(whole, raster, kind, place(unit, centre, radius, angle, aspect), style, look)
+            canvas.add_part(whole, raster, kind, place(unit, center, radius, angle, aspect), style, look)
 
 
 def _part_material(rng: Rng, material: Material, extent: float) -> Material:
-    base = near(rng, material.base, 45) if rng.random() < 0.5 else random_colour(rng, 0.7)
+    base = near(rng, material.base, 45) if rng.random() < 0.5 else random_color(rng, 0.7)
     return random_material(rng, extent, base)
 
 

@@ -48,11 +48,11 @@ class Raster:
     alpha: Array
 
 
-def place(shape: Shape, centre: tuple[float, float], radius: float, angle: float, aspect: float) -> Shape:
-    """Scale by `radius` (y also by `aspect`), turn by `angle` radians and move to `centre` (x, y)."""
+def place(shape: Shape, center: tuple[float, float], radius: float, angle: float, aspect: float) -> Shape:
+    """Scale by `radius` (y also by `aspect`), turn by `angle` radians and move to `center` (x, y)."""
     cos, sin = np.cos(angle), np.sin(angle)
     linear = np.array([[cos, sin], [-sin, cos]]) * np.array([[radius], [radius * aspect]])
-    offset = np.asarray(centre, dtype=np.float64)
+    offset = np.asarray(center, dtype=np.float64)
     return [Piece(p.points @ linear + offset, p.mode, p.width * radius) for p in shape]
 
 
@@ -69,7 +69,7 @@ def rasterize(shape: Shape) -> Raster:
     right, bottom = (int(v) for v in np.ceil(high) + 1)
     fine = np.zeros(((bottom - top) * _SUPERSAMPLE, (right - left) * _SUPERSAMPLE), dtype=np.uint8)
     for piece in shape:
-        # OpenCV puts integer coordinates on pixel centres, ours are on pixel corners.
+        # OpenCV puts integer coordinates on pixel centers, ours are on pixel corners.
         scaled = (piece.points - (left, top)) * _SUPERSAMPLE - 0.5
         vertices = np.round(scaled * (1 << _SHIFT)).astype(np.int32).reshape(-1, 1, 2)
         if piece.mode == "stroke":
@@ -193,8 +193,8 @@ def composite(rng: Rng) -> Shape:
     thin = rng.uniform(0.2, 0.9)
     for _ in range(int(rng.integers(1, 5))):
         heading, far = rng.uniform(0, 2 * np.pi), rng.uniform(0.35, 0.7)
-        centre = (far * np.cos(heading), far * np.sin(heading))
-        shape += place(limb(rng), centre, rng.uniform(0.2, 0.5), heading, thin)
+        center = (far * np.cos(heading), far * np.sin(heading))
+        shape += place(limb(rng), center, rng.uniform(0.2, 0.5), heading, thin)
     return shape
 
 

@@ -1,4 +1,4 @@
-"""Surfaces of the procedural scenes: scalar fields in [0, 1] that mix two or three colours."""
+"""Surfaces of the procedural scenes: scalar fields in [0, 1] that mix two or three colors."""
 
 from __future__ import annotations
 
@@ -122,8 +122,8 @@ def spots(rng: Rng, size: Size, scale: float) -> Array:
         for col in range(cols):
             x = (col + 0.5 * (row % 2) + jitter[row, col, 0]) * step
             y = (row + jitter[row, col, 1]) * step
-            centre = (round(x * 16), round(y * 16))
-            cv2.circle(field, centre, round(fill * step * 16), 255, -1, cv2.LINE_AA, 4)
+            center = (round(x * 16), round(y * 16))
+            cv2.circle(field, center, round(fill * step * 16), 255, -1, cv2.LINE_AA, 4)
     return field.astype(np.float32) * np.float32(1 / 255)
 
 
@@ -175,17 +175,17 @@ _OBJECT_WEIGHTS = np.array([5, 4, 5, 2, 1, 2, 3, 1.2, 2, 1.5, 0.8])
 _GROUND_WEIGHTS = np.array([2, 4, 6, 1, 0.7, 2, 3, 0.5, 2, 1.5, 0.8])
 
 
-def random_colour(rng: Rng, vivid: float = 0.5) -> Array:
-    """Draw an RGB colour, (3,) float32 in [0, 255]; `vivid` in [0, 1] bounds the usual saturation."""
+def random_color(rng: Rng, vivid: float = 0.5) -> Array:
+    """Draw an RGB color, (3,) float32 in [0, 255]; `vivid` in [0, 1] bounds the usual saturation."""
     saturation = float(rng.random()) * (vivid if rng.random() < 0.75 else 1.0)
     rgb = colorsys.hsv_to_rgb(float(rng.random()), saturation, 1.0 - 0.92 * float(rng.random()) ** 1.3)
     return np.asarray(np.array(rgb) * 255, dtype=np.float32)
 
 
-def near(rng: Rng, colour: Array, spread: float) -> Array:
-    """Draw a colour within about `spread` levels of `colour`: one common lightness step and a small tint."""
+def near(rng: Rng, color: Array, spread: float) -> Array:
+    """Draw a color within about `spread` levels of `color`: one common lightness step and a small tint."""
     shift = rng.normal(0, spread, 1) + rng.normal(0, spread * 0.4, 3)
-    return np.asarray(np.clip(colour + shift, 0, 255), dtype=np.float32)
+    return np.asarray(np.clip(color + shift, 0, 255), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class Material:
         base: RGB at field 0, (3,) float32 in [0, 255].
         other: RGB at field 1.
         scale: Feature size in pixels.
-        tint: Amplitude in levels of slow colour drift (0 switches it off).
+        tint: Amplitude in levels of slow color drift (0 switches it off).
         speckle: Amplitude in levels of fine brightness texture.
     """
 
@@ -213,8 +213,8 @@ def random_material(rng: Rng, extent: float, base: Array | None = None, ground: 
     """Draw a material for a surface of `extent` pixels across."""
     weights = _GROUND_WEIGHTS if ground else _OBJECT_WEIGHTS
     field = list(FIELDS)[int(rng.choice(len(FIELDS), p=weights / weights.sum()))]
-    base = random_colour(rng) if base is None else base
-    other = near(rng, base, rng.uniform(8, 55)) if rng.random() < 0.75 else random_colour(rng)
+    base = random_color(rng) if base is None else base
+    other = near(rng, base, rng.uniform(8, 55)) if rng.random() < 0.75 else random_color(rng)
     scale = float(np.exp(rng.uniform(np.log(4.0), np.log(max(extent * 0.35, 5.0)))))
     tint = float(rng.uniform(5, 45)) if rng.random() < 0.6 else 0.0
     speckle = float(rng.uniform(2, 22)) if rng.random() < 0.5 else 0.0

@@ -21,7 +21,7 @@ from saqsam.data.scenes.shapes import (
     rectangle,
     touches,
 )
-from saqsam.data.scenes.textures import Material, near, paint, random_colour, random_material
+from saqsam.data.scenes.textures import Material, near, paint, random_color, random_material
 
 Array = np.ndarray[Any, Any]
 Rng = np.random.Generator
@@ -34,7 +34,7 @@ _GROUND_TONES = np.array([[96, 112, 70], [128, 116, 92], [112, 112, 112], [70, 8
 
 @dataclass(frozen=True)
 class _Stain:
-    """Appearance shared by the cells of one image; colours are (3,) float32 RGB, lengths are pixels."""
+    """Appearance shared by the cells of one image; colors are (3,) float32 RGB, lengths are pixels."""
 
     body: Array
     rim: Array | None
@@ -48,31 +48,31 @@ class _Stain:
 
 
 def _pack(rng: Rng, size: Size, count: int, gap: float) -> list[Array]:
-    """Draw up to `count` centres (x, y) at least `gap` apart, spread out or in clumps."""
+    """Draw up to `count` centers (x, y) at least `gap` apart, spread out or in clumps."""
     clumps = [np.array(random_spot(rng, size)) for _ in range(int(rng.integers(1, 5)))]
     clumped = float(rng.choice([0.0, 0.6, 0.9]))
     spread = gap * float(np.sqrt(count)) * rng.uniform(0.3, 0.7)
-    centres = np.empty((0, 2))
+    centers = np.empty((0, 2))
     for _ in range(4 * count):
-        centre = np.array(random_spot(rng, size))
+        center = np.array(random_spot(rng, size))
         if rng.random() < clumped:
-            centre = clumps[int(rng.integers(len(clumps)))] + rng.normal(0, spread, 2)
-        if len(centres) == 0 or float(np.min(np.sum((centres - centre) ** 2, axis=1))) >= gap * gap:
-            centres = np.concatenate([centres, centre[None]])
-        if len(centres) == count:
+            center = clumps[int(rng.integers(len(clumps)))] + rng.normal(0, spread, 2)
+        if len(centers) == 0 or float(np.min(np.sum((centers - center) ** 2, axis=1))) >= gap * gap:
+            centers = np.concatenate([centers, center[None]])
+        if len(centers) == count:
             break
-    return list(centres)
+    return list(centers)
 
 
 def cells(rng: Rng, size: Size) -> Canvas:
     """Draw many similar, touching, roundish cells that are brighter or darker than a low-contrast ground."""
-    tone = random_colour(rng, float(rng.uniform(0.0, 0.6)))
+    tone = random_color(rng, float(rng.uniform(0.0, 0.6)))
     dark = rng.random() < 0.4
     tone = tone * np.float32(0.15) if dark else np.float32(130) + tone * np.float32(0.4)
     ground = Material("clouds", tone, near(rng, tone, 14), log_uniform(rng, 8, 80), 16.0, 5.0)
     canvas = Canvas(rng, np.clip(paint(rng, ground, size), 0, 255))
     contrast = np.float32(rng.uniform(45, 150))
-    hue = random_colour(rng, 0.9) / np.float32(255)
+    hue = random_color(rng, 0.9) / np.float32(255)
     body = tone + contrast * (np.float32(0.4) + hue) if dark else tone - contrast * (np.float32(0.3) + hue)
     body = np.clip(body, 12, 255)
     stain = _Stain(
@@ -88,16 +88,16 @@ def cells(rng: Rng, size: Size) -> Canvas:
     )
     room = size[0] * size[1] / (3.5 * stain.radius * stain.radius)
     count = int(np.clip(room * rng.uniform(0.2, 0.95), 4, _MAX_CELLS))
-    for centre in _pack(rng, size, count, stain.radius * rng.uniform(1.2, 2.3)):
-        _cell(rng, canvas, stain, centre)
+    for center in _pack(rng, size, count, stain.radius * rng.uniform(1.2, 2.3)):
+        _cell(rng, canvas, stain, center)
     return canvas
 
 
-def _cell(rng: Rng, canvas: Canvas, stain: _Stain, centre: Array) -> None:
+def _cell(rng: Rng, canvas: Canvas, stain: _Stain, center: Array) -> None:
     own = near(rng, stain.body, 9)
     radius = stain.radius * float(np.exp(rng.normal(0, stain.jitter)))
     shape = place(
-        blob(rng, stain.roughness), (centre[0], centre[1]), radius, rng.uniform(0, 7), rng.uniform(0.65, 1.0)
+        blob(rng, stain.roughness), (center[0], center[1]), radius, rng.uniform(0, 7), rng.uniform(0.65, 1.0)
     )
     if not touches(shape, canvas.size):
         return
@@ -106,7 +106,7 @@ def _cell(rng: Rng, canvas: Canvas, stain: _Stain, centre: Array) -> None:
     whole, raster = canvas.add("cell", shape, material, look)
     if stain.nucleus and radius > 10:
         core = Material("clouds", own * np.float32(0.55), near(rng, own * np.float32(0.5), 10), 4.0)
-        x, y = centre + rng.normal(0, 0.15 * radius, 2)
+        x, y = center + rng.normal(0, 0.15 * radius, 2)
         spot = place(blob(rng, 0.1), (float(x), float(y)), radius * rng.uniform(0.35, 0.5), 0.0, 0.9)
         canvas.add_part(whole, raster, "nucleus", spot, core, Look())
 
@@ -170,7 +170,7 @@ def _pave(rng: Rng, canvas: Canvas, streets: _Streets) -> None:
 
 def _plots(rng: Rng, canvas: Canvas, streets: _Streets) -> None:
     """Draw buildings, tanks and trees beside the roads."""
-    roof = np.float32(0.6) * random_colour(rng, 0.6) + np.float32(50)
+    roof = np.float32(0.6) * random_color(rng, 0.6) + np.float32(50)
     shadow = float(rng.uniform(0.3, 0.7)) * float(rng.random() < 0.85)
     step = max(streets.module * rng.uniform(1.8, 3.6), 2 * streets.reach / _MAX_PER_ROW)
     for offset in streets.offsets:
@@ -224,7 +224,7 @@ def _traffic(rng: Rng, canvas: Canvas, streets: _Streets) -> None:
                 shape = place(rectangle(rng, 0.2), spot, length, streets.heading, 0.3 * module / length)
                 if not touches(shape, canvas.size):
                     continue
-                own = np.float32(0.85) * random_colour(rng, 0.6) + np.float32(25)
+                own = np.float32(0.85) * random_color(rng, 0.6) + np.float32(25)
                 look = Look(
                     outline=own * np.float32(0.6),
                     pillow=30.0,

@@ -112,7 +112,7 @@ def differing_pixels(one: str, other: str, size: Sequence[int]) -> int:
 
 
 def fill_box(box: tuple[float, float, float, float], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return the mask that a box covers: all pixels whose centre lies inside.
+    """Return the mask that a box covers: all pixels whose center lies inside.
 
     Args:
         box: xyxy in pixels.
@@ -122,7 +122,7 @@ def fill_box(box: tuple[float, float, float, float], size: tuple[int, int]) -> N
         HW bool.
     """
     mask = np.zeros(size, dtype=bool)
-    # Pixel i has its centre at i + 0.5, so the first inside is the first i >= x0 - 0.5.
+    # Pixel i has its center at i + 0.5, so the first inside is the first i >= x0 - 0.5.
     x0, y0, x1, y1 = (max(0, math.ceil(edge - 0.5)) for edge in box)
     mask[y0:y1, x0:x1] = True
     return mask

@@ -1,1 +1,4 @@
-"""The tasks that a model is judged on, one file each."""
+"""The tasks that a model is judged on, one file each.
+
+May import what `evaluation` may import.
+"""

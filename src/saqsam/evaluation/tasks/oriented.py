@@ -23,7 +23,7 @@ from saqsam.evaluation.tiles import Tile, assign_tiles
 from saqsam.inference.predictor import Predictor, check_finite
 
 OVERLAP = 200 / 1024
-"""Overlap of neighbouring tiles as a share of their side, as DOTA's images are cut."""
+"""Overlap of neighboring tiles as a share of their side, as DOTA's images are cut."""
 
 
 class OrientedTask(Task):

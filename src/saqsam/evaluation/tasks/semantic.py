@@ -35,7 +35,7 @@ class SemanticTask(Task):
     name = "semantic"
     compared = "IoU of a class in an image"
     unit = "IoU of the classes"
-    scored = "labelled pixels"
+    scored = "labeled pixels"
     metric_labels: ClassVar = {
         "semantic_miou": "mean IoU of classes",
         "pixel_accuracy": "pixel accuracy",

@@ -1,4 +1,4 @@
-"""Writing an ONNX graph node by node: names, constants and the few patterns that all of saqsam's graphs share."""
+"""Build an ONNX graph node by node: names, constants, and patterns that all graphs share."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 21
-"""The first with 4-bit integers as types of Q/DQ and Cast."""
+"""ONNX operator set: the first with 4-bit integers in QuantizeLinear, DequantizeLinear and Cast."""
 IR_VERSION = 10
-"""What belongs to opset 21; runtimes that know the opset may refuse a newer one."""
+"""ONNX IR version of opset 21; runtimes that support the opset may refuse a newer IR."""
 
 _NAMELESS = {
     *("QuantizeLinear", "DequantizeLinear", "Cast"),
     *("Reshape", "Transpose", "Unsqueeze", "Slice", "Shape", "Gather", "Concat"),
 }
-"""Nodes that nobody looks for in a profile; their output has the same name, and 4-bit files are small."""
+"""Operators whose nodes are unnamed to save space: their outputs have the same names, and no profile needs them."""
 
 Value = str
-"""A tensor of the graph, by name."""
+"""Name of a tensor in the graph."""
 
 
 class Graph:
     """An ONNX graph under construction.
 
     Args:
-        name: Of the graph.
+        name: Name of the graph.
     """
 
     def __init__(self, name: str) -> None:
@@ -40,13 +40,13 @@ class Graph:
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
-        self._made: dict[tuple[Any, ...], Value] = {}
+        self._cache: dict[tuple[Any, ...], Value] = {}
         self._taken: set[str] = set()
         self._scope: list[str] = []
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
-        """Names of what is made inside begin with `name`."""
+        """Prefix the names of all nodes and tensors that are added in the block with `name`."""
         self._scope.append(name)
         try:
             yield
@@ -54,18 +54,18 @@ class Graph:
             self._scope.pop()
 
     def input(self, name: str, shape: Sequence[int | str], kind: int = TensorProto.FLOAT) -> Value:
-        """Declare an input; a dimension that is a string is dynamic."""
+        """Declare an input. String dimensions are dynamic."""
         self._inputs.append(helper.make_tensor_value_info(name, kind, shape))
         self._taken.add(name)
         return name
 
     def output(self, value: Value, name: str, shape: Sequence[int | str]) -> None:
-        """Declare an output, float32."""
+        """Declare a float32 output."""
         self._nodes.append(helper.make_node("Identity", [value], [name], name=f"/{name}"))
         self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
     def op(self, kind: str, *inputs: Value, name: str | None = None, **attributes: Any) -> Value:
-        """Add a node with one output; an empty string is an input that is left out."""
+        """Add a node with one output. An empty string omits an optional input."""
         return self.ops(kind, 1, *inputs, name=name, **attributes)[0]
 
     def ops(
@@ -79,40 +79,40 @@ class Graph:
         return names
 
     def constant(self, values: Any, name: str = "constant", *, shared: bool = True) -> Value:
-        """An initializer of the array's own type; equal ones are stored once if they are `shared`."""
+        """Add an initializer with the dtype of `values`; equal `shared` ones are stored once."""
         array = np.asarray(values)
         if not shared:
             return self._initializer(numpy_helper.from_array(array), name)
         key = (array.dtype.str, array.shape, array.tobytes())
-        if key not in self._made:
-            self._made[key] = self._initializer(numpy_helper.from_array(array), name)
-        return self._made[key]
+        if key not in self._cache:
+            self._cache[key] = self._initializer(numpy_helper.from_array(array), name)
+        return self._cache[key]
 
     def ints(self, *values: int) -> Value:
-        """A constant int64 [n]: a shape, axes, the bounds of a slice."""
+        """Add a constant int64 [n], such as a shape, axes or the bounds of a slice."""
         return self.constant(np.array(values, dtype=np.int64), "ints")
 
     def scalar(self, value: float) -> Value:
-        """A constant float32 []."""
+        """Add a constant float32 []."""
         return self.constant(np.array(value, dtype=np.float32), "scalar")
 
     def parameter(self, values: torch.Tensor, name: str) -> Value:
-        """A float tensor, stored in float16 (as a checkpoint does) where that loses nothing; float32 in the graph."""
+        """Add a float32 constant, which is stored in float16, as in a checkpoint, if that is lossless."""
         array = values.detach().float().cpu().contiguous().numpy()
         half = array.astype(np.float16)
         if not np.array_equal(half.astype(np.float32), array):
             return self.constant(array, name)
         key = ("half", array.shape, half.tobytes())
-        if key not in self._made:
+        if key not in self._cache:
             stored = self.constant(half, name)
-            self._made[key] = self.folded("Cast", stored, name=f"{name}_float", to=TensorProto.FLOAT)
-        return self._made[key]
+            self._cache[key] = self.folded("Cast", stored, name=f"{name}_float", to=TensorProto.FLOAT)
+        return self._cache[key]
 
     def signed_bytes(self, codes: NDArray[Any], zero_points: NDArray[Any], bits: int, *, name: str) -> Value:
-        """Codes [K, C] of `bits` bits minus the zero points [C] of their columns, int8.
+        """Add codes [K, C] minus the zero points [C] of their columns as int8, stored in 4 bits if they fit.
 
-        Stored in 4 bits where they fit into them. The widening and the difference are of constants, which runtimes
-        fold when they load: kernels then see bytes without zero points.
+        Runtimes fold the cast and the subtraction when they load the graph, so that kernels see bytes without zero
+        points.
         """
         if bits > 4:
             return self.constant((codes - zero_points).astype(np.int8), name)
@@ -122,22 +122,22 @@ class Graph:
         stored = self._nibbles(codes - middle if is_signed else codes, kind, name)
         if is_signed:
             return self.folded("Cast", stored, name=f"{name}_wide", to=TensorProto.INT8)
-        # In int32, for which every runtime has a difference.
+        # In int32, for which every runtime implements Sub.
         wide = self.folded("Cast", stored, name=f"{name}_wide", to=TensorProto.INT32)
         zeros = self._nibbles(zero_points, TensorProto.UINT4, f"{name}_zero")
         zeros = self.folded("Cast", zeros, name=f"{name}_zero_wide", to=TensorProto.INT32)
-        found = self.folded("Sub", wide, zeros, name=f"{name}_signed")
-        return self.folded("Cast", found, name=f"{name}_byte", to=TensorProto.INT8)
+        signed = self.folded("Sub", wide, zeros, name=f"{name}_signed")
+        return self.folded("Cast", signed, name=f"{name}_byte", to=TensorProto.INT8)
 
     def unsigned_bytes(self, codes: NDArray[Any], bits: int, *, name: str) -> Value:
-        """Codes of `bits` bits, uint8, stored in 4 bits where they fit into them."""
+        """Add codes as uint8, stored in 4 bits if they fit."""
         if bits > 4:
             return self.constant(codes.astype(np.uint8), name)
         stored = self._nibbles(codes, TensorProto.UINT4, name)
         return self.folded("Cast", stored, name=f"{name}_wide", to=TensorProto.UINT8)
 
     def folded(self, kind: str, *inputs: Value, name: str, **attributes: Any) -> Value:
-        """Add a node of constants alone, which runtimes compute when they load; it has no name of its own."""
+        """Add an unnamed node whose inputs are constants, which runtimes fold when they load the graph."""
         output = self._unique(name)
         self._nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
@@ -146,11 +146,11 @@ class Graph:
         tensor = helper.make_tensor(name, kind, codes.shape, _pack_nibbles(codes), raw=True)
         return self._initializer(tensor, name)
 
-    def once(self, key: tuple[Any, ...], make: Callable[[], Value]) -> Value:
-        """The value made under this key before, else what `make()` gives."""
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+    def cached(self, key: tuple[Any, ...], make: Callable[[], Value]) -> Value:
+        """Return the cached value of a key; call `make` to add it the first time."""
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]
 
     def _initializer(self, tensor: onnx.TensorProto, name: str) -> Value:
         path = self._unique(name)
@@ -170,7 +170,7 @@ class Graph:
         return path
 
     def model(self, metadata: dict[str, str]) -> onnx.ModelProto:
-        """The finished model, checked."""
+        """Return the finished model, after a check by `onnx.checker`."""
         graph = helper.make_graph(
             self._nodes, self.name, self._inputs, self._outputs, list(self._initializers.values())
         )
@@ -186,7 +186,7 @@ class Graph:
 
 
 def _pack_nibbles(codes: NDArray[Any]) -> bytes:
-    """Two 4-bit values a byte, the first in the low half, as ONNX stores INT4 and UINT4."""
+    """Pack two 4-bit values into each byte, the first in the low half, as ONNX stores INT4 and UINT4."""
     flat = codes.astype(np.int16).ravel() & 0xF
     if len(flat) % 2:
         flat = np.append(flat, 0)

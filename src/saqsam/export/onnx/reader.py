@@ -1,4 +1,4 @@
-"""ONNX files as untrusted input: parsed, bounded and checked before a runtime opens them."""
+"""Parse and check untrusted ONNX files before a runtime opens them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from saqsam.export.manifest import MAX_FILE_BYTES
 from saqsam.utils.errors import CheckpointError, shorten, shorten_message
 
 MAX_ELEMENTS = 2**31
-"""Most elements of one tensor, counted over its constant dimensions: ten times the logits of SAM-H's attention."""
+"""Largest number of elements of a tensor, over its constant dimensions: ten times the logits of SAM-H's attention."""
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
     """Read an ONNX file that saqsam wrote.
 
     Raises:
-        CheckpointError: The file is missing, too large, not ONNX, or holds what saqsam never writes: tensors in other
-            files, operators of other domains, subgraphs and functions, or tensors of more than `MAX_ELEMENTS`.
+        CheckpointError: The file is missing, too large, not ONNX, or has contents that saqsam never writes: tensors in
+            other files, operators of other domains, subgraphs, functions, or tensors of more than `MAX_ELEMENTS`.
     """
     try:
         size = path.stat().st_size
@@ -46,8 +46,8 @@ def read_onnx(path: Path) -> onnx.ModelProto:
 
 
 def _check_contents(model: onnx.ModelProto, path: Path) -> None:
-    def refuse(found: str) -> CheckpointError:
-        return CheckpointError(f"{path}: expected a graph of standard operators, found {found}")
+    def refuse(content: str) -> CheckpointError:
+        return CheckpointError(f"{path}: expected a graph of standard operators, found {content}")
 
     if model.functions:
         raise refuse("functions")

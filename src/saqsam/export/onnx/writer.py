@@ -1,4 +1,4 @@
-"""ONNX files of a quantized SAM: `encoder.onnx` and `decoder.onnx`."""
+"""Write a quantized SAM as ONNX files: `encoder.onnx` and `decoder.onnx`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,20 @@ from saqsam.export.onnx.writers import graph_writer
 def write_onnx(
     model: SamModel, folder: Path, metadata: dict[str, str], *, single_mask: bool
 ) -> dict[str, Any]:
-    """Write both files into a folder; a `Writer`."""
+    """Write encoder and decoder into a folder.
+
+    Args:
+        model: Quantized model.
+        folder: Existing folder.
+        metadata: Texts that are stored in both files, as metadata properties.
+        single_mask: Let the decoder return one mask per prompt.
+
+    Returns:
+        Details for the manifest, of which this format has none.
+
+    Raises:
+        ExportError: The recipe cannot be expressed by ONNX operators.
+    """
     encoder, decoder = Graph("encoder"), Graph("decoder")
     writer = graph_writer(model.config)
     writer.write_encoder(encoder, model)
@@ -26,20 +39,20 @@ def write_onnx(
 
 
 def keep_outputs(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
-    """The model with these outputs alone, in place: nodes, initializers and inputs that they need."""
+    """Reduce a model, in place, to some of its outputs and the nodes, initializers and inputs that they need."""
     graph = model.graph
     needed, kept = set(names), []
     for node in reversed(graph.node):
         if needed.intersection(node.output):
             kept.append(node)
             needed.update(name for name in node.input if name)
-    for entries, wanted in (
+    for entries, remaining in (
         (graph.output, [output for output in graph.output if output.name in names]),
         (graph.node, list(reversed(kept))),
         (graph.initializer, [tensor for tensor in graph.initializer if tensor.name in needed]),
         (graph.input, [value for value in graph.input if value.name in needed]),
     ):
-        copies = [entry.__class__.FromString(entry.SerializeToString()) for entry in wanted]
+        copies = [entry.__class__.FromString(entry.SerializeToString()) for entry in remaining]
         del entries[:]
         entries.extend(copies)
     return model

@@ -1,4 +1,4 @@
-"""Graph writers by SAM family: what each family's folder offers to the exporters and to verification."""
+"""Graph writers by SAM family, the interface of the family folders to exporters and verification."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class GraphWriter(Protocol):
         Args:
             graph: Empty graph.
             model: The model.
-            single_mask: Return one mask for each prompt, chosen as the official export chooses it.
+            single_mask: Return one mask per prompt, chosen as the official export chooses it.
         """
         ...
 
     def block_scopes(self, config: Any, part: str) -> Mapping[str, str]:
-        """Return the prefix of the node names of each block of a graph by the block's module name."""
+        """Return the prefixes of node names in a graph, by the module names of the blocks that they belong to."""
         ...
 
 

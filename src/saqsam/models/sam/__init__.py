@@ -1,4 +1,4 @@
-"""Structure, attention and forward pass of SAM v1 (arXiv 2304.02643).
+"""SAM v1 (arXiv 2304.02643): module names, quantizable attention and forward pass.
 
 May import `quant` and `utils`.
 """

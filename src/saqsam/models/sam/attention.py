@@ -1,8 +1,8 @@
-"""SAM's two kinds of attention with quantizers on the operands of their products.
+"""SAM's two kinds of attention, with quantizers on the operands of their matrix products.
 
-Each has four slots: `query_quantizer`, `key_quantizer`, `value_quantizer` and `probability_quantizer`,
-holding `nn.Identity` until an observer or a quantizer takes the place. With empty slots both compute exactly
-what transformers' eager attentions compute (tested).
+Each has four slots: `query_quantizer`, `key_quantizer`, `value_quantizer` and `probability_quantizer`. A slot holds
+`nn.Identity` until an observer or a quantizer replaces it. With empty slots, both attentions are bit-equal to
+transformers' eager attentions.
 """
 
 from __future__ import annotations
@@ -22,55 +22,65 @@ from saqsam.quant.layers import PackedLinear
 from saqsam.quant.learned import RandomDrop
 from saqsam.quant.logarithmic import LogQuantizer
 
-LEAST_SUM = 1e-6
-"""Of a row of quantized numerators, which a learned scale could round to nothing."""
-LOGITS_AT_ONCE = 2**25
-"""Of an encoder attention: more are computed a few heads at a time and, where gradients are kept, once more for these.
-A global attention of SAM-B at 1024 px has 2e8; quantizing takes about five values of each at once, learning eight."""
+MIN_NUMERATOR_SUM = 1e-6
+"""Lower bound of the sum of a row of quantized numerators, which a learned scale could round to zero."""
+MAX_CHUNK_LOGITS = 2**25
+"""Logits of an encoder attention that are computed at once; larger attentions are split by heads and, under autograd,
+recomputed in the backward pass. A global attention of SAM-B at 1024 px has 2e8 logits; quantization holds about five
+values per logit in memory, learning eight."""
 
 
 _ELEMENTWISE = (nn.Identity, AffineQuantizer, LogQuantizer, RandomDrop)
-"""What may be given the probabilities in parts; an observer may not."""
+"""Modules that may be applied to the probabilities in chunks; observers may not."""
 
 
-class SoftmaxProduct(nn.Module):
-    """The values' mean by the quantized softmax of the logits, as in the papers."""
+class SoftmaxAverage(nn.Module):
+    """Average values by the quantized softmax of the logits, as in the papers."""
 
     def forward(self, logits: Tensor, value: Tensor, quantizer: nn.Module) -> tuple[Tensor, Tensor]:
-        """Logits [..., Q, K] and values [..., K, D] to output [..., Q, D] and probabilities [..., Q, K]."""
+        """Average values.
+
+        Args:
+            logits: [..., Q, K].
+            value: [..., K, D].
+            quantizer: Quantizer, observer or `nn.Identity` for the probabilities.
+
+        Returns:
+            Output [..., Q, D] and quantized probabilities [..., Q, K].
+        """
         probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32).to(value.dtype)
         probabilities = quantizer(probabilities)
         return probabilities @ value, probabilities
 
 
-class RowScaledProduct(nn.Module):
-    """The same with the softmax's numerators exp(x - row maximum) quantized, and divided by their sum afterwards.
+class RowScaledAverage(nn.Module):
+    """Average values by quantized softmax numerators exp(x - row maximum), then divide by the sum of the numerators.
 
-    Each row then has the range to itself, where otherwise the probabilities of a row that looks at a thousand keys are
-    all less than half a step of a range that other rows need. The product still has two static operands; what comes
-    after it is one division for each row (as in SageAttention, arXiv 2410.02367).
+    Every row then uses the full range of the quantizer. Without row scaling, the probabilities of a row that attends to
+    a thousand keys are all below half a step of the range that other rows need. The matrix product still has two static
+    operands, followed by one division per row (as in SageAttention, arXiv 2410.02367).
     """
 
     def forward(self, logits: Tensor, value: Tensor, quantizer: nn.Module) -> tuple[Tensor, Tensor]:
-        """See `SoftmaxProduct.forward`."""
+        """Average values; arguments and results are those of `SoftmaxAverage.forward`."""
         numerators = (logits - logits.amax(-1, keepdim=True)).exp()
         numerators = quantizer(numerators.to(value.dtype))
-        total = numerators.sum(-1, keepdim=True).clamp_min(LEAST_SUM)
+        total = numerators.sum(-1, keepdim=True).clamp_min(MIN_NUMERATOR_SUM)
         return (numerators @ value) / total, numerators / total
 
 
 class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
     """Encoder attention with decomposed relative positions.
 
-    The relative positions are computed from the query before its quantizer, unless `quantized_rel_pos_query`
-    is true: the published method keeps their product in float.
+    Relative positions are computed from the float query, as in the published method, unless `quantized_rel_pos_query`
+    is set.
     """
 
     query_quantizer: nn.Module
     key_quantizer: nn.Module
     value_quantizer: nn.Module
     probability_quantizer: nn.Module
-    product: SoftmaxProduct | RowScaledProduct
+    average: SoftmaxAverage | RowScaledAverage
     quantized_rel_pos_query: bool
 
     def forward(
@@ -79,8 +89,8 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
         """Attend within hidden_states [B, h, w, C].
 
         Returns:
-            Output [B, h, w, C] and probabilities [B * N, h * w, h * w]; None for these where a checkpoint's products
-            are float, and where gradients are kept and there are more than `LOGITS_AT_ONCE`.
+            Output [B, h, w, C] and probabilities [B * N, h * w, h * w]. The probabilities are None if a checkpoint's
+            attention is float, and if there are more than `MAX_CHUNK_LOGITS` under autograd.
         """
         batch, height, width, channels = hidden_states.shape
         heads, tokens = self.num_attention_heads, height * width
@@ -93,10 +103,10 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
         probabilities: Tensor | None
         if self._is_fused():
             output, probabilities = self._attend_fused((height, width), *operands), None
-        elif batch * heads * tokens**2 > LOGITS_AT_ONCE and isinstance(
+        elif batch * heads * tokens**2 > MAX_CHUNK_LOGITS and isinstance(
             self.probability_quantizer, _ELEMENTWISE
         ):
-            output, probabilities = self._attend_in_groups((height, width), *operands)
+            output, probabilities = self._attend_in_chunks((height, width), *operands)
         else:
             output, probabilities = self._attend((height, width), *operands)
         output = output.reshape(batch, heads, height, width, -1)
@@ -106,59 +116,63 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
     def _attend(
         self, size: tuple[int, int], query: Tensor, key: Tensor, value: Tensor, source: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Output [M, h * w, D] and probabilities [M, h * w, h * w] of M heads; `source` gives relative positions."""
+        """Return output [M, h * w, D] and probabilities [M, h * w, h * w] of M heads.
+
+        Relative positions are computed from `source`.
+        """
         logits = (query * self.scale) @ key.transpose(-2, -1)
         if self.use_rel_pos:
             rel_pos = self.get_decomposed_rel_pos(source, self.rel_pos_h, self.rel_pos_w, size, size)
             logits = logits + rel_pos.reshape_as(logits)
-        found: tuple[Tensor, Tensor] = self.product(logits, value, self.probability_quantizer)
-        return found
+        averaged: tuple[Tensor, Tensor] = self.average(logits, value, self.probability_quantizer)
+        return averaged
 
     def _is_fused(self) -> bool:
-        """Whether this is a checkpoint's attention whose products are float."""
+        """Return whether this is a checkpoint's attention without quantized operands."""
         return isinstance(self.qkv, PackedLinear) and all(
             isinstance(getattr(self, slot), nn.Identity) for slot in SLOTS
         )
 
     def _attend_fused(self, size: tuple[int, int], *operands: Tensor) -> Tensor:
-        """The output of `_attend` where nothing is rounded, by torch's fused attention."""
-        # On a CPU a few heads at a time, whose relative positions fit into its cache; a GPU wants all work at once.
-        matrices = self._at_once(operands[0]) if operands[0].device.type == "cpu" else len(operands[0])
+        """Return the output of `_attend` for empty slots, computed by torch's fused attention."""
+        # On a CPU, relative positions of a few heads at a time fit into the cache; a GPU is fastest with all heads.
+        heads = self._chunk_heads(operands[0]) if operands[0].device.type == "cpu" else len(operands[0])
         outputs = []
-        for query, key, value, source in zip(*(torch.split(o, matrices) for o in operands), strict=True):
+        for query, key, value, source in zip(*(torch.split(o, heads) for o in operands), strict=True):
             bias = None
             if self.use_rel_pos:
                 bias = self.get_decomposed_rel_pos(source, self.rel_pos_h, self.rel_pos_w, size, size)
                 bias = bias.reshape(1, *query.shape[:2], -1).to(query.dtype)
-            found = F.scaled_dot_product_attention(
+            output = F.scaled_dot_product_attention(
                 query[None], key[None], value[None], bias, scale=self.scale
             )
-            outputs.append(found[0])
+            outputs.append(output[0])
         return torch.cat(outputs)
 
     @staticmethod
-    def _at_once(operand: Tensor) -> int:
-        """How many matrices [M, T, D] are attended to at once."""
-        return max(1, LOGITS_AT_ONCE // operand.shape[1] ** 2)
+    def _chunk_heads(operand: Tensor) -> int:
+        """Return the number of heads per chunk for an operand [M, T, D]."""
+        return max(1, MAX_CHUNK_LOGITS // operand.shape[1] ** 2)
 
-    def _attend_in_groups(self, size: tuple[int, int], *operands: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`_attend`, some heads at a time; the probabilities are None where gradients are kept."""
-        matrices, tokens = operands[0].shape[:2]
-        at_once = self._at_once(operands[0])
-        groups = [slice(start, start + at_once) for start in range(0, matrices, at_once)]
+    def _attend_in_chunks(self, size: tuple[int, int], *operands: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Run `_attend` on a few heads at a time; under autograd the probabilities are None."""
+        heads, tokens = operands[0].shape[:2]
+        step = self._chunk_heads(operands[0])
+        chunks = [slice(start, start + step) for start in range(0, heads, step)]
         if torch.is_grad_enabled():
-            return torch.cat(
-                [self._recomputed(size, *(o[group] for o in operands)) for group in groups]
-            ), None
-        output, probabilities = torch.empty_like(operands[2]), operands[0].new_empty(matrices, tokens, tokens)
-        for group in groups:
-            output[group], probabilities[group] = self._attend(size, *(o[group] for o in operands))
+            outputs = [
+                self._attend_with_recomputation(size, *(o[chunk] for o in operands)) for chunk in chunks
+            ]
+            return torch.cat(outputs), None
+        output, probabilities = torch.empty_like(operands[2]), operands[0].new_empty(heads, tokens, tokens)
+        for chunk in chunks:
+            output[chunk], probabilities[chunk] = self._attend(size, *(o[chunk] for o in operands))
         return output, probabilities
 
-    def _recomputed(self, size: tuple[int, int], *operands: Tensor) -> Tensor:
-        """The output of `_attend`, computed once more for the gradients, with the same random draws."""
+    def _attend_with_recomputation(self, size: tuple[int, int], *operands: Tensor) -> Tensor:
+        """Return the output of `_attend`, recomputed in the backward pass with the same random draws."""
         generator: torch.Generator | None = getattr(self.probability_quantizer, "generator", None)
-        attend = _with_same_draws(lambda *given: self._attend(size, *given)[0], generator)
+        attend = _with_same_draws(lambda *chunk: self._attend(size, *chunk)[0], generator)
         output: Tensor = checkpoint(attend, *operands, use_reentrant=False, preserve_rng_state=False)
         return output
 
@@ -166,23 +180,23 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
 def _with_same_draws(
     compute: Callable[..., Tensor], generator: torch.Generator | None
 ) -> Callable[..., Tensor]:
-    """`compute`, which draws from a generator the same each time it is called; calls but the first leave it alone."""
+    """Wrap `compute` so that every call draws the same random numbers; only the first call advances the generator."""
     if generator is None:
         return compute
     first: list[Tensor] = []
 
-    def again(*given: Tensor) -> Tensor:
+    def compute_again(*operands: Tensor) -> Tensor:
         if not first:
             first.append(generator.get_state())
-            return compute(*given)
+            return compute(*operands)
         now = generator.get_state()
         generator.set_state(first[0])
         try:
-            return compute(*given)
+            return compute(*operands)
         finally:
             generator.set_state(now)
 
-    return again
+    return compute_again
 
 
 class QuantDecoderAttention(SamAttention):  # type: ignore[misc]
@@ -192,7 +206,7 @@ class QuantDecoderAttention(SamAttention):  # type: ignore[misc]
     key_quantizer: nn.Module
     value_quantizer: nn.Module
     probability_quantizer: nn.Module
-    product: SoftmaxProduct | RowScaledProduct
+    average: SoftmaxAverage | RowScaledAverage
 
     @property
     def input_projections(self) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -232,7 +246,7 @@ class QuantDecoderAttention(SamAttention):  # type: ignore[misc]
         logits = (q @ k.transpose(2, 3)) * self.scaling
         if attention_similarity is not None:
             logits = logits + attention_similarity
-        output, probabilities = self.product(logits, v, self.probability_quantizer)
+        output, probabilities = self.average(logits, v, self.probability_quantizer)
         output = output.transpose(1, 2).contiguous()
         return self.out_proj(self._recombine_heads(output, prompts)), probabilities
 
@@ -243,7 +257,13 @@ QuantAttention = QuantVisionAttention | QuantDecoderAttention
 def to_quant_attention(
     attention: nn.Module, *, quantized_rel_pos_query: bool = False, row_scaled: bool = False
 ) -> QuantAttention:
-    """An attention with empty slots that shares the layers and parameters of a transformers attention."""
+    """Return an attention with empty slots that shares the layers and parameters of a transformers attention.
+
+    Args:
+        attention: A `SamVisionAttention` or `SamAttention`.
+        quantized_rel_pos_query: Compute relative positions from the quantized query; encoder attention only.
+        row_scaled: Quantize the numerators of the softmax (`RowScaledAverage`) instead of the softmax.
+    """
     new: QuantAttention
     if isinstance(attention, SamVisionAttention):
         new = QuantVisionAttention.__new__(QuantVisionAttention)
@@ -253,7 +273,7 @@ def to_quant_attention(
     new.__dict__ = {**attention.__dict__, "_modules": dict(attention._modules)}
     for slot in SLOTS:
         setattr(new, slot, nn.Identity())
-    new.product = RowScaledProduct() if row_scaled else SoftmaxProduct()
+    new.average = RowScaledAverage() if row_scaled else SoftmaxAverage()
     if isinstance(new, QuantVisionAttention):
         new.quantized_rel_pos_query = quantized_rel_pos_query
     return new

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import SamConfig, SamModel
 from transformers.models.sam.modeling_sam import SamVisionAttention
 
-from saqsam.models.family import AttentionProducts, Features, ModelFamily, flatten_image
+from saqsam.models.family import AttentionMacs, Features, ModelFamily, flatten_image
 from saqsam.models.sam.attention import QuantAttention, to_quant_attention
 from saqsam.models.sam.structure import TRANSFORMER, sam_structure
 from saqsam.models.structure import InputSpec, ModelStructure
@@ -31,7 +31,7 @@ _SLOT_LABELS = {
     "probability_quantizer": "probabilities",
 }
 _UPSCALED_CHANNELS = 8
-"""The mask head has this many times fewer channels than the decoder."""
+"""Ratio of the decoder's channels to those of the upscaled embedding."""
 
 
 class SamFamily(ModelFamily):
@@ -200,29 +200,29 @@ class SamFamily(ModelFamily):
         ious: Tensor = decoder.iou_prediction_head(tokens[:, 0, 0])
         return masks, ious
 
-    def attention_products(self, attention: nn.Module, inputs: Mapping[str, Any]) -> AttentionProducts:
-        """Count the products of a vision attention or of a decoder attention."""
+    def attention_macs(self, attention: nn.Module, inputs: Mapping[str, Any]) -> AttentionMacs:
+        """Count the MACs of a vision attention or a decoder attention."""
         if isinstance(attention, SamVisionAttention):
             batch, height, width, channels = inputs["hidden_states"].shape
             tokens = height * width
             relative = batch * tokens * (height + width) * channels if attention.use_rel_pos else 0
-            return AttentionProducts(batch * tokens * tokens * channels, relative)
+            return AttentionMacs(batch * tokens * tokens * channels, relative)
         query, key = inputs["query"], inputs["key"]
-        return AttentionProducts(query.shape[:3].numel() * key.shape[2] * attention.internal_dim)
+        return AttentionMacs(query.shape[:3].numel() * key.shape[2] * attention.internal_dim)
 
-    def mask_product(self, config: SamConfig, prompts: int) -> int:
-        """Count the product of hypernetworks and upscaled embedding."""
+    def mask_macs(self, config: SamConfig, prompts: int) -> int:
+        """Count the MACs of hypernetworks times upscaled embedding."""
         spec = self.input_spec(config)
         channels = config.mask_decoder_config.hidden_size // _UPSCALED_CHANNELS
         return int(prompts * spec.masks * spec.mask_size**2 * channels)
 
     def module_label(self, name: str) -> str:
         """Return a label such as `encoder block 3, attn.qkv` or `decoder layer 1, tokens to image, q_proj`."""
-        words = name.split(".")
+        path = name.split(".")
         if name.startswith("vision_encoder.layers."):
-            return f"encoder block {int(words[2]) + 1}, {'.'.join(words[3:])}"
+            return f"encoder block {int(path[2]) + 1}, {'.'.join(path[3:])}"
         if name.startswith(f"{TRANSFORMER}.layers."):
-            return f"decoder layer {int(words[3]) + 1}, {_attention_label('.'.join(words[4:]))}"
+            return f"decoder layer {int(path[3]) + 1}, {_attention_label('.'.join(path[4:]))}"
         return _attention_label(name.removeprefix(f"{TRANSFORMER}.").removeprefix("vision_encoder."))
 
     def slot_label(self, slot: str) -> str:

@@ -1,4 +1,4 @@
-"""Module names of SAM v1 in transformers: which tensors there are, what they belong to, where stages end."""
+"""Module names of SAM v1 in transformers: layers and attentions by part, and the encoder's stages."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def sam_structure(config: SamConfig) -> ModelStructure:
 
 
 def _stages(blocks: int, global_indexes: list[int]) -> tuple[range, ...]:
-    # Like the model itself, ignore indexes of blocks that a shallower model does not have.
+    # Ignore indexes beyond the last block, as the model itself does.
     ends = sorted({*(i for i in global_indexes if 0 <= i < blocks), blocks - 1})
     starts = [0, *(end + 1 for end in ends[:-1])]
     return tuple(range(start, end + 1) for start, end in zip(starts, ends, strict=True))
@@ -114,7 +114,7 @@ def _normalized_layers(config: SamConfig, blocks: tuple[str, ...]) -> Iterator[N
     vision = config.vision_config
     grid = vision.image_size // vision.patch_size
     for index, block in enumerate(blocks):
-        # Windows that do not fit the grid are padded with zeros after the normalization; offsets cannot move there.
+        # Windows that do not divide the grid are padded with zeros after the normalization, which rules out offsets.
         window = 0 if index in vision.global_attn_indexes else vision.window_size
         is_padded = bool(window) and grid % window != 0
         yield NormalizedLayer(f"{block}.layer_norm1", f"{block}.attn.qkv", shifts=not is_padded)

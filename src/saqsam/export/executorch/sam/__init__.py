@@ -1,1 +1,4 @@
-"""ExecuTorch modules of SAM v1."""
+"""Traceable modules of SAM v1: image encoder, prompt encoder and mask decoder.
+
+May import what `export.executorch` may import.
+"""

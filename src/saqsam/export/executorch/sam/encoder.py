@@ -1,4 +1,4 @@
-"""The image encoder of a SAM as a torch module to be traced: rows instead of images, windows, attention in blocks."""
+"""The image encoder of SAM v1 as a torch module to be traced, on rows of tokens, with attention in blocks."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ from transformers import SamModel
 from saqsam.export.executorch.layers import (
     RowConvolution,
     StoredTensor,
-    check_products,
-    linear_of,
-    normalise,
+    check_float_attention,
+    normalize,
+    traced_linear,
 )
 from saqsam.export.packed import ExportError
-from saqsam.export.windows import LOGITS_AT_ONCE, Window, queries_at_once, window_of
+from saqsam.export.windows import CACHED_BLOCK_LOGITS, Window, queries_per_block, window_of
 from saqsam.quant.layers import PackedConv2d, PackedTensor
 
 
 class TracedEncoder(nn.Module):
-    """From `pixel_values` [1, 3, S, S] to the image embedding [1, C, h, w], both float32.
+    """Image encoder: `pixel_values` [1, 3, S, S] to the image embedding [1, C, h, w], both float32.
 
     Args:
-        model: The model.
-        logits_at_once: Global attentions with more logits are computed head by head, some queries at a time.
+        model: The quantized model.
+        max_block_logits: Global attentions with more logits are computed head by head, in blocks of queries with at
+            most this many logits; None computes them at once.
     """
 
-    def __init__(self, model: SamModel, logits_at_once: int | None = LOGITS_AT_ONCE) -> None:
+    def __init__(self, model: SamModel, max_block_logits: int | None = CACHED_BLOCK_LOGITS) -> None:
         super().__init__()
         config, encoder = model.config.vision_config, model.vision_encoder
         side = config.image_size // config.patch_size
         self.patches = _Patches(encoder, side, config.patch_size)
         self.blocks = nn.ModuleList(
-            _Block(layer, side, logits_at_once, f"vision_encoder.layers.{index}")
+            _Block(layer, side, max_block_logits, f"vision_encoder.layers.{index}")
             for index, layer in enumerate(encoder.layers)
         )
         self.neck = _Neck(encoder.neck, side)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Embed an image."""
+        """Embed pixel values [1, 3, S, S]: [1, C, h, w]."""
         rows = self.patches(pixel_values)
         for block in self.blocks:
             rows = block(rows)
@@ -50,7 +51,7 @@ class TracedEncoder(nn.Module):
 
 
 class _Patches(nn.Module):
-    """Patch embedding with positions, as a product: [1, h * w, C]."""
+    """Patch embedding as a matrix product, plus positions: [1, h * w, C]."""
 
     def __init__(self, encoder: Any, side: int, patch: int) -> None:
         super().__init__()
@@ -79,38 +80,38 @@ class _Patches(nn.Module):
 class _Block(nn.Module):
     """One transformer block on rows [1, h * w, C]."""
 
-    def __init__(self, layer: Any, side: int, logits_at_once: int | None, where: str) -> None:
+    def __init__(self, layer: Any, side: int, max_block_logits: int | None, where: str) -> None:
         super().__init__()
         self.norm1, self.norm2 = layer.layer_norm1, layer.layer_norm2
         window = window_of(layer.window_size, side)
-        self.attention = _Attention(layer.attn, side, window, logits_at_once, f"{where}.attn")
-        self.lin1 = linear_of(layer.mlp.lin1, f"{where}.mlp.lin1")
-        self.lin2 = linear_of(layer.mlp.lin2, f"{where}.mlp.lin2")
+        self.attention = _Attention(layer.attn, side, window, max_block_logits, f"{where}.attn")
+        self.lin1 = traced_linear(layer.mlp.lin1, f"{where}.mlp.lin1")
+        self.lin2 = traced_linear(layer.mlp.lin2, f"{where}.mlp.lin2")
         self.activation = layer.mlp.act
 
     def forward(self, rows: Tensor) -> Tensor:
-        rows = rows + self.attention(normalise(self.norm1, rows))
-        hidden: Tensor = self.lin2(self.activation(self.lin1(normalise(self.norm2, rows))))
+        rows = rows + self.attention(normalize(self.norm1, rows))
+        hidden: Tensor = self.lin2(self.activation(self.lin1(normalize(self.norm2, rows))))
         return rows + hidden
 
 
 class _Attention(nn.Module):
-    """Attention within windows, with decomposed relative positions; its products are float."""
+    """Windowed or global attention with decomposed relative positions and float operands."""
 
     def __init__(
-        self, attention: Any, side: int, window: Window, logits_at_once: int | None, where: str
+        self, attention: Any, side: int, window: Window, max_block_logits: int | None, where: str
     ) -> None:
         super().__init__()
-        check_products(attention, where, "encoder")
+        check_float_attention(attention, where, "encoder")
         self.side, self.window, self.heads = side, window, attention.num_attention_heads
         self.scale = float(attention.scale)
-        self.qkv = linear_of(attention.qkv, f"{where}.qkv")
-        self.proj = linear_of(attention.proj, f"{where}.proj")
-        self.queries = queries_at_once(self.heads, window, logits_at_once)
+        self.qkv = traced_linear(attention.qkv, f"{where}.qkv")
+        self.proj = traced_linear(attention.proj, f"{where}.proj")
+        self.queries = queries_per_block(self.heads, window, max_block_logits)
         self.by_row = self.by_column = None
         if attention.use_rel_pos:
-            self.by_row = _Distances(attention.rel_pos_h, window.size[0], f"{where}.rel_pos_h")
-            self.by_column = _Distances(attention.rel_pos_w, window.size[1], f"{where}.rel_pos_w")
+            self.by_row = _DistanceTable(attention.rel_pos_h, window.size[0], f"{where}.rel_pos_h")
+            self.by_column = _DistanceTable(attention.rel_pos_w, window.size[1], f"{where}.rel_pos_w")
 
     def forward(self, rows: Tensor) -> Tensor:
         count, tokens, heads = self.window.count, self.window.tokens, self.heads
@@ -122,15 +123,15 @@ class _Attention(nn.Module):
         key = key.transpose(1, 2)
         added = self._relative_positions(query)
         if self.queries is None:
-            mean = self._mean(query, key, value, added)
+            average = self._average(query, key, value, added)
         else:
-            mean = self._mean_in_blocks(query, key, value, added, self.queries)
-        mean = mean.reshape(count, heads, tokens, -1).transpose(1, 2).reshape(count, tokens, -1)
-        found: Tensor = self.proj(self._unpartition(mean))
-        return found
+            average = self._average_in_blocks(query, key, value, added, self.queries)
+        average = average.reshape(count, heads, tokens, -1).transpose(1, 2).reshape(count, tokens, -1)
+        output: Tensor = self.proj(self._unpartition(average))
+        return output
 
-    def _mean(self, query: Tensor, key: Tensor, value: Tensor, added: list[Tensor]) -> Tensor:
-        """Values [B, L, D] averaged for queries [B, Q, D] of keys [B, D, L]; `added` as they give it."""
+    def _average(self, query: Tensor, key: Tensor, value: Tensor, added: list[Tensor]) -> Tensor:
+        """Average values [B, L, D] for queries [B, Q, D] and keys [B, D, L]; `added` are relative positions."""
         logits = torch.bmm(query * self.scale, key)
         if added:
             shape, (high, wide) = logits.shape, self.window.size
@@ -138,7 +139,7 @@ class _Attention(nn.Module):
             logits = (logits + added[1].reshape(*shape[:2], 1, wide)).reshape(shape)
         return torch.bmm(logits.softmax(-1), value)
 
-    def _mean_in_blocks(
+    def _average_in_blocks(
         self, query: Tensor, key: Tensor, value: Tensor, added: list[Tensor], queries: int
     ) -> Tensor:
         """`_mean` of one window head by head, some queries at a time: no tensor of all logits is ever in memory."""
@@ -146,7 +147,7 @@ class _Attention(nn.Module):
         for head in range(self.heads):
             own = slice(head, head + 1)
             blocks = [
-                self._mean(
+                self._average(
                     query[own, start : start + queries],
                     key[own],
                     value[own],
@@ -158,7 +159,7 @@ class _Attention(nn.Module):
         return torch.cat(joined)
 
     def _relative_positions(self, query: Tensor) -> list[Tensor]:
-        """What each query [B, L, D] adds to logits by a key's row [B, L, h], and by its column [B, L, w]."""
+        """Return the relative positions of queries [B, L, D] by key row [B, L, h] and by key column [B, L, w]."""
         if self.by_row is None or self.by_column is None:
             return []
         (high, wide), count = self.window.size, len(query)
@@ -170,7 +171,7 @@ class _Attention(nn.Module):
         return [part.reshape(count, high * wide, -1) for part in (by_row, by_column)]
 
     def _partition(self, rows: Tensor) -> Tensor:
-        """Rows [1, h * w, C] in windows, padded with zeros: [W, L, C]."""
+        """Sort rows [1, h * w, C] by window, with zero padding: [W, L, C]."""
         window, channels = self.window, rows.shape[-1]
         if window.count == 1 and not any(window.pad):
             return rows
@@ -182,7 +183,7 @@ class _Attention(nn.Module):
         return grid.reshape(window.count, window.tokens, channels)
 
     def _unpartition(self, rows: Tensor) -> Tensor:
-        """The way back: [W, L, C] to [1, h * w, C]."""
+        """Undo `_partition`: [W, L, C] to [1, h * w, C]."""
         window, channels = self.window, rows.shape[-1]
         if window.count == 1 and not any(window.pad):
             return rows
@@ -191,10 +192,8 @@ class _Attention(nn.Module):
         return grid[: self.side, : self.side].reshape(1, self.side * self.side, channels)
 
 
-class _Distances(nn.Module):
-    """From a learned vector for each distance [2 S - 1, D] to one for each query and key, [S, D, S].
-
-    Stored is the table; the rest is computed in each run.
+class _DistanceTable(nn.Module):
+    """Table of learned vectors by distance [2 S - 1, D], expanded in each call to all queries and keys [S, D, S].
 
     Attributes:
         index: Buffer, int64 [S, S].
@@ -217,7 +216,7 @@ class _Distances(nn.Module):
 
 
 class _Neck(nn.Module):
-    """Rows [1, h * w, C] to the embedding [1, C', h, w]."""
+    """Neck: rows [1, h * w, C] to the embedding [1, C', h, w]."""
 
     def __init__(self, neck: Any, side: int) -> None:
         super().__init__()
@@ -227,6 +226,6 @@ class _Neck(nn.Module):
         self.norm1, self.norm2 = neck.layer_norm1, neck.layer_norm2
 
     def forward(self, rows: Tensor) -> Tensor:
-        rows = normalise(self.norm1, self.conv1(rows))
-        rows = normalise(self.norm2, self.conv2(rows))
+        rows = normalize(self.norm1, self.conv1(rows))
+        rows = normalize(self.norm2, self.conv2(rows))
         return rows.transpose(1, 2).reshape(1, -1, self.side, self.side)

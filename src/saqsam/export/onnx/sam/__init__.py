@@ -1,1 +1,4 @@
-"""ONNX graphs of SAM v1."""
+"""ONNX graphs of SAM v1: image encoder, prompt encoder and mask decoder.
+
+May import what `export.onnx` may import.
+"""

@@ -1,11 +1,11 @@
-"""The prompt encoder and mask decoder of a SAM as an ONNX graph, with the inputs of the official SAM export.
+"""Prompt encoder and mask decoder of SAM v1 as an ONNX graph, with the interface of the official SAM export.
 
 Inputs and outputs have the names and meanings of `segment_anything`'s ONNX export, so that its clients run the file
-unchanged; the number of prompts P is free here (1 there), and `mask_input` is one for all prompts or one for each.
+unchanged. The number of prompts P is dynamic (1 in the official export), and `mask_input` has one mask for all prompts
+or one per prompt.
 
-What all prompts share is computed once: while keys come from the image alone, their projections in the first layer are
-those of one image. Transposed convolutions whose kernels do not overlap are products on rows, masks are put into the
-order of pixels at the very end, when there are four values a pixel and no longer 32.
+Transposed convolutions have non-overlapping kernels and are matrix products on rows. Masks are sorted by pixel at the
+very end, when each pixel has four values instead of 32 channels.
 """
 
 from __future__ import annotations
@@ -17,37 +17,32 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto
-from torch import nn
 from transformers import SamModel
 
 from saqsam.export.onnx.graph import Graph, Value
 from saqsam.export.onnx.layers import (
     activation,
-    affine,
+    gemm,
     layer_input,
     layer_norm,
     linear,
-    move,
-    product,
-    quantize,
-    read,
-    rounded,
-    weighted_mean,
+    quantized,
 )
-from saqsam.export.packed import slot
+from saqsam.export.onnx.sam.two_way_transformer import TwoWayTransformer
+from saqsam.export.packed import slot_module
 
 _PADDING, _FIRST_LABEL = -1, 0
-_FEW_POINTS = 2.5
-"""With more points than this, `--single-mask` takes the mask for unambiguous prompts."""
+_MAX_AMBIGUOUS_POINTS = 2.5
+"""Number of points, padding included, above which `--single-mask` returns the mask for unambiguous prompts."""
 
 
 def write_decoder(graph: Graph, model: SamModel, *, single_mask: bool = False) -> None:
-    """Add prompt encoder, mask decoder and the resizing of masks.
+    """Add prompt encoder, mask decoder and the resizing of masks to an empty graph.
 
     Args:
         graph: Empty graph.
         model: The model.
-        single_mask: Return one mask a prompt, chosen as the official export does, instead of four.
+        single_mask: Return one mask per prompt, chosen as in the official export, instead of four.
     """
     config = model.config
     channels, size = config.prompt_encoder_config.hidden_size, config.vision_config.image_size
@@ -75,7 +70,7 @@ def write_decoder(graph: Graph, model: SamModel, *, single_mask: bool = False) -
         image = graph.op("Transpose", graph.op("Reshape", embedding, graph.ints(channels, -1)), perm=[1, 0])
         image = graph.op("Add", dense, image)  # [M, h * w, C]
         positions = _grid_positions(graph, model.prompt_encoder, side)
-        transformer = _Transformer(graph, decoder.transformer, positions)
+        transformer = TwoWayTransformer(graph, decoder.transformer, positions)
         tokens, image = transformer.run(tokens, image)
         masks, ious = _heads(graph, decoder, tokens, image, side)
     if single_mask:
@@ -89,9 +84,9 @@ def write_decoder(graph: Graph, model: SamModel, *, single_mask: bool = False) -
 
 
 def _points(graph: Graph, encoder: Any, coords: Value, labels: Value, size: int) -> Value:
-    """Embeddings [P, N, C] of points [P, N, 2] in the pixels of the input, by their labels [P, N].
+    """Embed points [P, N, 2] in pixels of the input with labels [P, N]: [P, N, C].
 
-    0 and 1 are points beside and on the object, 2 and 3 the first and second corner of a box, -1 is padding.
+    Labels 0 and 1 are background and foreground points, 2 and 3 the first and second corner of a box, -1 is padding.
     """
     # 2 * (x + 0.5) / S - 1
     scaled = graph.op("Mul", coords, graph.scalar(2 / size))
@@ -108,21 +103,21 @@ def _points(graph: Graph, encoder: Any, coords: Value, labels: Value, size: int)
 
 
 def _waves(graph: Graph, encoder: Any, places: Value) -> Value:
-    """Positional embedding [..., C] of places [..., 2] in [-1, 1]."""
+    """Return the positional embedding [..., C] of places [..., 2] in [-1, 1]."""
     frequencies = graph.parameter(encoder.shared_embedding.positional_embedding, "frequencies")
     angles = graph.op("Mul", graph.op("MatMul", places, frequencies), graph.scalar(2 * math.pi))
     return graph.op("Concat", graph.op("Sin", angles), graph.op("Cos", angles), axis=-1)
 
 
 def _grid_positions(graph: Graph, encoder: Any, side: int) -> Value:
-    """Positions of the image tokens, [h * w, C]; runtimes compute them when they load."""
+    """Return the positional embedding of the image tokens, [h * w, C], which runtimes fold when they load the graph."""
     middles = ((np.arange(side) + 0.5) * 2 / side - 1).astype(np.float32)
     places = np.stack(np.meshgrid(middles, middles), axis=-1).reshape(-1, 2)
     return _waves(graph, encoder, graph.constant(places, "places"))
 
 
 def _dense(graph: Graph, encoder: Any, mask_input: Value, has_mask: Value, side: int) -> Value:
-    """Rows [M, h * w, C] of the masks [M, 1, 4 h, 4 w], or of there being none."""
+    """Embed masks [M, 1, 4h, 4w] as rows [M, h * w, C], or return the "no mask" embedding if `has_mask` is 0."""
     embed = encoder.mask_embed
     grid = mask_input
     hidden: Value = ""
@@ -145,107 +140,12 @@ def _dense(graph: Graph, encoder: Any, mask_input: Value, has_mask: Value, side:
             grid = graph.op("Transpose", hidden, perm=[0, 3, 1, 2])
     rows = graph.op("Reshape", hidden, graph.ints(0, side * side, -1))
     none = graph.parameter(encoder.no_mask_embed.weight.detach()[None], "no_mask")
-    # A mask that is not meant may hold anything, so it is not multiplied by 0.
+    # Where, not Mul by 0: an unused mask input may hold NaN.
     return graph.op("Where", graph.op("Greater", has_mask, graph.scalar(0.5)), rows, none)
 
 
-class _Transformer:
-    """The two-way transformer on rows: tokens [P, T, C], image tokens [M, h * w, C] with M of 1 or P."""
-
-    def __init__(self, graph: Graph, transformer: Any, positions: Value) -> None:
-        self.graph, self.transformer, self.positions = graph, transformer, positions
-        self.where = "mask_decoder.transformer"
-
-    def run(self, tokens: Value, image: Value) -> tuple[Value, Value]:
-        graph, points = self.graph, tokens
-        for index, layer in enumerate(self.transformer.layers):
-            with graph.scope(f"layers.{index}"):
-                tokens, image = self._layer(layer, tokens, image, points, f"{self.where}.layers.{index}")
-        with graph.scope("final_attn_token_to_image"):
-            query = graph.op("Add", tokens, points)
-            attention = self.transformer.final_attn_token_to_image
-            where = f"{self.where}.final_attn_token_to_image"
-            found = self._attend(attention, query, self._placed(image), image, where)
-            tokens = graph.op("Add", tokens, found)
-            return layer_norm(graph, self.transformer.layer_norm_final_attn, tokens), image
-
-    def _placed(self, image: Value) -> Value:
-        """Image tokens with their positions."""
-        return self.graph.once(("placed", image), lambda: self.graph.op("Add", image, self.positions))
-
-    def _layer(
-        self, layer: Any, tokens: Value, image: Value, points: Value, where: str
-    ) -> tuple[Value, Value]:
-        graph = self.graph
-        with graph.scope("self_attn"):
-            if layer.skip_first_layer_pe:
-                tokens = self._attend(layer.self_attn, tokens, tokens, tokens, f"{where}.self_attn")
-            else:
-                query = graph.op("Add", tokens, points)
-                found = self._attend(layer.self_attn, query, query, tokens, f"{where}.self_attn")
-                tokens = graph.op("Add", tokens, found)
-            tokens = layer_norm(graph, layer.layer_norm1, tokens)
-        with graph.scope("cross_attn_token_to_image"):
-            query, name = graph.op("Add", tokens, points), "cross_attn_token_to_image"
-            found = self._attend(getattr(layer, name), query, self._placed(image), image, f"{where}.{name}")
-            tokens = layer_norm(graph, layer.layer_norm2, graph.op("Add", tokens, found))
-        with graph.scope("mlp"):
-            mlp = layer.mlp
-            hidden = self._linear(mlp.lin1, tokens, f"{where}.mlp.lin1")
-            out = self._linear(mlp.lin2, activation(graph, mlp.act, hidden), f"{where}.mlp.lin2")
-            tokens = layer_norm(graph, layer.layer_norm3, graph.op("Add", tokens, out))
-        with graph.scope("cross_attn_image_to_token"):
-            query, name = graph.op("Add", tokens, points), "cross_attn_image_to_token"
-            found = self._attend(getattr(layer, name), self._placed(image), query, tokens, f"{where}.{name}")
-            image = layer_norm(graph, layer.layer_norm4, graph.op("Add", image, found))
-        return tokens, image
-
-    def _linear(self, layer: Any, value: Value, where: str) -> Value:
-        """Apply a linear layer to [B, R, K] and return [B, R, C], through the rows [B * R, K] that `Gemm` takes."""
-        graph = self.graph
-        given = layer_input(graph, layer, value, where)
-        inputs, outputs = layer.in_features, layer.out_features
-        rows = move(graph, given, "Reshape", graph.ints(-1, inputs))
-        batch = graph.once(
-            ("batch", value),
-            lambda: graph.op("Slice", graph.op("Shape", value), graph.ints(0), graph.ints(1)),
-        )
-        found = linear(graph, layer, rows, where)
-        # R stays unknown to the runtime, even where it is a constant: after a layer without biases, or with zero
-        # biases, OpenVINO moves the scales of the C columns behind this Reshape, and where it knows an R of C or more
-        # it applies them to the R rows instead.
-        return graph.op("Reshape", found, graph.op("Concat", batch, graph.ints(-1, outputs), axis=0))
-
-    def _attend(self, attention: Any, query: Value, key: Value, value: Value, where: str) -> Value:
-        """Attention of queries [B, Q, C] to keys and values [B', K, C], B or B' being 1 or both P: [P, Q, C]."""
-        graph, heads = self.graph, attention.num_attention_heads
-        apart = graph.ints(0, 0, heads, -1)
-        parts = []
-        for name, given in (("q", query), ("k", key), ("v", value)):
-            with graph.scope(f"{name}_proj"):
-                projected = self._linear(getattr(attention, f"{name}_proj"), given, f"{where}.{name}_proj")
-                parts.append(graph.op("Reshape", projected, apart))
-        q = graph.op("Transpose", parts[0], perm=[0, 2, 1, 3])
-        v = graph.op("Transpose", parts[2], perm=[0, 2, 1, 3])
-        turned, scaling = [0, 2, 3, 1], float(attention.scaling)
-        query_quantizer, key_quantizer = slot(attention, "query_quantizer"), slot(attention, "key_quantizer")
-        if isinstance(query_quantizer, nn.Identity):
-            scaled = graph.op("Mul", q, graph.scalar(scaling))
-            logits = graph.op("MatMul", scaled, graph.op("Transpose", parts[1], perm=turned))
-        else:
-            query_codes = quantize(graph, q, affine(query_quantizer, where))
-            key_codes = quantize(graph, parts[1], affine(key_quantizer, where))
-            key_codes = move(graph, key_codes, "Transpose", perm=turned)
-            logits = graph.op("MatMul", query_codes.read(graph, scaling), key_codes.read(graph))
-        v_read = read(graph, rounded(graph, v, slot(attention, "value_quantizer"), where))
-        mean = weighted_mean(graph, attention, logits, v_read, where)
-        joined = graph.op("Reshape", graph.op("Transpose", mean, perm=[0, 2, 1, 3]), graph.ints(0, 0, -1))
-        with graph.scope("out_proj"):
-            return self._linear(attention.out_proj, joined, f"{where}.out_proj")
-
-
 def _heads(graph: Graph, decoder: Any, tokens: Value, image: Value, side: int) -> tuple[Value, Value]:
-    """Masks [P, M, 4 h, 4 w] and predicted IoUs [P, M]."""
+    """Predict masks [P, M, 4h, 4w] and IoUs [P, M]."""
     count = decoder.num_mask_tokens
     with graph.scope("upscaling"):
         rows = graph.op("Reshape", image, graph.ints(-1, decoder.upscale_conv1.weight.shape[0]))
@@ -260,8 +160,8 @@ def _heads(graph: Graph, decoder: Any, tokens: Value, image: Value, side: int) -
         weights = []
         for index, mlp in enumerate(decoder.output_hypernetworks_mlps):
             token = graph.op("Gather", tokens, graph.constant(np.array(1 + index), "index"), axis=1)
-            found = _mlp(graph, mlp, token, f"mask_decoder.output_hypernetworks_mlps.{index}")
-            weights.append(graph.op("Unsqueeze", found, graph.ints(-1)))
+            weight = _mlp(graph, mlp, token, f"mask_decoder.output_hypernetworks_mlps.{index}")
+            weights.append(graph.op("Unsqueeze", weight, graph.ints(-1)))
         hyper = graph.op("Concat", *weights, axis=-1)  # [P, C / 8, M]
     masks = graph.op("MatMul", fine, hyper)  # [P, 16 * h * w, M], each place with its 4 x 4 pixels
     masks = graph.op("Reshape", masks, graph.ints(-1, side, side, 2, 2, 2, 2, count))
@@ -276,31 +176,31 @@ def _heads(graph: Graph, decoder: Any, tokens: Value, image: Value, side: int) -
 def _mlp(graph: Graph, mlp: Any, rows: Value, where: str) -> Value:
     layers = [("proj_in", mlp.proj_in), *((f"layers.{i}", layer) for i, layer in enumerate(mlp.layers))]
     for name, layer in layers:
-        given = layer_input(graph, layer, rows, f"{where}.{name}")
-        rows = activation(graph, mlp.activation, linear(graph, layer, given, f"{where}.{name}"))
-    given = layer_input(graph, mlp.proj_out, rows, f"{where}.proj_out")
-    rows = linear(graph, mlp.proj_out, given, f"{where}.proj_out")
+        tensor = layer_input(graph, layer, rows, f"{where}.{name}")
+        rows = activation(graph, mlp.activation, linear(graph, layer, tensor, f"{where}.{name}"))
+    tensor = layer_input(graph, mlp.proj_out, rows, f"{where}.proj_out")
+    rows = linear(graph, mlp.proj_out, tensor, f"{where}.proj_out")
     return graph.op("Sigmoid", rows) if mlp.sigmoid_output else rows
 
 
 def _upscale(graph: Graph, layer: Any, rows: Value, where: str) -> Value:
-    """A transposed convolution, 2 x 2 with stride 2, of rows [R, K]: rows [4 R, C], those of one input together."""
-    given = rounded(graph, rows, slot(layer, "input_quantizer"), where)
+    """Apply a 2 x 2 transposed convolution with stride 2 to rows [R, K]: rows [4R, C], in groups of 4 per input."""
+    tensor = quantized(graph, rows, slot_module(layer, "input_quantizer"), where)
     inputs, channels = layer.weight.shape[:2]
 
     def arrange(weight: NDArray[Any]) -> NDArray[Any]:
         return weight.transpose(0, 2, 3, 1).reshape(inputs, -1)
 
-    found = product(graph, given, layer.weight, layer.bias.detach().repeat(4), where, arrange)
-    return graph.op("Reshape", found, graph.ints(-1, channels))
+    pixels = gemm(graph, tensor, layer.weight, layer.bias.detach().repeat(4), where, arrange)
+    return graph.op("Reshape", pixels, graph.ints(-1, channels))
 
 
 def _select(graph: Graph, masks: Value, ious: Value, shape: Value) -> tuple[Value, Value]:
-    """One mask a prompt: the first if there are several points, else that of the best predicted IoU of the others."""
+    """Select one mask per prompt: the first for several points, else the one of the others with the best IoU."""
     points = graph.op("Cast", graph.op("Slice", shape, graph.ints(1), graph.ints(2)), to=TensorProto.FLOAT)
     weight = graph.constant(np.array([1000.0, 0.0, 0.0, 0.0], dtype=np.float32), "first")
     scores = graph.op(
-        "Add", ious, graph.op("Mul", graph.op("Sub", points, graph.scalar(_FEW_POINTS)), weight)
+        "Add", ious, graph.op("Mul", graph.op("Sub", points, graph.scalar(_MAX_AMBIGUOUS_POINTS)), weight)
     )
     best = graph.op("ArgMax", scores, axis=1, keepdims=1)  # [P, 1]
     ious = graph.op("GatherElements", ious, best, axis=1)
@@ -310,7 +210,7 @@ def _select(graph: Graph, masks: Value, ious: Value, shape: Value) -> tuple[Valu
 
 
 def _resize(graph: Graph, masks: Value, original: Value, size: int) -> Value:
-    """Logits [P, M, 4 h, 4 w] at the size of the original image: to the square input, without padding, to the image."""
+    """Resize logits [P, M, 4h, 4w] to the original image: to the square input, without padding, to the image size."""
     linearly = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
     leading = graph.op("Slice", graph.op("Shape", masks), graph.ints(0), graph.ints(2))
     square = graph.op("Concat", leading, graph.ints(size, size), axis=0)
@@ -320,5 +220,5 @@ def _resize(graph: Graph, masks: Value, original: Value, size: int) -> Value:
     inside = graph.op("Floor", graph.op("Add", graph.op("Mul", original, scale), graph.scalar(0.5)))
     inside = graph.op("Cast", inside, to=TensorProto.INT64)
     large = graph.op("Slice", large, graph.ints(0, 0), inside, graph.ints(2, 3))
-    wanted = graph.op("Concat", leading, graph.op("Cast", original, to=TensorProto.INT64), axis=0)
-    return graph.op("Resize", large, "", "", wanted, **linearly)
+    target = graph.op("Concat", leading, graph.op("Cast", original, to=TensorProto.INT64), axis=0)
+    return graph.op("Resize", large, "", "", target, **linearly)

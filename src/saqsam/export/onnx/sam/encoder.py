@@ -1,4 +1,4 @@
-"""The image encoder of a SAM as an ONNX graph: pixels to embedding."""
+"""The image encoder of SAM v1 as an ONNX graph: pixels to embedding."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from saqsam.export.onnx.graph import Graph, Value
 from saqsam.export.onnx.layers import (
     Codes,
     activation,
+    gemm,
     layer_input,
     layer_norm,
     linear,
-    move,
-    product,
-    rounded,
+    quantized,
+    rearrange,
 )
 from saqsam.export.onnx.sam.encoder_attention import EncoderOptions, write_attention
-from saqsam.export.packed import slot
+from saqsam.export.packed import slot_module
 from saqsam.export.windows import window_of
 from saqsam.quant.layers import PackedConv2d, PackedTensor
 
 
 def write_encoder(graph: Graph, model: SamModel, options: EncoderOptions) -> None:
-    """Add the encoder: input `pixel_values` [1, 3, S, S] to output `image_embeddings` [1, C, h, w], both float32."""
+    """Add the image encoder to an empty graph.
+
+    Its input is `pixel_values` [1, 3, S, S], its output `image_embeddings` [1, C, h, w], both float32.
+    """
     config, encoder = model.config.vision_config, model.vision_encoder
     side = config.image_size // config.patch_size
     pixels = graph.input("pixel_values", (1, config.num_channels, config.image_size, config.image_size))
@@ -42,7 +45,7 @@ def write_encoder(graph: Graph, model: SamModel, options: EncoderOptions) -> Non
 
 
 def _patches(graph: Graph, encoder: Any, pixels: Value, side: int) -> Value:
-    """Patch embedding with positions, rows [h * w, C]."""
+    """Embed patches and add the absolute positions: rows [h * w, C]."""
     projection = encoder.patch_embed.projection
     if isinstance(projection, PackedConv2d):
         weight = packed_weight(graph, projection.weight)
@@ -67,7 +70,7 @@ def _patches(graph: Graph, encoder: Any, pixels: Value, side: int) -> Value:
 
 
 def packed_weight(graph: Graph, packed: PackedTensor) -> Value:
-    """A packed tensor that is only stored small: float32 in the graph."""
+    """Add a packed tensor as codes that are dequantized to float32 in the graph."""
     codes = graph.unsigned_bytes(packed.unpack().cpu().numpy(), packed.bits, name="codes")
     scale = graph.constant(packed.scale.cpu().numpy(), "weight_scale")
     zero_point = graph.constant(packed.zero_point.cpu().numpy().astype(np.uint8), "weight_zero_point")
@@ -90,7 +93,7 @@ def _block(graph: Graph, layer: Any, rows: Value, side: int, options: EncoderOpt
 
 
 def _neck(graph: Graph, neck: Any, rows: Value, side: int) -> Value:
-    """Rows [h * w, C] to the embedding [1, C', h, w]."""
+    """Apply the neck to rows [h * w, C]: embedding [1, C', h, w]."""
     hidden = _convolution(graph, neck.conv1, rows, side, "neck.conv1")
     hidden = layer_norm(graph, neck.layer_norm1, hidden)
     hidden = _convolution(graph, neck.conv2, hidden, side, "neck.conv2")
@@ -100,30 +103,30 @@ def _neck(graph: Graph, neck: Any, rows: Value, side: int) -> Value:
 
 
 def _convolution(graph: Graph, layer: Any, rows: Value, side: int, where: str) -> Value:
-    """A convolution that keeps the size, of rows [h * w, K], as one product: rows [h * w, C].
+    """Apply a size-preserving convolution to rows [h * w, K] as one matrix product: rows [h * w, C].
 
-    The values under the kernel are copied beside each other, in 8 bits where they are rounded: integer kernels for
-    products are faster than those for convolutions, and need no rounding of what comes out.
+    The values under the kernel are gathered (im2col), in 8 bits if they are quantized: integer kernels for matrix
+    products are faster than those for convolutions, and do not quantize their output.
     """
     channels, _, high, wide = layer.weight.shape
-    given = rounded(graph, rows, slot(layer, "input_quantizer"), where)
+    tensor = quantized(graph, rows, slot_module(layer, "input_quantizer"), where)
     if (high, wide) != (1, 1):
-        given = _neighbours(graph, given, side, high, wide)
+        tensor = _gather_neighbors(graph, tensor, side, high, wide)
 
     def arrange(weight: NDArray[Any]) -> NDArray[Any]:
         return weight.transpose(2, 3, 1, 0).reshape(-1, channels)
 
-    return product(graph, given, layer.weight, layer.bias, where, arrange)
+    return gemm(graph, tensor, layer.weight, layer.bias, where, arrange)
 
 
-def _neighbours(graph: Graph, given: Value | Codes, side: int, high: int, wide: int) -> Value | Codes:
-    """Rows [h * w, K] to [h * w, high * wide * K]: each with those around it, zeros beyond the border."""
-    zero: Any = given.zero_point if isinstance(given, Codes) else graph.scalar(0.0)
-    grid = move(graph, given, "Reshape", graph.ints(side, side, -1))
+def _gather_neighbors(graph: Graph, tensor: Value | Codes, side: int, high: int, wide: int) -> Value | Codes:
+    """Concatenate each row with its neighbors (im2col): [h * w, K] to [h * w, high * wide * K], with zero padding."""
+    zero: Any = tensor.zero_point if isinstance(tensor, Codes) else graph.scalar(0.0)
+    grid = rearrange(graph, tensor, "Reshape", graph.ints(side, side, -1))
     up, left = high // 2, wide // 2
-    grid = move(graph, grid, "Pad", graph.ints(up, left, 0, up, left, 0), zero)
+    grid = rearrange(graph, grid, "Pad", graph.ints(up, left, 0, up, left, 0), zero)
     moved = [
-        move(graph, grid, "Slice", graph.ints(y, x), graph.ints(y + side, x + side), graph.ints(0, 1))
+        rearrange(graph, grid, "Slice", graph.ints(y, x), graph.ints(y + side, x + side), graph.ints(0, 1))
         for y in range(high)
         for x in range(wide)
     ]

@@ -14,7 +14,7 @@ from saqsam.models.sam.structure import sam_structure
 
 
 class SamGraphWriter:
-    """Write the graphs of a `SamModel`, see `saqsam.export.onnx.writers.GraphWriter`."""
+    """The `saqsam.export.onnx.writers.GraphWriter` of `SamModel`."""
 
     def write_encoder(self, graph: Graph, model: SamModel) -> None:
         """Add the vision encoder to an empty graph."""

@@ -1,0 +1,129 @@
+"""Build a float `SamModel` from a configuration and exactly its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from transformers import SamConfig, SamModel
+
+from saqsam.models.configuration import check_sam_config
+from saqsam.models.weights import read_safetensors, read_torch
+from saqsam.utils.errors import CheckpointError, shorten_names
+
+SHARED = "shared_image_embedding.positional_embedding"
+"""Name of the positional embedding that the image and the prompt encoder share."""
+SHARED_COPY = "prompt_encoder.shared_embedding.positional_embedding"
+"""Name of the prompt encoder's copy, which is tied to `SHARED`."""
+
+
+def build_model(
+    config: SamConfig,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    source: str,
+    device: str | torch.device = "cpu",
+) -> SamModel:
+    """Return a `SamModel` that holds exactly `tensors`.
+
+    Args:
+        config: The model's configuration.
+        tensors: Floating-point tensors by their names in `SamModel`; the tied positional embedding may have either name
+            or both. Tensors are copied, so that memory-mapped files can be closed or changed afterwards.
+        source: Origin of the tensors, for error messages.
+        device: Device of the model.
+
+    Returns:
+        The model in float32 and eval mode.
+
+    Raises:
+        CheckpointError: No supported model has this configuration, or a tensor is missing, unknown, of the wrong
+            shape, not floating point, or not finite.
+    """
+    check_sam_config(config, source)
+    with torch.device("meta"):
+        model = SamModel(config)
+    tensors = _merge_tied(tensors, source)
+    expected = {name: value.shape for name, value in model.state_dict().items() if name != SHARED_COPY}
+    _check_names_and_shapes(tensors, expected, source)
+    state: dict[str, torch.Tensor] = {}
+    for name, value in tensors.items():
+        # Copy: a memory-mapped tensor must not outlive its file, and its missing alignment changes the last bits of
+        # some matrix products.
+        value = value.detach().to(device=device, dtype=torch.float32, copy=True)
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{source}: {name} holds NaN or infinity")
+        state[name] = value
+    model.load_state_dict(state, strict=False, assign=True)
+    model.prompt_encoder.shared_embedding.positional_embedding = (
+        model.shared_image_embedding.positional_embedding
+    )
+    assert not any(parameter.is_meta for parameter in model.parameters())
+    model.config.dtype = torch.float32  # whatever dtype the file had
+    built: SamModel = model.eval()
+    return built
+
+
+def check_float_names(files: Sequence[Path], model: SamModel) -> None:
+    """Check that files hold exactly the tensors of a model, before transformers reads them.
+
+    transformers initializes missing tensors randomly and only warns.
+
+    Args:
+        files: Files of one model, in safetensors or `torch.save` format.
+        model: The float model, usually on the meta device.
+
+    Raises:
+        CheckpointError: A file is damaged, or a tensor is missing or unknown.
+    """
+    names: set[str] = set()
+    for path in files:
+        names.update(read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path))
+    if not files:
+        return
+    expected = set(model.state_dict()) - {SHARED_COPY}
+    if SHARED_COPY in names:
+        names = (names - {SHARED_COPY}) | {SHARED}
+    problems = [("missing", expected - names), ("unknown", names - expected)]
+    if names != expected:
+        named = "; ".join(
+            f"{len(some)} {problem}: {shorten_names(some)}" for problem, some in problems if some
+        )
+        raise CheckpointError(f"{files[0].parent}: the tensors do not fit the model: {named}")
+
+
+def _merge_tied(tensors: Mapping[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:
+    """Return `tensors` with the positional embedding under the name `SHARED` alone."""
+    merged = dict(tensors)
+    copy = merged.pop(SHARED_COPY, None)
+    if copy is None:
+        return merged
+    shared = merged.setdefault(SHARED, copy)
+    if not torch.equal(shared, copy):
+        raise CheckpointError(f"{source}: expected {SHARED} and {SHARED_COPY} to be equal, they differ")
+    return merged
+
+
+def _check_names_and_shapes(
+    tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size], source: str
+) -> None:
+    missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    wrong = [
+        f"{name} of shape {tuple(tensors[name].shape)} instead of {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    problems = [("missing", missing), ("unknown", unknown), ("misshapen", wrong)]
+    named = "; ".join(f"{len(some)} {problem}: {shorten_names(some)}" for problem, some in problems if some)
+    if named:
+        raise CheckpointError(f"{source}: the tensors do not fit the model: {named}")
+    others = [
+        name
+        for name, value in tensors.items()
+        if not value.is_floating_point() or value.layout != torch.strided or value.is_meta
+    ]
+    if others:
+        raise CheckpointError(
+            f"{source}: expected floating-point tensors, got others: {shorten_names(others)}"
+        )
