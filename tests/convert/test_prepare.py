@@ -318,7 +318,7 @@ def test_packed_layers_stay_as_they_are_when_the_rest_is_packed(structure: Model
     own = PackedTensor.from_codes(7 - weight.unpack(), weight.scale, weight.zero_point, 3)
     pack_layer(model, learned, own)
     place_empty_weight(model, waiting, 3)
-    pack_embeddings(model, recipe)
+    pack_embeddings(model, tiny_plan(recipe))
     before = modules(model, (*PACKED, PackedTensor))
     assert len(before) == 4 * 2 - 1  # three layers with their weights, and the position embedding
     assert model.get_submodule(learned).training
@@ -339,8 +339,8 @@ def test_packing_before_the_first_block_is_that_of_packing_all() -> None:
         model, original = tiny_sam(), tiny_sam()
         for each in (model, original):
             prepare(each, tiny_plan(recipe))
-        pack_embeddings(model, recipe)
-        pack_embeddings(model, recipe)
+        pack_embeddings(model, tiny_plan(recipe))
+        pack_embeddings(model, tiny_plan(recipe))
         packed = modules(model, (*PACKED, PackedTensor))
         if not recipe.extra:
             assert not packed

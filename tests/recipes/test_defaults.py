@@ -2,7 +2,7 @@
 
 import inspect
 
-from saqsam.cli import app
+from saqsam.cli.options import QuantizeOptions
 from saqsam.data.open import SCENES
 from saqsam.ptq.pipeline import quantize
 from saqsam.recipes import catalog
@@ -17,7 +17,7 @@ def test_the_defaults_exist() -> None:
 
 
 def test_library_and_command_line_share_them() -> None:
-    command = {name: option.default for name, option in inspect.signature(app.quantize).parameters.items()}
+    command = {option.name: option.default for option in QuantizeOptions.parameters()}
     library = {name: option.default for name, option in inspect.signature(quantize).parameters.items()}
     recipe = recipe_for(command["method"], command["bits"], command["effort"])
     assert recipe == recipe_for(library["recipe"])

@@ -15,7 +15,8 @@ from saqsam.checkpoint import save_checkpoint
 from saqsam.cli.commands.export import PARITY_IMAGES
 from saqsam.export import export_model
 from saqsam.export.onnx.layers import layer_input, linear, rearrange
-from saqsam.export.onnx.sam import decoder, encoder
+from saqsam.export.onnx.sam import encoder
+from saqsam.export.onnx.sam.two_way_transformer import TwoWayTransformer
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.prompts import Prompts
 from saqsam.quant.layers import PackedLinear
@@ -120,7 +121,7 @@ def without_biases(model: SamModel) -> SamModel:
 def test_a_fault_of_a_runtimes_own_optimizations_is_found(
     model: SamModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoder._Transformer, "_linear", old_linear)
+    monkeypatch.setattr(TwoWayTransformer, "_linear", old_linear)
     changed = without_biases(model)
     export_model(changed, tiny_processor(), tmp_path / "export")
     with pytest.raises(

@@ -1,9 +1,10 @@
-"""Names of a package that are imported when they are first used (PEP 562)."""
+"""Names that are imported when they are first used: of a package (PEP 562), and classes in tables of other packages."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import pkgutil
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -36,3 +37,21 @@ def lazy_names(
         return sorted({*vars(sys.modules[package]), *modules})
 
     return get, names
+
+
+class LazyClass:
+    """Stand-in for a class until it is called or an attribute of it is read, for tables of other packages.
+
+    Args:
+        path: `module:name` of the class.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Create an instance of the class."""
+        return pkgutil.resolve_name(self._path)(*arguments, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(pkgutil.resolve_name(self._path), name)
