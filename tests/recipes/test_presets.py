@@ -232,3 +232,8 @@ def test_unknown_methods_are_refused_with_the_nearest(method: str, message: str)
 def test_unknown_efforts_are_refused_with_the_nearest(method: str) -> None:
     with pytest.raises(ValueError, match=r"no effort 'standart'; did you mean 'standard'\?"):
         recipe_for(method, effort="standart")
+
+
+def test_bits_default_to_four() -> None:
+    assert recipe_for("mse") == recipe_for("mse", "w4a4")
+    assert recipe_for("weight-only") == recipe_for("weight-only", "w4")

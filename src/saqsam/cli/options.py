@@ -23,6 +23,7 @@ from saqsam.recipes.catalog import (
     DEFAULT_MEMORY,
     DEFAULT_METHOD,
     DEFAULT_SEED,
+    DEFAULT_WEIGHT_BITS,
     DEPLOY_TARGETS,
     EFFORTS,
     METHOD_SUMMARIES,
@@ -155,8 +156,14 @@ class QuantizeOptions(OptionGroup):
         str, typer.Option(metavar="NAME", help=f"Method: {described(METHOD_SUMMARIES.items())}.")
     ] = DEFAULT_METHOD
     bits: Annotated[
-        str, typer.Option(metavar="wXaY", help="X bits for weights, Y for activations, 2 to 8 each.")
-    ] = DEFAULT_BITS
+        str | None,
+        typer.Option(
+            metavar="wXaY",
+            help="X bits for weights, Y for activations, 2 to 8 each; for weight-only such as w4, or w4g128 for groups "
+            "of 128 inputs.",
+            show_default=f"{DEFAULT_BITS}; {DEFAULT_WEIGHT_BITS} for weight-only",
+        ),
+    ] = None
     calibration: Annotated[
         str,
         typer.Option(

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 DEFAULT_METHOD = "saq-sam-plus"
 DEFAULT_BITS = "w4a4"
+DEFAULT_WEIGHT_BITS = "w4"
+"""Default bits of weight-only quantization."""
 DEFAULT_EFFORT = "standard"
 DEFAULT_CALIBRATION = "scenes"
 """Calibration data: the bundled scenes."""

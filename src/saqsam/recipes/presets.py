@@ -11,6 +11,7 @@ from saqsam.recipes.catalog import (
     DEFAULT_BITS,
     DEFAULT_EFFORT,
     DEFAULT_METHOD,
+    DEFAULT_WEIGHT_BITS,
     EFFORTS,
     METHOD_SUMMARIES,
     WEIGHT_ONLY,
@@ -174,21 +175,20 @@ def parse_weight_bits(bits: str) -> tuple[int, int | None]:
     return check_bits(int(match[1]), "weight bits"), None if match[2] is None else int(match[2])
 
 
-def recipe_for(
-    method: str = DEFAULT_METHOD, bits: str = DEFAULT_BITS, effort: str = DEFAULT_EFFORT
-) -> Recipe:
+def recipe_for(method: str = DEFAULT_METHOD, bits: str | None = None, effort: str = DEFAULT_EFFORT) -> Recipe:
     """Return the recipe of a method.
 
     Args:
         method: One of `METHODS`, or `weight-only`.
-        bits: Text such as `w4a4`; for `weight-only` such as `w4`, or `w4g128` for groups of 128 inputs.
+        bits: Text such as `w4a4`; for `weight-only` such as `w4`, or `w4g128` for groups of 128 inputs. None gives
+            `w4a4` or `w4`.
         effort: One of `EFFORTS`; has no effect on methods without reconstruction.
 
     Raises:
         ValueError: The method or the effort is unknown, or the bits cannot be parsed.
     """
     if method == WEIGHT_ONLY:
-        return weight_only(*parse_weight_bits(bits))
+        return weight_only(*parse_weight_bits(DEFAULT_WEIGHT_BITS if bits is None else bits))
     if method not in METHODS:
         raise ValueError(f"no method {method!r}{suggestion(method, list(METHOD_SUMMARIES))}")
-    return with_effort(METHODS[method](*parse_bits(bits)), effort)
+    return with_effort(METHODS[method](*parse_bits(DEFAULT_BITS if bits is None else bits)), effort)
