@@ -46,7 +46,7 @@ class PlannedWeight(NamedTuple):
 
 @dataclass(frozen=True)
 class QuantizationPlan:
-    """What a recipe quantizes in a model.
+    """Every weight and activation that a recipe quantizes in a model.
 
     Attributes:
         family: Family of the model.
