@@ -15,7 +15,8 @@ from saqsam.checkpoint import save_checkpoint
 from support.tiny_quantized import quantized_tiny
 from support.tiny_sam import tiny_processor, tiny_sam
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# Workers of pytest-xdist share the cores: with two threads each, they wait for one another most of the time.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 # A shell that runs tests in the background has them, and what they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -178,12 +178,14 @@ def test_importing_saqsam_imports_no_torch() -> None:
     assert not [name for name in modules if is_within(name, "torch", "transformers", "numpy", *NOT_AT_IMPORT)]
 
 
+@pytest.mark.slow
 def test_the_library_imports_nothing_it_may_not_need() -> None:
     modules = modules_after("import saqsam; saqsam.quantize; saqsam.evaluate; saqsam.load")
     assert "saqsam.checkpoint" in modules
     assert not [name for name in modules if is_within(name, *NOT_AT_IMPORT)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "statements",
     ["import saqsam; from transformers import SamModel", "from transformers import SamModel; import saqsam"],
@@ -219,6 +221,7 @@ for statement in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="forks")
 def test_any_part_can_be_imported_first() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}

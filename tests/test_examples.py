@@ -56,6 +56,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / (a | b).sum())
 
 
+@pytest.mark.slow
 def test_quantize_and_segment(tiny: Path, made: tuple[Path, list[str]]) -> None:
     out, printed = made
     scene = saqsam.open_dataset("scenes", limit=1)[0]
@@ -67,6 +68,7 @@ def test_quantize_and_segment(tiny: Path, made: tuple[Path, list[str]]) -> None:
     assert read_image(out / "masks.png").shape == scene.image.shape
 
 
+@pytest.mark.slow
 def test_quantize_and_segment_a_photograph(tiny: Path, tmp_path: Path) -> None:
     Image.fromarray(picture((40, 60))).save(tmp_path / "photo.png")
     arguments = ("--image", tmp_path / "photo.png", "--box", "5,5,30,30", "--box", "10,2,50,38")
@@ -75,6 +77,7 @@ def test_quantize_and_segment_a_photograph(tiny: Path, tmp_path: Path) -> None:
     assert read_image(tmp_path / "q" / "masks.png").shape == (40, 60, 3)
 
 
+@pytest.mark.slow
 def test_replace_sam_predictor(made: tuple[Path, list[str]]) -> None:
     printed = run("replace_sam_predictor.py", made[0])
     target = max(saqsam.open_dataset("scenes", limit=1)[0].instances, key=lambda instance: instance.area)
@@ -84,6 +87,7 @@ def test_replace_sam_predictor(made: tuple[Path, list[str]]) -> None:
     assert len(set(printed)) == 3
 
 
+@pytest.mark.slow
 def test_transformers_native_gives_the_masks_of_the_predictor(made: tuple[Path, list[str]]) -> None:
     printed = run("transformers_native.py", made[0])
     instances = saqsam.open_dataset("scenes", limit=1)[0].instances
@@ -96,6 +100,7 @@ def test_transformers_native_gives_the_masks_of_the_predictor(made: tuple[Path, 
     assert printed[-1].endswith("recipe mse-w4a4")
 
 
+@pytest.mark.slow
 def test_calibrate_on_your_photos(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for seed in range(3):

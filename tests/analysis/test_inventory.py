@@ -98,6 +98,7 @@ def test_bytes_are_those_of_the_stored_tensors(uniform: Inventory, tmp_path: Pat
     assert uniform.share_of_bytes() == pytest.approx({k: v / uniform.bytes for k, v in kinds.items()})
 
 
+@pytest.mark.slow
 def test_logarithmic_probabilities_are_counted_with_their_ranges() -> None:
     recipe = tiny_recipe(probabilities=ProbabilitySpec("log"), bits="w4a6")
     model, plain = quantize_tiny(recipe), quantize_tiny(tiny_recipe(bits="w4a6"))
@@ -115,6 +116,7 @@ def test_logarithmic_probabilities_are_counted_with_their_ranges() -> None:
         assert low <= 0 < min(scale for _, scale in ends) <= high
 
 
+@pytest.mark.slow
 def test_the_range_of_a_part_reaches_to_that_of_its_probabilities() -> None:
     model = quantize_tiny(tiny_recipe(probabilities=ProbabilitySpec("log")))
     for name, module in model.named_modules():

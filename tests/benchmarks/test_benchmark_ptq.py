@@ -38,6 +38,7 @@ def read(ptq, tmp_path):
     return ptq.read_rows(tmp_path / "rows.csv")
 
 
+@pytest.mark.slow
 def test_rows_are_of_the_checkpoint_on_disk(ptq, arguments, tmp_path):
     assert ptq.main(arguments) == 0
     box, plain, quantized = read(ptq, tmp_path)
@@ -62,6 +63,7 @@ def test_rows_are_of_the_checkpoint_on_disk(ptq, arguments, tmp_path):
     assert ious.mean() == pytest.approx(plain.miou, abs=2e-5)
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_stopped(ptq, arguments, tmp_path, monkeypatch):
     quantized, evaluated = [], []
     quantize, evaluate = saqsam.quantize, saqsam.evaluate

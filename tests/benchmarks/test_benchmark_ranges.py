@@ -41,6 +41,7 @@ def test_every_searched_tensor_and_kind_of_layer_is_measured(ranges: ModuleType)
     assert set(ranges.ENCODER_PARTS) < set(found)
 
 
+@pytest.mark.slow
 def test_a_planted_outlier_is_found_where_it_is(ranges: ModuleType) -> None:
     calm, planted = measured(ranges, plant=False), measured(ranges, plant=True)
     assert planted[SLOT] > 400 > 10 * calm[SLOT]

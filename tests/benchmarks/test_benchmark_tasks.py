@@ -18,6 +18,7 @@ def tasks() -> Iterator[ModuleType]:
         yield found["tasks"]
 
 
+@pytest.mark.slow
 def test_rows_are_figures_and_are_measured_once(
     tasks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

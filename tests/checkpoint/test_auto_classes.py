@@ -65,6 +65,7 @@ assert_same_outputs(model, saqsam.load(folder)[0])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_packed_folder_is_found(packed: Path, name: str) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

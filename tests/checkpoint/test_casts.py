@@ -42,6 +42,7 @@ def mean_iou(model: SamModel, reference: SamModel) -> float:
     return float(np.mean(ious))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cast", CASTS)
 @pytest.mark.parametrize("integer", ["no", "before", "after"])
 def test_activations_become_bfloat16(cast: str, integer: str) -> None:
@@ -72,6 +73,7 @@ def test_activations_become_bfloat16(cast: str, integer: str) -> None:
     assert float((masks.float() - expected).square().mean().sqrt() / expected.std()) < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["min-max", "ptq4sam-s", "saq-sam-plus"])
 def test_masks_stay_close(method: str) -> None:
     reference = quantized_tiny(method, "w8a8")

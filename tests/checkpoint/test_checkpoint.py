@@ -132,6 +132,7 @@ def test_a_reloaded_model_is_the_same_bit_for_bit(saved: dict[str, Path], name: 
     assert shared is model.shared_image_embedding.positional_embedding
 
 
+@pytest.mark.slow
 def test_a_fresh_process_gives_the_same_masks(saved: dict[str, Path], tmp_path: Path) -> None:
     script = """
 import sys

@@ -120,6 +120,7 @@ def test_symmetric_weights_have_the_middle_zero_point(tmp_path: Path) -> None:
         load_checkpoint(folder)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(scale=st.floats(width=32), place=st.integers(0, 95))
 def test_a_scale_loads_if_and_only_if_it_is_a_normal_positive_number(

@@ -29,6 +29,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WAYS)
 def test_a_float_folder_is_quantized_while_it_loads(tiny: Path, name: str, tmp_path: Path) -> None:
     model = SamModel.from_pretrained(tiny, quantization_config=SaqsamConfig(**WAYS[name]))

@@ -17,6 +17,7 @@ from support.command_line import assert_done, assert_refused, run
 from support.tiny_sam import tiny_processor
 
 
+@pytest.mark.slow
 def test_figures_file_and_picture_are_of_one_comparison(tiny: Path, packed: Path, tmp_path: Path) -> None:
     json_file, picture = tmp_path / "c.json", tmp_path / "c.png"
     result = run(
@@ -59,6 +60,7 @@ def test_figures_file_and_picture_are_of_one_comparison(tiny: Path, packed: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.json", "c.png"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on(
     tiny: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +120,7 @@ def test_runtimes_are_named_behind_an_at_sign() -> None:
     assert split_runtime("sam-mini") == ("sam-mini", None)
 
 
+@pytest.mark.slow
 def test_an_export_beside_its_checkpoint(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     from saqsam.recipes.deployment import deployable

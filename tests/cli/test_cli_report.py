@@ -30,6 +30,7 @@ def sections(path: Path) -> list[str | None]:
     return [section["id"] for section in Page(path.read_text(encoding="utf-8")).of("section")]
 
 
+@pytest.mark.slow
 def test_quantize_leaves_a_short_report(made: Path, tmp_path: Path) -> None:
     page = made / "q" / "report.html"
     assert sections(page) == ["how", "size", "accuracy", "gallery", "clipping", "learning", "about"]
@@ -41,6 +42,7 @@ def test_quantize_leaves_a_short_report(made: Path, tmp_path: Path) -> None:
     assert sections(tmp_path / "q" / "report.html") == ["how", "size", "about"]
 
 
+@pytest.mark.slow
 def test_a_full_report_in_its_three_forms(made: Path, tmp_path: Path) -> None:
     common = ("report", made / "q", "--limit", "2", "--sensitivity-images", "1")
     result = run(*common, "--out", tmp_path / "r.html")

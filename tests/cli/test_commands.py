@@ -211,6 +211,7 @@ def test_sigterm_is_an_interruption_and_its_handler_is_restored(capsys: pytest.C
     assert second == [before]  # a second signal does not wait for the cleanup
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_ends_a_command_quietly(packed: Path, tmp_path: Path) -> None:
     running = start("-m", "saqsam", "evaluate", packed, "--limit", "1", "--json", tmp_path / "a.json")
     assert running.stdout is not None
@@ -268,6 +269,7 @@ def test_what_transformers_logs_is_silenced_while_a_command_runs_and_no_longer()
 # --- quantize
 
 
+@pytest.mark.slow
 def test_quantize_compares_float_with_what_is_on_disk(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "q"
     result = run("quantize", tiny, "--out", out, "--images", "2", "--check-images", "2", "--steps", "1")
@@ -498,6 +500,7 @@ def test_a_failure_after_writing_keeps_the_finished_steps(
 LEARN = ("--method", "saq-sam", "--bits", "w3a4", "--steps", "3", "--set", "reconstruction.final_steps=1")
 
 
+@pytest.mark.slow
 def test_learning_goes_on_where_it_stopped_and_leaves_its_log(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -986,6 +989,7 @@ def test_help_and_plain_mistakes_need_no_torch(arguments: list[str], code: int) 
     assert "Traceback" not in stderr
 
 
+@pytest.mark.slow
 def test_a_process_prints_results_progress_and_one_line_for_an_error(tiny: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "q")
     good = ["quantize", str(tiny), "--out", out, "--images", "1", "--check-images", "1", "--method", "mse"]
@@ -1011,6 +1015,7 @@ def test_a_process_prints_results_progress_and_one_line_for_an_error(tiny: Path,
     assert stderr.splitlines()[-1] == f"error: {out} exists; choose another name, or pass --overwrite"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_process_and_leaves_nothing(
     tiny: Path, tmp_path: Path, number: signal.Signals, code: int
@@ -1044,6 +1049,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_checkpoint(quantize_tiny(deployable(tiny_recipe(bits="w8a8"))), tiny_processor(), folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_an_export_is_written_compared_and_scored(
     deployed: Path, labeled: Path, tmp_path: Path, format: str

@@ -89,6 +89,7 @@ def tiny_models(
     return {"image": np.asarray(Image.open("photo.jpg"))}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("page", python_pages(), ids=name_of)
 def test_python_blocks_run(page: Path, tiny_models: dict[str, Any]) -> None:
@@ -173,6 +174,7 @@ def test_names_that_pages_mention_exist() -> None:
     assert not wrong
 
 
+@pytest.mark.slow
 def test_packages_are_reached_from_the_root() -> None:
     # In a fresh process: nothing but `import saqsam` has been imported.
     code = """

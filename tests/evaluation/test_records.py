@@ -227,6 +227,7 @@ def torchrun(processes: int, json_file: Path, model: Path, data: Path) -> None:
     assert [bool(output) for output in outputs] == [True] + [False] * (processes - 1)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_json_of_one(tmp_path: Path) -> None:
     model = tmp_path / "model"
     tiny_sam().save_pretrained(model)

@@ -40,6 +40,7 @@ def exports(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return {format: root / format for format in FORMATS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("format", "runtime"), RUNS)
 def test_runtimes_give_torchs_masks(
     checkpoint: Path, exports: dict[str, Path], format: str, runtime: str
@@ -60,6 +61,7 @@ def test_runtimes_give_torchs_masks(
     assert json.loads(json.dumps(parity.to_dict()))["mask_iou"] == parity.mask_iou
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("format", "runtime"), RUNS)
 @pytest.mark.parametrize("kind", ["box", "point", "both", "mask"])
 def test_the_predictor_takes_all_prompts_in_all_runtimes(

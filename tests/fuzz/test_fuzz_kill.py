@@ -10,6 +10,7 @@ if sys.platform == "win32":
     pytest.skip("forks", allow_module_level=True)
 
 
+@pytest.mark.slow
 def test_faults_leave_the_old_output_or_a_whole_one_and_the_same_command_resumes() -> None:
     # quantize, export and report take longer: the long run and tests/test_journal.py have them.
     command = [

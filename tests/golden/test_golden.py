@@ -7,6 +7,7 @@ import pytest
 from golden.hashes import RECORDED, arithmetic_hash, golden_hashes
 
 
+@pytest.mark.slow
 def test_checkpoints_exports_and_evaluations_are_those_recorded() -> None:
     recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
     if arithmetic_hash() != recorded["arithmetic"]:

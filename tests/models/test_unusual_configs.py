@@ -103,6 +103,7 @@ def masks(model: SamModel, processor: SamProcessor) -> torch.Tensor:
     return torch.cat([several, single], 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_from_loading_to_an_export(name: str, tmp_path: Path) -> None:
     model, processor = saqsam.load(saved(unusual(CASES[name]), tmp_path / "float"))
@@ -123,6 +124,7 @@ def test_from_loading_to_an_export(name: str, tmp_path: Path) -> None:
     assert parity.mask_iou > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["mse", "saq-sam-plus"])
 @pytest.mark.parametrize("name", LEARNED)
 def test_other_methods_on_an_unusual_model(name: str, method: str, tmp_path: Path) -> None:

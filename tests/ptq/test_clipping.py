@@ -150,6 +150,7 @@ def once(values: Tensor) -> Tensor:
     return values[:1] if (values == values[:1]).all() else values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("images", "passes"), [(1, 2), (2, 1)])
 @torch.no_grad()
 def test_choices_are_those_of_a_plain_search(images: int, passes: int) -> None:

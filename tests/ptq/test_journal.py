@@ -49,6 +49,7 @@ def run_here(folder: Path | None) -> QuantizationResult:
         torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_killed_at_several_points_it_ends_byte_equal(tmp_path: Path) -> None:
     expected = run_here(None)
     expected.save(tmp_path / "whole")

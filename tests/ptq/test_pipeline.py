@@ -49,6 +49,7 @@ def assert_unchanged(model: SamModel, before: dict[str, object]) -> None:
     assert after == {key: value for key, value in before.items() if key != "tensors"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_the_float_model_stays_as_it_is(method: str) -> None:
     model = tiny_sam().train()
@@ -162,6 +163,7 @@ def test_progress_is_told() -> None:
     assert all(0 < done <= total for _, done, total, *_ in steps)
 
 
+@pytest.mark.slow
 def test_embeddings_are_packed_before_the_first_unit_learns_on_them() -> None:
     """What the first unit is given comes from the packed patch and position embeddings."""
     extra = {"patch_embedding": 2, "position_embedding": 2}

@@ -214,6 +214,7 @@ def test_the_joint_unit_starts_where_the_encoder_ends_and_answers_the_masks() ->
     torch.testing.assert_close(found[1][:, :1], ious, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_joint_unit_brings_the_masks_nearer_to_float_and_leaves_the_codes() -> None:
     few = {"steps": 2, "scale_rate": 0.01, "affine_rate": 3e-3, "affine": True}
     kept = {}
@@ -284,6 +285,7 @@ def test_a_unit_is_packed_after_learning_and_as_it_was_after_an_error() -> None:
     assert not any(isinstance(module, RandomDrop) for module in model.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [*LEARNED, "saq-sam with masks"])
 def test_every_weight_is_one_of_its_two_neighbors_on_a_grid_of_b_bits(method: str) -> None:
     name, _, with_masks = method.partition(" ")
@@ -322,6 +324,7 @@ def response_error(
         return float(unit.error(unit.response(model, reference, state, prompts), target))
 
 
+@pytest.mark.slow
 def test_learning_answers_prompts_better_than_rounding_to_nearest() -> None:
     recipe = learned_recipe(bits="w3a8", steps=80, drop=0.5, warmup=0.1)
     model, reference, images = calibrated(recipe)
@@ -366,6 +369,7 @@ def test_logarithmic_probabilities_keep_what_calibration_chose() -> None:
         assert all(torch.equal(after[key], state[key]) for key in state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["quantized", "float"])
 def test_two_runs_are_equal_and_the_memory_budget_changes_nothing(target: str) -> None:
     recipe = learned_recipe(target=target)
@@ -430,6 +434,7 @@ def test_progress_names_unit_loss_and_steps() -> None:
     assert all(re.fullmatch(r"loss [\d.e+-]+", step[3]) for step in seen)
 
 
+@pytest.mark.slow
 def test_the_regularizer_waits_for_the_warm_up_and_then_decides() -> None:
     """With it alone at work, soft rounding ends hard; without it, it does not."""
     ends = {}

@@ -486,6 +486,7 @@ def results() -> dict[str, dict[str, torch.Tensor]]:
     return {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGES)
 def test_every_field_changes_something_observable(
     name: str, results: dict[str, dict[str, torch.Tensor]]

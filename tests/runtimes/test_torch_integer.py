@@ -103,6 +103,7 @@ def test_the_dequantized_model_is_the_quantized_one_without_rounded_activations(
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_torch_compile_takes_an_accelerators_kernels_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     model = quantize_tiny(deployable(tiny_recipe("mse", "w8a8")))
     monkeypatch.setattr("saqsam.runtimes.torch_integer.choose_kernel", lambda layer: IntMmKernel)

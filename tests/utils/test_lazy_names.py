@@ -26,6 +26,7 @@ def test_a_name_is_imported_once_and_others_are_refused(monkeypatch: pytest.Monk
         get("question")
 
 
+@pytest.mark.slow
 def test_modules_of_a_package_are_attributes_without_an_import() -> None:
     code = "import saqsam; saqsam.evaluation.compare.compare, saqsam.export.manifest.MANIFEST"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -78,6 +78,7 @@ def test_a_sound_export_passes_in_all_its_runtimes(exported: Path, model: SamMod
     assert content["other_runtimes"].keys() == found.keys() - {own}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("exported", "layer", "part", "node"),
     [
@@ -118,6 +119,7 @@ def without_biases(model: SamModel) -> SamModel:
     return changed
 
 
+@pytest.mark.slow
 def test_a_fault_of_a_runtimes_own_optimizations_is_found(
     model: SamModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +257,7 @@ def test_runtimes_that_do_not_run_the_format_are_refused() -> None:
 # ---- the command
 
 
+@pytest.mark.slow
 def test_the_command_fails_and_leaves_nothing(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,7 @@ def run_openvino(written: onnx.ModelProto, inputs: dict[str, Any]) -> list[np.nd
     return [found[name] for name in LOW_RES_OUTPUTS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BIASES)
 def test_runtimes_agree_with_torch_without_effective_biases(model: SamModel, kind: str) -> None:
     check(model, kind)

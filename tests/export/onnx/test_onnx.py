@@ -107,6 +107,7 @@ def embed(model: SamModel) -> Tensor:
     return embedding.detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relative_positions", ["sum", "channels"])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_encoder_is_torchs(models: dict[str, SamModel], name: str, relative_positions: Any) -> None:

@@ -47,6 +47,7 @@ def test_threads_get_what_they_would_have_got_alone(backends: dict[str, Backend]
     assert not torch.equal(alone[0][0], alone[1][0])
 
 
+@pytest.mark.slow
 def test_a_signal_after_a_model_is_gone_is_handled(tmp_path: Path) -> None:
     """OpenVINO's alternate signal stack must outlive its models; see `openvino_core`."""
     folder = tmp_path / "onnx"
