@@ -65,11 +65,11 @@ def _lines(report: Report) -> Iterator[str]:
 
 def _measured(report: Report) -> Iterator[str]:
     if report.sensitivity is not None:
-        found = report.sensitivity
+        sensitivity = report.sensitivity
         yield from ("## Which parts cost accuracy", "")
         yield (
-            f"IoU with the float model's masks, {found.objects} objects in {found.images} images; all quantized: "
-            f"{iou(found.quantized)}."
+            f"IoU with the float model's masks, {sensitivity.objects} objects in {sensitivity.images} images; "
+            f"all quantized: {iou(sensitivity.quantized)}."
         )
         yield ""
         rows = [

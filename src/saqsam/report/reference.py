@@ -2,8 +2,8 @@
 
 Methods change a float model before they round it, without changing what it computes: channels of one layer are scaled
 and the next undoes it (`equalize.py`), channels of queries and keys change sign together (`bimodal.py`). A packed layer
-therefore fits between float layers of the same form only. A checkpoint does not hold float weights; the form is found
-again as it was found at first, from the float model and the calibration images.
+therefore fits between float layers of the same form only. A checkpoint does not hold float weights; the form is
+derived again, as it was at first, from the float model and the calibration images.
 """
 
 from __future__ import annotations

@@ -197,18 +197,18 @@ def _openvino_values(path: Path, types: onnx.ModelProto, inputs: Mapping[str, Ar
 
 
 _TENSOR_READERS = {"onnxruntime": _onnxruntime_values, "openvino": _openvino_values}
-"""Functions that compute single tensors of a file, by runtime; of other runtimes only the part is found."""
+"""Functions that compute single tensors of a file, by runtime; for other runtimes only the part is known."""
 
 
 def _first_difference(
-    graph: onnx.ModelProto, names: list[str], expected: Compute, found: Compute
+    graph: onnx.ModelProto, names: list[str], expected: Compute, actual: Compute
 ) -> tuple[str, float] | None:
     """Return the first node whose value differs, and by how much; None where the last one does not differ."""
     known: dict[str, float] = {}
 
     def difference(name: str) -> float:
         if name not in known:
-            known[name] = _relative(found(name), expected(name))
+            known[name] = _relative(actual(name), expected(name))
         return known[name]
 
     outputs = [value.name for value in graph.graph.output]
@@ -271,19 +271,19 @@ def _different_blocks(
     names: list[str], expected: Compute, blocks: Mapping[str, Array]
 ) -> Iterator[tuple[str, float]]:
     """Yield the blocks whose last node differs from torch's block, in order."""
-    for scope, wanted in blocks.items():
+    for scope, block in blocks.items():
         own = [name for name in names if name.startswith(scope)]
         if own:
-            value, channels = expected(own[-1]), wanted.shape[-1]
-            relative = _relative(value.reshape(-1, value.shape[-1]), wanted.reshape(-1, channels))
+            value, channels = expected(own[-1]), block.shape[-1]
+            relative = _relative(value.reshape(-1, value.shape[-1]), block.reshape(-1, channels))
             if relative > TOLERANCE:
                 yield scope.strip("/"), relative
 
 
-def _relative(found: Array, wanted: Array) -> float:
-    """Return the norm of the difference over the norm of what was wanted; infinite where shapes or NaN differ."""
-    if found.shape != wanted.shape or not np.isfinite(found).all():
+def _relative(actual: Array, expected: Array) -> float:
+    """Return the norm of the difference over the norm of the expected value; infinite where shapes or NaN differ."""
+    if actual.shape != expected.shape or not np.isfinite(actual).all():
         return float("inf")
-    norm = float(np.linalg.norm(wanted.astype(np.float64)))
-    difference = float(np.linalg.norm(found.astype(np.float64) - wanted))
+    norm = float(np.linalg.norm(expected.astype(np.float64)))
+    difference = float(np.linalg.norm(actual.astype(np.float64) - expected))
     return difference / norm if norm else float("inf") if difference else 0.0
