@@ -77,7 +77,7 @@ def evaluate(
         evaluate(
             model,
             choices,
-            task_options.given,
+            task_options.values,
             json_file=json_file,
             device=device,
             runtime=runtime,
@@ -114,7 +114,7 @@ def compare(
         compare_models(
             models,
             choices,
-            task_options.given,
+            task_options.values,
             json_file=json_file,
             picture=out_png,
             device=device,
@@ -154,7 +154,7 @@ def report(
         report(
             folder,
             choices,
-            prompt_options.given,
+            prompt_options.values,
             path=out_file,
             form=form,
             device=device,
@@ -183,7 +183,7 @@ def segment(
         raise ValueError("give --everything or prompts, not both")
     if not everything and not boxes and not points:
         raise ValueError("give at least one --box x0,y0,x1,y1 or --point x,y, or --everything")
-    if not everything and generator.given:
+    if not everything and generator.values:
         raise ValueError("--points-per-side, --pred-iou and --stability need --everything")
     path = out_png or default_masks_path(image)
     check_png(path)
@@ -195,7 +195,7 @@ def segment(
 
         machine = Machine(device, runtime, threads)
         if everything:
-            segment_everything(model, image, path, generator.given, machine, overwrite=overwrite)
+            segment_everything(model, image, path, generator.values, machine, overwrite=overwrite)
         else:
             segment(model, image, path, boxes, points, machine, overwrite=overwrite)
 

@@ -55,13 +55,13 @@ class TaskOptions(OptionGroup):
     """The options of all tasks in the registry.
 
     Attributes:
-        given: Value of each option that was given, by name.
+        values: Value of each option that was given, by name.
     """
 
     panel: ClassVar[str | None] = TASK_PANEL
 
     def __init__(self, **values: Any) -> None:
-        self.given = {name: value for name, value in values.items() if value is not None}
+        self.values = {name: value for name, value in values.items() if value is not None}
 
     @classmethod
     def declared(cls) -> Sequence[TaskOption]:
