@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from saqsam.cli.help_texts import alternatives
 from saqsam.cli.option_groups import TaskOptions, option_name
-from saqsam.cli.options import alternatives
 from saqsam.evaluation.registry import check_task_options
 from saqsam.report.choices import FORMS
 
