@@ -18,7 +18,7 @@ TASK_PANEL = "Task options"
 
 
 def check_most(value: int | None) -> int | None:
-    """Refuse numbers above `MOST`; not the `max` of options, which their help would show.
+    """Refuse numbers above `MOST`. The `max` of an option would do the same, but show up in its help.
 
     Raises:
         typer.BadParameter: The number is larger.

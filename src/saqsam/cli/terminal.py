@@ -109,7 +109,7 @@ class Bars(rich_progress.Progress):
         self._phases: dict[str, _Phase] = {}
 
     def begin_phase(self, name: str, total: int, unit: str, start: float | None = None) -> None:
-        """Log the start of a phase, now or when the monotonic clock said `start`, unless that was done."""
+        """Log the start of a phase, once; `start` is its time on the monotonic clock, by default now."""
         if not err.is_terminal and name not in self._phases:
             one_or_more = unit.removesuffix("s") if total == 1 else unit
             self._phases[name] = _Phase(name, f"{total} {one_or_more}", start)
@@ -120,7 +120,7 @@ class Bars(rich_progress.Progress):
             self._phases[name].end()
 
     def end_phases(self) -> None:
-        """Log the end of what is still going on, such as work that an earlier run had finished."""
+        """Log the end of all phases still open, such as work that an earlier run had finished."""
         for phase in self._phases.values():
             phase.end()
 
@@ -156,7 +156,7 @@ def bar(bars: Bars, description: str, total: int, unit: str = "images") -> Progr
         unit: Unit of the steps, in the plural.
 
     Returns:
-        A progress callback for one phase, whatever the phase is called.
+        A progress callback for this one phase, whatever name it reports.
     """
     task = bars.add_task(description, total=None)
     bars.begin_phase(description, total, unit)

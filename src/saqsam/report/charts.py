@@ -37,16 +37,16 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float], title: str) -> str
 
 
 def _running_mean(values: Sequence[float]) -> list[float]:
-    """Means over a window of a quarter of the values, shorter at the ends."""
+    """Return the means over a window of a quarter of the values, shorter at the ends."""
     half = max(1, len(values) // 8)
     windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]
 
 
 def histogram(distribution: Distribution) -> str:
-    """Shares of values on a logarithmic axis, with the quantizer's range shaded.
+    """Draw the shares of values on a logarithmic axis, with the quantizer's range shaded.
 
-    The horizontal axis spans what was seen and the range, whichever reaches farther.
+    The horizontal axis spans both the observed values and the range.
     """
     (smallest, largest), (start, end) = distribution.seen, distribution.range
     low, high = min(smallest, start), max(largest, end)

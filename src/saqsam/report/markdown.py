@@ -106,7 +106,7 @@ def _measured(report: Report) -> Iterator[str]:
 def _table(
     headings: Mapping[str, str], rows: Sequence[Mapping[str, Any]] | Iterator[Mapping[str, Any]]
 ) -> Iterator[str]:
-    """Rows under headings, by key, and an empty line."""
+    """Yield a table of the rows, with their keys mapped to headings, and an empty line."""
     yield "| " + " | ".join(headings.values()) + " |"
     yield "| --- |" + " ---: |" * (len(headings) - 1)
     for row in rows:

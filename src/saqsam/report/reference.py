@@ -39,7 +39,7 @@ class Reference:
 
     Attributes:
         model: The model.
-        observers: What calibration saw of it, by slot; nothing of probabilities.
+        observers: Observers from its calibration, by slot; none for attention probabilities.
     """
 
     model: SamModel
@@ -55,7 +55,7 @@ def make_reference(
     detections: Detections | None = None,
     progress: Progress | None = None,
 ) -> Reference:
-    """Take a float model as far as `quantize` does before anything is rounded; arguments are those of `quantize`."""
+    """Prepare a float model as `quantize` does before it rounds anything; arguments are those of `quantize`."""
     plan = plan_quantization(model.config, recipe)
     made = copy.deepcopy(model).eval().float()
     round_float_parameters(made, plan)

@@ -150,7 +150,7 @@ class _Probe:
         return clear_ignored(masks[:, 0].cpu(), self._counted)
 
     def scores(self, model: SamModel, group: Group | None) -> torch.Tensor:
-        """[2]: sums over objects of the IoU with the float model's masks and with the truth.
+        """Return the sums [2] over objects of the IoU with the float model's masks and with the truth.
 
         Args:
             model: One of the two, with a group of the other in its place.

@@ -120,7 +120,7 @@ def _write_graph(model: SamModel, part: str, single_mask: bool) -> onnx.ModelPro
 
 
 def _named_nodes(graph: onnx.ModelProto) -> list[str]:
-    """Return the float outputs of nodes that have a name, in topological order: what one looks for in a profile."""
+    """Return the float outputs of nodes that have a name, in topological order."""
     from onnx import TensorProto
 
     floats = {
@@ -231,7 +231,7 @@ def _first_difference(
 
 
 def _sources(graph: onnx.ModelProto, names: set[str]) -> dict[str, set[str]]:
-    """Return, for each tensor, the named ones that it is computed from without another of them in between."""
+    """Return, for each tensor, the nearest named tensors that it is computed from."""
     sources: dict[str, set[str]] = {}
     for node in graph.graph.node:
         read: set[str] = set()
@@ -243,7 +243,7 @@ def _sources(graph: onnx.ModelProto, names: set[str]) -> dict[str, set[str]]:
 
 @contextmanager
 def _recorded_blocks(model: SamModel, part: str) -> Iterator[dict[str, Array]]:
-    """Record what torch's blocks return while the context is open, as rows, by the graph's name of the block."""
+    """Record the outputs of torch's blocks while the context is open, as rows, by the prefix of their nodes' names."""
     from saqsam.export.onnx.writers import graph_writer
 
     scopes = graph_writer(model.config).block_scopes(model.config, part)

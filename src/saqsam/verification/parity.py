@@ -32,8 +32,8 @@ class TensorDifference:
     """Difference between a tensor of the runtime and torch's.
 
     Attributes:
-        name: As the exported files name it.
-        shape: Of the first one that was compared.
+        name: Name of the tensor in the exported files.
+        shape: Shape in the first image compared.
         largest: Largest absolute difference.
         relative: Norm of the differences over the norm of torch's, over all images.
     """
@@ -46,7 +46,7 @@ class TensorDifference:
     _norm: float = 0.0
 
     def add(self, expected: Tensor, actual: Tensor) -> None:
-        """Add one more pair."""
+        """Add the difference of one more pair of tensors."""
         difference = actual.double() - expected.double()
         self.largest = max(self.largest, float(difference.abs().max()))
         self._error += float(difference.square().sum())
@@ -62,10 +62,10 @@ class Parity:
         tensors: Differences of the embedding, and of the decoder's outputs for it.
         mask_iou: Mean IoU between the masks of both, each from its own embedding, at the image's resolution; 1 where
             both masks are empty.
-        least_mask_iou: The least of them.
+        least_mask_iou: Lowest of these IoUs.
         decided_iou: As `mask_iou`, with the pixels that torch leaves undecided counted as equal: those whose logit is
-            less than `UNDECIDED` of the logits' root mean square away from 0. Rounding alone flips them; in the masks
-            of an untrained model they are many.
+            less than `UNDECIDED` of the logits' root mean square away from 0. Rounding alone flips them; masks
+            of an untrained model have many.
         masks: Number of masks compared.
         images: Number of images.
     """
@@ -93,7 +93,7 @@ def compare_with_torch(
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> Parity:
-    """Segment the objects of a data set from their boxes in a runtime and in torch, and compare.
+    """Segment the objects of a dataset from their boxes in a runtime and in torch, and compare.
 
     Args:
         backend: The runtime.

@@ -167,7 +167,7 @@ class MaskAP:
         return metrics
 
     def _whole_crowds(self) -> list[dict[str, Any]]:
-        """Return a crowd over the whole image for each incomplete class, so that unmatched masks are no errors.
+        """Return a crowd over the whole image for each incomplete class, so that unmatched masks are not errors.
 
         COCOeval matches objects before crowds, and measures overlap with a crowd as a share of the mask: 1 here.
         """
