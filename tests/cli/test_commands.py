@@ -604,7 +604,7 @@ def test_evaluate_on_torch_s_integers_says_how_fast_that_is(
     figures = json.loads((tmp_path / "i.json").read_text())
     layers = figures["integer_layers"]
     total = sum(isinstance(layer, PackedLinear) for layer in load_checkpoint(packed).modules())
-    assert layers["integer"] + sum(layers["left"].values()) == total
+    assert layers["integer"] + sum(layers["dequantized"].values()) == total
     assert f"{layers['integer']} of {total} quantized linear layers" in result.stdout
     assert figures["speed"]["encoder"]["ratio"] == pytest.approx(0.4)
     assert figures["speed"]["decoder"]["ratio"] == pytest.approx(3.2)
@@ -905,7 +905,7 @@ def test_inspect_writes_all_figures(packed: Path, tmp_path: Path) -> None:
     content = json.loads((tmp_path / "i.json").read_text())
     assert content["name"] == "min-max-w4a4"
     assert 0 < (packed / "model.safetensors").stat().st_size - content["bytes"] < 100_000  # the header
-    assert content["integer_layers"].keys() == {"integer", "left"}
+    assert content["integer_layers"].keys() == {"integer", "dequantized"}
 
 
 def test_inspect_refuses_what_is_no_checkpoint(tiny: Path, tmp_path: Path) -> None:

@@ -180,13 +180,13 @@ def test_models_of_one_encoder_encode_once_and_score_as_alone() -> None:
     with pytest.MonkeyPatch.context() as patch:
         calls = []
         for model in (first, second, other):
-            encode = model.get_image_embeddings
+            encode = model.vision_encoder.forward
 
             def counted(pixels: Any, encode: Any = encode, model: Any = model) -> Any:
                 calls.append(id(model))
                 return encode(pixels)
 
-            patch.setattr(model, "get_image_embeddings", counted)
+            patch.setattr(model.vision_encoder, "forward", counted)
         second.mask_decoder.iou_prediction_head.proj_out.bias.data += 1
         subjects = [Subject(model, None) for model in (first, second, other)]
         together = evaluate_together(subjects, SCENES, [PromptTask()])

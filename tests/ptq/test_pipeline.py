@@ -217,7 +217,7 @@ def test_a_position_embedding_that_is_not_there_is_passed_over() -> None:
 
 
 def test_fewer_calibration_images_than_asked_for_are_said() -> None:
-    with pytest.warns(UserWarning, match="calibrating on 2 images, not 3"):
+    with pytest.warns(UserWarning, match="the calibration set has 2 images, fewer than the recipe.s 3"):
         quantize_tiny(tiny_recipe(calibration=Calibration(images=3, prompts=1)))
 
 

@@ -21,8 +21,9 @@
   const show = (number) => {
     shown = Math.min(items.length - 1, Math.max(0, number));
     items.forEach((item, index) => { item.hidden = index !== shown; });
-    previous.disabled = shown === 0;
-    next.disabled = shown === items.length - 1;
+    // A button that is really disabled loses the focus, and the arrow keys with it.
+    previous.setAttribute("aria-disabled", shown === 0);
+    next.setAttribute("aria-disabled", shown === items.length - 1);
     place.textContent = `${shown + 1} of ${items.length}`;
   };
   previous.addEventListener("click", () => show(shown - 1));
