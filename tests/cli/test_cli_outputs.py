@@ -10,7 +10,8 @@ import pytest
 import typer
 from PIL import Image
 
-from saqsam.cli import app, terminal
+from saqsam.cli import app
+from saqsam.cli.guard import guarded
 from saqsam.cli.outputs import claim_output
 from support.command_line import assert_done, assert_refused, run
 
@@ -149,7 +150,7 @@ def test_an_unfinished_folder_with_files_of_others_is_left_alone(
 def test_an_error_of_the_disk_says_what_became_of_the_output(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @terminal.guarded
+    @guarded
     def fail() -> None:
         with claim_output(tmp_path / "out.json", overwrite=True):
             raise OSError(errno.ENOSPC, "No space left on device")

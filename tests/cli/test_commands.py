@@ -22,6 +22,7 @@ import saqsam
 from saqsam.checkpoint import folder as checkpoint_folder
 from saqsam.checkpoint import load_checkpoint, save_checkpoint
 from saqsam.cli import library, result_tables, terminal
+from saqsam.cli.guard import guarded
 from saqsam.data.images import read_image
 from saqsam.ptq import reconstruction as reconstruct
 from saqsam.quant.layers import PackedLinear
@@ -124,7 +125,7 @@ def test_usage_errors_exit_with_2(arguments: list[str]) -> None:
 
 
 def test_messages_are_one_line_and_never_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    @terminal.guarded
+    @guarded
     def fail() -> None:
         warnings.warn("of\n[bold]this[/bold] :smile:", stacklevel=1)
         warnings.warn("for programmers", DeprecationWarning, stacklevel=1)
@@ -138,7 +139,7 @@ def test_messages_are_one_line_and_never_markup(capsys: pytest.CaptureFixture[st
 
 
 def test_errors_of_the_operating_system_name_the_file(capsys: pytest.CaptureFixture[str]) -> None:
-    @terminal.guarded
+    @guarded
     def fail() -> None:
         raise PermissionError(13, "Permission denied", "/some/[file]")
 
@@ -158,7 +159,7 @@ def test_errors_of_the_operating_system_name_the_file(capsys: pytest.CaptureFixt
     ],
 )
 def test_lack_of_memory_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
-    @terminal.guarded
+    @guarded
     def fail() -> None:
         raise error
 
@@ -184,7 +185,7 @@ def test_lack_of_memory_is_one_line(error: Exception, capsys: pytest.CaptureFixt
 def test_what_input_and_machine_explain_is_one_line(
     error: Exception, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @terminal.guarded
+    @guarded
     def fail() -> None:
         raise error
 
@@ -195,7 +196,7 @@ def test_what_input_and_machine_explain_is_one_line(
 
 
 def test_sigterm_is_an_interruption_and_its_handler_is_restored(capsys: pytest.CaptureFixture[str]) -> None:
-    @terminal.guarded
+    @guarded
     def fail() -> None:
         try:
             signal.raise_signal(signal.SIGTERM)
@@ -226,7 +227,7 @@ def test_a_closed_pipe_ends_a_command_quietly(packed: Path, tmp_path: Path) -> N
 
 
 def test_defects_of_our_own_are_not_hidden() -> None:
-    @terminal.guarded
+    @guarded
     def fail() -> None:
         raise RuntimeError("a defect")
 

@@ -83,7 +83,7 @@ def test_groups_become_single_options() -> None:
     def command(
         path: Annotated[str, typer.Argument()], *, choices: options.ReportOptions, tasks: TaskOptions
     ) -> None:
-        seen.append((path, choices, tasks.given))
+        seen.append((path, choices, tasks.values))
 
     seen: list[object] = []
     expanded = expand_groups(command)

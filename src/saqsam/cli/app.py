@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from saqsam.cli import options
+from saqsam.cli import options, parameters
 from saqsam.cli.checks import (
     check_checkpoint,
     check_choice,
@@ -22,9 +22,10 @@ from saqsam.cli.checks import (
     parse_numbers,
     report_form,
 )
+from saqsam.cli.guard import guarded
 from saqsam.cli.library import library
 from saqsam.cli.option_groups import TaskOptions, expand_groups
-from saqsam.cli.terminal import guarded, say
+from saqsam.cli.terminal import say
 from saqsam.export.formats import DEFAULT_FORMAT
 
 
@@ -34,12 +35,12 @@ def main() -> None:
 
 
 def quantize(
-    model: options.ModelArgument = "sam-mini",
+    model: parameters.ModelArgument = "sam-mini",
     *,
     out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Checkpoint to write.")],
     choices: options.QuantizeOptions,
-    device: options.DeviceOption = "auto",
-    overwrite: options.OverwriteOption = False,
+    device: parameters.DeviceOption = "auto",
+    overwrite: parameters.OverwriteOption = False,
 ) -> None:
     """Quantize a SAM to a packed checkpoint, and compare it with the float model.
 
@@ -54,15 +55,15 @@ def quantize(
 
 
 def evaluate(
-    model: options.ModelArgument = "sam-mini",
+    model: parameters.ModelArgument = "sam-mini",
     *,
     choices: options.EvaluationOptions,
     task_options: TaskOptions,
-    json_file: options.JsonOption = None,
-    device: options.DeviceOption = "auto",
-    runtime: options.RuntimeOption = None,
-    threads: options.ThreadsOption = None,
-    overwrite: options.OverwriteOption = False,
+    json_file: parameters.JsonOption = None,
+    device: parameters.DeviceOption = "auto",
+    runtime: parameters.RuntimeOption = None,
+    threads: parameters.ThreadsOption = None,
+    overwrite: parameters.OverwriteOption = False,
 ) -> None:
     """Score a model, a checkpoint or an exported folder on one task or several.
 
@@ -77,7 +78,7 @@ def evaluate(
         evaluate(
             model,
             choices,
-            task_options.given,
+            task_options.values,
             json_file=json_file,
             device=device,
             runtime=runtime,
@@ -87,15 +88,15 @@ def evaluate(
 
 
 def compare(
-    models: options.ModelsArgument,
+    models: parameters.ModelsArgument,
     *,
     choices: options.EvaluationOptions,
     task_options: TaskOptions,
-    json_file: options.JsonOption = None,
-    out_png: options.WorstPictureOption = None,
-    device: options.DeviceOption = "auto",
-    threads: options.ThreadsOption = None,
-    overwrite: options.OverwriteOption = False,
+    json_file: parameters.JsonOption = None,
+    out_png: parameters.WorstPictureOption = None,
+    device: parameters.DeviceOption = "auto",
+    threads: parameters.ThreadsOption = None,
+    overwrite: parameters.OverwriteOption = False,
 ) -> None:
     """Compare models on the same images and prompts, with confidence intervals.
 
@@ -114,7 +115,7 @@ def compare(
         compare_models(
             models,
             choices,
-            task_options.given,
+            task_options.values,
             json_file=json_file,
             picture=out_png,
             device=device,
@@ -124,7 +125,7 @@ def compare(
 
 
 def report(
-    folder: options.CheckpointArgument,
+    folder: parameters.CheckpointArgument,
     *,
     out_file: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="File to write, such as REPORT.html.")
@@ -135,8 +136,8 @@ def report(
         str | None,
         typer.Option(metavar="html|md|json", help="Form of the file.", show_default="the ending of --out"),
     ] = None,
-    device: options.DeviceOption = "auto",
-    overwrite: options.OverwriteOption = False,
+    device: parameters.DeviceOption = "auto",
+    overwrite: parameters.OverwriteOption = False,
 ) -> None:
     """Write a report on a checkpoint as one self-contained file.
 
@@ -154,7 +155,7 @@ def report(
         report(
             folder,
             choices,
-            prompt_options.given,
+            prompt_options.values,
             path=out_file,
             form=form,
             device=device,
@@ -163,18 +164,18 @@ def report(
 
 
 def segment(
-    model: options.ModelArgument,
+    model: parameters.ModelArgument,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image to segment.")],
     *,
-    box: options.BoxOption = None,
-    point: options.PointOption = None,
-    everything: options.EverythingOption = False,
+    box: parameters.BoxOption = None,
+    point: parameters.PointOption = None,
+    everything: parameters.EverythingOption = False,
     generator: options.GeneratorOptions,
-    out_png: options.MasksPictureOption = None,
-    device: options.DeviceOption = "auto",
-    runtime: options.RuntimeOption = None,
-    threads: options.ThreadsOption = None,
-    overwrite: options.OverwriteOption = False,
+    out_png: parameters.MasksPictureOption = None,
+    device: parameters.DeviceOption = "auto",
+    runtime: parameters.RuntimeOption = None,
+    threads: parameters.ThreadsOption = None,
+    overwrite: parameters.OverwriteOption = False,
 ) -> None:
     """Segment objects of an image from boxes and points, or everything in it."""
     boxes = [(text, parse_numbers(text, 4, "--box", "x0,y0,x1,y1")) for text in box or []]
@@ -183,7 +184,7 @@ def segment(
         raise ValueError("give --everything or prompts, not both")
     if not everything and not boxes and not points:
         raise ValueError("give at least one --box x0,y0,x1,y1 or --point x,y, or --everything")
-    if not everything and generator.given:
+    if not everything and generator.values:
         raise ValueError("--points-per-side, --pred-iou and --stability need --everything")
     path = out_png or default_masks_path(image)
     check_png(path)
@@ -195,16 +196,16 @@ def segment(
 
         machine = Machine(device, runtime, threads)
         if everything:
-            segment_everything(model, image, path, generator.given, machine, overwrite=overwrite)
+            segment_everything(model, image, path, generator.values, machine, overwrite=overwrite)
         else:
             segment(model, image, path, boxes, points, machine, overwrite=overwrite)
 
 
 def inspect(
-    folder: options.CheckpointArgument,
+    folder: parameters.CheckpointArgument,
     *,
-    json_file: options.JsonOption = None,
-    overwrite: options.OverwriteOption = False,
+    json_file: parameters.JsonOption = None,
+    overwrite: parameters.OverwriteOption = False,
 ) -> None:
     """Show bits, ranges, bytes and multiply-accumulates of each part of a checkpoint."""
     check_checkpoint(folder)
@@ -216,14 +217,14 @@ def inspect(
 
 
 def export(
-    checkpoint: options.CheckpointArgument,
+    checkpoint: parameters.CheckpointArgument,
     *,
     out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
-    format: options.ExportFormatOption = DEFAULT_FORMAT,
-    single_mask: options.SingleMaskOption = False,
-    runtime: options.ExportRuntimeOption = None,
-    min_parity: options.MinParityOption = 0.95,
-    overwrite: options.OverwriteOption = False,
+    format: parameters.ExportFormatOption = DEFAULT_FORMAT,
+    single_mask: parameters.SingleMaskOption = False,
+    runtime: parameters.ExportRuntimeOption = None,
+    min_parity: parameters.MinParityOption = 0.95,
+    overwrite: parameters.OverwriteOption = False,
 ) -> None:
     """Export a checkpoint for another runtime, and compare its masks with torch's.
 

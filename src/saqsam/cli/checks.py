@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from saqsam.cli.help_texts import alternatives
 from saqsam.cli.option_groups import TaskOptions, option_name
-from saqsam.cli.options import alternatives
 from saqsam.evaluation.registry import check_task_options
 from saqsam.report.choices import FORMS
 
@@ -18,7 +18,7 @@ def check_tasks(names: Sequence[str] | None, options: TaskOptions) -> None:
     Raises:
         ValueError: As for `check_task_options`.
     """
-    check_task_options(names, options.given, label=option_name)
+    check_task_options(names, options.values, label=option_name)
 
 
 def check_new(path: Path | None, *, overwrite: bool) -> None:
@@ -52,7 +52,7 @@ def check_checkpoint(folder: Path) -> None:
 
 
 def report_form(path: Path, form: str | None) -> str:
-    """Return the form of a report, as given or as the name of its file says.
+    """Return the form of a report: the one passed, or else that of its file's suffix.
 
     Raises:
         ValueError: There is no such form.

@@ -18,7 +18,7 @@ TASK_PANEL = "Task options"
 
 
 def check_most(value: int | None) -> int | None:
-    """Refuse numbers above `MOST`; not the `max` of options, which their help would show.
+    """Refuse numbers above `MOST`. The `max` of an option would do the same, but show up in its help.
 
     Raises:
         typer.BadParameter: The number is larger.
@@ -55,13 +55,13 @@ class TaskOptions(OptionGroup):
     """The options of all tasks in the registry.
 
     Attributes:
-        given: Value of each option that was given, by name.
+        values: Value of each option that was given, by name.
     """
 
     panel: ClassVar[str | None] = TASK_PANEL
 
     def __init__(self, **values: Any) -> None:
-        self.given = {name: value for name, value in values.items() if value is not None}
+        self.values = {name: value for name, value in values.items() if value is not None}
 
     @classmethod
     def declared(cls) -> Sequence[TaskOption]:

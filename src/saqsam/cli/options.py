@@ -1,20 +1,20 @@
-"""Options of the commands, as typer declares them: single ones that several commands share, and groups.
+"""Groups of options that commands take as one parameter each.
 
-Choices, defaults and help texts come from the registries of tasks, methods, formats and runtimes.
+Choices, defaults and help texts come from the registries of tasks, methods and formats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from saqsam.cli.help_texts import DATA_HELP, IGNORE_LABEL_HELP, alternatives, default_tasks, described
 from saqsam.cli.option_groups import OptionGroup, TaskOptions, check_most
 from saqsam.evaluation.registry import GENERATOR_OPTIONS, PROMPT, TASKS, TaskOption
-from saqsam.export.formats import FORMATS
 from saqsam.recipes.catalog import (
     DEFAULT_BITS,
     DEFAULT_CALIBRATION,
@@ -28,70 +28,9 @@ from saqsam.recipes.catalog import (
     EFFORTS,
     METHOD_SUMMARIES,
 )
-from saqsam.runtimes.registry import RUNTIMES, TORCH, TORCH_INTEGER
 
 SCENES = "scenes"
 NO_CHECK = "none"
-
-
-def alternatives(names: Iterable[str]) -> str:
-    """Return names as a list that ends in "or"."""
-    *others, last = names
-    return f"{', '.join(others)} or {last}" if others else last
-
-
-def described(summaries: Iterable[tuple[str, str]]) -> str:
-    """Return names with their summaries in brackets, as one sentence without its full stop."""
-    return ", ".join(f"{name} ({summary})" for name, summary in summaries)
-
-
-def _runtime_devices() -> str:
-    return ", ".join(f"{alternatives(r.devices)} in {r.name}" for r in RUNTIMES.values() if r.devices)
-
-
-def _default_tasks() -> str:
-    names = " and ".join(entry.name for entry in TASKS.values() if entry.is_default)
-    implied = [f"{e.name} too with --{e.implied_by}" for e in TASKS.values() if e.implied_by is not None]
-    return "; ".join([names, *implied])
-
-
-MODEL_HELP = (
-    "sam-mini, a checkpoint or export of saqsam, a folder or hub id of transformers, or an official "
-    "sam_vit_*.pth."
-)
-DATA_HELP = (
-    "scenes (generated images); a folder with images/ and annotations.json (COCO format), labelTxt/ (DOTA) or masks/ "
-    "(pairs); an image folder of a COCO root, such as ROOT/val2017; an annotation file of COCO or LVIS; for task "
-    "semantic also the root of ADE20K."
-)
-IGNORE_LABEL_HELP = "value of mask pixels that do not count; auto: 255 in masks of 0, 1 and 255."
-
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
-CheckpointArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint of saqsam.")]
-DeviceOption = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        help=f"Device: auto, cpu, cuda, mps, ...; for an exported folder one of its runtime: {_runtime_devices()}.",
-    ),
-]
-RuntimeOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help=f"Runtime. For an exported folder {alternatives(RUNTIMES)}; for a checkpoint {TORCH}, or {TORCH_INTEGER}: "
-        "linear layers on torch's integer kernels, timed against float.",
-        show_default=f"that of the export's format; {TORCH}",
-    ),
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(min=1, max=1024, metavar="N", help="Threads of torch or the runtime.", show_default="all"),
-]
-JsonOption = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write all results to a JSON file.")
-]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 
 
 @dataclass(frozen=True)
@@ -104,7 +43,7 @@ class EvaluationOptions(OptionGroup):
         typer.Option(
             metavar="NAME",
             help=f"Task: {described((e.name, e.summary) for e in TASKS.values())}; repeatable.",
-            show_default=_default_tasks(),
+            show_default=default_tasks(),
         ),
     ] = None
     ignore_label: Annotated[
@@ -300,59 +239,3 @@ class ReportOptions(OptionGroup):
         str,
         typer.Option(metavar="SIZE", help="Memory for prompts that are decoded together, beside the model."),
     ] = "1GiB"
-
-
-# Of segment.
-BoxOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="x0,y0,x1,y1", help="Box around an object, in pixels; repeatable."),
-]
-PointOption = Annotated[
-    list[str] | None, typer.Option(metavar="x,y", help="Point on an object, in pixels; repeatable.")
-]
-EverythingOption = Annotated[
-    bool, typer.Option("--everything", help="Segment everything from a grid of points instead.")
-]
-MasksPictureOption = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="PNG", help="Picture to write.", show_default="beside IMAGE, *.masks.png"),
-]
-
-# Of compare.
-ModelsArgument = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="MODEL",
-        help="Two models or more, each as for evaluate. DIR@NAME selects a runtime, such as out/onnx@openvino or "
-        f"out/q@{TORCH_INTEGER}.",
-    ),
-]
-WorstPictureOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--out", metavar="PNG", help="Picture of the images on which the second model lost most, to write."
-    ),
-]
-
-# Of export.
-ExportFormatOption = Annotated[str, typer.Option(metavar="NAME", help=f"Format: {alternatives(FORMATS)}.")]
-SingleMaskOption = Annotated[
-    bool,
-    typer.Option(
-        "--single-mask", help="Return one mask per prompt, chosen as in the official export, instead of four."
-    ),
-]
-ExportRuntimeOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help=f"Runtime to compare with torch: {alternatives(RUNTIMES)}.",
-        show_default="all that are installed and run the format",
-    ),
-]
-MinParityOption = Annotated[
-    float,
-    typer.Option(
-        metavar="IOU", help="Lowest accepted mean IoU between a runtime's masks and torch's, from 0 to 1."
-    ),
-]

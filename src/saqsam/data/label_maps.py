@@ -33,7 +33,7 @@ class Unusable:
 
     Attributes:
         reason: Short reason, for counting.
-        detail: Message that states what was expected and found.
+        detail: Message that states the expected and the actual content.
     """
 
     reason: str

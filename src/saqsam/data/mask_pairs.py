@@ -166,7 +166,7 @@ class MaskPairDataset:
             self._detected_label = self._detected_label or mask_file.ignore_value
 
     def _interpret(self, path: Path, channels: NDArray[Any]) -> MaskFile:
-        """Interpret a mask by the values found on opening."""
+        """Interpret a mask by the values that were detected on opening."""
         label = self._ignore_label
         if label == "auto" and self._detected_label is not None:
             label = self._detected_label

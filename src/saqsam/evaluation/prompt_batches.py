@@ -23,7 +23,7 @@ def prompts_within(memory: int | str, processor: SamProcessor) -> int:
         processor: The model's processor, which knows the size of its images.
 
     Raises:
-        ValueError: `memory` is no size, see `parse_size`.
+        ValueError: `memory` is not a size, see `parse_size`.
     """
     side = int(processor.image_processor.pad_size["height"]) // _PATCH
     return max(1, min(MOST_PROMPTS, parse_size(memory) // (side * side * _BYTES_PER_TOKEN)))

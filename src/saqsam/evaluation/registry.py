@@ -50,7 +50,7 @@ class TaskOption:
         """Check a value against the choices and bounds.
 
         Args:
-            value: Value that was given.
+            value: Value to check.
             name: Name of the option in error messages.
 
         Raises:
@@ -226,22 +226,22 @@ def check_task_options(
 
     Args:
         names: Names of tasks; None for the default tasks and those that an option implies.
-        options: Given options by name; None counts as not given.
+        options: Values of options by name; None counts as not set.
         label: Function from the name of an option to its name in error messages.
 
     Raises:
         ValueError: A task or an option is unknown, a value is not accepted, a task lacks an option that it needs, or
             none of the tasks takes an option.
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    values = {name: value for name, value in options.items() if value is not None}
     known = task_options()
-    for name, value in given.items():
+    for name, value in values.items():
         if name not in known:
             raise ValueError(f"no task option {name!r}{suggestion(name, list(known))}")
         known[name].check(value, label(name))
     if names is None:
         entries = [
-            e for e in TASKS.values() if e.is_default or (e.implied_by is not None and e.implied_by in given)
+            e for e in TASKS.values() if e.is_default or (e.implied_by is not None and e.implied_by in values)
         ]
     else:
         for name in names:
@@ -250,10 +250,10 @@ def check_task_options(
         entries = [TASKS[name] for name in dict.fromkeys(names)]
     for entry in entries:
         for name in entry.required:
-            if name not in given:
+            if name not in values:
                 raise ValueError(f"task {entry.name} needs {label(name)} ({known[name].metavar})")
     taken = {option.name for entry in entries for option in entry.options}
-    for name in given:
+    for name in values:
         if name not in taken:
             raise ValueError(
                 f"{label(name)}: an option of task {' or '.join(tasks_with(name))}, which does not run"

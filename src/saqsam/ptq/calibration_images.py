@@ -179,7 +179,7 @@ class _Tally:
 
 
 def _count_lost(sample: Sample) -> int:
-    """Return the number of skipped objects of an image; classes of a label map are no objects."""
+    """Return the number of skipped objects of an image; classes of a label map are not objects."""
     return sum(sample.skipped.values()) if sample.labels is None else 0
 
 

@@ -1,4 +1,4 @@
-"""The learnable parameters of a unit, by name: found before learning, and read from the model after it."""
+"""The learnable parameters of a unit, by name: listed before learning, and read from the model after it."""
 
 from __future__ import annotations
 

@@ -37,35 +37,36 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float], title: str) -> str
 
 
 def _running_mean(values: Sequence[float]) -> list[float]:
-    """Means over a window of a quarter of the values, shorter at the ends."""
+    """Return the means over a window of a quarter of the values, shorter at the ends."""
     half = max(1, len(values) // 8)
     windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]
 
 
-def histogram(found: Distribution) -> str:
-    """Shares of values on a logarithmic axis, with the quantizer's range shaded.
+def histogram(distribution: Distribution) -> str:
+    """Draw the shares of values on a logarithmic axis, with the quantizer's range shaded.
 
-    The horizontal axis spans what was seen and the range, whichever reaches farther.
+    The horizontal axis spans both the observed values and the range.
     """
-    low, high = min(found.seen[0], found.range[0]), max(found.seen[1], found.range[1])
+    (smallest, largest), (start, end) = distribution.seen, distribution.range
+    low, high = min(smallest, start), max(largest, end)
     span = (high - low) or 1.0
-    shown = [share for share in found.shares if share > 0]
+    shown = [share for share in distribution.shares if share > 0]
     floor = math.floor(math.log10(min(shown))) if shown else -1
-    step = (found.seen[1] - found.seen[0]) / len(found.shares)
-    ends, bars = clipped_beyond(found.range, found.bits), []
-    for number, share in enumerate(found.shares):
+    step = (largest - smallest) / len(distribution.shares)
+    ends, bars = clipped_beyond(distribution.range, distribution.bits), []
+    for number, share in enumerate(distribution.shares):
         if share <= 0:
             continue
-        left = _x((found.seen[0] + number * step - low) / span)
+        left = _x((smallest + number * step - low) / span)
         width = max(0.6, step / span * (_WIDTH - _LEFT - _RIGHT) - 0.4)
         top = _y(1 - math.log10(share) / floor if floor else 1.0)
-        inside = ends[0] <= found.seen[0] + (number + 0.5) * step <= ends[1]
+        inside = ends[0] <= smallest + (number + 0.5) * step <= ends[1]
         kind = "inside" if inside else "outside"
         bars.append(
             f'<rect class="{kind}" x="{left}" y="{top}" width="{width:.1f}" height="{_HEIGHT - _BOTTOM - top:.1f}"/>'
         )
-    x0, x1 = (_x((end - low) / span) for end in found.range)
+    x0, x1 = _x((start - low) / span), _x((end - low) / span)
     size = f'width="{max(1, x1 - x0):.1f}" height="{_HEIGHT - _TOP - _BOTTOM}"'
     shade = f'<rect class="range" x="{x0}" y="{_TOP}" {size}/>'
     body = [shade, *bars]
@@ -78,8 +79,8 @@ def histogram(found: Distribution) -> str:
         _label(_WIDTH - _RIGHT, _HEIGHT - 5, f"{high:.3g}", "end"),
     ]
     return _svg(
-        f"Values from {found.seen[0]:.3g} to {found.seen[1]:.3g}, range {found.range[0]:.3g} to {found.range[1]:.3g}, "
-        f"{100 * found.outside:.2g} % outside",
+        f"Values from {smallest:.3g} to {largest:.3g}, range {start:.3g} to {end:.3g}, "
+        f"{100 * distribution.outside:.2g} % outside",
         body,
     )
 

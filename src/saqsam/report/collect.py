@@ -115,10 +115,10 @@ def add_measurements(
     report = replace(report, distributions=find_distributions(quantized, recipe, reference.observers))
     if level is None:
         return replace(report, left_out={**report.left_out, "sensitivity": "it was not asked for"})
-    found = measure_sensitivity(
+    sensitivity = measure_sensitivity(
         reference.model, quantized, processor, recipe, dataset, images=images, level=level, progress=progress
     )
-    return replace(report, sensitivity=found)
+    return replace(report, sensitivity=sensitivity)
 
 
 def add_focus(
@@ -131,7 +131,7 @@ def add_focus(
     sample = scored.dataset[difference.images[0].index]
     box = max((i for i in sample.instances if not i.is_crowd), key=lambda i: i.area).box
     names = focus.looking_attentions(structure_of(float_model.config))
-    exact, found = (
+    float_maps, quantized_maps = (
         focus.probabilities(model, processor, sample.image, box, names)
         for model in (focus.with_slots(float_model, report.inventory.recipe), quantized)
     )
@@ -139,10 +139,10 @@ def add_focus(
     entries = []
     for name in names:
         pictures = {}
-        for kind, maps in (("float", exact), ("quantized", found)):
+        for kind, maps in (("float", float_maps), ("quantized", quantized_maps)):
             drawn = focus.map_picture(focus.token_map(maps[name], token, size), size, MAP_WIDTH)
             pictures[kind] = encode(drawn, f"{module_label(name)}, {kind}: where the mask token looks")
-        entries.append(Focus(name, focus.focus_deviation(exact[name], found[name]), pictures))
+        entries.append(Focus(name, focus.focus_deviation(float_maps[name], quantized_maps[name]), pictures))
     return replace(report, focus=tuple(entries), focus_image=_boxed(sample.image, box, sample.file_name))
 
 

@@ -122,7 +122,7 @@ class Distribution:
         part: Part that it belongs to.
         bits: Bits of the quantizer.
         seen: Smallest and largest value over all calibration images.
-        range: Smallest and largest value that the quantizer gives.
+        range: Smallest and largest value that the quantizer can represent.
         outside: Share of the values outside the range by more than half a step: clipped, not just rounded.
         shares: Share of the values in each of equal steps from the smallest to the largest.
     """

@@ -30,7 +30,7 @@ def find_distributions(
         recipe: Recipe of the checkpoint.
         observers: Observers from `make_reference`.
     """
-    found = []
+    distributions = []
     for slot in plan_quantization(quantized.config, recipe).slots:
         quantizer, observer = quantized.get_submodule(slot.name), observers.get(slot.name)
         if isinstance(observer, ChannelHistogramObserver):
@@ -40,7 +40,7 @@ def find_distributions(
         if observer.is_empty:
             continue
         low, high = quantizer.range
-        found.append(
+        distributions.append(
             Distribution(
                 slot.name,
                 slot.part,
@@ -51,7 +51,7 @@ def find_distributions(
                 tuple(equal_steps(observer, STEPS).tolist()),
             )
         )
-    return tuple(sorted(found, key=lambda entry: -entry.outside))
+    return tuple(sorted(distributions, key=lambda entry: -entry.outside))
 
 
 def clipped_beyond(range: tuple[float, float], bits: int) -> tuple[float, float]:

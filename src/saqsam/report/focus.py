@@ -72,9 +72,9 @@ def probabilities(
     return kept
 
 
-def focus_deviation(exact: Tensor, found: Tensor, theta: float = THETA) -> float:
+def focus_deviation(exact: Tensor, quantized: Tensor, theta: float = THETA) -> float:
     """Return 1 - IoU of the focus of two attentions, mean over heads; both are probabilities [1, N, Q, K]."""
-    masks = [p > theta * p.amax(-1, keepdim=True) for p in (exact, found)]
+    masks = [p > theta * p.amax(-1, keepdim=True) for p in (exact, quantized)]
     both, union = (masks[0] & masks[1]).sum((-2, -1)), (masks[0] | masks[1]).sum((-2, -1))
     return float((1 - both / union).mean())
 

@@ -58,13 +58,13 @@ def _content(report: Report) -> dict[str, Any]:
         ],
         "plots": [
             {
-                "svg": Markup(charts.histogram(found)),
-                "name": slot_label(found.slot),
-                "bits": found.bits,
-                "outside": table_rows.percent(found.outside),
-                "range": f"{found.range[0]:.3g} to {found.range[1]:.3g}",
+                "svg": Markup(charts.histogram(distribution)),
+                "name": slot_label(distribution.slot),
+                "bits": distribution.bits,
+                "outside": table_rows.percent(distribution.outside),
+                "range": f"{distribution.range[0]:.3g} to {distribution.range[1]:.3g}",
             }
-            for found in table_rows.worst_of_parts(report)
+            for distribution in table_rows.worst_of_parts(report)
         ],
         "ranges": table_rows.ranges(report),
         "left_out": table_rows.left_out(report),

@@ -21,7 +21,7 @@ _BEFORE, _AFTER, _INK = "#b9bec9", "#1f6feb", "#333a45"
 
 @dataclass(frozen=True)
 class Source:
-    """Inputs that a checkpoint was made from, as given on the command line.
+    """Inputs that a checkpoint was made from, as written on the command line.
 
     Attributes:
         model: Float model.
@@ -92,10 +92,10 @@ def read_log(folder: Path) -> KnownLog | None:
 
 
 def _entries(content: dict[str, Any], name: str) -> list[Any]:
-    found = content.get(name)
-    if not isinstance(found, list):
-        raise ValueError(f"{name}: expected a list, got {shorten(found)}")
-    return found
+    entries = content.get(name)
+    if not isinstance(entries, list):
+        raise ValueError(f"{name}: expected a list, got {shorten(entries)}")
+    return entries
 
 
 def _counts(value: Any) -> dict[str, int]:

@@ -65,11 +65,11 @@ def _lines(report: Report) -> Iterator[str]:
 
 def _measured(report: Report) -> Iterator[str]:
     if report.sensitivity is not None:
-        found = report.sensitivity
+        sensitivity = report.sensitivity
         yield from ("## Which parts cost accuracy", "")
         yield (
-            f"IoU with the float model's masks, {found.objects} objects in {found.images} images; all quantized: "
-            f"{iou(found.quantized)}."
+            f"IoU with the float model's masks, {sensitivity.objects} objects in {sensitivity.images} images; "
+            f"all quantized: {iou(sensitivity.quantized)}."
         )
         yield ""
         rows = [
@@ -106,7 +106,7 @@ def _measured(report: Report) -> Iterator[str]:
 def _table(
     headings: Mapping[str, str], rows: Sequence[Mapping[str, Any]] | Iterator[Mapping[str, Any]]
 ) -> Iterator[str]:
-    """Rows under headings, by key, and an empty line."""
+    """Yield a table of the rows, with their keys mapped to headings, and an empty line."""
     yield "| " + " | ".join(headings.values()) + " |"
     yield "| --- |" + " ---: |" * (len(headings) - 1)
     for row in rows:

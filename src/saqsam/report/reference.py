@@ -2,8 +2,8 @@
 
 Methods change a float model before they round it, without changing what it computes: channels of one layer are scaled
 and the next undoes it (`equalize.py`), channels of queries and keys change sign together (`bimodal.py`). A packed layer
-therefore fits between float layers of the same form only. A checkpoint does not hold float weights; the form is found
-again as it was found at first, from the float model and the calibration images.
+therefore fits between float layers of the same form only. A checkpoint does not hold float weights; the form is
+derived again, as it was at first, from the float model and the calibration images.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Reference:
 
     Attributes:
         model: The model.
-        observers: What calibration saw of it, by slot; nothing of probabilities.
+        observers: Observers from its calibration, by slot; none for attention probabilities.
     """
 
     model: SamModel
@@ -55,7 +55,7 @@ def make_reference(
     detections: Detections | None = None,
     progress: Progress | None = None,
 ) -> Reference:
-    """Take a float model as far as `quantize` does before anything is rounded; arguments are those of `quantize`."""
+    """Prepare a float model as `quantize` does before it rounds anything; arguments are those of `quantize`."""
     plan = plan_quantization(model.config, recipe)
     made = copy.deepcopy(model).eval().float()
     round_float_parameters(made, plan)

@@ -49,17 +49,17 @@ class Group:
 
 def find_groups(plan: QuantizationPlan, level: Level) -> list[Group]:
     """Return the groups of a recipe in the order of computation: its parts, or its single layers and attentions."""
-    found: dict[str, list[str]] = {}
+    members: dict[str, list[str]] = {}
     slots = {slot.name: slot.part for slot in plan.slots}
     for site, _ in plan.weights:
-        found.setdefault(site.part if level == "parts" else site.name, []).append(site.name)
+        members.setdefault(site.part if level == "parts" else site.name, []).append(site.name)
     for site in plan.structure.attentions:
         own = [f"{site.name}.{slot}" for slot in SLOTS if f"{site.name}.{slot}" in slots]
         if own:
-            found.setdefault(site.part if level == "parts" else site.name, []).extend(own)
+            members.setdefault(site.part if level == "parts" else site.name, []).extend(own)
     return [
         Group(name, tuple(modules), not any(plan.structure.is_encoder(module) for module in modules))
-        for name, modules in found.items()
+        for name, modules in members.items()
     ]
 
 
@@ -122,9 +122,9 @@ def measure_sensitivity(
             if progress is not None:
                 progress("sensitivity", number * len(groups) + row + 1, len(samples) * len(groups))
     means = (sums / objects).tolist()
-    found = [GroupSensitivity(group.name, *row) for group, row in zip(groups, means, strict=False)]
+    measured = [GroupSensitivity(group.name, *row) for group, row in zip(groups, means, strict=False)]
     return Sensitivity(
-        dataset.name, len(samples), objects, tuple(found), means[-1][2], means[-1][3], float_sum / objects
+        dataset.name, len(samples), objects, tuple(measured), means[-1][2], means[-1][3], float_sum / objects
     )
 
 
@@ -150,7 +150,7 @@ class _Probe:
         return clear_ignored(masks[:, 0].cpu(), self._counted)
 
     def scores(self, model: SamModel, group: Group | None) -> torch.Tensor:
-        """[2]: sums over objects of the IoU with the float model's masks and with the truth.
+        """Return the sums [2] over objects of the IoU with the float model's masks and with the truth.
 
         Args:
             model: One of the two, with a group of the other in its place.

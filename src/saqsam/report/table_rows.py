@@ -47,11 +47,11 @@ def change(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−") if abs(value) >= 0.0005 else "0.000"
 
 
-def interval(found: Interval | None) -> str:
+def interval(estimate: Interval | None) -> str:
     """Return both ends of an interval; a dash where there are none."""
-    if found is None or found.low is None or found.high is None:
+    if estimate is None or estimate.low is None or estimate.high is None:
         return "–"
-    return f"{change(found.low)} to {change(found.high)}"
+    return f"{change(estimate.low)} to {change(estimate.high)}"
 
 
 def megabytes(count: int) -> str:
@@ -80,21 +80,21 @@ def lead(report: Report) -> str:
     )
     accuracy = report.accuracy
     if accuracy is not None and accuracy.float is not None and accuracy.difference is not None:
-        found = accuracy.difference.difference
+        estimate = accuracy.difference.difference
         text += (
             f" On {accuracy.images} images of {accuracy.dataset}, mean IoU with the truth went from "
             f"{iou(accuracy.float['miou'])} to {iou(accuracy.quantized['miou'])}"
         )
-        text += "." if interval(found) == "–" else f" (change {interval(found)} with 95 % confidence)."
+        text += "." if interval(estimate) == "–" else f" (change {interval(estimate)} with 95 % confidence)."
     return text
 
 
 def _width(width: str) -> str:
     """Return the bit widths of a product in words."""
-    found = re.fullmatch(r"([wa])(\d)a(\d)", width)
-    if found is None:
+    match = re.fullmatch(r"([wa])(\d)a(\d)", width)
+    if match is None:
         return f"in {width}"
-    kind, one, other = found.groups()
+    kind, one, other = match.groups()
     if kind == "a":
         return f"on activations of {one} and {other} bits"
     return f"on {one}-bit weights and {other}-bit activations ({width})"
@@ -119,11 +119,11 @@ def cards(report: Report) -> Iterator[Card]:
             "Mean IoU", iou(accuracy.quantized["miou"]), f"{accuracy.images} images of {accuracy.dataset}"
         )
         return
-    found = accuracy.difference.difference
-    assert found is not None
+    estimate = accuracy.difference.difference
+    assert estimate is not None
     more = f"{iou(accuracy.float['miou'])} → {iou(accuracy.quantized['miou'])}"
-    ends = interval(found)
-    yield Card("Change of mean IoU", change(found.mean), more if ends == "–" else f"{more}; 95 %: {ends}")
+    ends = interval(estimate)
+    yield Card("Change of mean IoU", change(estimate.mean), more if ends == "–" else f"{more}; 95 %: {ends}")
     agreement = accuracy.difference.agreement
     if agreement is not None:
         yield Card(
@@ -199,9 +199,9 @@ def agreement_text(report: Report) -> str:
 
 def sensitivity_rows(report: Report) -> list[dict[str, Any]]:
     """Return the loss and gain of each group, the largest loss first, with bar lengths in [0, 1]."""
-    found = report.sensitivity
-    assert found is not None
-    rows = [(part_name(g.name), 1 - g.alone, g.without - found.quantized) for g in found.groups]
+    sensitivity = report.sensitivity
+    assert sensitivity is not None
+    rows = [(part_name(g.name), 1 - g.alone, g.without - sensitivity.quantized) for g in sensitivity.groups]
     largest = max((max(lost, gained) for _, lost, gained in rows), default=0) or 1
     return [
         {
@@ -240,8 +240,8 @@ def clips(report: Report) -> list[dict[str, str]]:
 def worst_of_parts(report: Report) -> list[Distribution]:
     """Return the activation of each part with the largest share outside its range."""
     worst: dict[str, Distribution] = {}
-    for found in report.distributions:  # in that order already
-        worst.setdefault(found.part, found)
+    for distribution in report.distributions:  # in that order already
+        worst.setdefault(distribution.part, distribution)
     return list(worst.values())
 
 
@@ -249,13 +249,13 @@ def ranges(report: Report) -> list[dict[str, str]]:
     """Return values and range of every activation."""
     return [
         {
-            "name": slot_label(found.slot),
-            "bits": str(found.bits),
-            "seen": f"{found.seen[0]:.3g} to {found.seen[1]:.3g}",
-            "range": f"{found.range[0]:.3g} to {found.range[1]:.3g}",
-            "outside": percent(found.outside),
+            "name": slot_label(distribution.slot),
+            "bits": str(distribution.bits),
+            "seen": f"{distribution.seen[0]:.3g} to {distribution.seen[1]:.3g}",
+            "range": f"{distribution.range[0]:.3g} to {distribution.range[1]:.3g}",
+            "outside": percent(distribution.outside),
         }
-        for found in report.distributions
+        for distribution in report.distributions
     ]
 
 

@@ -14,7 +14,7 @@ PAGE = "report.html"
 
 
 def write_report(report: Report, path: Path, form: str = "html") -> None:
-    """Write a report as an atomic write.
+    """Write a report to a file, atomically.
 
     Args:
         report: The report.

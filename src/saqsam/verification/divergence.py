@@ -120,7 +120,7 @@ def _write_graph(model: SamModel, part: str, single_mask: bool) -> onnx.ModelPro
 
 
 def _named_nodes(graph: onnx.ModelProto) -> list[str]:
-    """Return the float outputs of nodes that have a name, in topological order: what one looks for in a profile."""
+    """Return the float outputs of nodes that have a name, in topological order."""
     from onnx import TensorProto
 
     floats = {
@@ -197,18 +197,18 @@ def _openvino_values(path: Path, types: onnx.ModelProto, inputs: Mapping[str, Ar
 
 
 _TENSOR_READERS = {"onnxruntime": _onnxruntime_values, "openvino": _openvino_values}
-"""Functions that compute single tensors of a file, by runtime; of other runtimes only the part is found."""
+"""Functions that compute single tensors of a file, by runtime; for other runtimes only the part is known."""
 
 
 def _first_difference(
-    graph: onnx.ModelProto, names: list[str], expected: Compute, found: Compute
+    graph: onnx.ModelProto, names: list[str], expected: Compute, actual: Compute
 ) -> tuple[str, float] | None:
     """Return the first node whose value differs, and by how much; None where the last one does not differ."""
     known: dict[str, float] = {}
 
     def difference(name: str) -> float:
         if name not in known:
-            known[name] = _relative(found(name), expected(name))
+            known[name] = _relative(actual(name), expected(name))
         return known[name]
 
     outputs = [value.name for value in graph.graph.output]
@@ -231,7 +231,7 @@ def _first_difference(
 
 
 def _sources(graph: onnx.ModelProto, names: set[str]) -> dict[str, set[str]]:
-    """Return, for each tensor, the named ones that it is computed from without another of them in between."""
+    """Return, for each tensor, the nearest named tensors that it is computed from."""
     sources: dict[str, set[str]] = {}
     for node in graph.graph.node:
         read: set[str] = set()
@@ -243,7 +243,7 @@ def _sources(graph: onnx.ModelProto, names: set[str]) -> dict[str, set[str]]:
 
 @contextmanager
 def _recorded_blocks(model: SamModel, part: str) -> Iterator[dict[str, Array]]:
-    """Record what torch's blocks return while the context is open, as rows, by the graph's name of the block."""
+    """Record the outputs of torch's blocks while the context is open, as rows, by the prefix of their nodes' names."""
     from saqsam.export.onnx.writers import graph_writer
 
     scopes = graph_writer(model.config).block_scopes(model.config, part)
@@ -271,19 +271,19 @@ def _different_blocks(
     names: list[str], expected: Compute, blocks: Mapping[str, Array]
 ) -> Iterator[tuple[str, float]]:
     """Yield the blocks whose last node differs from torch's block, in order."""
-    for scope, wanted in blocks.items():
+    for scope, block in blocks.items():
         own = [name for name in names if name.startswith(scope)]
         if own:
-            value, channels = expected(own[-1]), wanted.shape[-1]
-            relative = _relative(value.reshape(-1, value.shape[-1]), wanted.reshape(-1, channels))
+            value, channels = expected(own[-1]), block.shape[-1]
+            relative = _relative(value.reshape(-1, value.shape[-1]), block.reshape(-1, channels))
             if relative > TOLERANCE:
                 yield scope.strip("/"), relative
 
 
-def _relative(found: Array, wanted: Array) -> float:
-    """Return the norm of the difference over the norm of what was wanted; infinite where shapes or NaN differ."""
-    if found.shape != wanted.shape or not np.isfinite(found).all():
+def _relative(actual: Array, expected: Array) -> float:
+    """Return the norm of the difference over the norm of the expected value; infinite where shapes or NaN differ."""
+    if actual.shape != expected.shape or not np.isfinite(actual).all():
         return float("inf")
-    norm = float(np.linalg.norm(wanted.astype(np.float64)))
-    difference = float(np.linalg.norm(found.astype(np.float64) - wanted))
+    norm = float(np.linalg.norm(expected.astype(np.float64)))
+    difference = float(np.linalg.norm(actual.astype(np.float64) - expected))
     return difference / norm if norm else float("inf") if difference else 0.0

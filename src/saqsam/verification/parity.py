@@ -32,8 +32,8 @@ class TensorDifference:
     """Difference between a tensor of the runtime and torch's.
 
     Attributes:
-        name: As the exported files name it.
-        shape: Of the first one that was compared.
+        name: Name of the tensor in the exported files.
+        shape: Shape in the first image compared.
         largest: Largest absolute difference.
         relative: Norm of the differences over the norm of torch's, over all images.
     """
@@ -45,12 +45,12 @@ class TensorDifference:
     _error: float = 0.0
     _norm: float = 0.0
 
-    def add(self, wanted: Tensor, found: Tensor) -> None:
-        """Add one more pair."""
-        difference = found.double() - wanted.double()
+    def add(self, expected: Tensor, actual: Tensor) -> None:
+        """Add the difference of one more pair of tensors."""
+        difference = actual.double() - expected.double()
         self.largest = max(self.largest, float(difference.abs().max()))
         self._error += float(difference.square().sum())
-        self._norm += float(wanted.double().square().sum())
+        self._norm += float(expected.double().square().sum())
         self.relative = (self._error / self._norm) ** 0.5 if self._norm else 0.0
 
 
@@ -62,10 +62,10 @@ class Parity:
         tensors: Differences of the embedding, and of the decoder's outputs for it.
         mask_iou: Mean IoU between the masks of both, each from its own embedding, at the image's resolution; 1 where
             both masks are empty.
-        least_mask_iou: The least of them.
+        least_mask_iou: Lowest of these IoUs.
         decided_iou: As `mask_iou`, with the pixels that torch leaves undecided counted as equal: those whose logit is
-            less than `UNDECIDED` of the logits' root mean square away from 0. Rounding alone flips them; in the masks
-            of an untrained model they are many.
+            less than `UNDECIDED` of the logits' root mean square away from 0. Rounding alone flips them; masks
+            of an untrained model have many.
         masks: Number of masks compared.
         images: Number of images.
     """
@@ -93,7 +93,7 @@ def compare_with_torch(
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> Parity:
-    """Segment the objects of a data set from their boxes in a runtime and in torch, and compare.
+    """Segment the objects of a dataset from their boxes in a runtime and in torch, and compare.
 
     Args:
         backend: The runtime.
@@ -109,40 +109,40 @@ def compare_with_torch(
         ParityError: The runtime returns NaN or infinity.
         ValueError: There is no object to segment, or torch returns NaN or infinity.
     """
-    found, wanted = Predictor(backend, processor), Predictor(TorchBackend(model), processor)
+    predictor, reference = Predictor(backend, processor), Predictor(TorchBackend(model), processor)
     differences: dict[str, TensorDifference] = {}
     ious: list[Tensor] = []
     decided: list[Tensor] = []
 
-    def count(name: str, one: Tensor, other: Tensor) -> None:
-        if not one.isfinite().all():
+    def count(name: str, expected: Tensor, actual: Tensor) -> None:
+        if not expected.isfinite().all():
             raise ValueError(f"{name}: expected finite values of torch, got NaN or infinity")
-        if not other.isfinite().all():
+        if not actual.isfinite().all():
             raise ParityError(f"{name}: expected finite values, got NaN or infinity")
-        entry = differences.setdefault(name, TensorDifference(name, tuple(one.shape)))
-        entry.add(one, other)
+        entry = differences.setdefault(name, TensorDifference(name, tuple(expected.shape)))
+        entry.add(expected, actual)
 
     images = len(dataset) if limit is None else min(limit, len(dataset))
     for index in range(images):
         sample = dataset[index]
         instances = [instance for instance in sample.instances if not instance.is_crowd]
         if instances:
-            wanted.set_image(sample.image)
-            found.set_image(sample.image)
-            count("image_embeddings", wanted.features, found.features)
+            reference.set_image(sample.image)
+            predictor.set_image(sample.image)
+            count("image_embeddings", reference.features, predictor.features)
             prompts = parity_prompts(box_prompts(instances), sample.image.shape[:2], single_mask=single_mask)
             pairs = zip(
-                wanted.predict_low_res(**prompts, multimask_output=False),
-                found.predict_low_res(**prompts, multimask_output=False),
+                reference.predict_low_res(**prompts, multimask_output=False),
+                predictor.predict_low_res(**prompts, multimask_output=False),
                 strict=True,
             )
             for (logits, scores), (own_logits, own_scores) in pairs:
                 count("low_res_masks", logits, own_logits)
                 count("iou_predictions", scores, own_scores)
-                torchs = wanted.upscale(logits, return_logits=True)[:, 0]
-                masks = found.upscale(own_logits)[:, 0]
-                ious.append(_iou(masks, torchs > 0))
-                decided.append(_iou(torch.where(_undecided(torchs), torchs > 0, masks), torchs > 0))
+                expected_logits = reference.upscale(logits, return_logits=True)[:, 0]
+                expected, actual = expected_logits > 0, predictor.upscale(own_logits)[:, 0]
+                ious.append(_iou(actual, expected))
+                decided.append(_iou(torch.where(_undecided(expected_logits), expected, actual), expected))
         if progress is not None:
             progress("comparing with torch", index + 1, images)
     if not ious:
@@ -170,10 +170,10 @@ def parity_prompts(
     return {"boxes": boxes, "points": inside, "labels": np.ones(inside.shape[:2])}
 
 
-def _iou(masks: Tensor, wanted: Tensor) -> Tensor:
+def _iou(masks: Tensor, expected: Tensor) -> Tensor:
     """Return the IoU of P pairs of masks [P, H, W], 1 where both are empty."""
-    both_empty = ~(masks | wanted).flatten(1).any(dim=1)
-    return mask_iou(masks, wanted).masked_fill(both_empty, 1.0)
+    both_empty = ~(masks | expected).flatten(1).any(dim=1)
+    return mask_iou(masks, expected).masked_fill(both_empty, 1.0)
 
 
 def _undecided(logits: Tensor) -> Tensor:

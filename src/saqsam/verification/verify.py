@@ -125,9 +125,9 @@ def runtimes_to_judge(
     return sorted(names, key=lambda name: name != own)
 
 
-def parity_content(found: Mapping[str, Parity], min_parity: float) -> dict[str, Any]:
+def parity_content(parities: Mapping[str, Parity], min_parity: float) -> dict[str, Any]:
     """Return the content of `parity.json`: differences of the default runtime, and of the others."""
-    (own, parity), *others = found.items()
+    (own, parity), *others = parities.items()
     return {
         "min_parity": min_parity,
         "runtime": own,
@@ -153,6 +153,6 @@ def _locate(
         if (objects := [instance for instance in sample.instances if not instance.is_crowd])
     )
     pixels, size = preprocess(processor, image)
-    given = parity_prompts(boxes, image.shape[:2], single_mask=manifest.single_mask)
-    prompts = Prompts.from_image(image.shape[:2], size, **given, mask_size=(0, 0))
+    by_kind = parity_prompts(boxes, image.shape[:2], single_mask=manifest.single_mask)
+    prompts = Prompts.from_image(image.shape[:2], size, **by_kind, mask_size=(0, 0))
     return find_divergence(folder, backend, manifest, runtime, model, pixels, prompts)

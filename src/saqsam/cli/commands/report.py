@@ -89,11 +89,11 @@ def _collect(
     float_model, why_not = _open_float(options, source, device)
     scored = _score(quantized, float_model, processor, dataset, task, options, limit)
     with busy("gathering"):
-        found = collect(folder, quantized, scored, gallery=GALLERY)
+        content = collect(folder, quantized, scored, gallery=GALLERY)
     if float_model is not None:
-        return _measure(found, quantized, float_model, processor, scored, source, options), scored
+        return _measure(content, quantized, float_model, processor, scored, source, options), scored
     missing = dict.fromkeys(("distributions", "sensitivity", "focus"), why_not)
-    return replace(found, left_out={**found.left_out, **missing}), scored
+    return replace(content, left_out={**content.left_out, **missing}), scored
 
 
 def _open_float(options: ReportOptions, source: Source | None, device: str) -> tuple[SamModel | None, str]:
@@ -129,18 +129,18 @@ def _score(
     at_once = prompts_within(parse_size(options.memory), processor)
     models = [quantized] if float_model is None else [quantized, float_model]
     with progress_bars() as bars:
-        found = evaluate_together(
+        evaluations = evaluate_together(
             [Subject(model, processor, at_once) for model in models],
             dataset,
             [task],
             limit=limit,
             progress=bar(bars, "scoring", min(limit, len(dataset))),
         )
-    return Scored(dataset, task, *found)
+    return Scored(dataset, task, *evaluations)
 
 
 def _measure(
-    found: Report,
+    content: Report,
     quantized: SamModel,
     float_model: SamModel,
     processor: SamProcessor,
@@ -148,17 +148,17 @@ def _measure(
     source: Source | None,
     options: ReportOptions,
 ) -> Report:
-    """Add what needs the float model, and what needs the calibration images as well."""
+    """Add the measurements that need the float model, and those that need the calibration images too."""
     with busy("looking where attention looks"):
-        found = add_focus(found, quantized, float_model, processor, scored)
+        content = add_focus(content, quantized, float_model, processor, scored)
     with progress_bars() as bars:
         progress = stage_bars(bars)
         reference, why_not = _make_reference(quantized, float_model, processor, source, options, progress)
         if reference is None:
             missing = dict.fromkeys(("distributions", "sensitivity"), why_not)
-            return replace(found, left_out={**found.left_out, **missing})
+            return replace(content, left_out={**content.left_out, **missing})
         return add_measurements(
-            found,
+            content,
             quantized,
             reference,
             processor,

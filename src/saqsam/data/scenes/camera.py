@@ -18,12 +18,12 @@ def _uneven_light(rng: Rng, image: Array) -> Array:
     if rng.random() < 0.6:
         along, _ = ramp(rng, size)
         along = (along - along.min()) / np.float32(max(float(along.max() - along.min()), 1.0))
-        fall = np.float32(1.0) - np.float32(rng.uniform(0.1, 0.5)) * along
+        falloff = np.float32(1.0) - np.float32(rng.uniform(0.1, 0.5)) * along
     else:
         y = np.linspace(-1, 1, size[0], dtype=np.float32)[:, None]
         x = np.linspace(-1, 1, size[1], dtype=np.float32)[None, :]
-        fall = np.float32(1.0) - np.float32(rng.uniform(0.1, 0.35)) * (x * x + y * y)
-    return np.asarray(image * fall[..., None])
+        falloff = np.float32(1.0) - np.float32(rng.uniform(0.1, 0.35)) * (x * x + y * y)
+    return np.asarray(image * falloff[..., None])
 
 
 def _expose(rng: Rng, image: Array) -> Array:
@@ -51,7 +51,7 @@ def _tone(rng: Rng, image: Array) -> Array:
 def _blur(rng: Rng, image: Array) -> Array:
     if rng.random() < 0.7:
         return np.asarray(cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.4, 1.6))))
-    # The kernel is centerd, so that edges stay at those of the masks.
+    # The kernel is centered, so that edges stay at those of the masks.
     length = int(rng.choice([3, 5]))
     kernel = np.zeros((length, length), dtype=np.float32)
     half, angle = length // 2, rng.uniform(0, np.pi)

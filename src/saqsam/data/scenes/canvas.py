@@ -117,8 +117,8 @@ class Canvas:
         if look.slope:
             y = np.linspace(-0.5, 0.5, height, dtype=np.float32)[:, None]
             x = np.linspace(-0.5, 0.5, width, dtype=np.float32)[None, :]
-            fall = x * np.float32(look.light[0]) + y * np.float32(look.light[1])
-            surface -= (np.float32(look.slope) * fall)[..., None]
+            gradient = x * np.float32(look.light[0]) + y * np.float32(look.light[1])
+            surface -= (np.float32(look.slope) * gradient)[..., None]
         if look.pillow:
             depth = cv2.distanceTransform((alpha > 0.5).astype(np.uint8), cv2.DIST_L2, 3)
             deepest = max(float(depth.max()), 1.0)

@@ -118,7 +118,7 @@ def objects(rng: Rng, size: Size) -> Canvas:
     """Draw two to fourteen dissimilar objects; large ones tend to be at the back."""
     canvas = _ground(rng, size)
     radii = [_radius(rng, size) for _ in range(int(rng.integers(2, 15)))]
-    radii.append(_radius(rng, size, 50))  # something to look at, however the others fall
+    radii.append(_radius(rng, size, 50))  # something to look at, whatever the other sizes are
     if rng.random() < 0.7:
         radii.sort(reverse=True)
     _scatter(rng, canvas, radii, random_light(rng))

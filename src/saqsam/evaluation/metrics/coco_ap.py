@@ -47,7 +47,7 @@ class MaskAP:
 
     _sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
     _truth: list[dict[str, Any]] = field(default_factory=list)
-    _found: list[dict[str, Any]] = field(default_factory=list)
+    _predicted: list[dict[str, Any]] = field(default_factory=list)
     _incomplete: list[tuple[int, int]] = field(default_factory=list)
 
     def update(
@@ -87,9 +87,9 @@ class MaskAP:
                 }
             )
         for rle, score, category_id in zip(rles, scores, category_ids, strict=True):
-            self._found.append(
+            self._predicted.append(
                 {
-                    "id": len(self._found) + 1,
+                    "id": len(self._predicted) + 1,
                     "image_id": image_id,
                     "category_id": int(category_id),
                     "segmentation": rle,
@@ -167,7 +167,7 @@ class MaskAP:
         return metrics
 
     def _whole_crowds(self) -> list[dict[str, Any]]:
-        """Return a crowd over the whole image for each incomplete class, so that unmatched masks are no errors.
+        """Return a crowd over the whole image for each incomplete class, so that unmatched masks are not errors.
 
         COCOeval matches objects before crowds, and measures overlap with a crowd as a share of the mask: 1 here.
         """
@@ -190,30 +190,30 @@ class MaskAP:
     def _best(self, most: int) -> list[dict[str, Any]]:
         """Return the `most` highest-scored masks of each image."""
         by_image: dict[int, list[dict[str, Any]]] = {}
-        for one in self._found:
+        for one in self._predicted:
             by_image.setdefault(one["image_id"], []).append(one)
-        return [one for found in by_image.values() for one in sorted(found, key=lambda o: -o["score"])[:most]]
+        return [one for masks in by_image.values() for one in sorted(masks, key=lambda o: -o["score"])[:most]]
 
     def reset(self) -> None:
         """Forget all images."""
         self._incomplete.clear()
         self._sizes.clear()
         self._truth.clear()
-        self._found.clear()
+        self._predicted.clear()
 
     def _evaluate(
         self,
         use_categories: bool,
         most: Sequence[int] | None = None,
         more_truth: Sequence[dict[str, Any]] = (),
-        found: Sequence[dict[str, Any]] | None = None,
+        predicted: Sequence[dict[str, Any]] | None = None,
     ) -> COCOeval:
         """Run COCO's evaluation of all images so far, on the `most` highest-scored masks per image."""
         truth = [*self._truth, *more_truth]
         # COCOeval reports by printing, which a library must not.
         with contextlib.redirect_stdout(io.StringIO()):
-            given = self._as_coco(truth), self._as_coco(self._found if found is None else found)
-            evaluation = COCOeval(*given, iouType="segm")
+            detections = self._as_coco(self._predicted if predicted is None else predicted)
+            evaluation = COCOeval(self._as_coco(truth), detections, iouType="segm")
             evaluation.params.useCats = int(use_categories)
             evaluation.params.imgIds = sorted(self._sizes)
             if most is not None:
@@ -227,7 +227,7 @@ class MaskAP:
         coco = COCO()
         # Even when it ignores classes, COCOeval looks only at listed ones: so list those only detected, too.
         # When it does not, they change nothing: AP is a mean over the classes that have objects.
-        used = {annotation["category_id"] for annotation in [*self._truth, *self._found]}
+        used = {annotation["category_id"] for annotation in [*self._truth, *self._predicted]}
         categories = sorted(used | {category for _, category in self._incomplete})
         coco.dataset = {
             "images": [

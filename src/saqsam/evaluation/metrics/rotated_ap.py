@@ -7,7 +7,7 @@ is *above* the threshold and no earlier detection was right there; neither right
 difficult; else wrong. (COCO's matching differs: it takes IoUs *at* the threshold, and gives an object that is taken
 already to no second detection, but offers it the next best one.)
 
-Two areas under the curve of precision over recall are given. The main one takes, at every recall, the best precision
+There are two areas under the curve of precision over recall. The main one takes, at every recall, the best precision
 from there on (VOC since 2010). `_07` is the mean of that at the recalls 0, 0.1, ..., 1 (VOC 2007), which the
 development kit prints and published DOTA tables hold; it moves in steps, and so hides small changes.
 """
@@ -60,7 +60,7 @@ class OrientedDetection:
     Attributes:
         polygon: Convex; None for an empty mask, which is a wrong detection.
         category_id: Its class.
-        score: Confidence, of which only the order counts; of equal ones the first that was given comes first.
+        score: Confidence; only the order of scores counts, and equal scores keep the order of the detections.
     """
 
     polygon: Polygon | None
@@ -70,7 +70,7 @@ class OrientedDetection:
 
 @dataclass(frozen=True)
 class _Image:
-    found: tuple[OrientedDetection, ...]
+    detections: tuple[OrientedDetection, ...]
     truth: tuple[OrientedTruth, ...]
     ious: NDArray[np.float64]
     """[D, T]; with a crowd, the share of the detection that lies in it."""
@@ -82,16 +82,16 @@ class RotatedAP:
 
     _images: list[_Image] = field(default_factory=list)
 
-    def update(self, found: Sequence[OrientedDetection], truth: Sequence[OrientedTruth]) -> None:
+    def update(self, detections: Sequence[OrientedDetection], truth: Sequence[OrientedTruth]) -> None:
         """Add the detections and all objects of an image."""
-        ious = np.zeros((len(found), len(truth)))
-        rows = [row for row, detection in enumerate(found) if detection.polygon is not None]
-        boxes = [detection.polygon for detection in found if detection.polygon is not None]
+        ious = np.zeros((len(detections), len(truth)))
+        rows = [row for row, detection in enumerate(detections) if detection.polygon is not None]
+        boxes = [detection.polygon for detection in detections if detection.polygon is not None]
         for crowd, overlap in ((False, polygon_ious), (True, shares_inside)):
             columns = [column for column, one in enumerate(truth) if one.is_crowd == crowd]
             if rows and columns:
                 ious[np.ix_(rows, columns)] = overlap(boxes, [truth[column].polygon for column in columns])
-        self._images.append(_Image(tuple(found), tuple(truth), ious))
+        self._images.append(_Image(tuple(detections), tuple(truth), ious))
 
     def compute(self) -> dict[str, float | None]:
         """Compute the metrics over all images so far.
@@ -115,10 +115,10 @@ class RotatedAP:
         """Compute the metrics of one class, or of all merged into one; empty without objects."""
         objects, scores, verdicts = 0, [np.empty(0)], [np.empty((0, len(THRESHOLDS)), dtype=np.int8)]
         for image in self._images:
-            rows = [n for n, one in enumerate(image.found) if category in (None, one.category_id)]
+            rows = [n for n, one in enumerate(image.detections) if category in (None, one.category_id)]
             columns = [n for n, one in enumerate(image.truth) if category in (None, one.category_id)]
             objects += sum(image.truth[column].counts for column in columns)
-            own = np.array([image.found[row].score for row in rows])
+            own = np.array([image.detections[row].score for row in rows])
             order = np.argsort(-own, kind="stable")
             scores.append(own[order])
             members = [image.truth[column] for column in columns]

@@ -151,7 +151,7 @@ class OrientedTask(Task):
         """Return the schema of a record."""
         corners = AtLeast(3, (float, float))
         truth = {"id": int, "category": int, "difficult": bool, "crowd": bool, "corners": corners}
-        found: dict[str, Schema] = {
+        detection: dict[str, Schema] = {
             "id": Nullable(int),
             "category": int,
             "score": float,
@@ -159,8 +159,8 @@ class OrientedTask(Task):
             "corners": Nullable(corners),
         }
         if self.keep_masks:
-            found["mask"] = MASK_COUNTS
-        return {"truth": [truth], "mended": int, "found": [found]}
+            detection["mask"] = MASK_COUNTS
+        return {"truth": [truth], "mended": int, "found": [detection]}
 
     def reduce(self, records: Sequence[Record]) -> Metrics:
         """Compute the metrics.
@@ -195,15 +195,15 @@ class OrientedTask(Task):
     def values(self, record: Record) -> Mapping[str, float]:
         """Return the rotated IoU of each object with the detection of its own box, or with the best of its class.
 
-        0 where nothing was found; difficult objects and crowds have no value.
+        The value is 0 where nothing was detected; difficult objects and crowds have no value.
         """
         truth = [one for one in record["truth"] if _true(one).counts]
-        found = [one for one in record["found"] if one["corners"] is not None]
+        detections = [one for one in record["found"] if one["corners"] is not None]
         # A box of an object belongs to it, a detector's to all objects of its class.
-        key = "category" if any(one["id"] is None for one in found) else "id"
-        is_own = np.array([[one[key] == other[key] for other in truth] for one in found], dtype=bool)
+        key = "category" if any(one["id"] is None for one in detections) else "id"
+        is_own = np.array([[one[key] == other[key] for other in truth] for one in detections], dtype=bool)
         ious = polygon_ious(
-            [np.array(one["corners"]) for one in found], [np.array(one["corners"]) for one in truth]
+            [np.array(one["corners"]) for one in detections], [np.array(one["corners"]) for one in truth]
         )
         best = np.where(is_own.reshape(ious.shape), ious, 0.0).max(axis=0, initial=0.0)
         return {str(one["id"]): value for one, value in zip(truth, best.tolist(), strict=True)}

@@ -142,7 +142,7 @@ class _Attention(nn.Module):
     def _average_in_blocks(
         self, query: Tensor, key: Tensor, value: Tensor, added: list[Tensor], queries: int
     ) -> Tensor:
-        """`_mean` of one window head by head, some queries at a time: no tensor of all logits is ever in memory."""
+        """Run `_average` on one window head by head, some queries at a time, so that all logits are never in memory."""
         joined = []
         for head in range(self.heads):
             own = slice(head, head + 1)

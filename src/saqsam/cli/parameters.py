@@ -1,0 +1,97 @@
+"""Single arguments and options of the commands, as typer declares them.
+
+Choices and help texts come from the registries of formats and runtimes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saqsam.cli.help_texts import MODEL_HELP, alternatives, runtime_devices
+from saqsam.export.formats import FORMATS
+from saqsam.runtimes.registry import RUNTIMES, TORCH, TORCH_INTEGER
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+CheckpointArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint of saqsam.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help=f"Device: auto, cpu, cuda, mps, ...; for an exported folder one of its runtime: {runtime_devices()}.",
+    ),
+]
+RuntimeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help=f"Runtime. For an exported folder {alternatives(RUNTIMES)}; for a checkpoint {TORCH}, or {TORCH_INTEGER}: "
+        "linear layers on torch's integer kernels, timed against float.",
+        show_default=f"that of the export's format; {TORCH}",
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(min=1, max=1024, metavar="N", help="Threads of torch or the runtime.", show_default="all"),
+]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write all results to a JSON file.")
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
+
+# Of segment.
+BoxOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="x0,y0,x1,y1", help="Box around an object, in pixels; repeatable."),
+]
+PointOption = Annotated[
+    list[str] | None, typer.Option(metavar="x,y", help="Point on an object, in pixels; repeatable.")
+]
+EverythingOption = Annotated[
+    bool, typer.Option("--everything", help="Segment everything from a grid of points instead.")
+]
+MasksPictureOption = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="PNG", help="Picture to write.", show_default="beside IMAGE, *.masks.png"),
+]
+
+# Of compare.
+ModelsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL",
+        help="Two models or more, each as for evaluate. DIR@NAME selects a runtime, such as out/onnx@openvino or "
+        f"out/q@{TORCH_INTEGER}.",
+    ),
+]
+WorstPictureOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="PNG", help="Picture of the images on which the second model lost most, to write."
+    ),
+]
+
+# Of export.
+ExportFormatOption = Annotated[str, typer.Option(metavar="NAME", help=f"Format: {alternatives(FORMATS)}.")]
+SingleMaskOption = Annotated[
+    bool,
+    typer.Option(
+        "--single-mask", help="Return one mask per prompt, chosen as in the official export, instead of four."
+    ),
+]
+ExportRuntimeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help=f"Runtime to compare with torch: {alternatives(RUNTIMES)}.",
+        show_default="all that are installed and run the format",
+    ),
+]
+MinParityOption = Annotated[
+    float,
+    typer.Option(
+        metavar="IOU", help="Lowest accepted mean IoU between a runtime's masks and torch's, from 0 to 1."
+    ),
+]
