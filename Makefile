@@ -6,13 +6,20 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 OUT ?= out/demo
 
-.PHONY: demo test fuzz lint format docs clean
+.PHONY: demo test test-slow test-all fuzz lint format docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/saqsam quantize sam-mini --out $(OUT) --effort quick --overwrite
 
+# A process per core, with one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/.installed-dev
+	$(PYTEST) -m slow
+
+test-all: test test-slow
 
 # Long runs of every fuzzer, about half an hour; make test has short ones.
 FUZZERS := tensors configurations exports unfinished annotations images kill
