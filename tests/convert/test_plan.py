@@ -26,7 +26,10 @@ def test_the_papers_recipe_plans_the_papers_parts() -> None:
 def test_dynamic_slots_know_the_axis_of_their_channels() -> None:
     plan = tiny_plan(deployable(recipe_for("mse", "w8a8"), "executorch"))
     for slot in plan.slots:
-        assert slot.dynamic_axis == (IMAGE_CHANNELS if slot.part in CONVOLUTIONS else LINEAR_CHANNELS)
+        assert (slot.kind, slot.channel_axis) == (
+            "dynamic",
+            IMAGE_CHANNELS if slot.part in CONVOLUTIONS else LINEAR_CHANNELS,
+        )
 
 
 def test_weight_only_recipes_plan_no_slots() -> None:

@@ -18,7 +18,8 @@ from saqsam.convert.pack import (
     round_float_parameters,
     round_weight,
 )
-from saqsam.convert.prepare import Observer, emptied, fill_slots, place_empty_quantizers, prepare
+from saqsam.convert.prepare import emptied, fill_slots, place_empty_quantizers, prepare
+from saqsam.convert.quantizer_kinds import Observer
 from saqsam.models.parts import DECODER_PARTS, FLOAT_PARTS, PAPER_PARTS, TOKEN_TO_IMAGE_PARTS
 from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import QuantDecoderAttention, QuantVisionAttention
@@ -205,16 +206,16 @@ def test_probabilities_have_bits_and_a_kind_of_their_own() -> None:
             for slot in tiny_plan(recipe).slots:
                 activations = 6 if slot.part in DECODER_PARTS else 5
                 if slot.name.endswith(PROBABILITIES):
-                    assert (slot.bits, slot.is_log) == (bits or activations, kind == "log")
+                    assert (slot.bits, slot.kind == "log") == (bits or activations, kind == "log")
                 else:
-                    assert (slot.bits, slot.is_log) == (activations, False)
+                    assert (slot.bits, slot.kind) == (activations, "affine")
 
 
 def observed(recipe: Recipe) -> dict[str, Observer]:
     """Observers of the kinds that calibration gives, each with a range of its own."""
     observers: dict[str, Observer] = {}
     for index, slot in enumerate(tiny_plan(recipe).slots):
-        if slot.is_log:
+        if slot.kind == "log":
             tap = ValueTap()
             tap(torch.eye(2)[None])
             observer: Observer = GranularityObserver(slot.bits, tap)
@@ -259,7 +260,7 @@ def test_each_kind_of_observer_gives_the_quantizer_of_its_slot() -> None:
     }
     for slot in tiny_plan(recipe).slots:
         quantizer, observer = model.get_submodule(slot.name), observers[slot.name]
-        if slot.is_log:
+        if slot.kind == "log":
             assert isinstance(quantizer, LogQuantizer)
             assert isinstance(observer, GranularityObserver)
             assert quantizer.bits == 3

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import SamModel
 
-from saqsam.convert.prepare import Observer, prepare
+from saqsam.convert.prepare import prepare
+from saqsam.convert.quantizer_kinds import Observer
 from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
 from saqsam.models.registry import structure_of
 from saqsam.ptq.bimodal import find_signs, integrate_bimodal, is_bimodal, kernel_density, merged_observers

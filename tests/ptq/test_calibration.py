@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers import SamModel
 
-from saqsam.convert.prepare import Observer, prepare
+from saqsam.convert.prepare import prepare
+from saqsam.convert.quantizer_kinds import Observer
 from saqsam.data.types import Dataset, Sample
 from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
 from saqsam.models.registry import structure_of

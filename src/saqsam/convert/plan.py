@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from saqsam.models.family import ModelFamily
 from saqsam.models.parts import CONVOLUTIONS
@@ -18,6 +18,10 @@ IMAGE_CHANNELS = -3
 """Axis of the channels in the input of a convolution, [B, K, H, W]."""
 
 
+SlotKind = Literal["affine", "log", "dynamic"]
+"""Kinds of activation quantizers, see `quantizer_kinds`."""
+
+
 @dataclass(frozen=True)
 class Slot:
     """A place for an activation quantizer.
@@ -26,15 +30,15 @@ class Slot:
         name: Module name.
         part: Part that it belongs to.
         bits: Bits of the activation.
-        is_log: Whether its quantizer is logarithmic.
-        dynamic_axis: Axis of the channels if its quantizer is dynamic, else None.
+        kind: Kind of its quantizer, a key of `QUANTIZER_KINDS`.
+        channel_axis: Axis of the channels, for dynamic quantizers; else None.
     """
 
     name: str
     part: str
     bits: int
-    is_log: bool = False
-    dynamic_axis: int | None = None
+    kind: SlotKind = "affine"
+    channel_axis: int | None = None
 
 
 class PlannedWeight(NamedTuple):
@@ -98,10 +102,12 @@ def _plan_inputs(structure: ModelStructure, recipe: Recipe) -> Iterator[Slot]:
     for site in structure.weighted_sites:
         bits = recipe.bits_of(site.part)[1]
         if bits is not None:
-            axis = None
+            name = f"{site.name}.input_quantizer"
             if recipe.activation_spec.dynamic:
                 axis = IMAGE_CHANNELS if site.part in CONVOLUTIONS else LINEAR_CHANNELS
-            yield Slot(f"{site.name}.input_quantizer", site.part, bits, dynamic_axis=axis)
+                yield Slot(name, site.part, bits, "dynamic", axis)
+            else:
+                yield Slot(name, site.part, bits)
 
 
 def _plan_operands(structure: ModelStructure, recipe: Recipe) -> Iterator[Slot]:
@@ -112,7 +118,7 @@ def _plan_operands(structure: ModelStructure, recipe: Recipe) -> Iterator[Slot]:
             continue
         for slot in SLOTS:
             if slot == PROBABILITIES:
-                is_log = recipe.probabilities.kind == "log"
-                yield Slot(f"{site.name}.{slot}", site.part, probability_bits, is_log)
+                kind: SlotKind = "log" if recipe.probabilities.kind == "log" else "affine"
+                yield Slot(f"{site.name}.{slot}", site.part, probability_bits, kind)
             else:
                 yield Slot(f"{site.name}.{slot}", site.part, bits)

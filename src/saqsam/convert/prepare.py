@@ -12,22 +12,15 @@ from contextlib import contextmanager
 from torch import nn
 from transformers import SamModel
 
-from saqsam.convert.plan import QuantizationPlan, Slot
+from saqsam.convert.plan import QuantizationPlan
+from saqsam.convert.quantizer_kinds import QUANTIZER_KINDS, Observer
 from saqsam.models.structure import replace_module
-from saqsam.quant.affine import AffineQuantizer, DynamicQuantizer
 from saqsam.quant.layers import (
     ChannelScale,
     QuantLinear,
     to_quant_layer,
 )
-from saqsam.quant.logarithmic import GranularityObserver, LogQuantizer
-from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver
-from saqsam.quant.ranges import activation_parameters
-from saqsam.recipes.recipe import Recipe
 from saqsam.utils.progress import Progress
-
-Observer = HistogramObserver | ChannelHistogramObserver | GranularityObserver
-Quantizer = AffineQuantizer | DynamicQuantizer | LogQuantizer
 
 
 def prepare(model: SamModel, plan: QuantizationPlan) -> None:
@@ -85,8 +78,10 @@ def fill_slots(
     """
     slots = plan.slots
     for step, slot in enumerate(slots):
+        kind = QUANTIZER_KINDS[slot.kind]
+        observer = observers[slot.name] if kind.needs_observer else None
         try:
-            quantizer = _dynamic(slot) or _quantizer(observers[slot.name], slot, plan.recipe)
+            quantizer = kind.from_observer(observer, slot, plan.recipe)
         except ValueError as error:
             raise ValueError(f"{slot.name}: {error}") from error
         replace_module(model, slot.name, quantizer.to(model.device))
@@ -94,30 +89,8 @@ def fill_slots(
             progress("activation ranges", step + 1, len(slots))
 
 
-def _dynamic(slot: Slot) -> DynamicQuantizer | None:
-    """Return the quantizer of a dynamic slot, or None for a static one."""
-    return None if slot.dynamic_axis is None else DynamicQuantizer(slot.bits, slot.dynamic_axis)
-
-
-def _quantizer(observer: Observer, slot: Slot, recipe: Recipe) -> Quantizer:
-    """Return the quantizer that the recipe's rule finds for the values of an observer."""
-    if isinstance(observer, GranularityObserver):
-        return observer.quantizer()
-    if isinstance(observer, ChannelHistogramObserver):
-        observer = observer.pooled()
-    scale, zero_point = activation_parameters(
-        observer,
-        slot.bits,
-        symmetric=recipe.activation_spec.symmetric,
-        method=recipe.activation_spec.range,
-        percentile=recipe.calibration.percentile,
-        power=recipe.calibration.power,
-    )
-    return AffineQuantizer(slot.bits, scale, zero_point)
-
-
 def place_empty_quantizers(model: SamModel, plan: QuantizationPlan) -> None:
     """Put a quantizer with parameters to be loaded into every slot of a prepared model."""
     for slot in plan.slots:
-        empty = _dynamic(slot) or (LogQuantizer if slot.is_log else AffineQuantizer).empty(slot.bits)
+        empty = QUANTIZER_KINDS[slot.kind].empty(slot)
         replace_module(model, slot.name, empty.to(model.device))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import SamModel
 
-from saqsam.convert.prepare import Observer
+from saqsam.convert.quantizer_kinds import Observer
 from saqsam.models.structure import ModelStructure
 from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver
 

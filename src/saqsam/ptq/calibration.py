@@ -10,7 +10,7 @@ from torch import nn
 from transformers import SamModel
 
 from saqsam.convert.plan import QuantizationPlan, Slot
-from saqsam.convert.prepare import Observer
+from saqsam.convert.quantizer_kinds import QUANTIZER_KINDS, Observer
 from saqsam.inference.backend import TorchBackend
 from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
 from saqsam.models.structure import replace_module
@@ -37,10 +37,10 @@ def observing(
     observers: dict[str, Observer] = {}
     taps: dict[str, ValueTap] = {}
     for slot in plan.slots if slots is None else slots:
-        if slot.dynamic_axis is not None:
-            continue  # its range is set at run time
+        if not QUANTIZER_KINDS[slot.kind].needs_observer:
+            continue
         site, _, kind = slot.name.rpartition(".")
-        if slot.is_log:
+        if slot.kind == "log":
             taps[site] = ValueTap()
             observers[slot.name] = GranularityObserver(
                 slot.bits,

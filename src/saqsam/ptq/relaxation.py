@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import SamModel
 
 from saqsam.convert.pack import pack_layer, round_weight
+from saqsam.convert.quantizer_kinds import learned_form
 from saqsam.models.structure import replace_module
 from saqsam.ptq.unit_parameters import UnitParameters
-from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedTensor, channel_axis
 from saqsam.quant.learned import LearnedAffineQuantizer, LearnedWeightScale, RandomDrop, StraightThrough
 from saqsam.quant.rounding import LearnedRounding
@@ -114,10 +114,10 @@ def _relax_activations(
         parameter.requires_grad_(True)
     for name in parameters.slots:
         quantizer = model.get_submodule(name)
-        inner: StraightThrough | LearnedAffineQuantizer = StraightThrough(quantizer)
-        if recipe.reconstruction.scales and isinstance(quantizer, AffineQuantizer):
-            inner = unit.scales[name] = LearnedAffineQuantizer(quantizer)
-        replace_module(model, name, RandomDrop(inner, drop, generator))
+        learned = learned_form(quantizer) if recipe.reconstruction.scales else None
+        if learned is not None:
+            unit.scales[name] = learned
+        replace_module(model, name, RandomDrop(learned or StraightThrough(quantizer), drop, generator))
 
 
 def _relax_weights(model: SamModel, parameters: UnitParameters, recipe: Recipe, unit: RelaxedUnit) -> None:

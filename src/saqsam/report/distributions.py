@@ -8,7 +8,7 @@ import torch
 from transformers import SamModel
 
 from saqsam.convert.plan import plan_quantization
-from saqsam.convert.prepare import Observer
+from saqsam.convert.quantizer_kinds import Observer
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver
 from saqsam.recipes.recipe import Recipe

@@ -17,7 +17,7 @@ from transformers import SamModel, SamProcessor
 
 from saqsam.convert.pack import round_float_parameters
 from saqsam.convert.plan import plan_quantization
-from saqsam.convert.prepare import Observer
+from saqsam.convert.quantizer_kinds import Observer
 from saqsam.data.detections import Detections
 from saqsam.data.types import Dataset
 from saqsam.models.structure import PROBABILITIES
