@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from saqsam.utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from saqsam.runtimes.loading import Runtime, load_runtime
+    from saqsam.runtimes.interface import Runtime
+    from saqsam.runtimes.loading import load_runtime
     from saqsam.runtimes.registry import RUNTIMES, TORCH, TORCH_INTEGER, check_runtime, default_runtime
     from saqsam.runtimes.torch_integer import compare_with_float, find_integer_layers, use_integer_kernels
 
@@ -31,7 +32,7 @@ __getattr__, __dir__ = lazy_names(
         "RUNTIMES": "registry",
         "TORCH": "registry",
         "TORCH_INTEGER": "registry",
-        "Runtime": "loading",
+        "Runtime": "interface",
         "check_runtime": "registry",
         "compare_with_float": "torch_integer",
         "default_runtime": "registry",

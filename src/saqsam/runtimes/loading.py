@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 from transformers import SamProcessor
 
-from saqsam.export.manifest import Manifest, check_files, parse_manifest
-from saqsam.inference.backend import Backend
+from saqsam.export.manifest import check_files, parse_manifest
 from saqsam.runtimes.devices import AUTO
+from saqsam.runtimes.interface import Runtime
 from saqsam.runtimes.registry import RUNTIMES, check_runtime, default_runtime
-
-
-class Runtime(Backend, Protocol):
-    """A backend that runs an exported folder.
-
-    Attributes:
-        manifest: Manifest of the folder.
-    """
-
-    manifest: Manifest
 
 
 def load_runtime(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from saqsam.runtimes.loading import Runtime
+    from saqsam.runtimes.interface import Runtime
 
 TORCH = "torch"
 TORCH_INTEGER = "torch-int8"
