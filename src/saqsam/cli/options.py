@@ -33,11 +33,18 @@ SCENES = "scenes"
 NO_CHECK = "none"
 
 
+ScoredDataOption = Annotated[str, typer.Option(metavar="DATA", help=f"Dataset to score: {DATA_HELP}")]
+IgnoreLabelOption = Annotated[
+    str,
+    typer.Option(metavar="auto|none|VALUE", help=f"In folders of images and masks, the {IGNORE_LABEL_HELP}"),
+]
+
+
 @dataclass(frozen=True)
 class EvaluationOptions(OptionGroup):
     """Data and tasks of an evaluation."""
 
-    data: Annotated[str, typer.Option(metavar="DATA", help=f"Dataset to score: {DATA_HELP}")] = SCENES
+    data: ScoredDataOption = SCENES
     task: Annotated[
         list[str] | None,
         typer.Option(
@@ -46,12 +53,7 @@ class EvaluationOptions(OptionGroup):
             show_default=default_tasks(),
         ),
     ] = None
-    ignore_label: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|none|VALUE", help=f"In folders of images and masks, the {IGNORE_LABEL_HELP}"
-        ),
-    ] = "auto"
+    ignore_label: IgnoreLabelOption = "auto"
     limit: Annotated[
         int | None,
         typer.Option(min=1, callback=check_most, metavar="N", help="Score the first N images only."),
@@ -194,13 +196,8 @@ class QuantizeOptions(OptionGroup):
 class ReportOptions(OptionGroup):
     """Data and measurements of a report."""
 
-    data: Annotated[str, typer.Option(metavar="DATA", help=f"Dataset to score: {DATA_HELP}")] = SCENES
-    ignore_label: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|none|VALUE", help=f"In folders of images and masks, the {IGNORE_LABEL_HELP}"
-        ),
-    ] = "auto"
+    data: ScoredDataOption = SCENES
+    ignore_label: IgnoreLabelOption = "auto"
     limit: Annotated[
         int | None,
         typer.Option(

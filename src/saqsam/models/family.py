@@ -185,6 +185,10 @@ class ModelFamily(ABC):
         """Return the positional embedding of the image tokens, [1, 1, h * w, C]."""
 
     @abstractmethod
+    def decoder_depth(self, model: Any) -> int:
+        """Return the number of two-way layers of the decoder."""
+
+    @abstractmethod
     def run_decoder_layer(
         self, model: Any, index: int, tokens: Tensor, image: Tensor, prompt: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -254,7 +258,7 @@ class ModelFamily(ABC):
         Returns:
             Tokens [P, 1, T, C] and image tokens [P, 1, h * w, C].
         """
-        for index in range(first, len(self.structure(model.config).decoder_layers)):
+        for index in range(first, self.decoder_depth(model)):
             tokens, image = self.run_decoder_layer(model, index, tokens, image, prompt, positions)
         if with_final:
             attended = self.run_final_attention(model, tokens, image, prompt, positions)

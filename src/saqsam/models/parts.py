@@ -6,7 +6,8 @@ their prefix: `decoder` covers `decoder.mlp`.
 
 from __future__ import annotations
 
-ENCODER_PARTS = ("encoder.qkv", "encoder.proj", "encoder.lin1", "encoder.lin2", "encoder.attention", "neck")
+ENCODER_ATTENTION = "encoder.attention"
+ENCODER_PARTS = ("encoder.qkv", "encoder.proj", "encoder.lin1", "encoder.lin2", ENCODER_ATTENTION, "neck")
 DECODER_PARTS = (
     "decoder.self_attention",
     "decoder.token_to_image",
@@ -17,7 +18,6 @@ DECODER_PARTS = (
 PAPER_PARTS = ENCODER_PARTS + DECODER_PARTS
 """Tensors that SAQ-SAM (arXiv 2503.06515) and PTQ4SAM (arXiv 2405.03144) quantize: linear layers of the encoder and of
 the decoder's two-way transformer, the neck, and the operands of every attention product."""
-ENCODER_ATTENTION = "encoder.attention"
 TOKEN_TO_IMAGE_PARTS = ("decoder.token_to_image", "decoder.final_attention")
 """Attention of tokens to the image, whose keys have two peaks in SAM (PTQ4SAM)."""
 EMBEDDING_PARTS = ("patch_embedding", "position_embedding")

@@ -16,7 +16,6 @@ from transformers import SamModel
 
 from saqsam.convert.plan import QuantizationPlan
 from saqsam.models.family import flatten_image
-from saqsam.models.registry import family_of
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.ptq.learning import Captured, learn_unit
 from saqsam.ptq.log import UnitLog
@@ -25,7 +24,6 @@ from saqsam.ptq.states import PromptTokens, State
 from saqsam.ptq.tensor_store import MemoryBudget, TensorStore
 from saqsam.ptq.unit_parameters import unit_parameters
 from saqsam.ptq.units import Unit, reconstruction_units
-from saqsam.recipes.specs import Reconstruction
 from saqsam.utils.progress import Progress
 
 
@@ -65,7 +63,7 @@ def reconstruct(
     steps = FinishedSteps() if steps is None else steps
     logs = []
     with MemoryBudget(memory) as budget, torch.no_grad():
-        inputs = _UnitInputs(model, reference, images, budget, spec)
+        inputs = _UnitInputs(model, reference, plan, images, budget)
         for number, unit in enumerate(units):
             parameters = unit_parameters(unit, model, plan)
             log = steps.load_unit(number, model, parameters)
@@ -98,14 +96,16 @@ class _UnitInputs:
         self,
         model: SamModel,
         reference: SamModel,
+        plan: QuantizationPlan,
         images: CalibrationImages,
         budget: MemoryBudget,
-        spec: Reconstruction,
     ) -> None:
         self._model, self._reference, self._images, self._budget = model, reference, images, budget
-        self._has_float_target = spec.target == "float"
-        self._prompts, self.quantized = _first_states(model, images, budget)
-        self.float = _first_states(reference, images, budget)[1] if self._has_float_target else self.quantized
+        assert plan.recipe.reconstruction is not None
+        self._family = plan.family
+        self._has_float_target = plan.recipe.reconstruction.target == "float"
+        self._prompts, self.quantized = self._first_states(model)
+        self.float = self._first_states(reference)[1] if self._has_float_target else self.quantized
 
     @contextmanager
     def captured(self, unit: Unit) -> Iterator[Captured]:
@@ -135,7 +135,7 @@ class _UnitInputs:
         """Compute the states before a unit from the patch embedding: by the quantized and by the float model."""
         self.quantized.clear()
         self.float.clear()
-        _, first = _first_states(self._model, self._images, self._budget)
+        _, first = self._first_states(self._model)
         content = f"the input of {unit.name}"
         self.quantized = self._capture(content, first, lambda *inputs: unit.enter(self._model, *inputs))
         self.float = self._capture(content, first, lambda *inputs: unit.enter(self._reference, *inputs))
@@ -149,18 +149,14 @@ class _UnitInputs:
             store.append(compute(states.get(index, prompts.tokens.device), prompts))
         return store
 
-
-def _first_states(
-    model: SamModel, images: CalibrationImages, budget: MemoryBudget
-) -> tuple[list[PromptTokens], TensorStore]:
-    """Return the prompts of all images, and their patch embeddings ([1, h, w, C],)."""
-    family = family_of(model.config)
-    positions = family.image_positions(model)
-    prompts, states = [], TensorStore(budget, "the patch embedding")
-    for index in range(len(images)):
-        pixel_values, image_prompts = images[index]
-        assert image_prompts.boxes is not None
-        tokens, dense = family.embed_boxes(model, image_prompts.boxes)
-        prompts.append(PromptTokens(tokens, flatten_image(dense), positions))
-        states.append((family.embed_patches(model, pixel_values.to(model.device)),))
-    return prompts, states
+    def _first_states(self, model: SamModel) -> tuple[list[PromptTokens], TensorStore]:
+        """Return the prompts of all images, and their patch embeddings ([1, h, w, C],)."""
+        positions = self._family.image_positions(model)
+        prompts, states = [], TensorStore(self._budget, "the patch embedding")
+        for index in range(len(self._images)):
+            pixel_values, image_prompts = self._images[index]
+            assert image_prompts.boxes is not None
+            tokens, dense = self._family.embed_boxes(model, image_prompts.boxes)
+            prompts.append(PromptTokens(tokens, flatten_image(dense), positions))
+            states.append((self._family.embed_patches(model, pixel_values.to(model.device)),))
+        return prompts, states

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
-from saqsam.models.parts import FLOAT_PARTS, PAPER_PARTS, PARTS
+from saqsam.models.parts import EMBEDDING_PARTS, ENCODER_ATTENTION, FLOAT_PARTS, PAPER_PARTS, PARTS
 from saqsam.quant.affine import check_bits
 from saqsam.recipes.specs import (
     Calibration,
@@ -186,7 +186,7 @@ class Recipe:
             raise ValueError(f"no part {part!r}{suggestion(part, PARTS)}")
         if part in FLOAT_PARTS:
             bits = self.extra.get(part)
-            is_weight_only = self.activations is None or part in ("patch_embedding", "position_embedding")
+            is_weight_only = self.activations is None or part in EMBEDDING_PARTS
             return bits, None if is_weight_only else bits
         weights = self.weights.bits
         activations = None if self.activations is None else self.activations.bits
@@ -194,7 +194,7 @@ class Recipe:
             if _covers(name, part):
                 weights = self.overrides[name].weights or weights
                 activations = self.overrides[name].activations or activations
-        if part == "encoder.attention" and self.encoder_products == "float":
+        if part == ENCODER_ATTENTION and self.encoder_products == "float":
             return weights, None
         return weights, activations
 

@@ -19,10 +19,12 @@ def part_name(part: str) -> str:
 
 def describe(recipe: Recipe, source: Source | None) -> tuple[str, ...]:
     """Describe a recipe, one sentence per step, in the order of the steps."""
-    return tuple(_sentences(recipe, source))
+    steps = () if recipe.activations is None else _step_sentences(recipe, source)
+    return (*_width_sentences(recipe), *steps)
 
 
-def _sentences(recipe: Recipe, source: Source | None) -> Iterator[str]:
+def _width_sentences(recipe: Recipe) -> Iterator[str]:
+    """Yield what has which bits and grids."""
     weights, activations = recipe.weights, recipe.activations
     kind = "symmetric" if weights.is_symmetric(weights.bits) else "asymmetric"
     each = "output channel" if weights.group_size is None else f"group of {weights.group_size} inputs"
@@ -54,6 +56,10 @@ def _sentences(recipe: Recipe, source: Source | None) -> Iterator[str]:
     unquantized = [part_name(p) for p in PARTS if recipe.bits_of(p) == (None, None) and p in FLOAT_PARTS]
     if unquantized:
         yield f"Left in float16: {', '.join(unquantized)}; normalizations and biases."
+
+
+def _step_sentences(recipe: Recipe, source: Source | None) -> Iterator[str]:
+    """Yield the steps of a quantization that calibrates."""
     calibration = recipe.calibration
     data = "" if source is None else f" of {short_path(source.calibration)}"
     yield (

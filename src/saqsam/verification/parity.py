@@ -110,18 +110,7 @@ def compare_with_torch(
         ValueError: There is no object to segment, or torch returns NaN or infinity.
     """
     predictor, reference = Predictor(backend, processor), Predictor(TorchBackend(model), processor)
-    differences: dict[str, TensorDifference] = {}
-    ious: list[Tensor] = []
-    decided: list[Tensor] = []
-
-    def count(name: str, expected: Tensor, actual: Tensor) -> None:
-        if not expected.isfinite().all():
-            raise ValueError(f"{name}: expected finite values of torch, got NaN or infinity")
-        if not actual.isfinite().all():
-            raise ParityError(f"{name}: expected finite values, got NaN or infinity")
-        entry = differences.setdefault(name, TensorDifference(name, tuple(expected.shape)))
-        entry.add(expected, actual)
-
+    comparison = _Comparison()
     images = len(dataset) if limit is None else min(limit, len(dataset))
     for index in range(images):
         sample = dataset[index]
@@ -129,7 +118,7 @@ def compare_with_torch(
         if instances:
             reference.set_image(sample.image)
             predictor.set_image(sample.image)
-            count("image_embeddings", reference.features, predictor.features)
+            comparison.add("image_embeddings", reference.features, predictor.features)
             prompts = parity_prompts(box_prompts(instances), sample.image.shape[:2], single_mask=single_mask)
             pairs = zip(
                 reference.predict_low_res(**prompts, multimask_output=False),
@@ -137,25 +126,51 @@ def compare_with_torch(
                 strict=True,
             )
             for (logits, scores), (own_logits, own_scores) in pairs:
-                count("low_res_masks", logits, own_logits)
-                count("iou_predictions", scores, own_scores)
+                comparison.add("low_res_masks", logits, own_logits)
+                comparison.add("iou_predictions", scores, own_scores)
                 expected_logits = reference.upscale(logits, return_logits=True)[:, 0]
-                expected, actual = expected_logits > 0, predictor.upscale(own_logits)[:, 0]
-                ious.append(_iou(actual, expected))
-                decided.append(_iou(torch.where(_undecided(expected_logits), expected, actual), expected))
+                comparison.add_masks(expected_logits, predictor.upscale(own_logits)[:, 0])
         if progress is not None:
             progress("comparing with torch", index + 1, images)
-    if not ious:
+    if not comparison.ious:
         raise ValueError(f"data {dataset.name!r}: expected objects to compare masks of, found none")
-    joined = torch.cat(ious)
-    return Parity(
-        tensors=tuple(differences.values()),
-        mask_iou=float(joined.mean()),
-        least_mask_iou=float(joined.min()),
-        decided_iou=float(torch.cat(decided).mean()),
-        masks=len(joined),
-        images=images,
-    )
+    return comparison.result(images)
+
+
+class _Comparison:
+    """Differences of tensors and masks between a runtime and torch, over all images."""
+
+    def __init__(self) -> None:
+        self.differences: dict[str, TensorDifference] = {}
+        self.ious: list[Tensor] = []
+        self.decided: list[Tensor] = []
+
+    def add(self, name: str, expected: Tensor, actual: Tensor) -> None:
+        """Add a tensor of both, by its name in the exported graph."""
+        if not expected.isfinite().all():
+            raise ValueError(f"{name}: expected finite values of torch, got NaN or infinity")
+        if not actual.isfinite().all():
+            raise ParityError(f"{name}: expected finite values, got NaN or infinity")
+        entry = self.differences.setdefault(name, TensorDifference(name, tuple(expected.shape)))
+        entry.add(expected, actual)
+
+    def add_masks(self, expected_logits: Tensor, actual: Tensor) -> None:
+        """Add torch's logits [P, H, W] and the runtime's masks, bool [P, H, W]."""
+        expected = expected_logits > 0
+        self.ious.append(_iou(actual, expected))
+        self.decided.append(_iou(torch.where(_undecided(expected_logits), expected, actual), expected))
+
+    def result(self, images: int) -> Parity:
+        """Return the comparison of a number of images, with at least one mask."""
+        ious = torch.cat(self.ious)
+        return Parity(
+            tensors=tuple(self.differences.values()),
+            mask_iou=float(ious.mean()),
+            least_mask_iou=float(ious.min()),
+            decided_iou=float(torch.cat(self.decided).mean()),
+            masks=len(ious),
+            images=images,
+        )
 
 
 def parity_prompts(

@@ -29,7 +29,7 @@ Prompt = tuple[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a model runs: the options `--device`, `--runtime` and `--threads`."""
+    """Device, runtime and threads that a model runs with, as in the options of these names."""
 
     device: str
     runtime: str | None

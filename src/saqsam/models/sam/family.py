@@ -154,6 +154,10 @@ class SamFamily(ModelFamily):
         """Return the image-wide positional embedding as tokens."""
         return flatten_image(model.get_image_wide_positional_embeddings())
 
+    def decoder_depth(self, model: SamModel) -> int:
+        """Return the number of two-way blocks."""
+        return len(model.mask_decoder.transformer.layers)
+
     def run_decoder_layer(
         self, model: SamModel, index: int, tokens: Tensor, image: Tensor, prompt: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor]:
