@@ -59,6 +59,8 @@ def pack(model: SamModel, plan: QuantizationPlan, progress: Progress | None = No
     Layers that reconstruction has packed stay unchanged.
     """
     sites = plan.weights
+    if progress is not None:
+        progress("packing weights", 0, len(sites))
     for step, (site, bits) in enumerate(sites):
         layer = model.get_submodule(site.name)
         if not isinstance(layer, PackedLayer):  # a reconstructed unit is packed already

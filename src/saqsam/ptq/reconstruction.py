@@ -23,7 +23,7 @@ from saqsam.ptq.resume import FinishedSteps
 from saqsam.ptq.states import PromptTokens, State
 from saqsam.ptq.tensor_store import MemoryBudget, TensorStore
 from saqsam.ptq.unit_parameters import unit_parameters
-from saqsam.ptq.units import Unit, reconstruction_units
+from saqsam.ptq.units import Unit, reconstruction_units, unit_phase
 from saqsam.utils.progress import Progress
 
 
@@ -68,10 +68,12 @@ def reconstruct(
             parameters = unit_parameters(unit, model, plan)
             log = steps.load_unit(number, model, parameters)
             if log is None:
+                phase = unit_phase(number, len(units), unit)
+                if progress is not None:
+                    progress(phase, 0, spec.steps * unit.steps)
                 if unit.restarts:
                     inputs.restart(unit)
                 seed = plan.recipe.calibration.seed * 1000 + 2 * number
-                phase = f"{number + 1}/{len(units)} {unit.name}"
                 with inputs.captured(unit) as captured, torch.enable_grad():
                     log = learn_unit(
                         model, reference, unit, parameters, plan.recipe, captured, seed, progress, phase=phase
