@@ -160,7 +160,10 @@ def test_progress_is_told() -> None:
         *("1/6 encoder stage 1", "2/6 encoder stage 2", "3/6 neck", "4/6 decoder layer 1"),
         *("5/6 decoder layer 2", "6/6 final attention", "packing weights"),
     ]
-    assert all(0 < done <= total for _, done, total, *_ in steps)
+    for name in {what for what, *_ in steps}:  # announced, then one report per step
+        reports = [(done, total) for what, done, total, *_ in steps if what == name]
+        assert reports[0] == (0, reports[-1][1])
+        assert [done for done, _ in reports] == sorted({done for done, _ in reports})
 
 
 @pytest.mark.slow

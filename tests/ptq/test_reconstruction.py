@@ -429,9 +429,9 @@ def test_progress_names_unit_loss_and_steps() -> None:
         model, reference, tiny_plan(recipe), images, memory=2**30, progress=lambda *step: seen.append(step)
     )
     assert [step[:3] for step in seen if step[0].startswith("2/6")] == [
-        ("2/6 encoder stage 2", done, 4) for done in (1, 2, 3, 4)
+        ("2/6 encoder stage 2", done, 4) for done in range(5)
     ]
-    assert all(re.fullmatch(r"loss [\d.e+-]+", step[3]) for step in seen)
+    assert all(re.fullmatch(r"loss [\d.e+-]+", step[3]) for step in seen if step[1])
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ class Estimate:
 
     Attributes:
         seconds: Seconds.
-        units: Number of units that are not finished.
+        units: Number of units that are not finished, at least two.
     """
 
     seconds: float
@@ -24,7 +24,7 @@ class Estimate:
 
     def text(self) -> str:
         """Return such as `about 3 min left for 9 units`."""
-        return f"{estimate_text(self.seconds)} left for {self.units} unit{'' if self.units == 1 else 's'}"
+        return f"{estimate_text(self.seconds)} left for {self.units} units"
 
 
 class Forecast:
@@ -52,7 +52,7 @@ class Forecast:
             self._started = time.monotonic()
 
     def update(self, phase: str, done: int, seconds_per_step: float | None) -> Estimate | None:
-        """Return the time left after a step of a phase; None if it is no unit, or not yet known.
+        """Return the time left after a step of a phase; None if it is no unit or the last one, or not yet known.
 
         Args:
             phase: Name of the phase.
@@ -74,4 +74,4 @@ class Forecast:
         )
         left = seconds_per_step * max(0, unit.steps - done)
         left += sum(speed * other.step * other.steps + capture_speed * other.capture for other in later)
-        return Estimate(left, len(later) + 1)
+        return Estimate(left, len(later) + 1) if later else None  # the time left of the phase says it all

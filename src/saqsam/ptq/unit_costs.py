@@ -6,20 +6,19 @@ take about as long as the products of a small model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
-from saqsam.convert.plan import plan_quantization
+from saqsam.convert.plan import QuantizationPlan, plan_quantization
 from saqsam.models.family import flatten_image
-from saqsam.models.registry import family_of
 from saqsam.ptq.states import PromptTokens, State
-from saqsam.ptq.units import reconstruction_units, unit_phase
+from saqsam.ptq.units import Unit, reconstruction_units, unit_phase
 from saqsam.recipes.recipe import Recipe
 
 _T = TypeVar("_T")
@@ -55,20 +54,22 @@ def unit_costs(config: Any, recipe: Recipe) -> list[UnitCost]:
     """
     spec, images = recipe.reconstruction, recipe.calibration.images
     assert spec is not None
+    plan = plan_quantization(config, recipe)
+    units = reconstruction_units(plan)
+    with torch.device("meta"):
+        model = plan.family.build(config).eval()
+    most = recipe.calibration.prompts
     every, drawn = (
-        _forward_costs(config, recipe, prompts)
-        for prompts in (recipe.calibration.prompts, min(spec.prompts, recipe.calibration.prompts))
+        _forward_costs(model, plan, units, prompts) for prompts in (most, min(spec.prompts, most))
     )
     costs = []
     before = 0.0
-    for number, (unit, whole, part) in enumerate(
-        zip(reconstruction_units(plan_quantization(config, recipe)), every, drawn, strict=True)
-    ):
+    for number, (unit, whole, part) in enumerate(zip(units, every, drawn, strict=True)):
         # The gradient of a product takes two: by its weights and by its inputs; float parts need the latter alone.
         step = 3 * part.run + 2 * (part.response - part.run)
         # The quantized and the float model compute the state before it.
         capture = images * (whole.response + 2 * (whole.enter if unit.restarts else before))
-        costs.append(UnitCost(unit_phase(number, len(every), unit), spec.steps * unit.steps, step, capture))
+        costs.append(UnitCost(unit_phase(number, len(units), unit), spec.steps * unit.steps, step, capture))
         before = whole.run
     return costs
 
@@ -82,15 +83,16 @@ class _ForwardCost:
     response: float
 
 
-def _forward_costs(config: Any, recipe: Recipe, prompts: int) -> list[_ForwardCost]:
-    """Return the costs of each unit for one image and a number of prompts."""
-    family, units = family_of(config), reconstruction_units(plan_quantization(config, recipe))
-    costs = []
-    with torch.device("meta"), torch.inference_mode():
-        model = family.build(config).eval()
+@torch.no_grad()  # not inference mode, in which linear layers and products of matrices are not told apart
+def _forward_costs(
+    model: Any, plan: QuantizationPlan, units: Sequence[Unit], prompts: int
+) -> list[_ForwardCost]:
+    """Return the costs of each unit for one image and a number of prompts, on a model on the meta device."""
+    family, costs = plan.family, []
+    with torch.device("meta"):
         tokens, dense = family.embed_boxes(model, torch.zeros(prompts, 4))
         embedded = PromptTokens(tokens, flatten_image(dense), family.image_positions(model))
-        first: State = (family.embed_patches(model, torch.zeros(family.input_spec(config).pixels)),)
+        first: State = (family.embed_patches(model, torch.zeros(family.input_spec(model.config).pixels)),)
         state = first
         for unit in units:
             enter = 0.0
@@ -105,24 +107,28 @@ def _forward_costs(config: Any, recipe: Recipe, prompts: int) -> list[_ForwardCo
 
 def _count(compute: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> tuple[float, _T]:
     """Return the cost of a computation on the meta device, and its result."""
-    values = _ValueCounter()
-    with FlopCounterMode(display=False) as products, values:
+    with _CostCounter() as counter:
         result = compute(*args, **kwargs)
-    return products.get_total_flops() / 2 + MACS_PER_VALUE * values.count, result
+    return counter.cost, result
 
 
-class _ValueCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the values that operations compute while it is active; views compute none."""
+class _CostCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts multiply-accumulates, and the values that other operations compute, while it is active."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
+        self.cost = 0.0
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run an operation and count the values of its results."""
-        result = function(*args, **(kwargs or {}))
+        """Run an operation and add its cost; views have none."""
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        products = flop_registry.get(function.overloadpacket)
+        if products is not None:
+            self.cost += products(*args, **kwargs, out_val=result) / 2
         if not function.is_view:
-            self.count += sum(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
+            values = (leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
+            self.cost += MACS_PER_VALUE * sum(values)
         return result
