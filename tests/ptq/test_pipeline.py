@@ -166,6 +166,14 @@ def test_progress_is_told() -> None:
         assert [done for done, _ in reports] == sorted({done for done, _ in reports})
 
 
+def test_progress_of_weights_alone_is_told() -> None:
+    steps: list[tuple[Any, ...]] = []
+    recipe = recipe_for("weight-only", "w4g16")
+    quantize(tiny_sam(), None, recipe, tiny_data(), progress=lambda *s: steps.append(s))
+    assert steps == [("packing weights", done, len(steps) - 1) for done in range(len(steps))]
+    assert len(steps) > 10
+
+
 @pytest.mark.slow
 def test_embeddings_are_packed_before_the_first_unit_learns_on_them() -> None:
     """What the first unit is given comes from the packed patch and position embeddings."""
