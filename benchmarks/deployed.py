@@ -148,7 +148,7 @@ def make_checkpoint(method: str, bits: str, options: argparse.Namespace, bars: P
     folder: Path = options.cache / "-".join([method, bits, *options.settings])
     if not folder.exists():
         model, processor = saqsam.load("sam-mini")
-        recipe = with_overrides(deployable(saqsam.recipe_for(method, bits)), options.settings)
+        recipe = with_overrides(deployable(saqsam.recipe_for(method, bits, "standard")), options.settings)
         recipe = replace(recipe, calibration=replace(recipe.calibration, seed=SEED))
         calibration = saqsam.open_dataset(options.data_root / CALIBRATION)
         with bar(bars, f"making {folder.name}") as step:

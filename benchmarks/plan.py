@@ -126,7 +126,7 @@ class Plan:
 
     def recipe(self, method: str, bits: str) -> Recipe:
         """Return the recipe of a method under the options."""
-        recipe = with_overrides(saqsam.recipe_for(method, bits), self.settings)
+        recipe = with_overrides(saqsam.recipe_for(method, bits, "standard"), self.settings)
         recipe = dataclasses.replace(
             recipe, calibration=dataclasses.replace(recipe.calibration, images=self.images, seed=self.seed)
         )

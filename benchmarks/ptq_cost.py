@@ -108,14 +108,15 @@ class Phases:
         """Add the time since the last call to a phase."""
         now = time.perf_counter()
         self.seconds[what] = self.seconds.get(what, 0.0) + now - self.last
-        self.steps.setdefault(what, []).append(now - self.last)
+        if done:  # the first report announces the phase
+            self.steps.setdefault(what, []).append(now - self.last)
         self.last = now
 
 
 def measure_sam_mini(device: str, method: str = "saq-sam") -> list[dict[str, object]]:
     """Measure the seconds of each phase of a method on the bundled model."""
     model, processor = saqsam.load("sam-mini", device=device)
-    recipe = saqsam.recipe_for(method, "w4a4")
+    recipe = saqsam.recipe_for(method, "w4a4", "standard")
     data = calibration_scenes(images=32, seed=0)
     phases, start = Phases(), time.perf_counter()
     saqsam.quantize(model, processor, recipe, data, progress=phases)
@@ -232,7 +233,7 @@ def _learned_variants(device: str) -> Iterator[tuple[str, str, Recipe]]:
     precisions: tuple[Precision, ...] = ("float32",) if on_cpu else ("float32", "bfloat16")
     for unit, method in (("stage", "saq-sam"), ("block", "brecq")):
         for precision in precisions:
-            recipe = _few_steps(saqsam.recipe_for(method, "w4a4"), precision)
+            recipe = _few_steps(saqsam.recipe_for(method, "w4a4", "standard"), precision)
             yield unit, recipe.name if on_cpu else f"{recipe.name}, {precision}", recipe
 
 

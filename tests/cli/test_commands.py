@@ -235,21 +235,6 @@ def test_defects_of_our_own_are_not_hidden() -> None:
         fail()
 
 
-def test_something_is_shown_from_the_first_moment_of_a_stage() -> None:
-    with terminal.progress_bars() as bars:
-        update = terminal.stage_bars(bars)
-        assert [(task.description, task.total) for task in bars.tasks] == [("...", None)]
-        started = bars.tasks[0].start_time
-        update("calibrating", 1, 2, "")
-        assert [(task.description, task.completed) for task in bars.tasks] == [("calibrating", 1)]
-        assert bars.tasks[0].start_time == started  # its time counts from the beginning
-        update("calibrating", 2, 2, "")
-        assert [task.description for task in bars.tasks] == ["calibrating", "..."]
-        update("packing weights", 1, 1, "")
-        update("packing weights", 1, 1, "")
-        assert [task.description for task in bars.tasks] == ["calibrating", "packing weights", "..."]
-
-
 def test_what_transformers_logs_is_silenced_while_a_command_runs_and_no_longer() -> None:
     def settings() -> tuple[int, bool]:
         return logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -295,7 +280,8 @@ def test_quantize_compares_float_with_what_is_on_disk(tiny: Path, tmp_path: Path
     assert read_image(out / "comparison.png").shape[1] > 4 * 300
     assert not list(out.parent.glob(".*")) + list(out.glob(".*"))
     assert "calibrated on 2 images (seed 0) of scenes, " in lines[1]
-    # A line at the start and one at the end of each phase, and nothing else.
+    # A line at the start and one at the end of each phase, and the first estimate of the whole.
+    assert result.stderr.startswith("effort: standard (w4a4: ")
     log = [line.rpartition(": ") for line in result.stderr.splitlines()]
     assert not re.search(r"[\x00-\x09\x0b-\x1f━]", result.stderr)
     assert [name for name, _, what in log if what.endswith(" s")] == [
@@ -386,6 +372,7 @@ def test_overwrite_replaces_a_checkpoint(tiny: Path, packed: Path, tmp_path: Pat
         (["--calibration", "nowhere"], ["nowhere"]),
         (["--check", "nowhere"], ["nowhere"]),
         (["--effort", "standart"], ["standart", "did you mean 'standard'"]),
+        (["--effort", "atuo"], ["atuo", "did you mean 'auto'"]),
         (["--steps", "5"], ["--steps: min-max learns nothing"]),
         (["--set", "clippin=none"], ["clippin", "did you mean 'clipping'"]),
         (["--set", "clipping.theta=0.4"], ["this method has no clipping"]),
@@ -888,8 +875,7 @@ def test_segment_refuses_what_is_no_picture(packed: Path, tmp_path: Path) -> Non
 
 
 def test_inspect_fits_80_columns_uncut(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (terminal, result_tables):
-        monkeypatch.setattr(module, "out", Console(markup=False, emoji=False, highlight=False, width=80))
+    monkeypatch.setattr(terminal, "out", Console(markup=False, emoji=False, highlight=False, width=80))
     result = run("inspect", packed)
     assert_done(result)
     first, *lines = result.stdout.splitlines()

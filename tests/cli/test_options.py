@@ -17,7 +17,7 @@ from saqsam.cli.option_groups import TaskOptions, expand_groups, option_name
 from saqsam.data.open import SCENES
 from saqsam.evaluation.registry import TASKS, task_options
 from saqsam.export.formats import FORMATS
-from saqsam.recipes.catalog import EFFORTS
+from saqsam.recipes.catalog import AUTO_EFFORT, EFFORTS
 from saqsam.recipes.presets import METHODS
 from saqsam.runtimes.registry import RUNTIMES
 from support.command_line import assert_refused, run
@@ -35,7 +35,7 @@ def help_of(command: str, app: typer.Typer | None = None) -> str:
     [
         ("evaluate", [*TASKS, *map(option_name, task_options()), *RUNTIMES]),
         ("compare", [*TASKS, *map(option_name, task_options())]),
-        ("quantize", [*METHODS, *EFFORTS, *FORMATS]),
+        ("quantize", [*METHODS, *EFFORTS, AUTO_EFFORT, *FORMATS]),
         ("export", [*FORMATS, *RUNTIMES]),
         ("report", ["--ignore-label", "--prompt", "html", "md", "json"]),
     ],
@@ -108,6 +108,13 @@ def test_one_name_means_one_thing_in_all_commands() -> None:
     shared = {"format", "detections"}  # of files and of reports; simulated ones too where models are scored
     assert {name for name, seen in metavars.items() if len(seen) > 1} <= shared
     assert {name for name, seen in flags.items() if len(seen) > 1} <= {"detections"}
+
+
+@pytest.mark.parametrize("command", [command.__name__ for command in COMMANDS])
+def test_every_command_takes_the_options_of_logs(command: str) -> None:
+    text = help_of(command)
+    assert "--quiet" in text
+    assert "--log-json" in text
 
 
 def test_the_default_dataset_is_the_library_s() -> None:

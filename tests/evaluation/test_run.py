@@ -147,7 +147,7 @@ def test_limit_progress_and_images_without_instances() -> None:
     calls: list[tuple[object, ...]] = []
     result = run(dataset, backend, limit=2, progress=lambda *step: calls.append(step))
     assert (result.images, result.metrics["prompt"]["instances"]) == (2, 1)
-    assert calls == [("evaluating", 1, 2), ("evaluating", 2, 2)]
+    assert calls == [("evaluating", done, 2) for done in range(3)]
     assert backend.encoded == 1  # nothing to do in the first image
     assert run(dataset, limit=99).images == 3
 

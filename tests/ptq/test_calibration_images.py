@@ -129,7 +129,7 @@ def test_progress_is_told() -> None:
         Calibration(images=3, prompts=2),
         progress=lambda *step: steps.append(step),
     )
-    assert steps == [("choosing prompts", i, 3) for i in (1, 2, 3)]
+    assert steps == [("choosing prompts", i, 3) for i in range(4)]
 
 
 # ---- labels

@@ -160,7 +160,18 @@ def test_progress_is_told() -> None:
         *("1/6 encoder stage 1", "2/6 encoder stage 2", "3/6 neck", "4/6 decoder layer 1"),
         *("5/6 decoder layer 2", "6/6 final attention", "packing weights"),
     ]
-    assert all(0 < done <= total for _, done, total, *_ in steps)
+    for name in {what for what, *_ in steps}:  # announced, then one report per step
+        reports = [(done, total) for what, done, total, *_ in steps if what == name]
+        assert reports[0] == (0, reports[-1][1])
+        assert [done for done, _ in reports] == sorted({done for done, _ in reports})
+
+
+def test_progress_of_weights_alone_is_told() -> None:
+    steps: list[tuple[Any, ...]] = []
+    recipe = recipe_for("weight-only", "w4g16")
+    quantize(tiny_sam(), None, recipe, tiny_data(), progress=lambda *s: steps.append(s))
+    assert steps == [("packing weights", done, len(steps) - 1) for done in range(len(steps))]
+    assert len(steps) > 10
 
 
 @pytest.mark.slow

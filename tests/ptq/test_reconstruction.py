@@ -203,7 +203,7 @@ def test_the_mask_error_of_a_small_object_weighs_as_much_as_that_of_a_large_one(
 def test_the_joint_unit_reads_the_embedding_and_answers_the_masks() -> None:
     _, reference, images = calibrated(tiny_recipe("saq-sam"))
     pixels, boxes = max((images[i] for i in range(len(images))), key=lambda pair: len(pair[1]))
-    state, prompts = first_state(reference, images)
+    _, prompts = first_state(reference, images)
     unit = units(joint_steps=3)[-1]
     assert isinstance(unit, JointUnit)
     assert unit.steps == 3
@@ -431,9 +431,9 @@ def test_progress_names_unit_loss_and_steps() -> None:
         model, reference, tiny_plan(recipe), images, memory=2**30, progress=lambda *step: seen.append(step)
     )
     assert [step[:3] for step in seen if step[0].startswith("2/6")] == [
-        ("2/6 encoder stage 2", done, 4) for done in (1, 2, 3, 4)
+        ("2/6 encoder stage 2", done, 4) for done in range(5)
     ]
-    assert all(re.fullmatch(r"loss [\d.e+-]+", step[3]) for step in seen)
+    assert all(re.fullmatch(r"loss [\d.e+-]+", step[3]) for step in seen if step[1])
 
 
 @pytest.mark.slow

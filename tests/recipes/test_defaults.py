@@ -12,7 +12,8 @@ from saqsam.recipes.specs import Calibration
 
 def test_the_defaults_exist() -> None:
     assert catalog.DEFAULT_METHOD in METHODS
-    assert catalog.DEFAULT_EFFORT in EFFORTS
+    assert catalog.DEFAULT_EFFORT == catalog.AUTO_EFFORT
+    assert catalog.AUTO_EFFORT not in EFFORTS
     assert catalog.DEFAULT_CALIBRATION == SCENES
 
 

@@ -9,7 +9,7 @@ import pytest
 from saqsam.models.parts import FLOAT_PARTS
 from saqsam.recipes.catalog import EFFORTS, METHOD_SUMMARIES, WEIGHT_ONLY
 from saqsam.recipes.deployment import deployable
-from saqsam.recipes.presets import METHODS, parse_bits, recipe_for, with_effort
+from saqsam.recipes.presets import METHODS, parse_bits, recipe_for, resolve_effort, with_effort
 from saqsam.recipes.recipe import Calibration, Clipping, ProbabilitySpec, QuantSpec, Recipe, Reconstruction
 
 FIXED = {"reconstruction.steps", "reconstruction.rounding_rate"}
@@ -237,3 +237,46 @@ def test_unknown_efforts_are_refused_with_the_nearest(method: str) -> None:
 def test_bits_default_to_four() -> None:
     assert recipe_for("mse") == recipe_for("mse", "w4a4")
     assert recipe_for("weight-only") == recipe_for("weight-only", "w4")
+
+
+@pytest.mark.parametrize(
+    ("method", "bits", "effort", "why"),
+    [
+        ("saq-sam-plus", None, "standard", "w4a4: "),
+        ("saq-sam", "w4a8", "standard", "w4a8: "),
+        ("brecq", "W8A4", "standard", "w8a4: "),
+        ("qdrop", "w6a6", "quick", "w6a6: "),
+        ("ptq4sam", "w8a8", "quick", "w8a8: "),
+        ("mse", "w8a8", None, "mse learns nothing"),
+        (WEIGHT_ONLY, "w4g128", None, "weight-only learns nothing"),
+    ],
+)
+def test_the_effort_auto_depends_on_method_and_bits(
+    method: str, bits: str | None, effort: str | None, why: str
+) -> None:
+    resolved, reason = resolve_effort(method, bits)
+    assert resolved == effort
+    assert reason.startswith(why)
+    assert recipe_for(method, bits) == recipe_for(method, bits, "auto")
+    # What is stored, and what a resumed run is compared by, are the resolved steps.
+    assert recipe_for(method, bits) == recipe_for(method, bits, effort or "quick")
+    assert "auto" not in str(recipe_for(method, bits).to_dict())
+
+
+@pytest.mark.parametrize(
+    ("method", "bits", "why"),
+    [
+        ("sak-sam", "w4a4", "did you mean 'saq-sam'"),
+        ("mse", "4", "like w4a4"),
+        (WEIGHT_ONLY, "w4a4", "like w4"),
+    ],
+)
+def test_the_effort_auto_of_unknown_methods_and_bits_is_refused(method: str, bits: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        resolve_effort(method, bits)
+
+
+@pytest.mark.parametrize("method", ["saq-sam", "mse", WEIGHT_ONLY])
+def test_an_unknown_effort_is_refused_for_every_method(method: str) -> None:
+    with pytest.raises(ValueError, match="no effort 'quik'; did you mean 'quick'"):
+        recipe_for(method, effort="quik")

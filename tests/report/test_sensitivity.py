@@ -111,6 +111,7 @@ def test_sensitivity_by_other_means() -> None:
         made.model, quantized, tiny_processor(), recipe, data, images=2, progress=lambda *a: calls.append(a)
     )
     assert (found.images, found.dataset) == (2, "scenes")
+    assert calls[0] == ("sensitivity", 0, 2 * len(found.groups))
     assert calls[-1] == ("sensitivity", 2 * len(found.groups), 2 * len(found.groups))
     assert found.objects == sum(len(data[i].instances) for i in range(2))
     for model, expected in ((quantized, found.quantized_miou), (made.model, found.float_miou)):

@@ -24,6 +24,7 @@ from saqsam.cli.checks import (
 )
 from saqsam.cli.guard import guarded
 from saqsam.cli.library import library
+from saqsam.cli.log_options import with_log_options
 from saqsam.cli.option_groups import TaskOptions, expand_groups
 from saqsam.cli.terminal import say
 from saqsam.export.formats import DEFAULT_FORMAT
@@ -283,7 +284,7 @@ def create_app() -> typer.Typer:
     )
     created.callback()(_root)
     for command in COMMANDS:
-        created.command(help=_help_text(command))(guarded(expand_groups(command)))
+        created.command(help=_help_text(command))(guarded(with_log_options(expand_groups(command))))
     return created
 
 

@@ -13,12 +13,14 @@ from contextlib import contextmanager
 from typing import ParamSpec
 
 import typer
-from rich.text import Text
 
-from saqsam.cli.terminal import err
+from saqsam.cli import reporting
+from saqsam.cli.terminal import err, print_message, warn
 
 _P = ParamSpec("_P")
 
+BUG = 1
+"""Exit code of Python for an exception that nothing catches."""
 WRONG_USE = 2
 """Exit code for wrong use and unusable input, as typer exits for unknown options."""
 INTERRUPTED = 130
@@ -34,29 +36,42 @@ class Terminated(KeyboardInterrupt):
 
 
 def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
-    """Report unusable input, interruptions and warnings of a command in one line each.
+    """Report unusable input, interruptions and warnings of a command in one line each, and in its log of events.
 
     Bugs keep their traceback.
     """
 
     @functools.wraps(command)
     def guard(*args: _P.args, **kwargs: _P.kwargs) -> None:
-        with warnings.catch_warnings(), _raise_on_sigterm():
+        with reporting.reporting(), warnings.catch_warnings(), _raise_on_sigterm():
             # Only what concerns the user of a command: warnings for programmers are of other categories.
             warnings.simplefilter("ignore")
             warnings.filterwarnings("default", category=UserWarning)
-            warnings.showwarning = lambda message, *_, **__: _print_line("note:", "yellow", str(message))
+            warnings.showwarning = lambda message, *_, **__: warn(_shortened(str(message)))
+            exit_code = BUG
             try:
                 command(*args, **kwargs)
+                exit_code = 0
             except KeyboardInterrupt as interrupt:
-                err.print("; ".join(["interrupted", *_notes(interrupt)]), soft_wrap=True)
-                raise typer.Exit(TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED) from None
+                exit_code = TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
+                message = "; ".join(["interrupted", *_notes(interrupt)])
+                reporting.emit("error", note=message)
+                if reporting.current().shows_messages:
+                    err.print(message, soft_wrap=True)
+                raise typer.Exit(exit_code) from None
             except Exception as error:
-                message = _message(error)
-                if message is None:
+                explained = _message(error)
+                message = "; ".join([explained or repr(error), *_notes(error)])
+                reporting.emit("error", note=_shortened(message))
+                if explained is None:
                     raise
-                _print_line("error:", "red", "; ".join([message, *_notes(error)]))
-                raise typer.Exit(WRONG_USE) from None
+                exit_code = WRONG_USE
+                if reporting.current().shows_messages:
+                    print_message("error:", "red", _shortened(message))
+                raise typer.Exit(exit_code) from None
+            finally:
+                elapsed = round(reporting.current().elapsed(), 3)
+                reporting.emit("end", exit_code=exit_code, elapsed_s=elapsed)
 
     return guard
 
@@ -104,8 +119,8 @@ def _is_out_of_memory(error: Exception) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
-def _print_line(label: str, style: str, message: str) -> None:
+def _shortened(message: str) -> str:
+    """Return a message in one line of at most `MAX_LINE` characters."""
     text = " ".join(message.split())
     # The library shortens what comes from files; this is for messages of other packages.
-    shown = text if len(text) <= MAX_LINE else f"{text[: MAX_LINE - 3]}..."
-    err.print(Text.assemble((label, style), " ", shown), soft_wrap=True)
+    return text if len(text) <= MAX_LINE else f"{text[: MAX_LINE - 3]}..."

@@ -11,7 +11,7 @@ import torch
 from transformers import SamModel, SamProcessor
 
 from saqsam.checkpoint import quantization_config_of, recipe_of
-from saqsam.cli.terminal import busy
+from saqsam.cli.progress import busy
 from saqsam.data.images import ImageFolder
 from saqsam.data.mask_values import IgnoreLabel
 from saqsam.data.open import SCENES, open_dataset

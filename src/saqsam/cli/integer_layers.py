@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 from transformers import SamModel
 
+from saqsam.cli.progress import busy
 from saqsam.cli.result_tables import print_integer_layers, print_speed
-from saqsam.cli.terminal import busy
 from saqsam.inference.backend import Backend
 from saqsam.runtimes import compare_with_float, find_integer_layers
 from saqsam.runtimes.torch_integer import IntegerLayers, Speed

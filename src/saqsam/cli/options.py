@@ -16,6 +16,7 @@ from saqsam.cli.help_texts import DATA_HELP, IGNORE_LABEL_HELP, alternatives, de
 from saqsam.cli.option_groups import OptionGroup, TaskOptions, check_most
 from saqsam.evaluation.registry import GENERATOR_OPTIONS, PROMPT, TASKS, TaskOption
 from saqsam.recipes.catalog import (
+    AUTO_EFFORT,
     DEFAULT_BITS,
     DEFAULT_CALIBRATION,
     DEFAULT_CALIBRATION_IMAGES,
@@ -137,7 +138,8 @@ class QuantizeOptions(OptionGroup):
         str,
         typer.Option(
             metavar="NAME",
-            help=f"Length of learning: {alternatives(EFFORTS)} (the published number of steps).",
+            help=f"Length of learning: {alternatives(EFFORTS)} (the published number of steps); {AUTO_EFFORT} chooses "
+            "by method and bits, and says why.",
         ),
     ] = DEFAULT_EFFORT
     steps: Annotated[

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from saqsam.analysis.inventory import Inventory, mac_width
-from saqsam.cli.terminal import out, result_table, say
+from saqsam.cli.terminal import print_table, result_table, say
 from saqsam.data.scenes.dataset import ScenesDataset
 from saqsam.data.types import Dataset
 from saqsam.evaluation.results import Evaluation
@@ -31,7 +31,7 @@ def print_summary(
         before, _ = scores
         one, other = (result.metrics["prompt"]["miou"] or 0.0 for result in scores)
         table.add_row("mean IoU, box prompts", f"{one:.4f}", f"{other:.4f}", f"{other - one:+.4f}")
-    out.print(table)
+    print_table(table)
     if scores is not None:
         say(
             f"scored on {before.metrics['prompt']['instances']} objects in {before.images} images of {before.dataset}"
@@ -56,7 +56,7 @@ def print_evaluation(
         table = result_table(f"{task.name}: {options}" if options else task.name, "", right=1)
         for name, value in result.metrics[task.name].items():
             table.add_row(task.metric_labels.get(name, name), metric_text(value))
-        out.print(table)
+        print_table(table)
     print_left_out(result.skipped, result.notes)
     if inventory is not None:
         _print_shares(inventory)
@@ -98,7 +98,7 @@ def print_inventory(inventory: Inventory, source: str) -> None:
             _short(part.macs),
             f"{100 * part.macs / inventory.macs:.1f}",
         )
-    out.print(table)
+    print_table(table)
     _print_shares(inventory)
     ratio = inventory.float32_bytes / inventory.bytes
     say(f"tensors: {_megabytes(inventory.bytes)}, {ratio:.2f}x smaller than float32")
@@ -125,7 +125,7 @@ def print_speed(speeds: Sequence[Speed]) -> None:
     for speed in speeds:
         times = (f"{1000 * seconds:.1f}" for seconds in (speed.seconds, speed.float_seconds))
         table.add_row(speed.part, *times, f"{speed.ratio:.2f}x")
-    out.print(table)
+    print_table(table)
     slower = [speed.part for speed in speeds if speed.ratio < 1]
     if slower:
         say(f"slower than float here: {' and '.join(slower)}; exports are what is fast (saqsam export)")
@@ -172,7 +172,7 @@ def print_export(
         table.add_row(
             name, f"{size / 1e6:.2f}", f"1/{inventory.float32_bytes / size:.1f}" if name == "together" else ""
         )
-    out.print(table)
+    print_table(table)
     print_substitutions(inventory.recipe)
     _print_shares(inventory)
     _print_details(manifest)
@@ -180,7 +180,7 @@ def print_export(
     for runtime, parity in parities.items():
         for tensor in parity.tensors:
             table.add_row(runtime, tensor.name, f"{tensor.largest:.3g}", f"{tensor.relative:.2g}")
-    out.print(table)
+    print_table(table)
     for runtime, parity in parities.items():
         say(
             f"masks of {manifest.name} in {runtime} against torch: IoU {parity.mask_iou:.4f}, at least "

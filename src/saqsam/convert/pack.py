@@ -59,6 +59,8 @@ def pack(model: SamModel, plan: QuantizationPlan, progress: Progress | None = No
     Layers that reconstruction has packed stay unchanged.
     """
     sites = plan.weights
+    if progress is not None:
+        progress("packing weights", 0, len(sites))
     for step, (site, bits) in enumerate(sites):
         layer = model.get_submodule(site.name)
         if not isinstance(layer, PackedLayer):  # a reconstructed unit is packed already
@@ -87,8 +89,13 @@ def round_biases(model: SamModel, plan: QuantizationPlan) -> None:
             layer.bias.copy_(torch.round(stored.float() / step) * step)
 
 
-def pack_without_calibration(model: SamModel, recipe: Recipe) -> None:
+def pack_without_calibration(model: SamModel, recipe: Recipe, progress: Progress | None = None) -> None:
     """Quantize the weights of a float model in place, by a recipe whose activations stay float.
+
+    Args:
+        model: Float model.
+        recipe: Weight-only recipe.
+        progress: Progress callback.
 
     Raises:
         ValueError: The recipe needs calibration images, or a value of the model is not finite or beyond float16.
@@ -98,7 +105,7 @@ def pack_without_calibration(model: SamModel, recipe: Recipe) -> None:
     plan.structure.check(model)
     round_float_parameters(model, plan)
     prepare(model, plan)
-    pack(model, plan)
+    pack(model, plan, progress)
 
 
 def check_needs_no_calibration(recipe: Recipe) -> None:

@@ -77,6 +77,8 @@ def fill_slots(
         ValueError: An observer has seen nothing, or values that are not finite.
     """
     slots = plan.slots
+    if progress is not None:
+        progress("activation ranges", 0, len(slots))
     for step, slot in enumerate(slots):
         kind = QUANTIZER_KINDS[slot.kind]
         observer = observers[slot.name] if kind.needs_observer else None

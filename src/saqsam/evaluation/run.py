@@ -153,6 +153,8 @@ def _score_images(
     own = range(ranks.rank(), count, ranks.world_size())
     missing = [index for index in own if any(index not in records for records in made)]
     done = len(own) - len(missing)
+    if progress is not None:
+        progress("evaluating", done, len(own))
     encoders = [encoder_identity(s.predictor) for s in subjects] if len(subjects) > 1 else [None]
     with in_eval_mode(subjects), float32_arithmetic():
         for index, sample in _read_ahead(dataset, missing, workers):

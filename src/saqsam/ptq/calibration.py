@@ -110,6 +110,8 @@ def run_images(model: SamModel, images: CalibrationImages, phase: str, progress:
         progress: Progress callback.
     """
     backend = TorchBackend(model)
+    if progress is not None:
+        progress(phase, 0, len(images))
     for step in range(len(images)):
         pixel_values, prompts = images[step]
         backend.decode(backend.encode(pixel_values), prompts, multimask_output=False)

@@ -127,6 +127,8 @@ def choose_calibration_images(
     predictor = Predictor(model, processor, prompts_at_once=spec.prompts)
     entries = []
     tally = _Tally(dataset, detections)
+    if progress is not None:
+        progress("choosing prompts", 0, len(chosen))
     for step, index in enumerate(chosen):
         sample = dataset[index]
         tally.add(sample)

@@ -59,6 +59,8 @@ def clip_attentions(
     sites = plan.structure.decoder_attentions
     bits = {slot.name: slot.bits for slot in plan.slots}
     count = min(spec.images, len(images))
+    if progress is not None:
+        progress("clipping attentions", 0, len(sites))
     with emptied(model, bits):
         inputs = [attention_inputs(model, [site.name for site in sites], images, i) for i in range(count)]
     clippings = []

@@ -83,7 +83,11 @@ def quantize(
     folder = None if resume_dir is None else Path(resume_dir)
     if not recipe.needs_calibration:
         return QuantizationResult(
-            _quantize_weights(model, processor, recipe), processor, recipe, QuantizationLog(), folder
+            _quantize_weights(model, processor, recipe, progress),
+            processor,
+            recipe,
+            QuantizationLog(),
+            folder,
         )
     dataset = open_calibration(calibration, recipe.calibration)
     plan = plan_quantization(model.config, recipe)
@@ -119,10 +123,12 @@ def quantize(
     return QuantizationResult(quantized.eval(), processor, recipe, log, folder)
 
 
-def _quantize_weights(model: SamModel, processor: SamProcessor, recipe: Recipe) -> SamModel:
+def _quantize_weights(
+    model: SamModel, processor: SamProcessor, recipe: Recipe, progress: Progress | None
+) -> SamModel:
     """Return a copy of a model with packed weights and float activations."""
     quantized = copy.deepcopy(model).eval().float()
-    pack_without_calibration(quantized, recipe)
+    pack_without_calibration(quantized, recipe, progress)
     attach_quantizer(quantized, recipe.to_dict(), processor_sha256=processor_hash(processor))
     return quantized.eval()
 

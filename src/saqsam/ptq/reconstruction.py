@@ -20,7 +20,7 @@ from saqsam.ptq.resume import FinishedSteps
 from saqsam.ptq.schedule import Draw, draw_schedule
 from saqsam.ptq.tensor_store import MemoryBudget
 from saqsam.ptq.unit_parameters import unit_parameters
-from saqsam.ptq.units import Unit, reconstruction_units
+from saqsam.ptq.units import Unit, reconstruction_units, unit_phase
 from saqsam.utils.progress import Progress
 
 
@@ -64,10 +64,12 @@ def reconstruct(
         for number, unit in enumerate(schedules):
             parameters = unit_parameters(unit, model, plan)
             log = steps.load_unit(number, model, parameters)
+            phase = unit_phase(number, len(schedules), unit)
+            if log is None and progress is not None:
+                progress(phase, 0, len(schedules[unit]))
             with inputs.captured(unit, needs_targets=log is None) as data:
                 if log is None:
                     seed = plan.recipe.calibration.seed * 1000 + 2 * number
-                    phase = f"{number + 1}/{len(schedules)} {unit.name}"
                     with torch.enable_grad():
                         log = learn_unit(
                             model, reference, unit, parameters, plan.recipe, data, seed, progress, phase=phase

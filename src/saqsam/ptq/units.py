@@ -286,6 +286,11 @@ class JointUnit(Unit):
         return masks, ious
 
 
+def unit_phase(number: int, count: int, unit: Unit) -> str:
+    """Return the name of a unit's phase in progress reports, such as `3/9 encoder stage 3`; `number` is from 0."""
+    return f"{number + 1}/{count} {unit.name}"
+
+
 def reconstruction_units(plan: QuantizationPlan) -> list[Unit]:
     """Return the units of a model in the order of computation.
 

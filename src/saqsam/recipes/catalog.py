@@ -11,7 +11,9 @@ DEFAULT_METHOD = "saq-sam-plus"
 DEFAULT_BITS = "w4a4"
 DEFAULT_WEIGHT_BITS = "w4"
 """Default bits of weight-only quantization."""
-DEFAULT_EFFORT = "standard"
+AUTO_EFFORT = "auto"
+"""Effort that `saqsam.recipes.presets.resolve_effort` replaces by one of `EFFORTS`."""
+DEFAULT_EFFORT = AUTO_EFFORT
 DEFAULT_CALIBRATION = "scenes"
 """Calibration data: the bundled scenes."""
 DEFAULT_CALIBRATION_IMAGES = 32

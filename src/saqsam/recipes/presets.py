@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from saqsam.quant.affine import check_bits
 from saqsam.recipes.catalog import (
+    AUTO_EFFORT,
     DEFAULT_BITS,
     DEFAULT_EFFORT,
     DEFAULT_METHOD,
@@ -123,6 +124,9 @@ def weight_only(weight_bits: int, group_size: int | None = None) -> Recipe:
     )
 
 
+QUICK_BITS = 6
+"""Fewest bits, of weights and of activations, at which the effort `auto` takes the `quick` one."""
+
 METHODS: dict[str, Callable[[int, int], Recipe]] = {
     "min-max": min_max,
     "percentile": percentile,
@@ -144,11 +148,39 @@ def with_effort(recipe: Recipe, effort: str) -> Recipe:
     Raises:
         ValueError: The effort is unknown.
     """
-    if effort not in EFFORTS:
-        raise ValueError(f"no effort {effort!r}{suggestion(effort, list(EFFORTS))}")
+    _check_effort(effort)
     if recipe.reconstruction is None:
         return recipe
     return replace(recipe, reconstruction=replace(recipe.reconstruction, **EFFORTS[effort]))  # type: ignore[arg-type]
+
+
+def resolve_effort(method: str = DEFAULT_METHOD, bits: str | None = None) -> tuple[str | None, str]:
+    """Return the effort that `auto` stands for, and the reason for it.
+
+    It depends on the arguments alone, so that a run that is resumed gets the same recipe.
+
+    Args:
+        method: Method, as for `recipe_for`.
+        bits: Bits, as for `recipe_for`.
+
+    Returns:
+        One of `EFFORTS`, or None for methods that learn nothing; and the reason, such as
+        `w8a8: ranges alone lose little at 6 bits and above`.
+
+    Raises:
+        ValueError: The method is unknown, or the bits cannot be parsed.
+    """
+    learns_nothing = f"{method} learns nothing"
+    if method == WEIGHT_ONLY:
+        parse_weight_bits(DEFAULT_WEIGHT_BITS if bits is None else bits)
+        return None, learns_nothing
+    weight_bits, activation_bits = parse_bits(DEFAULT_BITS if bits is None else bits)
+    if _method(method)(weight_bits, activation_bits).reconstruction is None:
+        return None, learns_nothing
+    name = f"w{weight_bits}a{activation_bits}"
+    if min(weight_bits, activation_bits) >= QUICK_BITS:
+        return "quick", f"{name}: ranges alone lose little at {QUICK_BITS} bits and above"
+    return "standard", f"{name}: learning recovers most of the accuracy drop below {QUICK_BITS} bits"
 
 
 def parse_bits(bits: str) -> tuple[int, int]:
@@ -182,13 +214,28 @@ def recipe_for(method: str = DEFAULT_METHOD, bits: str | None = None, effort: st
         method: One of `METHODS`, or `weight-only`.
         bits: Text such as `w4a4`; for `weight-only` such as `w4`, or `w4g128` for groups of 128 inputs. None gives
             `w4a4` or `w4`.
-        effort: One of `EFFORTS`; has no effect on methods without reconstruction.
+        effort: One of `EFFORTS`, or `auto` for the one that `resolve_effort` chooses by method and bits. It has no
+            effect on methods without reconstruction.
 
     Raises:
         ValueError: The method or the effort is unknown, or the bits cannot be parsed.
     """
+    if effort != AUTO_EFFORT:
+        _check_effort(effort)
     if method == WEIGHT_ONLY:
         return weight_only(*parse_weight_bits(DEFAULT_WEIGHT_BITS if bits is None else bits))
-    if method not in METHODS:
-        raise ValueError(f"no method {method!r}{suggestion(method, list(METHOD_SUMMARIES))}")
-    return with_effort(METHODS[method](*parse_bits(DEFAULT_BITS if bits is None else bits)), effort)
+    recipe = _method(method)(*parse_bits(DEFAULT_BITS if bits is None else bits))
+    resolved = resolve_effort(method, bits)[0] if effort == AUTO_EFFORT else effort
+    return recipe if resolved is None else with_effort(recipe, resolved)
+
+
+def _method(name: str) -> Callable[[int, int], Recipe]:
+    """Return the function of a method that quantizes activations."""
+    if name not in METHODS:
+        raise ValueError(f"no method {name!r}{suggestion(name, list(METHOD_SUMMARIES))}")
+    return METHODS[name]
+
+
+def _check_effort(effort: str) -> None:
+    if effort not in EFFORTS:
+        raise ValueError(f"no effort {effort!r}{suggestion(effort, [AUTO_EFFORT, *EFFORTS])}")

@@ -110,6 +110,8 @@ def measure_sensitivity(
         raise ValueError(f"data {dataset.name!r}: expected images with objects, found none")
     sums = torch.zeros(len(groups) + 1, 4, dtype=torch.float64)
     float_sum, objects = 0.0, 0
+    if progress is not None:
+        progress("sensitivity", 0, len(samples) * len(groups))
     for number, index in enumerate(samples):
         probe = _Probe(dataset, index, processor, reference, quantized)
         objects += probe.objects

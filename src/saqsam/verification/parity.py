@@ -112,6 +112,8 @@ def compare_with_torch(
     predictor, reference = Predictor(backend, processor), Predictor(TorchBackend(model), processor)
     comparison = _Comparison()
     images = len(dataset) if limit is None else min(limit, len(dataset))
+    if progress is not None:
+        progress("comparing with torch", 0, images)
     for index in range(images):
         sample = dataset[index]
         instances = [instance for instance in sample.instances if not instance.is_crowd]

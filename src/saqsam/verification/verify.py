@@ -17,7 +17,7 @@ from saqsam.inference.prompts import Prompts
 from saqsam.runtimes.loading import load_runtime
 from saqsam.runtimes.registry import check_runtime, default_runtime, installed_runtimes
 from saqsam.utils.errors import shorten_message
-from saqsam.utils.progress import Progress
+from saqsam.utils.progress import Progress, renamed
 from saqsam.verification.divergence import Divergence, find_divergence
 from saqsam.verification.parity import Parity, ParityError, compare_with_torch, parity_prompts
 
@@ -51,7 +51,7 @@ def verify_export(
             `MAX_DIFFERENCE`.
         runtimes: Runtimes to judge; None for all that are installed and run the folder's format.
         limit: Use the first `limit` images only.
-        progress: Progress callback, called after each image.
+        progress: Progress callback; its phases are the runtimes, its steps the images.
 
     Returns:
         The differences of each runtime by name, the default runtime of the format first.
@@ -83,7 +83,7 @@ def verify_export(
                 dataset,
                 single_mask=manifest.single_mask,
                 limit=limit,
-                progress=progress,
+                progress=renamed(progress, f"comparing {name} with torch"),
             )
             _judge(parity, min_parity)
         except ParityError as error:

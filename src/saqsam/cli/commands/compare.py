@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saqsam.cli.commands.evaluate import evaluation_bar
 from saqsam.cli.inputs import json_bytes, open_labeled, open_model
 from saqsam.cli.options import EvaluationOptions
 from saqsam.cli.outputs import claim_optional
+from saqsam.cli.progress import busy, progress_phases
 from saqsam.cli.result_tables import metric_text, print_left_out, scored_on
-from saqsam.cli.terminal import busy, out, progress_bars, result_table, say
+from saqsam.cli.terminal import print_table, result_table, say
 from saqsam.data.types import Dataset
 from saqsam.evaluation.compare import Comparison, Interval, TaskDifference, compare
 from saqsam.evaluation.prompt_batches import prompts_within
@@ -22,6 +22,7 @@ from saqsam.evaluation.subject import Subject
 from saqsam.evaluation.task import Task
 from saqsam.runtimes import RUNTIMES, TORCH, TORCH_INTEGER
 from saqsam.utils.atomic_write import check_file_writable, png_bytes
+from saqsam.utils.progress import renamed
 from saqsam.utils.sizes import parse_size
 from saqsam.viz.side_by_side import draw_side_by_side
 
@@ -78,7 +79,7 @@ def compare_models(
             sam, processor, recipe = open_model(model, device, runtime, threads)
             named.append(Named(_letter(number), text, recipe))
             subjects.append(Subject(sam, processor, prompts_within(memory, processor)))
-        with process_group(), progress_bars() as bars:
+        with process_group(), progress_phases("images") as progress:
             is_first = rank() == 0
             comparison = compare(
                 subjects,
@@ -87,7 +88,7 @@ def compare_models(
                 limit=options.limit,
                 unfinished=None if results is None else results.unfinished,
                 workers=options.workers,
-                progress=evaluation_bar(bars, "comparing", dataset, options.limit) if is_first else None,
+                progress=renamed(progress, f"comparing on {dataset.name}") if is_first else None,
             )
         if not is_first:
             return
@@ -141,7 +142,7 @@ def print_comparison(
         for name in first.metrics[task.name]:
             values = (result.metrics[task.name][name] for result in comparison.evaluations)
             table.add_row(task.metric_labels.get(name, name), *(metric_text(value) for value in values))
-        out.print(table)
+        print_table(table)
         differences = [of_model[number] for of_model in comparison.differences]
         _print_differences(differences, named)
         for model, difference in zip(named[1:], differences, strict=True):
@@ -162,7 +163,7 @@ def _print_differences(differences: Sequence[TaskDifference], named: Sequence[Na
             "-" if agreement is None else f"{agreement.iou:.4f}",
             "-" if agreement is None else f"{100 * agreement.share_above_90:.1f} %",
         )
-    out.print(table)
+    print_table(table)
     one = differences[0]
     if one.difference is not None:
         say(
@@ -189,7 +190,7 @@ def _print_worst(difference: TaskDifference, first: Named, other: Named) -> None
     for image in losses:
         means = f"{image.first:.4f}", f"{image.other:.4f}"
         table.add_row(image.file_name, str(image.objects), *means, f"{image.difference:+.4f}")
-    out.print(table)
+    print_table(table)
 
 
 def _draw(comparison: Comparison, named: Sequence[Named], task: Task, dataset: Dataset) -> bytes:

@@ -15,15 +15,15 @@ from saqsam.cli.inputs import json_bytes, open_labeled, open_model
 from saqsam.cli.integer_layers import measure_integers, print_integers
 from saqsam.cli.options import EvaluationOptions
 from saqsam.cli.outputs import claim_optional
+from saqsam.cli.progress import progress_phases
 from saqsam.cli.result_tables import print_evaluation
-from saqsam.cli.terminal import Bars, bar, progress_bars, say
-from saqsam.data.types import Dataset
+from saqsam.cli.terminal import say
 from saqsam.evaluation.prompt_batches import prompts_within
 from saqsam.evaluation.ranks import launched_rank, process_group, rank
 from saqsam.evaluation.registry import create_tasks
 from saqsam.runtimes import TORCH_INTEGER
 from saqsam.utils.atomic_write import check_file_writable
-from saqsam.utils.progress import Progress
+from saqsam.utils.progress import renamed
 from saqsam.utils.sizes import parse_size
 
 
@@ -46,7 +46,7 @@ def evaluate(
         dataset = open_labeled(options.data, "--data", options.limit, options.ignore_label)
         tasks = create_tasks(dataset, options.task, **task_options)
         sam, processor, recipe = open_model(model, device, runtime, threads)
-        with process_group(), progress_bars() as bars:
+        with process_group(), progress_phases("images") as progress:
             is_first = rank() == 0
             result = saqsam.evaluate(
                 sam,
@@ -57,7 +57,7 @@ def evaluate(
                 prompts_at_once=prompts_within(memory, processor),
                 unfinished=None if output is None else output.unfinished,
                 workers=options.workers,
-                progress=evaluation_bar(bars, "evaluating", dataset, options.limit) if is_first else None,
+                progress=renamed(progress, f"evaluating on {dataset.name}") if is_first else None,
             )
         if not is_first:
             return
@@ -73,12 +73,6 @@ def evaluate(
         print_integers(integer)
     if json_file is not None:
         say(f"written: {json_file}")
-
-
-def evaluation_bar(bars: Bars, verb: str, dataset: Dataset, limit: int | None) -> Progress:
-    """Add a progress bar for a pass over a dataset."""
-    count = len(dataset) if limit is None else min(limit, len(dataset))
-    return bar(bars, f"{verb} on {dataset.name}", count)
 
 
 def _describe(recipe: str, inventory: Inventory | None) -> dict[str, Any]:

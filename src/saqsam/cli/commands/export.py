@@ -8,8 +8,9 @@ from saqsam.analysis.inventory import take_inventory
 from saqsam.cli.inputs import load_torch, write_json
 from saqsam.cli.options import SCENES
 from saqsam.cli.outputs import claim_output
+from saqsam.cli.progress import busy, progress_phases
 from saqsam.cli.result_tables import print_export
-from saqsam.cli.terminal import bar, busy, progress_bars, say
+from saqsam.cli.terminal import say
 from saqsam.data.open import open_dataset
 from saqsam.export import check_export, export_model
 from saqsam.verification.verify import parity_content, runtimes_to_judge, verify_export
@@ -37,7 +38,7 @@ def export(
         with busy(f"writing {out_dir}"):
             manifest = export_model(model, processor, folder, format=format, single_mask=single_mask)
         data = open_dataset(SCENES, limit=PARITY_IMAGES)
-        with progress_bars() as bars:
+        with progress_phases("images") as progress:
             parities = verify_export(
                 folder,
                 model,
@@ -45,7 +46,7 @@ def export(
                 data,
                 min_parity=min_parity,
                 runtimes=None if runtime is None else runtimes,
-                progress=bar(bars, f"comparing {' and '.join(runtimes)} with torch", PARITY_IMAGES),
+                progress=progress,
             )
         write_json(folder / "parity.json", parity_content(parities, min_parity))
         output.place_folder()

@@ -9,8 +9,9 @@ from saqsam.analysis.inventory import take_inventory
 from saqsam.checkpoint import load_checkpoint
 from saqsam.cli.inputs import json_bytes
 from saqsam.cli.outputs import claim_optional
+from saqsam.cli.progress import busy
 from saqsam.cli.result_tables import print_integer_layers, print_inventory
-from saqsam.cli.terminal import busy, say
+from saqsam.cli.terminal import say
 from saqsam.export import is_export
 from saqsam.runtimes import find_integer_layers
 from saqsam.utils.atomic_write import check_file_writable

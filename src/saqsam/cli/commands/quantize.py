@@ -10,27 +10,31 @@ from transformers import SamModel, SamProcessor
 import saqsam
 from saqsam.analysis.inventory import take_inventory
 from saqsam.checkpoint import check_target, load_checkpoint, quantization_config_of, save_checkpoint
+from saqsam.cli.forecast import Forecast
 from saqsam.cli.inputs import load_torch, open_calibration, open_labeled
 from saqsam.cli.options import NO_CHECK, QuantizeOptions
 from saqsam.cli.outputs import Output, claim_output
+from saqsam.cli.progress import busy, progress_phases
 from saqsam.cli.result_tables import print_left_out, print_substitutions, print_summary
-from saqsam.cli.terminal import bar, busy, progress_bars, say, stage_bars
+from saqsam.cli.terminal import inform, say
 from saqsam.data.detections import Detections, load_detections
 from saqsam.data.types import Dataset
 from saqsam.evaluation import Evaluation, PromptTask
 from saqsam.evaluation.compare import task_difference
 from saqsam.models.registry import family_of
 from saqsam.ptq.log import QuantizationLog
-from saqsam.recipes.catalog import DEFAULT_TARGET
+from saqsam.ptq.unit_costs import unit_costs
+from saqsam.recipes.catalog import AUTO_EFFORT, DEFAULT_TARGET
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.overrides import with_overrides
-from saqsam.recipes.presets import recipe_for
+from saqsam.recipes.presets import recipe_for, resolve_effort
 from saqsam.recipes.recipe import Recipe
 from saqsam.report.collect import Scored, collect
 from saqsam.report.log import Source, write_log
 from saqsam.report.write import PAGE, write_report
 from saqsam.utils.atomic_write import write_png
 from saqsam.utils.counts import count_phrase
+from saqsam.utils.progress import renamed
 from saqsam.utils.sizes import parse_size
 from saqsam.viz.side_by_side import draw_side_by_side, median_and_worst
 
@@ -51,6 +55,9 @@ def quantize(
 ) -> None:
     """Quantize a model, write the checkpoint, reload it, and compare it with the float model."""
     recipe = _recipe(options)
+    if options.effort == AUTO_EFFORT:
+        effort, reason = resolve_effort(options.method, options.bits)
+        inform(f"effort: {effort or 'none'} ({reason})")
     budget = parse_size(options.memory)
     check_target(out_dir, overwrite=overwrite)
     with claim_output(out_dir, overwrite=overwrite) as output:
@@ -120,7 +127,8 @@ def _quantize_into(
     memory: int,
 ) -> QuantizationLog:
     """Quantize and write the checkpoint with its log to the staging folder."""
-    with progress_bars() as bars:
+    units = [] if recipe.reconstruction is None else unit_costs(model.config, recipe)
+    with progress_phases(has_gaps=True, forecast=Forecast(units)) as progress:
         result = saqsam.quantize(
             model,
             processor,
@@ -129,7 +137,7 @@ def _quantize_into(
             detections=detections,
             memory=memory,
             resume_dir=output.unfinished,
-            progress=stage_bars(bars),
+            progress=progress,
         )
     with busy("writing the checkpoint"):
         # Not `result.save`: the finished steps are kept until the checkpoint is verified and in place.
@@ -155,6 +163,6 @@ def _recipe(options: QuantizeOptions) -> Recipe:
 
 
 def _score(model: SamModel, processor: SamProcessor, data: Dataset, count: int, name: str) -> Evaluation:
-    with progress_bars() as bars:
-        progress = bar(bars, f"scoring, {name}", min(count, len(data)))
-        return saqsam.evaluate(model, processor, data, tasks=[CHECK_TASK], limit=count, progress=progress)
+    with progress_phases("images") as progress:
+        named = renamed(progress, f"scoring, {name}")
+        return saqsam.evaluate(model, processor, data, tasks=[CHECK_TASK], limit=count, progress=named)

@@ -13,8 +13,9 @@ from saqsam.checkpoint import quantization_config_of, recipe_of
 from saqsam.cli.inputs import load_torch, open_calibration, open_labeled
 from saqsam.cli.options import ReportOptions
 from saqsam.cli.outputs import claim_output
+from saqsam.cli.progress import busy, progress_phases
 from saqsam.cli.result_tables import print_left_out
-from saqsam.cli.terminal import bar, busy, err, progress_bars, say, stage_bars
+from saqsam.cli.terminal import say, warn
 from saqsam.data.detections import load_detections
 from saqsam.data.types import Dataset
 from saqsam.evaluation.prompt_batches import prompts_within
@@ -34,7 +35,7 @@ from saqsam.report.reference import Reference, check_reference, make_reference
 from saqsam.report.table_rows import lead, left_out
 from saqsam.report.write import report_bytes
 from saqsam.utils.atomic_write import check_file_writable
-from saqsam.utils.progress import Progress
+from saqsam.utils.progress import Progress, renamed
 from saqsam.utils.sizes import parse_size
 
 LARGE_INPUT = 512
@@ -106,7 +107,7 @@ def _open_float(options: ReportOptions, source: Source | None, device: str) -> t
     except (ValueError, OSError) as error:
         if options.float_model is not None:
             raise
-        _note(error)
+        warn(str(error))  # on the terminal alone: it may hold paths, which a report should not
         return (
             None,
             f"the float model {short_path(name)} could not be loaded: --float MODEL names another place",
@@ -128,13 +129,13 @@ def _score(
     assert isinstance(task, PromptTask)
     at_once = prompts_within(parse_size(options.memory), processor)
     models = [quantized] if float_model is None else [quantized, float_model]
-    with progress_bars() as bars:
+    with progress_phases("images") as progress:
         evaluations = evaluate_together(
             [Subject(model, processor, at_once) for model in models],
             dataset,
             [task],
             limit=limit,
-            progress=bar(bars, "scoring", min(limit, len(dataset))),
+            progress=renamed(progress, "scoring"),
         )
     return Scored(dataset, task, *evaluations)
 
@@ -151,8 +152,7 @@ def _measure(
     """Add the measurements that need the float model, and those that need the calibration images too."""
     with busy("looking where attention looks"):
         content = add_focus(content, quantized, float_model, processor, scored)
-    with progress_bars() as bars:
-        progress = stage_bars(bars)
+    with progress_phases(has_gaps=True) as progress:
         reference, why_not = _make_reference(quantized, float_model, processor, source, options, progress)
         if reference is None:
             missing = dict.fromkeys(("distributions", "sensitivity"), why_not)
@@ -192,7 +192,7 @@ def _make_reference(
     except (ValueError, OSError) as error:
         if options.calibration is not None or options.float_model is not None:
             raise
-        _note(error)
+        warn(str(error))  # as above
         data_name = short_path(spec)
         return (
             None,
@@ -204,8 +204,3 @@ def _make_reference(
 def _level(options: ReportOptions) -> Level | None:
     """Return the level of the sensitivity analysis; None for none."""
     return None if options.sensitivity == "none" else cast(Level, options.sensitivity)
-
-
-def _note(error: Exception) -> None:
-    """Print an error on the terminal alone: it may hold paths, which a report should not."""
-    err.print(f"note: {error}", soft_wrap=True)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from saqsam.cli.inputs import open_model
 from saqsam.cli.integer_layers import measure_integers, print_integers
 from saqsam.cli.outputs import claim_output
-from saqsam.cli.terminal import busy, out, result_table, say
+from saqsam.cli.progress import busy
+from saqsam.cli.terminal import print_table, result_table, say
 from saqsam.data.images import read_image
 from saqsam.evaluation.registry import GENERATOR_OPTIONS
 from saqsam.evaluation.task_inputs import generator_options
@@ -64,7 +65,7 @@ def segment(
     prompts = [f"box {text}" for text, _ in boxes] + [f"point {text}" for text, _ in points]
     for name, mask, (_, ious, _), i in zip(prompts, masks, results, best, strict=True):
         table.add_row(name, f"{ious[i]:.3f}", f"{mask.sum():,}")
-    out.print(table)
+    print_table(table)
     say(f"picture: {path}")
     if machine.runtime == TORCH_INTEGER:
         print_integers(measure_integers(sam))
