@@ -200,16 +200,18 @@ def test_the_mask_error_of_a_small_object_weighs_as_much_as_that_of_a_large_one(
 
 
 @torch.no_grad()
-def test_the_joint_unit_starts_where_the_encoder_ends_and_answers_the_masks() -> None:
+def test_the_joint_unit_reads_the_embedding_and_answers_the_masks() -> None:
     _, reference, images = calibrated(tiny_recipe("saq-sam"))
     pixels, boxes = max((images[i] for i in range(len(images))), key=lambda pair: len(pair[1]))
-    state, prompts = first_state(reference, images)
+    _, prompts = first_state(reference, images)
     unit = units(joint_steps=3)[-1]
     assert isinstance(unit, JointUnit)
     assert unit.steps == 3
     backend = TorchBackend(reference)
-    masks, ious = backend.decode(backend.encode(pixels), boxes, multimask_output=False)
-    found = unit.response(reference, reference, unit.enter(reference, state, prompts), prompts)
+    encoded = backend.encode(pixels)
+    masks, ious = backend.decode(encoded, boxes, multimask_output=False)
+    embedding = flatten_image(encoded)
+    found = unit.response(reference, reference, (embedding,), prompts)
     torch.testing.assert_close(found[0][:, :1], masks, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found[1][:, :1], ious, rtol=1e-4, atol=1e-4)
 

@@ -76,9 +76,14 @@ class CalibrationImages:
         return pixel_values, Prompts.from_image(size, input_size, boxes=entry.boxes, mask_size=(1, 1))
 
     @property
+    def prompt_counts(self) -> list[int]:
+        """Number of box prompts on each image, at least 1."""
+        return [len(entry.boxes) for entry in self._entries]
+
+    @property
     def prompts(self) -> int:
         """Number of box prompts on all images."""
-        return sum(len(entry.boxes) for entry in self._entries)
+        return sum(self.prompt_counts)
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of all images and boxes, in order."""

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 from transformers import SamModel
 
+from saqsam.ptq.captured import LearningData
 from saqsam.ptq.log import UnitLog
 from saqsam.ptq.relaxation import RelaxedUnit, relaxed
-from saqsam.ptq.states import PromptTokens, State
-from saqsam.ptq.tensor_store import TensorStore
 from saqsam.ptq.unit_parameters import UnitParameters
 from saqsam.ptq.units import Unit
 from saqsam.quant.rounding import LearnedRounding
@@ -29,45 +28,9 @@ from saqsam.utils.progress import Progress
 BETA_START, BETA_END = 20.0, 2.0
 """Exponent of the rounding regularizer after the warm-up and at the end (AdaRound)."""
 BASELINE_DRAWS = 4
-"""Images over which the loss of round-to-nearest is averaged."""
+"""Steps over which the loss of round-to-nearest is averaged."""
 LOG_ENTRIES = 50
 """Most points of a unit's loss curve."""
-
-
-class Captured:
-    """Captured inputs and targets of a unit for all calibration images.
-
-    Args:
-        states: States before the unit, by image.
-        targets: Responses of the float unit, by image.
-        prompts: Prompts, by image.
-        device: Device to learn on.
-    """
-
-    def __init__(
-        self, states: TensorStore, targets: TensorStore, prompts: list[PromptTokens], device: torch.device
-    ) -> None:
-        self.states, self.targets, self.prompts, self.device = states, targets, prompts, device
-
-    def draw(self, generator: torch.Generator, max_prompts: int) -> tuple[State, State, PromptTokens]:
-        """Draw a random image.
-
-        Args:
-            generator: Generator on the CPU.
-            max_prompts: Most prompts to take; of more, a random subset is drawn.
-
-        Returns:
-            State before the unit, target, and prompts.
-        """
-        index = int(torch.randint(len(self.states), (), generator=generator))
-        prompts = self.prompts[index]
-        count = len(prompts.tokens)
-        chosen = None
-        if count > max_prompts:
-            chosen = torch.randperm(count, generator=generator)[:max_prompts].sort().values
-            prompts = prompts[chosen.to(prompts.tokens.device)]
-        state = self.states.get(index, self.device, chosen)
-        return state, self.targets.get(index, self.device, chosen), prompts
 
 
 def learn_unit(
@@ -76,7 +39,7 @@ def learn_unit(
     unit: Unit,
     parameters: UnitParameters,
     recipe: Recipe,
-    captured: Captured,
+    data: LearningData,
     seed: int,
     progress: Progress | None = None,
     *,
@@ -90,8 +53,8 @@ def learn_unit(
         unit: The unit.
         parameters: Names of what is learned.
         recipe: Recipe with `reconstruction`.
-        captured: Inputs and targets of the unit.
-        seed: Seed of the draws of images, prompts and dropped activations.
+        data: Inputs and targets of the unit.
+        seed: Seed of the draws of dropped activations.
         progress: Progress callback.
         phase: Phase to report; by default the unit's name.
 
@@ -105,35 +68,32 @@ def learn_unit(
     assert spec is not None
     device = model.device
     log = UnitLog(unit.name)
-    draws = torch.Generator().manual_seed(seed)
     dropping = torch.Generator(device).manual_seed(seed + 1)
     drop = spec.drop if unit.drops_quantization else 0.0
-    steps = spec.steps * unit.steps
+    steps = len(data.schedule)
     log_interval = max(1, steps // LOG_ENTRIES)
     with relaxed(model, parameters, recipe, drop, dropping) as relaxed_unit:
         roundings = list(relaxed_unit.roundings.values())
         nearest = [rounding.codes() for rounding in roundings]
         optimizer = _make_optimizer(relaxed_unit, spec)
-        baseline = _baseline_loss(model, reference, unit, roundings, captured, spec, seed)
-        recent: list[float] = []
+        baseline = _baseline_loss(model, reference, unit, roundings, data)
+        recent: list[Tensor] = []
         for step in range(steps):
             _decay_rates(optimizer, spec, step / steps)
-            state, target, prompts = captured.draw(draws, spec.prompts)
+            state, target, prompts = data[step]
             with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
                 loss = unit.error(unit.response(model, reference, state, prompts), target)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise ValueError(
-                    f"the loss of {unit.name} became {value} at step {step + 1}; lower the learning rates"
-                )
             total = loss / baseline + _regularizer(roundings, spec, step / steps)
             optimizer.zero_grad(set_to_none=True)
             total.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            recent.append(value)
+            recent.append(loss.detach())
+            # Reading a value makes a GPU wait, so losses are read a few at a time.
             if (step + 1) % log_interval == 0 or step + 1 == steps:
+                losses = torch.stack(recent).tolist()
+                _check_finite(losses, unit, first_step=step + 2 - len(losses))
                 log.steps.append(step + 1)
-                log.losses.append(sum(recent) / len(recent))
+                log.losses.append(sum(losses) / len(losses))
                 recent.clear()
                 if progress is not None:
                     progress(phase or unit.name, step + 1, steps, f"loss {log.losses[-1]:.4g}")
@@ -150,8 +110,18 @@ def _make_optimizer(unit: RelaxedUnit, spec: Reconstruction) -> torch.optim.Adam
             {"params": [r.variable for r in unit.roundings.values()], "lr": spec.rounding_rate},
             {"params": [quantizer.log_scale for quantizer in unit.scales.values()], "lr": spec.scale_rate},
             {"params": [*unit.float_parameters.values(), *gains], "lr": spec.affine_rate},
-        ]
+        ],
+        fused=True,
     )
+
+
+def _check_finite(losses: list[float], unit: Unit, first_step: int) -> None:
+    """Raise ValueError if a loss is not finite."""
+    for step, loss in enumerate(losses, first_step):
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss of {unit.name} became {loss} at step {step}; lower the learning rates"
+            )
 
 
 def _decay_rates(optimizer: torch.optim.Adam, spec: Reconstruction, fraction: float) -> None:
@@ -167,20 +137,18 @@ def _baseline_loss(
     reference: SamModel,
     unit: Unit,
     roundings: list[LearnedRounding],
-    captured: Captured,
-    spec: Reconstruction,
-    seed: int,
+    data: LearningData,
 ) -> float:
-    """Return the mean loss of round-to-nearest over a few images; 1 where it is 0."""
-    draws = torch.Generator().manual_seed(seed)
+    """Return the mean loss of round-to-nearest over the first steps' images; 1 where it is 0."""
+    count = min(BASELINE_DRAWS, len(data.schedule))
     with ExitStack() as stack:
         for rounding in roundings:
             stack.enter_context(rounding.hard())
         total = 0.0
-        for _ in range(BASELINE_DRAWS):
-            state, target, prompts = captured.draw(draws, spec.prompts)
+        for step in range(count):
+            state, target, prompts = data[step]
             total += float(unit.error(unit.response(model, reference, state, prompts), target))
-    return total / BASELINE_DRAWS if math.isfinite(total) and total > 0 else 1.0
+    return total / count if math.isfinite(total) and total > 0 else 1.0
 
 
 def _regularizer(roundings: list[LearnedRounding], spec: Reconstruction, fraction: float) -> Tensor | float:

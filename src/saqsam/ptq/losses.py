@@ -31,15 +31,15 @@ class Loss(ABC):
 
     @abstractmethod
     def response(
-        self, unit: Unit, model: SamModel, reference: SamModel, state: State, prompts: PromptTokens
+        self, unit: Unit, reference: SamModel, state: State, output: State, prompts: PromptTokens
     ) -> State:
-        """Run a unit and return the tensors to compare.
+        """Return the tensors to compare.
 
         Args:
             unit: The unit.
-            model: Model whose version of the unit runs: the quantized model, or `reference` for the target.
             reference: Float model that runs everything after the unit.
             state: State before the unit.
+            output: State after the unit, by the quantized model or, for the target, by the float model.
             prompts: Prompts of the same image.
         """
 
@@ -52,10 +52,10 @@ class OutputLoss(Loss):
     """Squared error of the unit's own output."""
 
     def response(
-        self, unit: Unit, model: SamModel, reference: SamModel, state: State, prompts: PromptTokens
+        self, unit: Unit, reference: SamModel, state: State, output: State, prompts: PromptTokens
     ) -> State:
         """Return the state after the unit."""
-        return unit.run(model, state, prompts)
+        return output
 
     def __call__(self, unit: Unit, response: State, target: State) -> Tensor:
         """Return the weighted sum of the squared errors of all tensors of a response."""
@@ -69,20 +69,20 @@ class PromptLoss(OutputLoss):
     """Squared error of what the float two-way decoder computes from the unit's output with real prompts."""
 
     def response(
-        self, unit: Unit, model: SamModel, reference: SamModel, state: State, prompts: PromptTokens
+        self, unit: Unit, reference: SamModel, state: State, output: State, prompts: PromptTokens
     ) -> State:
         """Return the unit's output as the decoder reads it; see each unit's `read_prompts` for the tensors."""
-        return unit.read_prompts(reference, unit.run(model, state, prompts), prompts)
+        return unit.read_prompts(reference, output, prompts)
 
 
 class MaskLoss(Loss):
     """Divergence of the masks and predicted IoUs that the float rest of the model computes from the unit's output."""
 
     def response(
-        self, unit: Unit, model: SamModel, reference: SamModel, state: State, prompts: PromptTokens
+        self, unit: Unit, reference: SamModel, state: State, output: State, prompts: PromptTokens
     ) -> State:
         """Return mask logits [P, M, 4 h, 4 w] and predicted IoUs [P, M]."""
-        return unit.decode_masks(reference, state, unit.run(model, state, prompts), prompts)
+        return unit.decode_masks(reference, state, output, prompts)
 
     def __call__(self, unit: Unit, response: State, target: State) -> Tensor:
         """Return `mask_error` of a response."""

@@ -21,7 +21,13 @@ from saqsam.convert.quantizer_kinds import learned_form
 from saqsam.models.structure import replace_module
 from saqsam.ptq.unit_parameters import UnitParameters
 from saqsam.quant.layers import PackedTensor, channel_axis
-from saqsam.quant.learned import LearnedAffineQuantizer, LearnedWeightScale, RandomDrop, StraightThrough
+from saqsam.quant.learned import (
+    DropMasks,
+    LearnedAffineQuantizer,
+    LearnedWeightScale,
+    RandomDrop,
+    StraightThrough,
+)
 from saqsam.quant.rounding import LearnedRounding
 from saqsam.recipes.recipe import Recipe
 
@@ -71,7 +77,8 @@ def relaxed(
     snapshot = _Snapshot(model, parameters)
     unit = RelaxedUnit(float_parameters=snapshot.float_parameters)
     try:
-        _relax_activations(model, parameters, recipe, drop, generator, unit)
+        masks = DropMasks(drop, generator) if drop > 0 else None
+        _relax_activations(model, parameters, recipe, masks, unit)
         _relax_weights(model, parameters, recipe, unit)
         yield unit
     except BaseException:
@@ -104,8 +111,7 @@ def _relax_activations(
     model: SamModel,
     parameters: UnitParameters,
     recipe: Recipe,
-    drop: float,
-    generator: torch.Generator,
+    masks: DropMasks | None,
     unit: RelaxedUnit,
 ) -> None:
     """Replace activation quantizers by learned ones under random dropping; turn on gradients of float parameters."""
@@ -117,7 +123,7 @@ def _relax_activations(
         learned = learned_form(quantizer) if recipe.reconstruction.scales else None
         if learned is not None:
             unit.scales[name] = learned
-        replace_module(model, name, RandomDrop(learned or StraightThrough(quantizer), drop, generator))
+        replace_module(model, name, RandomDrop(learned or StraightThrough(quantizer), masks))
 
 
 def _relax_weights(model: SamModel, parameters: UnitParameters, recipe: Recipe, unit: RelaxedUnit) -> None:

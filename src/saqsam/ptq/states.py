@@ -30,5 +30,5 @@ class PromptTokens:
     positions: Tensor
 
     def __getitem__(self, indices: Tensor) -> PromptTokens:
-        """Select prompts by index, int64 [p]."""
-        return PromptTokens(self.tokens[indices], self.dense, self.positions)
+        """Select prompts by index, int64 [p], on any device."""
+        return PromptTokens(self.tokens[indices.to(self.tokens.device)], self.dense, self.positions)

@@ -146,14 +146,17 @@ class _Spilled:
         return np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
 
 
+def select(tensors: tuple[Tensor, ...], chosen: Tensor) -> tuple[Tensor, ...]:
+    """Select entries along the first axis, int64 [p], of tensors that have more than one entry along it."""
+    return tuple(t[chosen.to(t.device)] if len(t) > 1 else t for t in tensors)
+
+
 def _read(tensor: Tensor | _Spilled, device: torch.device, chosen: Tensor | None) -> Tensor:
     if isinstance(tensor, _Spilled):
         mapped = tensor.map()
         selected = mapped if chosen is None or len(mapped) == 1 else mapped[chosen.cpu().numpy()]
         return torch.from_numpy(np.array(selected)).to(device)
-    if chosen is not None and len(tensor) > 1:
-        tensor = tensor[chosen.to(tensor.device)]
-    return tensor.to(device)
+    return (tensor if chosen is None else select((tensor,), chosen)[0]).to(device)
 
 
 def _show(size: int) -> str:

@@ -67,8 +67,11 @@ def unit_costs(config: Any, recipe: Recipe) -> list[UnitCost]:
     for number, (unit, whole, part) in enumerate(zip(units, every, drawn, strict=True)):
         # The gradient of a product takes two: by its weights and by its inputs; float parts need the latter alone.
         step = 3 * part.run + 2 * (part.response - part.run)
-        # The quantized and the float model compute the state before it.
-        capture = images * (whole.response + 2 * (whole.enter if unit.restarts else before))
+        # The quantized model runs the unit before it, and the float model the unit itself, on all images; responses are
+        # computed for the drawn prompts.
+        responses = min(images, spec.steps * unit.steps * min(spec.prompts, most) / most)
+        run_before = 0.0 if unit.reads_embedding else before
+        capture = images * (whole.run + run_before) + responses * (whole.response - whole.run)
         costs.append(UnitCost(unit_phase(number, len(units), unit), spec.steps * unit.steps, step, capture))
         before = whole.run
     return costs
@@ -76,9 +79,8 @@ def unit_costs(config: Any, recipe: Recipe) -> list[UnitCost]:
 
 @dataclass(frozen=True)
 class _ForwardCost:
-    """Costs of a unit's forward passes: to its state before it if it restarts, through it, and to its response."""
+    """Costs of a unit's forward passes: through it, and to its response."""
 
-    enter: float
     run: float
     response: float
 
@@ -92,16 +94,16 @@ def _forward_costs(
     with torch.device("meta"):
         tokens, dense = family.embed_boxes(model, torch.zeros(prompts, 4))
         embedded = PromptTokens(tokens, flatten_image(dense), family.image_positions(model))
-        first: State = (family.embed_patches(model, torch.zeros(family.input_spec(model.config).pixels)),)
-        state = first
+        state: State = (family.embed_patches(model, torch.zeros(family.input_spec(model.config).pixels)),)
+        embedding: State = ()
         for unit in units:
-            enter = 0.0
-            if unit.restarts:
-                enter, state = _count(unit.enter, model, first, embedded)
+            state = embedding if unit.reads_embedding else state
             run, after = _count(unit.run, model, state, embedded)
             response, _ = _count(unit.response, model, model, state, embedded)
-            costs.append(_ForwardCost(enter, run, response))
+            costs.append(_ForwardCost(run, response))
             state = after
+            if unit.gives_embedding:
+                embedding = after
     return costs
 
 

@@ -36,7 +36,10 @@ class Unit(ABC):
         learns_codes: Whether the rounding of its weights is learned. If not, earlier units have packed them, and the
             scales of the packed weights are learned.
         drops_quantization: Whether activations randomly stay float while it is learned (QDrop).
-        restarts: Whether its input is computed from the patch embedding by `enter`, not taken from the unit before it.
+        gives_embedding: Whether its output is the image embedding.
+        reads_embedding: Whether its input is the image embedding, kept since the neck, not the output of the unit
+            before it.
+        sees_prompts: Whether it runs on each prompt; if not, its output is the image's.
     """
 
     family: ModelFamily
@@ -47,11 +50,9 @@ class Unit(ABC):
     error_weight: float = 1.0
     learns_codes: bool = True
     drops_quantization: bool = True
-    restarts: bool = False
-
-    def enter(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
-        """Return the state before the unit from the patch embedding ([1, h, w, C],); called if it `restarts`."""
-        return state
+    gives_embedding: bool = False
+    reads_embedding: bool = False
+    sees_prompts: bool = True
 
     @abstractmethod
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
@@ -98,8 +99,15 @@ class Unit(ABC):
         return self.family.run_mask_head(model, tokens, image)
 
     def response(self, model: SamModel, reference: SamModel, state: State, prompts: PromptTokens) -> State:
-        """Return the tensors that its loss compares; arguments are those of `Loss.response`."""
-        return self.loss.response(self, model, reference, state, prompts)
+        """Run the unit in `model` and return the tensors that its loss compares.
+
+        Args:
+            model: Model whose version of the unit runs.
+            reference: Float model that runs everything after the unit.
+            state: State before the unit.
+            prompts: Prompts of the same image.
+        """
+        return self.loss.response(self, reference, state, self.run(model, state, prompts), prompts)
 
     def error(self, response: State, target: State) -> Tensor:
         """Return the loss, float32 [], of a response against its target."""
@@ -117,6 +125,8 @@ class EncoderUnit(Unit):
             decoder; none with layer skipping.
         loss: Loss that it is learned by.
     """
+
+    sees_prompts = False
 
     def __init__(
         self, plan: QuantizationPlan, name: str, blocks: Sequence[int], later: Sequence[int], loss: Loss
@@ -157,6 +167,8 @@ class NeckUnit(Unit):
     """
 
     name = "neck"
+    gives_embedding = True
+    sees_prompts = False
 
     def __init__(self, plan: QuantizationPlan, loss: Loss) -> None:
         self.family, self.loss, self.modules = plan.family, loss, (plan.structure.neck,)
@@ -246,7 +258,7 @@ class FinalAttentionUnit(Unit):
 class JointUnit(Unit):
     """The whole two-way transformer, learned by the masks once its layers have been learned one by one.
 
-    It corrects what the quantized encoder and the layers themselves have left of the error, so it starts from the image
+    It corrects what the quantized encoder and the layers themselves have left of the error, so it reads the image
     embedding of the quantized encoder and is learned with every quantizer on.
 
     Args:
@@ -256,17 +268,11 @@ class JointUnit(Unit):
 
     name = "whole decoder"
     learns_codes = drops_quantization = False
-    restarts = True
+    reads_embedding = True
 
     def __init__(self, plan: QuantizationPlan, *, steps: int) -> None:
         self.family, self.steps, self.loss = plan.family, steps, MaskLoss()
-        self.blocks = range(len(plan.structure.blocks))
         self.modules = (plan.structure.decoder,)
-
-    def enter(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
-        """Return image tokens ([1, 1, h * w, C'],) from the patch embedding ([1, h, w, C],)."""
-        hidden = self.family.run_blocks(model, self.blocks, state[0])
-        return (flatten_image(self.family.run_neck(model, hidden).embedding),)
 
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
         """Return mask logits [P, M, 4 h, 4 w] and predicted IoUs [P, M] from image tokens ([1, 1, h * w, C'],)."""

@@ -23,35 +23,44 @@ class _QuantizeWithScaleGradient(torch.autograd.Function):
     """Fake quantization with a gradient for the logarithm of the scale.
 
     LSQ: inside the range, d/d(log s) of s * round(x / s) is s * round(x / s) - x; outside, it is the end of the range.
-    Dropped values stay float, with the gradient of the identity and none for the scale.
+    Values that stay float have the gradient of the identity and none for the scale.
+
+    On a CPU, selecting by a random mask (`torch.where`, `masked_fill`) takes twenty times as long as an addition, so
+    masks are multiplied instead.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, log_scale: Tensor, zero_point: Tensor, bits: int, passes: Tensor | None
+        ctx: Any, values: Tensor, log_scale: Tensor, zero_point: Tensor, bits: int, rounds: Tensor | None
     ) -> Tensor:
-        scale, last = log_scale.exp(), 2**bits - 1
-        rounded = round_affine(values, scale, zero_point, bits)
-        if passes is not None:
-            rounded = torch.where(passes, values, rounded)
-        low, high = (-0.5 - zero_point) * scale, (last + 0.5 - zero_point) * scale
-        clipped = (values < low) | (values > high)
-        if passes is not None:
-            clipped &= ~passes
-        ctx.save_for_backward(values, rounded, clipped)
-        return rounded
+        scale = log_scale.exp()
+        output = round_affine(values, scale, zero_point, bits)
+        if rounds is not None:
+            output = output.sub_(values).mul_(rounds).add_(values)
+        ctx.bits = bits
+        ctx.save_for_backward(values, output, scale, zero_point, rounds)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        (grad,) = grads
-        values, rounded, clipped = ctx.saved_tensors
-        grad = grad.contiguous()
-        clipped_grad = grad * clipped
+        values, output, scale, zero_point, rounds = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        low, high = (-0.5 - zero_point) * scale, (2**ctx.bits - 0.5 - zero_point) * scale
+        clipped = grad - _inside(grad, values, low, high)
+        if rounds is not None:
+            clipped.mul_(rounds)
         # Dot products need no temporaries, unlike sums of products.
-        slope = torch.dot(grad.flatten(), (rounded - values).flatten()) + torch.dot(
-            clipped_grad.flatten(), values.flatten()
-        )
-        return grad - clipped_grad, slope, None, None, None
+        slope = torch.dot(grad.flatten(), (output - values).flatten())
+        slope = slope + torch.dot(clipped.flatten(), values.flatten())
+        return torch.sub(grad, clipped, out=clipped), slope, None, None, None
+
+
+def _inside(grad: Tensor, values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return the gradient where a value lies between two ends (float32 []), and 0 elsewhere."""
+    if values.device.type == "cpu":
+        # The one kernel for this that is vectorized; its ends are numbers, for which a GPU would have to wait.
+        return torch.ops.aten.hardtanh_backward(grad, values, float(low), float(high))  # type: ignore[no-any-return]
+    return grad * ((values > low) & (values < high))
 
 
 class LearnedAffineQuantizer(nn.Module):
@@ -70,15 +79,16 @@ class LearnedAffineQuantizer(nn.Module):
         self.log_scale = nn.Parameter(start.scale.log())
         self.register_buffer("zero_point", start.zero_point.clone())
 
-    def forward(self, values: Tensor, passes: Tensor | None = None) -> Tensor:
+    def forward(self, values: Tensor, rounds: Tensor | None = None) -> Tensor:
         """Round `values` (any shape, float32) to the grid; gradients reach values and scale.
 
         Args:
             values: Values to round.
-            passes: Mask of the values that stay float, bool in the shape of `values`; None for none.
+            rounds: Mask, float32 in the shape of `values`: 1 where a value is rounded, 0 where it stays float; None
+                rounds all.
         """
         rounded: Tensor = _QuantizeWithScaleGradient.apply(  # type: ignore[no-untyped-call]
-            values, self.log_scale, self.zero_point, self.bits, passes
+            values, self.log_scale, self.zero_point, self.bits, rounds
         )
         return rounded
 
@@ -120,13 +130,43 @@ class StraightThrough(nn.Module):
         super().__init__()
         self.quantizer = quantizer
 
-    def forward(self, values: Tensor, passes: Tensor | None = None) -> Tensor:
-        """Round `values`, except those that the mask `passes` marks."""
+    def forward(self, values: Tensor, rounds: Tensor | None = None) -> Tensor:
+        """Round `values` where the mask `rounds` (as for `LearnedAffineQuantizer`) is 1."""
         with torch.no_grad():
             error: Tensor = self.quantizer(values).sub_(values)
-            if passes is not None:
-                error.masked_fill_(passes, 0.0)
+            if rounds is not None:
+                error.mul_(rounds)
         return values + error
+
+
+class DropMasks:
+    """Random masks for `RandomDrop`: slices of one long random mask, at random offsets.
+
+    Drawing a new mask for every activation of every step would take as long as rounding it.
+
+    Args:
+        probability: Probability of a value to stay float.
+        generator: Random generator on the device of the values.
+        size: Length of the long mask.
+
+    Attributes:
+        offsets: Generator of the offsets, on the CPU.
+    """
+
+    def __init__(self, probability: float, generator: torch.Generator, size: int = 2**22) -> None:
+        self.probability = probability
+        drawn = torch.rand(size, generator=generator, device=generator.device)
+        self._mask = (drawn >= probability).float()
+        # Offsets are drawn on the CPU, so that nothing waits for a GPU.
+        self.offsets = torch.Generator().manual_seed(generator.initial_seed())
+
+    def draw(self, shape: torch.Size) -> Tensor:
+        """Return a mask, float32 in a shape: 1 where a value is rounded, 0 where it stays float."""
+        count, size = shape.numel(), len(self._mask)
+        offset = int(torch.randint(size, (), generator=self.offsets))
+        repeats = -(-(offset + count) // size)
+        mask = self._mask if repeats == 1 else self._mask.repeat(repeats)
+        return mask[offset : offset + count].view(shape)
 
 
 class RandomDrop(nn.Module):
@@ -134,31 +174,24 @@ class RandomDrop(nn.Module):
 
     Args:
         quantizer: Quantizer of the remaining values.
-        probability: Probability of a value to stay float, in steps of 1/256.
-        generator: Random generator on the device of the values.
+        masks: Random masks; None to round all values.
     """
 
-    def __init__(
-        self,
-        quantizer: LearnedAffineQuantizer | StraightThrough,
-        probability: float,
-        generator: torch.Generator,
-    ) -> None:
+    def __init__(self, quantizer: LearnedAffineQuantizer | StraightThrough, masks: DropMasks | None) -> None:
         super().__init__()
-        self.quantizer, self.probability, self.generator = quantizer, probability, generator
+        self.quantizer, self.masks = quantizer, masks
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """Generator of the random draws, on the CPU; None if there are none."""
+        return None if self.masks is None else self.masks.offsets
 
     def forward(self, values: Tensor) -> Tensor:
         """Round `values` except a random part of them."""
-        threshold = round(256 * self.probability)
-        if threshold >= 256:
+        if self.masks is None:
+            rounded: Tensor = self.quantizer(values)
+            return rounded
+        if self.masks.probability >= 1:
             return values
-        passes = self._draw(values, threshold) if threshold > 0 else None
-        rounded: Tensor = self.quantizer(values, passes)
-        return rounded
-
-    def _draw(self, values: Tensor, threshold: int) -> Tensor:
-        """Draw a random mask in the shape of `values` from random bytes, ten times as fast as a Bernoulli draw."""
-        words = -(-values.numel() // 8)
-        drawn = torch.randint(-(2**63), 2**63 - 1, (words,), generator=self.generator, device=values.device)
-        bytes_ = drawn.view(torch.uint8)[: values.numel()]
-        return (bytes_ < threshold).reshape(values.shape)
+        dropped: Tensor = self.quantizer(values, self.masks.draw(values.shape))
+        return dropped

@@ -69,10 +69,13 @@ class LogQuantizer(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Round `values` (any shape, float in [0, 1]) to powers of 2**(1 / tau) times the scale, in their dtype."""
         last = 2**self.bits - 1
-        codes = torch.log2(self.scale) - torch.log2(values.float())
+        # The logarithm of 0 and of subnormal numbers takes ten times as long, so what is far below the grid is raised.
+        floor = torch.exp2(-(last + 1.0) / self.tau) * self.scale
+        codes = torch.log2(self.scale) - values.float().clamp_min(floor).log2_()
         codes = codes.mul_(self.tau).round_().clamp_(0, last)
-        is_zero = codes == last
-        rounded = codes.div_(-self.tau).exp2_().mul_(self.scale).masked_fill_(is_zero, 0.0)
+        # Multiplied, because `masked_fill` by a random mask takes as long as ten of these steps on a CPU.
+        is_power = (codes < last).view(torch.uint8)
+        rounded = codes.div_(-self.tau).exp2_().mul_(self.scale).mul_(is_power)
         return rounded.to(values.dtype)
 
     def extra_repr(self) -> str:

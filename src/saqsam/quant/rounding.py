@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saqsam.quant.affine import check_bits
@@ -54,11 +55,12 @@ class LearnedRounding(nn.Module):
 
     def soft_rounding(self) -> Tensor:
         """Return h(V), float32 in [0, 1] in the shape of the weight."""
-        return (torch.sigmoid(self.variable) * (_HIGH - _LOW) + _LOW).clamp(0, 1)
+        # `hardtanh` is `clamp` with a vectorized backward pass.
+        return F.hardtanh(torch.sigmoid(self.variable) * (_HIGH - _LOW) + _LOW, 0.0, 1.0)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the softly rounded weight, float32; the argument is ignored, since the start holds the weight."""
-        codes = (self.below + self.soft_rounding()).clamp(0, 2**self.bits - 1)
+        codes = F.hardtanh(self.below + self.soft_rounding(), 0.0, 2.0**self.bits - 1)
         return (codes - self.zero_point) * self.scale
 
     def regularizer(self, beta: float) -> Tensor:

@@ -1,0 +1,204 @@
+"""Captured tensors of a reconstruction: the state before each unit, and the float responses that it is learned from.
+
+Everything is computed once, for the images and prompts of the schedule alone. The float states after a unit come from
+the same run as its targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import SamModel
+
+from saqsam.convert.plan import QuantizationPlan
+from saqsam.models.family import flatten_image
+from saqsam.ptq.calibration_images import CalibrationImages
+from saqsam.ptq.schedule import Draw, used_prompts
+from saqsam.ptq.states import PromptTokens, State
+from saqsam.ptq.tensor_store import MemoryBudget, TensorStore, select
+from saqsam.ptq.units import Unit
+
+
+@dataclass
+class LearningData:
+    """Inputs and targets of a unit, by step.
+
+    Attributes:
+        schedule: Image and prompts of each step.
+        states: States before the unit, by image.
+        state_prompts: Prompts that the states hold, by image, as ascending indices, int64 [p].
+        targets: Responses of the float unit, by image; None if they are not needed.
+        target_prompts: Prompts that the targets hold, by image.
+        prompts: All prompts, by image.
+    """
+
+    schedule: Sequence[Draw]
+    states: TensorStore
+    state_prompts: Sequence[Tensor]
+    targets: TensorStore | None
+    target_prompts: Sequence[Tensor]
+    prompts: Sequence[PromptTokens]
+
+    def __getitem__(self, step: int) -> tuple[State, State, PromptTokens]:
+        """Return the state before the unit, the target, and the prompts of a step."""
+        assert self.targets is not None
+        draw = self.schedule[step]
+        prompts = self.prompts[draw.image][draw.prompts]
+        device = prompts.tokens.device
+        in_state = torch.searchsorted(self.state_prompts[draw.image], draw.prompts)
+        in_target = torch.searchsorted(self.target_prompts[draw.image], draw.prompts)
+        state = self.states.get(draw.image, device, in_state)
+        return state, self.targets.get(draw.image, device, in_target), prompts
+
+
+class UnitInputs:
+    """The states before the next unit, for all images of the schedules, by the quantized and by the float model.
+
+    Args:
+        model: Model to quantize, with packed embeddings.
+        reference: Float model.
+        plan: Quantization plan of the run.
+        images: Calibration images.
+        schedules: Units in the order of computation, and the schedule of each.
+        budget: Memory for the captured tensors.
+    """
+
+    def __init__(
+        self,
+        model: SamModel,
+        reference: SamModel,
+        plan: QuantizationPlan,
+        images: CalibrationImages,
+        schedules: Mapping[Unit, Sequence[Draw]],
+        budget: MemoryBudget,
+    ) -> None:
+        spec = plan.recipe.reconstruction
+        assert spec is not None
+        self._model, self._reference, self._family = model, reference, plan.family
+        self._schedules, self._budget, self._count = schedules, budget, len(images)
+        self._used_images = {draw.image for schedule in schedules.values() for draw in schedule}
+        # The states between units hold prompts, so units after one another share theirs.
+        chain = [schedule for unit, schedule in schedules.items() if not unit.reads_embedding]
+        self._chain_prompts = used_prompts(max(chain, key=len), self._count)
+        self._keeps_embedding = len(chain) < len(schedules)
+        self._targets_from_float = spec.target == "float"
+        self._prompts, self._states = self._first_states(model, images)
+        # Without float targets, float states are needed up to the embedding at most.
+        self._floats: TensorStore | None = None
+        if self._targets_from_float or self._keeps_embedding:
+            _, self._floats = self._first_states(reference, images)
+        self._embedding: tuple[TensorStore, TensorStore | None] | None = None
+
+    @contextmanager
+    def captured(self, unit: Unit, *, needs_targets: bool) -> Iterator[LearningData]:
+        """Yield the inputs and targets of a unit, and free the targets when the block ends.
+
+        The float states are those after the unit from then on.
+
+        Args:
+            unit: The next unit.
+            needs_targets: Whether to capture targets, or just the states after the unit.
+        """
+        if unit.reads_embedding:
+            assert self._embedding is not None
+            self._states, self._floats = self._embedding
+        own = used_prompts(self._schedules[unit], self._count)
+        held = own if unit.reads_embedding else self._chain_prompts
+        targets = TensorStore(self._budget, f"the targets of {unit.name}") if needs_targets else None
+        outputs = None
+        if self._floats is not None:
+            if self._is_read(unit):
+                outputs = TensorStore(self._budget, f"the output of {unit.name}")
+            from_float = targets if self._targets_from_float or unit.reads_embedding else None
+            self._run(unit, self._reference, self._floats, held, outputs, from_float, own)
+        if targets is not None and not len(targets):
+            self._run(unit, self._reference, self._states, held, None, targets, own)
+        self._discard(self._floats)
+        self._floats = outputs
+        data = LearningData(self._schedules[unit], self._states, held, targets, own, self._prompts)
+        yield data
+        self._discard(targets)
+
+    def advance(self, unit: Unit) -> None:
+        """Replace the states before a packed unit by those after it."""
+        outputs = TensorStore(self._budget, f"the output of {unit.name}")
+        if self._is_read(unit):
+            self._run(unit, self._model, self._states, self._chain_prompts, outputs)
+        self._discard(self._states)
+        self._states = outputs
+        if unit.gives_embedding and self._keeps_embedding:
+            self._embedding = self._states, self._floats
+
+    def _is_read(self, unit: Unit) -> bool:
+        """Return whether a later unit reads the output of a unit."""
+        units = list(self._schedules)
+        after = units[units.index(unit) + 1 :]
+        return bool(after) and (not after[0].reads_embedding or unit.gives_embedding)
+
+    def _run(
+        self,
+        unit: Unit,
+        model: SamModel,
+        states: TensorStore,
+        held: Sequence[Tensor],
+        outputs: TensorStore | None = None,
+        targets: TensorStore | None = None,
+        own: Sequence[Tensor] = (),
+    ) -> None:
+        """Run a unit on the states of all images.
+
+        Args:
+            unit: The unit.
+            model: Model whose version of the unit runs.
+            states: States before the unit, by image.
+            held: Prompts that they hold, by image.
+            outputs: Store for the states after the unit.
+            targets: Store for the float responses.
+            own: Prompts to compute responses for, by image.
+        """
+        if outputs is None and targets is None:
+            return
+        for image in range(self._count):
+            is_used = image in self._used_images and (not unit.sees_prompts or len(held[image]))
+            output: State = ()
+            if is_used and (outputs is not None or len(own[image])):
+                state = states.get(image, self._model.device)
+                prompts = self._prompts[image]
+                output = unit.run(model, state, prompts[held[image]])
+            if outputs is not None:
+                outputs.append(output)
+            if targets is not None:
+                response: State = ()
+                if len(own[image]):
+                    chosen = torch.searchsorted(held[image], own[image])
+                    response = unit.loss.response(
+                        unit,
+                        self._reference,
+                        select(state, chosen),
+                        select(output, chosen),
+                        prompts[own[image]],
+                    )
+                targets.append(response)
+
+    def _discard(self, store: TensorStore | None) -> None:
+        """Free a store, unless a later unit reads it as the embedding."""
+        if store is not None and (self._embedding is None or store not in self._embedding):
+            store.clear()
+
+    def _first_states(
+        self, model: SamModel, images: CalibrationImages
+    ) -> tuple[list[PromptTokens], TensorStore]:
+        """Return the prompts of all images, and their patch embeddings ([1, h, w, C],)."""
+        positions = self._family.image_positions(model)
+        prompts, states = [], TensorStore(self._budget, "the patch embedding")
+        for index in range(len(images)):
+            pixel_values, image_prompts = images[index]
+            assert image_prompts.boxes is not None
+            tokens, dense = self._family.embed_boxes(model, image_prompts.boxes)
+            prompts.append(PromptTokens(tokens, flatten_image(dense), positions))
+            states.append((self._family.embed_patches(model, pixel_values.to(model.device)),))
+        return prompts, states
