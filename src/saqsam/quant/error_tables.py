@@ -36,7 +36,7 @@ _SHRINK_ONE_END = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 def tables_pay(weight: Tensor, bits: int, *, symmetric: bool) -> bool:
     """Return whether `search_by_table` is faster than computing the errors of the values of a weight themselves."""
     tables = 1 if symmetric else 2**bits  # one for each zero point
-    return weight.numel() >= _VALUES_PER_POSITION * _density(bits) * 2**bits * tables
+    return bool(weight.numel() >= _VALUES_PER_POSITION * _density(bits) * 2**bits * tables)
 
 
 @torch.no_grad()
