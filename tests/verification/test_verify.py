@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -261,6 +262,24 @@ def test_torch_runs_once_an_image_for_all_runtimes(model: SamModel, tmp_path: Pa
         found = verify_export(tmp_path / "export", model, tiny_processor(), tiny_data(2))
     assert [*found] == ["onnxruntime", "openvino"]
     assert len(calls) == 2
+
+
+def test_a_runtime_is_freed_before_the_next_one_is_loaded(
+    model: SamModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each holds a copy of the weights."""
+    backends: list[weakref.ref[Any]] = []
+
+    def load_after_others(*arguments: Any, **settings: Any) -> Any:
+        assert all(backend() is None for backend in backends)
+        loaded = load_runtime(*arguments, **settings)
+        backends.append(weakref.ref(loaded[0]))
+        return loaded
+
+    export_model(model, tiny_processor(), tmp_path / "export")
+    monkeypatch.setattr("saqsam.verification.verify.load_runtime", load_after_others)
+    verify_export(tmp_path / "export", model, tiny_processor(), tiny_data(1))
+    assert len(backends) == 2
 
 
 def test_results_beyond_the_limit_are_computed_again(

@@ -89,6 +89,7 @@ def verify_export(
             divergence = _locate(folder, backend, manifest, name, model, processor, dataset)
             raise ParityError(f"{name}: {error}; {divergence}") from error
         parities[name] = parity
+        del backend  # before the next runtime loads the weights too
     return parities
 
 

@@ -58,12 +58,15 @@ def fold_weights(model: onnx.ModelProto) -> None:
 
 def _is(node: NodeProto, kind: str, to: int | None) -> bool:
     """Return whether a node is of a kind and, for casts, of a target type."""
-    return node.op_type == kind and (to is None or helper.get_node_attr_value(node, "to") == to)
+    if node.op_type != kind:
+        return False
+    return to is None or bool(helper.get_node_attr_value(node, "to") == to)
 
 
 def _is_packed(tensor: TensorProto) -> bool:
     """Return whether a tensor holds unsigned 4-bit codes, two to a byte."""
-    return tensor.data_type == TensorProto.UINT4 and len(tensor.raw_data) == -(-math.prod(tensor.dims) // 2)
+    size = -(-math.prod(tensor.dims) // 2)
+    return bool(tensor.data_type == TensorProto.UINT4 and len(tensor.raw_data) == size)
 
 
 def _broadcasts(tensor: TensorProto, other: TensorProto) -> bool:
