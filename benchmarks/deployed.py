@@ -39,7 +39,7 @@ from saqsam.recipes.overrides import with_overrides
 from saqsam.recipes.presets import METHODS
 from saqsam.recipes.specs import Calibration
 from saqsam.runtimes import TORCH_INTEGER, load_runtime, use_integer_kernels
-from saqsam.verification.parity import compare_with_torch
+from saqsam.verification.parity import TorchReference, compare_with_torch
 
 OUT = RESULTS / "deployed.csv"
 RUNTIMES = {
@@ -182,7 +182,8 @@ def measure(
         files = [folder / name for name in read_manifest(folder).files]
     if runtime != "torch":
         with bar(bars, f"{checkpoint.name} in {runtime} against torch") as step:
-            parity = compare_with_torch(subject, model, processor, data, progress=step)
+            reference = TorchReference(model, processor, data)
+            parity = compare_with_torch(subject, processor, reference, progress=step)
         row |= {"mask_iou": round(parity.mask_iou, 5), "least_mask_iou": round(parity.least_mask_iou, 4)}
         row["embedding_error"] = round(parity.tensors[0].relative, 5)
     finish_row(row, subject, processor, files, data, options, bars)

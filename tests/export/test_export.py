@@ -16,7 +16,7 @@ from saqsam.inference.backend import TorchBackend
 from saqsam.inference.predictor import Predictor
 from saqsam.recipes.deployment import deployable
 from saqsam.runtimes import load_runtime
-from saqsam.verification.parity import compare_with_torch
+from saqsam.verification.parity import TorchReference, compare_with_torch
 from support.tiny_quantized import quantize_tiny, quantized_tiny, tiny_data, tiny_recipe
 from support.tiny_sam import IMAGE_SIZE, tiny_processor, tiny_sam
 
@@ -47,7 +47,7 @@ def test_runtimes_give_torchs_masks(
 ) -> None:
     model, _ = saqsam.load(checkpoint)
     backend, processor = load_runtime(exports[format], runtime, threads=1)
-    parity = compare_with_torch(backend, model, processor, tiny_data(3))
+    parity = compare_with_torch(backend, processor, TorchReference(model, processor, tiny_data(3)))
     assert [tensor.name for tensor in parity.tensors] == [
         "image_embeddings",
         "low_res_masks",
@@ -246,4 +246,5 @@ def test_asymmetric_activations_and_their_zero_points_are_exported(tmp_path: Pat
     save_checkpoint(model, tiny_processor(), tmp_path / "checkpoint")
     export_model(model, tiny_processor(), tmp_path / "out")
     backend, processor = load_runtime(tmp_path / "out", threads=1)
-    assert compare_with_torch(backend, model, processor, tiny_data(2)).mask_iou > 0.95
+    reference = TorchReference(model, processor, tiny_data(2))
+    assert compare_with_torch(backend, processor, reference).mask_iou > 0.95

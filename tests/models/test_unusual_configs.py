@@ -18,7 +18,7 @@ from saqsam.recipes.deployment import deployable
 from saqsam.recipes.recipe import Calibration
 from saqsam.runtimes import load_runtime
 from saqsam.utils.errors import CheckpointError
-from saqsam.verification.parity import compare_with_torch
+from saqsam.verification.parity import TorchReference, compare_with_torch
 from support.tiny_quantized import tiny_data, tiny_recipe
 from support.tiny_sam import tiny_config, tiny_sam
 
@@ -119,7 +119,7 @@ def test_from_loading_to_an_export(name: str, tmp_path: Path) -> None:
 
     export_model(loaded, processor, tmp_path / "onnx", format="onnx")
     backend, processor = load_runtime(tmp_path / "onnx", "onnxruntime", threads=1)
-    parity = compare_with_torch(backend, loaded, processor, tiny_data(1))
+    parity = compare_with_torch(backend, processor, TorchReference(loaded, processor, tiny_data(1)))
     assert all(tensor.relative < 0.1 for tensor in parity.tensors), parity.tensors
     assert parity.mask_iou > 0.95
 

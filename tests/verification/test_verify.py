@@ -2,7 +2,9 @@
 
 import copy
 import shutil
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from transformers import SamModel
 
 import saqsam
 from saqsam.checkpoint import save_checkpoint
-from saqsam.cli.commands.export import PARITY_IMAGES
+from saqsam.cli.commands.export import PARITY_IMAGES, parity_images
 from saqsam.export import export_model
 from saqsam.export.onnx.layers import layer_input, linear, rearrange
 from saqsam.export.onnx.sam import encoder
@@ -25,7 +27,7 @@ from saqsam.recipes.deployment import deployable
 from saqsam.runtimes import load_runtime
 from saqsam.runtimes.onnxruntime import OnnxRuntimeBackend
 from saqsam.verification.divergence import find_divergence
-from saqsam.verification.parity import Parity, ParityError, compare_with_torch
+from saqsam.verification.parity import Parity, ParityError, TorchReference, compare_with_torch
 from saqsam.verification.verify import parity_content, runtimes_to_judge, verify_export
 from support.command_line import assert_done, assert_refused, run
 from support.tiny_quantized import quantize_tiny, tiny_data, tiny_recipe
@@ -152,6 +154,17 @@ def test_a_fault_of_the_graph_itself_is_found_in_its_block(
     assert found.relative > 0.05
 
 
+@contextmanager
+def counted(module: torch.nn.Module) -> Iterator[list[None]]:
+    """Yield a list that grows by one entry for each call of a module."""
+    calls: list[None] = []
+    handle = module.register_forward_hook(lambda *_: calls.append(None))
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
 class Wrong:
     """A runtime that changes the logits of another."""
 
@@ -174,7 +187,7 @@ def tripled(logits: torch.Tensor) -> torch.Tensor:
 def test_values_that_are_not_finite_are_no_parity(model: SamModel, value: float) -> None:
     backend = Wrong(TorchBackend(model), lambda logits: torch.full_like(logits, value))
     with pytest.raises(ParityError, match="low_res_masks: expected finite values, got NaN or infinity"):
-        compare_with_torch(backend, model, tiny_processor(), tiny_data(1))
+        compare_with_torch(backend, tiny_processor(), TorchReference(model, tiny_processor(), tiny_data(1)))
 
 
 @pytest.mark.parametrize("exported", ["onnx"], indirect=True)
@@ -192,7 +205,8 @@ def test_nan_fails_an_export_whatever_parity_is_asked_for(
 
 def test_pixels_that_rounding_flips_do_not_count(model: SamModel) -> None:
     def judged(change: Callable[[torch.Tensor], torch.Tensor]) -> Parity:
-        return compare_with_torch(Wrong(TorchBackend(model), change), model, tiny_processor(), tiny_data(2))
+        reference = TorchReference(model, tiny_processor(), tiny_data(2))
+        return compare_with_torch(Wrong(TorchBackend(model), change), tiny_processor(), reference)
 
     def nudge(logits: torch.Tensor) -> torch.Tensor:
         return logits - 0.03 * logits.square().mean((-1, -2), keepdim=True).sqrt()
@@ -209,7 +223,8 @@ def test_masks_that_are_both_empty_agree(model: SamModel, monkeypatch: pytest.Mo
             return -logits.abs() - 1, ious
 
     monkeypatch.setattr("saqsam.verification.parity.TorchBackend", Empty)
-    found = compare_with_torch(Empty(model), model, tiny_processor(), tiny_data(1))
+    reference = TorchReference(model, tiny_processor(), tiny_data(1))
+    found = compare_with_torch(Empty(model), tiny_processor(), reference)
     assert found.mask_iou == found.decided_iou == 1
 
 
@@ -239,6 +254,53 @@ def test_a_decoder_of_one_mask_is_judged_by_that_mask(model: SamModel, tmp_path:
     export_model(model, tiny_processor(), tmp_path / "one", single_mask=True)
     for parity in verify_export(tmp_path / "one", model, tiny_processor(), tiny_data(3)).values():
         assert parity.decided_iou > 0.98
+
+
+def test_torch_runs_once_an_image_for_all_runtimes(model: SamModel, tmp_path: Path) -> None:
+    export_model(model, tiny_processor(), tmp_path / "export")
+    with counted(model.vision_encoder) as calls:
+        found = verify_export(tmp_path / "export", model, tiny_processor(), tiny_data(2))
+    assert [*found] == ["onnxruntime", "openvino"]
+    assert len(calls) == 2
+
+
+def test_a_runtime_is_freed_before_the_next_one_is_loaded(
+    model: SamModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each holds a copy of the weights."""
+    backends: list[weakref.ref[Any]] = []
+
+    def load_after_others(*arguments: Any, **settings: Any) -> Any:
+        assert all(backend() is None for backend in backends)
+        loaded = load_runtime(*arguments, **settings)
+        backends.append(weakref.ref(loaded[0]))
+        return loaded
+
+    export_model(model, tiny_processor(), tmp_path / "export")
+    monkeypatch.setattr("saqsam.verification.verify.load_runtime", load_after_others)
+    verify_export(tmp_path / "export", model, tiny_processor(), tiny_data(1))
+    assert len(backends) == 2
+
+
+def test_results_beyond_the_limit_are_computed_again(
+    model: SamModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saqsam.verification.parity.MAX_KEPT_IMAGES", 1)
+    data = tiny_data(2)
+    reference = TorchReference(model, tiny_processor(), data)
+    with counted(model.vision_encoder) as calls:
+        first, again = ([reference.results(i, data[i]) for i in range(2)] for _ in range(2))
+    assert len(calls) == 3
+    for one, other in zip(first, again, strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one.encoded.features, other.encoded.features)
+    assert compare_with_torch(TorchBackend(model), tiny_processor(), reference).mask_iou == 1
+
+
+@pytest.mark.parametrize(("macs", "images"), [(10**9, PARITY_IMAGES), (486 * 10**9, 2), (3 * 10**12, 1)])
+def test_large_models_are_compared_on_fewer_images(macs: int, images: int) -> None:
+    assert parity_images(macs) == images
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])

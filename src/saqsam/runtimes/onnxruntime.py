@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
+from saqsam.export.onnx.folding import fold_weights
 from saqsam.export.onnx.reader import read_onnx
 from saqsam.export.onnx.writer import keep_outputs
 from saqsam.inference.prompts import Prompts
@@ -90,6 +91,7 @@ class _Session:
         )
         if outputs is not None:
             keep_outputs(model, set(outputs))
+        fold_weights(model)
         content = model.SerializeToString()
         del model
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,16 +12,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import SamModel, SamProcessor
 
-from saqsam.data.types import Dataset
+from saqsam.data.types import Dataset, Sample
 from saqsam.evaluation.metrics.iou import mask_iou
 from saqsam.evaluation.simulated_prompts import box_prompts
 from saqsam.inference.backend import Backend, TorchBackend
+from saqsam.inference.encoded_image import EncodedImage
 from saqsam.inference.predictor import Predictor
 from saqsam.utils.progress import Progress
 
 UNDECIDED = 0.05
 """Share of the root mean square of a mask's logits below which rounding may flip a pixel: as far as the logits of two
 sound runtimes are apart where a value on the border of two codes falls to either side."""
+MAX_KEPT_IMAGES = 64
+"""Images whose results a `TorchReference` keeps: 4 MiB of embedding each at 1024 px. Those of others are computed again
+for each runtime."""
 
 
 class ParityError(ValueError):
@@ -83,59 +88,110 @@ class Parity:
         return {**asdict(self), "tensors": tensors}
 
 
-def compare_with_torch(
-    backend: Backend,
-    model: SamModel,
-    processor: SamProcessor,
-    dataset: Dataset,
-    *,
-    single_mask: bool = False,
-    limit: int | None = None,
-    progress: Progress | None = None,
-) -> Parity:
-    """Segment the objects of a dataset from their boxes in a runtime and in torch, and compare.
+@dataclass(frozen=True)
+class TorchResults:
+    """Results of torch for one image.
+
+    Attributes:
+        encoded: Encoded image.
+        prompts: Prompts by kind, as `Predictor.predict_low_res` takes them.
+        chunks: Logits [p, 1, 4h, 4w] and predicted IoUs [p, 1] of each chunk of the prompts.
+    """
+
+    encoded: EncodedImage
+    prompts: Mapping[str, Any]
+    chunks: Sequence[tuple[Tensor, Tensor]]
+
+
+class TorchReference:
+    """Torch's results for the objects of a dataset, computed when first needed and shared by all runtimes.
 
     Args:
-        backend: The runtime.
         model: The deployed checkpoint that was exported.
         processor: Its processor.
-        dataset: Images with objects.
+        dataset: Images with objects, which are segmented from their boxes.
         single_mask: The decoder was exported to return one mask. Prompts are then boxes with their centers: for a box
             alone it returns whichever of three masks it rates best, which rounding may change.
         limit: Look at the first `limit` images only.
+
+    Attributes:
+        predictor: The predictor of the model.
+    """
+
+    def __init__(
+        self,
+        model: SamModel,
+        processor: SamProcessor,
+        dataset: Dataset,
+        *,
+        single_mask: bool = False,
+        limit: int | None = None,
+    ) -> None:
+        self.predictor = Predictor(TorchBackend(model), processor)
+        self.dataset, self._single_mask = dataset, single_mask
+        self._images = len(dataset) if limit is None else min(limit, len(dataset))
+        self._kept: dict[int, TorchResults] = {}
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return self._images
+
+    def results(self, index: int, sample: Sample) -> TorchResults | None:
+        """Return torch's results for a sample of the dataset; None if it has no object."""
+        if index in self._kept:
+            return self._kept[index]
+        instances = [instance for instance in sample.instances if not instance.is_crowd]
+        if not instances:
+            return None
+        size = sample.image.shape[:2]
+        prompts = parity_prompts(box_prompts(instances), size, single_mask=self._single_mask)
+        encoded = self.predictor.encode(sample.image)
+        chunks = self.predictor.predict_low_res(**prompts, multimask_output=False, image=encoded)
+        results = TorchResults(encoded, prompts, list(chunks))
+        if len(self._kept) < MAX_KEPT_IMAGES:
+            self._kept[index] = results
+        return results
+
+
+def compare_with_torch(
+    backend: Backend,
+    processor: SamProcessor,
+    reference: TorchReference,
+    *,
+    progress: Progress | None = None,
+) -> Parity:
+    """Segment the objects of a dataset from their boxes in a runtime, and compare the results with torch's.
+
+    Args:
+        backend: The runtime.
+        processor: Processor of the runtime.
+        reference: Torch's results.
         progress: Progress callback, called after each image.
 
     Raises:
         ParityError: The runtime returns NaN or infinity.
         ValueError: There is no object to segment, or torch returns NaN or infinity.
     """
-    predictor, reference = Predictor(backend, processor), Predictor(TorchBackend(model), processor)
-    comparison = _Comparison()
-    images = len(dataset) if limit is None else min(limit, len(dataset))
+    predictor, torchs = Predictor(backend, processor), reference.predictor
+    comparison, images = _Comparison(), len(reference)
     if progress is not None:
         progress("comparing with torch", 0, images)
     for index in range(images):
-        sample = dataset[index]
-        instances = [instance for instance in sample.instances if not instance.is_crowd]
-        if instances:
-            reference.set_image(sample.image)
-            predictor.set_image(sample.image)
-            comparison.add("image_embeddings", reference.features, predictor.features)
-            prompts = parity_prompts(box_prompts(instances), sample.image.shape[:2], single_mask=single_mask)
-            pairs = zip(
-                reference.predict_low_res(**prompts, multimask_output=False),
-                predictor.predict_low_res(**prompts, multimask_output=False),
-                strict=True,
-            )
-            for (logits, scores), (own_logits, own_scores) in pairs:
+        sample = reference.dataset[index]
+        expected = reference.results(index, sample)
+        if expected is not None:
+            encoded = predictor.encode(sample.image)
+            comparison.add("image_embeddings", expected.encoded.features, encoded.features)
+            chunks = predictor.predict_low_res(**expected.prompts, multimask_output=False, image=encoded)
+            for (logits, scores), (own_logits, own_scores) in zip(expected.chunks, chunks, strict=True):
                 comparison.add("low_res_masks", logits, own_logits)
                 comparison.add("iou_predictions", scores, own_scores)
-                expected_logits = reference.upscale(logits, return_logits=True)[:, 0]
-                comparison.add_masks(expected_logits, predictor.upscale(own_logits)[:, 0])
+                upscaled = torchs.upscale(logits, return_logits=True, image=expected.encoded)
+                comparison.add_masks(upscaled[:, 0], predictor.upscale(own_logits, image=encoded)[:, 0])
         if progress is not None:
             progress("comparing with torch", index + 1, images)
     if not comparison.ious:
-        raise ValueError(f"data {dataset.name!r}: expected objects to compare masks of, found none")
+        raise ValueError(f"data {reference.dataset.name!r}: expected objects to compare masks of, found none")
     return comparison.result(images)
 
 

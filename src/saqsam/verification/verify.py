@@ -19,7 +19,13 @@ from saqsam.runtimes.registry import check_runtime, default_runtime, installed_r
 from saqsam.utils.errors import shorten_message
 from saqsam.utils.progress import Progress, renamed
 from saqsam.verification.divergence import Divergence, find_divergence
-from saqsam.verification.parity import Parity, ParityError, compare_with_torch, parity_prompts
+from saqsam.verification.parity import (
+    Parity,
+    ParityError,
+    TorchReference,
+    compare_with_torch,
+    parity_prompts,
+)
 
 MIN_PARITY = 0.95
 """Mean IoU with torch's masks below which an export fails by default."""
@@ -64,6 +70,7 @@ def verify_export(
     folder = Path(folder)
     manifest = parse_manifest(folder)
     names = runtimes_to_judge(manifest.format, runtimes, min_parity)
+    reference = TorchReference(model, processor, dataset, single_mask=manifest.single_mask, limit=limit)
     parities = {}
     for name in names:
         try:
@@ -77,19 +84,14 @@ def verify_export(
             ) from error
         try:
             parity = compare_with_torch(
-                backend,
-                model,
-                own_processor,
-                dataset,
-                single_mask=manifest.single_mask,
-                limit=limit,
-                progress=renamed(progress, f"comparing {name} with torch"),
+                backend, own_processor, reference, progress=renamed(progress, f"comparing {name} with torch")
             )
             _judge(parity, min_parity)
         except ParityError as error:
             divergence = _locate(folder, backend, manifest, name, model, processor, dataset)
             raise ParityError(f"{name}: {error}; {divergence}") from error
         parities[name] = parity
+        del backend  # before the next runtime loads the weights too
     return parities
 
 

@@ -34,7 +34,7 @@ from saqsam.recipes.recipe import Recipe
 from saqsam.runtimes import load_runtime
 from saqsam.runtimes.inputs import decoder_inputs
 from saqsam.utils.quiet_logging import quiet_logging
-from saqsam.verification.parity import ParityError, compare_with_torch
+from saqsam.verification.parity import ParityError, TorchReference, compare_with_torch
 from saqsam.verification.verify import verify_export
 from support.tiny_quantized import quantize_tiny, tiny_data, tiny_recipe
 from support.tiny_sam import GRID, tiny_pixels, tiny_processor, tiny_sam
@@ -227,7 +227,7 @@ def exported(models: dict[str, SamModel], tmp_path_factory: pytest.TempPathFacto
 def test_the_runtime_gives_torchs_masks(exported: Exported) -> None:
     model, folder = exported
     backend, processor = load_runtime(folder, threads=1)
-    parity = compare_with_torch(backend, model, processor, tiny_data(3))
+    parity = compare_with_torch(backend, processor, TorchReference(model, processor, tiny_data(3)))
     assert all(tensor.relative < CHAOS for tensor in parity.tensors)
     assert parity.mask_iou > 0.95
     assert parity.masks > 3

@@ -16,7 +16,10 @@ from saqsam.export import check_export, export_model
 from saqsam.verification.verify import parity_content, runtimes_to_judge, verify_export
 
 PARITY_IMAGES = 4
-"""Scenes on which an export is compared with torch."""
+"""Most scenes on which an export is compared with torch."""
+PARITY_MACS = 10**12
+"""Multiply-accumulates of torch for the comparison, about half a minute of a core: two images of SAM-B, one of SAM-L or
+SAM-H."""
 
 
 def export(
@@ -37,7 +40,9 @@ def export(
         model, processor = load_torch(str(checkpoint), "cpu")
         with busy(f"writing {out_dir}"):
             manifest = export_model(model, processor, folder, format=format, single_mask=single_mask)
-        data = open_dataset(SCENES, limit=PARITY_IMAGES)
+        inventory = take_inventory(model)
+        images = parity_images(sum(part.macs for part in inventory.parts))
+        data = open_dataset(SCENES, limit=images)
         with progress_phases("images") as progress:
             parities = verify_export(
                 folder,
@@ -51,5 +56,16 @@ def export(
         write_json(folder / "parity.json", parity_content(parities, min_parity))
         output.place_folder()
     sizes = {name: (out_dir / name).stat().st_size for name in manifest.files}
-    print_export(manifest, sizes, take_inventory(model), parities)
+    print_export(manifest, sizes, inventory, parities)
     say(f"export: {out_dir}")
+
+
+def parity_images(macs: int) -> int:
+    """Return the number of scenes to compare an export on: as many as `PARITY_MACS` allow, from 1 to `PARITY_IMAGES`.
+
+    A fault of an export shows on any image, in all of its masks; more images only steady the mean IoU.
+
+    Args:
+        macs: Multiply-accumulates of the model for one image.
+    """
+    return min(PARITY_IMAGES, max(1, PARITY_MACS // macs))

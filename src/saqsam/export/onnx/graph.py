@@ -187,7 +187,8 @@ class Graph:
 
 def _pack_nibbles(codes: NDArray[Any]) -> bytes:
     """Pack two 4-bit values into each byte, the first in the low half, as ONNX stores INT4 and UINT4."""
-    flat = codes.astype(np.int16).ravel() & 0xF
+    # Two's complement in one byte has the same low half as in two.
+    flat = codes.astype(np.uint8, order="C").ravel() & 0xF
     if len(flat) % 2:
-        flat = np.append(flat, 0)
-    return (flat[0::2] | (flat[1::2] << 4)).astype(np.uint8).tobytes()
+        flat = np.append(flat, np.uint8(0))
+    return (flat[0::2] | (flat[1::2] << 4)).tobytes()

@@ -7,13 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
-from onnx import AttributeProto, TensorProto
+from onnx import AttributeProto, TensorProto, helper
 
 from saqsam.export.manifest import MAX_FILE_BYTES
 from saqsam.utils.errors import CheckpointError, shorten, shorten_message
 
 MAX_ELEMENTS = 2**31
 """Largest number of elements of a tensor, over its constant dimensions: ten times the logits of SAM-H's attention."""
+_WEIGHT_TYPES = {
+    *(TensorProto.FLOAT, TensorProto.FLOAT16),
+    *(TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4),
+}
+_MAX_KEPT_BYTES = 2**12
+"""Largest constant of these types that may be more than a weight, such as the factors of a resize."""
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -37,7 +43,9 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     _check_contents(model, path)
     try:
         onnx.checker.check_model(model)
-        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(
+            _without_weights(model), check_type=True, strict_mode=True, data_prop=True
+        )
     # onnx raises exceptions of its own, of Python and of protobuf for a damaged graph.
     except Exception as error:
         raise CheckpointError(f"{path}: not a valid ONNX graph: {shorten_message(error)}") from error
@@ -70,6 +78,34 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
         for attribute in node.attribute:
             yield attribute.t
             yield from attribute.tensors
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a model with inputs in the place of weights.
+
+    Shape inference copies whatever it gets several times. The values of weights do not matter to it; those of integers
+    that may be shapes, axes or bounds do.
+    """
+    graph = model.graph
+    inputs, constants = {value.name: value for value in graph.input}, []
+    for tensor in graph.initializer:
+        if tensor.data_type in _WEIGHT_TYPES and len(tensor.raw_data) > _MAX_KEPT_BYTES:
+            value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            inputs.setdefault(tensor.name, value)
+        else:
+            constants.append(tensor)
+    return helper.make_model(
+        helper.make_graph(
+            graph.node,
+            graph.name,
+            list(inputs.values()),
+            graph.output,
+            constants,
+            value_info=graph.value_info,
+        ),
+        opset_imports=model.opset_import,
+        ir_version=model.ir_version,
+    )
 
 
 def _check_sizes(model: onnx.ModelProto, path: Path) -> None:
