@@ -172,7 +172,6 @@ def bar(bars: Bars, description: str, total: int, unit: str = "images") -> Progr
 STAGE_UNITS = {
     "choosing prompts": "images",
     "equalizing channels": "images",
-    "scaling inputs": "images",
     "calibrating": "images",
     "activation ranges": "tensors",
     "clipping attentions": "attentions",

@@ -124,11 +124,11 @@ class GranularityObserver(nn.Module):
         self.count = 0
 
     def forward(self, probabilities: Tensor) -> Tensor:
-        """Sample P [..., Q, K] and return it; the values [..., K, D] have passed the tap before."""
+        """Sample P [..., Q, K] and return it; the values [..., K, D], which may broadcast, have passed the tap."""
         assert self.tap.last is not None, "the values must pass the tap before the probabilities"
         if self.count < self.max_calls:
             rows = probabilities.detach().flatten(0, -3)  # [M, Q, K]
-            values = self.tap.last.flatten(0, -3)  # [M, K, D]
+            values = self.tap.last.expand(*probabilities.shape[:-2], -1, -1).flatten(0, -3)  # [M, K, D]
             self._add(*self._sample(rows, values))
         self.count += 1
         return probabilities
