@@ -55,7 +55,8 @@ def _count(rows: Tensor) -> Tensor:
 
 def _flat(values: Tensor) -> Tensor:
     """Return the values, [K], in the order of memory, which needs no copy of a transposed tensor."""
-    order = sorted(range(values.dim()), key=lambda axis: -values.stride(axis))
+    strides = values.stride()
+    order = sorted(range(values.dim()), key=lambda axis: -strides[axis])
     return values.permute(order).flatten()
 
 
