@@ -36,7 +36,7 @@ from saqsam.quant.affine import AffineQuantizer
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.progress import Progress
 
-MAX_PROMPTS = 16
+MAX_PROMPTS = 64
 """Most prompts, of all images together, that candidates are compared on; each image has at least one."""
 
 

@@ -8,7 +8,7 @@ which equals L[n, i, j] > max_j L[n, i, :] + ln(theta): no softmax is needed. Th
 attention is the mean over prompts and heads of 1 - IoU(M, M^). Candidates for the range of a tensor are its symmetric
 quantiles [q(1 - p), q(p)] for 29 values of p.
 
-Deviations: the search goes from coarse to fine, and it uses a fixed random sample of 256 queries of a prompt where
+Deviations: the search goes from coarse to fine, and it uses a fixed random sample of 128 queries of a prompt where
 there are more, which is where image tokens attend to the tokens of the prompt.
 """
 
@@ -35,7 +35,7 @@ QUANTILES = (
 # fmt: on
 COARSE_STEP = 3
 """Every third candidate is tried first, then those around the best."""
-MAX_QUERIES = 256
+MAX_QUERIES = 128
 """Most queries of a prompt that candidates are compared on."""
 SEARCHED = ("query input", "key input", "query", "key")
 """Operands of an attention whose ranges are searched, in the order of the search; query and key side alternate."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 MANTISSA_BITS = 5
 _SHIFT = 23 - MANTISSA_BITS
 BINS = 1 << (32 - _SHIFT)
-MAX_SAMPLE = 2**18
+MAX_SAMPLE = 2**19
 """Most values of one tensor that are counted."""
 
 
