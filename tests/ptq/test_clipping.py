@@ -241,6 +241,18 @@ def test_ties_go_to_the_widest_range() -> None:
 
 
 @torch.no_grad()
+def test_among_few_tokens_every_candidate_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = random_inputs()[0][0]
+    search = FocusSearch(empty_attention(), [(tokens, tokens, tokens)], 0.5)
+    candidates = [q for _, q in search.candidates(0, "query", 4, symmetric=False)]
+    errors = [1.0] * len(candidates)
+    errors[13], errors[1] = 0.5, 0.25  # no neighbor of the best of every third
+    monkeypatch.setattr(search, "error", lambda *_: errors.pop(0))
+    assert search.best(0, "query", candidates, EMPTY) == 1
+    assert not errors
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("best", [0, 1, 5, 13, 26, 28])
 def test_a_search_from_coarse_to_fine_finds_the_best_of_all_with_half_the_tries(
     best: int, monkeypatch: pytest.MonkeyPatch

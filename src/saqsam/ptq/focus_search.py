@@ -8,8 +8,8 @@ which equals L[n, i, j] > max_j L[n, i, :] + ln(theta): no softmax is needed. Th
 attention is the mean over prompts and heads of 1 - IoU(M, M^). Candidates for the range of a tensor are its symmetric
 quantiles [q(1 - p), q(p)] for 29 values of p.
 
-Deviations: the search goes from coarse to fine, and it uses a fixed random sample of 128 queries of a prompt where
-there are more, which is where image tokens attend to the tokens of the prompt.
+Deviations: where image tokens take part, the search goes from coarse to fine. It uses a fixed random sample of 256
+queries of a prompt where there are more, which is where image tokens attend to the tokens of the prompt.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ QUANTILES = (
 )
 # fmt: on
 COARSE_STEP = 3
-"""Every third candidate is tried first, then those around the best."""
-MAX_QUERIES = 128
+"""In attentions with image tokens, every third candidate is tried first, then those around the best."""
+EXHAUSTIVE_TOKENS = 32
+"""Most tokens of an attention for which every candidate is tried: it is cheap, and one token moves the focus a lot."""
+MAX_QUERIES = 256
 """Most queries of a prompt that candidates are compared on."""
 SEARCHED = ("query input", "key input", "query", "key")
 """Operands of an attention whose ranges are searched, in the order of the search; query and key side alternate."""
@@ -203,9 +205,11 @@ class FocusSearch:
             return self.error(this, other) if index == 0 else self.error(other, this)
 
         count = len(candidates)
-        errors = {i: error(candidates[i]) for i in range(0, count, COARSE_STEP)}
+        tokens = max(tensor.shape[2] for tensor in self.inputs[0])
+        step = COARSE_STEP if tokens > EXHAUSTIVE_TOKENS else 1
+        errors = {i: error(candidates[i]) for i in range(0, count, step)}
         coarse = min(sorted(errors), key=errors.__getitem__)
-        for i in range(max(0, coarse - COARSE_STEP + 1), min(count, coarse + COARSE_STEP)):
+        for i in range(max(0, coarse - step + 1), min(count, coarse + step)):
             if i not in errors:
                 errors[i] = error(candidates[i])
         return min(sorted(errors), key=errors.__getitem__)
