@@ -11,7 +11,6 @@ from saqsam.cli.forecast import Estimate, Forecast
 STAGE_UNITS = {
     "choosing prompts": "images",
     "equalizing channels": "images",
-    "scaling inputs": "images",
     "calibrating": "images",
     "activation ranges": "tensors",
     "clipping attentions": "attentions",
