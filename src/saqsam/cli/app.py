@@ -28,10 +28,12 @@ from saqsam.cli.log_options import with_log_options
 from saqsam.cli.option_groups import TaskOptions, expand_groups
 from saqsam.cli.terminal import say
 from saqsam.export.formats import DEFAULT_FORMAT
+from saqsam.utils.allocator import keep_freed_memory
 
 
 def main() -> None:
     """Run the command line."""
+    keep_freed_memory()
     app(prog_name="saqsam")
 
 

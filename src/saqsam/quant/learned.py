@@ -109,11 +109,13 @@ class LearnedWeightScale(nn.Module):
         super().__init__()
         self.packed = packed
         self.log_gain = nn.Parameter(torch.zeros_like(packed.scale))
+        with torch.no_grad():
+            self._start = packed()
 
     def forward(self) -> Tensor:
         """Return the dequantized weight, float32; gradients reach the factors."""
         shape = [size if axis == self.packed.axis else 1 for axis, size in enumerate(self.packed.shape)]
-        weight: Tensor = self.packed() * self.log_gain.exp().reshape(shape)
+        weight: Tensor = self._start * self.log_gain.exp().reshape(shape)
         return weight
 
     @torch.no_grad()
