@@ -64,7 +64,7 @@ def _interval_cell(line: Mapping[str, str]) -> str:
 
 
 def cost(lines: Sequence[Mapping[str, str]]) -> str:
-    """Tabulate seconds per phase on sam-mini, the ratio of clipping searches and step times on SAM-B, by machine."""
+    """Tabulate the seconds of each phase of whole runs, whole commands, and step times on SAM-B, by machine."""
     blocks = []
     for machine, torch in dict.fromkeys((line["machine"], line["torch"]) for line in lines):
         blocks.append(f"**{machine}**, torch {torch}")
@@ -72,19 +72,32 @@ def cost(lines: Sequence[Mapping[str, str]]) -> str:
     return "\n\n".join(blocks)
 
 
+_COST_SUBJECTS = {
+    "demo": "sam-mini, effort `quick`",
+    "sam-mini": "sam-mini",
+    "sam-mini-plus": "sam-mini",
+    "sam-b-plus": "SAM-B",
+    "sam-l-plus": "SAM-L",
+    "sam-h-plus": "SAM-H",
+}
+"""Models of whole runs, by subject."""
+
+
 def _cost_on(lines: Sequence[Mapping[str, str]]) -> list[str]:
     """Return the tables of one machine."""
     blocks = []
-    for subject in ("sam-mini", "sam-mini-plus"):
-        mini = [line for line in lines if line["subject"] == subject]
-        if not mini:
-            continue
-        rows = [[line["what"], line["seconds"], f"{100 * float(line['ratio']):.1f} %"] for line in mini]
-        blocks.append(markdown([f"{mini[0]['recipe']} of sam-mini", "seconds", "share"], rows, right=2))
-    search = {line["what"]: line for line in lines if line["subject"] == "search"}
-    if search:
-        rows = [[what, line["seconds"], f"{float(line['ratio']):.1f}x"] for what, line in search.items()]
-        blocks.append(markdown(["clipping search, all attentions once", "seconds", "speedup"], rows, right=2))
+    for subject, name in _COST_SUBJECTS.items():
+        phases = [line for line in lines if line["subject"] == subject]
+        if phases:
+            rows = [[line["what"], line["seconds"], f"{100 * float(line['ratio']):.1f} %"] for line in phases]
+            rows[-1][0] += f" (peak {phases[-1]['peak_gib']} GiB)" if phases[-1]["peak_gib"] else ""
+            blocks.append(markdown([f"{phases[0]['recipe']} of {name}", "seconds", "share"], rows, right=2))
+    commands = [line for line in lines if line["subject"] in ("sam-h-mse", "sam-h-export")]
+    if commands:
+        rows = [[f"`saqsam {line['what']}`", line["seconds"], line["peak_gib"]] for line in commands]
+        blocks.append(
+            markdown(["SAM-H, `mse` w4a8 `--deploy`, one image", "seconds", "peak GiB"], rows, right=2)
+        )
     large = [line for line in lines if line["subject"] == "sam-b"]
     if large:
         heading = ["SAM-B, 1024 px", "units", "seconds per step, by unit", "published steps", "peak GiB"]

@@ -1,50 +1,54 @@
-"""Measure the cost of learning: seconds per phase on sam-mini, and seconds per step and unit on SAM-B at 1024 px.
+"""Measure the cost of quantization, phase by phase: whole runs from sam-mini to SAM-H, and steps of SAM-B.
 
-    python benchmarks/ptq_cost.py            # rows in results/ptq_cost.csv; those that are there are not measured again
-    python benchmarks/ptq_cost.py --device cuda --subjects sam-mini sam-b
+    python benchmarks/ptq_cost.py --subjects sam-mini sam-mini-plus demo
+    python benchmarks/ptq_cost.py --subjects sam-b-plus          # half an hour; run it again to resume
+    python benchmarks/ptq_cost.py --device cuda --subjects sam-b-plus sam-b
 
-- `sam-mini`: `saq-sam` w4a4 at the effort `standard`, phase by phase, calibrated on 32 scenes.
-- `sam-mini-plus`: the same of `saq-sam-plus`.
-- `search`: the clipping search of all decoder attentions of sam-mini against a plain one, a forward of the attention
-  for each candidate; both on the same tensors, in turn.
-- `sam-b`: a SAM-B of random weights, one image: seconds a step of each unit, for SAQ-SAM's stages and for plain
-  blocks, and the highest memory, of the process or, on a GPU, of its tensors. Projections are these times the published
-  numbers of steps. On a GPU in both precisions.
+Rows in results/ptq_cost.csv that are there are not measured again on the same machine.
+
+- `demo`, `sam-mini`, `sam-mini-plus`: `saq-sam-plus` at the effort `quick`, `saq-sam` and `saq-sam-plus` at `standard`,
+  of the bundled model at w4a4, calibrated on 32 scenes.
+- `sam-b-plus`, `sam-l-plus`, `sam-h-plus`: `saq-sam-plus` w4a4 at `standard`, of a model with random weights,
+  calibrated on 32 scenes of 1024 px.
+- `sam-h-mse`, `sam-h-export`: `mse` w4a8 `--deploy` of a SAM-H with random weights and one image, and its export to
+  ONNX, by the command line.
+- `sam-b`: seconds per step of each unit of a SAM-B with random weights and 16 prompts, for SAQ-SAM's stages and for
+  plain blocks, and the published numbers of steps times these. On a GPU in both precisions.
+
+Peak memory is that of a process of its own; on a GPU, that of its tensors.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 import saqsam
 from plain_rows import append_plain, read_plain
 from plan import circumstances
 from ptq import exit_code
-from random_models import random_sam_b
+from random_models import random_sam, random_sam_b
 from rows import RESULTS
 from run_once import peak_gib
-from saqsam.convert.plan import plan_quantization
-from saqsam.convert.prepare import prepare
 from saqsam.models.processing import build_processor
-from saqsam.models.sam.attention import QuantDecoderAttention
-from saqsam.models.structure import replace_module
-from saqsam.ptq.calibration_data import calibration_scenes
-from saqsam.ptq.calibration_images import choose_calibration_images
-from saqsam.ptq.clipping import attention_inputs
-from saqsam.ptq.focus_search import SEARCHED, FocusSearch
+from saqsam.ptq.calibration_data import CALIBRATION_SCENES_SEED, calibration_scenes
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Precision
+from saqsam.utils.atomic_write import write_atomic
 
 OUT = RESULTS / "ptq_cost.csv"
+CACHE = Path(__file__).parent / ".cache" / "ptq_cost"
 COLUMNS = (
     "date",
     "commit",
@@ -60,13 +64,14 @@ COLUMNS = (
 )
 PAPER_STEPS = {"stage": 2000, "block": 20_000}
 STEPS = 3
-SLOTS = ("q_proj.input_quantizer", "k_proj.input_quantizer", "query_quantizer", "key_quantizer")
-"""Slots of an attention of SAM v1 whose ranges are searched."""
+IMAGES = 32
+
+Rows = list[dict[str, object]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Measure what learning costs.")
+    parser = argparse.ArgumentParser(description="Measure what quantization costs.")
     parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=OUT)
@@ -75,18 +80,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(subjects: Sequence[str], device: str, out: Path) -> None:
-    """Append the rows of subjects that are not yet measured on this machine."""
-    circumstances = common(device)
+    """Append the rows of subjects that are not yet measured on this machine, each measured in its own process."""
+    conditions = common(device)
     for subject in subjects:
-        if (subject, circumstances["machine"]) in {
-            (row["subject"], row["machine"]) for row in read_plain(out)
-        }:
+        known = {(row["subject"], row["machine"]) for row in read_plain(out)}
+        if (subject, conditions["machine"]) in known:
             print(f"{subject}: is in {out.name}")
-            continue
-        rows = SUBJECTS[subject](device)
-        append_plain(out, COLUMNS, [{**circumstances, "subject": subject, **row} for row in rows])
-        for row in rows:
-            print(subject, row, flush=True)
+        elif len(subjects) > 1:
+            own = ["--subjects", subject, "--device", device, "--out", str(out)]
+            subprocess.run([sys.executable, __file__, *own], check=True)
+        else:
+            rows = SUBJECTS[subject](device)
+            append_plain(out, COLUMNS, [{**conditions, "subject": subject, **row} for row in rows])
+            for row in rows:
+                print(subject, row, flush=True)
 
 
 def common(device: str) -> dict[str, object]:
@@ -97,38 +104,79 @@ def common(device: str) -> dict[str, object]:
 
 
 class Phases:
-    """Progress callback that records the duration of each phase and the time of each step."""
+    """Progress callback that records the seconds of each phase and of each of its steps.
 
-    def __init__(self) -> None:
-        self.last = time.perf_counter()
+    Args:
+        file: File that keeps the seconds of finished phases, for a run that is interrupted and resumed.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
+        self._last = time.perf_counter()
         self.seconds: dict[str, float] = {}
         self.steps: dict[str, list[float]] = {}
+        self._finished: dict[str, float] = {}
+        if file is not None and file.is_file():
+            self._finished = json.loads(file.read_text(encoding="utf-8"))
 
     def __call__(self, what: str, done: int, total: int, note: str = "", /) -> None:
         """Add the time since the last call to a phase."""
         now = time.perf_counter()
-        self.seconds[what] = self.seconds.get(what, 0.0) + now - self.last
+        self.seconds[what] = self.seconds.get(what, 0.0) + now - self._last
         if done:  # the first report announces the phase
-            self.steps.setdefault(what, []).append(now - self.last)
-        self.last = now
+            self.steps.setdefault(what, []).append(now - self._last)
+        self._last = now
+        if done == total:
+            # The phases before reconstruction are run again when a run is resumed.
+            longest = max(self.seconds[what], self._finished.get(what, 0.0))
+            self._finished[what] = longest
+            if self._file is not None:
+                write_atomic(self._file, json.dumps(self._finished).encode())
+
+    @property
+    def finished(self) -> dict[str, float]:
+        """Seconds of each phase, of the run that took longest for it."""
+        return self._finished
 
 
-def measure_sam_mini(device: str, method: str = "saq-sam") -> list[dict[str, object]]:
+def measure_mini(device: str, method: str, effort: str) -> Rows:
     """Measure the seconds of each phase of a method on the bundled model."""
     model, processor = saqsam.load("sam-mini", device=device)
-    recipe = saqsam.recipe_for(method, "w4a4", "standard")
-    data = calibration_scenes(images=32, seed=0)
-    phases, start = Phases(), time.perf_counter()
-    saqsam.quantize(model, processor, recipe, data, progress=phases)
-    total = time.perf_counter() - start
-    rows = [
+    recipe = saqsam.recipe_for(method, "w4a4", effort)
+    phases = Phases()
+    saqsam.quantize(model, processor, recipe, calibration_scenes(IMAGES, seed=0), progress=phases)
+    return _phase_rows(recipe, phases, device)
+
+
+def measure_large(device: str, variant: str) -> Rows:
+    """Measure a whole run of `saq-sam-plus` on a model with random weights; an interrupted run is resumed."""
+    model = random_sam(variant).to(device)
+    processor = build_processor(model.config)
+    recipe = saqsam.recipe_for("saq-sam-plus", "w4a4", "standard")
+    folder = CACHE / f"{variant}-{torch.device(device).type}"
+    folder.mkdir(parents=True, exist_ok=True)
+    phases = Phases(folder / "phases.json")
+    saqsam.quantize(
+        model,
+        processor,
+        recipe,
+        calibration_scenes(IMAGES, seed=0),
+        resume_dir=folder / "steps",
+        progress=phases,
+    )
+    return _phase_rows(recipe, phases, device)
+
+
+def _phase_rows(recipe: Recipe, phases: Phases, device: str) -> Rows:
+    total = sum(phases.finished.values())
+    rows: Rows = [
         {
             "recipe": recipe.name,
             "what": what,
             "seconds": round(seconds, 2),
             "ratio": round(seconds / total, 4),
         }
-        for what, seconds in phases.seconds.items()
+        for what, seconds in phases.finished.items()
     ]
     whole = {"recipe": recipe.name, "what": "total", "seconds": round(total, 2), "ratio": 1.0}
     return [*rows, {**whole, "peak_gib": _peak_gib(device)}]
@@ -141,74 +189,39 @@ def _peak_gib(device: str) -> float:
     return peak_gib()
 
 
-def measure_search(device: str) -> list[dict[str, object]]:
-    """Compare the clipping search with a naive one: all slots of all attentions, one pass."""
-    model, processor = saqsam.load("sam-mini", device=device)
-    recipe = saqsam.recipe_for("saq-sam-s", "w4a4")
-    plan = plan_quantization(model.config, recipe)
-    spec = dataclasses.replace(recipe.calibration, images=1)
-    data = calibration_scenes(images=32, seed=0)
-    images = choose_calibration_images(model, processor, data, spec)
-    prepare(model, plan)
-    names = [site.name for site in plan.structure.decoder_attentions]
-    seconds: dict[str, list[float]] = {"search": [], "plain": []}
-    with torch.no_grad():
-        inputs = attention_inputs(model, names, images, 0, recipe.calibration.prompts)
-        for name in names:
-            attention = model.get_submodule(name)
-            assert isinstance(attention, QuantDecoderAttention)
-            search = FocusSearch(attention, [inputs[name]], 0.5)
-            for _ in range(3):
-                for kind, function in (("search", _fast), ("plain", _plain)):
-                    seconds[kind].append(_timed(lambda f=function, s=search: f(s)))
-    medians = {
-        kind: sum(statistics.median(times[i : i + 3]) for i in range(0, len(times), 3))
-        for kind, times in seconds.items()
-    }
+def measure_command(device: str, command: str) -> Rows:
+    """Measure `saqsam quantize` of a SAM-H, or `saqsam export` of its checkpoint, as a whole command."""
+    model, packed, exported = (CACHE / name for name in ("sam-h-float", "sam-h-mse", "sam-h-onnx"))
+    if not model.is_dir():
+        random_sam("h").save_pretrained(model)
+    quantize = ["--out", packed, "--method", "mse", "--bits", "w4a8", "--deploy", "--images", "1"]
+    arguments = {
+        "quantize": ["quantize", model, *quantize, "--device", device, "--overwrite"],
+        "export": ["export", packed, "--out", exported, "--overwrite"],
+    }[command]
+    if command == "export" and not packed.is_dir():
+        measure_command(device, "quantize")
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "saqsam", *map(str, arguments)], check=True)
+    seconds = time.perf_counter() - start
+    # Kilobytes, of the largest child: there is one.
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     return [
         {
-            "recipe": recipe.name,
-            "what": kind,
-            "seconds": round(value, 3),
-            "ratio": round(medians["plain"] / value, 3),
+            "recipe": "mse-w4a8-deploy",
+            "what": command,
+            "seconds": round(seconds, 1),
+            "peak_gib": round(peak, 2),
         }
-        for kind, value in medians.items()
     ]
 
 
-def _timed(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def _fast(search: FocusSearch) -> None:
-    empty: dict[str, nn.Module] = {operand: nn.Identity() for operand in SEARCHED}
-    for position, operand in enumerate(SEARCHED):
-        candidates = search.candidates(position % 2, operand, 4, symmetric=False)
-        search.best(position % 2, operand, [quantizer for _, quantizer in candidates], empty)
-
-
-def _plain(search: FocusSearch) -> None:
-    """Search the range of a slot by a full forward pass of the attention for each candidate."""
-    prompts = max(map(len, search.inputs[0]))
-    query, key, value = (tensor.expand(prompts, -1, -1, -1) for tensor in search.inputs[0])
-    for position, (operand, slot) in enumerate(zip(SEARCHED, SLOTS, strict=True)):
-        old = search.attention.get_submodule(slot)
-        for _, quantizer in search.candidates(position % 2, operand, 4, symmetric=False):
-            replace_module(search.attention, slot, quantizer)
-            probabilities = search.attention(query, key, value)[1]
-            focus = probabilities > 0.5 * probabilities.amax(-1, keepdim=True)
-            ((focus & search.focus[0]).sum((-2, -1)) / (focus | search.focus[0]).sum((-2, -1))).mean().item()
-        replace_module(search.attention, slot, old)
-
-
-def measure_sam_b(device: str) -> list[dict[str, object]]:
+def measure_steps(device: str) -> Rows:
     """Measure the seconds per step of each unit of a SAM-B with random weights."""
     model = random_sam_b().to(device)
     processor = build_processor(model.config)
-    data = saqsam.open_dataset("scenes", limit=1, seed=1_000_000)
-    rows: list[dict[str, object]] = []
+    data = saqsam.open_dataset("scenes", limit=1, seed=CALIBRATION_SCENES_SEED)
+    rows: Rows = []
     for unit, label, recipe in _learned_variants(device):
         phases = Phases()
         if torch.device(device).type == "cuda":
@@ -218,7 +231,7 @@ def measure_sam_b(device: str) -> list[dict[str, object]]:
         for what, steps in phases.steps.items():
             if "/" not in what:
                 continue
-            seconds = statistics.median(steps[1:])  # the first holds the capture of the targets
+            seconds = statistics.median(steps[1:])
             count = PAPER_STEPS[unit] * (5 if what.endswith("final attention") and unit == "stage" else 1)
             projected += seconds * count
             rows.append({"recipe": label, "what": what, "seconds": round(seconds, 3), "steps": count})
@@ -228,7 +241,7 @@ def measure_sam_b(device: str) -> list[dict[str, object]]:
 
 
 def _learned_variants(device: str) -> Iterator[tuple[str, str, Recipe]]:
-    """Return unit, label and recipe of each measurement on large models."""
+    """Return unit, label and recipe of each measurement of steps."""
     on_cpu = torch.device(device).type == "cpu"
     precisions: tuple[Precision, ...] = ("float32",) if on_cpu else ("float32", "bfloat16")
     for unit, method in (("stage", "saq-sam"), ("block", "brecq")):
@@ -247,13 +260,17 @@ def _few_steps(recipe: Recipe, precision: Precision) -> Recipe:
     )
 
 
-SUBJECTS: dict[str, Callable[[str], list[dict[str, object]]]] = {
-    "sam-mini": measure_sam_mini,
-    "sam-mini-plus": lambda device: measure_sam_mini(device, "saq-sam-plus"),
-    "search": measure_search,
-    "sam-b": measure_sam_b,
+SUBJECTS: dict[str, Callable[[str], Rows]] = {
+    "demo": partial(measure_mini, method="saq-sam-plus", effort="quick"),
+    "sam-mini": partial(measure_mini, method="saq-sam", effort="standard"),
+    "sam-mini-plus": partial(measure_mini, method="saq-sam-plus", effort="standard"),
+    "sam-b-plus": partial(measure_large, variant="b"),
+    "sam-l-plus": partial(measure_large, variant="l"),
+    "sam-h-plus": partial(measure_large, variant="h"),
+    "sam-h-mse": partial(measure_command, command="quantize"),
+    "sam-h-export": partial(measure_command, command="export"),
+    "sam-b": measure_steps,
 }
-"""Subjects in order of memory, since peak memory is that of the process so far."""
 
 
 if __name__ == "__main__":

@@ -16,11 +16,36 @@ ACTIVATION_RANGE = 16.0
 """Width of every activation's range, around zero: random weights have no ranges worth to be measured."""
 
 
+_VARIANTS: dict[str, dict[str, object]] = {
+    "b": {},
+    "l": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "global_attn_indexes": [5, 11, 17, 23],
+        "mlp_dim": 4096,
+    },
+    "h": {
+        "hidden_size": 1280,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "global_attn_indexes": [7, 15, 23, 31],
+        "mlp_dim": 5120,
+    },
+}
+"""Fields of the vision encoder that differ from those of ViT-B."""
+
+
 def random_sam_b() -> SamModel:
     """ViT-B at 1024 px with weights of a sensible spread; the same each time."""
+    return random_sam("b")
+
+
+def random_sam(variant: str) -> SamModel:
+    """SAM-B, SAM-L or SAM-H (`b`, `l`, `h`) at 1024 px with weights of a sensible spread; the same each time."""
     torch.manual_seed(0)
     config = SamConfig(
-        vision_config=SamVisionConfig(initializer_range=0.02).to_dict(),
+        vision_config=SamVisionConfig(initializer_range=0.02, **_VARIANTS[variant]).to_dict(),
         prompt_encoder_config=SamPromptEncoderConfig().to_dict(),
         mask_decoder_config=SamMaskDecoderConfig().to_dict(),
     )

@@ -1,19 +1,12 @@
-"""The clipping search and the plain one of the cost benchmark run on the same tensors."""
+"""The cost benchmark keeps the seconds of finished phases when a run is interrupted and resumed."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
-from torch import nn
 
-from saqsam.convert.plan import plan_quantization
-from saqsam.convert.prepare import prepare
-from saqsam.models.sam.attention import QuantDecoderAttention
-from saqsam.ptq.focus_search import SEARCHED, FocusSearch
 from support.script_modules import scripts
-from support.tiny_quantized import tiny_recipe
-from support.tiny_sam import tiny_config, tiny_sam
 
 
 @pytest.fixture(scope="module")
@@ -22,25 +15,25 @@ def cost() -> Iterator[ModuleType]:
         yield found["ptq_cost"]
 
 
-@torch.no_grad()
-def test_both_searches_look_at_all_candidates_and_leave_the_attention_as_it_was(
+def test_announcements_are_no_steps_and_count_in_the_phase(
     cost: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny_sam()
-    prepare(model, plan_quantization(tiny_config(), tiny_recipe()))
-    attention = model.mask_decoder.transformer.layers[0].cross_attn_token_to_image
-    assert isinstance(attention, QuantDecoderAttention)
-    shapes = ((3, 1, 7, 32), (1, 1, 64, 32), (1, 1, 64, 32))
-    query, key, value = (torch.randn(shape) for shape in shapes)
-    search = FocusSearch(attention, [(query, key, value)], 0.5)
-    seen = []
-    forward = type(attention).forward
-    monkeypatch.setattr(
-        type(attention), "forward", lambda self, *args: seen.append(len(args)) or forward(self, *args)
-    )
-    cost._fast(search)
-    assert seen == [], "no forward of the attention"
-    cost._plain(search)
-    assert len(seen) == len(SEARCHED) * 29
-    for slot in cost.SLOTS:
-        assert isinstance(attention.get_submodule(slot), nn.Identity)
+    times = iter([0.0, 2.0, 3.0, 5.0])
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(times))
+    phases = cost.Phases()
+    for done in (0, 1, 2):
+        phases("1/2 encoder stage 1", done, 2)
+    assert phases.steps == {"1/2 encoder stage 1": [1.0, 2.0]}
+    assert phases.finished == {"1/2 encoder stage 1": 5.0}
+
+
+def test_a_resumed_run_keeps_the_seconds_of_what_it_does_not_run_again(
+    cost: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([0.0, 10.0, 30.0, 31.0])
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(times))
+    first = cost.Phases(tmp_path / "phases.json")
+    first("calibrating", 1, 1)
+    second = cost.Phases(tmp_path / "phases.json")
+    second("packing weights", 1, 1)
+    assert second.finished == {"calibrating": 10.0, "packing weights": 1.0}

@@ -391,8 +391,9 @@ def test_cost_has_a_table_for_each_subject(other_tables):
     lines = [
         common | {"subject": "sam-mini", "what": "clipping attentions", "seconds": "10.00", "ratio": "0.025"},
         common | {"subject": "sam-mini", "what": "total", "seconds": "400.00", "ratio": "1.0"},
-        common | {"subject": "search", "what": "plain", "seconds": "9.000", "ratio": "1.0"},
-        common | {"subject": "search", "what": "search", "seconds": "3.000", "ratio": "3.0"},
+        common
+        | {"subject": "sam-b-plus", "what": "total", "seconds": "9.0", "ratio": "1", "peak_gib": "5.1"},
+        common | {"subject": "sam-h-mse", "what": "quantize", "seconds": "200.5", "peak_gib": "4.2"},
         common | {"subject": "sam-b", "what": "1/8 encoder stage 1", "seconds": "20.5", "steps": "2000"},
         common | {"subject": "sam-b", "what": "2/8 encoder stage 2", "seconds": "21.5", "steps": "2000"},
         common | {"subject": "sam-b", "what": "8/8 final attention", "seconds": "0.5", "steps": "10000"},
@@ -400,7 +401,8 @@ def test_cost_has_a_table_for_each_subject(other_tables):
     ]
     text = other_tables.cost(lines)
     assert "| clipping attentions | 10.00 | 2.5 % |" in text
-    assert "| search | 3.000 | 3.0x |" in text
+    assert "| total (peak 5.1 GiB) | 9.0 | 100.0 % |" in text
+    assert "| `saqsam quantize` | 200.5 | 4.2 |" in text
     assert "| saq-sam-w4a4 | 2 encoder stages | 20.5, 21.5 | 2,000 |  |" in text
     assert "| saq-sam-w4a4 | final attention | 0.5 | 10,000 |  |" in text
     assert "| saq-sam-w4a4 | projected total | 10.0 h in total |  | 7.5 |" in text
