@@ -153,7 +153,7 @@ def measure_search(device: str) -> list[dict[str, object]]:
     names = [site.name for site in plan.structure.decoder_attentions]
     seconds: dict[str, list[float]] = {"search": [], "plain": []}
     with torch.no_grad():
-        inputs = attention_inputs(model, names, images, 0)
+        inputs = attention_inputs(model, names, images, 0, recipe.calibration.prompts)
         for name in names:
             attention = model.get_submodule(name)
             assert isinstance(attention, QuantDecoderAttention)

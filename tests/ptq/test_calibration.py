@@ -11,6 +11,7 @@ from transformers import SamModel
 from saqsam.convert.prepare import prepare
 from saqsam.convert.quantizer_kinds import Observer
 from saqsam.data.types import Dataset, Sample
+from saqsam.inference.backend import TorchBackend
 from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
 from saqsam.models.registry import structure_of
 from saqsam.models.structure import PROBABILITIES, SLOTS
@@ -191,6 +192,48 @@ def test_every_slot_sees_every_image_and_prompt() -> None:
     prompts = sum(min(4, len(sample.instances)) for sample in samples)
     assert seen(observers, TOKEN_INPUT) == prompts * VALUES_PER_PROMPT
     assert seen(observers, IMAGE_INPUT) == 2 * VALUES_PER_IMAGE
+
+
+def test_image_tokens_are_seen_once_until_prompts_change_them() -> None:
+    samples = scenes(2)
+    observers = run(Listed(samples))
+    prompts = sum(min(4, len(sample.instances)) for sample in samples)
+    assert prompts > 2
+    for layer, times in ((0, 2), (1, prompts)):
+        for projection in ("cross_attn_token_to_image.k_proj", "cross_attn_image_to_token.q_proj"):
+            name = f"mask_decoder.transformer.layers.{layer}.{projection}.input_quantizer"
+            assert seen(observers, name) == times * VALUES_PER_IMAGE
+
+
+def test_the_mask_head_is_run_only_for_slots_in_it() -> None:
+    calls: list[int] = []
+    for made, expected in ((recipe(), 0), (recipe(extra={"upscaling": 8, "iou_head": 8}), 2)):
+        model = tiny_sam()
+        prepare(model, tiny_plan(made))
+        handle = model.mask_decoder.iou_prediction_head.register_forward_hook(
+            lambda *_, calls=calls: calls.append(1)
+        )
+        observers = calibrate(model, tiny_plan(made), chosen(tiny_data(2), made))
+        handle.remove()
+        assert len(calls) == expected
+        assert not any(o.is_empty for o in observers.values() if isinstance(o, HistogramObserver))
+
+
+def test_what_is_seen_is_what_the_model_computes() -> None:
+    """Outside the image tokens that prompts share, the ranges are those of plain forward passes."""
+    model, made = prepared(), recipe()
+    images = chosen(tiny_data(2), made)
+    found = calibrate(model, tiny_plan(made), images)
+    with observing(model, tiny_plan(made)) as expected, torch.inference_mode():
+        backend = TorchBackend(model)
+        for index in range(2):
+            pixels, prompts = images[index]
+            backend.decode(backend.encode(pixels), prompts, multimask_output=False)
+    for name, observer in expected.items():
+        other = found[name]
+        assert isinstance(observer, HistogramObserver)
+        assert isinstance(other, HistogramObserver)
+        assert (other.low, other.high) == pytest.approx((observer.low, observer.high), rel=1e-4, abs=1e-5)
 
 
 @recipes

@@ -2,22 +2,25 @@
 
 import copy
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import SamModel
 
+from saqsam.convert.plan import QuantizationPlan
 from saqsam.convert.prepare import fill_slots, prepare
 from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import QuantDecoderAttention
+from saqsam.ptq import clipping, focus_search
 from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
-from saqsam.ptq.clipping import clip_attentions
+from saqsam.ptq.clipping import attention_inputs, clip_attentions
 from saqsam.ptq.focus_search import QUANTILES, SEARCHED, AttentionInputs, FocusSearch
 from saqsam.quant.affine import AffineQuantizer, affine_parameters
 from saqsam.quant.range_observers import HistogramObserver
-from saqsam.quant.ranges import activation_parameters
+from saqsam.quant.ranges import activation_parameters, histogram_quantiles
 from saqsam.recipes.recipe import Clipping, Recipe
 from saqsam.recipes.specs import ClippingMeasure
 from support.tiny_quantized import tiny_data, tiny_plan, tiny_recipe
@@ -34,6 +37,11 @@ def calibrated(recipe: Recipe) -> tuple[SamModel, CalibrationImages]:
     prepare(model, tiny_plan(recipe))
     fill_slots(model, tiny_plan(recipe), calibrate(model, tiny_plan(recipe), images))
     return model, images
+
+
+def calibrated_with_plan(recipe: Recipe) -> tuple[SamModel, QuantizationPlan, CalibrationImages]:
+    model, images = calibrated(recipe)
+    return model, tiny_plan(recipe), images
 
 
 def attention_of(model: SamModel, index: int = 0) -> QuantDecoderAttention:
@@ -127,10 +135,11 @@ def plain_search(
     chosen: dict[str, float] = {}
     for _ in range(passes):
         for slot in SLOTS:
-            values = torch.cat([t.flatten() for t in tensors[slot]])
+            observer = HistogramObserver()
+            observer(torch.cat([t.flatten() for t in tensors[slot]]))
             best = (math.inf, 0.0, None)
             for share in QUANTILES[::-1]:
-                low, high = torch.quantile(values.double(), torch.tensor([1 - share, share]).double())
+                low, high = histogram_quantiles(observer, torch.tensor([1 - share, share]).double())
                 grid = affine_parameters(low, high, bits, symmetric=False)
                 put(slot, AffineQuantizer(bits, *grid))
                 deviation = 0.0
@@ -153,7 +162,10 @@ def once(values: Tensor) -> Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize(("images", "passes"), [(1, 2), (2, 1)])
 @torch.no_grad()
-def test_choices_are_those_of_a_plain_search(images: int, passes: int) -> None:
+def test_choices_of_an_exhaustive_search_are_those_of_a_plain_one(
+    images: int, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(focus_search, "COARSE_STEP", 1)
     recipe = tiny_recipe("saq-sam-s", "w4a3", clipping=Clipping(images=images, passes=passes))
     model, data = calibrated(recipe)
     originals = copy.deepcopy(model)
@@ -209,7 +221,7 @@ def test_the_chosen_ranges_are_in_the_slots_and_nothing_else_changes() -> None:
 
 def test_with_the_old_range_among_the_candidates_none_is_worse_at_its_own_step() -> None:
     """Greedy choices are each at least as good as the range that was there, all else being equal."""
-    recipe = tiny_recipe("saq-sam-s", "w4a4", clipping=Clipping(passes=1, include_range=True))
+    recipe = tiny_recipe("saq-sam-s", "w4a6", clipping=Clipping(passes=1, include_range=True))
     model, images = calibrated(recipe)
     reports = clip_attentions(model, tiny_plan(recipe), images)
     assert any(clip.quantile is None for report in reports for clip in report.clips)
@@ -226,6 +238,83 @@ def test_ties_go_to_the_widest_range() -> None:
     candidates = search.candidates(0, "query", 4, symmetric=False)
     assert [share for share, _ in candidates] == sorted(QUANTILES, reverse=True)
     assert search.best(0, "query", [q for _, q in candidates], EMPTY) == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("best", [0, 1, 5, 13, 26, 28])
+def test_a_search_from_coarse_to_fine_finds_the_best_of_all_with_half_the_tries(
+    best: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = FocusSearch(empty_attention(), random_inputs(), 0.5)
+    candidates = [q for _, q in search.candidates(0, "query", 4, symmetric=False)]
+    tried: list[float] = []
+
+    def error(queries: list[Tensor], _keys: list[Tensor]) -> float:
+        tried.append(float(queries[0]))
+        return abs(tried[-1] - best)
+
+    def position(_index: int, _projected: Tensor, quantizers: Mapping[str, nn.Module]) -> Tensor:
+        return torch.tensor(float(candidates.index(quantizers["query"])))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(search, "error", error)
+    monkeypatch.setattr(search, "_output", position)
+    monkeypatch.setattr(search, "side", lambda *_: [])
+    assert search.best(0, "query", candidates, EMPTY) == best
+    assert len(tried) == len(set(tried)) <= 14
+
+
+@torch.no_grad()
+def test_a_prompt_with_many_queries_is_compared_on_a_sample_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, _ = random_inputs()[0]
+    attention = empty_attention()
+    exact = FocusSearch(attention, [(key, query, query)], 0.5, "output")
+    monkeypatch.setattr(focus_search, "MAX_QUERIES", 16)
+    sampled = FocusSearch(attention, [(key, query, query)], 0.5, "output")
+    assert sampled.inputs[0][0].shape == (1, 1, 16, 32)
+    rows = [int((key[0, 0] == row).all(1).nonzero()) for row in sampled.inputs[0][0][0, 0]]
+    assert rows == sorted(set(rows)) != list(range(16))
+    assert torch.equal(sampled.inputs[0][1], query)
+    assert torch.equal(sampled.focus[0], exact.focus[0][:, :, rows])
+    again = FocusSearch(attention, [(key, query, query)], 0.5)
+    assert torch.equal(again.inputs[0][0], sampled.inputs[0][0])
+
+
+def test_prompts_are_sampled_evenly_over_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = STRUCTURE.decoder_attentions[0].name
+    model, images = calibrated(tiny_recipe("saq-sam-s", "w4a4"))
+    counts = []
+    for index in range(2):
+        everything = attention_inputs(model, [name], images, index, 100)[name][0]
+        some = attention_inputs(model, [name], images, index, 2)[name][0]
+        step = -(-len(everything) // 2)
+        torch.testing.assert_close(some, everything[::step])
+        counts.append(len(some))
+    assert max(counts) == 2
+    seen: list[int] = []
+    monkeypatch.setattr(clipping, "MAX_PROMPTS", 4)
+    monkeypatch.setattr(
+        clipping,
+        "attention_inputs",
+        lambda *arguments: seen.append(arguments[-1]) or attention_inputs(*arguments),  # type: ignore[func-returns-value]
+    )
+    clip_attentions(model, tiny_plan(tiny_recipe("saq-sam-s", clipping=Clipping(images=2))), images)
+    assert seen == [2, 2]
+
+
+def test_a_range_is_not_searched_again_while_the_others_are_unchanged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searched: list[str] = []
+
+    def best(self: FocusSearch, index: int, operand: str, *_: object) -> int:
+        searched.append(operand)
+        return 0
+
+    monkeypatch.setattr(FocusSearch, "best", best)
+    recipe = tiny_recipe("saq-sam-s", "w4a4", clipping=Clipping(passes=3))
+    clip_attentions(*calibrated_with_plan(recipe))
+    # The last operand was searched with the final ranges of the others in the first pass, all others in the second.
+    assert searched == [*SEARCHED, *SEARCHED[:-1]] * len(STRUCTURE.decoder_attentions)
 
 
 # ---- outliers that leave the softmax as it was

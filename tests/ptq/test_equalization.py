@@ -14,7 +14,14 @@ from saqsam.convert.prepare import prepare
 from saqsam.inference.backend import TorchBackend
 from saqsam.models.registry import structure_of
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
-from saqsam.ptq.equalization import MIN_HALF_RANGE, ChannelRange, _observing, equalize, scale_inputs
+from saqsam.ptq.equalization import (
+    MAX_IMAGES,
+    MIN_HALF_RANGE,
+    ChannelRange,
+    equalize,
+    observe_channels,
+    scale_inputs,
+)
 from saqsam.ptq.pipeline import quantize
 from saqsam.quant.layers import ChannelScale
 from saqsam.recipes.recipe import Calibration, Reconstruction
@@ -22,6 +29,7 @@ from support.tiny_quantized import quantize_tiny, tiny_data, tiny_plan, tiny_rec
 from support.tiny_sam import tiny_config, tiny_processor, tiny_sam
 
 STRUCTURE = structure_of(tiny_config())
+ENDS = (torch.amin, torch.amax)
 
 
 @torch.no_grad()
@@ -61,18 +69,15 @@ def masks(model: SamModel, images: CalibrationImages) -> list[Tensor]:
     return found
 
 
-@torch.no_grad()
 def ranges_of(model: SamModel, images: CalibrationImages) -> dict[str, ChannelRange]:
-    with _observing(model, STRUCTURE) as ranges:
-        masks(model, images)
-    return ranges
+    return observe_channels(model, STRUCTURE, images)
 
 
 def test_an_equalized_model_computes_what_it_did_before_also_in_windows_that_are_filled_up() -> None:
     model = uneven_sam()
     images = images_of(model)
     equalized = copy.deepcopy(model)
-    equalize(equalized, STRUCTURE, images)
+    equalize(equalized, STRUCTURE, ranges_of(model, images))
     changed = [
         name
         for name, parameter in equalized.named_parameters()
@@ -90,7 +95,7 @@ def test_channels_that_share_a_grid_have_ranges_alike_afterwards() -> None:
     model = uneven_sam()
     images = images_of(model)
     before = ranges_of(model, images)
-    equalize(model, STRUCTURE, images)
+    equalize(model, STRUCTURE, before)
     after = ranges_of(model, images)
     block = "vision_encoder.layers.1"  # global: its tokens can be moved too
     for name in (f"{block}.attn.qkv input", f"{block}.mlp.lin1 input"):
@@ -117,7 +122,7 @@ def test_a_channel_without_a_range_gets_a_bounded_factor() -> None:
         model.mask_decoder.transformer.layers[0].mlp.lin1.bias[3] = -1e3  # dead behind the ReLU
     images = images_of(model)
     expected = masks(model, images)
-    equalize(model, STRUCTURE, images)
+    equalize(model, STRUCTURE, ranges_of(model, images))
     for found, wanted in zip(masks(model, images), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
@@ -139,9 +144,10 @@ def test_it_gains_where_activations_are_the_narrower_and_loses_where_weights_are
 
 
 def scaled(model: SamModel, images: CalibrationImages) -> SamModel:
+    ranges = ranges_of(model, images)
     model = copy.deepcopy(model)
     prepare(model, tiny_plan(tiny_recipe("mse", input_scales=True)))
-    scale_inputs(model, STRUCTURE, images)
+    scale_inputs(model, STRUCTURE, ranges)
     return model
 
 
@@ -163,6 +169,39 @@ def test_scaled_inputs_leave_the_masks_as_they_were_and_give_channels_one_range(
             scale(middle), torch.zeros_like(middle), rtol=0, atol=2e-3 * float(half.max())
         )
         torch.testing.assert_close(scale(middle + half), half.mean().expand_as(half), rtol=5e-3, atol=1e-3)
+
+
+def test_equalization_leaves_the_ranges_of_scaled_inputs_unchanged() -> None:
+    model = uneven_sam()
+    images = images_of(model)
+    before = ranges_of(model, images)
+    equalize(model, STRUCTURE, before)
+    after = ranges_of(model, images)
+    for name in STRUCTURE.residual_readers:
+        for seen, expected in zip(
+            (after[f"{name} input"].low, after[f"{name} input"].high),
+            (before[f"{name} input"].low, before[f"{name} input"].high),
+            strict=True,
+        ):
+            torch.testing.assert_close(seen, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_channel_ranges_are_averages_over_evenly_spaced_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = uneven_sam()
+    images = choose_calibration_images(
+        model, tiny_processor(), tiny_data(4), Calibration(images=4, prompts=4)
+    )
+    name = "vision_encoder.layers.1.mlp.lin1"
+    seen: list[Tensor] = []
+    handle = model.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    masks(model, images)
+    handle.remove()
+    monkeypatch.setattr("saqsam.ptq.equalization.MAX_IMAGES", 2)
+    found = ranges_of(model, images)[f"{name} input"]
+    assert found.images == 2 < MAX_IMAGES
+    low, high = (torch.stack([end(t.flatten(0, -2), 0) for t in (seen[0], seen[2])]) for end in ENDS)
+    torch.testing.assert_close(found.low, low.mean(0))
+    torch.testing.assert_close(found.high, high.mean(0))
 
 
 def test_scaled_inputs_gain_where_activations_are_narrow_and_survive_the_file(tmp_path: Path) -> None:

@@ -239,6 +239,13 @@ def test_only_the_first_calls_are_looked_at() -> None:
     assert torch.equal(observer.errors, observe(4, *calls[:2]).errors)
 
 
+def test_values_that_all_prompts_share_count_for_each_of_them() -> None:
+    p, v = attention(0)
+    shared = v[:1]
+    found, expected = observe(4, (p, shared)), observe(4, (p, shared.expand_as(v).contiguous()))
+    assert torch.equal(found.errors, expected.errors)
+
+
 # ---- what is looked at
 
 

@@ -152,6 +152,32 @@ def test_size_does_not_depend_on_how_much_was_seen() -> None:
     assert not list(observer.state_dict())
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 40, 24), (2, 64, 64), (7, 3001), (5000,)])
+def test_large_tensors_are_sampled_evenly_and_their_extremes_are_exact(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values[..., -1] *= 100  # one channel that a stride with a common divisor would miss or overrate
+    exact = observe(values)
+    monkeypatch.setattr("saqsam.quant.range_observers.MAX_SAMPLE", 900)
+    sampled = observe(values)
+    assert (sampled.low, sampled.high) == (exact.low, exact.high)
+    counted = int((sampled.counts > 0).sum())
+    assert 1 < counted <= 900
+    assert int(sampled.counts.sum()) == pytest.approx(values.numel(), rel=0.03)
+    far = bin_edges()[0] >= 5
+    assert int(sampled.counts[far].sum()) == pytest.approx(int(exact.counts[far].sum()), rel=0.5, abs=60)
+    assert_same(sampled, observe(values))
+
+
+def test_a_sample_of_a_transposed_tensor_is_taken_in_the_order_of_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = torch.randn(40, 30, 20, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("saqsam.quant.range_observers.MAX_SAMPLE", 500)
+    assert_same(observe(values), observe(values.permute(2, 0, 1)))
+
+
 # ---- by channel
 
 
@@ -240,6 +266,20 @@ def test_a_channel_s_own_values_are_counted() -> None:
         assert torch.equal(observer.counts[channel], alone.counts)
         assert (observer.low[channel], observer.high[channel]) == (alone.low, alone.high)
     torch.testing.assert_close(observer.means(), rows.double().mean(0), rtol=1e-12, atol=0)
+
+
+def test_tokens_are_sampled_of_every_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = heads(3, prompts=2, tokens=400)
+    exact = observe_channels(values)
+    monkeypatch.setattr("saqsam.quant.range_observers.MAX_SAMPLE", 12 * 2 * 40)
+    sampled = observe_channels(values)
+    assert torch.equal(sampled.low, exact.low)
+    assert torch.equal(sampled.high, exact.high)
+    # 400 is a multiple of 10, so that every 11th token is taken.
+    rows = values[:, :, ::11].transpose(1, 2).flatten(0, 1).flatten(1)
+    for channel in range(12):
+        assert torch.equal(sampled.counts[channel], 11 * observe(rows[:, channel]).counts)
+    torch.testing.assert_close(sampled.means(), rows.double().mean(0), rtol=1e-12, atol=0)
 
 
 def test_one_channel_is_not_taken_for_none() -> None:

@@ -6,13 +6,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import SamModel
 
 from saqsam.convert.plan import QuantizationPlan, Slot
 from saqsam.convert.quantizer_kinds import QUANTIZER_KINDS, Observer
-from saqsam.inference.backend import TorchBackend
+from saqsam.inference.prompts import Prompts
+from saqsam.models.family import flatten_image
 from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
+from saqsam.models.registry import family_of
 from saqsam.models.structure import replace_module
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.quant.logarithmic import GranularityObserver, ValueTap
@@ -96,24 +98,36 @@ def calibrate(
     """
     with observing(model, plan, slots) as observers:
         if observers:
-            run_images(model, images, "calibrating", progress)
+            inside = {f"{site.name}.input_quantizer" for site in plan.structure.float_layers}
+            with_mask_head = not inside.isdisjoint(observers)
+            if progress is not None:
+                progress("calibrating", 0, len(images))
+            for step in range(len(images)):
+                run_image(model, *images[step], with_mask_head=with_mask_head)
+                if progress is not None:
+                    progress("calibrating", step + 1, len(images))
     return observers
 
 
-def run_images(model: SamModel, images: CalibrationImages, phase: str, progress: Progress | None) -> None:
-    """Run a model on all calibration images and prompts, for observers or hooks that are in place.
+@torch.no_grad()
+def run_image(model: SamModel, pixel_values: Tensor, prompts: Prompts, *, with_mask_head: bool) -> None:
+    """Run a model on one image and its box prompts, for observers or hooks that are in place.
+
+    Until prompts change them, image tokens are computed once for all prompts.
 
     Args:
         model: Model to run.
-        images: Calibration images.
-        phase: Name of the phase for the progress callback.
-        progress: Progress callback.
+        pixel_values: [1, 3, S, S] float32.
+        prompts: P box prompts in pixels of the S x S input.
+        with_mask_head: Run the mask head, too, in which the papers quantize nothing.
     """
-    backend = TorchBackend(model)
-    if progress is not None:
-        progress(phase, 0, len(images))
-    for step in range(len(images)):
-        pixel_values, prompts = images[step]
-        backend.decode(backend.encode(pixel_values), prompts, multimask_output=False)
-        if progress is not None:
-            progress(phase, step + 1, len(images))
+    family = family_of(model.config)
+    features = family.encode(model, pixel_values.to(model.device, model.dtype))
+    assert prompts.boxes is not None
+    tokens, dense = family.embed_boxes(model, prompts.boxes)
+    image = flatten_image(features.embedding + dense)
+    found = family.run_transformer(
+        model, 0, tokens, image, tokens, family.image_positions(model), with_final=True
+    )
+    if with_mask_head:
+        family.run_mask_head(model, *found, features.extras)

@@ -7,7 +7,8 @@ searched, and all are searched twice.
 Hard clipping of rare huge queries and keys changes the distribution a lot and the focus not at all, which is why a
 search for the least squared error never finds these ranges.
 
-Deviations: none in the search. Weights are float during the search; the paper does not say.
+Deviations: prompts and queries are sampled (`MAX_PROMPTS`, and `MAX_QUERIES` of `focus_search.py`). Weights are float
+during the search; the paper does not say.
 
 Beyond the paper, `clipping.measure = output` compares the attention's output by its relative squared error. It too
 tolerates huge queries and keys that shift a row of logits by a constant, and it also sees what the focus does not: keys
@@ -25,15 +26,18 @@ from transformers import SamModel
 
 from saqsam.convert.plan import QuantizationPlan
 from saqsam.convert.prepare import emptied
-from saqsam.inference.backend import TorchBackend
 from saqsam.models.family import DecoderAttention
 from saqsam.models.structure import replace_module
+from saqsam.ptq.calibration import run_image
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.ptq.focus_search import SEARCHED, AttentionInputs, FocusSearch, searched_slots
 from saqsam.ptq.log import AttentionClipping, Clip
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.progress import Progress
+
+MAX_PROMPTS = 64
+"""Most prompts, of all images together, that candidates are compared on; each image has at least one."""
 
 
 @torch.no_grad()
@@ -61,8 +65,10 @@ def clip_attentions(
     count = min(spec.images, len(images))
     if progress is not None:
         progress("clipping attentions", 0, len(sites))
+    prompts = max(1, MAX_PROMPTS // count)
+    names = [site.name for site in sites]
     with emptied(model, bits):
-        inputs = [attention_inputs(model, [site.name for site in sites], images, i) for i in range(count)]
+        inputs = [attention_inputs(model, names, images, i, prompts) for i in range(count)]
     clippings = []
     for step, site in enumerate(sites):
         attention = cast(DecoderAttention, model.get_submodule(site.name))
@@ -108,18 +114,25 @@ def _search_ranges(
     current: dict[str, nn.Module] = {operand: nn.Identity() for operand in SEARCHED}
     chosen: dict[str, AffineQuantizer] = {}
     quantiles: dict[str, float | None] = {}
+    candidates: dict[str, list[tuple[float | None, AffineQuantizer]]] = {}
+    searched: dict[str, list[nn.Module]] = {}
     for operand, side in _search_order(spec.passes):
-        candidates: list[tuple[float | None, AffineQuantizer]] = [
-            *search.candidates(side, operand, bits[operand], symmetric=recipe.activation_spec.symmetric)
-        ]
-        if spec.include_range:
-            quantizer = calibrated[operand]
-            assert isinstance(quantizer, AffineQuantizer)
-            candidates.append((None, quantizer))
-            # Widest first, since ties go to the first.
-            candidates.sort(key=lambda candidate: candidate[1].range[0] - candidate[1].range[1])
-        best = search.best(side, operand, [quantizer for _, quantizer in candidates], current)
-        quantiles[operand], chosen[operand] = candidates[best]
+        others = [current[name] for name in SEARCHED if name != operand]
+        if searched.get(operand) == others:
+            continue  # Nothing has changed since the last pass.
+        searched[operand] = others
+        if operand not in candidates:
+            candidates[operand] = [
+                *search.candidates(side, operand, bits[operand], symmetric=recipe.activation_spec.symmetric)
+            ]
+            if spec.include_range:
+                quantizer = calibrated[operand]
+                assert isinstance(quantizer, AffineQuantizer)
+                candidates[operand].append((None, quantizer))
+                # Widest first, since ties go to the first.
+                candidates[operand].sort(key=lambda candidate: candidate[1].range[0] - candidate[1].range[1])
+        best = search.best(side, operand, [quantizer for _, quantizer in candidates[operand]], current)
+        quantiles[operand], chosen[operand] = candidates[operand][best]
         current[operand] = chosen[operand]
     return chosen, quantiles
 
@@ -132,7 +145,7 @@ def _search_order(passes: int) -> Iterator[tuple[str, int]]:
 
 
 def attention_inputs(
-    model: SamModel, names: Sequence[str], images: CalibrationImages, index: int
+    model: SamModel, names: Sequence[str], images: CalibrationImages, index: int, max_prompts: int
 ) -> dict[str, AttentionInputs]:
     """Capture the inputs of attentions of the decoder for one image.
 
@@ -141,15 +154,17 @@ def attention_inputs(
         names: Module names of the attentions.
         images: Calibration images.
         index: Index of the image.
+        max_prompts: Most prompts of the image to run; evenly spaced ones are taken.
 
     Returns:
-        Inputs of the query, key and value projections, float32 [P or 1, 1, T, C], by attention.
+        Inputs of the query, key and value projections, float32 [P, 1, T, C], by attention; [1, 1, T, C] where all
+        prompts share them, as image tokens of the first layer.
     """
     captured: dict[str, AttentionInputs] = {}
 
     def keep(name: str) -> object:
         def hook(_module: nn.Module, _args: object, kwargs: dict[str, Tensor]) -> None:
-            captured[name] = (_shared(kwargs["query"]), _shared(kwargs["key"]), _shared(kwargs["value"]))
+            captured[name] = (kwargs["query"], kwargs["key"], kwargs["value"])
 
         return hook
 
@@ -157,15 +172,10 @@ def attention_inputs(
         model.get_submodule(name).register_forward_pre_hook(keep(name), with_kwargs=True) for name in names
     ]
     try:
-        backend = TorchBackend(model)
         pixel_values, prompts = images[index]
-        backend.decode(backend.encode(pixel_values), prompts, multimask_output=False)
+        step = -(-len(prompts) // max_prompts)
+        run_image(model, pixel_values, prompts[::step], with_mask_head=False)
     finally:
         for handle in handles:
             handle.remove()
     return captured
-
-
-def _shared(values: Tensor) -> Tensor:
-    """Return the values [1, ...] of the first prompt if all prompts share them, as image tokens of the first layer."""
-    return values[:1].clone() if torch.equal(values, values[:1].expand_as(values)) else values

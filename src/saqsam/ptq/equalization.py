@@ -17,6 +17,8 @@ positions are computed from them.
 
 The decoder's projections read residual streams that other layers read and write too, so no factor can be folded there.
 With `input_scales` they apply an offset and a gain per channel at run time (`scale_inputs`), as part of the rounding.
+
+Equalization leaves residual streams unchanged, so the ranges of one float model (`observe_channels`) serve both.
 """
 
 from __future__ import annotations
@@ -30,13 +32,15 @@ from torch import Tensor, nn
 from transformers import SamModel
 
 from saqsam.models.structure import AttentionSite, ModelStructure
-from saqsam.ptq.calibration import run_images
+from saqsam.ptq.calibration import run_image
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.quant.layers import ChannelScale, QuantLinear
 from saqsam.utils.progress import Progress
 
 MIN_HALF_RANGE = 1 / 32
 """Smallest half range of a channel, relative to the widest: a dead channel must not make weights huge."""
+MAX_IMAGES = 8
+"""Most images that channel ranges are averaged over."""
 
 
 @dataclass
@@ -76,20 +80,41 @@ class ChannelRange:
         return ChannelRange(self.low[channels], self.high[channels], self.images)
 
 
-@torch.no_grad()
-def equalize(
+@torch.inference_mode()
+def observe_channels(
     model: SamModel, structure: ModelStructure, images: CalibrationImages, progress: Progress | None = None
-) -> None:
+) -> dict[str, ChannelRange]:
+    """Observe the channel ranges that `equalize` and `scale_inputs` need, on at most `MAX_IMAGES` images.
+
+    Args:
+        model: Float model, not prepared yet.
+        structure: Structure of the model.
+        images: Calibration images; evenly spaced ones are used.
+        progress: Progress callback.
+
+    Returns:
+        Ranges by `<layer> input` or `<layer> output`.
+    """
+    count = min(len(images), MAX_IMAGES)
+    if progress is not None:
+        progress("equalizing channels", 0, count)
+    with _observing(model, structure) as ranges:
+        for step in range(count):
+            run_image(model, *images[step * len(images) // count], with_mask_head=False)
+            if progress is not None:
+                progress("equalizing channels", step + 1, count)
+    return ranges
+
+
+@torch.no_grad()
+def equalize(model: SamModel, structure: ModelStructure, ranges: Mapping[str, ChannelRange]) -> None:
     """Equalize a float model in place; its output is unchanged.
 
     Args:
         model: Float model, not prepared yet.
         structure: Structure of the model.
-        images: Calibration images.
-        progress: Progress callback.
+        ranges: Channel ranges of `observe_channels`.
     """
-    with _observing(model, structure) as ranges:
-        run_images(model, images, "equalizing channels", progress)
     for pair in structure.normalized_layers:
         norm, layer = model.get_submodule(pair.norm), model.get_submodule(pair.layer)
         assert isinstance(layer, nn.Linear | nn.Conv2d)
@@ -107,19 +132,14 @@ def equalize(
 
 
 @torch.no_grad()
-def scale_inputs(
-    model: SamModel, structure: ModelStructure, images: CalibrationImages, progress: Progress | None = None
-) -> None:
+def scale_inputs(model: SamModel, structure: ModelStructure, ranges: Mapping[str, ChannelRange]) -> None:
     """Set the channel scales of a prepared model in place and fold their inverse into weights and biases.
 
     Args:
         model: Prepared model with empty slots.
         structure: Structure of the model.
-        images: Calibration images.
-        progress: Progress callback.
+        ranges: Channel ranges of `observe_channels`, from before or after equalization.
     """
-    with _observing(model, structure) as ranges:
-        run_images(model, images, "scaling inputs", progress)
     for name in structure.residual_readers:
         layer = model.get_submodule(name)
         assert isinstance(layer, QuantLinear)
@@ -207,7 +227,7 @@ def _scale_outputs(layer: nn.Module, factor: Tensor, rows: slice = slice(None)) 
 
 @contextmanager
 def _observing(model: SamModel, structure: ModelStructure) -> Iterator[dict[str, ChannelRange]]:
-    """Observe the channel ranges of layer inputs and outputs while the block runs.
+    """Observe channel ranges while the block runs.
 
     Yields:
         Ranges by `<layer> input` or `<layer> output`.
@@ -215,8 +235,8 @@ def _observing(model: SamModel, structure: ModelStructure) -> Iterator[dict[str,
     ranges: dict[str, ChannelRange] = {}
 
     def update(name: str, axis: int, values: Tensor) -> None:
-        rows = values.detach().movedim(axis, -1).flatten(0, -2)
-        low, high = rows.amin(0), rows.amax(0)
+        others = [other for other in range(values.dim()) if other != axis % values.dim()]
+        low, high = values.amin(others), values.amax(others)
         ranges.setdefault(name, ChannelRange(torch.zeros_like(low), torch.zeros_like(high))).update(low, high)
 
     def input_hook(name: str, axis: int) -> Callable[..., None]:
@@ -226,14 +246,22 @@ def _observing(model: SamModel, structure: ModelStructure) -> Iterator[dict[str,
         return lambda _module, _inputs, output: update(f"{name} output", -1, output)
 
     handles = []
-    for site in structure.layers:
-        layer = model.get_submodule(site.name)
+    for name in _observed_inputs(structure):
+        layer = model.get_submodule(name)
         axis = 1 if isinstance(layer, nn.Conv2d) else -1
-        handles.append(layer.register_forward_pre_hook(input_hook(site.name, axis)))
-        if axis == -1:
-            handles.append(layer.register_forward_hook(output_hook(site.name)))
+        handles.append(layer.register_forward_pre_hook(input_hook(name, axis)))
+    for site in structure.attentions:
+        for name in dict.fromkeys((site.query, site.key, site.value)):
+            handles.append(model.get_submodule(name).register_forward_hook(output_hook(name)))
     try:
         yield ranges
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _observed_inputs(structure: ModelStructure) -> list[str]:
+    """Return the layers whose inputs are equalized or scaled, each once."""
+    normalized = [pair.layer for pair in structure.normalized_layers]
+    hidden = [mlp.second for mlp in structure.relu_mlps]
+    return list(dict.fromkeys([*normalized, *hidden, *structure.residual_readers]))

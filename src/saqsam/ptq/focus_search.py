@@ -7,6 +7,9 @@ For an attention with logits L = Q K^T / sqrt(d) and A = softmax(L), the focus m
 which equals L[n, i, j] > max_j L[n, i, :] + ln(theta): no softmax is needed. The focus deviation of a quantized
 attention is the mean over prompts and heads of 1 - IoU(M, M^). Candidates for the range of a tensor are its symmetric
 quantiles [q(1 - p), q(p)] for 29 values of p.
+
+Deviations: the search goes from coarse to fine, and it uses a fixed random sample of 128 queries of a prompt where
+there are more, which is where image tokens attend to the tokens of the prompt.
 """
 
 from __future__ import annotations
@@ -14,13 +17,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from saqsam.models.family import DecoderAttention
 from saqsam.models.structure import AttentionSite
 from saqsam.quant.affine import AffineQuantizer, affine_parameters
+from saqsam.quant.range_observers import HistogramObserver
+from saqsam.quant.ranges import histogram_quantiles
 from saqsam.recipes.specs import ClippingMeasure
 
 # fmt: off
@@ -29,6 +33,10 @@ QUANTILES = (
     .995, .997, .999, .9993, .9995, .9997, .9999, .99999,
 )
 # fmt: on
+COARSE_STEP = 3
+"""Every third candidate is tried first, then those around the best."""
+MAX_QUERIES = 128
+"""Most queries of a prompt that candidates are compared on."""
 SEARCHED = ("query input", "key input", "query", "key")
 """Operands of an attention whose ranges are searched, in the order of the search; query and key side alternate."""
 
@@ -46,6 +54,15 @@ def searched_slots(site: AttentionSite) -> dict[str, str]:
 
 AttentionInputs = tuple[Tensor, Tensor, Tensor]
 """Inputs of the query, key and value projections of an attention."""
+
+
+def _sample_queries(query: Tensor) -> Tensor:
+    """Return at most `MAX_QUERIES` random rows of query inputs [P, 1, Q, C], the same for all prompts."""
+    count = query.shape[2]
+    if count <= MAX_QUERIES:
+        return query
+    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:MAX_QUERIES].sort().values
+    return query[:, :, chosen.to(query.device)]
 
 
 class FocusSearch:
@@ -71,18 +88,24 @@ class FocusSearch:
         self.attention, self.margin, self.measure = attention, math.log(theta), measure
         layers = attention.input_projections
         self.inputs = [
-            tuple(layer.input_scale(tensor) for layer, tensor in zip(layers, tensors, strict=True))
-            for tensors in inputs
+            tuple(
+                layer.input_scale(tensor)
+                for layer, tensor in zip(layers, (_sample_queries(query), key, value), strict=True)
+            )
+            for query, key, value in inputs
         ]
         empty = {operand: nn.Identity() for operand in SEARCHED}
-        sides = list(zip(self.side(0, empty), self.side(1, empty), strict=True))
-        self.focus = [self._focus(query, key) for query, key in sides]
+        self.sides = self.side(0, empty), self.side(1, empty)
+        self.focus = [self._focus(query, key) for query, key in zip(*self.sides, strict=True)]
         if measure == "output":
-            self.values = [self._heads(attention.input_projections[2], value) for _, _, value in self.inputs]
-            self.outputs = [
+            # |W x| = |R x| for W = QR, and R has half the rows.
+            self.output_weight = torch.linalg.qr(attention.output_projection.weight, mode="r").R
+            self.values = [self._heads(layers[2], value) for _, _, value in self.inputs]
+            self.attended = [
                 self._attend(query, key, value)
-                for (query, key), value in zip(sides, self.values, strict=True)
+                for query, key, value in zip(*self.sides, self.values, strict=True)
             ]
+            self.powers = [self._power(attended) for attended in self.attended]
 
     def side(self, index: int, quantizers: Mapping[str, nn.Module]) -> list[Tensor]:
         """Return the queries or keys of every image.
@@ -117,10 +140,12 @@ class FocusSearch:
         if self.measure == "focus":
             return self.deviation(queries, keys)
         total = 0.0
-        for output, query, key, value in zip(self.outputs, queries, keys, self.values, strict=True):
-            error = (self._attend(query, key, value) - output).square().mean()
-            total += float(error / output.square().mean().clamp_min(1e-30))
-        return total / len(self.outputs)
+        for attended, power, query, key, value in zip(
+            self.attended, self.powers, queries, keys, self.values, strict=True
+        ):
+            error = self._power(self._attend(query, key, value).sub_(attended))
+            total += float(error / power.clamp_min(1e-30))
+        return total / len(self.attended)
 
     def candidates(
         self, index: int, operand: str, bits: int, *, symmetric: bool
@@ -136,18 +161,18 @@ class FocusSearch:
         Returns:
             Quantile and quantizer of each candidate.
         """
-        if operand.endswith("input"):
-            tensors = [inputs[index] for inputs in self.inputs]
-        else:
-            tensors = self.side(index, {name: nn.Identity() for name in SEARCHED})
-        values = np.concatenate([tensor.flatten().float().cpu().numpy() for tensor in tensors])
-        quantiles = np.array(QUANTILES[::-1])
-        low, high = np.quantile(values, np.stack([1 - quantiles, quantiles]))
-        candidates = []
-        for quantile, a, b in zip(quantiles.tolist(), low.tolist(), high.tolist(), strict=True):
-            scale, zero_point = affine_parameters(torch.tensor(a), torch.tensor(b), bits, symmetric=symmetric)
-            candidates.append((quantile, AffineQuantizer(bits, scale, zero_point).to(tensors[0].device)))
-        return candidates
+        is_input = operand.endswith("input")
+        tensors = [inputs[index] for inputs in self.inputs] if is_input else self.sides[index]
+        observer = HistogramObserver()
+        for tensor in tensors:
+            observer(tensor)
+        fractions = torch.tensor(QUANTILES[::-1], dtype=torch.float64)
+        low, high = histogram_quantiles(observer, torch.cat([1 - fractions, fractions])).chunk(2)
+        scales, zero_points = affine_parameters(low, high, bits, symmetric=symmetric)
+        return [
+            (quantile, AffineQuantizer(bits, scale, zero_point).to(tensors[0].device))
+            for quantile, scale, zero_point in zip(QUANTILES[::-1], scales, zero_points, strict=True)
+        ]
 
     def best(
         self,
@@ -156,27 +181,34 @@ class FocusSearch:
         candidates: Sequence[AffineQuantizer],
         quantizers: Mapping[str, nn.Module],
     ) -> int:
-        """Return the index of the candidate with the least error; ties go to the first.
+        """Return the index of the candidate with the least error, found from coarse to fine; ties go to the first.
 
         Args:
             index: Side of the operand: 0 for queries, 1 for keys.
             operand: Operand whose range is searched, one of `SEARCHED`.
-            candidates: Quantizers to try for the operand.
+            candidates: Quantizers to try for the operand, in the order of their range.
             quantizers: Quantizers of the other operands.
         """
         other = self.side(1 - index, quantizers)
         is_input = operand.endswith("input")
         images = range(len(self.inputs))
         projected = None if is_input else [self._project(index, i, quantizers) for i in images]
-        errors = []
-        for candidate in candidates:
+
+        def error(candidate: AffineQuantizer) -> float:
             chosen = {**quantizers, operand: candidate}
             if projected is None:
                 this = self.side(index, chosen)
             else:
                 this = [self._output(index, tensor, chosen) for tensor in projected]
-            errors.append(self.error(this, other) if index == 0 else self.error(other, this))
-        return int(np.argmin(errors))
+            return self.error(this, other) if index == 0 else self.error(other, this)
+
+        count = len(candidates)
+        errors = {i: error(candidates[i]) for i in range(0, count, COARSE_STEP)}
+        coarse = min(sorted(errors), key=errors.__getitem__)
+        for i in range(max(0, coarse - COARSE_STEP + 1), min(count, coarse + COARSE_STEP)):
+            if i not in errors:
+                errors[i] = error(candidates[i])
+        return min(sorted(errors), key=errors.__getitem__)
 
     def _project(self, index: int, image: int, quantizers: Mapping[str, nn.Module]) -> Tensor:
         layer = self.attention.input_projections[index]
@@ -193,10 +225,13 @@ class FocusSearch:
         return quantized
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Return the attention's output [P, Q, C], projected, without the bias of the projection."""
-        logits = (query @ key.transpose(-2, -1)) * self.attention.scaling
-        attended = (logits.softmax(-1) @ value).transpose(1, 2).flatten(2)
-        return nn.functional.linear(attended, self.attention.output_projection.weight)
+        """Return the attended values [P, Q, C], before the output projection."""
+        logits = (query * self.attention.scaling) @ key.transpose(-2, -1)
+        return (logits.softmax(-1) @ value).transpose(1, 2).flatten(2)
+
+    def _power(self, attended: Tensor) -> Tensor:
+        """Return the mean square, [], of attended values [P, Q, C] after the output projection without bias."""
+        return nn.functional.linear(attended, self.output_weight).square_().sum() / attended.numel()
 
     def _focus(self, query: Tensor, key: Tensor) -> Tensor:
         """Return the focus masks, bool [P, N, Q, K]."""

@@ -22,7 +22,7 @@ from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_data import open_calibration
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
 from saqsam.ptq.clipping import clip_attentions
-from saqsam.ptq.equalization import equalize, scale_inputs
+from saqsam.ptq.equalization import equalize, observe_channels, scale_inputs
 from saqsam.ptq.log import QuantizationLog
 from saqsam.ptq.reconstruction import reconstruct
 from saqsam.ptq.result import QuantizationResult
@@ -149,13 +149,16 @@ def prepare_equalized(
         images: Calibration images.
         progress: Progress callback.
     """
+    if not (plan.recipe.equalized or plan.recipe.input_scales):
+        prepare(model, plan)
+        return
+    ranges = observe_channels(model, plan.structure, images, progress)
     if plan.recipe.equalized:
-        equalize(model, plan.structure, images, progress)
+        equalize(model, plan.structure, ranges)
     prepare(model, plan)
     if plan.recipe.input_scales:
-        scale_inputs(model, plan.structure, images, progress)
-    if plan.recipe.equalized or plan.recipe.input_scales:
-        round_float_parameters(model, plan)
+        scale_inputs(model, plan.structure, ranges)
+    round_float_parameters(model, plan)
 
 
 def _set_ranges(

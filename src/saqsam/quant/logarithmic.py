@@ -13,7 +13,10 @@ in addition, one level more than fits into b bits.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saqsam.quant.affine import check_bits
@@ -127,11 +130,11 @@ class GranularityObserver(nn.Module):
         self.count = 0
 
     def forward(self, probabilities: Tensor) -> Tensor:
-        """Sample P [..., Q, K] and return it; the values [..., K, D] have passed the tap before."""
+        """Sample P [..., Q, K] and return it; the values [..., K, D], which may broadcast, have passed the tap."""
         assert self.tap.last is not None, "the values must pass the tap before the probabilities"
         if self.count < self.max_calls:
             rows = probabilities.detach().flatten(0, -3)  # [M, Q, K]
-            values = self.tap.last.flatten(0, -3)  # [M, K, D]
+            values = self.tap.last.expand(*probabilities.shape[:-2], -1, -1).flatten(0, -3)  # [M, K, D]
             self._add(*self._sample(rows, values))
         self.count += 1
         return probabilities
@@ -162,13 +165,26 @@ class GranularityObserver(nn.Module):
 
     def _add(self, rows: Tensor, values: Tensor) -> None:
         exact = self._product(rows, values)
-        last = 2**self.bits - 1
-        exponent = -torch.log2(rows)
-        for i, tau in enumerate(self.taus):
+        errors = [
+            (self._product(rounded, values) - exact).square_().mean() for rounded in self._candidates(rows)
+        ]
+        self.errors += torch.stack(errors).double().cpu().reshape(self.errors.shape)
+
+    def _candidates(self, rows: Tensor) -> Iterator[Tensor]:
+        """Yield P [m, n, K] rounded to the grid of each tau and, within it, each scale.
+
+        Scales are powers of 2**-0.5, so that the grids of one tau and different scales lie on the same powers, or for
+        odd tau on those half a step lower: they differ in where they end.
+        """
+        exponent = torch.log2(rows).neg_()
+        for tau in self.taus:
+            powers = []
+            for shift in (0.0, 0.5) if tau % 2 else (0.0,):
+                steps = (exponent * tau).sub_(shift).round_().add_(shift)
+                powers.append(steps.mul_(-1 / tau).exp2_())
+            smallest = 2.0 ** -((2**self.bits - 1.5) / tau)
             for j, scale in enumerate(_SCALES.tolist()):
-                codes = torch.round(tau * (exponent + torch.log2(torch.tensor(scale)))).clamp_(0, last)
-                rounded = torch.where(codes == last, 0.0, scale * torch.exp2(codes.mul(-1 / tau)))
-                self.errors[i, j] += float((self._product(rounded, values) - exact).square().mean())
+                yield F.threshold(powers[j % len(powers)], scale * smallest, 0.0).clamp_(max=scale)
 
     def _product(self, rows: Tensor, values: Tensor) -> Tensor:
         product = rows @ values

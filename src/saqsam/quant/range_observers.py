@@ -4,11 +4,14 @@ The bins are those of a 14-bit float: sign, exponent and the first five mantissa
 has 32 bins of its own, so an outlier of 170 costs the values below 1 no resolution, no range has to be known in
 advance, and one pass is enough. Counts are integers: the histograms of parts of the data add up to exactly the
 histogram of the whole, in any order and over any number of processes.
+
+Of a large tensor, every k-th value is counted, k times. The extremes are always those of all values.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +19,8 @@ from torch import Tensor, nn
 MANTISSA_BITS = 5
 _SHIFT = 23 - MANTISSA_BITS
 BINS = 1 << (32 - _SHIFT)
+MAX_SAMPLE = 2**19
+"""Most values of one tensor that are counted."""
 
 
 def bin_edges() -> tuple[Tensor, Tensor]:
@@ -29,19 +34,41 @@ def bin_edges() -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def _finite_range(values: Tensor) -> tuple[float, float]:
-    low, high = (float(end) for end in torch.aminmax(values))
-    if not (math.isfinite(low) and math.isfinite(high)):
+def _check_finite(low: Tensor, high: Tensor) -> None:
+    """Raise ValueError unless the extremes of an activation are finite; NaN is an extreme, too."""
+    if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
         raise ValueError("an activation is not finite while calibrating")
-    return low, high
 
 
-def _bin_of(values: Tensor) -> Tensor:
-    """Return the bin index of each value, int32 in the shape of `values` (float32)."""
-    key = values.view(torch.int32) >> _SHIFT  # arithmetic shift: negative floats get negative keys
+def _count(rows: Tensor) -> Tensor:
+    """Return the histogram of each row, int64 [R, BINS], of values [R, K], float32."""
     half = BINS // 2
-    # The key of a negative float grows with its magnitude: -half is -0, and -1 is the most negative value.
-    return torch.where(key >= 0, key + half, -1 - key)
+    keys = (rows.view(torch.int32) >> _SHIFT).add_(
+        half
+    )  # arithmetic shift: negative floats get negative keys
+    if len(rows) > 1:
+        keys += torch.arange(len(rows), dtype=torch.int32, device=rows.device)[:, None] * BINS
+    counts = torch.bincount(keys.flatten(), minlength=len(rows) * BINS).reshape(-1, BINS).cpu()
+    # The key of a negative float grows with its magnitude.
+    return torch.cat([counts[:, :half].flip(1), counts[:, half:]], 1)
+
+
+def _flat(values: Tensor) -> Tensor:
+    """Return the values, [K], in the order of memory, which needs no copy of a transposed tensor."""
+    strides = values.stride()
+    order = sorted(range(values.dim()), key=lambda axis: -strides[axis])
+    return values.permute(order).flatten()
+
+
+def _stride(count: int, sizes: Sequence[int]) -> int:
+    """Return the stride that samples `MAX_SAMPLE` of `count` values, or fewer.
+
+    It has no divisor in common with the sizes of a tensor, so that the sample holds values of every channel.
+    """
+    stride = -(-count // MAX_SAMPLE)
+    while any(math.gcd(stride, size) > 1 for size in sizes):
+        stride += 1
+    return stride
 
 
 class HistogramObserver(nn.Module):
@@ -65,10 +92,12 @@ class HistogramObserver(nn.Module):
         Raises:
             ValueError: If a value is not finite.
         """
-        flat = values.detach().float().flatten()
-        low, high = _finite_range(flat)
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        self.counts += torch.bincount(_bin_of(flat), minlength=BINS).cpu()
+        flat = _flat(values.detach())
+        low, high = torch.aminmax(flat)
+        _check_finite(low, high)
+        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
+        stride = _stride(len(flat), values.shape)
+        self.counts += stride * _count(flat[::stride].float()[None])[0]
         return values
 
     @property
@@ -127,18 +156,21 @@ class ChannelHistogramObserver(nn.Module):
             ValueError: If a value is not finite.
         """
         others = [axis for axis in range(values.dim()) if axis not in self.axes]
-        rows = values.detach().float().permute(*self.axes, *others).flatten(0, len(self.axes) - 1).flatten(1)
-        rows = rows.contiguous()
-        _finite_range(rows)
-        channels = len(rows)
+        values_by_channel = values.detach().permute(*self.axes, *others)
+        ends = list(range(len(self.axes), values.dim()))
+        low, high = values_by_channel.amin(ends).flatten(), values_by_channel.amax(ends).flatten()
+        _check_finite(low, high)
         if self.is_empty:
-            self._start(channels)
-        offset = torch.arange(channels, device=rows.device)[:, None] * BINS
-        counts = torch.bincount((_bin_of(rows) + offset).flatten(), minlength=channels * BINS)
-        self.counts += counts.reshape(channels, BINS).cpu()
-        self.sums += rows.double().sum(1).cpu()
-        self.low = torch.minimum(self.low, rows.amin(1).double().cpu())
-        self.high = torch.maximum(self.high, rows.amax(1).double().cpu())
+            self._start(len(low))
+        # Tokens are sampled, of all channels.
+        longest = max(ends, key=lambda axis: values_by_channel.shape[axis])
+        stride = _stride(values.numel(), values_by_channel.shape[longest : longest + 1])
+        sampled = values_by_channel.movedim(longest, -1)[..., ::stride]
+        rows = sampled.flatten(0, len(self.axes) - 1).flatten(1).float().contiguous()
+        self.counts += stride * _count(rows)
+        self.sums += stride * rows.double().sum(1).cpu()
+        self.low = torch.minimum(self.low, low.double().cpu())
+        self.high = torch.maximum(self.high, high.double().cpu())
         return values
 
     def _start(self, channels: int) -> None:

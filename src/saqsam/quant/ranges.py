@@ -51,8 +51,8 @@ def activation_parameters(
     if method == "min-max":
         low, high = torch.tensor(observer.low), torch.tensor(observer.high)
     elif method == "percentile":
-        low = _quantile(observer, 1 - percentile / 100)
-        high = _quantile(observer, percentile / 100)
+        ends = torch.tensor([1 - percentile / 100, percentile / 100], dtype=torch.float64)
+        low, high = histogram_quantiles(observer, ends).float()
     elif method == "mse":
         low, high = _least_error_range(observer, bits, symmetric=symmetric, power=power)
     else:
@@ -106,16 +106,22 @@ def group_parameters(rows: Tensor, group_size: int, bits: int, **options: Any) -
     return torch.cat(scales, 1), torch.cat(zero_points, 1)
 
 
-def _quantile(observer: HistogramObserver, fraction: float) -> Tensor:
-    """Return the quantile of the observed values, float32 [], interpolated within a bin."""
+def histogram_quantiles(observer: HistogramObserver, fractions: Tensor) -> Tensor:
+    """Return quantiles of the observed values, interpolated within a bin.
+
+    Args:
+        observer: Observer that has seen values.
+        fractions: Fractions from 0 to 1, float64 [F].
+
+    Returns:
+        Quantiles, float64 [F].
+    """
     low, high, counts = observer.histogram()
     cumulative = counts.cumsum(0)
-    target = fraction * float(cumulative[-1])
-    index = min(
-        int(torch.searchsorted(cumulative, torch.tensor(target, dtype=torch.float64))), len(counts) - 1
-    )
-    inside = (target - float(cumulative[index] - counts[index])) / float(counts[index])
-    return (low[index] + (high[index] - low[index]) * inside).float()
+    target = fractions * cumulative[-1]
+    index = torch.searchsorted(cumulative, target).clamp_(max=len(counts) - 1)
+    inside = (target - cumulative[index] + counts[index]) / counts[index]
+    return low[index] + (high[index] - low[index]) * inside
 
 
 # The first candidates: factors by which an end of the range shrinks from the extreme, down to 1/330.
