@@ -152,3 +152,13 @@ def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
         CheckpointError, match=r"expected an archive written by torch\.save, got a compressed one"
     ):
         read_torch(tmp_path / "b.pth")
+
+
+def test_tensors_of_a_file_have_mappings_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"one": torch.zeros(3), "two": torch.ones(4)}, path)
+    tensors = read_safetensors(path)
+    assert tensors["one"].equal(torch.zeros(3))
+    assert tensors["two"].equal(torch.ones(4))
+    # Dropping one lets its pages go.
+    assert tensors["one"].untyped_storage().data_ptr() != tensors["two"].untyped_storage().data_ptr()

@@ -8,9 +8,13 @@ from torch import nn
 from transformers import SamModel
 
 from saqsam.checkpoint import quantization_config_of, recipe_of
+from saqsam.convert import pack as pack_module
 from saqsam.convert.pack import pack_without_calibration
+from saqsam.convert.plan import QuantizationPlan
+from saqsam.convert.prepare import prepare
 from saqsam.data.scenes.dataset import ScenesDataset
 from saqsam.data.types import Sample
+from saqsam.ptq import pipeline
 from saqsam.ptq.log import QuantizationLog
 from saqsam.ptq.pipeline import quantize
 from saqsam.quant.layers import PackedLinear
@@ -60,6 +64,30 @@ def test_the_float_model_stays_as_it_is(method: str) -> None:
     assert quantized is not model
     assert not any(module.training for module in quantized.modules())
     # No parameter is shared: changing one leaves the other.
+    ours = {parameter.data_ptr() for parameter in quantized.parameters()}
+    assert not ours & {parameter.data_ptr() for parameter in model.parameters()}
+
+
+@pytest.mark.parametrize("method", ["min-max", "saq-sam-s", "weight-only"])
+def test_methods_that_learn_nothing_share_the_weights_until_they_are_packed(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_sam()
+    before = snapshot(model)
+    weights = {weight.data_ptr() for weight in model.parameters() if weight.dim() > 1}
+    shares: list[float] = []
+
+    def count_shared(made: SamModel, plan: QuantizationPlan) -> None:
+        ours = [weight.data_ptr() for weight in made.parameters() if weight.dim() > 1]
+        shares.append(sum(pointer in weights for pointer in ours) / len(ours))
+        prepare(made, plan)
+
+    monkeypatch.setattr(pipeline, "prepare", count_shared)
+    monkeypatch.setattr(pack_module, "prepare", count_shared)
+    recipe = tiny_recipe(method, "w4" if method == "weight-only" else "w4a4")
+    quantized = quantize(model, tiny_processor(), recipe, tiny_data()).model
+    assert min(shares) > 0.5  # all but those rounded to float16
+    assert_unchanged(model, before)
     ours = {parameter.data_ptr() for parameter in quantized.parameters()}
     assert not ours & {parameter.data_ptr() for parameter in model.parameters()}
 

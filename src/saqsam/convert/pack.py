@@ -32,9 +32,10 @@ from saqsam.utils.progress import Progress
 
 @torch.no_grad()
 def round_float_parameters(model: SamModel, plan: QuantizationPlan) -> None:
-    """Round parameters that stay float to float16 in place, as a checkpoint stores them.
+    """Round parameters that stay float to float16, as a checkpoint stores them.
 
-    A model is measured with the parameters that its checkpoint will hold.
+    A model is measured with the parameters that its checkpoint will hold. The parameters get new storage, so that
+    another model that shares the old one stays as it is.
 
     Raises:
         ValueError: A value is not finite, or lies outside float16.
@@ -43,14 +44,14 @@ def round_float_parameters(model: SamModel, plan: QuantizationPlan) -> None:
     if plan.position_bits is not None:
         packed.add(plan.structure.position_embedding)
     for name, parameter in model.named_parameters():
-        rounded = parameter.half()
         if not torch.isfinite(parameter).all():
             raise ValueError(f"{name} holds NaN or infinity")
         if name in packed:
             continue
+        rounded = parameter.half()
         if not torch.isfinite(rounded).all():
             raise ValueError(f"{name} holds {float(parameter.abs().max()):g}, which float16 cannot store")
-        parameter.copy_(rounded)
+        parameter.data = rounded.to(parameter.dtype)
 
 
 def pack(model: SamModel, plan: QuantizationPlan, progress: Progress | None = None) -> None:

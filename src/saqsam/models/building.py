@@ -44,11 +44,13 @@ def build_model(
     check_sam_config(config, source)
     with torch.device("meta"):
         model = SamModel(config)
-    tensors = _merge_tied(tensors, source)
+    merged = _merge_tied(tensors, source)
+    del tensors
     expected = {name: value.shape for name, value in model.state_dict().items() if name != SHARED_COPY}
-    _check_names_and_shapes(tensors, expected, source)
+    _check_names_and_shapes(merged, expected, source)
     state: dict[str, torch.Tensor] = {}
-    for name, value in tensors.items():
+    for name in list(merged):
+        value = merged.pop(name)  # its pages can go as soon as it is copied
         # Copy: a memory-mapped tensor must not outlive its file, and its missing alignment changes the last bits of
         # some matrix products.
         value = value.detach().to(device=device, dtype=torch.float32, copy=True)

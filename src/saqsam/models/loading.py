@@ -108,8 +108,15 @@ def _load_folder(folder: Path, device: torch.device) -> tuple[SamModel, SamProce
         return load_packed_folder(folder, raw, device=device)
     config = parse_sam_config(raw, str(folder / "config.json"))
     processor = load_processor(folder, config)
-    tensors = read_folder(folder, max_bytes=max_weight_bytes(config))
-    return build_model(config, _plain_names(tensors, folder), source=str(folder), device=device), processor
+    # No variable holds the tensors here, so that each can go as soon as the model has its copy.
+    max_bytes = max_weight_bytes(config)
+    model = build_model(
+        config,
+        _plain_names(read_folder(folder, max_bytes=max_bytes), folder),
+        source=str(folder),
+        device=device,
+    )
+    return model, processor
 
 
 def _plain_names(tensors: Mapping[str, torch.Tensor], folder: Path) -> Mapping[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 
 from saqsam.utils.errors import CheckpointError, shorten, shorten_message, shorten_names
 from saqsam.utils.strict_json import read_json_object
@@ -69,6 +69,9 @@ def safetensors_files(folder: Path) -> dict[Path, set[str] | None]:
 def read_safetensors(path: Path, *, max_bytes: int = MAX_TENSOR_FILE_BYTES) -> dict[str, torch.Tensor]:
     """Return the tensors of one safetensors file by name, memory-mapped.
 
+    Each tensor has a mapping of its own: whoever copies tensors and drops them one by one never holds the whole file
+    and all copies in memory.
+
     Raises:
         CheckpointError: The file is damaged, larger than `max_bytes`, or its header larger than `MAX_HEADER_BYTES`.
     """
@@ -78,7 +81,9 @@ def read_safetensors(path: Path, *, max_bytes: int = MAX_TENSOR_FILE_BYTES) -> d
             header = int.from_bytes(file.read(8), "little")
         if header > MAX_HEADER_BYTES:
             raise ValueError(f"expected a header of at most {MAX_HEADER_BYTES:,} bytes, got {header:,}")
-        tensors: dict[str, torch.Tensor] = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+        tensors = {name: _map_tensor(path, name) for name in names}
     except CheckpointError:
         raise
     except Exception as error:  # safetensors raises types of its own, and torch others for unusual dtypes
@@ -161,6 +166,12 @@ def is_part_of_folder(path: Path) -> bool:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its class where it has none."""
     return str(error).strip().split("\n", 1)[0] or type(error).__name__
+
+
+def _map_tensor(path: Path, name: str) -> torch.Tensor:
+    with safe_open(path, framework="pt") as file:
+        tensor: torch.Tensor = file.get_tensor(name)
+    return tensor
 
 
 def _read(path: Path, max_bytes: int) -> dict[str, torch.Tensor]:

@@ -54,7 +54,9 @@ def find_signs(structure: ModelStructure, observers: Mapping[str, Observer]) -> 
 
 @torch.no_grad()
 def integrate_bimodal(model: SamModel, structure: ModelStructure, signs: Mapping[str, Tensor]) -> None:
-    """Multiply the channels of queries and keys by their signs, in place; the model's output is unchanged.
+    """Multiply the channels of queries and keys by their signs; the model's output is unchanged.
+
+    The weights get new storage, so that another model that shares the old one stays as it is.
 
     Args:
         model: Prepared model with float weights.
@@ -66,8 +68,8 @@ def integrate_bimodal(model: SamModel, structure: ModelStructure, signs: Mapping
         for projection in (attentions[name].query, attentions[name].key):
             layer = model.get_submodule(projection)
             flip = sign.to(layer.weight)
-            layer.weight.mul_(flip[:, None])
-            layer.bias.mul_(flip)
+            layer.weight.data = layer.weight * flip[:, None]
+            layer.bias.data = layer.bias * flip
 
 
 def merged_observers(observers: Mapping[str, Observer], signs: Mapping[str, Tensor]) -> dict[str, Observer]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+from torch import nn
 from transformers import SamModel, SamProcessor
 
 from saqsam.checkpoint import attach_quantizer, processor_hash, quantization_config_of
@@ -92,12 +93,17 @@ def quantize(
     dataset = open_calibration(calibration, recipe.calibration)
     plan = plan_quantization(model.config, recipe)
     plan.structure.check(model)
-    quantized = copy.deepcopy(model).eval().float()
+    quantized = _working_copy(model, recipe)
     round_float_parameters(quantized, plan)
 
     # The calibration set: images and box prompts.
     images = choose_calibration_images(
-        quantized, processor, dataset, recipe.calibration, detections=detections, progress=progress
+        _prepared_copy(quantized, plan),
+        processor,
+        dataset,
+        recipe.calibration,
+        detections=detections,
+        progress=progress,
     )
     log = QuantizationLog(
         skipped=images.skipped, notes=images.notes, images=len(images), prompts=images.prompts
@@ -111,6 +117,7 @@ def quantize(
 
     # Prompt-aware reconstruction (PAR): learned rounding and scales.
     if recipe.reconstruction is not None:
+        assert reference is not None
         pack_embeddings(quantized, plan)
         log.units = reconstruct(
             quantized, reference, plan, images, memory=memory, steps=steps, progress=progress
@@ -123,11 +130,40 @@ def quantize(
     return QuantizationResult(quantized.eval(), processor, recipe, log, folder)
 
 
+def _working_copy(model: SamModel, recipe: Recipe) -> SamModel:
+    """Return a copy of a float model to quantize, float32 and in eval mode.
+
+    It shares the parameters of the model where no step of the recipe changes weights in place: a second SAM-H would
+    take 2.6 GB.
+    """
+    changes_weights = recipe.equalized or recipe.input_scales or recipe.reconstruction is not None
+    return (copy.deepcopy(model) if changes_weights else _shared_copy(model)).eval().float()
+
+
+def _shared_copy(model: SamModel) -> SamModel:
+    """Return a copy with modules of its own, whose parameters share the storage of the model's."""
+    shared = {
+        id(parameter): nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+        for parameter in model.parameters()
+    }
+    return copy.deepcopy(model, shared)
+
+
+def _prepared_copy(model: SamModel, plan: QuantizationPlan) -> SamModel:
+    """Return a prepared copy of a float model that shares its parameters.
+
+    A prepared attention computes a few heads at a time. transformers' takes two gigabytes in a global block of SAM-H.
+    """
+    prepared = _shared_copy(model)
+    prepare(prepared, plan)
+    return prepared
+
+
 def _quantize_weights(
     model: SamModel, processor: SamProcessor, recipe: Recipe, progress: Progress | None
 ) -> SamModel:
     """Return a copy of a model with packed weights and float activations."""
-    quantized = copy.deepcopy(model).eval().float()
+    quantized = _working_copy(model, recipe)
     pack_without_calibration(quantized, recipe, progress)
     attach_quantizer(quantized, recipe.to_dict(), processor_sha256=processor_hash(processor))
     return quantized.eval()
@@ -168,11 +204,11 @@ def _set_ranges(
     steps: FinishedSteps,
     log: QuantizationLog,
     progress: Progress | None,
-) -> SamModel:
+) -> SamModel | None:
     """Set the ranges of all activations of a prepared model in place, and log it.
 
     Returns:
-        The float reference: the model after bimodal integration, with empty slots.
+        The float reference: the model after bimodal integration, with empty slots. None if nothing is learned.
     """
     saved = steps.load_ranges(quantized, plan.structure)
     if saved is None:
@@ -182,7 +218,7 @@ def _set_ranges(
         signs = saved.signs
     integrate_bimodal(quantized, plan.structure, signs)
     log.signs = {name: int((signs[name] < 0).sum()) for name in sorted(signs)}
-    reference = copy.deepcopy(quantized)
+    reference = None if plan.recipe.reconstruction is None else copy.deepcopy(quantized)
     if saved is None:
         fill_slots(quantized, plan, merged_observers(observers, signs), progress)
         if plan.recipe.clipping is not None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from saqsam.quant.affine import affine_parameters
+from saqsam.quant.error_tables import search_by_table, tables_pay
 from saqsam.quant.range_observers import HistogramObserver
 
 RangeMethod = Literal["min-max", "percentile", "mse"]
@@ -73,6 +74,8 @@ def weight_parameters(
 
     The other arguments are those of `activation_parameters`.
     """
+    if method == "mse" and tables_pay(weight, bits, symmetric=symmetric):
+        return search_by_table(weight, bits, symmetric=symmetric, power=power)
     low, high = weight.amin(1), weight.amax(1)
     if method == "percentile":
         tail = torch.tensor(

@@ -19,6 +19,7 @@ from saqsam.models.structure import PROBABILITIES, SLOTS, replace_module
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.learned import DropMasks, LearnedAffineQuantizer, RandomDrop, StraightThrough
 from saqsam.quant.logarithmic import LogQuantizer
+from saqsam.quant.range_observers import HistogramObserver
 from support.tiny_quantized import quantize_tiny, tiny_recipe
 from support.tiny_sam import tiny_config, tiny_pixels, tiny_sam
 
@@ -337,8 +338,6 @@ def test_groups_of_heads_are_recomputed_with_the_draws_of_the_first_time(
     recomputed = {tuple(c.flatten().tolist()) for c in calls[groups:]}
     assert recomputed == {tuple(c.flatten().tolist()) for c in calls[:groups]}
     assert generator.get_state().equal(after)
-    with torch.no_grad():
-        assert attention(hidden)[1] is not None
 
 
 @pytest.mark.parametrize("bits", [None, 4])
@@ -350,11 +349,26 @@ def test_heads_computed_a_few_at_a_time_give_the_same_output(
     if bits is not None:
         setattr(attention, PROBABILITIES, LogQuantizer(bits, torch.tensor(0.5), torch.tensor(2)))
     with torch.no_grad():
-        whole = attention(hidden)
+        whole, _ = attention(hidden)
         monkeypatch.setattr(attention_module, "MAX_CHUNK_LOGITS", 3 * 64**2)
-        grouped = attention(hidden)
-    for one, other in zip(whole, grouped, strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
+        grouped, probabilities = attention(hidden)
+    torch.testing.assert_close(grouped, whole, rtol=1e-5, atol=1e-6)
+    assert probabilities is None  # never held together
+
+
+def test_a_histogram_counts_a_few_heads_at_a_time(model: SamModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, hidden = vision(model, GLOBAL)
+    observers = []
+    for limit in (2**25, 64**2):
+        monkeypatch.setattr(attention_module, "MAX_CHUNK_LOGITS", limit)
+        attention = to_quant_attention(original)
+        observers.append(HistogramObserver())
+        setattr(attention, PROBABILITIES, observers[-1])
+        with torch.no_grad():
+            assert (attention(hidden)[1] is None) == (limit == 64**2)
+    whole, grouped = observers
+    assert grouped.counts.equal(whole.counts)
+    assert (grouped.low, grouped.high) == (whole.low, whole.high)
 
 
 def test_an_observer_sees_all_probabilities_at_once(model: SamModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,8 +405,7 @@ def test_float_products_of_a_checkpoint_are_torchs_fused_attention(
     calls.clear()
     monkeypatch.setattr(QuantVisionAttention, "_is_fused", lambda self: False)
     with torch.no_grad():
-        wanted, probabilities = attention(hidden)
-    assert probabilities is not None
+        wanted, _ = attention(hidden)
     assert not calls
     # The projection's input is rounded: some of its values lie on the border of two codes.
     assert float((output - wanted).norm() / wanted.norm()) < 0.01

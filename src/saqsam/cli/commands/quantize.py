@@ -77,11 +77,13 @@ def quantize(
         before = (
             None if check_data is None else _score(float_model, processor, check_data, check_images, "float")
         )
+        target = float_model.device
         log = _quantize_into(
             output, float_model, processor, recipe, data, detections=detections, source=source, memory=budget
         )
+        del float_model  # two gigabytes of a large SAM
         with busy("reading the checkpoint back"):
-            reloaded = load_checkpoint(output.staged, device=float_model.device)
+            reloaded = load_checkpoint(output.staged, device=target)
         checked = None
         if check_data is not None and before is not None:
             after = _score(reloaded, processor, check_data, check_images, "quantized")

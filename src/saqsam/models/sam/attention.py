@@ -21,6 +21,7 @@ from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedLinear
 from saqsam.quant.learned import RandomDrop
 from saqsam.quant.logarithmic import LogQuantizer
+from saqsam.quant.range_observers import HistogramObserver
 
 MIN_NUMERATOR_SUM = 1e-6
 """Lower bound of the sum of a row of quantized numerators, which a learned scale could round to zero."""
@@ -32,8 +33,8 @@ recomputed in the backward pass. A global attention of SAM-B at 1024 px has 2e8 
 values per logit in memory, learning eight."""
 
 
-_ELEMENTWISE = (nn.Identity, AffineQuantizer, LogQuantizer, RandomDrop)
-"""Modules that may be applied to the probabilities in chunks; observers may not."""
+_ELEMENTWISE = (nn.Identity, AffineQuantizer, LogQuantizer, RandomDrop, HistogramObserver)
+"""Modules that may be applied to the probabilities in chunks. Other observers may not."""
 
 
 class SoftmaxAverage(nn.Module):
@@ -95,7 +96,7 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
 
         Returns:
             Output [B, h, w, C] and probabilities [B * N, h * w, h * w]. The probabilities are None if a checkpoint's
-            attention is float, and if there are more than `MAX_CHUNK_LOGITS` under autograd.
+            attention is float, and if there are more than `MAX_CHUNK_LOGITS`: a gigabyte in each global block of SAM-H.
         """
         batch, height, width, channels = hidden_states.shape
         heads, tokens = self.num_attention_heads, height * width
@@ -111,7 +112,7 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
         elif batch * heads * tokens**2 > MAX_CHUNK_LOGITS and isinstance(
             self.probability_quantizer, _ELEMENTWISE
         ):
-            output, probabilities = self._attend_in_chunks((height, width), *operands)
+            output, probabilities = self._attend_in_chunks((height, width), *operands), None
         else:
             output, probabilities = self._attend((height, width), *operands)
         output = output.reshape(batch, heads, height, width, -1)
@@ -159,20 +160,20 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
         """Return the number of heads per chunk for an operand [M, T, D]."""
         return max(1, MAX_CHUNK_LOGITS // operand.shape[1] ** 2)
 
-    def _attend_in_chunks(self, size: tuple[int, int], *operands: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Run `_attend` on a few heads at a time; under autograd the probabilities are None."""
-        heads, tokens = operands[0].shape[:2]
+    def _attend_in_chunks(self, size: tuple[int, int], *operands: Tensor) -> Tensor:
+        """Return the output of `_attend`, computed a few heads at a time."""
+        heads = len(operands[0])
         step = self._chunk_heads(operands[0])
         chunks = [slice(start, start + step) for start in range(0, heads, step)]
         if torch.is_grad_enabled():
             outputs = [
                 self._attend_with_recomputation(size, *(o[chunk] for o in operands)) for chunk in chunks
             ]
-            return torch.cat(outputs), None
-        output, probabilities = torch.empty_like(operands[2]), operands[0].new_empty(heads, tokens, tokens)
+            return torch.cat(outputs)
+        output = torch.empty_like(operands[2])
         for chunk in chunks:
-            output[chunk], probabilities[chunk] = self._attend(size, *(o[chunk] for o in operands))
-        return output, probabilities
+            output[chunk] = self._attend(size, *(o[chunk] for o in operands))[0]
+        return output
 
     def _attend_with_recomputation(self, size: tuple[int, int], *operands: Tensor) -> Tensor:
         """Return the output of `_attend`, recomputed in the backward pass with the same random draws."""
