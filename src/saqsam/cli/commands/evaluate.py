@@ -19,11 +19,11 @@ from saqsam.cli.progress import progress_phases
 from saqsam.cli.result_tables import print_evaluation
 from saqsam.cli.terminal import say
 from saqsam.evaluation.prompt_batches import prompts_within
-from saqsam.evaluation.ranks import launched_rank, process_group, rank
 from saqsam.evaluation.registry import create_tasks
 from saqsam.runtimes import TORCH_INTEGER
 from saqsam.utils.atomic_write import check_file_writable
 from saqsam.utils.progress import renamed
+from saqsam.utils.ranks import launched_rank, process_group, rank
 from saqsam.utils.sizes import parse_size
 
 
