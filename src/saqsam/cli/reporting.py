@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -70,11 +71,13 @@ class Reporting:
 
     Attributes:
         quiet: Whether progress is hidden.
+        is_first: Whether this is not one of the further processes that torchrun starts, which report errors alone.
         log: Log of events; None for none.
         started: Start of the command on the monotonic clock.
     """
 
     quiet: bool = False
+    is_first: bool = field(default_factory=lambda: int(os.environ.get("RANK", "0")) == 0)
     log: EventLog | None = None
     started: float = field(default_factory=time.monotonic)
 
@@ -86,7 +89,7 @@ class Reporting:
     @property
     def shows_progress(self) -> bool:
         """Whether progress is shown as bars or lines."""
-        return self.shows_messages and not self.quiet
+        return self.shows_messages and self.is_first and not self.quiet
 
     def elapsed(self) -> float:
         """Return the seconds since the command started."""
