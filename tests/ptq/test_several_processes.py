@@ -96,3 +96,22 @@ def test_an_error_of_one_process_is_told_once_and_leaves_nothing(
     assert f"{unreadable}.png" in lines[0]
     assert not ended[1][2]
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.slow
+def test_an_error_of_all_processes_is_told_once(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q" / "mine").touch()
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text("[]")
+    for arguments, word in (
+        (("--out", tmp_path / "q"), "exists"),
+        (("--out", tmp_path / "new", "--detections", boxes), "gives a prompt"),
+    ):
+        ended = torchrun(2, "quantize", model, *arguments, *OPTIONS)
+        assert [code for code, *_ in ended] == [2, 2]
+        lines = [line for _, _, errors in ended for line in errors.splitlines() if line.startswith("error:")]
+        assert len(lines) == 1, ended
+        assert word in lines[0]
+        assert not ended[1][2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["boxes.json", "q"]

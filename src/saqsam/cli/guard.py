@@ -67,8 +67,7 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
                 if explained is None:
                     raise
                 exit_code = WRONG_USE
-                is_told = isinstance(error, PeerError) and not reporting.current().is_first
-                if reporting.current().shows_messages and not is_told:
+                if reporting.current().shows_error(error):
                     print_message("error:", "red", _shortened(message))
                 raise typer.Exit(exit_code) from None
             finally:

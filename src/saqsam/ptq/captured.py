@@ -4,8 +4,9 @@ Everything is computed once, for the images and prompts of the schedule alone. T
 the same run as its targets.
 
 On CPUs several ranks share the images: each runs its own, and sends the states and targets to rank 0, which learns.
-Float states never leave their rank. On other devices rank 0 runs all images, since sending what a unit reads through
-main memory takes as long as computing it there.
+Float states never leave their rank. For SAM-B on one core, an encoder stage takes 4 s an image and sending its state
+takes 0.02 s; a decoder layer takes 0.5 s for 16 prompts and sending them takes 0.07 s. On other devices rank 0 runs all
+images: by estimate, sending what a unit reads through main memory takes no less than computing it there.
 """
 
 from __future__ import annotations

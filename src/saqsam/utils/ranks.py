@@ -127,7 +127,8 @@ def receive(source: int) -> tuple[Tensor, ...]:
 def agreement() -> Iterator[None]:
     """End the block on every rank with an exception if it raises on one: rank 0 raises that one, the others PeerError.
 
-    The block must not exchange values with other ranks unless all of them raise where one does.
+    Work that may fail on one rank alone belongs in such a block, right before what the ranks exchange next. A block
+    around others then tells the errors that all ranks raise alike once.
     """
     if world_size() == 1:
         yield

@@ -12,6 +12,7 @@ from transformers import SamModel, SamProcessor
 import saqsam
 from saqsam.analysis.inventory import take_inventory
 from saqsam.checkpoint import check_target, load_checkpoint, quantization_config_of, save_checkpoint
+from saqsam.cli import reporting
 from saqsam.cli.forecast import Forecast
 from saqsam.cli.inputs import load_torch, open_calibration, open_labeled
 from saqsam.cli.options import NO_CHECK, QuantizeOptions
@@ -65,6 +66,7 @@ def quantize(
         effort, reason = resolve_effort(options.method, options.bits)
         inform(f"effort: {effort or 'none'} ({reason})")
     budget = parse_size(options.memory)
+    reporting.current().errors_may_differ = True
     with ExitStack() as stack:
         stack.enter_context(process_group())
         output = None
@@ -162,7 +164,7 @@ def _quantize_into(
 ) -> tuple[QuantizationLog, SamModel]:
     """Quantize, write the checkpoint with its log to the staging folder, if there is one, and return log and model."""
     units = [] if recipe.reconstruction is None else unit_costs(model.config, recipe)
-    with progress_phases(has_gaps=True, forecast=Forecast(units)) as progress:
+    with agreement(), progress_phases(has_gaps=True, forecast=Forecast(units)) as progress:
         result = saqsam.quantize(
             model,
             inputs.processor,
