@@ -90,7 +90,7 @@ def test_an_error_of_one_process_is_told_once_and_leaves_nothing(
         (data / f"{index}.png").write_bytes(content[: len(content) // 2] if index == unreadable else content)
     out = tmp_path / "q"
     ended = torchrun(2, "quantize", model, "--out", out, "--calibration", data, *OPTIONS)
-    assert [code for code, *_ in ended] == [2, 2]
+    assert [code for code, *_ in ended] == [2, 2], ended
     lines = [line for _, _, errors in ended for line in errors.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
     assert f"{unreadable}.png" in lines[0]
@@ -106,10 +106,10 @@ def test_an_error_of_all_processes_is_told_once(model: Path, tmp_path: Path) -> 
     boxes.write_text("[]")
     for arguments, word in (
         (("--out", tmp_path / "q"), "exists"),
-        (("--out", tmp_path / "new", "--detections", boxes), "gives a prompt"),
+        (("--out", tmp_path / "new", "--detections", boxes), "COCO format"),
     ):
         ended = torchrun(2, "quantize", model, *arguments, *OPTIONS)
-        assert [code for code, *_ in ended] == [2, 2]
+        assert [code for code, *_ in ended] == [2, 2], ended
         lines = [line for _, _, errors in ended for line in errors.splitlines() if line.startswith("error:")]
         assert len(lines) == 1, ended
         assert word in lines[0]
