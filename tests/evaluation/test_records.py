@@ -1,11 +1,7 @@
 """Evaluations that stop and go on, or are shared by processes, give what one whole run gives."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +17,7 @@ from saqsam.evaluation.subject import Subject
 from saqsam.utils.errors import CheckpointError
 from support.coco_folder import make_coco
 from support.tiny_sam import tiny_processor, tiny_sam
+from support.torchrun import torchrun
 
 SCENES = ScenesDataset(4, size=(48, 64))
 
@@ -196,37 +193,6 @@ def test_models_of_one_encoder_encode_once_and_score_as_alone() -> None:
         assert result == evaluate(model, None, SCENES)
 
 
-def torchrun(processes: int, json_file: Path, model: Path, data: Path) -> None:
-    """The command line in several processes, one thread each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "saqsam",
-        "evaluate",
-        str(model),
-        "--data",
-        str(data),
-        "--json",
-        str(json_file),
-    ]
-    command += ["--prompt", "clicks", "--threads", "1", "--device", "cpu"]
-    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    running = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-        )
-        for rank in range(processes)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in running]
-    assert [process.returncode for process in running] == [0] * processes
-    assert [bool(output) for output in outputs] == [True] + [False] * (processes - 1)
-
-
 @pytest.mark.slow
 def test_two_processes_give_the_json_of_one(tmp_path: Path) -> None:
     model = tmp_path / "model"
@@ -234,7 +200,11 @@ def test_two_processes_give_the_json_of_one(tmp_path: Path) -> None:
     tiny_processor().save_pretrained(model)
     data = make_coco(tmp_path / "data")
     for processes in (1, 2):
-        torchrun(processes, tmp_path / f"{processes}.json", model, data)
+        written = tmp_path / f"{processes}.json"
+        options = ("--prompt", "clicks", "--threads", "1", "--device", "cpu")
+        ended = torchrun(processes, "evaluate", model, "--data", data, "--json", written, *options)
+        assert [code for code, *_ in ended] == [0] * processes
+        assert [bool(output) for _, output, _ in ended] == [True] + [False] * (processes - 1)
     one, two = ((tmp_path / f"{processes}.json").read_text() for processes in (1, 2))
     assert one == two
     content = json.loads(one)

@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -294,23 +295,23 @@ def test_a_prompt_with_many_queries_is_compared_on_a_sample_of_them(monkeypatch:
 def test_prompts_are_sampled_evenly_over_images(monkeypatch: pytest.MonkeyPatch) -> None:
     name = STRUCTURE.decoder_attentions[0].name
     model, images = calibrated(tiny_recipe("saq-sam-s", "w4a4"))
-    counts = []
-    for index in range(2):
-        everything = attention_inputs(model, [name], images, index, 100)[name][0]
-        some = attention_inputs(model, [name], images, index, 2)[name][0]
-        step = -(-len(everything) // 2)
-        torch.testing.assert_close(some, everything[::step])
-        counts.append(len(some))
-    assert max(counts) == 2
-    seen: list[int] = []
+    seen: list[Tensor] = []
+
+    def watch(model: SamModel, names: Sequence[str], *image: Any) -> dict[str, AttentionInputs]:
+        inputs = attention_inputs(model, names, *image)
+        seen.append(inputs[name][0])
+        return inputs
+
+    monkeypatch.setattr(clipping, "attention_inputs", watch)
+    plan = tiny_plan(tiny_recipe("saq-sam-s", clipping=Clipping(images=2)))
+    clip_attentions(model, plan, images)
+    everything = seen.copy()
+    seen.clear()
     monkeypatch.setattr(clipping, "MAX_PROMPTS", 4)
-    monkeypatch.setattr(
-        clipping,
-        "attention_inputs",
-        lambda *arguments: seen.append(arguments[-1]) or attention_inputs(*arguments),  # type: ignore[func-returns-value]
-    )
-    clip_attentions(model, tiny_plan(tiny_recipe("saq-sam-s", clipping=Clipping(images=2))), images)
-    assert seen == [2, 2]
+    clip_attentions(model, plan, images)
+    assert max(map(len, seen)) == 2
+    for some, prompts in zip(seen, everything, strict=True):
+        torch.testing.assert_close(some, prompts[:: -(-len(prompts) // 2)])
 
 
 def test_a_range_is_not_searched_again_while_the_others_are_unchanged(

@@ -147,3 +147,18 @@ def test_types_survive_the_disk(budgets: Budgets, dtype: torch.dtype) -> None:
     store.append((values,))
     assert budget.spilled == values.numel() * values.element_size()
     assert torch.equal(store.get(0, CPU)[0], values)
+
+
+@pytest.mark.parametrize("limit", [2 * ITEM, ITEM])
+def test_an_empty_item_is_filled_later_in_memory_or_on_disk(budgets: Budgets, limit: int) -> None:
+    budget = budgets(limit)
+    store = TensorStore(budget, "the tests")
+    store.append(())
+    store.append(item(1))
+    store.fill(0, item(0))
+    assert_holds(store, 2)
+    assert (budget.used, budget.spilled) == (limit, 2 * ITEM - limit)
+    with pytest.raises(AssertionError, match="empty"):
+        store.fill(0, item(0))
+    store.clear()
+    assert (budget.used, budget.spilled) == (0, 0)

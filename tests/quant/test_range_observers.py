@@ -181,8 +181,11 @@ def test_a_sample_of_a_transposed_tensor_is_taken_in_the_order_of_memory(
 # ---- by channel
 
 
-def observe_channels(*parts: torch.Tensor, axes: tuple[int, ...] = (1, 3)) -> ChannelHistogramObserver:
+def observe_channels(
+    *parts: torch.Tensor, axes: tuple[int, ...] = (1, 3), first_call: int = 0
+) -> ChannelHistogramObserver:
     observer = ChannelHistogramObserver(axes)
+    observer.next_call = first_call
     for part in parts:
         assert observer(part) is part
     return observer
@@ -247,10 +250,11 @@ def test_any_float_can_change_its_sign(values: np.ndarray, bits: int) -> None:
 @given(first=shards, second=shards)
 def test_merged_channels_are_those_of_one_observer(first: list[int], second: list[int]) -> None:
     merged = observe_channels(*map(heads, first))
-    other = observe_channels(*map(heads, second))
+    other = observe_channels(*map(heads, second), first_call=len(first))
     merged.merge(other)
     expected = observe_channels(*map(heads, first + second))
     assert_same_channels(merged, expected)
+    assert torch.equal(merged.sums, expected.sums)
     assert_same(merged.pooled(), expected.pooled())
     # What was merged is not bound to what it was merged into.
     merged(heads(100))
@@ -280,6 +284,20 @@ def test_tokens_are_sampled_of_every_channel(monkeypatch: pytest.MonkeyPatch) ->
     for channel in range(12):
         assert torch.equal(sampled.counts[channel], 11 * observe(rows[:, channel]).counts)
     torch.testing.assert_close(sampled.means(), rows.double().mean(0), rtol=1e-12, atol=0)
+
+
+def test_sums_of_channels_are_added_in_the_order_of_calls() -> None:
+    calls = [heads(seed) * 10.0**seed for seed in range(4)]
+    whole = observe_channels(*calls)
+    odd, even = (observe_channels(calls[first], first_call=first) for first in (1, 0))
+    for observer, call in ((odd, 3), (even, 2)):
+        observer.next_call = call
+        observer(calls[call])
+    odd.merge(even)
+    assert torch.equal(odd.sums, whole.sums)
+    assert odd.next_call == 4
+    with pytest.raises(AssertionError, match="twice"):
+        odd.merge(even)
 
 
 def test_one_channel_is_not_taken_for_none() -> None:
@@ -312,6 +330,6 @@ def test_channels_that_are_not_finite_are_refused(bad: float) -> None:
 
 def test_merging_channels_works_on_what_was_observed_in_inference_mode() -> None:
     with torch.inference_mode():
-        a, b = observe_channels(heads(0)), observe_channels(heads(1))
+        a, b = observe_channels(heads(0)), observe_channels(heads(1), first_call=1)
     a.merge(b)
     assert_same_channels(a, observe_channels(heads(0), heads(1)))

@@ -48,7 +48,8 @@ def quantize(
     """Quantize a SAM to a packed checkpoint, and compare it with the float model.
 
     Prints sizes and mean IoU and draws a picture, all from the checkpoint as reloaded from disk. Run an interrupted
-    command again to resume it.
+    command again to resume it. Processes that torchrun starts (torchrun --nproc-per-node 2 -m saqsam quantize ...)
+    share the images.
     """
     check_new(out_dir, overwrite=overwrite)
     with library():

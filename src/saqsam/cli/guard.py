@@ -16,6 +16,7 @@ import typer
 
 from saqsam.cli import reporting
 from saqsam.cli.terminal import err, print_message, warn
+from saqsam.utils.errors import PeerError
 
 _P = ParamSpec("_P")
 
@@ -56,7 +57,7 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
                 exit_code = TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
                 message = "; ".join(["interrupted", *_notes(interrupt)])
                 reporting.emit("error", note=message)
-                if reporting.current().shows_messages:
+                if reporting.current().shows_messages and reporting.current().is_first:
                     err.print(message, soft_wrap=True)
                 raise typer.Exit(exit_code) from None
             except Exception as error:
@@ -66,7 +67,7 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
                 if explained is None:
                     raise
                 exit_code = WRONG_USE
-                if reporting.current().shows_messages:
+                if reporting.current().shows_error(error):
                     print_message("error:", "red", _shortened(message))
                 raise typer.Exit(exit_code) from None
             finally:
@@ -98,7 +99,7 @@ def _message(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.strerror is not None:
         # File and reason, without the number.
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    if isinstance(error, ValueError | OSError):
+    if isinstance(error, ValueError | OSError | PeerError):
         return str(error)
     if isinstance(error, RecursionError):
         return "the input is nested too deeply"

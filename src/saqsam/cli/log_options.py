@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +44,7 @@ def with_log_options(command: Callable[..., None]) -> Callable[..., None]:
         current = reporting.current()
         current.quiet = options.quiet
         # Of the processes that torchrun starts, one alone keeps the log, as it alone prints results.
-        if options.log_json is not None and _is_first_process():
+        if options.log_json is not None and current.is_first:
             current.log = reporting.EventLog(options.log_json, _complain)
         reporting.emit("start", command=command.__name__, version=__version__, arguments=sys.argv[1:])
         command(**values)
@@ -56,11 +55,6 @@ def with_log_options(command: Callable[..., None]) -> Callable[..., None]:
     )
     logged.__annotations__ = {p.name: p.annotation for p in logged.__signature__.parameters.values()}  # type: ignore[attr-defined]
     return logged
-
-
-def _is_first_process() -> bool:
-    """Return whether this is not one of the further processes that torchrun starts; without importing torch."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _complain(message: str) -> None:

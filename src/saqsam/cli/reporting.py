@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from saqsam.utils.errors import PeerError
 
 STANDARD_ERROR = "-"
 """Name for standard error in `--log-json`."""
@@ -70,11 +73,16 @@ class Reporting:
 
     Attributes:
         quiet: Whether progress is hidden.
+        is_first: Whether this is not one of the further processes that torchrun starts, which show errors alone.
+        errors_may_differ: Whether errors of the further processes may differ from those of the first, so that they are
+            shown, too. Until a command opens its inputs, all processes check the same options.
         log: Log of events; None for none.
         started: Start of the command on the monotonic clock.
     """
 
     quiet: bool = False
+    is_first: bool = field(default_factory=lambda: int(os.environ.get("RANK", "0")) == 0)
+    errors_may_differ: bool = False
     log: EventLog | None = None
     started: float = field(default_factory=time.monotonic)
 
@@ -86,7 +94,12 @@ class Reporting:
     @property
     def shows_progress(self) -> bool:
         """Whether progress is shown as bars or lines."""
-        return self.shows_messages and not self.quiet
+        return self.shows_messages and self.is_first and not self.quiet
+
+    def shows_error(self, error: Exception) -> bool:
+        """Return whether an error is shown as text by this process, rather than by the first one alone."""
+        is_own = self.errors_may_differ and not isinstance(error, PeerError)
+        return self.shows_messages and (self.is_first or is_own)
 
     def elapsed(self) -> float:
         """Return the seconds since the command started."""

@@ -50,7 +50,7 @@ def inform(line: str) -> None:
 def warn(message: str) -> None:
     """Print a warning in one line."""
     reporting.emit("warning", note=message)
-    if reporting.current().shows_messages:
+    if reporting.current().shows_messages and reporting.current().is_first:
         print_message("note:", "yellow", message)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 from transformers import SamModel, SamProcessor
 
 from saqsam.data.types import Dataset, Sample
-from saqsam.evaluation import ranks
 from saqsam.evaluation.fingerprint import dataset_identity, encoder_identity, model_identity
 from saqsam.evaluation.records import RecordFolder
 from saqsam.evaluation.registry import create_tasks
@@ -21,6 +20,7 @@ from saqsam.evaluation.subject import Subject, in_eval_mode
 from saqsam.evaluation.task import ImageSession, Record, Task
 from saqsam.inference.backend import Backend
 from saqsam.inference.predictor import Predictor
+from saqsam.utils import ranks
 from saqsam.utils.arithmetic import float32_arithmetic
 from saqsam.utils.progress import Progress
 
@@ -121,7 +121,8 @@ def evaluate_together(
         )
         for number, subject in enumerate(subjects)
     ]
-    scored = _score_images(subjects, dataset, tasks, count, folders, workers, progress)
+    with ranks.agreement():
+        scored = _score_images(subjects, dataset, tasks, count, folders, workers, progress)
     try:
         return [_result(dataset, tasks, count, records) for records in scored]
     except ValueError:
@@ -150,7 +151,7 @@ def _score_images(
 ) -> list[dict[int, Record]]:
     """Return the records of this rank's images for each subject, by index."""
     made: list[dict[int, Record]] = [{} if folder is None else dict(folder.records) for folder in folders]
-    own = range(ranks.rank(), count, ranks.world_size())
+    own = ranks.share(count)
     missing = [index for index in own if any(index not in records for records in made)]
     done = len(own) - len(missing)
     if progress is not None:

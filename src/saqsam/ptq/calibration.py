@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -12,13 +12,14 @@ from transformers import SamModel
 from saqsam.convert.plan import QuantizationPlan, Slot
 from saqsam.convert.quantizer_kinds import QUANTIZER_KINDS, Observer
 from saqsam.inference.prompts import Prompts
-from saqsam.models.family import flatten_image
+from saqsam.models.family import Features, flatten_image
 from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
 from saqsam.models.registry import family_of
 from saqsam.models.structure import replace_module
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.quant.logarithmic import GranularityObserver, ValueTap
 from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver
+from saqsam.utils import ranks
 from saqsam.utils.progress import Progress
 
 
@@ -81,7 +82,7 @@ def calibrate(
     *,
     slots: Iterable[Slot] | None = None,
 ) -> dict[str, Observer]:
-    """Observe the float activations of a prepared model on all calibration images.
+    """Observe the float activations of a prepared model on all calibration images, which several ranks share.
 
     Args:
         model: Prepared model.
@@ -100,20 +101,43 @@ def calibrate(
         if observers:
             inside = {f"{site.name}.input_quantizer" for site in plan.structure.float_layers}
             with_mask_head = not inside.isdisjoint(observers)
+            own = ranks.share(len(images))
             if progress is not None:
-                progress("calibrating", 0, len(images))
-            for step in range(len(images)):
-                run_image(model, *images[step], with_mask_head=with_mask_head)
-                if progress is not None:
-                    progress("calibrating", step + 1, len(images))
-    return observers
+                progress("calibrating", 0, len(own))
+            with ranks.agreement():
+                for step, index in enumerate(own):
+                    _number_calls(observers.values(), index)
+                    run_image(model, *images[index], with_mask_head=with_mask_head)
+                    if progress is not None:
+                        progress("calibrating", step + 1, len(own))
+    return merge_over_ranks(observers)
 
 
-@torch.no_grad()
+def _number_calls(observers: Iterable[Observer], image: int) -> None:
+    """Number the next call of each observer by its image: an image calls a module once."""
+    for observer in observers:
+        if not isinstance(observer, HistogramObserver):
+            assert observer.next_call <= image, "an observer was called twice for one image"
+            observer.next_call = image
+
+
+def merge_over_ranks(observers: Mapping[str, Observer]) -> dict[str, Observer]:
+    """Return observers of the values on all ranks, the same as one process would have made, on every rank.
+
+    Args:
+        observers: Observers of this rank's images by slot name; every rank has the same slots.
+    """
+    merged = {}
+    # One after another, since histograms by channel take tens of MB in large models.
+    for name, observer in observers.items():
+        merged[name], *others = ranks.all_gather(observer)
+        for other in others:
+            merged[name].merge(other)  # type: ignore[arg-type]
+    return merged
+
+
 def run_image(model: SamModel, pixel_values: Tensor, prompts: Prompts, *, with_mask_head: bool) -> None:
     """Run a model on one image and its box prompts, for observers or hooks that are in place.
-
-    Until prompts change them, image tokens are computed once for all prompts.
 
     Args:
         model: Model to run.
@@ -121,13 +145,35 @@ def run_image(model: SamModel, pixel_values: Tensor, prompts: Prompts, *, with_m
         prompts: P box prompts in pixels of the S x S input.
         with_mask_head: Run the mask head, too, in which the papers quantize nothing.
     """
+    run_decoder(model, encode_image(model, pixel_values), prompts, with_mask_head=with_mask_head)
+
+
+@torch.no_grad()
+def encode_image(model: SamModel, pixel_values: Tensor) -> Features:
+    """Return the features of one image, pixel values [1, 3, S, S] float32, on the model's device."""
+    return family_of(model.config).encode(model, pixel_values.to(model.device, model.dtype))
+
+
+@torch.no_grad()
+def run_decoder(model: SamModel, features: Features, prompts: Prompts, *, with_mask_head: bool) -> None:
+    """Run the decoder on the features of one image and its box prompts.
+
+    Until prompts change them, image tokens are computed once for all prompts.
+
+    Args:
+        model: Model to run.
+        features: Features of the image, on any device.
+        prompts: P box prompts in pixels of the S x S input.
+        with_mask_head: Run the mask head, too, in which the papers quantize nothing.
+    """
     family = family_of(model.config)
-    features = family.encode(model, pixel_values.to(model.device, model.dtype))
+    embedding = features.embedding.to(model.device)
+    extras = tuple(extra.to(model.device) for extra in features.extras)
     assert prompts.boxes is not None
     tokens, dense = family.embed_boxes(model, prompts.boxes)
-    image = flatten_image(features.embedding + dense)
+    image = flatten_image(embedding + dense)
     found = family.run_transformer(
         model, 0, tokens, image, tokens, family.image_positions(model), with_final=True
     )
     if with_mask_head:
-        family.run_mask_head(model, *found, features.extras)
+        family.run_mask_head(model, *found, extras)

@@ -21,6 +21,7 @@ from saqsam.inference.predictor import Predictor
 from saqsam.inference.processing import preprocess
 from saqsam.inference.prompts import Prompts
 from saqsam.recipes.specs import Calibration
+from saqsam.utils import ranks
 from saqsam.utils.counts import count_phrase, left_out_phrase
 from saqsam.utils.progress import Progress
 
@@ -103,7 +104,7 @@ def choose_calibration_images(
     detections: Detections | None = None,
     progress: Progress | None = None,
 ) -> CalibrationImages:
-    """Draw calibration images by the seed, and box prompts for each of them.
+    """Draw calibration images by the seed, and box prompts for each of them. Several ranks share the images.
 
     An image has at most `spec.prompts` prompts: with `detections`, the boxes with the highest scores; else the boxes of
     its objects, drawn by the seed; for an image without annotated objects, the boxes of the model's own most confident
@@ -125,31 +126,30 @@ def choose_calibration_images(
     """
     chosen = choose_images(len(dataset), spec)
     predictor = Predictor(model, processor, prompts_at_once=spec.prompts)
-    entries = []
-    tally = _Tally(dataset, detections)
+    own = ranks.share(len(chosen))
+    found: dict[int, _Found] = {}
     if progress is not None:
-        progress("choosing prompts", 0, len(chosen))
-    for step, index in enumerate(chosen):
-        sample = dataset[index]
-        tally.add(sample)
-        if detections is not None:
-            boxes = _detected_boxes(sample, spec, detections)
-        elif _is_without_objects(sample):
-            boxes = propose_boxes(predictor, sample.image, spec.prompts)
-            tally.notes[OWN_BOXES] += 1
-        else:
-            boxes = _boxes(sample, spec)
-        if len(boxes):
-            entries.append(_Entry(index, boxes, _digest(sample.image)))
-        if progress is not None:
-            progress("choosing prompts", step + 1, len(chosen))
+        progress("choosing prompts", 0, len(own))
+    with ranks.agreement():
+        for step, position in enumerate(own):
+            found[position] = _find_prompts(predictor, dataset, chosen[position], spec, detections)
+            if progress is not None:
+                progress("choosing prompts", step + 1, len(own))
+    by_position = {position: image for part in ranks.all_gather(found) for position, image in part.items()}
+    tally = _Tally(dataset, detections)
+    entries = []
+    for position in range(len(chosen)):
+        image = by_position[position]
+        tally.add(image)
+        if len(image.entry.boxes):
+            entries.append(image.entry)
     if not entries or tally.all_objects_lost:
         why = ": none of its annotations can be used" if tally.all_objects_lost else ""
         raise ValueError(
             f"none of the {len(chosen)} calibration images of {dataset.name} gives a prompt{why}"
             f"{left_out_phrase(tally.skipped)}"
         )
-    if len(entries) < len(chosen):
+    if len(entries) < len(chosen) and ranks.rank() == 0:
         warnings.warn(
             f"{len(chosen) - len(entries)} of {len(chosen)} calibration images gave no prompt"
             f"{left_out_phrase(tally.skipped)}",
@@ -157,6 +157,42 @@ def choose_calibration_images(
             stacklevel=2,
         )
     return CalibrationImages(dataset, processor, entries, tally.skipped, tally.notes)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An image with its prompts, and counts of its objects.
+
+    Attributes:
+        entry: The image; it may have no prompt.
+        skipped: Skipped images and objects, by reason.
+        notes: Accepted peculiarities, by description.
+        objects: Number of usable objects.
+        lost_objects: Number of skipped objects.
+    """
+
+    entry: _Entry
+    skipped: Mapping[str, int]
+    notes: Mapping[str, int]
+    objects: int
+    lost_objects: int
+
+
+def _find_prompts(
+    predictor: Predictor, dataset: Dataset, index: int, spec: Calibration, detections: Detections | None
+) -> _Found:
+    """Read an image and find its prompts; arguments are those of `choose_calibration_images`."""
+    sample = dataset[index]
+    notes = Counter(sample.notes)
+    if detections is not None:
+        boxes = _detected_boxes(sample, spec, detections)
+    elif _is_without_objects(sample):
+        boxes = propose_boxes(predictor, sample.image, spec.prompts)
+        notes[OWN_BOXES] += 1
+    else:
+        boxes = _boxes(sample, spec)
+    entry = _Entry(index, boxes, _digest(sample.image))
+    return _Found(entry, dict(sample.skipped), notes, len(sample.instances), _count_lost(sample))
 
 
 class _Tally:
@@ -172,12 +208,12 @@ class _Tally:
             self.skipped.update({f"detection: {reason}": n for reason, n in detections.skipped.items()})
             self.notes.update({f"detection: {note}": n for note, n in detections.notes.items()})
 
-    def add(self, sample: Sample) -> None:
+    def add(self, image: _Found) -> None:
         """Count the skipped objects and the notes of an image."""
-        self.skipped.update(sample.skipped)
-        self.notes.update(sample.notes)
-        self._objects += len(sample.instances)
-        self._lost_objects += _count_lost(sample)
+        self.skipped.update(image.skipped)
+        self.notes.update(image.notes)
+        self._objects += image.objects
+        self._lost_objects += image.lost_objects
 
     @property
     def all_objects_lost(self) -> bool:
@@ -216,11 +252,12 @@ def choose_images(available: int, spec: Calibration) -> list[int]:
     if available < 1:
         raise ValueError("the calibration data holds no image")
     if available < spec.images:
-        warnings.warn(
-            f"the calibration set has {count_phrase(available, 'images')}, fewer than the recipe's {spec.images}",
-            CalibrationWarning,
-            stacklevel=3,
-        )
+        if ranks.rank() == 0:
+            warnings.warn(
+                f"the calibration set has {count_phrase(available, 'images')}, fewer than the recipe's {spec.images}",
+                CalibrationWarning,
+                stacklevel=3,
+            )
         return list(range(available))
     drawn = np.random.default_rng(spec.seed).choice(available, spec.images, replace=False)
     return sorted(drawn.tolist())

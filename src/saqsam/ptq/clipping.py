@@ -26,14 +26,16 @@ from transformers import SamModel
 
 from saqsam.convert.plan import QuantizationPlan
 from saqsam.convert.prepare import emptied
-from saqsam.models.family import DecoderAttention
-from saqsam.models.structure import replace_module
-from saqsam.ptq.calibration import run_image
+from saqsam.inference.prompts import Prompts
+from saqsam.models.family import DecoderAttention, Features
+from saqsam.models.structure import AttentionSite, replace_module
+from saqsam.ptq.calibration import encode_image, run_decoder
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.ptq.focus_search import SEARCHED, AttentionInputs, FocusSearch, searched_slots
 from saqsam.ptq.log import AttentionClipping, Clip
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.recipes.recipe import Recipe
+from saqsam.utils import ranks
 from saqsam.utils.progress import Progress
 
 MAX_PROMPTS = 64
@@ -49,6 +51,9 @@ def clip_attentions(
 ) -> list[AttentionClipping]:
     """Clip the ranges of queries and keys, and of the inputs of their projections, in the decoder's attentions.
 
+    Several ranks share the images to encode, then the attentions, whose searches do not depend on each other. Every
+    rank gets all ranges.
+
     Args:
         model: Calibrated model with float weights; its quantizers are replaced in place.
         plan: Quantization plan of the run.
@@ -63,36 +68,78 @@ def clip_attentions(
     sites = plan.structure.decoder_attentions
     bits = {slot.name: slot.bits for slot in plan.slots}
     count = min(spec.images, len(images))
-    prompts = max(1, MAX_PROMPTS // count)
-    names = [site.name for site in sites]
+    own = [sites[number] for number in ranks.share(len(sites))]
+    names = [site.name for site in own]
     if progress is not None:
-        progress("clipping attentions", 0, len(sites))
+        progress("clipping attentions", 0, len(own))
+    chosen: dict[str, _Choice] = {}
     with emptied(model, bits):
-        inputs = [attention_inputs(model, names, images, i, prompts) for i in range(count)]
-    clippings = []
-    for step, site in enumerate(sites):
-        attention = cast(DecoderAttention, model.get_submodule(site.name))
-        search = FocusSearch(attention, [image.pop(site.name) for image in inputs], spec.theta, spec.measure)
-        slots = searched_slots(site)
-        operand_bits = {operand: bits[slot] for operand, slot in slots.items()}
-        calibrated: dict[str, nn.Module] = {o: model.get_submodule(slot) for o, slot in slots.items()}
-        chosen, quantiles = _search_ranges(search, calibrated, operand_bits, plan.recipe)
-        for operand, slot in slots.items():
-            replace_module(model, slot, chosen[operand])
-        clippings.append(
-            AttentionClipping(
-                name=site.name,
-                clips=tuple(
-                    Clip(slot.removeprefix(f"{site.name}."), quantiles[operand], *chosen[operand].range)
-                    for operand, slot in slots.items()
-                ),
-                before=search.deviation(search.side(0, calibrated), search.side(1, calibrated)),
-                after=search.deviation(search.side(0, chosen), search.side(1, chosen)),
-            )
-        )
-        if progress is not None:
-            progress("clipping attentions", step + 1, len(sites))
-    return clippings
+        encoded = _encode(model, images, count, max(1, MAX_PROMPTS // count))
+        with ranks.agreement():
+            inputs = [attention_inputs(model, names, *image) for image in encoded]
+    with ranks.agreement():
+        for step, site in enumerate(own):
+            attention = cast(DecoderAttention, model.get_submodule(site.name))
+            tensors = [image.pop(site.name) for image in inputs]
+            search = FocusSearch(attention, tensors, spec.theta, spec.measure)
+            slots = searched_slots(site)
+            calibrated: dict[str, nn.Module] = {o: model.get_submodule(slot) for o, slot in slots.items()}
+            operand_bits = {operand: bits[slot] for operand, slot in slots.items()}
+            chosen[site.name] = _clip(search, site, calibrated, operand_bits, plan.recipe)
+            if progress is not None:
+                progress("clipping attentions", step + 1, len(own))
+    by_name = {name: choice for part in ranks.all_gather(chosen) for name, choice in part.items()}
+    for site in sites:
+        for operand, slot in searched_slots(site).items():
+            replace_module(model, slot, by_name[site.name][0][operand].to(model.device))
+    return [by_name[site.name][1] for site in sites]
+
+
+_Choice = tuple[dict[str, AffineQuantizer], AttentionClipping]
+"""Quantizers of an attention by operand, on the CPU, and their part of the log."""
+
+
+def _encode(
+    model: SamModel, images: CalibrationImages, count: int, max_prompts: int
+) -> list[tuple[Features, Prompts]]:
+    """Encode the first images, which several ranks share, and return features and prompts of all, on the CPU.
+
+    Args:
+        model: Model to run.
+        images: Calibration images.
+        count: Number of images.
+        max_prompts: Most prompts of an image; evenly spaced ones are taken.
+    """
+    encoded: dict[int, tuple[Features, Prompts]] = {}
+    with ranks.agreement():
+        for index in ranks.share(count):
+            pixel_values, prompts = images[index]
+            features = encode_image(model, pixel_values)
+            on_cpu = Features(features.embedding.cpu(), tuple(extra.cpu() for extra in features.extras))
+            encoded[index] = on_cpu, prompts[:: -(-len(prompts) // max_prompts)]
+    by_image = {index: image for part in ranks.all_gather(encoded) for index, image in part.items()}
+    return [by_image[index] for index in range(count)]
+
+
+def _clip(
+    search: FocusSearch,
+    site: AttentionSite,
+    calibrated: Mapping[str, nn.Module],
+    bits: Mapping[str, int],
+    recipe: Recipe,
+) -> _Choice:
+    """Search the ranges of one attention; arguments are those of `_search_ranges`."""
+    chosen, quantiles = _search_ranges(search, calibrated, bits, recipe)
+    clipping = AttentionClipping(
+        name=site.name,
+        clips=tuple(
+            Clip(slot.removeprefix(f"{site.name}."), quantiles[operand], *chosen[operand].range)
+            for operand, slot in searched_slots(site).items()
+        ),
+        before=search.deviation(search.side(0, calibrated), search.side(1, calibrated)),
+        after=search.deviation(search.side(0, chosen), search.side(1, chosen)),
+    )
+    return {operand: quantizer.cpu() for operand, quantizer in chosen.items()}, clipping
 
 
 def _search_ranges(
@@ -145,16 +192,15 @@ def _search_order(passes: int) -> Iterator[tuple[str, int]]:
 
 
 def attention_inputs(
-    model: SamModel, names: Sequence[str], images: CalibrationImages, index: int, max_prompts: int
+    model: SamModel, names: Sequence[str], features: Features, prompts: Prompts
 ) -> dict[str, AttentionInputs]:
     """Capture the inputs of attentions of the decoder for one image.
 
     Args:
         model: Model to run.
         names: Module names of the attentions.
-        images: Calibration images.
-        index: Index of the image.
-        max_prompts: Most prompts of the image to run; evenly spaced ones are taken.
+        features: Features of the image, on any device.
+        prompts: P box prompts in pixels of the S x S input.
 
     Returns:
         Inputs of the query, key and value projections, float32 [P, 1, T, C], by attention; [1, 1, T, C] where all
@@ -172,9 +218,7 @@ def attention_inputs(
         model.get_submodule(name).register_forward_pre_hook(keep(name), with_kwargs=True) for name in names
     ]
     try:
-        pixel_values, prompts = images[index]
-        step = -(-len(prompts) // max_prompts)
-        run_image(model, pixel_values, prompts[::step], with_mask_head=False)
+        run_decoder(model, features, prompts, with_mask_head=False)
     finally:
         for handle in handles:
             handle.remove()

@@ -35,6 +35,7 @@ from saqsam.models.structure import AttentionSite, ModelStructure
 from saqsam.ptq.calibration import run_image
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.quant.layers import ChannelScale, QuantLinear
+from saqsam.utils import ranks
 from saqsam.utils.progress import Progress
 
 MIN_HALF_RANGE = 1 / 32
@@ -86,6 +87,8 @@ def observe_channels(
 ) -> dict[str, ChannelRange]:
     """Observe the channel ranges that `equalize` and `scale_inputs` need, on at most `MAX_IMAGES` images.
 
+    Several ranks share the images.
+
     Args:
         model: Float model, not prepared yet.
         structure: Structure of the model.
@@ -96,13 +99,26 @@ def observe_channels(
         Ranges by `<layer> input` or `<layer> output`.
     """
     count = min(len(images), MAX_IMAGES)
+    own = ranks.share(count)
     if progress is not None:
-        progress("equalizing channels", 0, count)
-    with _observing(model, structure) as ranges:
-        for step in range(count):
-            run_image(model, *images[step * len(images) // count], with_mask_head=False)
+        progress("equalizing channels", 0, len(own))
+    observed: dict[int, list[tuple[str, Tensor, Tensor]]] = {}
+    with ranks.agreement():
+        for step, number in enumerate(own):
+            with _observing(model, structure) as calls:
+                run_image(model, *images[number * len(images) // count], with_mask_head=False)
+            observed[number] = [(name, low.cpu(), high.cpu()) for name, low, high in calls]
             if progress is not None:
-                progress("equalizing channels", step + 1, count)
+                progress("equalizing channels", step + 1, len(own))
+    by_image = {number: calls for part in ranks.all_gather(observed) for number, calls in part.items()}
+    ranges: dict[str, ChannelRange] = {}
+    # A running average depends on the order, which is that of the images for any number of ranks.
+    for number in range(count):
+        for name, low, high in by_image[number]:
+            low, high = low.to(model.device), high.to(model.device)
+            ranges.setdefault(name, ChannelRange(torch.zeros_like(low), torch.zeros_like(high))).update(
+                low, high
+            )
     return ranges
 
 
@@ -226,18 +242,17 @@ def _scale_outputs(layer: nn.Module, factor: Tensor, rows: slice = slice(None)) 
 
 
 @contextmanager
-def _observing(model: SamModel, structure: ModelStructure) -> Iterator[dict[str, ChannelRange]]:
+def _observing(model: SamModel, structure: ModelStructure) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
     """Observe channel ranges while the block runs.
 
     Yields:
-        Ranges by `<layer> input` or `<layer> output`.
+        `<layer> input` or `<layer> output` with the smallest and largest values, float32 [C] each, of every call.
     """
-    ranges: dict[str, ChannelRange] = {}
+    calls: list[tuple[str, Tensor, Tensor]] = []
 
     def update(name: str, axis: int, values: Tensor) -> None:
         others = [other for other in range(values.dim()) if other != axis % values.dim()]
-        low, high = values.amin(others), values.amax(others)
-        ranges.setdefault(name, ChannelRange(torch.zeros_like(low), torch.zeros_like(high))).update(low, high)
+        calls.append((name, values.amin(others), values.amax(others)))
 
     def input_hook(name: str, axis: int) -> Callable[..., None]:
         return lambda _module, inputs: update(f"{name} input", axis, inputs[0])
@@ -254,7 +269,7 @@ def _observing(model: SamModel, structure: ModelStructure) -> Iterator[dict[str,
         for name in dict.fromkeys((site.query, site.key, site.value)):
             handles.append(model.get_submodule(name).register_forward_hook(output_hook(name)))
     try:
-        yield ranges
+        yield calls
     finally:
         for handle in handles:
             handle.remove()

@@ -31,6 +31,7 @@ from saqsam.ptq.resume import FinishedSteps, identify_run
 from saqsam.recipes.catalog import DEFAULT_CALIBRATION, DEFAULT_MEMORY, DEFAULT_METHOD
 from saqsam.recipes.presets import recipe_for
 from saqsam.recipes.recipe import Recipe
+from saqsam.utils import ranks
 from saqsam.utils.arithmetic import float32_arithmetic
 from saqsam.utils.progress import Progress
 from saqsam.utils.sizes import parse_size
@@ -49,6 +50,9 @@ def quantize(
     progress: Progress | None = None,
 ) -> QuantizationResult:
     """Quantize a float SAM to packed low-bit integers by post-training quantization.
+
+    In a process group of torch.distributed the processes share the images, and each returns the same result: that of a
+    single process, bit for bit, with the same number of threads in each. Save it on rank 0.
 
     With the model alone, the result is that of `saqsam quantize` with its defaults: `saq-sam-plus` at w4a4, calibrated
     on 32 bundled scenes. Calibrate on images like those that the model will see.
@@ -75,13 +79,16 @@ def quantize(
             recipe, the calibration data or `memory` cannot be used; no calibration image gives a prompt; a loss is not
             finite; or `resume_dir` holds a run with other arguments.
         CheckpointError: `resume_dir` holds a damaged step.
+        PeerError: Another process of the group has failed.
     """
+    progress = progress if ranks.rank() == 0 else None
     if quantization_config_of(model) is not None:
         raise ValueError("this model is quantized already; quantize the float model")
     recipe = _resolve_recipe(recipe)
     memory = parse_size(memory)
     processor = build_processor(model.config) if processor is None else processor
-    folder = None if resume_dir is None else Path(resume_dir)
+    # Rank 0 alone reads and writes finished steps, and sends the others what it has read.
+    folder = None if resume_dir is None or ranks.rank() > 0 else Path(resume_dir)
     if not recipe.needs_calibration:
         return QuantizationResult(
             _quantize_weights(model, processor, recipe, progress),
@@ -109,7 +116,8 @@ def quantize(
         skipped=images.skipped, notes=images.notes, images=len(images), prompts=images.prompts
     )
     run = {} if folder is None else identify_run(quantized, processor, recipe, images)
-    steps = FinishedSteps(folder, run)
+    with ranks.agreement():
+        steps = FinishedSteps(folder, run)
 
     # Range setting: bimodal integration (BIG), adaptive granularity (AGQ), perceptual-consistency clipping (PCC).
     prepare_equalized(quantized, plan, images, progress)
@@ -210,7 +218,7 @@ def _set_ranges(
     Returns:
         The float reference: the model after bimodal integration, with empty slots. None if nothing is learned.
     """
-    saved = steps.load_ranges(quantized, plan.structure)
+    saved = ranks.on_first(lambda: steps.load_ranges(quantized, plan.structure))
     if saved is None:
         observers = calibrate(quantized, plan, images, progress)
         signs = find_signs(plan.structure, observers)
@@ -223,7 +231,7 @@ def _set_ranges(
         fill_slots(quantized, plan, merged_observers(observers, signs), progress)
         if plan.recipe.clipping is not None:
             log.clipping = clip_attentions(quantized, plan, images, progress)
-        steps.save_ranges(signs, log.clipping, quantized, plan)
+        ranks.on_first(lambda: steps.save_ranges(signs, log.clipping, quantized, plan))
     else:
         steps.restore_ranges(saved, quantized, plan)
         log.clipping = saved.clipping

@@ -8,6 +8,8 @@ and prompts each step sees, `captured.py` the tensors that are captured for them
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from transformers import SamModel
 
@@ -19,8 +21,9 @@ from saqsam.ptq.log import UnitLog
 from saqsam.ptq.resume import FinishedSteps
 from saqsam.ptq.schedule import Draw, draw_schedule
 from saqsam.ptq.tensor_store import MemoryBudget
-from saqsam.ptq.unit_parameters import unit_parameters
+from saqsam.ptq.unit_parameters import UnitParameters, place_unit_tensors, unit_parameters, unit_tensors
 from saqsam.ptq.units import Unit, reconstruction_units, unit_phase
+from saqsam.utils import ranks
 from saqsam.utils.progress import Progress
 
 
@@ -35,6 +38,8 @@ def reconstruct(
     progress: Progress | None = None,
 ) -> list[UnitLog]:
     """Learn all units of a calibrated model in place and leave them packed.
+
+    Rank 0 of several learns, since each unit reads what the units before it have learned; the others place its result.
 
     Args:
         model: Calibrated model: quantizers in all slots, float weights.
@@ -63,21 +68,34 @@ def reconstruct(
         inputs = UnitInputs(model, reference, plan, images, schedules, budget)
         for number, unit in enumerate(schedules):
             parameters = unit_parameters(unit, model, plan)
-            log = steps.load_unit(number, model, parameters)
+            log = ranks.on_first(partial(steps.load_unit, number, model, parameters))
+            if log is not None:
+                _share_unit(model, parameters)
             phase = unit_phase(number, len(schedules), unit)
             if log is None and progress is not None:
                 progress(phase, 0, len(schedules[unit]))
             with inputs.captured(unit, needs_targets=log is None) as data:
                 if log is None:
                     seed = plan.recipe.calibration.seed * 1000 + 2 * number
+                    learn = partial(
+                        learn_unit, model, reference, unit, parameters, plan.recipe, data, seed, progress
+                    )
                     with torch.enable_grad():
-                        log = learn_unit(
-                            model, reference, unit, parameters, plan.recipe, data, seed, progress, phase=phase
-                        )
-                    steps.save_unit(number, log, model, parameters)
+                        log = ranks.on_first(partial(learn, phase=phase))
+                    ranks.on_first(partial(steps.save_unit, number, log, model, parameters))
+                    _share_unit(model, parameters)
             logs.append(log)
             inputs.advance(unit)
     return logs
+
+
+def _share_unit(model: SamModel, parameters: UnitParameters) -> None:
+    """Place a unit that rank 0 has learned or loaded in the models of all other ranks."""
+    if ranks.world_size() == 1:
+        return
+    tensors = ranks.on_first(partial(unit_tensors, model, parameters))
+    if ranks.rank() > 0:
+        place_unit_tensors(model, parameters, tensors)
 
 
 def _schedules(plan: QuantizationPlan, images: CalibrationImages) -> dict[Unit, list[Draw]]:

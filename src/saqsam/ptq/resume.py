@@ -45,11 +45,13 @@ class SavedRanges:
         signs: Signs of query and key channels, float32 [C], by attention.
         quantizers: Tensors of all activation quantizers, by name in the model.
         clipping: Ranges chosen for the decoder's attentions.
+        path: File of the step, for error messages.
     """
 
     signs: dict[str, Tensor]
     quantizers: dict[str, Tensor]
     clipping: list[AttentionClipping]
+    path: Path
 
 
 class FinishedSteps:
@@ -86,18 +88,18 @@ class FinishedSteps:
         signs = {n.removeprefix(_SIGNS): t for n, t in tensors.items() if n.startswith(_SIGNS)}
         check_signs(signs, model, structure, path)
         quantizers = {n: t for n, t in tensors.items() if not n.startswith(_SIGNS)}
-        return SavedRanges({name: sign.float() for name, sign in signs.items()}, quantizers, clipping)
+        return SavedRanges({name: sign.float() for name, sign in signs.items()}, quantizers, clipping, path)
 
-    def restore_ranges(self, ranges: SavedRanges, model: SamModel, plan: QuantizationPlan) -> None:
+    @staticmethod
+    def restore_ranges(ranges: SavedRanges, model: SamModel, plan: QuantizationPlan) -> None:
         """Fill the slots of a prepared model with the quantizers of an earlier run.
 
         Raises:
             CheckpointError: A tensor does not fit the model.
         """
-        assert self._journal is not None
         place_empty_quantizers(model, plan)
         names = _quantizer_tensors(model, plan)
-        place_tensors(model, ranges.quantizers, names, self._journal.path(_RANGES))
+        place_tensors(model, ranges.quantizers, names, ranges.path)
 
     def save_ranges(
         self,

@@ -76,6 +76,14 @@ class TensorStore:
             ValueError: The item alone exceeds the budget.
             OSError: The item cannot be written to disk.
         """
+        self._items.append(self._hold(tensors))
+
+    def fill(self, index: int, tensors: tuple[Tensor, ...]) -> None:
+        """Replace an empty item; arguments and errors are those of `append`."""
+        assert not self._items[index], "only an empty item can be filled"
+        self._items[index] = self._hold(tensors)
+
+    def _hold(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor | _Spilled, ...]:
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         if size > self._budget.limit:
             raise ValueError(
@@ -84,9 +92,8 @@ class TensorStore:
             )
         if self._budget.take(size):
             self._held += size
-            self._items.append(tuple(tensor.detach().contiguous() for tensor in tensors))
-        else:
-            self._items.append(tuple(self._spill(tensor) for tensor in tensors))
+            return tuple(tensor.detach().contiguous() for tensor in tensors)
+        return tuple(self._spill(tensor) for tensor in tensors)
 
     def _spill(self, tensor: Tensor) -> _Spilled:
         # Contiguous as in memory, so that results do not depend on where a tensor was held.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers import SamModel
 
+from saqsam.convert.pack import place_empty_weight
 from saqsam.convert.plan import QuantizationPlan
 from saqsam.models.structure import Site
 from saqsam.ptq.units import Unit
@@ -73,3 +76,19 @@ def unit_tensors(model: SamModel, parameters: UnitParameters) -> dict[str, Tenso
     }
     tensors.update({name: model.get_parameter(name) for name in parameters.float_parameters})
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def place_unit_tensors(model: SamModel, parameters: UnitParameters, tensors: Mapping[str, Tensor]) -> None:
+    """Place the tensors of a learned unit in a copy of the model in which it has not been learned.
+
+    Args:
+        model: Calibrated model, earlier units packed; changed in place.
+        parameters: Names of what was learned.
+        tensors: Tensors of `unit_tensors` by name in the model.
+    """
+    for site, bits in parameters.layers:
+        place_empty_weight(model, site, bits)
+    for name, tensor in tensors.items():
+        module, _, attribute = name.rpartition(".")
+        getattr(model.get_submodule(module), attribute).copy_(tensor)

@@ -109,6 +109,11 @@ class GranularityObserver(nn.Module):
         max_calls: Calls to sample from; later ones are ignored.
         max_tau: Largest tau to try, a power of 2.
         row_scaled: Whether it receives numerators of the softmax, by whose sum the product is divided.
+
+    Attributes:
+        next_call: Number of the next call over all processes; each numbers its calls so that no two are alike.
+        errors_by_call: Errors of each sampled call, float64 [taus, scales], by its number. They are added up in the
+            order of calls, so that the total is the same for any number of processes.
     """
 
     def __init__(
@@ -126,18 +131,26 @@ class GranularityObserver(nn.Module):
         self.max_probabilities, self.max_calls = max_probabilities, max_calls
         self.taus = [2**i for i in range(max_tau.bit_length())]
         self.row_scaled = row_scaled
-        self.errors = torch.zeros(len(self.taus), len(_SCALES), dtype=torch.float64)
-        self.count = 0
+        self.next_call = 0
+        self.errors_by_call: dict[int, Tensor] = {}
 
     def forward(self, probabilities: Tensor) -> Tensor:
         """Sample P [..., Q, K] and return it; the values [..., K, D], which may broadcast, have passed the tap."""
         assert self.tap.last is not None, "the values must pass the tap before the probabilities"
-        if self.count < self.max_calls:
+        if self.next_call < self.max_calls:
             rows = probabilities.detach().flatten(0, -3)  # [M, Q, K]
             values = self.tap.last.expand(*probabilities.shape[:-2], -1, -1).flatten(0, -3)  # [M, K, D]
-            self._add(*self._sample(rows, values))
-        self.count += 1
+            self.errors_by_call[self.next_call] = self._errors(*self._sample(rows, values))
+        self.next_call += 1
         return probabilities
+
+    @property
+    def errors(self) -> Tensor:
+        """Sum of the squared errors of all sampled calls, float64 [taus, scales]."""
+        total = torch.zeros(len(self.taus), len(_SCALES), dtype=torch.float64)
+        for call in sorted(self.errors_by_call):
+            total += self.errors_by_call[call]
+        return total
 
     def _sample(self, rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Sample n random rows of each of m random matrices.
@@ -163,12 +176,12 @@ class GranularityObserver(nn.Module):
             rows = rows.gather(1, order.to(rows.device).expand(-1, -1, keys))
         return rows, values
 
-    def _add(self, rows: Tensor, values: Tensor) -> None:
+    def _errors(self, rows: Tensor, values: Tensor) -> Tensor:
         exact = self._product(rows, values)
         errors = [
             (self._product(rounded, values) - exact).square_().mean() for rounded in self._candidates(rows)
         ]
-        self.errors += torch.stack(errors).double().cpu().reshape(self.errors.shape)
+        return torch.stack(errors).double().cpu().reshape(len(self.taus), len(_SCALES))
 
     def _candidates(self, rows: Tensor) -> Iterator[Tensor]:
         """Yield P [m, n, K] rounded to the grid of each tau and, within it, each scale.
@@ -191,9 +204,10 @@ class GranularityObserver(nn.Module):
         return product / rows.sum(-1, keepdim=True).clamp_min(1e-6) if self.row_scaled else product
 
     def merge(self, other: GranularityObserver) -> None:
-        """Add the errors of another observer."""
-        self.errors = self.errors + other.errors
-        self.count += other.count
+        """Add the errors that another observer has found in calls of other numbers."""
+        assert not self.errors_by_call.keys() & other.errors_by_call.keys(), "a call was sampled twice"
+        self.errors_by_call.update(other.errors_by_call)
+        self.next_call = max(self.next_call, other.next_call)
 
     def quantizer(self) -> LogQuantizer:
         """Return the quantizer of least error; ties go to the smallest tau, then to the largest scale.
@@ -201,9 +215,10 @@ class GranularityObserver(nn.Module):
         Raises:
             ValueError: The observer is empty.
         """
-        if not self.count:
+        if not self.errors_by_call:
             raise ValueError("no calibration value reached this quantizer")
         # Grids that differ only beyond the observed probabilities have equal errors, up to rounding.
-        best = int((self.errors <= self.errors.min() * (1 + _TIE)).flatten().nonzero()[0])
+        errors = self.errors
+        best = int((errors <= errors.min() * (1 + _TIE)).flatten().nonzero()[0])
         tau, scale = self.taus[best // len(_SCALES)], _SCALES[best % len(_SCALES)]
         return LogQuantizer(self.bits, scale, torch.tensor(tau))

@@ -138,7 +138,9 @@ class ChannelHistogramObserver(nn.Module):
 
     Attributes:
         counts: int64 [channels, BINS] after the first tensor.
-        sums: Sums of the values, float64 [channels].
+        next_call: Number of the next call over all processes; each numbers its calls so that no two are alike.
+        sums_by_call: Sums of the values of each call, float64 [channels], by its number. Floats are added up in the
+            order of calls, so that the total is the same for any number of processes.
         low: Smallest values, float64 [channels].
         high: Largest values, float64 [channels].
     """
@@ -147,7 +149,9 @@ class ChannelHistogramObserver(nn.Module):
         super().__init__()
         self.axes = axes
         self.counts = torch.zeros(0, BINS, dtype=torch.int64)
-        self.sums = self.low = self.high = torch.zeros(0, dtype=torch.float64)
+        self.low = self.high = torch.zeros(0, dtype=torch.float64)
+        self.next_call = 0
+        self.sums_by_call: dict[int, Tensor] = {}
 
     def forward(self, values: Tensor) -> Tensor:
         """Count `values` (float) and return them.
@@ -168,14 +172,14 @@ class ChannelHistogramObserver(nn.Module):
         sampled = values_by_channel.movedim(longest, -1)[..., ::stride]
         rows = sampled.flatten(0, len(self.axes) - 1).flatten(1).float().contiguous()
         self.counts += stride * _count(rows)
-        self.sums += stride * rows.double().sum(1).cpu()
+        self.sums_by_call[self.next_call] = stride * rows.double().sum(1).cpu()
+        self.next_call += 1
         self.low = torch.minimum(self.low, low.double().cpu())
         self.high = torch.maximum(self.high, high.double().cpu())
         return values
 
     def _start(self, channels: int) -> None:
         self.counts = torch.zeros(channels, BINS, dtype=torch.int64)
-        self.sums = torch.zeros(channels, dtype=torch.float64)
         self.low = torch.full((channels,), math.inf, dtype=torch.float64)
         self.high = -self.low
 
@@ -183,6 +187,14 @@ class ChannelHistogramObserver(nn.Module):
     def is_empty(self) -> bool:
         """Whether no value has been seen."""
         return not len(self.counts)
+
+    @property
+    def sums(self) -> Tensor:
+        """Sums of the values, float64 [channels]."""
+        total = torch.zeros(len(self.counts), dtype=torch.float64)
+        for call in sorted(self.sums_by_call):
+            total += self.sums_by_call[call]
+        return total
 
     def means(self) -> Tensor:
         """Return the mean of each channel, float64 [channels].
@@ -195,12 +207,15 @@ class ChannelHistogramObserver(nn.Module):
         return self.sums / self.counts.sum(1)
 
     def merge(self, other: ChannelHistogramObserver) -> None:
-        """Add the values that another observer has counted."""
+        """Add the values that another observer has counted in calls of other numbers."""
+        assert not self.sums_by_call.keys() & other.sums_by_call.keys(), "a call was counted twice"
         if other.is_empty:
             return
         if self.is_empty:
             self._start(len(other.counts))
-        self.counts, self.sums = self.counts + other.counts, self.sums + other.sums
+        self.counts = self.counts + other.counts
+        self.sums_by_call.update(other.sums_by_call)
+        self.next_call = max(self.next_call, other.next_call)
         self.low, self.high = torch.minimum(self.low, other.low), torch.maximum(self.high, other.high)
 
     def pooled(self, signs: Tensor | None = None) -> HistogramObserver:

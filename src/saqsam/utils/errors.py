@@ -1,4 +1,4 @@
-"""Exception for damaged or altered files, and short renderings of values for messages."""
+"""Exceptions for damaged files and failed processes, and short renderings of values for messages."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ class CheckpointError(ValueError):
     Raised while reading checkpoints, float models, exports, unfinished runs and evaluation records. The message is
     one line that names the file, what was expected and what was found.
     """
+
+
+class PeerError(RuntimeError):
+    """Another process of a run that `torchrun` shares among several has failed, so this one cannot go on."""
 
 
 def shorten(value: object) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saqsam.cli import reporting
 from saqsam.cli.inputs import json_bytes, open_labeled, open_model
 from saqsam.cli.options import EvaluationOptions
 from saqsam.cli.outputs import claim_optional
@@ -16,13 +17,13 @@ from saqsam.cli.terminal import print_table, result_table, say
 from saqsam.data.types import Dataset
 from saqsam.evaluation.compare import Comparison, Interval, TaskDifference, compare
 from saqsam.evaluation.prompt_batches import prompts_within
-from saqsam.evaluation.ranks import launched_rank, process_group, rank
 from saqsam.evaluation.registry import create_tasks
 from saqsam.evaluation.subject import Subject
 from saqsam.evaluation.task import Task
 from saqsam.runtimes import RUNTIMES, TORCH, TORCH_INTEGER
 from saqsam.utils.atomic_write import check_file_writable, png_bytes
 from saqsam.utils.progress import renamed
+from saqsam.utils.ranks import launched_rank, process_group, rank
 from saqsam.utils.sizes import parse_size
 from saqsam.viz.side_by_side import draw_side_by_side
 
@@ -60,6 +61,7 @@ def compare_models(
     overwrite: bool,
 ) -> None:
     """Score models on the same images, and compare each with the first."""
+    reporting.current().errors_may_differ = True
     for path in (json_file, picture):
         if path is not None:
             check_file_writable(path)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 import saqsam
 from saqsam.analysis.inventory import Inventory, take_inventory
 from saqsam.checkpoint import quantization_config_of
+from saqsam.cli import reporting
 from saqsam.cli.inputs import json_bytes, open_labeled, open_model
 from saqsam.cli.integer_layers import measure_integers, print_integers
 from saqsam.cli.options import EvaluationOptions
@@ -19,11 +20,11 @@ from saqsam.cli.progress import progress_phases
 from saqsam.cli.result_tables import print_evaluation
 from saqsam.cli.terminal import say
 from saqsam.evaluation.prompt_batches import prompts_within
-from saqsam.evaluation.ranks import launched_rank, process_group, rank
 from saqsam.evaluation.registry import create_tasks
 from saqsam.runtimes import TORCH_INTEGER
 from saqsam.utils.atomic_write import check_file_writable
 from saqsam.utils.progress import renamed
+from saqsam.utils.ranks import launched_rank, process_group, rank
 from saqsam.utils.sizes import parse_size
 
 
@@ -39,6 +40,7 @@ def evaluate(
     overwrite: bool,
 ) -> None:
     """Score a model, in this process alone or as one of several."""
+    reporting.current().errors_may_differ = True
     if json_file is not None:
         check_file_writable(json_file)
     memory = parse_size(options.memory)

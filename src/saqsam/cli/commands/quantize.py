@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import SamModel, SamProcessor
@@ -10,6 +12,7 @@ from transformers import SamModel, SamProcessor
 import saqsam
 from saqsam.analysis.inventory import take_inventory
 from saqsam.checkpoint import check_target, load_checkpoint, quantization_config_of, save_checkpoint
+from saqsam.cli import reporting
 from saqsam.cli.forecast import Forecast
 from saqsam.cli.inputs import load_torch, open_calibration, open_labeled
 from saqsam.cli.options import NO_CHECK, QuantizeOptions
@@ -35,6 +38,7 @@ from saqsam.report.write import PAGE, write_report
 from saqsam.utils.atomic_write import write_png
 from saqsam.utils.counts import count_phrase
 from saqsam.utils.progress import renamed
+from saqsam.utils.ranks import agreement, process_group, rank
 from saqsam.utils.sizes import parse_size
 from saqsam.viz.side_by_side import draw_side_by_side, median_and_worst
 
@@ -53,55 +57,93 @@ def quantize(
     device: str,
     overwrite: bool,
 ) -> None:
-    """Quantize a model, write the checkpoint, reload it, and compare it with the float model."""
+    """Quantize a model, write the checkpoint, reload it, and compare it with the float model.
+
+    Processes that torchrun started share the images; rank 0 alone writes and prints.
+    """
     recipe = _recipe(options)
     if options.effort == AUTO_EFFORT:
         effort, reason = resolve_effort(options.method, options.bits)
         inform(f"effort: {effort or 'none'} ({reason})")
     budget = parse_size(options.memory)
-    check_target(out_dir, overwrite=overwrite)
-    with claim_output(out_dir, overwrite=overwrite) as output:
-        data = open_calibration(options.calibration, options.images, options.seed, options.ignore_label)
-        boxes = None if options.detections is None else str(options.detections)
-        source = Source(model, options.calibration, boxes, options.ignore_label)
-        detections = None if boxes is None else load_detections(boxes, data)
-        check, check_images = options.check, options.check_images
-        check_data = None if check == NO_CHECK else open_labeled(check, "--check", check_images)
-        float_model, processor = load_torch(model, device)
-        if quantization_config_of(float_model) is not None:
-            raise ValueError(f"{model} is quantized already; quantize the float model")
-        if check_images is None:
-            spec = family_of(float_model.config).input_spec(float_model.config)
-            check_images = 24 if spec.image_size <= LARGE_INPUT else 2
+    reporting.current().errors_may_differ = True
+    with ExitStack() as stack:
+        stack.enter_context(process_group())
+        output = None
+        with agreement():
+            if rank() == 0:
+                check_target(out_dir, overwrite=overwrite)
+                output = stack.enter_context(claim_output(out_dir, overwrite=overwrite))
+        with agreement():
+            float_model, inputs = _open(model, options, device)
         # Before the long work, so that unusable data fail early.
-        before = (
-            None if check_data is None else _score(float_model, processor, check_data, check_images, "float")
-        )
+        before = _score(float_model, inputs, "float")
         target = float_model.device
-        log = _quantize_into(
-            output, float_model, processor, recipe, data, detections=detections, source=source, memory=budget
-        )
+        log, quantized = _quantize_into(output, float_model, inputs, recipe, memory=budget)
         del float_model  # two gigabytes of a large SAM
-        with busy("reading the checkpoint back"):
-            reloaded = load_checkpoint(output.staged, device=target)
+        with agreement():
+            if output is not None:
+                del quantized  # its checkpoint takes its place
+                with busy("reading the checkpoint back"):
+                    quantized = load_checkpoint(output.staged, device=target)
+        after = _score(quantized, inputs, "quantized")
+        if output is None:
+            return
         checked = None
-        if check_data is not None and before is not None:
-            after = _score(reloaded, processor, check_data, check_images, "quantized")
-            checked = Scored(check_data, CHECK_TASK, after, before)
-        _add_report(output.staged, reloaded, checked)
+        if inputs.check_data is not None and before is not None and after is not None:
+            checked = Scored(inputs.check_data, CHECK_TASK, after, before)
+        _add_report(output.staged, quantized, checked)
         output.place_folder()
     say(f"checkpoint: {out_dir}")
     if recipe.needs_calibration:
-        shown = f"{count_phrase(log.images, 'images')} (seed {options.seed}) of {data.name}"
+        shown = f"{count_phrase(log.images, 'images')} (seed {options.seed}) of {inputs.data.name}"
         say(f"calibrated on {shown}, {count_phrase(log.prompts, 'prompts')}")
     print_left_out(log.skipped, log.notes, "calibration: ")
     if options.deploy or options.deploy_for is not None:
         print_substitutions(recipe)
     scores = None if checked is None or checked.float is None else (checked.float, checked.quantized)
-    print_summary(take_inventory(reloaded), out_dir, scores)
+    print_summary(take_inventory(quantized), out_dir, scores)
     say(f"report: {out_dir / PAGE}")
     if scores is not None:
         say(f"picture: {out_dir / PICTURE}")
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Opened inputs of the command, beside the model.
+
+    Attributes:
+        processor: Processor of the model.
+        data: Calibration data.
+        detections: Detected boxes on them; None to use annotated objects.
+        source: Names of the inputs, for the log.
+        check_data: Images to compare the models on; None for no comparison.
+        check_images: Number of these images.
+    """
+
+    processor: SamProcessor
+    data: Dataset
+    detections: Detections | None
+    source: Source
+    check_data: Dataset | None
+    check_images: int
+
+
+def _open(model: str, options: QuantizeOptions, device: str) -> tuple[SamModel, _Inputs]:
+    """Load the float model, and open the data that the options name."""
+    data = open_calibration(options.calibration, options.images, options.seed, options.ignore_label)
+    boxes = None if options.detections is None else str(options.detections)
+    source = Source(model, options.calibration, boxes, options.ignore_label)
+    detections = None if boxes is None else load_detections(boxes, data)
+    check, check_images = options.check, options.check_images
+    check_data = None if check == NO_CHECK else open_labeled(check, "--check", check_images)
+    float_model, processor = load_torch(model, device)
+    if quantization_config_of(float_model) is not None:
+        raise ValueError(f"{model} is quantized already; quantize the float model")
+    if check_images is None:
+        spec = family_of(float_model.config).input_spec(float_model.config)
+        check_images = 24 if spec.image_size <= LARGE_INPUT else 2
+    return float_model, _Inputs(processor, data, detections, source, check_data, check_images)
 
 
 def _add_report(folder: Path, reloaded: SamModel, checked: Scored | None) -> None:
@@ -118,34 +160,28 @@ def _add_report(folder: Path, reloaded: SamModel, checked: Scored | None) -> Non
 
 
 def _quantize_into(
-    output: Output,
-    model: SamModel,
-    processor: SamProcessor,
-    recipe: Recipe,
-    data: Dataset,
-    *,
-    detections: Detections | None,
-    source: Source,
-    memory: int,
-) -> QuantizationLog:
-    """Quantize and write the checkpoint with its log to the staging folder."""
+    output: Output | None, model: SamModel, inputs: _Inputs, recipe: Recipe, *, memory: int
+) -> tuple[QuantizationLog, SamModel]:
+    """Quantize, write the checkpoint with its log to the staging folder, if there is one, and return log and model."""
     units = [] if recipe.reconstruction is None else unit_costs(model.config, recipe)
-    with progress_phases(has_gaps=True, forecast=Forecast(units)) as progress:
+    with agreement(), progress_phases(has_gaps=True, forecast=Forecast(units)) as progress:
         result = saqsam.quantize(
             model,
-            processor,
+            inputs.processor,
             recipe,
-            data,
-            detections=detections,
+            inputs.data,
+            detections=inputs.detections,
             memory=memory,
-            resume_dir=output.unfinished,
+            resume_dir=None if output is None else output.unfinished,
             progress=progress,
         )
-    with busy("writing the checkpoint"):
-        # Not `result.save`: the finished steps are kept until the checkpoint is verified and in place.
-        save_checkpoint(result.model, processor, output.staged)
-        write_log(result.log, recipe, output.staged, source)
-    return result.log
+    with agreement():
+        if output is not None:
+            with busy("writing the checkpoint"):
+                # Not `result.save`: the finished steps are kept until the checkpoint is verified and in place.
+                save_checkpoint(result.model, inputs.processor, output.staged)
+                write_log(result.log, recipe, output.staged, inputs.source)
+    return result.log, result.model
 
 
 def _recipe(options: QuantizeOptions) -> Recipe:
@@ -164,7 +200,16 @@ def _recipe(options: QuantizeOptions) -> Recipe:
     return dataclasses.replace(recipe, calibration=calibration)
 
 
-def _score(model: SamModel, processor: SamProcessor, data: Dataset, count: int, name: str) -> Evaluation:
+def _score(model: SamModel, inputs: _Inputs, name: str) -> Evaluation | None:
+    """Score a model on the images of the comparison; None for no comparison."""
+    if inputs.check_data is None:
+        return None
     with progress_phases("images") as progress:
-        named = renamed(progress, f"scoring, {name}")
-        return saqsam.evaluate(model, processor, data, tasks=[CHECK_TASK], limit=count, progress=named)
+        return saqsam.evaluate(
+            model,
+            inputs.processor,
+            inputs.check_data,
+            tasks=[CHECK_TASK],
+            limit=inputs.check_images,
+            progress=renamed(progress, f"scoring, {name}"),
+        )
