@@ -8,13 +8,7 @@ from torch import Tensor, nn
 
 from saqsam.quant.affine import AffineQuantizer, affine_parameters
 from saqsam.quant.layers import PackedTensor
-from saqsam.quant.learned import (
-    DropMasks,
-    LearnedAffineQuantizer,
-    LearnedWeightScale,
-    RandomDrop,
-    StraightThrough,
-)
+from saqsam.quant.learned import LearnedAffineQuantizer, LearnedWeightScale, RandomDrop, StraightThrough
 from saqsam.quant.logarithmic import LogQuantizer
 
 examples = settings(max_examples=40, deadline=None, derandomize=True)
@@ -170,7 +164,7 @@ def test_straight_through_has_the_values_of_the_quantizer_and_the_gradient_of_th
 def test_what_is_marked_passes_as_it_is(quantizer: LearnedAffineQuantizer | StraightThrough) -> None:
     values = torch.linspace(-1, 2, 90).reshape(9, 10).requires_grad_()
     passes = (torch.arange(90) % 3 == 0).reshape(9, 10)
-    found, whole = quantizer(values, (~passes).float()), quantizer(values)
+    found, whole = quantizer(values, (~passes).to(torch.uint8)), quantizer(values)
     assert torch.equal(found[passes], values[passes])
     torch.testing.assert_close(found[~passes], whole[~passes])
     assert not torch.equal(found, whole)
@@ -183,8 +177,7 @@ def test_what_is_marked_passes_as_it_is(quantizer: LearnedAffineQuantizer | Stra
 
 
 def drop(probability: float, seed: int = 0) -> RandomDrop:
-    masks = DropMasks(probability, torch.Generator().manual_seed(seed), size=100_003)
-    return RandomDrop(StraightThrough(Half()), masks)
+    return RandomDrop(StraightThrough(Half()), probability, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("probability", [0.01, 0.1, 0.25, 0.5, 0.9, 0.99])
@@ -193,22 +186,22 @@ def test_so_many_values_pass_as_they_are_and_the_rest_is_quantized(probability: 
     found = drop(probability)(values)
     passed = found == values
     assert torch.equal(found, torch.where(passed, values, values / 2))
-    # 75,000 draws: five standard deviations.
+    # 75,000 draws: five standard deviations, and what the bytes can tell apart.
     deviation = (probability * (1 - probability) / values.numel()) ** 0.5
-    assert abs(float(passed.double().mean()) - probability) <= 5 * deviation
+    assert abs(float(passed.double().mean()) - probability) <= 5 * deviation + 1 / 512
     # No row or column is special.
     for axis in (0, 1):
         share = passed.double().mean(axis)
         assert (share - probability).abs().max() <= 7 * (probability * (1 - probability) / 251) ** 0.5
 
 
-@pytest.mark.parametrize("probability", [0.0])
+@pytest.mark.parametrize("probability", [0.0, 0.0001, 0.001])
 def test_nothing_is_dropped_at_zero(probability: float) -> None:
     values = torch.rand(5000) + 1
     assert torch.equal(drop(probability)(values), values / 2)
 
 
-@pytest.mark.parametrize("probability", [1.0])
+@pytest.mark.parametrize("probability", [1.0, 0.9999, 0.999])
 def test_all_is_dropped_at_one(probability: float) -> None:
     values = torch.rand(5000) + 1
     assert torch.equal(drop(probability)(values), values)
@@ -240,7 +233,7 @@ def test_any_shape_can_be_dropped(shape: tuple[int, ...]) -> None:
 def test_gradients_pass_dropped_values_and_quantized_ones() -> None:
     learned = LearnedAffineQuantizer(quantizer_of(-1.0, 1.0, 2))
     values = torch.linspace(-3, 3, 400).requires_grad_()
-    layer = RandomDrop(learned, DropMasks(0.5, torch.Generator().manual_seed(0)))
+    layer = RandomDrop(learned, 0.5, torch.Generator().manual_seed(0))
     found = layer(values)
     passed = found == values
     (gradient, scale) = torch.autograd.grad(found.sum(), [values, learned.log_scale])

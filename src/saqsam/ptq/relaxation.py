@@ -22,7 +22,6 @@ from saqsam.models.structure import replace_module
 from saqsam.ptq.unit_parameters import UnitParameters
 from saqsam.quant.layers import PackedTensor, channel_axis
 from saqsam.quant.learned import (
-    DropMasks,
     LearnedAffineQuantizer,
     LearnedWeightScale,
     RandomDrop,
@@ -77,8 +76,7 @@ def relaxed(
     snapshot = _Snapshot(model, parameters)
     unit = RelaxedUnit(float_parameters=snapshot.float_parameters)
     try:
-        masks = DropMasks(drop, generator) if drop > 0 else None
-        _relax_activations(model, parameters, recipe, masks, unit)
+        _relax_activations(model, parameters, recipe, drop, generator, unit)
         _relax_weights(model, parameters, recipe, unit)
         yield unit
     except BaseException:
@@ -111,7 +109,8 @@ def _relax_activations(
     model: SamModel,
     parameters: UnitParameters,
     recipe: Recipe,
-    masks: DropMasks | None,
+    drop: float,
+    generator: torch.Generator,
     unit: RelaxedUnit,
 ) -> None:
     """Replace activation quantizers by learned ones under random dropping; turn on gradients of float parameters."""
@@ -123,7 +122,7 @@ def _relax_activations(
         learned = learned_form(quantizer) if recipe.reconstruction.scales else None
         if learned is not None:
             unit.scales[name] = learned
-        replace_module(model, name, RandomDrop(learned or StraightThrough(quantizer), masks))
+        replace_module(model, name, RandomDrop(learned or StraightThrough(quantizer), drop, generator))
 
 
 def _relax_weights(model: SamModel, parameters: UnitParameters, recipe: Recipe, unit: RelaxedUnit) -> None:

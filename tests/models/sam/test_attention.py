@@ -17,7 +17,7 @@ from saqsam.models.sam.attention import (
 )
 from saqsam.models.structure import PROBABILITIES, SLOTS, replace_module
 from saqsam.quant.affine import AffineQuantizer
-from saqsam.quant.learned import DropMasks, LearnedAffineQuantizer, RandomDrop, StraightThrough
+from saqsam.quant.learned import LearnedAffineQuantizer, RandomDrop, StraightThrough
 from saqsam.quant.logarithmic import LogQuantizer
 from saqsam.quant.range_observers import HistogramObserver
 from support.tiny_quantized import quantize_tiny, tiny_recipe
@@ -302,10 +302,8 @@ def test_heads_computed_a_few_at_a_time_give_the_same_gradients(
         for slot in SLOTS:
             quantizer = LearnedAffineQuantizer(AffineQuantizer(4, torch.tensor(0.1), torch.tensor(7)))
             # A group of heads draws after another; all heads at once draw in the same order only if none is dropped.
-            masks = (
-                DropMasks(drop, torch.Generator().manual_seed(0)) if drop and slot != PROBABILITIES else None
-            )
-            setattr(attention, slot, RandomDrop(quantizer, masks))
+            generator = torch.Generator().manual_seed(0)
+            setattr(attention, slot, RandomDrop(quantizer, drop if slot != PROBABILITIES else 0.0, generator))
         given = hidden.clone().requires_grad_(True)
         output, _ = attention(given)
         output.square().sum().backward()
@@ -322,9 +320,8 @@ def test_groups_of_heads_are_recomputed_with_the_draws_of_the_first_time(
     original, hidden = vision(model, GLOBAL)
     monkeypatch.setattr(attention_module, "MAX_CHUNK_LOGITS", 1)
     attention = to_quant_attention(original)
-    drop = RandomDrop(StraightThrough(Zero()), DropMasks(0.5, torch.Generator().manual_seed(0)))
-    generator = drop.generator
-    assert generator is not None
+    generator = torch.Generator().manual_seed(0)
+    drop = RandomDrop(StraightThrough(Zero()), 0.5, generator)
     calls: list[Tensor] = []
     drop.register_forward_hook(lambda _, __, output: calls.append(output.detach()))
     setattr(attention, PROBABILITIES, drop)
