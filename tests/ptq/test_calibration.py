@@ -240,12 +240,12 @@ def test_what_is_seen_is_what_the_model_computes() -> None:
 
 @recipes
 def test_calibration_in_shards_adds_up_to_the_whole(made: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = Listed(scenes(3))
-    whole = run(data, made)
+    images = chosen(Listed(scenes(3)))
+    whole = calibrate(prepared(), tiny_plan(made), images)
     shards = []
     for rank in range(2):
         monkeypatch.setattr("saqsam.utils.ranks.share", lambda count, rank=rank: range(rank, count, 2))
-        shards.append(run(data, made))
+        shards.append(calibrate(prepared(), tiny_plan(made), images))
     merged, other = shards
     for name, observer in merged.items():
         observer.merge(other[name])  # type: ignore[arg-type]
