@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from saqsam.quant.affine import AffineQuantizer, affine_parameters
-from saqsam.quant.layers import PackedTensor
-from saqsam.quant.learned import LearnedAffineQuantizer, LearnedWeightScale, RandomDrop, StraightThrough
+from saqsam.quant.layers import PackedLinear, PackedTensor
+from saqsam.quant.learned import LearnedAffineQuantizer, LearnedScaleLinear, RandomDrop, StraightThrough
 from saqsam.quant.logarithmic import LogQuantizer
 
 examples = settings(max_examples=40, deadline=None, derandomize=True)
@@ -245,22 +245,24 @@ def test_gradients_pass_dropped_values_and_quantized_ones() -> None:
     torch.testing.assert_close(scale, whole)
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-def test_the_scales_of_a_packed_weight_are_learned_and_its_codes_stay(axis: int) -> None:
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_the_scales_of_a_packed_layer_are_learned_and_its_codes_stay(with_bias: bool) -> None:
     generator = torch.Generator().manual_seed(2)
     codes = torch.randint(0, 8, (5, 3), generator=generator).to(torch.uint8)
-    channels = codes.shape[axis]
-    packed = PackedTensor.from_codes(codes, torch.rand(channels) + 0.1, torch.full((channels,), 4), 3, axis)
-    before = packed()
-    learned = LearnedWeightScale(packed)
-    assert torch.equal(learned(), before)
-    (slope,) = torch.autograd.grad(learned().sum(), learned.log_gain)
-    torch.testing.assert_close(slope, before.sum(1 - axis))
+    packed = PackedTensor.from_codes(codes, torch.rand(5) + 0.1, torch.full((5,), 4), 3)
+    bias = torch.randn(5, generator=generator) if with_bias else None
+    layer = PackedLinear(packed, bias, nn.Identity(), nn.Identity())
+    values = torch.randn(7, 3, generator=generator)
+    before, weight = layer(values), packed()
+    learned = LearnedScaleLinear(layer)
+    torch.testing.assert_close(learned(values), before)
+    (slope,) = torch.autograd.grad(learned(values).sum(), learned.log_gain)
+    torch.testing.assert_close(slope, (values @ weight.T).sum(0))
     with torch.no_grad():
         learned.log_gain[1] = torch.tensor(2.0).log()
-    expected = before.clone()
-    expected.select(axis, 1).mul_(2)
-    torch.testing.assert_close(learned(), expected)
+    expected = learned(values)
     fixed = learned.fixed()
-    torch.testing.assert_close(fixed(), expected)
-    assert torch.equal(fixed.unpack(), codes)
+    assert type(fixed) is PackedLinear
+    torch.testing.assert_close(fixed(values), expected)
+    torch.testing.assert_close(fixed.weight()[1], 2 * weight[1])
+    assert torch.equal(fixed.weight.unpack(), codes)

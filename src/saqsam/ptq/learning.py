@@ -104,7 +104,7 @@ def learn_unit(
 
 def _make_optimizer(unit: RelaxedUnit, spec: Reconstruction) -> torch.optim.Adam:
     """Return Adam over rounding variables, activation scales, and float parameters with weight scales."""
-    gains = [weight.log_gain for weight in unit.weight_scales.values()]
+    gains = [layer.log_gain for layer in unit.scale_layers.values()]
     return torch.optim.Adam(
         [
             {"params": [r.variable for r in unit.roundings.values()], "lr": spec.rounding_rate},

@@ -20,10 +20,10 @@ from saqsam.convert.pack import pack_layer, round_weight
 from saqsam.convert.quantizer_kinds import learned_form
 from saqsam.models.structure import replace_module
 from saqsam.ptq.unit_parameters import UnitParameters
-from saqsam.quant.layers import PackedTensor, channel_axis
+from saqsam.quant.layers import PackedLinear, PackedTensor, channel_axis
 from saqsam.quant.learned import (
     LearnedAffineQuantizer,
-    LearnedWeightScale,
+    LearnedScaleLinear,
     RandomDrop,
     StraightThrough,
 )
@@ -38,14 +38,14 @@ class RelaxedUnit:
     Attributes:
         roundings: Soft rounding of weights.
         scales: Activation quantizers with learned scales.
-        weight_scales: Packed weights with learned scales.
+        scale_layers: Packed layers with learned weight scales.
         float_parameters: Biases, normalization parameters and channel scales.
         nearest: Weights by round-to-nearest, whose grids the soft rounding keeps.
     """
 
     roundings: dict[str, LearnedRounding] = field(default_factory=dict)
     scales: dict[str, LearnedAffineQuantizer] = field(default_factory=dict)
-    weight_scales: dict[str, LearnedWeightScale] = field(default_factory=dict)
+    scale_layers: dict[str, LearnedScaleLinear] = field(default_factory=dict)
     float_parameters: dict[str, nn.Parameter] = field(default_factory=dict)
     nearest: dict[str, PackedTensor] = field(default_factory=dict)
 
@@ -90,7 +90,8 @@ class _Snapshot:
 
     def __init__(self, model: SamModel, parameters: UnitParameters) -> None:
         self.model, self.layers = model, [site.name for site, _ in parameters.layers]
-        names = (*parameters.slots, *parameters.packed_weights)
+        # Layers first, since slots are restored in them.
+        names = (*parameters.packed_layers, *parameters.slots)
         self.modules = {name: model.get_submodule(name) for name in names}
         self.float_parameters = {name: model.get_parameter(name) for name in parameters.float_parameters}
         self.values = {name: parameter.detach().clone() for name, parameter in self.float_parameters.items()}
@@ -127,11 +128,11 @@ def _relax_activations(
 
 def _relax_weights(model: SamModel, parameters: UnitParameters, recipe: Recipe, unit: RelaxedUnit) -> None:
     """Put soft rounding into the slots of float weights, and learned scales around packed weights."""
-    for name in parameters.packed_weights:
-        weight = model.get_submodule(name)
-        assert isinstance(weight, PackedTensor)
-        unit.weight_scales[name] = LearnedWeightScale(weight)
-        replace_module(model, name, unit.weight_scales[name])
+    for name in parameters.packed_layers:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, PackedLinear)
+        unit.scale_layers[name] = LearnedScaleLinear(layer)
+        replace_module(model, name, unit.scale_layers[name])
     for site, bits in parameters.layers:
         layer = model.get_submodule(site.name)
         axis = channel_axis(layer)
@@ -153,8 +154,8 @@ def _harden(model: SamModel, parameters: UnitParameters, snapshot: _Snapshot, un
     for name in parameters.slots:
         quantizer = unit.scales[name].fixed() if name in unit.scales else snapshot.modules[name]
         replace_module(model, name, quantizer.to(model.device))
-    for name, weight_scale in unit.weight_scales.items():
-        replace_module(model, name, weight_scale.fixed())
+    for name, scale_layer in unit.scale_layers.items():
+        replace_module(model, name, scale_layer.fixed())
     for site, bits in parameters.layers:
         start, codes = unit.nearest[site.name], unit.roundings[site.name].codes()
         packed = PackedTensor.from_codes(codes, start.scale, start.zero_point, bits, start.axis)

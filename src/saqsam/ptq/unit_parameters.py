@@ -23,13 +23,13 @@ class UnitParameters:
         layers: Layers whose rounding is learned, and the bits of their weights.
         slots: Activation slots, whose scales are learned.
         float_parameters: Biases, normalization parameters and channel scales, which stay float.
-        packed_weights: Weights that are packed already and whose scales are learned.
+        packed_layers: Linear layers that are packed already and whose weight scales are learned.
     """
 
     layers: tuple[tuple[Site, int], ...]
     slots: tuple[str, ...]
     float_parameters: tuple[str, ...] = ()
-    packed_weights: tuple[str, ...] = ()
+    packed_layers: tuple[str, ...] = ()
 
 
 def unit_parameters(unit: Unit, model: SamModel, plan: QuantizationPlan) -> UnitParameters:
@@ -54,7 +54,7 @@ def unit_parameters(unit: Unit, model: SamModel, plan: QuantizationPlan) -> Unit
         floats = tuple(n for n, p in model.named_parameters() if is_inside(n) and p.dim() == 1)
     if unit.learns_codes:
         return UnitParameters(layers, slots, floats)
-    return UnitParameters((), slots, floats, tuple(f"{site.name}.weight" for site, _ in layers))
+    return UnitParameters((), slots, floats, tuple(site.name for site, _ in layers))
 
 
 def unit_tensors(model: SamModel, parameters: UnitParameters) -> dict[str, Tensor]:
@@ -66,7 +66,7 @@ def unit_tensors(model: SamModel, parameters: UnitParameters) -> dict[str, Tenso
     """
     modules = [
         *(f"{site.name}.weight" for site, _ in parameters.layers),
-        *parameters.packed_weights,
+        *(f"{name}.weight" for name in parameters.packed_layers),
         *parameters.slots,
     ]
     tensors = {

@@ -13,10 +13,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saqsam.quant.affine import AffineQuantizer, round_affine
-from saqsam.quant.layers import PackedTensor
+from saqsam.quant.layers import PackedLinear
 
 
 class _QuantizeWithScaleGradient(torch.autograd.Function):
@@ -98,31 +99,32 @@ class LearnedAffineQuantizer(nn.Module):
         return AffineQuantizer(self.bits, self.log_scale.exp(), self.zero_point)
 
 
-class LearnedWeightScale(nn.Module):
-    """A packed weight whose scales are learned by a factor per output channel; its codes are kept.
+class LearnedScaleLinear(PackedLinear):
+    """A packed linear layer whose weight scales are learned by a factor per output channel; its codes are kept.
+
+    The factor multiplies the output, so that its gradient takes no product of the size of the weight's.
 
     Attributes:
         log_gain: Parameter, float32 [C]: natural logarithm of the factor.
     """
 
-    def __init__(self, packed: PackedTensor) -> None:
-        super().__init__()
-        self.packed = packed
-        self.log_gain = nn.Parameter(torch.zeros_like(packed.scale))
+    def __init__(self, layer: PackedLinear) -> None:
+        super().__init__(layer.weight, layer.bias, layer.input_scale, layer.input_quantizer)
+        self.log_gain = nn.Parameter(torch.zeros_like(layer.weight.scale))
         with torch.no_grad():
-            self._start = packed()
+            self._start = layer.weight()
 
-    def forward(self) -> Tensor:
-        """Return the dequantized weight, float32; gradients reach the factors."""
-        shape = [size if axis == self.packed.axis else 1 for axis, size in enumerate(self.packed.shape)]
-        weight: Tensor = self._start * self.log_gain.exp().reshape(shape)
-        return weight
+    def forward(self, input: Tensor) -> Tensor:
+        """Map input [..., K] to [..., C]; gradients reach the factors."""
+        output = F.linear(self.input_quantizer(self.input_scale(input)), self._start) * self.log_gain.exp()
+        return output if self.bias is None else output + self.bias
 
     @torch.no_grad()
-    def fixed(self) -> PackedTensor:
-        """Multiply the scales of the packed weight by the factors, in place, and return it."""
-        self.packed.scale.mul_(self.log_gain.exp())
-        return self.packed
+    def fixed(self) -> PackedLinear:
+        """Multiply the scales of the packed weight by the factors, in place, and return the plain layer."""
+        self.weight.scale.mul_(self.log_gain.exp())
+        layer = PackedLinear(self.weight, self.bias, self.input_scale, self.input_quantizer)
+        return layer.train(self.training)
 
 
 class StraightThrough(nn.Module):
