@@ -33,7 +33,7 @@ METHODS = (
 BITS = ("w4a4", "w6a6", "w8a8", "w4a8")
 SEEDS = {"w4a4": (0, 1, 2), "w6a6": (0, 1, 2)}
 TOTAL_STEPS = 2400
-CURVE = (300, 600, 1200, 4800)
+CURVE = (150, 300, 600, 1200)
 
 ROW_SCALED = ("equalized=true", "probabilities.scale=row")
 # Each line adds to or changes the parts of SAQ-SAM, or what goes beyond it: method and settings.
@@ -118,9 +118,9 @@ def shift() -> Iterator[Experiment]:
 
 
 def steps() -> Iterator[Experiment]:
-    """Return the runs over the number of learning steps."""
+    """Return the runs of every method that learns over the number of learning steps, and so over time."""
     for count in CURVE:
-        for method in ("saq-sam", "saq-sam-plus"):
+        for method in ("brecq", "qdrop", "ptq4sam", "saq-sam", "saq-sam-plus"):
             yield Experiment(method, "w4a4", data=("scenes", "coco_val"), total_steps=count)
 
 
