@@ -32,11 +32,11 @@ from random_models import random_small_sam
 from rows import RESULTS
 from saqsam.data.open import open_dataset
 from saqsam.data.scenes.dataset import ScenesDataset
-from saqsam.evaluation import ranks
 from saqsam.inference.backend import TorchBackend
 from saqsam.inference.prompts import Prompts
 from saqsam.models.loading import BUNDLED
 from saqsam.models.processing import build_processor
+from saqsam.utils import ranks
 
 OUT = RESULTS / "evaluate_cost.csv"
 COLUMNS = (
