@@ -189,7 +189,7 @@ class QuantizeOptions(OptionGroup):
             callback=check_most,
             metavar="N",
             help="Images of --check.",
-            show_default="24; 2 for inputs above 512 px",
+            show_default="24; 2 for inputs above 512 px, 1 for SAM-L and SAM-H",
         ),
     ] = None
 

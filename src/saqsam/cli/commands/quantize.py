@@ -45,6 +45,8 @@ from saqsam.viz.side_by_side import draw_side_by_side, median_and_worst
 PICTURE = "comparison.png"
 LARGE_INPUT = 512
 """Side in pixels above which fewer images are scored by default."""
+LARGE_MODEL = 200_000_000
+"""Parameters above which a single image is scored by default: SAM-H takes most of a minute for it, twice."""
 CHECK_TASK = PromptTask("box", keep_masks=True)
 """Task in which the float and the quantized model are compared."""
 
@@ -141,8 +143,7 @@ def _open(model: str, options: QuantizeOptions, device: str) -> tuple[SamModel, 
     if quantization_config_of(float_model) is not None:
         raise ValueError(f"{model} is quantized already; quantize the float model")
     if check_images is None:
-        spec = family_of(float_model.config).input_spec(float_model.config)
-        check_images = 24 if spec.image_size <= LARGE_INPUT else 2
+        check_images = _default_check_images(float_model)
     return float_model, _Inputs(processor, data, detections, source, check_data, check_images)
 
 
@@ -182,6 +183,13 @@ def _quantize_into(
                 save_checkpoint(result.model, inputs.processor, output.staged)
                 write_log(result.log, recipe, output.staged, inputs.source)
     return result.log, result.model
+
+
+def _default_check_images(model: SamModel) -> int:
+    """Return the number of images to score a model on, fewer the longer one takes."""
+    if model.num_parameters() > LARGE_MODEL:
+        return 1
+    return 24 if family_of(model.config).input_spec(model.config).image_size <= LARGE_INPUT else 2
 
 
 def _recipe(options: QuantizeOptions) -> Recipe:
