@@ -16,6 +16,7 @@ from saqsam.recipes.deployment import substitutions
 from saqsam.recipes.recipe import Recipe
 from saqsam.runtimes.registry import TORCH_INTEGER
 from saqsam.runtimes.torch_integer import IntegerLayers, Speed
+from saqsam.utils.counts import count_phrase
 from saqsam.verification.parity import Parity
 
 
@@ -34,7 +35,8 @@ def print_summary(
     print_table(table)
     if scores is not None:
         say(
-            f"scored on {before.metrics['prompt']['instances']} objects in {before.images} images of {before.dataset}"
+            f"scored on {count_phrase(int(before.metrics['prompt']['instances'] or 0), 'objects')} "
+            f"in {count_phrase(before.images, 'images')} of {before.dataset}"
         )
         print_left_out(before.skipped, before.notes)
 

@@ -6,6 +6,7 @@ Float, prepared, calibrated and packed models have the same class; the type of a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -44,6 +45,33 @@ def prepare(model: SamModel, plan: QuantizationPlan) -> None:
             assert isinstance(layer, QuantLinear)
             layer.input_scale = ChannelScale(layer.in_features).to(layer.weight.device)
         replace_module(model, weighted.name, layer)
+
+
+def shared_copy(model: SamModel) -> SamModel:
+    """Return a copy with modules of its own, whose parameters share the storage of the model's.
+
+    Args:
+        model: Model to copy.
+    """
+    shared = {
+        id(parameter): nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+        for parameter in model.parameters()
+    }
+    return copy.deepcopy(model, shared)
+
+
+def prepared_copy(model: SamModel, plan: QuantizationPlan) -> SamModel:
+    """Return a prepared copy of a float model that shares its parameters.
+
+    A prepared attention computes a few heads at a time. transformers' takes two gigabytes in a global block of SAM-H.
+
+    Args:
+        model: Float model.
+        plan: Quantization plan.
+    """
+    prepared = shared_copy(model)
+    prepare(prepared, plan)
+    return prepared
 
 
 @contextmanager

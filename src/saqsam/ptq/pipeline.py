@@ -8,13 +8,12 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-from torch import nn
 from transformers import SamModel, SamProcessor
 
 from saqsam.checkpoint import attach_quantizer, processor_hash, quantization_config_of
 from saqsam.convert.pack import pack, pack_embeddings, pack_without_calibration, round_float_parameters
 from saqsam.convert.plan import QuantizationPlan, plan_quantization
-from saqsam.convert.prepare import fill_slots, prepare
+from saqsam.convert.prepare import fill_slots, prepare, prepared_copy, shared_copy
 from saqsam.data.detections import Detections
 from saqsam.data.open import DatasetSource
 from saqsam.models.processing import build_processor
@@ -105,7 +104,7 @@ def quantize(
 
     # The calibration set: images and box prompts.
     images = choose_calibration_images(
-        _prepared_copy(quantized, plan),
+        prepared_copy(quantized, plan),
         processor,
         dataset,
         recipe.calibration,
@@ -145,26 +144,7 @@ def _working_copy(model: SamModel, recipe: Recipe) -> SamModel:
     take 2.6 GB.
     """
     changes_weights = recipe.equalized or recipe.input_scales or recipe.reconstruction is not None
-    return (copy.deepcopy(model) if changes_weights else _shared_copy(model)).eval().float()
-
-
-def _shared_copy(model: SamModel) -> SamModel:
-    """Return a copy with modules of its own, whose parameters share the storage of the model's."""
-    shared = {
-        id(parameter): nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
-        for parameter in model.parameters()
-    }
-    return copy.deepcopy(model, shared)
-
-
-def _prepared_copy(model: SamModel, plan: QuantizationPlan) -> SamModel:
-    """Return a prepared copy of a float model that shares its parameters.
-
-    A prepared attention computes a few heads at a time. transformers' takes two gigabytes in a global block of SAM-H.
-    """
-    prepared = _shared_copy(model)
-    prepare(prepared, plan)
-    return prepared
+    return (copy.deepcopy(model) if changes_weights else shared_copy(model)).eval().float()
 
 
 def _quantize_weights(

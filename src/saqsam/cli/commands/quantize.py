@@ -20,6 +20,8 @@ from saqsam.cli.outputs import Output, claim_output
 from saqsam.cli.progress import busy, progress_phases
 from saqsam.cli.result_tables import print_left_out, print_substitutions, print_summary
 from saqsam.cli.terminal import inform, say
+from saqsam.convert.plan import plan_quantization
+from saqsam.convert.prepare import prepared_copy
 from saqsam.data.detections import Detections, load_detections
 from saqsam.data.types import Dataset
 from saqsam.evaluation import Evaluation, PromptTask
@@ -79,7 +81,8 @@ def quantize(
         with agreement():
             float_model, inputs = _open(model, options, device)
         # Before the long work, so that unusable data fail early.
-        before = _score(float_model, inputs, "float")
+        plan = plan_quantization(float_model.config, recipe_for("mse"))
+        before = _score(prepared_copy(float_model, plan), inputs, "float")
         target = float_model.device
         log, quantized = _quantize_into(output, float_model, inputs, recipe, memory=budget)
         del float_model  # two gigabytes of a large SAM
