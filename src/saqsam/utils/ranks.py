@@ -166,6 +166,8 @@ def process_group() -> Iterator[None]:
     try:
         yield
     finally:
+        # A group that outlives its destruction ends its threads when the interpreter exits, which may abort the process.
+        _exchange_group.cache_clear()
         torch.distributed.destroy_process_group()
 
 
