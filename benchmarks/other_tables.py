@@ -66,7 +66,8 @@ def _interval_cell(line: Mapping[str, str]) -> str:
 def cost(lines: Sequence[Mapping[str, str]]) -> str:
     """Tabulate the seconds of each phase of whole runs, whole commands, and step times on SAM-B, by machine."""
     blocks = []
-    for machine, torch in dict.fromkeys((line["machine"], line["torch"]) for line in lines):
+    newest_first = sorted(lines, key=lambda line: line.get("date", ""), reverse=True)
+    for machine, torch in dict.fromkeys((line["machine"], line["torch"]) for line in newest_first):
         blocks.append(f"**{machine}**, torch {torch}")
         blocks += _cost_on([line for line in lines if (line["machine"], line["torch"]) == (machine, torch)])
     return "\n\n".join(blocks)

@@ -166,7 +166,7 @@ def process_group() -> Iterator[None]:
     try:
         yield
     finally:
-        # A group that outlives its destruction ends its threads when the interpreter exits, which may abort the process.
+        # A group that outlives its destruction ends its threads when the interpreter exits, which may abort it.
         _exchange_group.cache_clear()
         torch.distributed.destroy_process_group()
 
