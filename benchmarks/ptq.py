@@ -40,8 +40,6 @@ from saqsam.utils.atomic_write import write_atomic
 from saqsam.utils.progress import Progress
 from scores import scores_file, write_scores
 
-"""Callback that receives the finished and the total number of steps."""
-
 
 @dataclass(frozen=True)
 class Subject:

@@ -110,6 +110,7 @@ def test_a_full_disk_costs_the_log_and_one_message() -> None:
 
 def test_further_processes_of_torchrun_keep_no_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     path = tmp_path / "log.jsonl"
     assert CliRunner().invoke(app_of(lambda: say("done")), ["--log-json", str(path)]).exit_code == 0
     assert not path.exists()

@@ -69,3 +69,14 @@ def test_settings_end_with_the_command(tmp_path: Path) -> None:
     assert reporting.current().log is None
     reporting.emit("result", note="nobody listens")
     assert (tmp_path / "log").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("processes", "rank", "is_first"), [("2", "1", False), ("2", "0", True), ("1", "1", True)]
+)
+def test_a_rank_counts_among_several_processes_alone(
+    monkeypatch: pytest.MonkeyPatch, processes: str, rank: str, is_first: bool
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setenv("RANK", rank)
+    assert reporting.Reporting().is_first == is_first

@@ -18,12 +18,12 @@ from saqsam.data.types import Dataset, Sample
 from saqsam.inference.predictor import Predictor
 from saqsam.inference.processing import preprocess
 from saqsam.inference.prompts import Prompts
+from saqsam.ptq.box_proposals import propose_boxes
 from saqsam.ptq.calibration_images import (
     CalibrationImages,
     CalibrationWarning,
     choose_calibration_images,
     choose_images,
-    propose_boxes,
 )
 from saqsam.recipes.recipe import Calibration
 from support.coco_folder import annotation, make_coco

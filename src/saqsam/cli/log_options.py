@@ -1,4 +1,4 @@
-"""Options of all commands that say what is reported while they run: `--quiet` and `--log-json`."""
+"""Options of all commands for their progress reports: `--quiet` and `--log-json`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from saqsam.cli.terminal import print_message
 
 @dataclass(frozen=True)
 class LogOptions(OptionGroup):
-    """What a command reports beside its results."""
+    """Choose what a command reports beside its results."""
 
     quiet: Annotated[
         bool, typer.Option("--quiet", help="Show no progress: only results, warnings and errors.")

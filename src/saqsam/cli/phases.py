@@ -70,7 +70,7 @@ class Phase:
 
 
 class PhaseListener(Protocol):
-    """What shows the phases of a command."""
+    """Interface of an object that shows the phases of a command."""
 
     def started(self, phase: Phase) -> None:
         """Show that a phase has started."""

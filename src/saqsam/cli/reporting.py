@@ -67,9 +67,14 @@ class EventLog:
             rest = rest[self._file.write(rest) or 0 :]
 
 
+def _launched_rank() -> int:
+    """Return the rank that `torchrun` assigned, as `saqsam.utils.ranks.launched_rank` does, but without torch."""
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+
+
 @dataclass
 class Reporting:
-    """How the running command reports what it does.
+    """Settings of the running command's reports.
 
     Attributes:
         quiet: Whether progress is hidden.
@@ -81,7 +86,7 @@ class Reporting:
     """
 
     quiet: bool = False
-    is_first: bool = field(default_factory=lambda: int(os.environ.get("RANK", "0")) == 0)
+    is_first: bool = field(default_factory=lambda: _launched_rank() == 0)
     errors_may_differ: bool = False
     log: EventLog | None = None
     started: float = field(default_factory=time.monotonic)

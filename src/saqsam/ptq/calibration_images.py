@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import SamModel, SamProcessor
@@ -20,6 +19,7 @@ from saqsam.data.types import Dataset, Indexed, Noted, Sample
 from saqsam.inference.predictor import Predictor
 from saqsam.inference.processing import preprocess
 from saqsam.inference.prompts import Prompts
+from saqsam.ptq.box_proposals import propose_boxes
 from saqsam.recipes.specs import Calibration
 from saqsam.utils import ranks
 from saqsam.utils.counts import count_phrase, left_out_phrase
@@ -27,10 +27,6 @@ from saqsam.utils.progress import Progress
 
 OWN_BOXES = "image without annotations prompted with the model's own boxes"
 """Note about an image whose prompts `propose_boxes` made."""
-MAX_PROPOSAL_IOU = 0.7
-"""Largest IoU of two proposed boxes."""
-MIN_PROPOSAL_CELLS = 4
-"""Smallest mask, in cells of the low-resolution logits, that gives a proposed box."""
 
 
 class CalibrationWarning(UserWarning):
@@ -281,58 +277,3 @@ def _boxes(sample: Sample, spec: Calibration) -> NDArray[np.float64]:
         )
         boxes = boxes[np.sort(keep)]
     return boxes
-
-
-def propose_boxes(
-    predictor: Predictor, image: NDArray[np.uint8], max_boxes: int, *, grid: int = 8
-) -> NDArray[np.float64]:
-    """Propose the boxes of the model's own most confident masks, for images without annotations.
-
-    Args:
-        predictor: Predictor of the model; it is left with this image set.
-        image: HWC uint8 RGB.
-        max_boxes: Most boxes to return.
-        grid: Points per side of the grid of point prompts.
-
-    Returns:
-        Boxes [P, 4] (xyxy, original-image pixels), most confident first; no two have an IoU above 0.7.
-    """
-    height, width = image.shape[:2]
-    steps = (np.arange(grid) + 0.5) / grid
-    points = np.stack([np.tile(steps * width, grid), np.repeat(steps * height, grid)], 1)
-    predictor.set_image(image)
-    chunks = list(predictor.predict_low_res(points=points[:, None], labels=np.ones((grid * grid, 1))))
-    scores = torch.cat([predicted for _, predicted in chunks]).flatten()
-    logits = torch.cat([low_res for low_res, _ in chunks]).flatten(0, 1)
-    kept: list[Tensor] = []
-    for index in scores.argsort(descending=True, stable=True).tolist():
-        box = _mask_box(logits[index] > 0)
-        if box is None or any(_box_iou(box, other) > MAX_PROPOSAL_IOU for other in kept):
-            continue
-        kept.append(box)
-        if len(kept) == max_boxes:
-            break
-    if not kept:
-        return np.zeros((0, 4))
-    # Cells of the padded square -> pixels of the image; boxes are clipped to the image.
-    cell = predictor.processor.image_processor.pad_size["height"] / logits.shape[-1]
-    input_height, input_width = predictor.input_size
-    scale = np.array([width / input_width, height / input_height] * 2)
-    boxes = torch.stack(kept).double().cpu().numpy() * cell * scale
-    boxes = np.minimum(boxes, np.array([width, height] * 2))
-    kept_inside: NDArray[np.float64] = boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
-    return kept_inside
-
-
-def _mask_box(mask: Tensor) -> Tensor | None:
-    """Return the tight box [4] (xyxy, cells) of a mask [h, w]; None if it has too few cells."""
-    ys, xs = torch.nonzero(mask, as_tuple=True)
-    if len(ys) < MIN_PROPOSAL_CELLS:
-        return None
-    return torch.stack([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]).float()
-
-
-def _box_iou(a: Tensor, b: Tensor) -> float:
-    intersection = (torch.minimum(a[2:], b[2:]) - torch.maximum(a[:2], b[:2])).clamp_min(0).prod()
-    union = (a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - intersection
-    return float(intersection / union)

@@ -89,13 +89,7 @@ def quantize(
     # Rank 0 alone reads and writes finished steps, and sends the others what it has read.
     folder = None if resume_dir is None or ranks.rank() > 0 else Path(resume_dir)
     if not recipe.needs_calibration:
-        return QuantizationResult(
-            _quantize_weights(model, processor, recipe, progress),
-            processor,
-            recipe,
-            QuantizationLog(),
-            folder,
-        )
+        return _quantize_weights(model, processor, recipe, folder, progress)
     dataset = open_calibration(calibration, recipe.calibration)
     plan = plan_quantization(model.config, recipe)
     plan.structure.check(model)
@@ -148,13 +142,13 @@ def _working_copy(model: SamModel, recipe: Recipe) -> SamModel:
 
 
 def _quantize_weights(
-    model: SamModel, processor: SamProcessor, recipe: Recipe, progress: Progress | None
-) -> SamModel:
-    """Return a copy of a model with packed weights and float activations."""
+    model: SamModel, processor: SamProcessor, recipe: Recipe, folder: Path | None, progress: Progress | None
+) -> QuantizationResult:
+    """Pack the weights of a copy of a model and keep its activations float."""
     quantized = _working_copy(model, recipe)
     pack_without_calibration(quantized, recipe, progress)
     attach_quantizer(quantized, recipe.to_dict(), processor_sha256=processor_hash(processor))
-    return quantized.eval()
+    return QuantizationResult(quantized.eval(), processor, recipe, QuantizationLog(), folder)
 
 
 def prepare_equalized(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Draw:
-    """What one learning step sees.
+    """Image and prompts of one learning step.
 
     Attributes:
         image: Index of the calibration image.
