@@ -170,7 +170,7 @@ def prepare_equalized(
     if not (plan.recipe.equalized or plan.recipe.input_scales):
         prepare(model, plan)
         return
-    ranges = observe_channels(model, plan.structure, images, progress)
+    ranges = observe_channels(prepared_copy(model, plan), plan.structure, images, progress)
     if plan.recipe.equalized:
         equalize(model, plan.structure, ranges)
     prepare(model, plan)

@@ -137,12 +137,18 @@ class GranularityObserver(nn.Module):
     def forward(self, probabilities: Tensor) -> Tensor:
         """Sample P [..., Q, K] and return it; the values [..., K, D], which may broadcast, have passed the tap."""
         assert self.tap.last is not None, "the values must pass the tap before the probabilities"
-        if self.next_call < self.max_calls:
-            rows = probabilities.detach().flatten(0, -3)  # [M, Q, K]
-            values = self.tap.last.expand(*probabilities.shape[:-2], -1, -1).flatten(0, -3)  # [M, K, D]
-            self.errors_by_call[self.next_call] = self._errors(*self._sample(rows, values))
+        if self.has_enough_calls:
+            return probabilities
+        rows = probabilities.detach().flatten(0, -3)  # [M, Q, K]
+        values = self.tap.last.expand(*probabilities.shape[:-2], -1, -1).flatten(0, -3)  # [M, K, D]
+        self.errors_by_call[self.next_call] = self._errors(*self._sample(rows, values))
         self.next_call += 1
         return probabilities
+
+    @property
+    def has_enough_calls(self) -> bool:
+        """Whether the next call and all later ones are ignored."""
+        return self.next_call >= self.max_calls
 
     @property
     def errors(self) -> Tensor:

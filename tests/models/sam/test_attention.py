@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from transformers import SamModel
 from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention
 
-import saqsam.models.sam.attention as attention_module
 from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import (
     QuantDecoderAttention,
@@ -15,10 +14,11 @@ from saqsam.models.sam.attention import (
     SoftmaxAverage,
     to_quant_attention,
 )
+from saqsam.models.sam.attention_chunks import MAX_CHUNK_LOGITS
 from saqsam.models.structure import PROBABILITIES, SLOTS, replace_module
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.learned import LearnedAffineQuantizer, RandomDrop, StraightThrough
-from saqsam.quant.logarithmic import LogQuantizer
+from saqsam.quant.logarithmic import GranularityObserver, LogQuantizer, ValueTap
 from saqsam.quant.range_observers import HistogramObserver
 from support.tiny_quantized import quantize_tiny, tiny_recipe
 from support.tiny_sam import tiny_config, tiny_pixels, tiny_sam
@@ -291,14 +291,15 @@ def test_a_row_whose_numerators_all_round_to_zero_gives_zeros() -> None:
 
 @pytest.mark.parametrize("drop", [0.0, 0.5])
 @pytest.mark.parametrize("at_once", [1, 64**2, 3 * 64**2])
-def test_heads_computed_a_few_at_a_time_give_the_same_gradients(
-    model: SamModel, monkeypatch: pytest.MonkeyPatch, drop: float, at_once: int
+@pytest.mark.parametrize("row_scaled", [False, True])
+def test_chunks_give_the_same_gradients(
+    model: SamModel, monkeypatch: pytest.MonkeyPatch, drop: float, at_once: int, row_scaled: bool
 ) -> None:
     original, hidden = vision(model, GLOBAL)
     found = []
     for limit in (2**25, at_once):
-        monkeypatch.setattr(attention_module, "MAX_CHUNK_LOGITS", limit)
-        attention = to_quant_attention(original, row_scaled=True)
+        monkeypatch.setitem(MAX_CHUNK_LOGITS, "cpu", limit)
+        attention = to_quant_attention(original, row_scaled=row_scaled)
         for slot in SLOTS:
             quantizer = LearnedAffineQuantizer(AffineQuantizer(4, torch.tensor(0.1), torch.tensor(7)))
             # A group of heads draws after another; all heads at once draw in the same order only if none is dropped.
@@ -314,11 +315,11 @@ def test_heads_computed_a_few_at_a_time_give_the_same_gradients(
         torch.testing.assert_close(grouped, whole, rtol=1e-4, atol=1e-5)
 
 
-def test_groups_of_heads_are_recomputed_with_the_draws_of_the_first_time(
+def test_chunks_are_recomputed_with_the_draws_of_the_first_time(
     model: SamModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, hidden = vision(model, GLOBAL)
-    monkeypatch.setattr(attention_module, "MAX_CHUNK_LOGITS", 1)
+    monkeypatch.setitem(MAX_CHUNK_LOGITS, "cpu", 1)
     attention = to_quant_attention(original)
     generator = torch.Generator().manual_seed(0)
     drop = RandomDrop(StraightThrough(Zero()), 0.5, generator)
@@ -338,7 +339,7 @@ def test_groups_of_heads_are_recomputed_with_the_draws_of_the_first_time(
 
 
 @pytest.mark.parametrize("bits", [None, 4])
-def test_heads_computed_a_few_at_a_time_give_the_same_output(
+def test_chunks_give_the_same_output(
     model: SamModel, monkeypatch: pytest.MonkeyPatch, bits: int | None
 ) -> None:
     original, hidden = vision(model, GLOBAL)
@@ -347,17 +348,17 @@ def test_heads_computed_a_few_at_a_time_give_the_same_output(
         setattr(attention, PROBABILITIES, LogQuantizer(bits, torch.tensor(0.5), torch.tensor(2)))
     with torch.no_grad():
         whole, _ = attention(hidden)
-        monkeypatch.setattr(attention_module, "MAX_CHUNK_LOGITS", 3 * 64**2)
+        monkeypatch.setitem(MAX_CHUNK_LOGITS, "cpu", 3 * 64**2)
         grouped, probabilities = attention(hidden)
     torch.testing.assert_close(grouped, whole, rtol=1e-5, atol=1e-6)
     assert probabilities is None  # never held together
 
 
-def test_a_histogram_counts_a_few_heads_at_a_time(model: SamModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_histogram_counts_chunk_by_chunk(model: SamModel, monkeypatch: pytest.MonkeyPatch) -> None:
     original, hidden = vision(model, GLOBAL)
     observers = []
     for limit in (2**25, 64**2):
-        monkeypatch.setattr(attention_module, "MAX_CHUNK_LOGITS", limit)
+        monkeypatch.setitem(MAX_CHUNK_LOGITS, "cpu", limit)
         attention = to_quant_attention(original)
         observers.append(HistogramObserver())
         setattr(attention, PROBABILITIES, observers[-1])
@@ -373,7 +374,7 @@ def test_an_observer_sees_all_probabilities_at_once(model: SamModel, monkeypatch
     attention = to_quant_attention(original)
     keep = Keep()
     setattr(attention, PROBABILITIES, keep)
-    monkeypatch.setattr(attention_module, "MAX_CHUNK_LOGITS", 1)
+    monkeypatch.setitem(MAX_CHUNK_LOGITS, "cpu", 1)
     with torch.no_grad():
         _, probabilities = attention(hidden)
     assert keep.seen.shape == probabilities.shape
@@ -387,7 +388,7 @@ def test_float_products_of_a_checkpoint_are_torchs_fused_attention(
     packed = quantize_tiny(tiny_recipe("mse", "w8a8", encoder_products="float"))
     attention, hidden = vision(packed, name)
     assert isinstance(attention, QuantVisionAttention)
-    monkeypatch.setattr(attention_module, "MAX_CHUNK_LOGITS", at_once)
+    monkeypatch.setitem(MAX_CHUNK_LOGITS, "cpu", at_once)
     calls: list[Tensor] = []
     fused = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
@@ -413,3 +414,19 @@ def test_a_model_to_be_calibrated_or_with_a_quantized_product_is_not_fused(model
     assert not to_quant_attention(original)._is_fused()
     packed = quantize_tiny(tiny_recipe("mse", "w8a8"))
     assert not vision(packed, GLOBAL)[0]._is_fused()
+
+
+def test_granularity_takes_chunks_once_it_has_sampled_enough(
+    model: SamModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, hidden = vision(model, GLOBAL)
+    monkeypatch.setitem(MAX_CHUNK_LOGITS, "cpu", 64**2)
+    attention = to_quant_attention(original)
+    tap = ValueTap()
+    attention.value_quantizer = tap
+    observer = GranularityObserver(4, tap, max_calls=2)
+    setattr(attention, PROBABILITIES, observer)
+    with torch.no_grad():
+        whole = [attention(hidden)[1] is not None for _ in range(4)]
+    assert whole == [True, True, False, False]
+    assert sorted(observer.errors_by_call) == [0, 1]

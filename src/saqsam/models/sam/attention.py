@@ -7,34 +7,29 @@ transformers' eager attentions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention
 
+from saqsam.models.sam.attention_chunks import Chunk, ChunkedAttention, split_attention
 from saqsam.models.structure import SLOTS
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedLinear
 from saqsam.quant.learned import RandomDrop
-from saqsam.quant.logarithmic import LogQuantizer
+from saqsam.quant.logarithmic import GranularityObserver, LogQuantizer
 from saqsam.quant.range_observers import HistogramObserver
 
 MIN_NUMERATOR_SUM = 1e-6
 """Lower bound of the sum of a row of quantized numerators, which a learned scale could round to zero."""
 MIN_EXPONENT = -80.0
 """Lower bound of the exponents of numerators."""
-MAX_CHUNK_LOGITS = 2**25
-"""Logits of an encoder attention that are computed at once; larger attentions are split by heads and, under autograd,
-recomputed in the backward pass. A global attention of SAM-B at 1024 px has 2e8 logits; quantization holds about five
-values per logit in memory, learning eight."""
-
 
 _ELEMENTWISE = (nn.Identity, AffineQuantizer, LogQuantizer, RandomDrop, HistogramObserver)
-"""Modules that may be applied to the probabilities in chunks. Other observers may not."""
+"""Modules that treat each probability by itself, so that they may receive them in chunks."""
 
 
 class SoftmaxAverage(nn.Module):
@@ -51,9 +46,20 @@ class SoftmaxAverage(nn.Module):
         Returns:
             Output [..., Q, D] and quantized probabilities [..., Q, K].
         """
-        probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32).to(value.dtype)
-        probabilities = quantizer(probabilities)
-        return probabilities @ value, probabilities
+        probabilities = quantizer(self.weights(logits).to(value.dtype))
+        return self.average(probabilities, value), probabilities
+
+    def weights(self, logits: Tensor) -> Tensor:
+        """Return the softmax, float32."""
+        return torch.softmax(logits, dim=-1, dtype=torch.float32)
+
+    def average(self, weights: Tensor, value: Tensor) -> Tensor:
+        """Average `value` [..., K, D] by probabilities [..., Q, K]."""
+        return weights @ value
+
+    def logits_gradient(self, weights: Tensor, gradient: Tensor) -> Tensor:
+        """Return the gradient of the logits from that of the probabilities."""
+        return torch._softmax_backward_data(gradient, weights, -1, gradient.dtype)
 
 
 class RowScaledAverage(nn.Module):
@@ -66,13 +72,29 @@ class RowScaledAverage(nn.Module):
 
     def forward(self, logits: Tensor, value: Tensor, quantizer: nn.Module) -> tuple[Tensor, Tensor]:
         """Average values; arguments and results are those of `SoftmaxAverage.forward`."""
+        numerators = quantizer(self.weights(logits).to(value.dtype))
+        total = self._total(numerators)
+        return (numerators @ value) / total, numerators / total
+
+    def weights(self, logits: Tensor) -> Tensor:
+        """Return the numerators."""
         # Without bounds, exponentials would be subnormal, which are thirty times as slow. `hardtanh` is `clamp` with a
         # vectorized backward pass; a row's maximum, 0, lies inside.
-        exponents = F.hardtanh(logits - logits.detach().amax(-1, keepdim=True), MIN_EXPONENT, 1.0)
-        numerators = exponents.exp()
-        numerators = quantizer(numerators.to(value.dtype))
-        total = numerators.sum(-1, keepdim=True).clamp_min(MIN_NUMERATOR_SUM)
-        return (numerators @ value) / total, numerators / total
+        largest = logits.detach().amax(-1, keepdim=True)
+        if torch.is_grad_enabled():
+            return F.hardtanh(logits - largest, MIN_EXPONENT, 1.0).exp()
+        return (logits - largest).clamp_(min=MIN_EXPONENT).exp_()
+
+    def average(self, weights: Tensor, value: Tensor) -> Tensor:
+        """Average `value` [..., K, D] by numerators [..., Q, K]."""
+        return (weights @ value) / self._total(weights)
+
+    def logits_gradient(self, weights: Tensor, gradient: Tensor) -> Tensor:
+        """Return the gradient of the logits from that of the numerators, which is overwritten."""
+        return gradient.mul_(weights)
+
+    def _total(self, numerators: Tensor) -> Tensor:
+        return numerators.sum(-1, keepdim=True).clamp_min(MIN_NUMERATOR_SUM)
 
 
 class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
@@ -96,7 +118,8 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
 
         Returns:
             Output [B, h, w, C] and probabilities [B * N, h * w, h * w]. The probabilities are None if a checkpoint's
-            attention is float, and if there are more than `MAX_CHUNK_LOGITS`: a gigabyte in each global block of SAM-H.
+            attention is float, and if there are more than the `MAX_CHUNK_LOGITS` of the device: a gigabyte in each
+            global block of SAM-H.
         """
         batch, height, width, channels = hidden_states.shape
         heads, tokens = self.num_attention_heads, height * width
@@ -105,31 +128,27 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
         rounded_query = self.query_quantizer(query)
         key, value = self.key_quantizer(key), self.value_quantizer(value)
         source = rounded_query if self.quantized_rel_pos_query else query
-        operands = (rounded_query, key, value, source)
-        probabilities: Tensor | None
+        chunks = split_attention(len(query), height, width, query.device)
+        positions = self._position_logits(source, height, width) if self.use_rel_pos else None
+        probabilities: Tensor | None = None
         if self._is_fused():
-            output, probabilities = self._attend_fused((height, width), *operands), None
-        elif batch * heads * tokens**2 > MAX_CHUNK_LOGITS and isinstance(
-            self.probability_quantizer, _ELEMENTWISE
-        ):
-            output, probabilities = self._attend_in_chunks((height, width), *operands), None
+            output = self._attend_fused(chunks, query, key, value, positions)
+        elif len(chunks) > 1 and _takes_chunks(self.probability_quantizer):
+            attend = ChunkedAttention(self.average, self.probability_quantizer, self.scale, chunks)
+            output = attend(rounded_query, key, value, positions)
         else:
-            output, probabilities = self._attend((height, width), *operands)
+            output, probabilities = self._attend(rounded_query, key, value, positions)
         output = output.reshape(batch, heads, height, width, -1)
         output = output.permute(0, 2, 3, 1, 4).reshape(batch, height, width, channels)
         return self.proj(output), probabilities
 
     def _attend(
-        self, size: tuple[int, int], query: Tensor, key: Tensor, value: Tensor, source: Tensor
+        self, query: Tensor, key: Tensor, value: Tensor, positions: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
-        """Return output [M, h * w, D] and probabilities [M, h * w, h * w] of M heads.
-
-        Relative positions are computed from `source`.
-        """
+        """Return output [M, T, D] and probabilities [M, T, T] of M heads and T tokens."""
         logits = (query * self.scale) @ key.transpose(-2, -1)
-        if self.use_rel_pos:
-            rel_pos = self.get_decomposed_rel_pos(source, self.rel_pos_h, self.rel_pos_w, size, size)
-            logits = logits + rel_pos.reshape_as(logits)
+        if positions is not None:
+            logits = logits + _position_bias(*positions)
         averaged: tuple[Tensor, Tensor] = self.average(logits, value, self.probability_quantizer)
         return averaged
 
@@ -139,70 +158,52 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
             isinstance(getattr(self, slot), nn.Identity) for slot in SLOTS
         )
 
-    def _attend_fused(self, size: tuple[int, int], *operands: Tensor) -> Tensor:
+    def _attend_fused(
+        self,
+        chunks: Sequence[Chunk],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        positions: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
         """Return the output of `_attend` for empty slots, computed by torch's fused attention."""
-        # On a CPU, relative positions of a few heads at a time fit into the cache; a GPU is fastest with all heads.
-        heads = self._chunk_heads(operands[0]) if operands[0].device.type == "cpu" else len(operands[0])
         outputs = []
-        for query, key, value, source in zip(*(torch.split(o, heads) for o in operands), strict=True):
+        for heads, queries in chunks:
             bias = None
-            if self.use_rel_pos:
-                bias = self.get_decomposed_rel_pos(source, self.rel_pos_h, self.rel_pos_w, size, size)
-                bias = bias.reshape(1, *query.shape[:2], -1).to(query.dtype)
+            if positions is not None:
+                bias = _position_bias(*(logits[heads, queries] for logits in positions))[None].to(query.dtype)
             output = F.scaled_dot_product_attention(
-                query[None], key[None], value[None], bias, scale=self.scale
+                query[None, heads, queries], key[None, heads], value[None, heads], bias, scale=self.scale
             )
-            outputs.append(output[0])
-        return torch.cat(outputs)
+            outputs.append(output.flatten(0, 2))
+        return torch.cat(outputs).reshape(query.shape)
 
-    @staticmethod
-    def _chunk_heads(operand: Tensor) -> int:
-        """Return the number of heads per chunk for an operand [M, T, D]."""
-        return max(1, MAX_CHUNK_LOGITS // operand.shape[1] ** 2)
+    def _position_logits(self, source: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Return the logits of relative positions by row, [M, h * w, h], and by column, [M, h * w, w].
 
-    def _attend_in_chunks(self, size: tuple[int, int], *operands: Tensor) -> Tensor:
-        """Return the output of `_attend`, computed a few heads at a time."""
-        heads = len(operands[0])
-        step = self._chunk_heads(operands[0])
-        chunks = [slice(start, start + step) for start in range(0, heads, step)]
-        if torch.is_grad_enabled():
-            outputs = [
-                self._attend_with_recomputation(size, *(o[chunk] for o in operands)) for chunk in chunks
-            ]
-            return torch.cat(outputs)
-        output = torch.empty_like(operands[2])
-        for chunk in chunks:
-            output[chunk] = self._attend(size, *(o[chunk] for o in operands))[0]
-        return output
-
-    def _attend_with_recomputation(self, size: tuple[int, int], *operands: Tensor) -> Tensor:
-        """Return the output of `_attend`, recomputed in the backward pass with the same random draws."""
-        generator: torch.Generator | None = getattr(self.probability_quantizer, "generator", None)
-        attend = _with_same_draws(lambda *chunk: self._attend(size, *chunk)[0], generator)
-        output: Tensor = checkpoint(attend, *operands, use_reentrant=False, preserve_rng_state=False)
-        return output
+        Args:
+            source: Queries that they are computed from, [M, h * w, D].
+            height: Rows of the grid, h.
+            width: Columns of the grid, w.
+        """
+        grid = source.reshape(len(source), height, width, -1)
+        rows = self.get_rel_pos(height, height, self.rel_pos_h)
+        columns = self.get_rel_pos(width, width, self.rel_pos_w)
+        by_row = torch.einsum("bhwc,hkc->bhwk", grid, rows)
+        by_column = torch.einsum("bhwc,wkc->bhwk", grid, columns)
+        return by_row.flatten(1, 2), by_column.flatten(1, 2)
 
 
-def _with_same_draws(
-    compute: Callable[..., Tensor], generator: torch.Generator | None
-) -> Callable[..., Tensor]:
-    """Wrap `compute` so that every call draws the same random numbers; only the first call advances the generator."""
-    if generator is None:
-        return compute
-    first: list[Tensor] = []
+def _position_bias(by_row: Tensor, by_column: Tensor) -> Tensor:
+    """Return the sum, [M, Q, h * w], of logits by row [M, Q, h] and by column [M, Q, w]."""
+    return (by_row[..., :, None] + by_column[..., None, :]).flatten(2)
 
-    def compute_again(*operands: Tensor) -> Tensor:
-        if not first:
-            first.append(generator.get_state())
-            return compute(*operands)
-        now = generator.get_state()
-        generator.set_state(first[0])
-        try:
-            return compute(*operands)
-        finally:
-            generator.set_state(now)
 
-    return compute_again
+def _takes_chunks(quantizer: nn.Module) -> bool:
+    """Return whether a quantizer or observer of probabilities may receive them in chunks."""
+    if isinstance(quantizer, GranularityObserver):
+        return quantizer.has_enough_calls
+    return isinstance(quantizer, _ELEMENTWISE)
 
 
 class QuantDecoderAttention(SamAttention):  # type: ignore[misc]
