@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import hashlib
 import importlib.resources
+import math
 import os
 import platform
 import subprocess
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from transformers import SamModel, SamProcessor
@@ -30,6 +32,7 @@ from saqsam.data.types import Dataset
 from saqsam.models.loading import BUNDLED
 from saqsam.ptq.calibration_data import calibration_scenes
 from saqsam.ptq.units import reconstruction_units
+from saqsam.recipes.catalog import EFFORTS
 from saqsam.recipes.overrides import with_overrides
 from saqsam.recipes.presets import METHODS, parse_bits
 from saqsam.recipes.recipe import Recipe
@@ -134,7 +137,10 @@ class Plan:
         if spec is None or self.total_steps is None:
             return recipe
         steps = max(1, round(self.total_steps * spec.steps / (self.learning_steps(recipe) or 1)))
-        return dataclasses.replace(recipe, reconstruction=dataclasses.replace(spec, steps=steps))
+        if any(setting.startswith("reconstruction.") and "_rate=" in setting for setting in self.settings):
+            return dataclasses.replace(recipe, reconstruction=dataclasses.replace(spec, steps=steps))
+        spec = dataclasses.replace(spec, steps=steps, **learning_rates(steps))
+        return dataclasses.replace(recipe, reconstruction=spec)
 
     def learning_steps(self, recipe: Recipe) -> int | None:
         """Return the number of learning steps over all units; None for a recipe without reconstruction."""
@@ -142,7 +148,7 @@ class Plan:
         if spec is None:
             return None
         units = reconstruction_units(plan_quantization(self.model.loaded[0].config, recipe))
-        return sum(spec.steps * unit.steps for unit in units)
+        return sum(unit.steps(spec) for unit in units)
 
     def key_columns(self, method: str, bits: str, data: str) -> dict[str, str | int | None]:
         """Return the `KEY` columns of a row."""
@@ -161,6 +167,19 @@ class Plan:
             "images_evaluated": len(self.data[data]),
             "prompt": self.prompt,
         }
+
+
+def learning_rates(steps: int) -> dict[str, float]:
+    """Return the learning rates for a number of steps per unit, between those of the efforts on logarithmic scales.
+
+    Fewer steps need higher rates, so that a curve over steps shows each method at rates that suit every point.
+    """
+    efforts = sorted(EFFORTS.values(), key=lambda effort: effort["steps"])
+    known = [math.log(effort["steps"]) for effort in efforts]
+    return {
+        rate: math.exp(np.interp(math.log(steps), known, [math.log(effort[rate]) for effort in efforts]))
+        for rate in ("rounding_rate", "scale_rate")
+    }
 
 
 def circumstances(device: str) -> dict[str, str]:

@@ -93,7 +93,8 @@ def test_stages_end_at_global_attention() -> None:
     ]
     assert [list(u.blocks) for u in units()[:2]] == [[0, 1], [2, 3]]
     assert [list(u.blocks) for u in units(unit="block")[:4]] == [[0], [1], [2], [3]]
-    assert [u.steps for u in units(final_steps=7)] == [1, 1, 1, 1, 1, 7]
+    counted = units(encoder_steps=0.2, final_steps=7)
+    assert [u.relative_steps for u in counted] == [0.2, 0.2, 0.2, 1, 1, 7]
 
 
 @torch.no_grad()
@@ -206,7 +207,7 @@ def test_the_joint_unit_reads_the_embedding_and_answers_the_masks() -> None:
     _, prompts = first_state(reference, images)
     unit = units(joint_steps=3)[-1]
     assert isinstance(unit, JointUnit)
-    assert unit.steps == 3
+    assert unit.relative_steps == 3
     backend = TorchBackend(reference)
     encoded = backend.encode(pixels)
     masks, ious = backend.decode(encoded, boxes, multimask_output=False)

@@ -49,6 +49,7 @@ reconstructions = st.builds(
     scales=st.booleans(),
     drop=shares,
     steps=st.integers(1, 99),
+    encoder_steps=st.floats(0.01, 10),
     final_steps=st.integers(1, 9),
     prompts=st.integers(1, 99),
     rounding_rate=shares,
@@ -230,6 +231,10 @@ def test_unknown_names_are_refused_with_the_nearest_right_one(
         ({"reconstruction": {"drop": True}}, "drop must be a number from 0 to 1, got True"),
         ({"reconstruction": {"steps": 0}}, "steps must be at least 1, got 0"),
         ({"reconstruction": {"final_steps": 0}}, "final_steps must be at least 1"),
+        (
+            {"reconstruction": {"encoder_steps": 0}},
+            "encoder_steps must be a number from 0.01 to 10, got 0",
+        ),
         ({"reconstruction": {"prompts": -1}}, "prompts must be at least 1"),
         ({"reconstruction": {"rounding_rate": -1e-3}}, "rounding_rate must be a number from 0 to 1000"),
         (
@@ -436,6 +441,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "reconstruction.scales": learned(scales=False),
     "reconstruction.drop": learned(drop=0.0),
     "reconstruction.steps": learned(steps=3),
+    "reconstruction.encoder_steps": learned(encoder_steps=2.0),
     "reconstruction.final_steps": learned(final_steps=2),
     "reconstruction.prompts": learned(prompts=1),
     "reconstruction.rounding_rate": learned(rounding_rate=0.1),

@@ -103,6 +103,6 @@ def _schedules(plan: QuantizationPlan, images: CalibrationImages) -> dict[Unit, 
     spec = plan.recipe.reconstruction
     assert spec is not None
     units = reconstruction_units(plan)
-    longest = spec.steps * max(unit.steps for unit in units)
+    longest = max(unit.steps(spec) for unit in units)
     schedule = draw_schedule(images.prompt_counts, longest, spec.prompts, plan.recipe.calibration.seed)
-    return {unit: schedule[: spec.steps * unit.steps] for unit in units}
+    return {unit: schedule[: unit.steps(spec)] for unit in units}

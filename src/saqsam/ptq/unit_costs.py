@@ -69,10 +69,10 @@ def unit_costs(config: Any, recipe: Recipe) -> list[UnitCost]:
         step = 3 * part.run + 2 * (part.response - part.run)
         # The quantized model runs the unit before it, and the float model the unit itself, on all images; responses are
         # computed for the drawn prompts.
-        responses = min(images, spec.steps * unit.steps * min(spec.prompts, most) / most)
+        responses = min(images, unit.steps(spec) * min(spec.prompts, most) / most)
         run_before = 0.0 if unit.reads_embedding else before
         capture = images * (whole.run + run_before) + responses * (whole.response - whole.run)
-        costs.append(UnitCost(unit_phase(number, len(units), unit), spec.steps * unit.steps, step, capture))
+        costs.append(UnitCost(unit_phase(number, len(units), unit), unit.steps(spec), step, capture))
         before = whole.run
     return costs
 

@@ -21,6 +21,7 @@ from saqsam.convert.plan import QuantizationPlan
 from saqsam.models.family import ModelFamily, flatten_image
 from saqsam.ptq.losses import LOSSES, Loss, MaskLoss
 from saqsam.ptq.states import PromptTokens, State
+from saqsam.recipes.specs import Reconstruction
 
 
 class Unit(ABC):
@@ -31,7 +32,7 @@ class Unit(ABC):
         name: Display name.
         modules: Names of the modules that it consists of.
         loss: Loss that it is learned by.
-        steps: Optimizer steps, as a multiple of the recipe's.
+        relative_steps: Optimizer steps, as a multiple of the recipe's.
         error_weight: Weight of the squared error of the first tensor of a response; other tensors have weight 1.
         learns_codes: Whether the rounding of its weights is learned. If not, earlier units have packed them, and the
             scales of the packed weights are learned.
@@ -46,13 +47,17 @@ class Unit(ABC):
     name: str
     modules: tuple[str, ...]
     loss: Loss
-    steps: int = 1
+    relative_steps: float = 1
     error_weight: float = 1.0
     learns_codes: bool = True
     drops_quantization: bool = True
     gives_embedding: bool = False
     reads_embedding: bool = False
     sees_prompts: bool = True
+
+    def steps(self, spec: Reconstruction) -> int:
+        """Return the number of optimizer steps, at least 1."""
+        return max(1, round(spec.steps * self.relative_steps))
 
     @abstractmethod
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
@@ -124,13 +129,22 @@ class EncoderUnit(Unit):
         later: Indices of the blocks between the unit and the neck that its output passes through on the way to the
             decoder; none with layer skipping.
         loss: Loss that it is learned by.
+        relative_steps: Optimizer steps, as a multiple of the recipe's.
     """
 
     sees_prompts = False
 
     def __init__(
-        self, plan: QuantizationPlan, name: str, blocks: Sequence[int], later: Sequence[int], loss: Loss
+        self,
+        plan: QuantizationPlan,
+        name: str,
+        blocks: Sequence[int],
+        later: Sequence[int],
+        loss: Loss,
+        *,
+        relative_steps: float,
     ) -> None:
+        self.relative_steps = relative_steps
         self.family, self.name, self.blocks, self.later, self.loss = plan.family, name, blocks, later, loss
         self.modules = tuple(plan.structure.blocks[index] for index in blocks)
 
@@ -164,14 +178,16 @@ class NeckUnit(Unit):
     Args:
         plan: Quantization plan of the run.
         loss: Loss that it is learned by.
+        relative_steps: Optimizer steps, as a multiple of the recipe's.
     """
 
     name = "neck"
     gives_embedding = True
     sees_prompts = False
 
-    def __init__(self, plan: QuantizationPlan, loss: Loss) -> None:
+    def __init__(self, plan: QuantizationPlan, loss: Loss, *, relative_steps: float) -> None:
         self.family, self.loss, self.modules = plan.family, loss, (plan.structure.neck,)
+        self.relative_steps = relative_steps
 
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
         """Return image tokens ([1, 1, h * w, C'],) from hidden states ([1, h, w, C],)."""
@@ -231,13 +247,13 @@ class FinalAttentionUnit(Unit):
     Args:
         plan: Quantization plan of the run.
         loss: Loss that it is learned by.
-        steps: Optimizer steps, as a multiple of the recipe's.
+        relative_steps: Optimizer steps, as a multiple of the recipe's.
     """
 
     name = "final attention"
 
-    def __init__(self, plan: QuantizationPlan, loss: Loss, *, steps: int) -> None:
-        self.family, self.loss, self.steps = plan.family, loss, steps
+    def __init__(self, plan: QuantizationPlan, loss: Loss, *, relative_steps: float) -> None:
+        self.family, self.loss, self.relative_steps = plan.family, loss, relative_steps
         self.modules = (plan.structure.final_attention,)
 
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
@@ -263,15 +279,15 @@ class JointUnit(Unit):
 
     Args:
         plan: Quantization plan of the run.
-        steps: Optimizer steps, as a multiple of the recipe's.
+        relative_steps: Optimizer steps, as a multiple of the recipe's.
     """
 
     name = "whole decoder"
     learns_codes = drops_quantization = False
     reads_embedding = True
 
-    def __init__(self, plan: QuantizationPlan, *, steps: int) -> None:
-        self.family, self.steps, self.loss = plan.family, steps, MaskLoss()
+    def __init__(self, plan: QuantizationPlan, *, relative_steps: float) -> None:
+        self.family, self.relative_steps, self.loss = plan.family, relative_steps, MaskLoss()
         self.modules = (plan.structure.decoder,)
 
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
@@ -309,11 +325,11 @@ def reconstruction_units(plan: QuantizationPlan) -> list[Unit]:
     units: list[Unit] = []
     for name, blocks in named:
         later = range(0) if spec.skip_layers else range(blocks.stop, count)
-        units.append(EncoderUnit(plan, name, blocks, later, loss))
-    units.append(NeckUnit(plan, loss))
+        units.append(EncoderUnit(plan, name, blocks, later, loss, relative_steps=spec.encoder_steps))
+    units.append(NeckUnit(plan, loss, relative_steps=spec.encoder_steps))
     for index in range(len(structure.decoder_layers)):
         units.append(DecoderUnit(plan, index, loss, token_weight=spec.token_weight))
-    units.append(FinalAttentionUnit(plan, loss, steps=spec.final_steps))
+    units.append(FinalAttentionUnit(plan, loss, relative_steps=spec.final_steps))
     if spec.joint_steps:
-        units.append(JointUnit(plan, steps=spec.joint_steps))
+        units.append(JointUnit(plan, relative_steps=spec.joint_steps))
     return units

@@ -181,6 +181,7 @@ class Reconstruction:
         scales: Learn activation scales, too.
         drop: Probability that an activation stays float while learning (QDrop); 1 learns with float activations.
         steps: Optimizer steps per unit, each on one image.
+        encoder_steps: Optimizer steps for each unit of the encoder, as a multiple of `steps`.
         final_steps: Optimizer steps for the decoder's final attention, as a multiple of `steps`.
         prompts: Largest number of prompts per step.
         rounding_rate: Learning rate of the rounding variables (Adam).
@@ -206,6 +207,7 @@ class Reconstruction:
     scales: bool = True
     drop: float = 0.5
     steps: int = 2000
+    encoder_steps: float = 1.0
     final_steps: int = 5
     prompts: int = 16
     rounding_rate: float = 1e-3
@@ -228,6 +230,7 @@ class Reconstruction:
         for name in ("steps", "final_steps", "prompts"):
             check_positive(name, getattr(self, name))
         check_type("joint_steps", self.joint_steps, int)
+        check_number("encoder_steps", self.encoder_steps, 0.01, 10)
         for name in ("drop", "warmup"):
             check_number(name, getattr(self, name), 0, 1)
         for name in (
