@@ -5,7 +5,7 @@
 - `focus.png`: where a mask token looks in the image, in float, with ranges of least error, and clipped by the focus.
 - `masks.png`: the masks of one model after another at the hardest bits.
 - `learning.png`: loss curves of SAQ-SAM's units and the focus deviation before and after clipping.
-- `steps.png`: accuracy over the steps of learning, from the rows in results/steps.csv and results/methods.csv.
+- `steps.png`: accuracy over the time of quantization, from the rows in results/steps.csv.
 
 Checkpoints are those of the rows in results/methods.csv if the cache of `ptq.py` still has them, else made anew as
 `ptq.py` does.
@@ -164,25 +164,25 @@ def write_learning(plan: Plan, path: Path) -> None:
 
 
 def draw_steps(rows: Sequence[Row]) -> Figure:
-    """Draw mean IoU over learning steps on a logarithmic axis: one panel per dataset, one line per method."""
+    """Draw mean IoU over the time of quantization: one panel per dataset, one line per method."""
     data = list(dict.fromkeys(row.data for row in rows if row.steps))
     figure = Figure(figsize=(4 * len(data) + 1, 3.2), layout="constrained")
     panels = figure.subplots(1, len(data), squeeze=False)[0]
     for axes, name in zip(panels, data, strict=True):
         here = [row for row in rows if row.data == name]
         for method in dict.fromkeys(row.method for row in here if row.steps):
-            points = sorted((row.steps, row.miou) for row in here if row.method == method and row.steps)
+            points = sorted(
+                (row.seconds_quantize / 60, row.miou)
+                for row in here
+                if row.method == method and row.seconds_quantize is not None
+            )
             axes.plot(*zip(*points, strict=True), marker="o", label=method)
         for row in here:
             if row.method == FLOAT:
                 axes.axhline(row.miou, color="0.5", linestyle="--", label="float")
-        axes.set_xscale("log")
-        # Methods differ by a few steps in all, as their units do: one label for both.
-        ticks = sorted({round(row.steps, -2) for row in here if row.steps})
-        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        axes.minorticks_off()
+        axes.set_xlim(left=0)
         axes.set_title(f"{name}, {BITS}", fontsize=9)
-        axes.set_xlabel("learning steps in total")
+        axes.set_xlabel("minutes of one core")
         axes.set_ylabel("mean IoU")
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(
@@ -192,16 +192,13 @@ def draw_steps(rows: Sequence[Row]) -> Figure:
 
 
 def steps_rows() -> list[Row]:
-    """Return the rows of the curve, of the same methods at the steps of the comparison, and of the float model."""
+    """Return the rows of the curve and of the float model."""
     curve = current(read_rows(RESULTS / "steps.csv"))
-    methods, data = {row.method for row in curve}, {row.data for row in curve}
-    others = [
-        row
-        for row in current(read_rows(RESULTS / "methods.csv"))
-        if row.data in data
-        and (row.method == FLOAT or (row.method in methods and row.bits == BITS and not row.seed))
+    data = {row.data for row in curve}
+    floats = [
+        row for row in current(read_rows(RESULTS / "methods.csv")) if row.data in data and row.method == FLOAT
     ]
-    return [*curve, *others]
+    return [*curve, *floats]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

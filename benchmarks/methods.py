@@ -33,7 +33,7 @@ METHODS = (
 BITS = ("w4a4", "w6a6", "w8a8", "w4a8")
 SEEDS = {"w4a4": (0, 1, 2), "w6a6": (0, 1, 2)}
 TOTAL_STEPS = 2400
-CURVE = (150, 300, 600, 1200)
+CURVE = (150, 400, 1000)
 
 ROW_SCALED = ("equalized=true", "probabilities.scale=row")
 # Each line adds to or changes the parts of SAQ-SAM, or what goes beyond it: method and settings.
@@ -78,6 +78,7 @@ class Experiment:
     settings: tuple[str, ...] = ()
     data: tuple[str, ...] = DATA
     total_steps: int = TOTAL_STEPS
+    detections: bool = True
 
     def arguments(self) -> list[str]:
         """Return the command-line arguments of `ptq.py`."""
@@ -92,6 +93,8 @@ class Experiment:
             *self.data,
         ]
         arguments += ["--calibration", self.calibration, "--total-steps", str(self.total_steps)]
+        if not self.detections:
+            arguments += ["--detections", "0"]
         for setting in self.settings:
             arguments += ["--set", setting]
         return arguments
@@ -118,10 +121,10 @@ def shift() -> Iterator[Experiment]:
 
 
 def steps() -> Iterator[Experiment]:
-    """Return the runs of every method that learns over the number of learning steps, and so over time."""
+    """Return the runs of every method that learns, over the number of learning steps and so over time."""
     for count in CURVE:
         for method in ("brecq", "qdrop", "ptq4sam", "saq-sam", "saq-sam-plus"):
-            yield Experiment(method, "w4a4", data=("scenes", "coco_val"), total_steps=count)
+            yield Experiment(method, "w4a4", data=("coco_val",), total_steps=count, detections=False)
 
 
 def precision() -> Iterator[Experiment]:

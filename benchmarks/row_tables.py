@@ -141,18 +141,22 @@ def shift(variants: Sequence[Row], plain: Sequence[Row]) -> str:
 
 
 def steps(variants: Sequence[Row], plain: Sequence[Row]) -> str:
-    """Tabulate accuracy and quantization time over the learning steps."""
+    """Tabulate accuracy and quantization time over the learning steps, of one engine: without `plain` rows."""
+    del plain
     methods = ordered({row.method for row in variants}, METHODS)
     data = ordered({row.data for row in variants}, DATA)
-    rows = [row for row in [*plain, *variants] if row.method in methods and row.seed == 0]
     lines = []
     for method in methods:
-        for count in sorted({row.steps for row in rows if row.method == method and row.steps}):
-            here = {row.data: row for row in rows if (row.method, row.steps) == (method, count)}
+        for count in sorted({row.steps for row in variants if row.method == method and row.steps}):
+            here = {row.data: row for row in variants if (row.method, row.steps) == (method, count)}
             minutes = max(row.seconds_quantize or 0.0 for row in here.values()) / 60
             cells = [_number(here[name].miou if name in here else None) for name in data]
             lines.append([method_label(method), f"{count:,}", f"{minutes:.1f}", *cells])
-    return markdown(["method", "total steps", "minutes", *data], lines, right=2 + len(data)) if lines else ""
+    return (
+        markdown(["method", "total steps", "core-minutes", *data], lines, right=2 + len(data))
+        if lines
+        else ""
+    )
 
 
 def precision(variants: Sequence[Row], plain: Sequence[Row]) -> str:

@@ -66,7 +66,8 @@ class Row:
         low_width_macs: Share of the multiply-accumulates whose operands both have the bits of the name.
         mac_shares: Share of the multiply-accumulates at each width.
         byte_shares: Share of the checkpoint's bytes by what they hold.
-        seconds_quantize: Time from the float model to the packed one.
+        seconds_quantize: Time from the float model to the packed one: on a CPU that of all cores, in rows before
+            2026-11-29 by the clock on the wall.
         seconds_evaluate: Time of the evaluation, detections included.
     """
 

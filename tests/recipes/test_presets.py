@@ -105,8 +105,8 @@ def test_methods_differ_in_what_their_papers_add() -> None:
         "clipping.include_range": (False, True),
         "clipping.measure": ("focus", "output"),
         "reconstruction.affine": (False, True),
-        "reconstruction.encoder_steps": (1.0, 0.2),
-        "reconstruction.joint_steps": (0, 8),
+        "reconstruction.encoder_steps": (1.0, 0.1),
+        "reconstruction.joint_steps": (0, 4),
     }
 
 

@@ -39,8 +39,8 @@ METHOD_SUMMARIES = {
 """Methods in the order in which they build on each other; each is a function of `saqsam.recipes.presets`."""
 
 EFFORTS: dict[str, dict[str, float]] = {
-    "quick": {"steps": 20, "final_steps": 2, "prompts": 4, "rounding_rate": 0.05, "scale_rate": 0.01},
-    "standard": {"steps": 50, "final_steps": 2, "prompts": 4, "rounding_rate": 0.03, "scale_rate": 0.01},
+    "quick": {"steps": 30, "final_steps": 2, "prompts": 4, "rounding_rate": 0.04, "scale_rate": 0.01},
+    "standard": {"steps": 100, "final_steps": 4, "prompts": 4, "rounding_rate": 0.02, "scale_rate": 0.01},
     "paper": {"steps": 2000, "final_steps": 5, "prompts": 16, "rounding_rate": 1e-3, "scale_rate": 2e-3},
 }
 """Steps per reconstruction unit, prompts per step, and learning rates. Fewer steps need higher rates: with Adam, a
