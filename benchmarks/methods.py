@@ -64,6 +64,7 @@ ABLATION: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("saq-sam-plus", ("clipping.measure=focus",)),
     ("saq-sam-plus", ("reconstruction.affine=false",)),
     ("saq-sam-plus", ("reconstruction.joint_steps=0",)),
+    ("saq-sam-plus", ("reconstruction.encoder_steps=1.0",)),
 )
 
 

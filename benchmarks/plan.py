@@ -98,11 +98,12 @@ class Plan:
         seed: Which of them.
         prompt: `box` or `point`.
         settings: Fields of the recipe that differ from the method's, as `saqsam quantize --set` takes them.
-        total_steps: Learning steps over all units, dealt out evenly; None for those of the effort `standard`.
+        total_steps: Learning steps over all units, dealt out evenly; None for those of the effort.
         device: Where the models run.
         circumstances: Columns that are the same in all rows: commit, versions, machine.
         out: The CSV file.
         cache: Folder for checkpoints and the scores of single instances.
+        effort: One of `EFFORTS`.
     """
 
     model: FloatModel
@@ -121,6 +122,7 @@ class Plan:
     circumstances: Mapping[str, str]
     out: Path
     cache: Path
+    effort: str = "standard"
 
     def variants(self) -> list[tuple[str, str]]:
         """Return method and bits of every evaluation."""
@@ -129,7 +131,7 @@ class Plan:
 
     def recipe(self, method: str, bits: str) -> Recipe:
         """Return the recipe of a method under the options."""
-        recipe = with_overrides(saqsam.recipe_for(method, bits, "standard"), self.settings)
+        recipe = with_overrides(saqsam.recipe_for(method, bits, self.effort), self.settings)
         recipe = dataclasses.replace(
             recipe, calibration=dataclasses.replace(recipe.calibration, images=self.images, seed=self.seed)
         )
