@@ -137,18 +137,42 @@ class GranularityObserver(nn.Module):
     def forward(self, probabilities: Tensor) -> Tensor:
         """Sample P [..., Q, K] and return it; the values [..., K, D], which may broadcast, have passed the tap."""
         assert self.tap.last is not None, "the values must pass the tap before the probabilities"
-        if self.has_enough_calls:
-            return probabilities
-        rows = probabilities.detach().flatten(0, -3)  # [M, Q, K]
-        values = self.tap.last.expand(*probabilities.shape[:-2], -1, -1).flatten(0, -3)  # [M, K, D]
-        self.errors_by_call[self.next_call] = self._errors(*self._sample(rows, values))
-        self.next_call += 1
+        if self.wants_rows:
+            rows = probabilities.detach().flatten(0, -3)  # [M, Q, K]
+            values = self.tap.last.expand(*probabilities.shape[:-2], -1, -1).flatten(0, -3)  # [M, K, D]
+            matrices, order = self.draw_rows(*rows.shape)
+            matrices, order = matrices.to(rows.device), order.to(rows.device)
+            self.add_rows(rows[matrices[:, None], order], values[matrices])
         return probabilities
 
     @property
-    def has_enough_calls(self) -> bool:
-        """Whether the next call and all later ones are ignored."""
-        return self.next_call >= self.max_calls
+    def wants_rows(self) -> bool:
+        """Whether the next call is sampled."""
+        return self.next_call < self.max_calls
+
+    def draw_rows(self, matrices: int, queries: int, keys: int) -> tuple[Tensor, Tensor]:
+        """Draw which rows of the probabilities [M, Q, K] of a call to sample.
+
+        Heads and tokens come in a fixed order, so taking every k-th row would always sample the same ones.
+
+        Returns:
+            Matrices, int64 [m], and n rows of each, int64 [m, n].
+        """
+        count = max(1, self.max_probabilities // keys)
+        generator = torch.Generator().manual_seed(0)
+        chosen = torch.arange(matrices)
+        if count < matrices:
+            chosen = torch.randperm(matrices, generator=generator)[:count]
+        each = count // len(chosen)
+        order = torch.arange(queries).expand(len(chosen), -1)
+        if each < queries:
+            order = torch.rand(len(chosen), queries, generator=generator).argsort(1)[:, :each]
+        return chosen, order
+
+    def add_rows(self, rows: Tensor, values: Tensor) -> None:
+        """Add the errors of a call's sampled rows [m, n, K] with the values [m, K, D] of the same matrices."""
+        self.errors_by_call[self.next_call] = self._errors(rows, values)
+        self.next_call += 1
 
     @property
     def errors(self) -> Tensor:
@@ -157,30 +181,6 @@ class GranularityObserver(nn.Module):
         for call in sorted(self.errors_by_call):
             total += self.errors_by_call[call]
         return total
-
-    def _sample(self, rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample n random rows of each of m random matrices.
-
-        Heads and tokens come in a fixed order, so taking every k-th row would always sample the same ones.
-
-        Args:
-            rows: P [M, Q, K].
-            values: [M, K, D].
-
-        Returns:
-            Rows [m, n, K] and the values [m, K, D] of the same matrices.
-        """
-        matrices, queries, keys = rows.shape
-        count = max(1, self.max_probabilities // keys)
-        generator = torch.Generator().manual_seed(0)
-        if count < matrices:
-            chosen = torch.randperm(matrices, generator=generator)[:count].to(rows.device)
-            rows, values = rows[chosen], values[chosen]
-        each = count // len(rows)
-        if each < queries:
-            order = torch.rand(len(rows), queries, generator=generator).argsort(1)[:, :each, None]
-            rows = rows.gather(1, order.to(rows.device).expand(-1, -1, keys))
-        return rows, values
 
     def _errors(self, rows: Tensor, values: Tensor) -> Tensor:
         exact = self._product(rows, values)

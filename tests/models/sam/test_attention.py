@@ -416,17 +416,25 @@ def test_a_model_to_be_calibrated_or_with_a_quantized_product_is_not_fused(model
     assert not vision(packed, GLOBAL)[0]._is_fused()
 
 
-def test_granularity_takes_chunks_once_it_has_sampled_enough(
-    model: SamModel, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("row_scaled", [False, True])
+def test_granularity_samples_the_same_rows_of_chunks(
+    model: SamModel, monkeypatch: pytest.MonkeyPatch, row_scaled: bool
 ) -> None:
     original, hidden = vision(model, GLOBAL)
     monkeypatch.setitem(MAX_CHUNK_LOGITS, "cpu", 64**2)
-    attention = to_quant_attention(original)
+    attention = to_quant_attention(original, row_scaled=row_scaled)
     tap = ValueTap()
     attention.value_quantizer = tap
-    observer = GranularityObserver(4, tap, max_calls=2)
+    observer = GranularityObserver(4, tap, max_calls=2, max_probabilities=64 * 10, row_scaled=row_scaled)
     setattr(attention, PROBABILITIES, observer)
     with torch.no_grad():
-        whole = [attention(hidden)[1] is not None for _ in range(4)]
-    assert whole == [True, True, False, False]
-    assert sorted(observer.errors_by_call) == [0, 1]
+        for _ in range(3):
+            assert attention(hidden)[1] is None
+        in_chunks = observer.errors_by_call
+        monkeypatch.setitem(MAX_CHUNK_LOGITS, "cpu", 2**25)
+        observer.errors_by_call, observer.next_call = {}, 0
+        for _ in range(3):
+            assert attention(hidden)[1] is not None
+    assert sorted(in_chunks) == sorted(observer.errors_by_call) == [0, 1]
+    assert in_chunks[0].min() > 0
+    torch.testing.assert_close(in_chunks[0], observer.errors_by_call[0], rtol=1e-4, atol=0)

@@ -133,9 +133,16 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
         probabilities: Tensor | None = None
         if self._is_fused():
             output = self._attend_fused(chunks, query, key, value, positions)
-        elif len(chunks) > 1 and _takes_chunks(self.probability_quantizer):
+        elif len(chunks) > 1 and isinstance(self.probability_quantizer, _ELEMENTWISE):
             attend = ChunkedAttention(self.average, self.probability_quantizer, self.scale, chunks)
             output = attend(rounded_query, key, value, positions)
+        elif len(chunks) > 1 and isinstance(self.probability_quantizer, GranularityObserver):
+            attend = ChunkedAttention(self.average, nn.Identity(), self.scale, chunks)
+            output = attend(rounded_query, key, value, positions)
+            if self.probability_quantizer.wants_rows:
+                rows = self.probability_quantizer.draw_rows(len(query), tokens, tokens)
+                sampled = attend.rows(*rows, rounded_query, key, value, positions)
+                self.probability_quantizer.add_rows(*sampled)
         else:
             output, probabilities = self._attend(rounded_query, key, value, positions)
         output = output.reshape(batch, heads, height, width, -1)
@@ -197,13 +204,6 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
 def _position_bias(by_row: Tensor, by_column: Tensor) -> Tensor:
     """Return the sum, [M, Q, h * w], of logits by row [M, Q, h] and by column [M, Q, w]."""
     return (by_row[..., :, None] + by_column[..., None, :]).flatten(2)
-
-
-def _takes_chunks(quantizer: nn.Module) -> bool:
-    """Return whether a quantizer or observer of probabilities may receive them in chunks."""
-    if isinstance(quantizer, GranularityObserver):
-        return quantizer.has_enough_calls
-    return isinstance(quantizer, _ELEMENTWISE)
 
 
 class QuantDecoderAttention(SamAttention):  # type: ignore[misc]

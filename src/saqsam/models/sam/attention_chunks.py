@@ -81,6 +81,30 @@ class ChunkedAttention:
             output[chunk] = self.average.average(self.quantizer(weights), value)
         return output
 
+    def rows(
+        self,
+        heads: Tensor,
+        queries: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        positions: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return some rows of the weights before they are quantized, [m, n, T], and the values, [m, T, D].
+
+        Args:
+            heads: Heads, int64 [m].
+            queries: Queries of each, int64 [m, n].
+            query: As for `__call__`.
+            key: As for `__call__`.
+            value: As for `__call__`.
+            positions: As for `__call__`.
+        """
+        heads, queries = heads.to(query.device), queries.to(query.device)
+        chosen = heads[:, None], queries
+        part = [query[chosen], key[heads], value[heads]]
+        return self._weights([*part, *(logits[chosen] for logits in positions or ())])
+
     def gradients(
         self, operands: Operands, output_gradient: Tensor, learned: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
