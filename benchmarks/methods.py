@@ -33,7 +33,7 @@ METHODS = (
 BITS = ("w4a4", "w6a6", "w8a8", "w4a8")
 SEEDS = {"w4a4": (0, 1, 2), "w6a6": (0, 1, 2)}
 TOTAL_STEPS = 2400
-CURVE = (150, 400, 1000)
+CURVE = (150, 1000, 400)
 
 ROW_SCALED = ("equalized=true", "probabilities.scale=row")
 # Each line adds to or changes the parts of SAQ-SAM, or what goes beyond it: method and settings.
@@ -124,7 +124,7 @@ def shift() -> Iterator[Experiment]:
 def steps() -> Iterator[Experiment]:
     """Return the runs of every method that learns, over the number of learning steps and so over time."""
     for count in CURVE:
-        for method in ("brecq", "qdrop", "ptq4sam", "saq-sam", "saq-sam-plus"):
+        for method in ("saq-sam-plus", "ptq4sam", "qdrop", "brecq"):
             yield Experiment(method, "w4a4", data=("coco_val",), total_steps=count, detections=False)
 
 

@@ -87,7 +87,7 @@ def test_the_table_marks_figures_that_are_not_of_an_integer_model(real_sam):
         (["--coco", "/nowhere"], "/nowhere/val2017"),
         (["--detections", "/nowhere.json"], "/nowhere.json"),
         (["--bits", "w9a9"], "9"),
-        (["--model", "/nowhere"], "no weights in /nowhere"),
+        (["--model", "/nowhere"], "--model /nowhere: no such file or folder"),
     ],
 )
 def test_wrong_options_are_one_line(real_sam, arguments, capsys, change, message):
