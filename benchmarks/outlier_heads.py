@@ -97,9 +97,9 @@ def rotate_pair(one: HeadSide, other: HeadSide, channel: int) -> int:
     power[channel] = 0
     partner = int(power.argmax())
     rotation = torch.eye(len(power), dtype=power.dtype)
-    rotation[[partner, partner, channel, channel], [partner, channel, channel, partner]] = torch.tensor(
-        [1.0, 1.0, 1.0, -1.0], dtype=power.dtype
-    ) * 2**-0.5
+    rotation[[partner, partner, channel, channel], [partner, channel, channel, partner]] = (
+        torch.tensor([1.0, 1.0, 1.0, -1.0], dtype=power.dtype) * 2**-0.5
+    )
     one.transform(rotation)
     other.transform(rotation)
     return partner
@@ -137,7 +137,7 @@ def rare_direction(inputs: Tensor) -> Tensor:
 
 
 def _decompose(one: HeadSide, other: HeadSide) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a factor B [d, d] of the covariance B B^T of `one`, and singular values and right vectors of the logits."""
+    """Return a factor B of the covariance B B^T of `one`, and the logits' singular values and right vectors."""
     factor = torch.linalg.cholesky(one.covariance)
     _, values, right = torch.linalg.svd(torch.linalg.cholesky(other.covariance).T @ factor)
     return factor, values, right

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import os
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor
 from transformers import SamModel, SamProcessor
 
+import outlier_heads
 import saqsam
 from outlier_heads import (
     HeadSide,
@@ -37,6 +39,7 @@ from outlier_heads import (
     rare_direction,
     rotate_pair,
 )
+from plan import CACHE, ROOT, FloatModel
 from saqsam.models.loading import BUNDLED
 from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
 from saqsam.models.registry import structure_of
@@ -45,7 +48,7 @@ from saqsam.ptq.calibration_data import calibration_scenes
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
 from saqsam.recipes.specs import Calibration
 
-ROOT = Path(__file__).resolve().parents[1]
+NAME = "sam-mini-outliers"
 DATA = "coco_train"
 KINDS = ("humps", "axis", "oblique")
 PEAK = 170.0
@@ -184,18 +187,39 @@ def save_twin(
     """
     dataset = saqsam.open_dataset(data) if data.is_dir() else calibration_scenes(IMAGES.images, IMAGES.seed)
     images = choose_calibration_images(model, processor, dataset, IMAGES)
-    make_twin(model, images, kinds).half().save_pretrained(folder)
     processor.save_pretrained(folder)
+    make_twin(model, images, kinds).half().save_pretrained(
+        folder
+    )  # last: its file says that the folder is whole
+
+
+def cached_twin(data_root: Path) -> Path:
+    """Return the folder of the twin of the bundled model, which is made unless weights and sources are unchanged.
+
+    Args:
+        data_root: Folder that holds the photographs, in a folder of their own.
+    """
+    digest = hashlib.sha256(FloatModel(BUNDLED, "cpu").hash.encode())
+    for source in (Path(__file__), Path(outlier_heads.__file__)):
+        digest.update(source.read_bytes())
+    folder = CACHE / f"twin-{digest.hexdigest()[:12]}" / NAME
+    if not (folder / "model.safetensors").is_file():
+        save_twin(folder, *saqsam.load(BUNDLED), data_root / DATA)
+    return folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(description="Make a model with planted outliers and unchanged masks.")
-    parser.add_argument("--out", type=Path, default=ROOT / "work" / "sam-mini-outliers", metavar="DIR")
+    parser.add_argument("--out", type=Path, default=ROOT / "work" / NAME, metavar="DIR")
     parser.add_argument("--model", default=BUNDLED)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=KINDS, metavar="KIND", help=", ".join(KINDS)
+    )
     default_root = os.environ.get("SAQSAM_DATA", ROOT.parent / "shared" / "data")
-    parser.add_argument("--data-root", type=Path, default=Path(default_root), metavar="DIR", help="also: SAQSAM_DATA")
+    parser.add_argument(
+        "--data-root", type=Path, default=Path(default_root), metavar="DIR", help="also: SAQSAM_DATA"
+    )
     options = parser.parse_args(arguments)
     model, processor = saqsam.load(options.model)
     save_twin(options.out, model, processor, options.data_root / DATA, options.kinds)
