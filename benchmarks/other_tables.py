@@ -1,4 +1,4 @@
-"""Tables of outliers, confidence intervals, latency and cost."""
+"""Tables of ranges, confidence intervals, latency and cost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAM_B_DECODER = ["SAM-B, published", "queries and keys", "177", "", "about 100"]
 _SLOT_NAMES = {"input_quantizer": "projection inputs", "query_quantizer": "queries", "key_quantizer": "keys"}
 
 
-def outliers(lines: Sequence[Mapping[str, str]]) -> str:
+def ranges(lines: Sequence[Mapping[str, str]]) -> str:
     """Tabulate the ratio of the largest to common values, for the decoder's tensors and the encoder's layers.
 
     Models with the same encoder share the row of the first.
@@ -293,7 +293,7 @@ def _speed_rows(lines: Sequence[Mapping[str, str]]) -> list[list[str]] | None:
 
 
 OTHER_TABLES: dict[str, tuple[str, Callable[[Sequence[Mapping[str, str]]], str]]] = {
-    "outliers": ("ranges.csv", outliers),
+    "ranges": ("ranges.csv", ranges),
     "ahead": ("bootstrap.csv", ahead),
     "cost": ("ptq_cost.csv", cost),
     "latency": ("latency.csv", latency),
