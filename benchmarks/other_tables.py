@@ -43,6 +43,31 @@ def ranges(lines: Sequence[Mapping[str, str]]) -> str:
     return first + "\n\n" + markdown(["encoder layer input", *kinds], rows, right=len(kinds))
 
 
+_PLANTED = {
+    "none": "none",
+    "humps": "humps",
+    "axis": "along an axis",
+    "oblique": "oblique",
+    "all": "all of them",
+}
+
+
+def outlier_errors(lines: Sequence[Mapping[str, str]]) -> str:
+    """Tabulate errors of the decoder's attentions by planted outliers, ranges and equalization."""
+    columns = {
+        ("0", "mse"): "minimum-error ranges",
+        ("1", "mse"): "equalized",
+        ("0", "clipped"): "clipped by output",
+        ("1", "clipped"): "equalized, then clipped",
+    }
+    cells = {(line["outliers"], (line["equalized"], line["ranges"])): line["error"] for line in lines}
+    rows = [
+        [_PLANTED[name], *(f"{float(cells[name, column]):.3f}" for column in columns)]
+        for name in dict.fromkeys(line["outliers"] for line in lines)
+    ]
+    return markdown(["outliers", *columns.values()], rows, right=len(columns)) if rows else ""
+
+
 def _ratio_cell(line: Mapping[str, str]) -> str:
     return f"{float(line['ratio']):.1f} (up to {float(line['highest_ratio']):.1f})"
 
@@ -294,6 +319,7 @@ def _speed_rows(lines: Sequence[Mapping[str, str]]) -> list[list[str]] | None:
 
 OTHER_TABLES: dict[str, tuple[str, Callable[[Sequence[Mapping[str, str]]], str]]] = {
     "ranges": ("ranges.csv", ranges),
+    "outliererrors": ("outlier_errors.csv", outlier_errors),
     "ahead": ("bootstrap.csv", ahead),
     "cost": ("ptq_cost.csv", cost),
     "latency": ("latency.csv", latency),

@@ -40,6 +40,7 @@ from outlier_heads import (
     rotate_pair,
 )
 from plan import CACHE, ROOT, FloatModel
+from saqsam.data.types import Dataset
 from saqsam.models.loading import BUNDLED
 from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
 from saqsam.models.registry import structure_of
@@ -50,6 +51,7 @@ from saqsam.recipes.specs import Calibration
 
 NAME = "sam-mini-outliers"
 DATA = "coco_train"
+DATA_ROOT = Path(os.environ.get("SAQSAM_DATA", ROOT.parent / "shared" / "data"))
 KINDS = ("humps", "axis", "oblique")
 PEAK = 150.0
 """Largest absolute value of planted queries and keys on the images they are made from; it reaches 170 on others."""
@@ -173,6 +175,11 @@ def _plant(model: SamModel, site: AttentionSite, inputs: _Inputs, kinds: Sequenc
         layer.bias.copy_(whole[:, -1].half())
 
 
+def open_photographs(folder: Path) -> Dataset:
+    """Open a folder of photographs with objects, or scenes where there is none."""
+    return saqsam.open_dataset(folder) if folder.is_dir() else calibration_scenes(IMAGES.images, IMAGES.seed)
+
+
 def save_twin(
     folder: Path, model: SamModel, processor: SamProcessor, data: Path, kinds: Sequence[str] = KINDS
 ) -> None:
@@ -185,8 +192,7 @@ def save_twin(
         data: Folder of photographs with objects; scenes are used where there is none.
         kinds: Which of `KINDS` to plant.
     """
-    dataset = saqsam.open_dataset(data) if data.is_dir() else calibration_scenes(IMAGES.images, IMAGES.seed)
-    images = choose_calibration_images(model, processor, dataset, IMAGES)
+    images = choose_calibration_images(model, processor, open_photographs(data), IMAGES)
     processor.save_pretrained(folder)
     make_twin(model, images, kinds).half().save_pretrained(
         folder
@@ -216,10 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--kinds", nargs="+", choices=KINDS, default=KINDS, metavar="KIND", help=", ".join(KINDS)
     )
-    default_root = os.environ.get("SAQSAM_DATA", ROOT.parent / "shared" / "data")
-    parser.add_argument(
-        "--data-root", type=Path, default=Path(default_root), metavar="DIR", help="also: SAQSAM_DATA"
-    )
+    parser.add_argument("--data-root", type=Path, default=DATA_ROOT, metavar="DIR", help="also: SAQSAM_DATA")
     options = parser.parse_args(arguments)
     model, processor = saqsam.load(options.model)
     save_twin(options.out, model, processor, options.data_root / DATA, options.kinds)

@@ -1,3 +1,4 @@
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +22,7 @@ SITES = structure_of(tiny_config()).decoder_attentions
 
 @pytest.fixture(scope="module")
 def modules() -> Iterator[dict[str, ModuleType]]:
-    with scripts("benchmarks", ["outlier_twin", "outlier_heads"]) as found:
+    with scripts("benchmarks", ["outlier_twin", "outlier_heads", "outlier_errors"]) as found:
         yield found
 
 
@@ -164,3 +165,22 @@ def test_the_rarest_direction_is_that_of_the_planted_tokens(modules) -> None:
     assert values.median().abs() < 1e-9
     assert values.abs().max() == pytest.approx(1)
     assert set((values.abs() > 0.8).nonzero()[:, 0].tolist()) == set(range(0, 2000, 400))
+
+
+@pytest.mark.slow
+def test_equalization_repairs_outliers_on_an_axis_and_clipping_both_kinds(modules, tmp_path: Path) -> None:
+    source, out = tmp_path / "tiny", tmp_path / "errors.csv"
+    redundant_sam().save_pretrained(source)
+    tiny_processor().save_pretrained(source)
+    arguments = ["--model", str(source), "--out", str(out), "--data-root", str(tmp_path / "none")]
+    assert modules["outlier_errors"].main([*arguments, "--planted", "none", "axis", "oblique"]) == 0
+    with out.open(newline="") as file:
+        error = {
+            (line["outliers"], line["equalized"], line["ranges"]): float(line["error"])
+            for line in csv.DictReader(file)
+        }
+    calm = error["none", "0", "mse"]
+    assert min(error["axis", "0", "mse"], error["oblique", "0", "mse"]) > 10 * calm
+    assert error["axis", "1", "mse"] < 4 * calm
+    assert error["oblique", "1", "mse"] > 2 * error["axis", "1", "mse"]
+    assert error["oblique", "0", "clipped"] < 4 * calm
