@@ -8,7 +8,8 @@
 All methods that learn get the same number of optimizer steps in all, whatever their units. Calibrated on 32 images of
 `coco_train` with box prompts, evaluated with box prompts and, on `coco_val`, with the boxes of a detector. Each row is
 made by `ptq.py`, from a checkpoint reloaded from disk. Groups but `methods` hold what departs from the methods' rows;
-`substitutions` also the methods as they are, so that its differences are of one machine.
+`substitutions` also the methods as they are, so that its differences are of one machine. `outliers` is of
+`sam-mini-outliers`, which `outlier_twin.py` makes on demand.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from pathlib import Path
 
 import ptq
 from deploy_fields import SUBSTITUTIONS
+from outlier_twin import cached_twin
+from plan import parse_arguments
 from rows import FILL_BOX, FLOAT, RESULTS
 
 DATA = ("coco_val", "nuclei_val", "aerial_val")
@@ -34,6 +37,9 @@ BITS = ("w4a4", "w6a6", "w8a8", "w4a8")
 SEEDS = {"w4a4": (0, 1, 2), "w6a6": (0, 1, 2)}
 TOTAL_STEPS = 2400
 CURVE = (150, 1000, 400)
+
+OUTLIER_METHODS = ("mse", "ptq4sam-s", "saq-sam-s", "saq-sam", "saq-sam-plus")
+TWIN_GROUP = "outliers"
 
 ROW_SCALED = ("equalized=true", "probabilities.scale=row")
 # Each line adds to or changes the parts of SAQ-SAM, or what goes beyond it: method and settings.
@@ -143,6 +149,15 @@ def substitutions() -> Iterator[Experiment]:
                     yield Experiment(method, bits, settings=settings, data=(data,))
 
 
+def outliers() -> Iterator[Experiment]:
+    """Return the runs on the model with planted outliers, of methods with and without clipping."""
+    yield Experiment(FLOAT, "w4a4", data=("coco_val",))
+    for bits, seeds in SEEDS.items():
+        for seed in seeds:
+            for method in OUTLIER_METHODS:
+                yield Experiment(method, bits, seed, data=("coco_val",))
+
+
 GROUPS = {
     "methods": methods,
     "ablation": ablation,
@@ -150,6 +165,7 @@ GROUPS = {
     "steps": steps,
     "precision": precision,
     "substitutions": substitutions,
+    TWIN_GROUP: outliers,
 }
 
 
@@ -167,6 +183,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plans = [("methods", reference)]
     plans += [(name, experiment.arguments()) for name in options.groups for experiment in GROUPS[name]()]
     calls = [["--out", str(RESULTS / f"{group}.csv"), *plan, *others] for group, plan in plans]
+    if TWIN_GROUP in options.groups:
+        twin = cached_twin(parse_arguments(others).data_root)
+        for (group, _), call in zip(plans, calls, strict=True):
+            if group == TWIN_GROUP:
+                call += ["--model", str(twin), "--detections", "0"]
     if options.jobs == 1:
         return next((code for code in map(ptq.main, calls) if code), 0)
     # Processes, since each experiment sets threads and seeds of its own; rows are appended whole, by whichever ends.

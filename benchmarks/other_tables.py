@@ -1,4 +1,4 @@
-"""Tables of outliers, confidence intervals, latency and cost."""
+"""Tables of ranges, confidence intervals, latency and cost."""
 
 from __future__ import annotations
 
@@ -9,32 +9,63 @@ from collections.abc import Callable, Mapping, Sequence
 from evaluation_tables import evaluate_cost, tasks
 from table_text import DATA, METHODS, listed, markdown, method_label, ordered, signed
 
+SAM_B_DECODER = ["SAM-B, published", "queries and keys", "177", "", "about 100"]
+"""Row of the table of outliers: queries and keys lie in [-167, 177], most of them in [-1, 1] (arXiv 2503.06515)."""
+_SLOT_NAMES = {"input_quantizer": "projection inputs", "query_quantizer": "queries", "key_quantizer": "keys"}
 
-def outliers(lines: Sequence[Mapping[str, str]]) -> str:
-    """Tabulate the ratio of the largest to common values, for the decoder's tensors and the encoder's layers."""
+
+def ranges(lines: Sequence[Mapping[str, str]]) -> str:
+    """Tabulate the ratio of the largest to common values, for the decoder's tensors and the encoder's layers.
+
+    Models with the same encoder share the row of the first.
+    """
     if not lines:
         return ""
-    decoder = [line for line in lines if line["where"] == "decoder"]
-    model = decoder[0]["model"]
-    slots = list(dict.fromkeys(line["tensor"].rpartition(".")[2] for line in decoder))
-    names = {"input_quantizer": "projection inputs", "query_quantizer": "queries", "key_quantizer": "keys"}
+    decoder: dict[tuple[str, str], list[Mapping[str, str]]] = {}
+    for line in lines:
+        if line["where"] == "decoder":
+            decoder.setdefault((line["model"], line["tensor"].rpartition(".")[2]), []).append(line)
     rows = []
-    for slot in slots:
-        of_slot = [line for line in decoder if line["tensor"].endswith(slot)]
+    for (model, slot), of_slot in decoder.items():
         ratios = [float(line["ratio"]) for line in of_slot]
         largest = max(float(line["largest"]) for line in of_slot)
-        rows.append([names[slot], f"{largest:.1f}", f"{min(ratios):.1f}", f"{max(ratios):.1f}"])
-    heading = [f"decoder of {model}", "largest value", "largest / 99th percentile, min", "max"]
-    first = markdown(heading, rows, right=3)
+        rows.append([model, _SLOT_NAMES[slot], f"{largest:.1f}", f"{min(ratios):.1f}", f"{max(ratios):.1f}"])
+    heading = ["decoder", "tensors", "largest value", "largest / 99th percentile, min", "max"]
+    first = markdown(heading, [*rows, SAM_B_DECODER], right=3)
     encoder = [line for line in lines if line["where"] == "encoder"]
-    models = list(dict.fromkeys(line["model"] for line in encoder))
     kinds = list(dict.fromkeys(line["tensor"] for line in encoder))
     by_key = {(line["model"], line["tensor"]): line for line in encoder}
-    rows = [
-        [name, *(_ratio_cell(by_key[name, kind]) for kind in kinds if (name, kind) in by_key)]
-        for name in models
-    ]
+    model_of: dict[tuple[str, ...], str] = {}
+    for name in dict.fromkeys(line["model"] for line in encoder):
+        cells = tuple(_ratio_cell(by_key[name, kind]) for kind in kinds if (name, kind) in by_key)
+        model_of.setdefault(cells, name)
+    rows = [[name, *cells] for cells, name in model_of.items()]
     return first + "\n\n" + markdown(["encoder layer input", *kinds], rows, right=len(kinds))
+
+
+_PLANTED = {
+    "none": "none",
+    "humps": "humps",
+    "axis": "along an axis",
+    "oblique": "oblique",
+    "all": "all of them",
+}
+
+
+def outlier_errors(lines: Sequence[Mapping[str, str]]) -> str:
+    """Tabulate errors of the decoder's attentions by planted outliers, ranges and equalization."""
+    columns = {
+        ("0", "mse"): "minimum-error ranges",
+        ("1", "mse"): "equalized",
+        ("0", "clipped"): "clipped by output",
+        ("1", "clipped"): "equalized, then clipped",
+    }
+    cells = {(line["outliers"], (line["equalized"], line["ranges"])): line["error"] for line in lines}
+    rows = [
+        [_PLANTED[name], *(f"{float(cells[name, column]):.3f}" for column in columns)]
+        for name in dict.fromkeys(line["outliers"] for line in lines)
+    ]
+    return markdown(["outliers", *columns.values()], rows, right=len(columns)) if rows else ""
 
 
 def _ratio_cell(line: Mapping[str, str]) -> str:
@@ -287,7 +318,8 @@ def _speed_rows(lines: Sequence[Mapping[str, str]]) -> list[list[str]] | None:
 
 
 OTHER_TABLES: dict[str, tuple[str, Callable[[Sequence[Mapping[str, str]]], str]]] = {
-    "outliers": ("ranges.csv", outliers),
+    "ranges": ("ranges.csv", ranges),
+    "outliererrors": ("outlier_errors.csv", outlier_errors),
     "ahead": ("bootstrap.csv", ahead),
     "cost": ("ptq_cost.csv", cost),
     "latency": ("latency.csv", latency),

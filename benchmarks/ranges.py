@@ -1,13 +1,15 @@
 """Measure the activation outliers that SAQ-SAM clips, on the float model: rows in results/ranges.csv.
 
     python benchmarks/ranges.py
+    python benchmarks/ranges.py --model work/sam-mini-outliers    # adds the rows of another model
 
 - `decoder`: queries, keys and what they are projected from, for each attention of the mask decoder: the largest
   absolute value against the 99th percentile. About 100 in SAM-B (arXiv 2503.06515).
 - `encoder`: the largest absolute value of each token at the input of the encoder's linear layers: the largest over the
   median token. The same of the original SAM encoders, where their measured ranges lie in the data root.
 
-32 calibration images of `coco_train`, or of scenes where there are no photographs.
+32 calibration images of `coco_train`, or of scenes where there are no photographs. The rows of other models that are in
+the file stay.
 """
 
 from __future__ import annotations
@@ -124,6 +126,24 @@ def _summary(model: str, part: str, pairs: Sequence[tuple[float, float]]) -> Rat
     return Ratio(model, "encoder", part, largest, common, statistics.median(ratios), max(ratios))
 
 
+def write_ratios(path: Path, ratios: Sequence[Ratio]) -> None:
+    """Write ratios to a CSV file, in place of those of the same models; those of others stay."""
+    names = [field.name for field in fields(Ratio)]
+    known = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))) if path.is_file() else ()
+    lines: dict[str, list[list[str]]] = {}
+    for line in known:
+        lines.setdefault(line["model"], []).append([line[name] for name in names])
+    lines |= {ratio.model: [] for ratio in ratios}
+    for ratio in ratios:
+        lines[ratio.model].append([f"{v:.4f}" if isinstance(v, float) else v for v in astuple(ratio)])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    for of_model in lines.values():
+        writer.writerows(of_model)
+    write_atomic(path, text.getvalue().encode())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(description="Measure outliers; more options are those of ptq.py.")
@@ -141,16 +161,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ratios = list(measure(model, plan.model.name, images))
     if (plain.data_root / ORIGINAL).is_file():
         ratios += original(plain.data_root / ORIGINAL)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(field.name for field in fields(Ratio))
+    write_ratios(options.ranges_out, ratios)
     for ratio in ratios:
-        writer.writerow(f"{v:.4f}" if isinstance(v, float) else v for v in astuple(ratio))
         print(
             f"{ratio.model:12} {ratio.where} {ratio.tensor:55} {ratio.largest:9.3f} / {ratio.common:7.3f}"
             f" = {ratio.ratio:.2f} (highest {ratio.highest_ratio:.2f})"
         )
-    write_atomic(options.ranges_out, text.getvalue().encode())
     return 0
 
 

@@ -192,6 +192,30 @@ def substitutions(variants: Sequence[Row], plain: Sequence[Row]) -> str:
     return "\n\n".join(blocks)
 
 
+def outliers(variants: Sequence[Row], plain: Sequence[Row]) -> str:
+    """Tabulate methods on the model with planted outliers and, beside it, on the bundled model without them."""
+    conditions = {(row.data, row.calibration) for row in variants}
+    methods = ordered({row.method for row in variants}, METHODS)
+    bits = ordered({row.bits for row in variants if row.method != FLOAT}, BITS)
+    models = [*dict.fromkeys(row.model for row in variants), BUNDLED]
+    columns = [(model, width) for width in bits for model in models]
+    lines = []
+    for method in methods:
+        cells = []
+        for model, width in columns:
+            rows = [
+                row
+                for row in [*variants, *plain]
+                if row.model == model and (row.data, row.calibration) in conditions
+            ]
+            reference = None if method == FLOAT else _float_score(rows, _miou)
+            shown = [row for row in rows if row.method == method and (method == FLOAT or row.bits == width)]
+            cells.append(_cell(shown, _miou, reference))
+        lines.append([method_label(method), *cells])
+    heading = ["method", *(f"{model} {width}" for model, width in columns)]
+    return markdown(heading, lines, right=len(columns)) if lines else ""
+
+
 def _number(value: float | None, reference: float | None = None) -> str:
     if value is None:
         return ""
@@ -204,6 +228,7 @@ VARIANT_TABLES: dict[str, Callable[[Sequence[Row], Sequence[Row]], str]] = {
     "steps": steps,
     "precision": precision,
     "substitutions": substitutions,
+    "outliers": outliers,
 }
 """Tables of rows with a changed recipe, by result file, beside the unchanged methods."""
 

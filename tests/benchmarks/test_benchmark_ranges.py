@@ -62,3 +62,17 @@ def test_the_original_encoders_are_summed_up_by_kind_of_layer(ranges: ModuleType
     assert {(f.model, f.largest, f.common, f.ratio, f.highest_ratio) for f in found} == {
         ("SAM vit-b", 18.0, 2.0, 6.0, 9.0)
     }
+
+
+def test_rows_of_other_models_stay_in_the_file(ranges: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "ranges.csv"
+    first, second, again = (
+        ranges.Ratio(model, "decoder", tensor, largest, 1.0, largest, largest)
+        for model, tensor, largest in (("a", "x", 2.0), ("b", "x", 3.0), ("a", "y", 4.0))
+    )
+    ranges.write_ratios(path, [first])
+    ranges.write_ratios(path, [second])
+    ranges.write_ratios(path, [again])
+    heading, *lines = path.read_text().splitlines()
+    assert heading == "model,where,tensor,largest,common,ratio,highest_ratio"
+    assert [line.split(",")[::3] for line in lines] == [["a", "4.0000", "4.0000"], ["b", "3.0000", "3.0000"]]

@@ -247,7 +247,7 @@ def test_check_finds_stale_pages_and_leaves_them(rows, tables, made, tmp_path, c
     assert "page.md: no table 'nonsense'" in capsys.readouterr().err
 
 
-def test_the_outlier_table_sums_up_slots_and_kinds_of_layers(tables: ModuleType, other_tables) -> None:
+def test_the_table_of_ranges_sums_up_slots_and_kinds_of_layers(tables: ModuleType, other_tables) -> None:
     def line(
         model: str, where: str, tensor: str, largest: float, ratio: float, highest: float
     ) -> dict[str, str]:
@@ -258,19 +258,23 @@ def test_the_outlier_table_sums_up_slots_and_kinds_of_layers(tables: ModuleType,
         line("m", "decoder", "layers.0.self_attn.key_quantizer", 4.0, 2.0, 2.0),
         line("m", "decoder", "layers.1.self_attn.key_quantizer", 3.0, 1.5, 1.5),
         line("m", "encoder", "qkv", 9.0, 1.25, 3.0),
+        line("m-outliers", "decoder", "layers.0.self_attn.key_quantizer", 170.0, 42.5, 42.5),
+        line("m-outliers", "encoder", "qkv", 9.0, 1.25, 3.0),
         line("SAM vit-b", "encoder", "qkv", 18.0, 1.8, 2.4),
     ]
-    assert other_tables.outliers(lines).splitlines() == [
-        "| decoder of m | largest value | largest / 99th percentile, min | max |",
-        "| --- | ---: | ---: | ---: |",
-        "| keys | 4.0 | 1.5 | 2.0 |",
+    assert other_tables.ranges(lines).splitlines() == [
+        "| decoder | tensors | largest value | largest / 99th percentile, min | max |",
+        "| --- | --- | ---: | ---: | ---: |",
+        "| m | keys | 4.0 | 1.5 | 2.0 |",
+        "| m-outliers | keys | 170.0 | 42.5 | 42.5 |",
+        "| SAM-B, published | queries and keys | 177 |  | about 100 |",
         "",
         "| encoder layer input | qkv |",
         "| --- | ---: |",
         "| m | 1.2 (up to 3.0) |",
         "| SAM vit-b | 1.8 (up to 2.4) |",
     ]
-    assert other_tables.outliers([]) == ""
+    assert other_tables.ranges([]) == ""
 
 
 def test_the_table_of_who_is_ahead_has_rivals_down_and_data_across(tables: ModuleType, other_tables) -> None:
@@ -322,6 +326,34 @@ def test_precision_is_compared_at_the_same_bits_and_seed(rows, row_tables):
         "| `mse` w8a8 | bfloat16 | 0.590 (−0.010) |",
     ]
     assert row_tables.precision([], plain) == ""
+
+
+def test_methods_on_planted_outliers_stand_beside_those_without(rows, row_tables):
+    def row(model: str, method: str, bits: str, miou: float, **changes: Any):
+        calibration = "" if method == "float" else "coco_train"
+        changes = {"calibration": calibration, **changes}
+        return rows.Row(
+            **{**BENCHMARK_ROW, "model": model, "method": method, "bits": bits, "miou": miou, **changes}
+        )
+
+    plain = [
+        row("sam-mini", "float", "w32a32", 0.6),
+        row("sam-mini", "mse", "w4a4", 0.5),
+        row("sam-mini", "mse", "w4a4", 0.1, calibration="scenes"),
+        row("sam-mini", "brecq", "w4a4", 0.5),
+    ]
+    planted = [
+        row("twin", "float", "w32a32", 0.59),
+        row("twin", "mse", "w4a4", 0.0),
+        row("twin", "mse", "w4a4", 0.2, seed=1),
+    ]
+    assert row_tables.outliers(planted, plain).splitlines() == [
+        "| method | twin w4a4 | sam-mini w4a4 |",
+        "| --- | ---: | ---: |",
+        "| float model | 0.590 | 0.600 |",
+        "| `mse` | 0.100 ± 0.141 (−0.490) | 0.500 (−0.100) |",
+    ]
+    assert row_tables.outliers([], plain) == ""
 
 
 def test_substitutions_are_compared_with_the_method_as_it_is(rows, row_tables):
