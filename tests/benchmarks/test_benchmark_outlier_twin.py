@@ -13,6 +13,7 @@ from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
 from saqsam.models.registry import structure_of
 from saqsam.ptq.calibration import run_image
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
+from saqsam.recipes.recipe import Calibration
 from support.script_modules import scripts
 from support.tiny_quantized import outputs, tiny_data, tiny_recipe
 from support.tiny_sam import tiny_config, tiny_processor, tiny_sam
@@ -87,7 +88,7 @@ def test_queries_and_keys_have_rare_outliers(twin, images) -> None:
     for name, values in projected(twin, images).items():
         magnitude = values.abs()
         # Two heads of four hold outliers in one channel and in two: 3 of 16 or 32 channels.
-        assert 150 < magnitude.max() < 250, name
+        assert 120 < magnitude.max() < 220, name
         assert magnitude.max() > 15 * before[name].abs().max(), name
         channels = magnitude.amax(0) > 50
         assert channels.sum() == 3, name
@@ -168,19 +169,24 @@ def test_the_rarest_direction_is_that_of_the_planted_tokens(modules) -> None:
 
 
 @pytest.mark.slow
-def test_equalization_repairs_outliers_on_an_axis_and_clipping_both_kinds(modules, tmp_path: Path) -> None:
+def test_equalization_repairs_outliers_on_an_axis_and_clipping_both_kinds(
+    modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = modules["outlier_errors"]
+    monkeypatch.setattr(script, "IMAGES", Calibration(images=2, prompts=4))
+    monkeypatch.setattr(script, "MEASURED", Calibration(images=1, prompts=4))
     source, out = tmp_path / "tiny", tmp_path / "errors.csv"
     redundant_sam().save_pretrained(source)
     tiny_processor().save_pretrained(source)
     arguments = ["--model", str(source), "--out", str(out), "--data-root", str(tmp_path / "none")]
-    assert modules["outlier_errors"].main([*arguments, "--planted", "none", "axis", "oblique"]) == 0
+    assert script.main([*arguments, "--planted", "axis", "oblique"]) == 0
     with out.open(newline="") as file:
         error = {
             (line["outliers"], line["equalized"], line["ranges"]): float(line["error"])
             for line in csv.DictReader(file)
         }
-    calm = error["none", "0", "mse"]
-    assert min(error["axis", "0", "mse"], error["oblique", "0", "mse"]) > 10 * calm
-    assert error["axis", "1", "mse"] < 4 * calm
-    assert error["oblique", "1", "mse"] > 2 * error["axis", "1", "mse"]
-    assert error["oblique", "0", "clipped"] < 4 * calm
+    assert error["axis", "1", "mse"] < 0.8 * error["axis", "0", "mse"]
+    assert error["oblique", "1", "mse"] > 0.9 * error["oblique", "0", "mse"]
+    for kind in ("axis", "oblique"):
+        assert error[kind, "0", "clipped"] < 0.3 * error[kind, "0", "mse"]
+    assert error["oblique", "1", "clipped"] > 1.5 * error["oblique", "0", "clipped"]
