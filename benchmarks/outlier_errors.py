@@ -23,7 +23,8 @@ from torch import nn
 from transformers import SamModel
 
 import saqsam
-from outlier_twin import DATA, DATA_ROOT, IMAGES, KINDS, make_twin, open_photographs
+from outlier_twin import DATA, IMAGES, KINDS, make_twin, open_photographs
+from plan import DATA_ROOT
 from rows import RESULTS
 from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import prepare

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import copy
 import hashlib
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ from outlier_heads import (
     rare_direction,
     rotate_pair,
 )
-from plan import CACHE, ROOT, FloatModel
+from plan import CACHE, DATA_ROOT, ROOT, FloatModel
 from saqsam.data.types import Dataset
 from saqsam.models.loading import BUNDLED
 from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
@@ -51,7 +50,6 @@ from saqsam.recipes.specs import Calibration
 
 NAME = "sam-mini-outliers"
 DATA = "coco_train"
-DATA_ROOT = Path(os.environ.get("SAQSAM_DATA", ROOT.parent / "shared" / "data"))
 KINDS = ("humps", "axis", "oblique")
 PEAK = 150.0
 """Largest absolute value of planted queries and keys on the images they are made from; it reaches 170 on others."""
@@ -176,8 +174,11 @@ def _plant(model: SamModel, site: AttentionSite, inputs: _Inputs, kinds: Sequenc
 
 
 def open_photographs(folder: Path) -> Dataset:
-    """Open a folder of photographs with objects, or scenes where there is none."""
-    return saqsam.open_dataset(folder) if folder.is_dir() else calibration_scenes(IMAGES.images, IMAGES.seed)
+    """Open a folder of photographs with objects, or scenes where there is none, which is printed."""
+    if folder.is_dir():
+        return saqsam.open_dataset(folder)
+    print(f"no {folder.name} in the data root (--data-root): outliers are made from scenes", file=sys.stderr)
+    return calibration_scenes(IMAGES.images, IMAGES.seed)
 
 
 def save_twin(
@@ -194,9 +195,8 @@ def save_twin(
     """
     images = choose_calibration_images(model, processor, open_photographs(data), IMAGES)
     processor.save_pretrained(folder)
-    make_twin(model, images, kinds).half().save_pretrained(
-        folder
-    )  # last: its file says that the folder is whole
+    # Last, since its file says that the folder is whole.
+    make_twin(model, images, kinds).half().save_pretrained(folder)
 
 
 def cached_twin(data_root: Path) -> Path:
@@ -208,6 +208,7 @@ def cached_twin(data_root: Path) -> Path:
     digest = hashlib.sha256(FloatModel(BUNDLED, "cpu").hash.encode())
     for source in (Path(__file__), Path(outlier_heads.__file__)):
         digest.update(source.read_bytes())
+    digest.update(str((data_root / DATA).is_dir()).encode())  # photographs or scenes
     folder = CACHE / f"twin-{digest.hexdigest()[:12]}" / NAME
     if not (folder / "model.safetensors").is_file():
         save_twin(folder, *saqsam.load(BUNDLED), data_root / DATA)

@@ -39,6 +39,7 @@ from saqsam.recipes.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "work" / "benchmarks"
+DATA_ROOT = Path(os.environ.get("SAQSAM_DATA", ROOT.parent / "shared" / "data"))
 CALIBRATION = "coco_train"
 FLOAT_BITS = "w32a32"
 
@@ -264,7 +265,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Measure quantized models; one CSV row per (model, method, bits, data).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    default_root = os.environ.get("SAQSAM_DATA", ROOT.parent / "shared" / "data")
     methods = [FILL_BOX, FLOAT, *METHODS]
     add = parser.add_argument
     add("--model", default=BUNDLED, help=f"{BUNDLED}, a folder of transformers, or an official .pth")
@@ -272,7 +272,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--bits", nargs="+", default=["w8a8", "w6a6", "w4a8", "w4a4"], metavar="wXaY", help="for each method")
     data = [SCENES, "coco_val", "nuclei_val", "aerial_val"]
     add("--data", nargs="+", default=data, metavar="NAME", help="scenes, or a folder in the data root")
-    add("--data-root", type=Path, default=Path(default_root), metavar="DIR", help="also: SAQSAM_DATA")
+    add("--data-root", type=Path, default=DATA_ROOT, metavar="DIR", help="also: SAQSAM_DATA")
     add("--prompt", choices=["box", "point"], default="box", help="made from each object")
     add(
         "--limit",

@@ -164,7 +164,7 @@ def _local(model: str) -> str:
         return model
     try:
         return snapshot_download(model, allow_patterns=["*.json", "model*.safetensors"])
-    except Exception as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"--model {model}: no such file or folder, and not on the hub: {error}") from error
 
 

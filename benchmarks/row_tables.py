@@ -140,9 +140,8 @@ def shift(variants: Sequence[Row], plain: Sequence[Row]) -> str:
     return markdown(heading, lines, right=len(heading) - 1) if lines else ""
 
 
-def steps(variants: Sequence[Row], plain: Sequence[Row]) -> str:
-    """Tabulate accuracy and quantization time over the learning steps, of one engine: without `plain` rows."""
-    del plain
+def steps(variants: Sequence[Row], _plain: Sequence[Row]) -> str:
+    """Tabulate accuracy and quantization time over the learning steps; `_plain` rows are of other machines."""
     methods = ordered({row.method for row in variants}, METHODS)
     data = ordered({row.data for row in variants}, DATA)
     lines = []

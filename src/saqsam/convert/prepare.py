@@ -63,7 +63,7 @@ def shared_copy(model: SamModel) -> SamModel:
 def prepared_copy(model: SamModel, plan: QuantizationPlan) -> SamModel:
     """Return a prepared copy of a float model that shares its parameters.
 
-    A prepared attention computes a few heads at a time. transformers' takes two gigabytes in a global block of SAM-H.
+    A prepared attention computes in chunks. That of transformers takes two gigabytes in a global block of SAM-H.
 
     Args:
         model: Float model.

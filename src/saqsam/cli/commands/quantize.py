@@ -81,7 +81,7 @@ def quantize(
         with agreement():
             float_model, inputs = _open(model, options, device)
         # Before the long work, so that unusable data fail early.
-        # Any plan of quantized attentions will do: they compute a few heads at a time, in less memory.
+        # Any plan of quantized attentions will do: they compute in chunks, which takes less memory.
         plan = plan_quantization(float_model.config, recipe_for("mse"))
         before = _score(prepared_copy(float_model, plan), inputs, "float")
         target = float_model.device

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention
 
-from saqsam.models.sam.attention_chunks import Chunk, ChunkedAttention, split_attention
+from saqsam.models.sam.attention_chunks import Chunk, ChunkedAttention, max_chunk_logits, split_attention
 from saqsam.models.structure import SLOTS
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedLinear
@@ -28,8 +28,8 @@ MIN_NUMERATOR_SUM = 1e-6
 MIN_EXPONENT = -80.0
 """Lower bound of the exponents of numerators."""
 
-_ELEMENTWISE = (nn.Identity, AffineQuantizer, LogQuantizer, RandomDrop, HistogramObserver)
-"""Modules that treat each probability by itself, so that they may receive them in chunks."""
+_CHUNKABLE = (nn.Identity, AffineQuantizer, LogQuantizer, RandomDrop, HistogramObserver, GranularityObserver)
+"""Quantizers and observers that need not see all probabilities at once: they treat each by itself, or sample rows."""
 
 
 class SoftmaxAverage(nn.Module):
@@ -128,21 +128,14 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
         rounded_query = self.query_quantizer(query)
         key, value = self.key_quantizer(key), self.value_quantizer(value)
         source = rounded_query if self.quantized_rel_pos_query else query
-        chunks = split_attention(len(query), height, width, query.device)
+        most = max_chunk_logits(query.device, is_fused=self._is_fused())
+        chunks = split_attention(len(query), height, width, most)
         positions = self._position_logits(source, height, width) if self.use_rel_pos else None
         probabilities: Tensor | None = None
         if self._is_fused():
             output = self._attend_fused(chunks, query, key, value, positions)
-        elif len(chunks) > 1 and isinstance(self.probability_quantizer, _ELEMENTWISE):
-            attend = ChunkedAttention(self.average, self.probability_quantizer, self.scale, chunks)
-            output = attend(rounded_query, key, value, positions)
-        elif len(chunks) > 1 and isinstance(self.probability_quantizer, GranularityObserver):
-            attend = ChunkedAttention(self.average, nn.Identity(), self.scale, chunks)
-            output = attend(rounded_query, key, value, positions)
-            if self.probability_quantizer.wants_rows:
-                rows = self.probability_quantizer.draw_rows(len(query), tokens, tokens)
-                sampled = attend.rows(*rows, rounded_query, key, value, positions)
-                self.probability_quantizer.add_rows(*sampled)
+        elif len(chunks) > 1 and isinstance(self.probability_quantizer, _CHUNKABLE):
+            output = self._attend_in_chunks(chunks, rounded_query, key, value, positions)
         else:
             output, probabilities = self._attend(rounded_query, key, value, positions)
         output = output.reshape(batch, heads, height, width, -1)
@@ -158,6 +151,25 @@ class QuantVisionAttention(SamVisionAttention):  # type: ignore[misc]
             logits = logits + _position_bias(*positions)
         averaged: tuple[Tensor, Tensor] = self.average(logits, value, self.probability_quantizer)
         return averaged
+
+    def _attend_in_chunks(
+        self,
+        chunks: Sequence[Chunk],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        positions: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """Return the output of `_attend`, computed chunk by chunk."""
+        quantizer = self.probability_quantizer
+        if not isinstance(quantizer, GranularityObserver):
+            return ChunkedAttention(self.average, quantizer, self.scale, chunks)(query, key, value, positions)
+        attend = ChunkedAttention(self.average, nn.Identity(), self.scale, chunks)
+        if quantizer.wants_rows:
+            heads, queries = quantizer.draw_rows(len(query), query.shape[1], key.shape[1])
+            heads, queries = heads.to(query.device), queries.to(query.device)
+            quantizer.add_rows(attend.rows(heads, queries, query, key, positions), value[heads])
+        return attend(query, key, value, positions)
 
     def _is_fused(self) -> bool:
         """Return whether this is a checkpoint's attention without quantized operands."""

@@ -6,13 +6,16 @@ learning eight. On a CPU, chunks that stay in the cache are also several times a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from saqsam.quant.learned import RandomDrop
 
 MAX_CHUNK_LOGITS = {"cpu": 2**20, "cuda": 2**25}
 """Logits of an encoder attention that are computed at once, by type of device."""
@@ -77,7 +80,8 @@ class ChunkedAttention:
         """Return the output [M, T, D] without a graph."""
         output = torch.empty_like(operands[2])
         for chunk in self.chunks:
-            weights, value = self._weights(_part(operands, chunk))
+            query, key, value, *positions = _part(operands, chunk)
+            weights = self._weights(query, key, positions).to(value.dtype)
             output[chunk] = self.average.average(self.quantizer(weights), value)
         return output
 
@@ -87,23 +91,19 @@ class ChunkedAttention:
         queries: Tensor,
         query: Tensor,
         key: Tensor,
-        value: Tensor,
         positions: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return some rows of the weights before they are quantized, [m, n, T], and the values, [m, T, D].
+    ) -> Tensor:
+        """Return some rows of the weights before they are quantized, [m, n, T].
 
         Args:
             heads: Heads, int64 [m].
             queries: Queries of each, int64 [m, n].
             query: As for `__call__`.
             key: As for `__call__`.
-            value: As for `__call__`.
             positions: As for `__call__`.
         """
-        heads, queries = heads.to(query.device), queries.to(query.device)
         chosen = heads[:, None], queries
-        part = [query[chosen], key[heads], value[heads]]
-        return self._weights([*part, *(logits[chosen] for logits in positions or ())])
+        return self._weights(query[chosen], key[heads], [logits[chosen] for logits in positions or ()])
 
     def gradients(
         self, operands: Operands, output_gradient: Tensor, learned: Sequence[Tensor]
@@ -118,8 +118,8 @@ class ChunkedAttention:
         totals = [torch.zeros_like(operand) for operand in operands]
         learned_totals = [torch.zeros_like(parameter) for parameter in learned]
         for chunk in self.chunks:
-            query, key, value, *positions = part = _part(operands, chunk)
-            weights, _ = self._weights(part)
+            query, key, value, *positions = _part(operands, chunk)
+            weights = self._weights(query, key, positions).to(value.dtype)
             with torch.enable_grad():
                 leaves = [weights.detach().requires_grad_(True), value.detach().requires_grad_(True)]
                 output = self.average.average(self.quantizer(leaves[0]), leaves[1])
@@ -137,13 +137,12 @@ class ChunkedAttention:
                 position_totals[1].copy_(grid.sum(-2))
         return totals, learned_totals
 
-    def _weights(self, part: Operands) -> tuple[Tensor, Tensor]:
-        """Return the weights of a chunk, [m, q, T], before they are quantized, and the values, [m, T, D]."""
-        query, key, value, *positions = part
+    def _weights(self, query: Tensor, key: Tensor, positions: Sequence[Tensor]) -> Tensor:
+        """Return the weights, float32 [m, q, T], before they are quantized."""
         logits = ((query * self.scale) @ key.transpose(1, 2)).float()
         if positions:
             _grid(logits, positions).add_(positions[0][..., :, None]).add_(positions[1][..., None, :])
-        return self.average.weights(logits).to(value.dtype), value
+        return self.average.weights(logits)
 
 
 def _part(operands: Operands, chunk: Chunk) -> list[Tensor]:
@@ -188,11 +187,11 @@ class _Recomputed(torch.autograd.Function):
 
 def _generator(quantizer: nn.Module) -> torch.Generator | None:
     """Return the generator of a quantizer's random draws, if it draws."""
-    return getattr(quantizer, "generator", None)
+    return quantizer.generator if isinstance(quantizer, RandomDrop) else None
 
 
 @contextmanager
-def _draws(quantizer: nn.Module, state: Tensor | None) -> Any:
+def _draws(quantizer: nn.Module, state: Tensor | None) -> Iterator[None]:
     """Repeat the draws that a quantizer made from a state of its generator, then put the generator back."""
     generator = _generator(quantizer)
     if generator is None or state is None:
@@ -206,12 +205,18 @@ def _draws(quantizer: nn.Module, state: Tensor | None) -> Any:
         generator.set_state(now)
 
 
-def split_attention(heads: int, height: int, width: int, device: torch.device) -> list[Chunk]:
-    """Split an attention over a grid [h, w] into chunks of at most the `MAX_CHUNK_LOGITS` of a device.
+def max_chunk_logits(device: torch.device, *, is_fused: bool) -> int:
+    """Return the most logits of a chunk on a device: all for fused attention on a GPU, which is fastest so."""
+    if is_fused and device.type != "cpu":
+        return sys.maxsize
+    return MAX_CHUNK_LOGITS.get(device.type, MAX_CHUNK_LOGITS["cuda"])
+
+
+def split_attention(heads: int, height: int, width: int, most: int) -> list[Chunk]:
+    """Split an attention over a grid [h, w] into chunks of at most `most` logits.
 
     A chunk has at least one row of the grid of one head.
     """
-    most = MAX_CHUNK_LOGITS.get(device.type, MAX_CHUNK_LOGITS["cuda"])
     tokens = height * width
     if tokens**2 <= most:
         step = most // tokens**2
