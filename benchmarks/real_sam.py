@@ -23,6 +23,7 @@ import saqsam
 from plan import CACHE, FLOAT_BITS, ROOT, FloatModel, Plan, circumstances
 from rows import FLOAT, Row, read_rows
 from saqsam.data.detections import load_detections
+from saqsam.models.weights import first_line
 from saqsam.recipes.catalog import EFFORTS
 from saqsam.recipes.presets import METHODS
 from table_text import markdown, method_label
@@ -98,31 +99,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(options: argparse.Namespace) -> None:
-    model = FloatModel(_local(options.model), options.device)
-    if not options.table:
-        ptq.run(make_plan(options, model))
+    if options.table:
+        model = FloatModel(_local(options.model), options.device)
+    else:
+        plan = make_plan(options)
+        ptq.run(plan)
+        model = plan.model
     variant = VARIANTS.get(model.loaded[0].config.vision_config.hidden_size, "")
     rows = [row for row in current(read_rows(options.out)) if row.model_hash == model.hash]
     print(table(rows, options.bits, variant))
 
 
-def make_plan(options: argparse.Namespace, model: FloatModel) -> Plan:
-    """Open model and data before any long work begins.
+def make_plan(options: argparse.Namespace) -> Plan:
+    """Open data and model before any long work begins, the data before a download.
 
     Raises:
         ValueError: COCO, the detections or the model cannot be used.
     """
     validation = saqsam.open_dataset(options.coco / VALIDATION, limit=options.limit)
     detections = load_detections(options.detections, validation).best(options.boxes)
+    calibration = saqsam.open_dataset(options.coco / CALIBRATION)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     return Plan(
-        model=model,
+        model=FloatModel(_local(options.model), options.device),
         methods=[FLOAT, *options.methods],
         bits=[bits.lower() for bits in options.bits],
         data={VALIDATION: validation},
         detections={VALIDATION: detections},
         most_detections=options.boxes,
-        calibration=(CALIBRATION, saqsam.open_dataset(options.coco / CALIBRATION)),
+        calibration=(CALIBRATION, calibration),
         images=options.images,
         seed=0,
         prompt="box",
@@ -165,7 +170,9 @@ def _local(model: str) -> str:
     try:
         return snapshot_download(model, allow_patterns=["*.json", "model*.safetensors"])
     except (OSError, ValueError) as error:
-        raise ValueError(f"--model {model}: no such file or folder, and not on the hub: {error}") from error
+        raise ValueError(
+            f"--model {model}: no such file or folder, and not on the hub: {first_line(error)}"
+        ) from error
 
 
 if __name__ == "__main__":
