@@ -188,11 +188,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for (group, _), call in zip(plans, calls, strict=True):
             if group == TWIN_GROUP:
                 call += ["--model", str(twin), "--detections", "0"]
-    if options.jobs == 1:
+    return run_calls(calls, options.jobs)
+
+
+def run_calls(calls: Sequence[Sequence[str]], jobs: int) -> int:
+    """Run `ptq.py` with each list of arguments, several at a time with one thread each, and return the exit code."""
+    if jobs == 1:
         return next((code for code in map(ptq.main, calls) if code), 0)
     # Processes, since each experiment sets threads and seeds of its own; rows are appended whole, by whichever ends.
     command = [sys.executable, str(Path(ptq.__file__)), "--threads", "1"]
-    with ThreadPoolExecutor(options.jobs) as pool:
+    with ThreadPoolExecutor(jobs) as pool:
         codes = list(pool.map(lambda call: subprocess.run([*command, *call], check=False).returncode, calls))
     return max(codes)
 

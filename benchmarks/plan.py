@@ -34,7 +34,7 @@ from saqsam.ptq.calibration_data import calibration_scenes
 from saqsam.ptq.units import reconstruction_units
 from saqsam.recipes.catalog import EFFORTS
 from saqsam.recipes.overrides import with_overrides
-from saqsam.recipes.presets import METHODS, parse_bits
+from saqsam.recipes.presets import METHODS
 from saqsam.recipes.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -318,7 +318,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         ValueError: Something is wrong with them.
     """
     for bits in options.bits:
-        parse_bits(bits)
+        saqsam.recipe_for("mse", bits)
     if options.detections < 0:
         raise ValueError(f"--detections must be 0 or more, got {options.detections}")
     if options.threads is not None:

@@ -34,7 +34,6 @@ from saqsam.cli.terminal import err, progress_bars
 from saqsam.data.types import Dataset
 from saqsam.evaluation import Evaluation, PromptTask, instance_scores, mask_iou
 from saqsam.evaluation.metrics.iou import fill_box
-from saqsam.recipes.presets import parse_bits
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.atomic_write import write_atomic
 from saqsam.utils.progress import Progress
@@ -104,7 +103,7 @@ def make_subject(plan: Plan, method: str, bits: str, bars: rich_progress.Progres
     assert config.content_sha256 is not None
     inventory = take_inventory(model)
     shares = inventory.share_of_macs()
-    activation_bits = parse_bits(bits)[1]
+    activation_bits = plan.recipe(method, bits).activation_spec.bits
     columns: dict[str, str | int | float | None] = {
         "recipe": inventory.name,
         "checkpoint": config.content_sha256[:12],

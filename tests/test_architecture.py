@@ -87,7 +87,7 @@ LAYERS = (
     ("convert",),
     ("checkpoint", "inference"),
     ("analysis", "evaluation", "export", "ptq"),
-    ("runtimes", "viz"),
+    ("allocation", "runtimes", "viz"),
     ("report", "verification"),
     ("cli",),
 )

@@ -14,6 +14,8 @@ from saqsam.utils.import_hook import after_import
 from saqsam.utils.lazy_names import LazyClass, lazy_names
 
 if TYPE_CHECKING:
+    from saqsam.allocation.allocate import Allocation, BitAllocator, allocate_bits
+    from saqsam.allocation.budget import Budget
     from saqsam.checkpoint import SaqsamConfig, recipe_of, save_checkpoint
     from saqsam.data import open_dataset
     from saqsam.evaluation import evaluate
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METHODS",
+    "Allocation",
+    "BitAllocator",
+    "Budget",
     "CheckpointError",
     "EncodedImage",
     "GeneratedMask",
@@ -46,6 +51,7 @@ __all__ = [
     "Recipe",
     "SaqsamConfig",
     "__version__",
+    "allocate_bits",
     "deployable",
     "evaluate",
     "export_model",
@@ -63,6 +69,9 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "METHODS": "recipes.presets",
+        "Allocation": "allocation.allocate",
+        "BitAllocator": "allocation.allocate",
+        "Budget": "allocation.budget",
         "CheckpointError": "utils.errors",
         "EncodedImage": "inference.encoded_image",
         "GeneratedMask": "inference.generated_mask",
@@ -73,6 +82,7 @@ __getattr__, __dir__ = lazy_names(
         "QuantizationResult": "ptq.result",
         "Recipe": "recipes.recipe",
         "SaqsamConfig": "checkpoint",
+        "allocate_bits": "allocation.allocate",
         "deployable": "recipes.deployment",
         "evaluate": "evaluation",
         "export_model": "export",

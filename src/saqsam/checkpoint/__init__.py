@@ -8,7 +8,7 @@ from saqsam.checkpoint.folder import check_target, load_checkpoint, load_packed_
 from saqsam.checkpoint.hashing import content_hash, hash_header, processor_hash
 from saqsam.checkpoint.hf_quantizer import SaqsamQuantizer, attach_quantizer
 from saqsam.checkpoint.model_card import CardScore, model_card
-from saqsam.checkpoint.tensors import checkpoint_tensors
+from saqsam.checkpoint.tensors import checkpoint_tensors, stored_layout
 from saqsam.models.weights import SAFETENSORS as WEIGHTS
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "quantization_config_of",
     "recipe_of",
     "save_checkpoint",
+    "stored_layout",
 ]

@@ -46,6 +46,19 @@ def checkpoint_tensors(model: SamModel) -> dict[str, Tensor]:
     }
 
 
+def stored_layout(model: SamModel) -> dict[str, tuple[str, list[int], int]]:
+    """Return the safetensors dtype, the shape and the bytes of each stored tensor of a packed model.
+
+    Args:
+        model: A model with packed modules, on any device, the meta device included.
+    """
+    layout = {}
+    for name, tensor in _stored_state(model).items():
+        dtype = _stored_dtype(name, tensor)
+        layout[name] = (_SAFETENSORS_DTYPES[dtype], list(tensor.shape), tensor.numel() * dtype.itemsize)
+    return layout
+
+
 def read_tensors(files: Mapping[Path, set[str] | None], model: SamModel) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint and check that they are exactly those of a model.
 

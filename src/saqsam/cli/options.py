@@ -101,9 +101,18 @@ class QuantizeOptions(OptionGroup):
         str | None,
         typer.Option(
             metavar="wXaY",
-            help="X bits for weights, Y for activations, 2 to 8 each; for weight-only such as w4, or w4g128 for groups "
-            "of 128 inputs.",
+            help="X bits for weights, Y for activations, 2 to 8 each; wXaY-mixed keeps the decoder at 8 bits; for "
+            "weight-only such as w4, or w4g128 for groups of 128 inputs.",
             show_default=f"{DEFAULT_BITS}; {DEFAULT_WEIGHT_BITS} for weight-only",
+        ),
+    ] = None
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIMIT",
+            help="Instead of --bits, choose the bits of each part: 4.5b (mean bits; w3.5b of weights, a4.3b of "
+            "activations), 6MB on disk, loss=0.05 (1 - IoU with the float model's masks), or several, separated by "
+            "commas.",
         ),
     ] = None
     calibration: Annotated[

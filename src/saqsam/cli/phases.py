@@ -15,6 +15,9 @@ STAGE_UNITS = {
     "activation ranges": "tensors",
     "clipping attentions": "attentions",
     "packing weights": "layers",
+    "rounding weights": "layers",
+    "measuring parts": "measurements",
+    "measuring pairs": "pairs",
 }
 """Unit of the steps of a stage of the quantization, where they are not learning steps."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from saqsam.allocation.allocate import Allocation
 from saqsam.analysis.inventory import Inventory, mac_width
 from saqsam.cli.terminal import print_table, result_table, say
 from saqsam.data.scenes.dataset import ScenesDataset
@@ -12,6 +13,7 @@ from saqsam.data.types import Dataset
 from saqsam.evaluation.results import Evaluation
 from saqsam.evaluation.task import Task
 from saqsam.export import Manifest
+from saqsam.models.parts import PAPER_PARTS, PART_LABELS
 from saqsam.recipes.deployment import substitutions
 from saqsam.recipes.recipe import Recipe
 from saqsam.runtimes.registry import TORCH_INTEGER
@@ -151,6 +153,29 @@ def _end(value: float) -> str:
     """Return the end of a range in at most five characters, for values below ten thousand."""
     decimals = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
     return f"{value:.{decimals}f}"
+
+
+def print_allocation(allocation: Allocation) -> None:
+    """Print the bits that a budget gave to each part, and what they cost."""
+    recipe, log = allocation.recipe, allocation.log
+    table = result_table("part", "weights", "activations", right=1)
+    for part in PAPER_PARTS:
+        weights, activations = recipe.bits_of(part)
+        has_weights = any(error.part == part and error.kind == "weights" for error in log.errors)
+        table.add_row(PART_LABELS[part], str(weights) if has_weights else "", _bits(activations))
+    print_table(table)
+    say(
+        f"bits: {log.mean_bits:.2f} on average ({log.mean_weight_bits:.2f} of weights, "
+        f"{log.mean_activation_bits:.2f} of activations), {log.bytes / 1e6:.2f} MB"
+    )
+    say(
+        f"before learning, masks differ from the float model's by {log.measured_loss:.3f} "
+        f"(1 - IoU, {count_phrase(log.images, 'images')}; predicted {log.predicted_loss:.3f})"
+    )
+
+
+def _bits(bits: int | None) -> str:
+    return "float" if bits is None else str(bits)
 
 
 def print_substitutions(recipe: Recipe) -> None:

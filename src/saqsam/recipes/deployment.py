@@ -119,6 +119,12 @@ def deployable(recipe: Recipe, target: str = DEFAULT_TARGET) -> Recipe:
     return replace(recipe, **fields, **specs)
 
 
+def is_deployed(recipe: Recipe) -> bool:
+    """Return whether a recipe has the fields of a target's kernels, by the name of its method."""
+    parts = recipe.method.split("-")
+    return any(kernels.suffix in parts for kernels in DEPLOY_TARGETS.values())
+
+
 @dataclass(frozen=True)
 class Substitution:
     """A recipe field that differs from the method.

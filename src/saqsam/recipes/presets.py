@@ -18,7 +18,7 @@ from saqsam.recipes.catalog import (
     WEIGHT_ONLY,
 )
 from saqsam.recipes.recipe import Recipe
-from saqsam.recipes.specs import Clipping, ProbabilitySpec, QuantSpec, Reconstruction
+from saqsam.recipes.specs import Clipping, Override, ProbabilitySpec, QuantSpec, Reconstruction
 from saqsam.utils.suggestions import suggestion
 
 
@@ -64,12 +64,20 @@ def qdrop(weight_bits: int, activation_bits: int) -> Recipe:
 def ptq4sam_s(weight_bits: int, activation_bits: int) -> Recipe:
     """Return the recipe of PTQ4SAM without reconstruction: bimodal integration and adaptive granularity.
 
-    The paper (arXiv 2405.03144) tries 1, 2 and 4 steps per octave. With more than 4 bits, most of those codes would
-    stand for negligible probabilities, so finer grids are tried too; the finest one covers four octaves.
+    The paper (arXiv 2405.03144) tries 1, 2 and 4 steps per octave.
     """
     start = mse(weight_bits, activation_bits)
-    granularity = ProbabilitySpec("log", finest=min(32, max(4, 2 ** (activation_bits - 2))))
+    granularity = ProbabilitySpec("log", finest=finest_granularity(activation_bits))
     return replace(start, method="ptq4sam-s", bimodal=True, probabilities=granularity)
+
+
+def finest_granularity(activation_bits: int) -> int:
+    """Return the most steps per octave to try for probabilities.
+
+    With more than 4 bits, most codes of the paper's 4 steps would stand for negligible probabilities. The finest grid
+    covers four octaves.
+    """
+    return min(32, max(4, 1 << (activation_bits - 2)))
 
 
 def ptq4sam(weight_bits: int, activation_bits: int) -> Recipe:
@@ -125,6 +133,10 @@ def weight_only(weight_bits: int, group_size: int | None = None) -> Recipe:
     )
 
 
+MIXED_SUFFIX = "-mixed"
+"""Suffix of bits such as `w4a4-mixed`: the encoder and the neck at these bits, the decoder at 8."""
+_MIXED_OVERRIDES = {"decoder": Override(weights=8, activations=8)}
+
 QUICK_BITS = 6
 """Fewest bits, of weights and of activations, at which the effort `auto` takes the `quick` one."""
 
@@ -175,10 +187,13 @@ def resolve_effort(method: str = DEFAULT_METHOD, bits: str | None = None) -> tup
     if method == WEIGHT_ONLY:
         parse_weight_bits(DEFAULT_WEIGHT_BITS if bits is None else bits)
         return None, learns_nothing
-    weight_bits, activation_bits = parse_bits(DEFAULT_BITS if bits is None else bits)
+    uniform, is_mixed = _split_mixed(DEFAULT_BITS if bits is None else bits)
+    weight_bits, activation_bits = parse_bits(uniform)
     if _method(method)(weight_bits, activation_bits).reconstruction is None:
         return None, learns_nothing
     name = f"w{weight_bits}a{activation_bits}"
+    if is_mixed and min(weight_bits, activation_bits) >= 4:
+        return "quick", f"{name}{MIXED_SUFFIX}: the decoder keeps 8 bits, and the encoder loses little at 4"
     if min(weight_bits, activation_bits) >= QUICK_BITS:
         return "quick", f"{name}: ranges alone lose little at {QUICK_BITS} bits and above"
     return "standard", f"{name}: learning recovers most of the accuracy drop below {QUICK_BITS} bits"
@@ -213,8 +228,8 @@ def recipe_for(method: str = DEFAULT_METHOD, bits: str | None = None, effort: st
 
     Args:
         method: One of `METHODS`, or `weight-only`.
-        bits: Text such as `w4a4`; for `weight-only` such as `w4`, or `w4g128` for groups of 128 inputs. None gives
-            `w4a4` or `w4`.
+        bits: Text such as `w4a4`, or `w4a4-mixed` for a decoder at 8 bits; for `weight-only` such as `w4`, or `w4g128`
+            for groups of 128 inputs. None gives `w4a4` or `w4`.
         effort: One of `EFFORTS`, or `auto` for the one that `resolve_effort` chooses by method and bits. It has no
             effect on methods without reconstruction.
 
@@ -225,9 +240,21 @@ def recipe_for(method: str = DEFAULT_METHOD, bits: str | None = None, effort: st
         _check_effort(effort)
     if method == WEIGHT_ONLY:
         return weight_only(*parse_weight_bits(DEFAULT_WEIGHT_BITS if bits is None else bits))
-    recipe = _method(method)(*parse_bits(DEFAULT_BITS if bits is None else bits))
+    uniform, is_mixed = _split_mixed(DEFAULT_BITS if bits is None else bits)
+    weight_bits, activation_bits = parse_bits(uniform)
+    recipe = _method(method)(weight_bits, activation_bits)
+    if is_mixed:
+        recipe = replace(
+            _method(method)(weight_bits, 8), activations=recipe.activations, overrides=_MIXED_OVERRIDES
+        )
     resolved = resolve_effort(method, bits)[0] if effort == AUTO_EFFORT else effort
     return recipe if resolved is None else with_effort(recipe, resolved)
+
+
+def _split_mixed(bits: str) -> tuple[str, bool]:
+    """Return bits without the suffix `-mixed`, and whether they had it."""
+    text = bits.strip().lower()
+    return text.removesuffix(MIXED_SUFFIX), text.endswith(MIXED_SUFFIX)
 
 
 def _method(name: str) -> Callable[[int, int], Recipe]:

@@ -43,6 +43,28 @@ def _running_mean(values: Sequence[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
+def frontier(points: Sequence[tuple[float, float]], chosen: tuple[float, float]) -> str:
+    """Draw the smallest loss at each amount of mean bits, and the chosen one as a dot; the loss axis starts at 0."""
+    bits, losses = [x for x, _ in (*points, chosen)], [y for _, y in (*points, chosen)]
+    low, high, top = min(bits), max(bits), max(losses) or 1.0
+
+    def place(point: tuple[float, float]) -> tuple[float, float]:
+        return _x((point[0] - low) / ((high - low) or 1.0)), _y(point[1] / top)
+
+    line = " ".join(f"{x},{y}" for x, y in map(place, points))
+    x, y = place(chosen)
+    body = [
+        f'<polyline class="line" points="{line}"/>',
+        *(f'<circle class="inside" cx="{x}" cy="{y}" r="1.6"/>' for x, y in map(place, points)),
+        f'<circle class="outside" cx="{x}" cy="{y}" r="4"/>',
+        _label(_LEFT - 4, _TOP + 8, f"{top:.2g}", "end"),
+        _label(_LEFT - 4, _HEIGHT - _BOTTOM, "0", "end"),
+        _label(_LEFT, _HEIGHT - 5, f"{low:.2f}"),
+        _label(_WIDTH - _RIGHT, _HEIGHT - 5, f"{high:.2f} bits", "end"),
+    ]
+    return _svg(f"Loss over mean bits; chosen: {chosen[1]:.3f} at {chosen[0]:.2f} bits", body)
+
+
 def histogram(distribution: Distribution) -> str:
     """Draw the shares of values on a logarithmic axis, with the quantizer's range shaded.
 

@@ -90,6 +90,7 @@ def collect(
         clipping=() if known is None else tuple(known.log.clipping),
         signs={} if known is None else known.log.signs,
         units=() if known is None else tuple(known.log.units),
+        allocation=None if known is None else known.allocation,
     )
     if scored is None:
         return replace(report, left_out={**left_out, "accuracy": "nothing was scored"})

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from saqsam.allocation.log import AllocationLog
 from saqsam.analysis.inventory import Inventory
 from saqsam.evaluation.compare import TaskDifference
 from saqsam.evaluation.task import Metrics
@@ -173,6 +174,7 @@ class Report:
         signs: Channels that changed sign, by attention.
         units: Learning of each unit.
         left_out: Reason for each missing section, by its name.
+        allocation: How a budget chose the bits; None without a budget.
     """
 
     name: str
@@ -192,6 +194,7 @@ class Report:
     signs: Mapping[str, int] = field(default_factory=dict)
     units: tuple[UnitLog, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
+    allocation: AllocationLog | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the pictures as plain values."""

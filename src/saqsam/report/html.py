@@ -74,6 +74,12 @@ def _content(report: Report) -> dict[str, Any]:
         content["accuracy_text"] = table_rows.accuracy_text(report)
         content["accuracy_rows"] = list(table_rows.accuracy_rows(report))
         content["agreement_text"] = table_rows.agreement_text(report)
+    if report.allocation is not None:
+        found = report.allocation
+        points = [(point.mean_bits, point.loss) for point in found.frontier]
+        content["allocation_text"] = table_rows.allocation_text(report)
+        content["allocation_rows"] = table_rows.allocation_rows(report)
+        content["frontier"] = Markup(charts.frontier(points, (found.mean_bits, found.measured_loss)))
     if report.sensitivity is not None:
         content["sensitivity_rows"] = table_rows.sensitivity_rows(report)
         names = {group.name for group in report.sensitivity.groups}
@@ -87,6 +93,7 @@ def _sections(report: Report) -> list[tuple[str, str, bool]]:
     return [
         ("how", "What was done", True),
         ("size", "Size and bits", True),
+        ("budget", "Budget", report.allocation is not None),
         ("accuracy", "Accuracy", report.accuracy is not None),
         ("gallery", "Masks", bool(report.gallery)),
         ("sensitivity", "Sensitivity", report.sensitivity is not None),

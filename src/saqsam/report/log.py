@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from saqsam.allocation.allocate import Allocation
+from saqsam.allocation.log import AllocationLog, read_allocation
 from saqsam.models.registry import module_label
 from saqsam.ptq.log import AttentionClipping, QuantizationLog, UnitLog, read_clipping, read_unit_log
 from saqsam.recipes.recipe import Recipe
@@ -43,13 +45,21 @@ class KnownLog:
     Attributes:
         log: Log of the quantization.
         source: Inputs of the checkpoint; None where they were not recorded.
+        allocation: How a budget chose its bits; None without a budget.
     """
 
     log: QuantizationLog
     source: Source | None
+    allocation: AllocationLog | None = None
 
 
-def write_log(log: QuantizationLog, recipe: Recipe, folder: Path, source: Source | None = None) -> None:
+def write_log(
+    log: QuantizationLog,
+    recipe: Recipe,
+    folder: Path,
+    source: Source | None = None,
+    allocation: Allocation | None = None,
+) -> None:
     """Write `quantization.json`, and `quantization.png` where something was clipped or learned.
 
     Args:
@@ -57,8 +67,11 @@ def write_log(log: QuantizationLog, recipe: Recipe, folder: Path, source: Source
         recipe: Recipe of the checkpoint.
         folder: Folder of the checkpoint.
         source: Inputs of the checkpoint.
+        allocation: The bit allocation that chose the recipe; None without a budget.
     """
-    made_of = {} if source is None else {"source": asdict(source)}
+    made_of: dict[str, Any] = {} if source is None else {"source": asdict(source)}
+    if allocation is not None:
+        made_of["allocation"] = allocation.log.to_dict()
     content = {"recipe": recipe.to_dict(), **made_of, **asdict(log)}
     write_atomic(folder / LOG_JSON, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     if log.clipping or log.units:
@@ -86,9 +99,10 @@ def read_log(folder: Path) -> KnownLog | None:
             _count(content.get("prompts", 0)),
         )
         source = _read_source(content["source"]) if "source" in content else None
+        allocation = read_allocation(content["allocation"]) if "allocation" in content else None
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return KnownLog(log, source)
+    return KnownLog(log, source, allocation)
 
 
 def _entries(content: dict[str, Any], name: str) -> list[Any]:

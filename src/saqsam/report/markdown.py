@@ -38,6 +38,10 @@ def _lines(report: Report) -> Iterator[str]:
     yield from _table(
         {"name": "part", "bits": "bits", "parameters": "parameters", "size": "size"}, table_rows.parts(report)
     )
+    if report.allocation is not None:
+        yield from ("## Bits under a budget", "", table_rows.allocation_text(report), "")
+        headings = {"name": "operand", "bits": "bits", "losses": "loss alone, by bits"}
+        yield from _table(headings, table_rows.allocation_rows(report))
     if report.accuracy is not None:
         yield from ("## Accuracy", "", table_rows.accuracy_text(report), "")
         headings = {"name": "", "float": "float", "quantized": "quantized", "change": "change"}

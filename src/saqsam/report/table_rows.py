@@ -9,9 +9,11 @@ from typing import Any
 
 from saqsam.analysis.inventory import mac_width
 from saqsam.evaluation.compare import Interval
+from saqsam.models.parts import PAPER_PARTS
 from saqsam.models.registry import module_label, slot_label
 from saqsam.report.content import Distribution, Report
 from saqsam.report.labels import part_name, short_path
+from saqsam.utils.counts import count_phrase
 
 METRICS = {
     "miou": "mean IoU",
@@ -212,6 +214,37 @@ def sensitivity_rows(report: Report) -> list[dict[str, Any]]:
             "gained_share": max(0.0, gained / largest),
         }
         for name, lost, gained in sorted(rows, key=lambda row: -row[1])
+    ]
+
+
+def allocation_text(report: Report) -> str:
+    """Return what a budget chose, as sentences."""
+    found = report.allocation
+    assert found is not None
+    return (
+        f"A budget chose the bits of each part: {found.mean_bits:.2f} on average over the operands of "
+        f"multiply-accumulates, {found.mean_weight_bits:.2f} of weights and {found.mean_activation_bits:.2f} of "
+        f"activations. Before learning, masks differed from the float model's by {iou(found.measured_loss)} (1 - IoU, "
+        f"mean over {count_phrase(found.images, 'calibration images')}); {iou(found.predicted_loss)} was predicted."
+    )
+
+
+def allocation_rows(report: Report) -> list[dict[str, str]]:
+    """Return the chosen bits of each operand, with its loss alone at each width that was measured."""
+    found, recipe = report.allocation, report.inventory.recipe
+    assert found is not None
+    losses: dict[tuple[str, str], dict[int, float]] = {}
+    for error in found.errors:
+        losses.setdefault((error.part, error.kind), {})[error.bits] = error.loss
+    return [
+        {
+            "name": f"{part_name(part)}, {kind}",
+            "bits": str(recipe.bits_of(part)[kind == "activations"]),
+            "losses": ", ".join(f"{bits}: {iou(loss)}" for bits, loss in sorted(by_bits.items())),
+        }
+        for part in PAPER_PARTS
+        for kind in ("weights", "activations")
+        if (by_bits := losses.get((part, kind)))
     ]
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from transformers import SamModel, SamProcessor
 
 import saqsam
+from saqsam.allocation.allocate import Allocation
+from saqsam.allocation.budget import Budget
 from saqsam.analysis.inventory import take_inventory
 from saqsam.checkpoint import check_target, load_checkpoint, quantization_config_of, save_checkpoint
 from saqsam.cli import reporting
@@ -18,7 +20,7 @@ from saqsam.cli.inputs import load_torch, open_calibration, open_labeled
 from saqsam.cli.options import NO_CHECK, QuantizeOptions
 from saqsam.cli.outputs import Output, claim_output
 from saqsam.cli.progress import busy, progress_phases
-from saqsam.cli.result_tables import print_left_out, print_substitutions, print_summary
+from saqsam.cli.result_tables import print_allocation, print_left_out, print_substitutions, print_summary
 from saqsam.cli.terminal import inform, say
 from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import prepared_copy
@@ -66,10 +68,11 @@ def quantize(
     Processes that torchrun started share the images; rank 0 alone writes and prints.
     """
     recipe = _recipe(options)
+    budget = None if options.budget is None else Budget.parse(options.budget)
     if options.effort == AUTO_EFFORT:
-        effort, reason = resolve_effort(options.method, options.bits)
+        effort, reason = _effort(options)
         inform(f"effort: {effort or 'none'} ({reason})")
-    budget = parse_size(options.memory)
+    memory = parse_size(options.memory)
     reporting.current().errors_may_differ = True
     with ExitStack() as stack:
         stack.enter_context(process_group())
@@ -80,12 +83,16 @@ def quantize(
                 output = stack.enter_context(claim_output(out_dir, overwrite=overwrite))
         with agreement():
             float_model, inputs = _open(model, options, device)
+        allocation = None
+        if budget is not None:
+            allocation = _allocate(float_model, inputs, budget, recipe)
+            recipe = allocation.recipe
         # Before the long work, so that unusable data fail early.
         # Any plan of quantized attentions will do: they compute in chunks, which takes less memory.
         plan = plan_quantization(float_model.config, recipe_for("mse"))
         before = _score(prepared_copy(float_model, plan), inputs, "float")
         target = float_model.device
-        log, quantized = _quantize_into(output, float_model, inputs, recipe, memory=budget)
+        log, quantized = _quantize_into(output, float_model, inputs, recipe, allocation, memory=memory)
         del float_model  # two gigabytes of a large SAM
         with agreement():
             if output is not None:
@@ -165,7 +172,13 @@ def _add_report(folder: Path, reloaded: SamModel, checked: Scored | None) -> Non
 
 
 def _quantize_into(
-    output: Output | None, model: SamModel, inputs: _Inputs, recipe: Recipe, *, memory: int
+    output: Output | None,
+    model: SamModel,
+    inputs: _Inputs,
+    recipe: Recipe,
+    allocation: Allocation | None,
+    *,
+    memory: int,
 ) -> tuple[QuantizationLog, SamModel]:
     """Quantize, write the checkpoint with its log to the staging folder, if there is one, and return log and model."""
     units = [] if recipe.reconstruction is None else unit_costs(model.config, recipe)
@@ -185,7 +198,7 @@ def _quantize_into(
             with busy("writing the checkpoint"):
                 # Not `result.save`: the finished steps are kept until the checkpoint is verified and in place.
                 save_checkpoint(result.model, inputs.processor, output.staged)
-                write_log(result.log, recipe, output.staged, inputs.source)
+                write_log(result.log, recipe, output.staged, inputs.source, allocation)
     return result.log, result.model
 
 
@@ -197,9 +210,13 @@ def _default_check_images(model: SamModel) -> int:
 
 
 def _recipe(options: QuantizeOptions) -> Recipe:
-    """Return the recipe that the options describe."""
-    recipe = recipe_for(options.method, options.bits, options.effort)
+    """Return the recipe that the options describe; a budget decides its bits later."""
     target = options.deploy_for or (DEFAULT_TARGET if options.deploy else None)
+    bits = options.bits
+    if options.budget is not None:
+        _check_budget(options)
+        bits = "w4a4" if target is None else "w4a8"
+    recipe = recipe_for(options.method, bits, _effort(options)[0] or options.effort)
     if target is not None:
         recipe = deployable(recipe, target)
     recipe = with_overrides(recipe, options.overrides or [])
@@ -210,6 +227,43 @@ def _recipe(options: QuantizeOptions) -> Recipe:
         recipe = dataclasses.replace(recipe, reconstruction=learned)
     calibration = dataclasses.replace(recipe.calibration, images=options.images, seed=options.seed)
     return dataclasses.replace(recipe, calibration=calibration)
+
+
+def _effort(options: QuantizeOptions) -> tuple[str | None, str]:
+    """Return the effort of the options and the reason for it; None for methods that learn nothing."""
+    if options.effort != AUTO_EFFORT:
+        return options.effort, "as asked for"
+    if options.budget is None:
+        return resolve_effort(options.method, options.bits)
+    effort, reason = resolve_effort(options.method)
+    return effort, reason if effort is None else "a budget may leave some parts with few bits"
+
+
+def _check_budget(options: QuantizeOptions) -> None:
+    """Raise ValueError if another option decides bits, too."""
+    if options.bits is not None:
+        raise ValueError("--budget and --bits both decide the bits: pass one of them")
+    for text in options.overrides or []:
+        key = text.partition("=")[0].strip()
+        if key.startswith("overrides.") or key in ("weights.bits", "activations.bits"):
+            raise ValueError(f"--budget and --set {key} both decide the bits: pass one of them")
+
+
+def _allocate(model: SamModel, inputs: _Inputs, budget: Budget, recipe: Recipe) -> Allocation:
+    """Choose the bits of each part under a budget, and print what was chosen."""
+    with agreement(), progress_phases() as progress:
+        allocation = saqsam.allocate_bits(
+            model,
+            inputs.processor,
+            budget,
+            recipe,
+            inputs.data,
+            detections=inputs.detections,
+            progress=progress,
+        )
+    if rank() == 0:
+        print_allocation(allocation)
+    return allocation
 
 
 def _score(model: SamModel, inputs: _Inputs, name: str) -> Evaluation | None:

@@ -1,0 +1,165 @@
+"""Measure mixed precision: accuracy over mean bits, of uniform bits, of a wide decoder, and of bits under a budget.
+
+    python benchmarks/bit_budget.py              # rows in results/budget.csv; an interrupted run resumes
+    python benchmarks/bit_budget.py --jobs 2
+
+Bits are allocated on the calibration images alone, once for each budget; results/allocations.csv keeps what was chosen.
+The checkpoints are those of `ptq.py`, without learning for the whole curve and with the effort `standard` for three
+points of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import saqsam
+from methods import run_calls
+from plain_rows import append_plain, read_plain
+from plan import DATA_ROOT, circumstances
+from rows import RESULTS
+from saqsam.allocation.allocate import WIDTHS, Allocation
+from saqsam.models.loading import BUNDLED
+
+METHOD = "saq-sam-plus"
+CALIBRATION = "coco_train"
+DATA = ("coco_val", "nuclei_val")
+WITHOUT_LEARNING = ("reconstruction=none",)
+BUDGETS = ("w4.3b,a4.3b", "4.5b", "w3.5b", "3.5b", "5b")
+BY_HAND = ("w4a4-mixed",)
+UNIFORM = ("w4a4", "w6a6", "w5a5")
+LEARNED = ("w4.3b,a4.3b", "w3.5b", "w4a4-mixed")
+SUMS = RESULTS / "bit_errors.csv"
+SUM_COLUMNS = ("date", "commit", "machine", "allocation", "mean_bits", "predicted_loss", "measured_loss")
+RANDOM = 20
+ALLOCATIONS = RESULTS / "allocations.csv"
+OUT = RESULTS / "budget.csv"
+COLUMNS = (
+    *("date", "commit", "machine", "budget", "bits", "settings"),
+    *("mean_bits", "mean_weight_bits", "mean_activation_bits", "bytes", "predicted_loss", "measured_loss"),
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One checkpoint of the curve.
+
+    Attributes:
+        bits: Bits of `recipe_for`.
+        settings: Overrides of the recipe.
+    """
+
+    bits: str
+    settings: tuple[str, ...] = ()
+
+
+def settings_of(allocation: Allocation) -> Point:
+    """Return an allocated recipe as bits and overrides, from which `ptq.py` makes the same recipe."""
+    recipe = allocation.recipe
+    settings = [f"probabilities.finest={recipe.probabilities.finest}"]
+    for part, override in recipe.overrides.items():
+        for kind in ("weights", "activations"):
+            if (bits := getattr(override, kind)) is not None:
+                settings.append(f"overrides.{part}.{kind}={bits}")
+    return Point(f"w{recipe.weights.bits}a{recipe.activation_spec.bits}", tuple(settings))
+
+
+def allocate(budgets: Sequence[str], root: Path) -> dict[str, Point]:
+    """Return the allocation for each budget; those that were made before are read from their rows."""
+    known = {row["budget"]: row for row in read_plain(ALLOCATIONS)}
+    missing = [budget for budget in budgets if budget not in known]
+    if missing:
+        allocator = saqsam.BitAllocator(*saqsam.load(BUNDLED), METHOD, root / CALIBRATION)
+        if not SUMS.exists():
+            append_plain(SUMS, SUM_COLUMNS, compare_sums(allocator))
+    for budget in missing:
+        found = allocator.allocate(budget)
+        point, log = settings_of(found), found.log
+        row = {
+            **conditions(),
+            "budget": budget,
+            "bits": point.bits,
+            "settings": " ".join(point.settings),
+            **{name: round(getattr(log, name), 4) for name in COLUMNS[6:]},
+        }
+        append_plain(ALLOCATIONS, COLUMNS, [row])
+        print(f"{budget}: {found.recipe.name}, {log.mean_bits:.2f} bits, {log.measured_loss:.4f}", flush=True)
+        known[budget] = {name: str(value) for name, value in row.items()}
+    return {
+        budget: Point(known[budget]["bits"], tuple(known[budget]["settings"].split())) for budget in budgets
+    }
+
+
+def conditions() -> dict[str, str]:
+    """Return the columns that say when and where a row was measured."""
+    known = circumstances("cpu")
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": known["commit"],
+        "machine": known["machine"],
+    }
+
+
+def compare_sums(allocator: saqsam.BitAllocator) -> Iterator[dict[str, object]]:
+    """Yield predicted and measured losses, of uniform bits and of random ones: do errors add as squares?"""
+    random = np.random.default_rng(0)
+    operands = allocator.costs.operands
+    drawn = {f"random {number}": random.choice(WIDTHS, len(operands)).tolist() for number in range(RANDOM)}
+    uniform = {f"w{bits}a{bits}": [bits] * len(operands) for bits in WIDTHS}
+    for name, widths in (uniform | drawn).items():
+        bits = dict(zip(operands, widths, strict=True))
+        yield {
+            **conditions(),
+            "allocation": name,
+            "mean_bits": round(allocator.costs.mean_bits(bits), 4),
+            "predicted_loss": round(allocator.predict(bits), 5),
+            "measured_loss": round(allocator.measure(bits), 5),
+        }
+
+
+def points(allocated: dict[str, Point]) -> Iterator[tuple[Point, bool]]:
+    """Yield every checkpoint of the curve, and whether it is learned."""
+    by_name = allocated | {bits: Point(bits) for bits in (*BY_HAND, *UNIFORM)}
+    for point in by_name.values():
+        yield point, False
+    for name in LEARNED:
+        yield by_name[name], True
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code. Options that are not its own go to `ptq.py`."""
+    parser = argparse.ArgumentParser(description="Measure mixed precision; more options are those of ptq.py.")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="experiments at a time, one thread each if several"
+    )
+    parser.add_argument("--data-root", type=Path, default=DATA_ROOT, metavar="DIR", help="also: SAQSAM_DATA")
+    options, others = parser.parse_known_args(arguments)
+    calls = []
+    for point, is_learned in points(allocate(BUDGETS, options.data_root)):
+        call = [
+            "--out",
+            str(OUT),
+            "--methods",
+            METHOD,
+            "--bits",
+            point.bits,
+            "--data",
+            *DATA,
+            "--detections",
+            "0",
+        ]
+        call += ["--calibration", CALIBRATION, "--data-root", str(options.data_root)]
+        for setting in (*point.settings, *(() if is_learned else WITHOUT_LEARNING)):
+            call += ["--set", setting]
+        calls.append([*call, *others])
+    return run_calls(calls, options.jobs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

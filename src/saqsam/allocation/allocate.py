@@ -1,0 +1,312 @@
+"""Allocate bits under a budget: measure each operand alone, solve, look at the pairs that matter, solve again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from transformers import SamModel, SamProcessor
+
+from saqsam.allocation.budget import Budget
+from saqsam.allocation.costs import BitCosts, Bits, Operand, bit_costs
+from saqsam.allocation.errors import MaskErrors, RoundedModel
+from saqsam.allocation.log import AllocationLog, FrontierPoint, OperandError
+from saqsam.allocation.solver import Choice, InfeasibleError, Problem, solve
+from saqsam.convert.plan import plan_quantization
+from saqsam.convert.prepare import prepared_copy
+from saqsam.data.detections import Detections
+from saqsam.data.open import DatasetSource
+from saqsam.models.parts import PAPER_PARTS
+from saqsam.models.processing import build_processor
+from saqsam.ptq.calibration_data import open_calibration
+from saqsam.ptq.calibration_images import choose_calibration_images
+from saqsam.recipes.catalog import DEFAULT_CALIBRATION, DEFAULT_METHOD
+from saqsam.recipes.deployment import is_deployed
+from saqsam.recipes.presets import finest_granularity, recipe_for
+from saqsam.recipes.recipe import Recipe
+from saqsam.recipes.specs import Override
+from saqsam.utils import ranks
+from saqsam.utils.arithmetic import float32_arithmetic
+from saqsam.utils.progress import Progress
+
+WIDTHS = (3, 4, 5, 6, 8)
+"""Bits that operands may get."""
+PAIRS = 8
+"""Pairs of choices that are measured after each solution."""
+ROUNDS = 3
+"""Most solutions: a new one is sought until it has no new pair that matters."""
+DEFAULT_BUDGET = "4.5b"
+MAX_IMAGES = 8
+"""Most images that errors are measured on."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Result of a bit allocation.
+
+    Attributes:
+        recipe: The recipe with the allocated bits, as overrides.
+        budget: The budget.
+        log: What the allocation measured and reached.
+    """
+
+    recipe: Recipe
+    budget: Budget
+    log: AllocationLog
+
+
+class BitAllocator:
+    """Allocates bits in one model under any number of budgets; the parts are measured once, when it is constructed.
+
+    Every operand (the weights, or the activations, of one part) is rounded alone to each width, with the ranges that
+    the method finds without learning, and the masks are compared with the float model's. No annotation is used.
+
+    Args:
+        model: Float model; left unchanged.
+        processor: Processor of the model; None builds the one that fits its configuration.
+        recipe: Recipe, or the name of a method. Its bits do not matter, except that activations of a deployed recipe
+            keep theirs.
+        calibration: Calibration data, as for `saqsam.quantize`.
+        detections: Detected boxes on these images, to use as prompts instead.
+        progress: Progress callback; on other ranks than the first it is not called.
+
+    Raises:
+        ValueError: The recipe has float activations or overrides, or the calibration data cannot be used.
+    """
+
+    @float32_arithmetic()
+    def __init__(
+        self,
+        model: SamModel,
+        processor: SamProcessor | None = None,
+        recipe: Recipe | str = DEFAULT_METHOD,
+        calibration: DatasetSource = DEFAULT_CALIBRATION,
+        *,
+        detections: Detections | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self._progress = progress if ranks.rank() == 0 else None
+        self._recipe = recipe = recipe_for(recipe) if isinstance(recipe, str) else recipe
+        widths = _widths(recipe)
+        costs = bit_costs(model.config, recipe)
+        processor = build_processor(model.config) if processor is None else processor
+        spec = replace(recipe.calibration, images=min(MAX_IMAGES, recipe.calibration.images))
+        dataset = open_calibration(calibration, spec)
+        plan = plan_quantization(model.config, recipe)
+        float_model = copy.deepcopy(model).eval().float()
+        images = choose_calibration_images(
+            prepared_copy(float_model, plan),
+            processor,
+            dataset,
+            spec,
+            detections=detections,
+            progress=self._progress,
+        )
+        rounded = RoundedModel(float_model, recipe, images, widths, self._progress)
+        self._images = len(images)
+        self._measured = MaskErrors(rounded, images)
+        choices = [(operand, bits) for operand in costs.operands for bits in widths[operand.kind]]
+        losses = self._measure([{operand: bits} for operand, bits in choices], "measuring parts")
+        self._problem = Problem(costs, dict(zip(choices, losses, strict=True)))
+
+    @property
+    def costs(self) -> BitCosts:
+        """What bits cost in this model."""
+        return self._problem.costs
+
+    def predict(self, bits: Bits) -> float:
+        """Return the predicted loss of an allocation: the root of the sum of squares of the errors of its operands."""
+        return self._problem.predict(bits)
+
+    @float32_arithmetic()
+    def measure(self, bits: Bits) -> float:
+        """Return the measured loss of an allocation without learning, the mean 1 - IoU with the float masks."""
+        return self._measured.measure(bits)
+
+    @float32_arithmetic()
+    def allocate(self, budget: Budget | str) -> Allocation:
+        """Return the best bits under a budget.
+
+        They have the smallest predicted loss; under a limit of the loss, the fewest mean bits. After each solution, the
+        pairs of its choices that matter most are measured together, and remembered for other budgets.
+
+        Args:
+            budget: Budget, or its text, see `Budget.parse`.
+
+        Raises:
+            InfeasibleError: No allocation satisfies the budget.
+        """
+        budget = Budget.parse(budget) if isinstance(budget, str) else budget
+        bits = self._solve(budget)
+        problem, costs = self._problem, self.costs
+        log = AllocationLog(
+            mean_bits=costs.mean_bits(bits),
+            mean_weight_bits=costs.mean_weight_bits(bits),
+            mean_activation_bits=costs.mean_activation_bits(bits),
+            bytes=costs.bytes(bits),
+            predicted_loss=problem.predict(bits),
+            measured_loss=self._measured.measure(bits),
+            images=self._images,
+            frontier=tuple(trace_frontier(problem)),
+            errors=tuple(
+                OperandError(*operand, width, problem.errors[operand, width])
+                for operand, width in sorted(problem.errors)
+            ),
+        )
+        return Allocation(with_bits(self._recipe, bits), budget, log)
+
+    def _solve(self, budget: Budget) -> dict[Operand, int]:
+        """Solve, measure the pairs of the solution that matter most, and solve again until it stays."""
+        bits = solve(self._problem, budget)
+        for _ in range(ROUNDS - 1):
+            new = _pairs_that_matter(self._problem, bits)
+            losses = self._measure([dict(pair) for pair in new], "measuring pairs")
+            pairs = dict(self._problem.pairs)
+            for pair, loss in zip(new, losses, strict=True):
+                pairs[pair] = loss**2 - sum(self._problem.errors[choice] ** 2 for choice in pair)
+            self._problem = replace(self._problem, pairs=pairs)
+            last, bits = bits, solve(self._problem, budget)
+            if bits == last:
+                break
+        return bits
+
+    def _measure(self, allocations: Sequence[Bits], phase: str) -> list[float]:
+        """Return the measured error of each allocation; several ranks share them."""
+        own = ranks.share(len(allocations))
+        if self._progress is not None and len(own):
+            self._progress(phase, 0, len(own))
+        found: dict[int, float] = {}
+        with ranks.agreement():
+            for step, index in enumerate(own):
+                found[index] = self._measured.measure(allocations[index])
+                if self._progress is not None:
+                    self._progress(phase, step + 1, len(own))
+        everywhere = {index: loss for part in ranks.all_gather(found) for index, loss in part.items()}
+        return [everywhere[index] for index in range(len(allocations))]
+
+
+def allocate_bits(
+    model: SamModel,
+    processor: SamProcessor | None = None,
+    budget: Budget | str = DEFAULT_BUDGET,
+    recipe: Recipe | str = DEFAULT_METHOD,
+    calibration: DatasetSource = DEFAULT_CALIBRATION,
+    *,
+    detections: Detections | None = None,
+    progress: Progress | None = None,
+) -> Allocation:
+    """Choose the bits of every part under a budget, by the masks of the calibration images.
+
+    The same arguments give the same bits. For several budgets, use `BitAllocator`.
+
+    Args:
+        model: Float model; left unchanged.
+        processor: Processor of the model; None builds the one that fits its configuration.
+        budget: Budget, or its text, see `Budget.parse`.
+        recipe: Recipe, or the name of a method, as for `BitAllocator`.
+        calibration: Calibration data, as for `saqsam.quantize`.
+        detections: Detected boxes on these images, to use as prompts instead.
+        progress: Progress callback; on other ranks than the first it is not called.
+
+    Returns:
+        The allocation; pass its recipe to `saqsam.quantize`.
+
+    Raises:
+        ValueError: The recipe has float activations or overrides, the calibration data cannot be used, or no allocation
+            satisfies the budget.
+    """
+    budget = Budget.parse(budget) if isinstance(budget, str) else budget
+    recipe = recipe_for(recipe) if isinstance(recipe, str) else recipe
+    _check_reachable(bit_costs(model.config, recipe), _widths(recipe), budget)
+    allocator = BitAllocator(model, processor, recipe, calibration, detections=detections, progress=progress)
+    return allocator.allocate(budget)
+
+
+def _widths(recipe: Recipe) -> dict[str, Sequence[int]]:
+    """Return the bits that operands may get, by kind; one for activations where integer kernels prescribe it.
+
+    Raises:
+        ValueError: The recipe cannot be the base of an allocation.
+    """
+    if recipe.activations is None:
+        raise ValueError(
+            f"budget: {recipe.name} leaves activations float; choose a method that quantizes them"
+        )
+    if recipe.overrides:
+        raise ValueError(
+            "budget: it chooses the bits of all parts, so that the recipe must have no overrides"
+        )
+    return {
+        "weights": WIDTHS,
+        "activations": (recipe.activations.bits,) if is_deployed(recipe) else WIDTHS,
+    }
+
+
+def _check_reachable(costs: BitCosts, widths: Mapping[str, Sequence[int]], budget: Budget) -> None:
+    """Raise InfeasibleError if no bits can satisfy a budget, before anything is measured."""
+    exact = {(operand, bits): 0.0 for operand in costs.operands for bits in widths[operand.kind]}
+    solve(Problem(costs, exact), budget)
+
+
+def _pairs_that_matter(problem: Problem, bits: Bits) -> list[tuple[Choice, Choice]]:
+    """Return the pairs of a solution with the largest product of errors that are not measured yet."""
+    chosen = sorted((operand, width) for operand, width in bits.items())
+    by_size = sorted(
+        combinations(chosen, 2),
+        key=lambda pair: -problem.errors[pair[0]] * problem.errors[pair[1]],
+    )
+    return [pair for pair in by_size[:PAIRS] if pair not in problem.pairs]
+
+
+def trace_frontier(problem: Problem, step: float = 0.25) -> list[FrontierPoint]:
+    """Return the best allocations from few mean bits to many, without those that others dominate."""
+    costs = problem.costs
+    points: list[FrontierPoint] = []
+    for number in range(round(8 / step) + 1):
+        try:
+            bits = solve(problem, Budget(bits=max(2.0, number * step)))
+        except InfeasibleError:
+            continue
+        point = FrontierPoint(costs.mean_bits(bits), costs.bytes(bits), problem.predict(bits))
+        if not points or point.loss < points[-1].loss:
+            points.append(point)
+    return points
+
+
+def with_bits(recipe: Recipe, bits: Bits) -> Recipe:
+    """Return a recipe with allocated bits: the most frequent ones for all parts, the others as overrides.
+
+    Args:
+        recipe: Recipe without overrides.
+        bits: Bits of each operand.
+    """
+    weights, activations = (_most_frequent(bits, kind) for kind in ("weights", "activations"))
+    overrides = {}
+    for part in PAPER_PARTS:
+        own_weights = bits.get(Operand(part, "weights"), weights)
+        own_activations = bits.get(Operand(part, "activations"), activations)
+        override = Override(
+            weights=None if own_weights == weights else own_weights,
+            activations=None if own_activations == activations else own_activations,
+        )
+        if override != Override():
+            overrides[part] = override
+    probabilities = recipe.probabilities
+    if probabilities.kind == "log":
+        widest = max(width for operand, width in bits.items() if operand.kind == "activations")
+        probabilities = replace(probabilities, finest=finest_granularity(widest))
+    return replace(
+        recipe,
+        weights=replace(recipe.weights, bits=weights),
+        activations=replace(recipe.activation_spec, bits=activations),
+        probabilities=probabilities,
+        overrides=overrides,
+    )
+
+
+def _most_frequent(bits: Bits, kind: str) -> int:
+    """Return the most frequent bits of a kind of operand; the fewest of several."""
+    widths = sorted(width for operand, width in bits.items() if operand.kind == kind)
+    return max(widths, key=lambda width: (widths.count(width), -width))
