@@ -23,6 +23,7 @@ from saqsam.ptq.calibration_data import open_calibration
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
 from saqsam.ptq.clipping import clip_attentions
 from saqsam.ptq.equalization import equalize, observe_channels, scale_inputs
+from saqsam.ptq.head_balancing import balance_heads, observe_heads
 from saqsam.ptq.log import QuantizationLog
 from saqsam.ptq.reconstruction import reconstruct
 from saqsam.ptq.result import QuantizationResult
@@ -137,8 +138,7 @@ def _working_copy(model: SamModel, recipe: Recipe) -> SamModel:
     It shares the parameters of the model where no step of the recipe changes weights in place: a second SAM-H would
     take 2.6 GB.
     """
-    changes_weights = recipe.equalized or recipe.input_scales or recipe.reconstruction is not None
-    return (copy.deepcopy(model) if changes_weights else shared_copy(model)).eval().float()
+    return (copy.deepcopy(model) if recipe.changes_weights else shared_copy(model)).eval().float()
 
 
 def _quantize_weights(
@@ -157,7 +157,7 @@ def prepare_equalized(
     images: CalibrationImages,
     progress: Progress | None = None,
 ) -> None:
-    """Equalize the channels of a float model as the recipe says and give it empty quantizer slots, in place.
+    """Balance heads and equalize channels of a float model as the recipe says, and give it empty slots, in place.
 
     The model computes the same masks as before, up to rounding of its float parameters to float16.
 
@@ -167,14 +167,20 @@ def prepare_equalized(
         images: Calibration images.
         progress: Progress callback.
     """
-    if not (plan.recipe.equalized or plan.recipe.input_scales):
+    recipe = plan.recipe
+    if recipe.balanced_heads:
+        moments = observe_heads(prepared_copy(model, plan), plan.structure, images, progress)
+        balance_heads(model, plan.structure, moments)
+    if not (recipe.equalized or recipe.input_scales):
         prepare(model, plan)
+        if recipe.balanced_heads:
+            round_float_parameters(model, plan)
         return
     ranges = observe_channels(prepared_copy(model, plan), plan.structure, images, progress)
-    if plan.recipe.equalized:
+    if recipe.equalized:
         equalize(model, plan.structure, ranges)
     prepare(model, plan)
-    if plan.recipe.input_scales:
+    if recipe.input_scales:
         scale_inputs(model, plan.structure, ranges)
     round_float_parameters(model, plan)
 

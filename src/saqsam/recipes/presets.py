@@ -100,10 +100,10 @@ def saq_sam(weight_bits: int, activation_bits: int) -> Recipe:
 def saq_sam_plus(weight_bits: int, activation_bits: int) -> Recipe:
     """Return the recipe of SAQ-SAM with additions of this project, none of which costs time at inference.
 
-    The additions: equalized channels; per-channel input scales where the decoder reads a residual stream; row-scaled
-    probabilities; clipping by the attention's output error; biases and normalizations learned with each unit; joint
-    learning of the decoder by its masks at the end. The encoder gets a tenth of the steps: at 4 bits nearly all of the
-    accuracy is lost in the decoder.
+    The additions: equalized channels; balanced heads of the decoder's attentions; per-channel input scales where the
+    decoder reads a residual stream; row-scaled probabilities; clipping by the attention's output error; biases and
+    normalizations learned with each unit; joint learning of the decoder by its masks at the end. The encoder gets a
+    tenth of the steps: at 4 bits nearly all of the accuracy is lost in the decoder.
     """
     start = saq_sam(weight_bits, activation_bits)
     assert start.reconstruction is not None
@@ -111,6 +111,7 @@ def saq_sam_plus(weight_bits: int, activation_bits: int) -> Recipe:
         start,
         method="saq-sam-plus",
         equalized=True,
+        balanced_heads=True,
         input_scales=True,
         probabilities=replace(start.probabilities, scale="row"),
         clipping=Clipping(images=4, include_range=True, measure="output"),

@@ -33,6 +33,8 @@ __all__ = ["Calibration", "Clipping", "Override", "ProbabilitySpec", "QuantSpec"
 RECIPE_VERSION = 1
 Products = Literal["quantized", "float"]
 ATTENTION_PARTS = tuple(part for part in PAPER_PARTS if "attention" in part or "_to_" in part)
+_TRANSFORMS = ("equalized", "balanced_heads", "input_scales")
+"""Fields that change float weights before they are quantized, exactly."""
 _Spec = TypeVar("_Spec")
 
 
@@ -47,6 +49,8 @@ class Recipe:
             keeps them float: weight-only quantization, which needs no calibration.
         probabilities: Quantization of attention probabilities, where it differs from other activations.
         equalized: Equalize the ranges of channels that share a scale first (`ptq.equalization`; not in the paper).
+        balanced_heads: Balance queries and keys of the decoder's attentions, head by head, before that
+            (`ptq.head_balancing`; not in the paper).
         input_scales: Give decoder inputs that no earlier layer can be scaled for a per-channel offset and gain
             (`quant.layers.ChannelScale`; not in the paper).
         bimodal: Merge the two peaks of the keys of token-to-image attention (PTQ4SAM).
@@ -71,6 +75,7 @@ class Recipe:
     activations: QuantSpec | None
     probabilities: ProbabilitySpec = field(default_factory=ProbabilitySpec)
     equalized: bool = False
+    balanced_heads: bool = False
     input_scales: bool = False
     bimodal: bool = False
     clipping: Clipping | None = None
@@ -96,7 +101,7 @@ class Recipe:
             )
         for name in ("encoder_products", "decoder_products"):
             check_choice(name, getattr(self, name), get_args(Products))
-        for name in ("quantized_rel_pos_query", "bimodal", "equalized", "input_scales", "integer_biases"):
+        for name in ("quantized_rel_pos_query", "bimodal", *_TRANSFORMS, "integer_biases"):
             check_type(name, getattr(self, name), bool)
         for name, spec in _SPECS.items():
             if not (getattr(self, name) is None and name in _OPTIONAL):
@@ -120,7 +125,7 @@ class Recipe:
         """Raise ValueError if a field requires quantized activations."""
         if self.weights.dynamic:
             raise ValueError("weights.dynamic must be false: only activations have dynamic ranges")
-        for name in ("bimodal", "equalized", "input_scales", "integer_biases", "clipping", "reconstruction"):
+        for name in ("bimodal", *_TRANSFORMS, "integer_biases", "clipping", "reconstruction"):
             if getattr(self, name):
                 raise ValueError(f"{name} must be unset with float activations (activations=none)")
         for name, override in self.overrides.items():
@@ -220,6 +225,11 @@ class Recipe:
             if spec is not None and spec["group_size"] is None:
                 del spec["group_size"]
         return fields
+
+    @property
+    def changes_weights(self) -> bool:
+        """True if float weights are changed before they are quantized, or learned with."""
+        return self.reconstruction is not None or any(getattr(self, name) for name in _TRANSFORMS)
 
     def to_json(self) -> str:
         """Return canonical JSON: equal recipes have equal text."""
