@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import torch
@@ -9,28 +13,79 @@ from transformers import SamModel
 
 from samples import MEAN, STD, Pack
 
+SIZES = (6, 12, 24, 48, math.inf)
+"""Upper ends of the size classes of `iou_by_size`, in pixels of the model's input."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Result of one object and prompt.
+
+    Attributes:
+        source: Source of the picture.
+        kind: "box" or "point".
+        iou: IoU of the predicted mask.
+        box_fill: IoU of the object's box, used as the mask.
+        size: Square root of its box's area in pixels of the model's input.
+    """
+
+    source: str
+    kind: str
+    iou: float
+    box_fill: float
+    size: float
+
+
+def held_back_iou(model: SamModel, packs: list[Pack], most_prompts: int = 24) -> dict[str, float]:
+    """Return the mean IoU per source, for exact boxes (`SOURCE_box`) and for the innermost point (`SOURCE_point`)."""
+    return mean_iou(held_back_scores(model, packs, most_prompts))
+
+
+def mean_iou(scores: Iterable[Score]) -> dict[str, float]:
+    """Return the mean IoU per source and kind of prompt (`SOURCE_KIND`)."""
+    ious: dict[str, list[float]] = {}
+    for score in scores:
+        ious.setdefault(f"{score.source}_{score.kind}", []).append(score.iou)
+    return {name: float(np.mean(values)) for name, values in ious.items()}
+
+
+def iou_by_size(scores: Iterable[Score]) -> list[dict[str, object]]:
+    """Return one row per source, kind of prompt and size class: count, mean IoU and that of the box-fill baseline."""
+    groups: dict[tuple[str, str, float], list[Score]] = {}
+    for score in scores:
+        upper = next(end for end in SIZES if score.size <= end)
+        groups.setdefault((score.source, score.kind, upper), []).append(score)
+    return [
+        {
+            "source": source,
+            "prompt": kind,
+            "size_up_to": upper,
+            "objects": len(group),
+            "iou": round(float(np.mean([score.iou for score in group])), 4),
+            "box_fill": round(float(np.mean([score.box_fill for score in group])), 4),
+        }
+        for (source, kind, upper), group in sorted(groups.items())
+    ]
+
 
 @torch.inference_mode()
-def held_back_iou(model: SamModel, packs: list[Pack], most_prompts: int = 24) -> dict[str, float]:
-    """Return the mean IoU per source, for exact boxes (`SOURCE_box`) and for the innermost point (`SOURCE_point`).
+def held_back_scores(model: SamModel, packs: list[Pack], most_prompts: int = 24) -> list[Score]:
+    """Score exact boxes and innermost points on the pictures of the packs.
 
     Pictures are placed as `SamProcessor` places them (long side to the frame, padded at the bottom or right); masks
     are compared at the pack's resolution. At most `most_prompts` objects of a picture count.
     """
-    device = next(model.parameters()).device
-    scores: dict[str, list[float]] = {}
+    scores: list[Score] = []
     for pack in packs:
         for source, numbers in pack.images_of.items():
             for number in numbers.tolist():
                 instances = pack.instances_of[number][:most_prompts]
-                for kind, values in _picture(model, pack, number, instances, device).items():
-                    scores.setdefault(f"{source}_{kind}", []).extend(values)
-    return {name: float(np.mean(values)) for name, values in scores.items()}
+                scores += _picture(model, pack, number, source, instances)
+    return scores
 
 
-def _picture(
-    model: SamModel, pack: Pack, number: int, instances: list[int], device: torch.device
-) -> dict[str, list[float]]:
+def _picture(model: SamModel, pack: Pack, number: int, source: str, instances: list[int]) -> list[Score]:
+    device = next(model.parameters()).device
     frame = model.config.vision_config.image_size
     image = pack.read(number)
     height, width = image.shape[:2]
@@ -55,16 +110,19 @@ def _picture(
         "box": {"input_boxes": torch.tensor([boxes], dtype=torch.float32, device=device) * scale},
         "point": {"input_points": torch.tensor([points], dtype=torch.float32, device=device) * scale},
     }
-    ious: dict[str, list[float]] = {}
+    scores = []
     for kind, prompt in coords.items():
         out = model(image_embeddings=embeddings, multimask_output=kind == "point", **prompt)
         best = out.iou_scores[0].argmax(-1)
         logits = out.pred_masks[0, torch.arange(len(best)), best].float().cpu()
         side = logits.shape[-1]
         cells = (max(1, round(inner[1] * side / frame)), max(1, round(inner[0] * side / frame)))
-        for logit, truth in zip(logits.numpy(), truths, strict=True):
+        for logit, truth, (x0, y0, x1, y1) in zip(logits.numpy(), truths, boxes, strict=True):
             mask = (
                 cv2.resize(logit[: cells[0], : cells[1]], (width, height), interpolation=cv2.INTER_LINEAR) > 0
             )
-            ious.setdefault(kind, []).append(float((mask & truth).sum() / max(1, (mask | truth).sum())))
-    return ious
+            iou = float((mask & truth).sum() / max(1, (mask | truth).sum()))
+            box_area = max(1, (x1 - x0) * (y1 - y0))
+            box_fill = int(truth.sum()) / box_area
+            scores.append(Score(source, kind, iou, box_fill, scale * box_area**0.5))
+    return scores

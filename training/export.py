@@ -10,11 +10,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import torch
 from transformers import SamModel
 
 from forward import sam_mini_config
 from saqsam.models.processing import build_processor
+from state_files import load_state
 
 
 def main() -> None:
@@ -23,7 +23,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("folder", type=Path)
     args = parser.parse_args()
-    state = torch.load(args.run / "state.pt", map_location="cpu", weights_only=True)
+    state = load_state(args.run)
+    if state is None:
+        parser.error(f"{args.run} holds no state of a training run")
     model = SamModel(sam_mini_config())
     model.load_state_dict({**state["model"], **state["average"]})
     args.folder.mkdir(parents=True, exist_ok=True)

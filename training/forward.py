@@ -118,10 +118,20 @@ def use_folded_attention(model: SamModel) -> SamModel:
 
 def encode(model: SamModel, pixels: Tensor, top: int, left: int) -> Tensor:
     """Return the embeddings [B, C, h, w] of a window [B, 3, H, W] whose first token is (top, left) of the frame."""
+    return encode_at(model, pixels, window_positions(model, pixels, top, left))
+
+
+def window_positions(model: SamModel, pixels: Tensor, top: int, left: int) -> Tensor:
+    """Return the absolute positions [1, h, w, C] of a window [B, 3, H, W] whose first token is (top, left)."""
+    patch = model.config.vision_config.patch_size
+    height, width = (side // patch for side in pixels.shape[-2:])
+    return model.vision_encoder.pos_embed[:, top : top + height, left : left + width]
+
+
+def encode_at(model: SamModel, pixels: Tensor, positions: Tensor) -> Tensor:
+    """Return the embeddings [B, C, h, w] of a window [B, 3, H, W], given its absolute positions [1, h, w, C]."""
     encoder = model.vision_encoder
-    hidden = encoder.patch_embed.projection(pixels).permute(0, 2, 3, 1)
-    height, width = hidden.shape[1:3]
-    hidden = hidden + encoder.pos_embed[:, top : top + height, left : left + width]
+    hidden = encoder.patch_embed.projection(pixels).permute(0, 2, 3, 1) + positions
     for layer in encoder.layers:
         hidden = layer(hidden)
     return encoder.neck(hidden)

@@ -21,8 +21,10 @@ import csv
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +35,7 @@ from transformers import SamModel
 from evaluation import held_back_iou
 from forward import decode, embed_prompts, encode, initialize, sam_mini_config, use_folded_attention
 from samples import Pack, SampleSet, SampleSpec
+from state_files import load_state
 
 WEIGHTS = {"objects_train": 0.45, "coco_train": 0.18, "nuclei_train": 0.16, "scenes": 0.21}
 BALANCED_STEPS = 1500
@@ -58,8 +61,9 @@ class Truth:
         steps = (torch.arange(self.samples.shape[-1], device=logits.device) + 0.5) / self.samples.shape[-1]
         low, high = self.region[:, :2, None], self.region[:, 2:, None]
         x, y = (low + (high - low) * steps).unbind(1)
-        side = torch.tensor(logits.shape[-1], dtype=torch.float32, device=logits.device)
-        grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), -1) * 2 / side - 1
+        grid = (
+            torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), -1) * 2 / logits.shape[-1] - 1
+        )
         return F.grid_sample(logits, grid, "bilinear", "border", align_corners=False)
 
     def outside(self) -> Tensor:
@@ -133,7 +137,8 @@ def corrected_prompts(
     """Return the next round of prompts: the old ones, a click in the error region, and the current mask."""
     wrong = (logits > 0) != (target > 0.5)
     weight = wrong.flatten(1).float() + 1e-6
-    pick = torch.multinomial(weight, 1)[:, 0]
+    # As torch.multinomial draws, which waits for an accelerator to check its weights.
+    pick = (weight / torch.empty_like(weight).exponential_()).argmax(1)
     width = target.shape[-1]
     scale = 2.0  # mask cells are half the pixels of the window
     point = torch.stack([pick % width, pick // width], -1).float() * scale + 0.5
@@ -154,16 +159,19 @@ class Run:
         use_folded_attention(self.model).to(device).train()
         decayed = [p for p in self.model.parameters() if p.dim() > 1]
         others = [p for p in self.model.parameters() if p.dim() <= 1]
-        groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}
+        ]  # fmt: skip
+        fused = True if device.type == "cuda" else None
+        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=fused)
         self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         self.step = self.samples = 0
         self.seconds = 0.0
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "state.pt").exists():
-            state = torch.load(folder / "state.pt", map_location=device, weights_only=True)
+        state = load_state(folder, device)
+        if state is not None:
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.optimizer.load_state_dict(self.optimizer.state_dict() | state["optimizer"])
             self.average = state["average"]
             self.step, self.samples, self.seconds = state["step"], state["samples"], state["seconds"]
 
@@ -176,9 +184,9 @@ class Run:
         self.step, self.samples = int(last["step"]), int(last["samples"])
         self.seconds = float(last["hours"]) * 3600
 
-    def save(self) -> None:
-        """Write the state atomically."""
-        state = {
+    def state(self) -> dict[str, Any]:
+        """Return the state that a run resumes from."""
+        return {
             "model": self.model.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
@@ -186,8 +194,11 @@ class Run:
             "samples": self.samples,
             "seconds": self.seconds,
         }
+
+    def save(self) -> None:
+        """Write the state atomically."""
         partial = self.folder / "state.partial"
-        torch.save(state, partial)
+        torch.save(self.state(), partial)
         partial.replace(self.folder / "state.pt")
 
     @torch.no_grad()
@@ -218,15 +229,24 @@ class Run:
             writer.writerow(row)
 
 
-def train_step(run: Run, batch: dict[str, Tensor], correct: bool, clip: float) -> tuple[float, float]:
-    """Take one optimizer step on a batch and return the loss and the mean IoU."""
+def batch_loss(
+    run: Run,
+    batch: dict[str, Tensor],
+    correct: bool,
+    encode: Callable[..., Tensor] = encode,
+    decode: Callable[..., tuple[Tensor, Tensor]] = decode,
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of a batch on the run's device, summed over its rounds, and the mean IoU of the last round.
+
+    `correct` adds a second round, with a click in the error region. `encode` and `decode` are those of `forward.py` or
+    compiled ones. No value returns to the host.
+    """
     device, model = run.device, run.model
-    batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
     patch = model.config.vision_config.patch_size
     tokens, frame = batch["pixels"].shape[-1] // patch, model.config.vision_config.image_size // patch
     torch.manual_seed(run.step)  # a resumed run draws what an unbroken one would
     top, left = (int(torch.randint(0, frame - tokens + 1, ())) for _ in range(2))
-    shift = torch.tensor([left * patch, top * patch], dtype=torch.float32, device=device)
+    shift = torch.stack([torch.full((), float(place * patch), device=device) for place in (left, top)])
     target = batch["targets"].flatten(0, 1).float() / 255
     cells = target.shape[-1] / batch["pixels"].shape[-1]
     truth = Truth(
@@ -257,10 +277,22 @@ def train_step(run: Run, batch: dict[str, Tensor], correct: bool, clip: float) -
             local = coords - shift
             coords, labels, mask_input = corrected_prompts(so_far, target, local, labels)
             coords = coords + shift
+    return loss, iou
+
+
+def update(run: Run, loss: Tensor, clip: float) -> None:
+    """Take one optimizer step down the gradient of the loss."""
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    torch.nn.utils.clip_grad_norm_(run.model.parameters(), clip)
     run.optimizer.step()
+
+
+def train_step(run: Run, batch: dict[str, Tensor], correct: bool, clip: float) -> tuple[float, float]:
+    """Take one optimizer step on a batch and return the loss and the mean IoU."""
+    batch = {k: v.to(run.device, non_blocking=True) for k, v in batch.items()}
+    loss, iou = batch_loss(run, batch, correct)
+    update(run, loss, clip)
     return loss.item() / (2 if correct else 1), iou.item()
 
 
