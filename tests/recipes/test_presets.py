@@ -99,6 +99,7 @@ def test_methods_differ_in_what_their_papers_add() -> None:
     }
     assert differences("saq-sam", "saq-sam-plus") == {
         "equalized": (False, True),
+        "balanced_heads": (False, True),
         "input_scales": (False, True),
         "probabilities.scale": ("tensor", "row"),
         "clipping.images": (1, 4),

@@ -37,6 +37,7 @@ def test_other_parts_and_widths_can_be_added() -> None:
     [
         {"bimodal": True},
         {"equalized": True},
+        {"balanced_heads": True},
         {"input_scales": True},
         {"integer_biases": True},
         {"clipping": Clipping()},

@@ -94,6 +94,7 @@ def test_every_method_is_described_by_what_it_does() -> None:
         assert ("Clipping:" in words) == (recipe.clipping is not None)
         assert ("No learning:" in words) == (recipe.reconstruction is None)
         assert ("Equalization:" in words) == recipe.equalized
+        assert ("Balanced heads:" in words) == recipe.balanced_heads
         assert ("logarithmic codes" in words) == (recipe.probabilities.kind == "log")
         assert "Left in float16: patch embedding" in words
     assert len({text(method).replace("by percentile", "") for method in METHODS}) == len(METHODS)

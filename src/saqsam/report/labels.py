@@ -66,6 +66,11 @@ def _step_sentences(recipe: Recipe, source: Source | None) -> Iterator[str]:
         f"Calibrated on {calibration.images} images{data}, up to {calibration.prompts} box prompts each, "
         f"seed {calibration.seed}."
     )
+    if recipe.balanced_heads:
+        yield (
+            "Balanced heads: queries and keys of each head of the decoder were given a basis in which both are equally "
+            "large, which leaves the masks of the float model unchanged and removes outliers."
+        )
     if recipe.equalized or recipe.input_scales:
         yield (
             "Equalization: channels that share a scale were brought to similar ranges before calibration, which leaves "
