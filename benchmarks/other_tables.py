@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from budget_tables import allocations, bit_errors, budget
 from evaluation_tables import evaluate_cost, tasks
 from table_text import DATA, METHODS, listed, markdown, method_label, ordered, signed
 
@@ -328,5 +329,8 @@ OTHER_TABLES: dict[str, tuple[str, Callable[[Sequence[Mapping[str, str]]], str]]
     "deployed": ("deployed.csv", deployed),
     "evaluatecost": ("evaluate_cost.csv", evaluate_cost),
     "tasks": ("tasks.csv", tasks),
+    "budget": ("allocations.csv", budget),
+    "allocations": ("allocations.csv", allocations),
+    "biterrors": ("bit_errors.csv", bit_errors),
 }
 """Tables of result files other than those of `ptq.py`."""
