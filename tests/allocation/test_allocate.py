@@ -61,26 +61,36 @@ def test_rounded_weights_are_those_of_the_checkpoint(measured: tuple[RoundedMode
     )
 
 
+@pytest.fixture(scope="module")
+def allocator() -> saqsam.BitAllocator:
+    return saqsam.BitAllocator(tiny_sam(), tiny_processor(), RECIPE, tiny_data())
+
+
 def test_the_budget_holds_and_repeats_to_the_bit() -> None:
     model, before = tiny_sam(), copy.deepcopy(tiny_sam().state_dict())
+    recipe = tiny_recipe("min-max")
     first, second = (
-        saqsam.allocate_bits(model, tiny_processor(), "4.6b", RECIPE, tiny_data()) for _ in range(2)
+        saqsam.allocate_bits(model, tiny_processor(), "4.6b", recipe, tiny_data()) for _ in range(2)
     )
     assert first == second
     assert first.log.mean_bits <= 4.6
     assert first.recipe.name.endswith("-mixed")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    losses = [point.loss for point in first.log.frontier]
+
+
+def test_more_bits_predict_less_loss_along_the_frontier(allocator: saqsam.BitAllocator) -> None:
+    few, many = (allocator.allocate(Budget(bits=bits)).log for bits in (4.0, 6.0))
+    assert many.predicted_loss < few.predicted_loss
+    losses = [point.loss for point in few.frontier]
     assert losses == sorted(losses, reverse=True)
     assert len(losses) > 3
 
 
-def test_more_bits_never_predict_a_larger_loss() -> None:
-    found = [
-        saqsam.allocate_bits(tiny_sam(), tiny_processor(), budget, RECIPE, tiny_data()).log
-        for budget in (Budget(bits=4.0), Budget(bits=6.0))
-    ]
-    assert found[1].predicted_loss < found[0].predicted_loss
+def test_a_limited_loss_takes_as_few_bits_as_it_allows(allocator: saqsam.BitAllocator) -> None:
+    exact, rough = (allocator.allocate(Budget(loss=loss)).log for loss in (0.02, 0.1))
+    assert exact.predicted_loss <= 0.02
+    assert rough.predicted_loss <= 0.1
+    assert rough.mean_bits < exact.mean_bits
 
 
 def test_integer_kernels_keep_their_activation_bits() -> None:
@@ -112,8 +122,8 @@ def test_a_budget_out_of_reach_is_refused_before_anything_is_measured() -> None:
         )
 
 
-def test_the_log_keeps_the_allocation(tmp_path: Path) -> None:
-    found = saqsam.allocate_bits(tiny_sam(), tiny_processor(), "5b", RECIPE, tiny_data())
+def test_the_log_keeps_the_allocation(allocator: saqsam.BitAllocator, tmp_path: Path) -> None:
+    found = allocator.allocate("5b")
     write_log(saqsam.QuantizationLog(), found.recipe, tmp_path, None, found)
     known = read_log(tmp_path)
     assert known is not None
@@ -122,7 +132,7 @@ def test_the_log_keeps_the_allocation(tmp_path: Path) -> None:
 
 def test_the_command_allocates_and_packs(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "packed"
-    common = ["quantize", tiny, "--method", "mse", "--images", "2", "--check", "none"]
+    common = ["quantize", tiny, "--method", "min-max", "--images", "2", "--check", "none"]
     result = run(*common, "--out", out, "--budget", "w4.5b,a5b")
     assert_done(result)
     assert "before learning, masks differ" in result.output

@@ -34,7 +34,7 @@ def test_bytes_and_mean_bits_are_those_of_the_checkpoint(name: str, tmp_path: Pa
     recipe = RECIPES[name]
     costs = bit_costs(tiny_config(), recipe)
     bits = some_bits(costs, 8 if name == "deployed" else None)
-    model = quantize_tiny(with_bits(recipe, bits))
+    model = quantize_tiny(with_bits(recipe, bits, costs))
     save_checkpoint(model, tiny_processor(), tmp_path / "checkpoint")
     on_disk = (tmp_path / "checkpoint" / "model.safetensors").stat().st_size
     assert on_disk <= costs.bytes(bits) <= on_disk + 256  # digits of offsets
@@ -65,7 +65,7 @@ def test_allocated_bits_come_back_from_the_recipe() -> None:
     recipe = recipe_for("saq-sam-plus", "w4a4")
     costs = bit_costs(tiny_config(), recipe)
     bits = some_bits(costs)
-    allocated = with_bits(recipe, bits)
+    allocated = with_bits(recipe, bits, costs)
     for operand, width in bits.items():
         assert allocated.bits_of(operand.part)[operand.kind == "activations"] == width
     assert allocated.name.endswith("-mixed")
@@ -74,5 +74,5 @@ def test_allocated_bits_come_back_from_the_recipe() -> None:
 
 def test_uniform_bits_are_an_ordinary_recipe() -> None:
     recipe = recipe_for("ptq4sam-s", "w4a4")
-    everywhere = dict.fromkeys(bit_costs(tiny_config(), recipe).operands, 6)
-    assert with_bits(recipe, everywhere) == recipe_for("ptq4sam-s", "w6a6")
+    costs = bit_costs(tiny_config(), recipe)
+    assert with_bits(recipe, dict.fromkeys(costs.operands, 6), costs) == recipe_for("ptq4sam-s", "w6a6")

@@ -155,7 +155,7 @@ class BitAllocator:
                 for operand, width in sorted(problem.errors)
             ),
         )
-        return Allocation(with_bits(self._recipe, bits), budget, log)
+        return Allocation(with_bits(self._recipe, bits, costs), budget, log)
 
     def _solve(self, budget: Budget) -> dict[Operand, int]:
         """Solve, measure the pairs of the solution that matter most, and solve again until it stays."""
@@ -275,14 +275,16 @@ def trace_frontier(problem: Problem, step: float = 0.25) -> list[FrontierPoint]:
     return points
 
 
-def with_bits(recipe: Recipe, bits: Bits) -> Recipe:
-    """Return a recipe with allocated bits: the most frequent ones for all parts, the others as overrides.
+def with_bits(recipe: Recipe, bits: Bits, costs: BitCosts) -> Recipe:
+    """Return a recipe with allocated bits: those of most weights and multiply-accumulates, and the others as overrides.
 
     Args:
         recipe: Recipe without overrides.
         bits: Bits of each operand.
+        costs: What bits cost.
     """
-    weights, activations = (_most_frequent(bits, kind) for kind in ("weights", "activations"))
+    weights = _most_common(bits, {operand: sum(counts) for operand, counts in costs.weights.items()})
+    activations = _most_common(bits, costs.activation_macs)
     overrides = {}
     for part in PAPER_PARTS:
         own_weights = bits.get(Operand(part, "weights"), weights)
@@ -306,7 +308,9 @@ def with_bits(recipe: Recipe, bits: Bits) -> Recipe:
     )
 
 
-def _most_frequent(bits: Bits, kind: str) -> int:
-    """Return the most frequent bits of a kind of operand; the fewest of several."""
-    widths = sorted(width for operand, width in bits.items() if operand.kind == kind)
-    return max(widths, key=lambda width: (widths.count(width), -width))
+def _most_common(bits: Bits, amounts: Mapping[Operand, int]) -> int:
+    """Return the bits that the largest amount has; the fewest of several."""
+    totals: dict[int, int] = {}
+    for operand, amount in amounts.items():
+        totals[bits[operand]] = totals.get(bits[operand], 0) + amount
+    return max(sorted(totals), key=lambda width: totals[width])

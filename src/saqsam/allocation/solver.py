@@ -78,7 +78,7 @@ def solve(problem: Problem, budget: Budget) -> dict[Operand, int]:
         integrality=np.ones(program.size),
         bounds=Bounds(0, 1),
         constraints=constraints,
-        options={"mip_rel_gap": 0.0},
+        options={"mip_rel_gap": 0.0, "presolve": False},
     )
     if found.x is None:
         raise InfeasibleError(_why_infeasible(problem, budget))
