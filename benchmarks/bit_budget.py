@@ -34,6 +34,8 @@ WITHOUT_LEARNING = ("reconstruction=none",)
 BUDGETS = ("w4.3b,a4.3b", "4.5b", "w3.5b", "3.5b", "5b")
 BY_HAND = ("w4a4-mixed",)
 UNIFORM = ("w4a4", "w6a6", "w5a5")
+ORDER = ("w4.3b,a4.3b", "3.5b", "w4a4-mixed", "w4a4", "w3.5b", "w6a6", "w5a5", "4.5b", "5b")
+"""Every point of the curve without learning, those that say most first."""
 LEARNED = ("w4.3b,a4.3b", "w3.5b", "w4a4-mixed")
 SUMS = RESULTS / "bit_errors.csv"
 SUM_COLUMNS = ("date", "commit", "machine", "allocation", "mean_bits", "predicted_loss", "measured_loss")
@@ -126,8 +128,8 @@ def compare_sums(allocator: saqsam.BitAllocator) -> Iterator[dict[str, object]]:
 def points(allocated: dict[str, Point]) -> Iterator[tuple[Point, bool]]:
     """Yield every checkpoint of the curve, and whether it is learned."""
     by_name = allocated | {bits: Point(bits) for bits in (*BY_HAND, *UNIFORM)}
-    for point in by_name.values():
-        yield point, False
+    for name in ORDER:
+        yield by_name[name], False
     for name in LEARNED:
         yield by_name[name], True
 

@@ -165,7 +165,9 @@ class BitAllocator:
             losses = self._measure([dict(pair) for pair in new], "measuring pairs")
             pairs = dict(self._problem.pairs)
             for pair, loss in zip(new, losses, strict=True):
-                pairs[pair] = loss**2 - sum(self._problem.errors[choice] ** 2 for choice in pair)
+                extra = loss**2 - sum(self._problem.errors[choice] ** 2 for choice in pair)
+                # Where the pair does less harm, that is mostly noise, which the solver would pick from many pairs.
+                pairs[pair] = max(0.0, extra)
             self._problem = replace(self._problem, pairs=pairs)
             last, bits = bits, solve(self._problem, budget)
             if bits == last:

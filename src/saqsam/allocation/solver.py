@@ -31,7 +31,7 @@ class Problem:
     Attributes:
         costs: What bits cost.
         errors: Measured error of each choice alone, the mean Jaccard distance of masks, in [0, 1].
-        pairs: Squared error of two choices together minus that of both alone; 0 where it was not measured.
+        pairs: Squared error of two choices together minus that of both alone, where it was measured.
     """
 
     costs: BitCosts
