@@ -54,14 +54,15 @@ _PLANTED = {
 
 
 def outlier_errors(lines: Sequence[Mapping[str, str]]) -> str:
-    """Tabulate errors of the decoder's attentions by planted outliers, ranges and equalization."""
+    """Tabulate errors of the decoder's attentions by planted outliers, ranges and state of the channels."""
     columns = {
-        ("0", "mse"): "minimum-error ranges",
-        ("1", "mse"): "equalized",
-        ("0", "clipped"): "clipped by output",
-        ("1", "clipped"): "equalized, then clipped",
+        ("as they are", "mse"): "minimum-error ranges",
+        ("equalized", "mse"): "equalized",
+        ("as they are", "clipped"): "clipped by output",
+        ("equalized", "clipped"): "equalized, then clipped",
+        ("balanced", "clipped"): "balanced, equalized, then clipped",
     }
-    cells = {(line["outliers"], (line["equalized"], line["ranges"])): line["error"] for line in lines}
+    cells = {(line["outliers"], (line["channels"], line["ranges"])): line["error"] for line in lines}
     rows = [
         [_PLANTED[name], *(f"{float(cells[name, column]):.3f}" for column in columns)]
         for name in dict.fromkeys(line["outliers"] for line in lines)

@@ -1,11 +1,11 @@
-"""Measure what equalization and clipping repair on each kind of planted outliers: rows in results/outlier_errors.csv.
+"""Measure what balancing, equalization and clipping repair on planted outliers: rows in results/outlier_errors.csv.
 
     python benchmarks/outlier_errors.py
 
 For `sam-mini` and copies of it with some of the outliers of `outlier_twin.py`: the relative squared error of the output
 of each decoder attention at 4 bits, with quantized queries and keys and nothing else, summed over the attentions.
-Ranges are those of least error, or clipped by the attention's output, before and after equalization. Four images of
-`coco_train`, or scenes where there are no photographs.
+Ranges are those of least error, or clipped by the attention's output, as the model is, after equalization, and after
+balancing the heads and equalization. Four images of `coco_train`, or scenes where there are no photographs.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from outlier_twin import DATA, IMAGES, KINDS, make_twin, open_photographs
 from plan import DATA_ROOT
 from rows import RESULTS
 from saqsam.convert.plan import plan_quantization
-from saqsam.convert.prepare import prepare
+from saqsam.convert.prepare import prepare, prepared_copy
 from saqsam.models.loading import BUNDLED
 from saqsam.ptq.calibration import encode_image
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
 from saqsam.ptq.clipping import attention_inputs
 from saqsam.ptq.equalization import equalize, observe_channels
 from saqsam.ptq.focus_search import SEARCHED, FocusSearch
+from saqsam.ptq.head_balancing import balance_heads, observe_heads
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.range_observers import HistogramObserver
 from saqsam.quant.ranges import activation_parameters
@@ -41,7 +42,9 @@ from saqsam.recipes.specs import Calibration
 from saqsam.utils.atomic_write import write_atomic
 
 OUT = RESULTS / "outlier_errors.csv"
-COLUMNS = ("outliers", "equalized", "ranges", "error")
+COLUMNS = ("outliers", "channels", "ranges", "error")
+CHANNELS = ("as they are", "equalized", "balanced")
+"""States of the channels: balanced ones are equalized as well."""
 PLANTED: dict[str, Sequence[str]] = {
     "none": (),
     "humps": ("humps",),
@@ -56,12 +59,16 @@ MEASURED = Calibration(images=4, prompts=8)
 SIDES = {"query": 0, "key": 1}
 
 
-def measure(model: SamModel, images: CalibrationImages) -> Iterator[tuple[bool, str, float]]:
-    """Yield whether a float model was equalized, `mse` or `clipped`, and the error; the model stays unchanged."""
+def measure(model: SamModel, images: CalibrationImages) -> Iterator[tuple[str, str, float]]:
+    """Yield one of `CHANNELS`, `mse` or `clipped`, and the error; the model stays unchanged."""
     plan = plan_quantization(model.config, saqsam.recipe_for("mse", f"w{BITS}a{BITS}"))
-    for equalized in (False, True):
+    for channels in CHANNELS:
         changed = copy.deepcopy(model)
-        if equalized:
+        if channels == "balanced":
+            balance_heads(
+                changed, plan.structure, observe_heads(prepared_copy(changed, plan), plan.structure, images)
+            )
+        if channels != "as they are":
             equalize(changed, plan.structure, observe_channels(changed, plan.structure, images))
         prepare(changed, plan)
         names = [site.name for site in plan.structure.decoder_attentions]
@@ -77,7 +84,7 @@ def measure(model: SamModel, images: CalibrationImages) -> Iterator[tuple[bool, 
                 sides = (search.side(side, quantizers) for side in (0, 1))
                 errors[ranges] += search.error(*sides)
         for ranges, error in errors.items():
-            yield equalized, ranges, error
+            yield channels, ranges, error
 
 
 def _quantizers(search: FocusSearch) -> dict[str, Mapping[str, nn.Module]]:
@@ -121,9 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     writer.writerow(COLUMNS)
     for name in options.planted:
         planted = make_twin(model, made_from, PLANTED[name]) if PLANTED[name] else model
-        for equalized, ranges, error in measure(planted, measured):
-            writer.writerow([name, int(equalized), ranges, f"{error:.6f}"])
-            print(f"{name:8} {'equalized' if equalized else '':9} {ranges:8} {error:.4f}", flush=True)
+        for channels, ranges, error in measure(planted, measured):
+            writer.writerow([name, channels, ranges, f"{error:.6f}"])
+            print(f"{name:8} {channels:11} {ranges:8} {error:.4f}", flush=True)
     write_atomic(options.out, text.getvalue().encode())
     return 0
 

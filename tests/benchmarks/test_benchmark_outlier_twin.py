@@ -169,7 +169,7 @@ def test_the_rarest_direction_is_that_of_the_planted_tokens(modules) -> None:
 
 
 @pytest.mark.slow
-def test_equalization_repairs_outliers_on_an_axis_and_clipping_both_kinds(
+def test_equalization_repairs_outliers_on_an_axis_and_balancing_and_clipping_both_kinds(
     modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = modules["outlier_errors"]
@@ -182,11 +182,14 @@ def test_equalization_repairs_outliers_on_an_axis_and_clipping_both_kinds(
     assert script.main([*arguments, "--planted", "axis", "oblique"]) == 0
     with out.open(newline="") as file:
         error = {
-            (line["outliers"], line["equalized"], line["ranges"]): float(line["error"])
+            (line["outliers"], line["channels"], line["ranges"]): float(line["error"])
             for line in csv.DictReader(file)
         }
-    assert error["axis", "1", "mse"] < 0.8 * error["axis", "0", "mse"]
-    assert error["oblique", "1", "mse"] > 0.9 * error["oblique", "0", "mse"]
+    plain = "as they are"
+    assert error["axis", "equalized", "mse"] < 0.8 * error["axis", plain, "mse"]
+    assert error["oblique", "equalized", "mse"] > 0.9 * error["oblique", plain, "mse"]
     for kind in ("axis", "oblique"):
-        assert error[kind, "0", "clipped"] < 0.3 * error[kind, "0", "mse"]
-    assert error["oblique", "1", "clipped"] > 1.5 * error["oblique", "0", "clipped"]
+        assert error[kind, plain, "clipped"] < 0.3 * error[kind, plain, "mse"]
+        assert error[kind, "balanced", "mse"] < 0.3 * error[kind, plain, "mse"]
+    assert error["oblique", "equalized", "clipped"] > 1.5 * error["oblique", plain, "clipped"]
+    assert error["oblique", "balanced", "clipped"] < 0.8 * error["oblique", "equalized", "clipped"]
