@@ -86,6 +86,17 @@ def test_more_bits_predict_less_loss_along_the_frontier(allocator: saqsam.BitAll
     assert len(losses) > 3
 
 
+def test_an_allocation_does_not_depend_on_those_before(allocator: saqsam.BitAllocator) -> None:
+    first = allocator.allocate("4.4b")
+    allocator.allocate("3.6b")
+    assert allocator.allocate("4.4b") == first
+
+
+def test_a_quantized_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="quantized already; allocate bits in the float model"):
+        saqsam.BitAllocator(quantize_tiny(tiny_recipe()), tiny_processor(), RECIPE, tiny_data())
+
+
 def test_a_limited_loss_takes_as_few_bits_as_it_allows(allocator: saqsam.BitAllocator) -> None:
     exact, rough = (allocator.allocate(Budget(loss=loss)).log for loss in (0.02, 0.1))
     assert exact.predicted_loss <= 0.02

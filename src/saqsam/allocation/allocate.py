@@ -14,12 +14,14 @@ from saqsam.allocation.costs import BitCosts, Bits, Operand, bit_costs
 from saqsam.allocation.errors import MaskErrors, RoundedModel
 from saqsam.allocation.log import AllocationLog, FrontierPoint, OperandError
 from saqsam.allocation.solver import Choice, InfeasibleError, Problem, solve
+from saqsam.checkpoint import quantization_config_of
 from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import prepared_copy
 from saqsam.data.detections import Detections
 from saqsam.data.open import DatasetSource
 from saqsam.models.parts import PAPER_PARTS
 from saqsam.models.processing import build_processor
+from saqsam.models.registry import family_of
 from saqsam.ptq.calibration_data import open_calibration
 from saqsam.ptq.calibration_images import choose_calibration_images
 from saqsam.recipes.catalog import DEFAULT_CALIBRATION, DEFAULT_METHOD
@@ -38,8 +40,10 @@ PAIRS = 8
 ROUNDS = 3
 """Most solutions: a new one is sought until it has no new pair that matters."""
 DEFAULT_BUDGET = "4.5b"
-MAX_IMAGES = 8
-"""Most images that errors are measured on."""
+MAX_IMAGES, MAX_LARGE_IMAGES = 8, 2
+"""Most images that errors are measured on, of inputs up to `LARGE_INPUT` and above: a SAM-B needs seconds for each."""
+LARGE_INPUT = 512
+"""Side of the input in pixels."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ class BitAllocator:
         progress: Progress callback; on other ranks than the first it is not called.
 
     Raises:
-        ValueError: The recipe has float activations or overrides, or the calibration data cannot be used.
+        ValueError: The model is quantized already, the recipe has float activations or overrides, or the calibration
+            data cannot be used.
     """
 
     @float32_arithmetic()
@@ -87,12 +92,16 @@ class BitAllocator:
         detections: Detections | None = None,
         progress: Progress | None = None,
     ) -> None:
+        if quantization_config_of(model) is not None:
+            raise ValueError("this model is quantized already; allocate bits in the float model")
         self._progress = progress if ranks.rank() == 0 else None
         self._recipe = recipe = recipe_for(recipe) if isinstance(recipe, str) else recipe
         widths = _widths(recipe)
         costs = bit_costs(model.config, recipe)
         processor = build_processor(model.config) if processor is None else processor
-        spec = replace(recipe.calibration, images=min(MAX_IMAGES, recipe.calibration.images))
+        is_large = family_of(model.config).input_spec(model.config).image_size > LARGE_INPUT
+        most = MAX_LARGE_IMAGES if is_large else MAX_IMAGES
+        spec = replace(recipe.calibration, images=min(most, recipe.calibration.images))
         dataset = open_calibration(calibration, spec)
         plan = plan_quantization(model.config, recipe)
         float_model = copy.deepcopy(model).eval().float()
@@ -110,6 +119,8 @@ class BitAllocator:
         choices = [(operand, bits) for operand in costs.operands for bits in widths[operand.kind]]
         losses = self._measure([{operand: bits} for operand, bits in choices], "measuring parts")
         self._problem = Problem(costs, dict(zip(choices, losses, strict=True)))
+        # Pairs are measured once. Those of other budgets do not affect an allocation, which depends on its own alone.
+        self._pair_losses: dict[tuple[Choice, Choice], float] = {}
 
     @property
     def costs(self) -> BitCosts:
@@ -130,7 +141,7 @@ class BitAllocator:
         """Return the best bits under a budget.
 
         They have the smallest predicted loss; under a limit of the loss, the fewest mean bits. After each solution, the
-        pairs of its choices that matter most are measured together, and remembered for other budgets.
+        pairs of its choices that matter most are measured together.
 
         Args:
             budget: Budget, or its text, see `Budget.parse`.
@@ -139,8 +150,8 @@ class BitAllocator:
             InfeasibleError: No allocation satisfies the budget.
         """
         budget = Budget.parse(budget) if isinstance(budget, str) else budget
-        bits = self._solve(budget)
-        problem, costs = self._problem, self.costs
+        problem, bits = self._solve(budget)
+        costs = self.costs
         log = AllocationLog(
             mean_bits=costs.mean_bits(bits),
             mean_weight_bits=costs.mean_weight_bits(bits),
@@ -157,22 +168,29 @@ class BitAllocator:
         )
         return Allocation(with_bits(self._recipe, bits, costs), budget, log)
 
-    def _solve(self, budget: Budget) -> dict[Operand, int]:
-        """Solve, measure the pairs of the solution that matter most, and solve again until it stays."""
-        bits = solve(self._problem, budget)
+    def _solve(self, budget: Budget) -> tuple[Problem, dict[Operand, int]]:
+        """Solve, measure the pairs of the solution that matter most, and solve again until it stays.
+
+        Returns:
+            The problem with the measured pairs, and the bits.
+        """
+        problem = self._problem
+        bits = solve(problem, budget)
         for _ in range(ROUNDS - 1):
-            new = _pairs_that_matter(self._problem, bits)
-            losses = self._measure([dict(pair) for pair in new], "measuring pairs")
-            pairs = dict(self._problem.pairs)
-            for pair, loss in zip(new, losses, strict=True):
-                extra = loss**2 - sum(self._problem.errors[choice] ** 2 for choice in pair)
+            new = _pairs_that_matter(problem, bits)
+            missing = [pair for pair in new if pair not in self._pair_losses]
+            losses = self._measure([dict(pair) for pair in missing], "measuring pairs")
+            self._pair_losses.update(zip(missing, losses, strict=True))
+            pairs = dict(problem.pairs)
+            for pair in new:
+                extra = self._pair_losses[pair] ** 2 - sum(problem.errors[choice] ** 2 for choice in pair)
                 # Where the pair does less harm, that is mostly noise, which the solver would pick from many pairs.
                 pairs[pair] = max(0.0, extra)
-            self._problem = replace(self._problem, pairs=pairs)
-            last, bits = bits, solve(self._problem, budget)
+            problem = replace(problem, pairs=pairs)
+            last, bits = bits, solve(problem, budget)
             if bits == last:
                 break
-        return bits
+        return problem, bits
 
     def _measure(self, allocations: Sequence[Bits], phase: str) -> list[float]:
         """Return the measured error of each allocation; several ranks share them."""
@@ -216,8 +234,8 @@ def allocate_bits(
         The allocation; pass its recipe to `saqsam.quantize`.
 
     Raises:
-        ValueError: The recipe has float activations or overrides, the calibration data cannot be used, or no allocation
-            satisfies the budget.
+        ValueError: The model is quantized already, the recipe has float activations or overrides, the calibration data
+            cannot be used, or no allocation satisfies the budget.
     """
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
     recipe = recipe_for(recipe) if isinstance(recipe, str) else recipe
