@@ -84,17 +84,16 @@ class RoundedModel:
     def _find_ranges(self, images: CalibrationImages, progress: Progress | None) -> None:
         """Make the quantizers of activations for all bits."""
         recipe = self._recipe
-        for number, bits in enumerate(self._widths["activations"]):
+        for bits in self._widths["activations"]:
             activations = replace(recipe.activation_spec, bits=bits)
             plan = plan_quantization(self.model.config, replace(recipe, activations=activations))
             observers = calibrate(self.model, plan, images, progress)
             signs = find_signs(plan.structure, observers)
-            if number == 0:
-                integrate_bimodal(self.model, plan.structure, signs)
-                # The keys have one peak now, so that later calibrations merge nothing.
+            integrate_bimodal(self.model, plan.structure, signs)
             fill_slots(self.model, plan, merged_observers(observers, signs))
             if recipe.clipping is not None:
                 clip_attentions(self.model, plan, images, progress)
+            recipe = replace(recipe, bimodal=False)  # the peaks of the keys are merged from now on
             for slot in plan.slots:
                 operand = Operand(slot.part, "activations")
                 self._modules.setdefault((operand, bits), {})[slot.name] = self.model.get_submodule(slot.name)
