@@ -10,6 +10,7 @@ from saqsam.cli.forecast import Estimate, Forecast
 
 STAGE_UNITS = {
     "choosing prompts": "images",
+    "balancing heads": "images",
     "equalizing channels": "images",
     "calibrating": "images",
     "activation ranges": "tensors",
