@@ -52,6 +52,17 @@ def test_several_processes_write_the_bytes_of_one(
 
 
 @pytest.mark.slow
+def test_several_processes_allocate_the_bits_of_one(model: Path, tmp_path: Path) -> None:
+    options = ("--method", "min-max", "--budget", "4.6b", *OPTIONS[:-2])
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        ended = torchrun(processes, "quantize", model, "--out", folder, *options)
+        assert [code for code, *_ in ended] == [0] * processes, ended
+        assert ended[1:] == [(0, "", "")] * (processes - 1)
+    assert files(tmp_path / "1") == files(tmp_path / "2")
+
+
+@pytest.mark.slow
 def test_a_killed_run_is_resumed_by_another_number_of_processes(
     model: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
