@@ -31,11 +31,9 @@ METHOD = "saq-sam-plus"
 CALIBRATION = "coco_train"
 DATA = ("coco_val", "nuclei_val")
 WITHOUT_LEARNING = ("reconstruction=none",)
-BUDGETS = ("w4.3b,a4.3b", "4.5b", "w3.5b", "3.5b", "5b")
-BY_HAND = ("w4a4-mixed",)
-UNIFORM = ("w4a4", "w6a6", "w5a5")
-ORDER = ("w4.3b,a4.3b", "3.5b", "w4a4-mixed", "w4a4", "w3.5b", "w6a6", "w5a5", "4.5b", "5b")
-"""Every point of the curve without learning, those that say most first."""
+FIXED = ("w4a4-mixed", "w4a4", "w6a6", "w5a5")
+CURVE = ("w4.3b,a4.3b", "3.5b", "w4a4-mixed", "w4a4", "w3.5b", "w6a6", "w5a5", "4.5b", "5b")
+"""Every point of the curve without learning: `FIXED` bits and budgets, those that say most first."""
 LEARNED = ("w4.3b,a4.3b", "w3.5b", "w4a4-mixed")
 SUMS = RESULTS / "bit_errors.csv"
 SUM_COLUMNS = ("date", "commit", "machine", "allocation", "mean_bits", "predicted_loss", "measured_loss")
@@ -61,7 +59,7 @@ class Point:
     settings: tuple[str, ...] = ()
 
 
-def settings_of(allocation: Allocation) -> Point:
+def point_of(allocation: Allocation) -> Point:
     """Return an allocated recipe as bits and overrides, from which `ptq.py` makes the same recipe."""
     recipe = allocation.recipe
     settings = [f"probabilities.finest={recipe.probabilities.finest}"]
@@ -82,7 +80,7 @@ def allocate(budgets: Sequence[str], root: Path) -> dict[str, Point]:
             append_plain(SUMS, SUM_COLUMNS, compare_sums(allocator))
     for budget in missing:
         found = allocator.allocate(budget)
-        point, log = settings_of(found), found.log
+        point, log = point_of(found), found.log
         row = {
             **conditions(),
             "budget": budget,
@@ -127,8 +125,8 @@ def compare_sums(allocator: saqsam.BitAllocator) -> Iterator[dict[str, object]]:
 
 def points(allocated: dict[str, Point]) -> Iterator[tuple[Point, bool]]:
     """Yield every checkpoint of the curve, and whether it is learned."""
-    by_name = allocated | {bits: Point(bits) for bits in (*BY_HAND, *UNIFORM)}
-    for name in ORDER:
+    by_name = allocated | {bits: Point(bits) for bits in FIXED}
+    for name in CURVE:
         yield by_name[name], False
     for name in LEARNED:
         yield by_name[name], True
@@ -143,7 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-root", type=Path, default=DATA_ROOT, metavar="DIR", help="also: SAQSAM_DATA")
     options, others = parser.parse_known_args(arguments)
     calls = []
-    for point, is_learned in points(allocate(BUDGETS, options.data_root)):
+    for point, is_learned in points(
+        allocate([name for name in CURVE if name not in FIXED], options.data_root)
+    ):
         call = [
             "--out",
             str(OUT),

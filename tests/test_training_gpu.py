@@ -19,7 +19,7 @@ from support.script_modules import scripts
 
 MODULES = (
     "train", "train_gpu", "evaluation", "forward", "samples", "pack",
-    "device_pictures", "device_samples", "state_files",
+    "device_pictures", "device_images", "device_samples", "state_files",
 )  # fmt: skip
 CPU = torch.device("cpu")
 DEVICE = torch.device(os.environ.get("SAQSAM_TEST_DEVICE", "cuda"))
@@ -308,7 +308,7 @@ def test_a_pasted_object_hides_others(training, pictures) -> None:
 def test_the_blur_is_that_of_opencv(training) -> None:
     image = np.random.default_rng(0).uniform(0, 255, (40, 40, 3)).astype(np.float32)
     for sigma in (0.4, 0.8, 1.3):
-        found = training["device_samples"].blur(
+        found = training["device_images"].blur(
             torch.tensor(image).permute(2, 0, 1)[None], torch.full((1, 1, 1, 1), sigma)
         )
         expected = cv2.GaussianBlur(image, (0, 0), sigma)

@@ -11,16 +11,17 @@ reads, as supersampling needs, come hardly closer to the area average that `samp
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from dataclasses import replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from device_pictures import SMALL, DevicePictures, Pyramids
-from samples import BOX_LABELS, FINE, MEAN, MIN_PIXELS, NOT_A_POINT, REGION, STD, SampleSpec
+from device_batches import CROP, Crops, Draw, Objects, Paste, Picks, Placement, repeat_usable, rows_of
+from device_images import area_scale, fill_windows, photometric, warp_images
+from device_pictures import SMALL, DevicePictures
+from device_prompts import cell_centers, innermost, profile_ends, random_inside, surroundings
+from samples import BOX_LABELS, FINE, MEAN, MIN_PIXELS, NOT_A_POINT, STD, SampleSpec
 
 SPARE = 1.25
 """Placements drawn per sample: those without an object of sufficient size are dropped."""
@@ -31,124 +32,8 @@ CANDIDATES = 4
 PROBES = 32
 """Points on each side of the grid over an instance's box that measures its visible share."""
 
-CROP = 96
-"""Cells on each side of the grid over a visible object. They are half pixels, or larger if the object is."""
-
 PASTED = 0.3
 """Share of samples that get a pasted object, unless they show microscopy. They come first in a batch."""
-
-T = TypeVar("T", "Placement", "Paste", "Picks")
-
-
-@dataclass(frozen=True)
-class Placement:
-    """How n pictures lie in their windows.
-
-    Attributes:
-        image: int64 [n], the pictures.
-        source: int64 [n], their sources.
-        small: float [n], size in pixels up to which objects are preferred; 0 for no preference.
-        matrix: float [n, 2, 3] from picture to window, in continuous coordinates: the first pixel spans 0 to 1.
-        content: float [n, 2], (width, height) of the window that the picture covers.
-    """
-
-    image: Tensor
-    source: Tensor
-    small: Tensor
-    matrix: Tensor
-    content: Tensor
-
-
-@dataclass(frozen=True)
-class Paste:
-    """Objects pasted over the first k of n windows.
-
-    Attributes:
-        active: bool [k], whether an object is pasted.
-        image: int64 [k], the picture that it comes from.
-        instance: int64 [k], the object.
-        matrix: float [k, 2, 3] from that picture to the window.
-        cover: float [k, FINE * S, FINE * S], its coverage of the window, 0 to 1; zeros where nothing is pasted.
-    """
-
-    active: Tensor
-    image: Tensor
-    instance: Tensor
-    matrix: Tensor
-    cover: Tensor
-
-
-@dataclass(frozen=True)
-class Picks:
-    """The prompted instances of n windows: instance int64 [n, prompts], and whether it is the pasted one."""
-
-    instance: Tensor
-    pasted: Tensor
-
-
-@dataclass(frozen=True)
-class Objects:
-    """P instances in each of n windows.
-
-    Attributes:
-        instance: int64 [n, P].
-        pasted: bool [n, P], whether it is the pasted object of its window, which nothing hides.
-        matrix: float [n, P, 2, 3] from its picture to the window.
-        content: float [n, 2], (width, height) of the window that the picture covers.
-        hidden: float [k, FINE * S, FINE * S], coverage of what is pasted over the first k windows.
-    """
-
-    instance: Tensor
-    pasted: Tensor
-    matrix: Tensor
-    content: Tensor
-    hidden: Tensor
-
-
-@dataclass(frozen=True)
-class Crops:
-    """Masks of objects on grids of their own.
-
-    Attributes:
-        cover: float [n, P, CROP, CROP], 0 to 1.
-        low: float [n, P, 2], (x, y) of the grid's corner in window pixels.
-        step: float [n, P, 1], side of its cells in window pixels.
-    """
-
-    cover: Tensor
-    low: Tensor
-    step: Tensor
-
-    def centers(self) -> tuple[Tensor, Tensor]:
-        """Return the x and the y of the cells' centers in window pixels, each float [n, P, CROP]."""
-        steps = (torch.arange(CROP, device=self.low.device) + 0.5) * self.step
-        return self.low[..., :1] + steps, self.low[..., 1:] + steps
-
-
-class Draw:
-    """Random numbers of one batch: the same seeds draw the same numbers on one type of device."""
-
-    def __init__(self, device: torch.device, *seeds: int) -> None:
-        self.device = device
-        self.generator = torch.Generator(device)
-        self.generator.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0] >> 1))
-
-    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """Draw uniform floats."""
-        return low + (high - low) * torch.rand(shape, generator=self.generator, device=self.device)
-
-    def normal(self, *shape: int) -> Tensor:
-        """Draw standard-normal floats."""
-        return torch.randn(shape, generator=self.generator, device=self.device)
-
-    def chance(self, share: float, *shape: int) -> Tensor:
-        """Draw bools that are true with probability `share`."""
-        return self.uniform(*shape) < share
-
-    def index(self, count: Tensor) -> Tensor:
-        """Draw an index below each count; 0 where the count is 0."""
-        drawn = (self.uniform(*count.shape) * count).long()
-        return torch.minimum(drawn, count - 1).clamp(min=0)
 
 
 class DeviceSampler:
@@ -519,147 +404,3 @@ class DeviceSampler:
         )
         coords = torch.where(is_box[..., None, None], corners, points)
         return coords, torch.where(is_box[..., None], box_labels, point_labels)
-
-
-def rows_of(data: T, keep: Tensor) -> T:
-    """Return the given rows of every field."""
-    return type(data)(**{field.name: getattr(data, field.name)[keep] for field in fields(data)})
-
-
-def repeat_usable(usable: Tensor, count: int) -> Tensor:
-    """Return `count` indices of usable entries of the last dimension, in order.
-
-    When they are exhausted, they are repeated from the last one backwards.
-    """
-    order = torch.argsort(usable.int(), dim=-1, descending=True, stable=True)
-    number = usable.sum(-1, keepdim=True).clamp(min=1)
-    turn = torch.arange(count, device=usable.device) % (2 * number)
-    return order.gather(-1, torch.minimum(turn, 2 * number - 1 - turn))
-
-
-def area_scale(matrix: Tensor) -> Tensor:
-    """Return the factor by which matrices [..., 2, 3] change areas."""
-    return (matrix[..., 0, 0] * matrix[..., 1, 1] - matrix[..., 0, 1] * matrix[..., 1, 0]).abs()
-
-
-def warp_images(images: Pyramids, item: Tensor, matrix: Tensor, side: int, border: Tensor) -> Tensor:
-    """Map pictures [n] into windows by matrix [n, 2, 3]: float [n, 3, side, side], 0 to 255."""
-    level = images.level(area_scale(matrix).sqrt(), 0.75)
-    a, b, c, d = (matrix[:, i, j, None, None] for i in (0, 1) for j in (0, 1))
-    steps = torch.arange(side, device=matrix.device) + 0.5
-    u, v = steps - matrix[:, 0, 2, None, None], steps[:, None] - matrix[:, 1, 2, None, None]
-    determinant = a * d - b * c
-    x, y = (d * u - b * v) / determinant, (a * v - c * u) / determinant
-    return images.sample(item, level, x, y, border).round().permute(0, 3, 1, 2)
-
-
-def fill_windows(draw: Draw, low: Tensor, high: Tensor, window: float) -> Tensor:
-    """Draw shifts [n, 2] of pictures spanning low..high that leave no margin, or place smaller ones inside."""
-    size = high - low
-    inside = draw.uniform(*low.shape) * (window - size) - low
-    covering = (window - high).clamp(min=0) + (-low).clamp(max=0)
-    return torch.where(size <= window, inside, covering)
-
-
-def photometric(draw: Draw, image: Tensor, microscopy: Tensor) -> Tensor:
-    """Augment color, contrast, blur and noise of images [n, 3, S, S] (0 to 255), as `samples.photometric` does."""
-    count = len(image)
-
-    def some(share: float, changed: Tensor, image: Tensor) -> Tensor:
-        return torch.where(draw.chance(share, count, 1, 1, 1), changed, image)
-
-    def level(low: float, high: float) -> Tensor:
-        return draw.uniform(count, 1, 1, 1, low=low, high=high)
-
-    x = some(0.8, (image - 128) * level(0.65, 1.35) + 128 + level(-30, 30), image)
-    x = some(0.5, x * draw.uniform(count, 3, 1, 1, low=0.8, high=1.2), x)
-    x = some(0.15, x.mean(1, keepdim=True).expand_as(x), x)
-    x = torch.where(draw.chance(0.25, count, 1, 1, 1) & microscopy[:, None, None, None], 255 - x, x)
-    x = x.clamp(0, 255)
-    x = some(0.3, 255 * (x / 255) ** level(0.6, 1.6), x)
-    x = some(0.2, blur(x, level(0.4, 1.3)), x)
-    x = some(0.2, x + draw.normal(*x.shape) * level(2, 12), x)
-    return x.clamp(0, 255).floor()
-
-
-def blur(image: Tensor, sigma: Tensor, radius: int = 5) -> Tensor:
-    """Convolve images [n, 3, S, S] with Gaussians of standard deviations sigma [n, 1, 1, 1]."""
-    steps = torch.arange(-radius, radius + 1, device=image.device)
-    weights = torch.exp(-0.5 * (steps / sigma) ** 2)
-    weights = (weights / weights.sum(-1, keepdim=True)).unbind(-1)
-    side = image.shape[-1]
-    padded = F.pad(image, (radius,) * 4, mode="reflect")
-    rows = sum(w[..., None] * padded[:, :, i : i + side] for i, w in enumerate(weights))
-    return sum(w[..., None] * rows[..., i : i + side] for i, w in enumerate(weights))
-
-
-def profile_ends(profile: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where profiles [M, L] in 0..1 first and last cross one half, interpolated between pixels."""
-    length = profile.shape[1]
-    place = torch.arange(length, device=profile.device)
-    # A mask that is thinner than a pixel may stay below one half everywhere.
-    over = profile >= profile.amax(1, keepdim=True).clamp(max=0.5)
-    first = torch.where(over, place, length).amin(1, keepdim=True)
-    last = torch.where(over, place, -1).amax(1, keepdim=True)
-    at_first, at_last = profile.gather(1, first), profile.gather(1, last)
-    before = profile.gather(1, (first - 1).clamp(min=0))
-    after = profile.gather(1, (last + 1).clamp(max=length - 1))
-    part = 0.5 - ((at_first - 0.5) / (at_first - before).clamp(min=1e-3)).clamp(0, 1)
-    low = first + torch.where(first > 0, part, 0.0)
-    part = ((at_last - 0.5) / (at_last - after).clamp(min=1e-3)).clamp(0, 1) - 0.5
-    high = last + 1 + torch.where(last + 1 < length, part, 0.0)
-    return low[:, 0], high[:, 0]
-
-
-def surroundings(draw: Draw, boxes: Tensor) -> Tensor:
-    """Return regions around boxes [n, P, 4], as `samples.cut_region` does: a margin on each side."""
-    size = boxes[..., 2:] - boxes[..., :2]
-    low, high = ((draw.uniform(*size.shape, low=0.15, high=0.35) * size).clamp(min=1.5) for _ in range(2))
-    return torch.cat([boxes[..., :2] - low, boxes[..., 2:] + high], -1)
-
-
-def cell_centers(regions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the x and the y of the centers of the cells of regions [n, P, 4], each float [n, P, REGION]."""
-    steps = (torch.arange(REGION, device=regions.device) + 0.5) / REGION
-    size = regions[..., 2:] - regions[..., :2]
-    return regions[..., :1] + steps * size[..., :1], regions[..., 1:2] + steps * size[..., 1:]
-
-
-def innermost(regions: Tensor, inside: Tensor) -> Tensor:
-    """Return the cell center farthest from the outside of masks on the grids of regions.
-
-    The distances are exact: along the columns first, then along the rows.
-
-    Args:
-        regions: float [n, P, 4].
-        inside: bool [n, P, REGION, REGION].
-
-    Returns:
-        (x, y) in window pixels, float [n, P, 2].
-    """
-    cell = (regions[..., 2:] - regions[..., :2])[..., None, None] / REGION
-    outside = F.pad(~inside, (1, 1, 1, 1), value=True)
-    place = torch.arange(REGION + 2, device=inside.device)
-    apart = (place[:, None] - place).square()
-    along_x, along_y = (apart * cell[..., axis, :, :].square() for axis in (0, 1))
-    # The squared distance to the outside within each column, then over all columns: [n, P, y, x].
-    column = torch.where(outside[:, :, None], along_y[..., None], torch.inf).amin(3)
-    distance = (column[:, :, :, None] + along_x[:, :, None]).amin(4)
-    best = distance[:, :, 1:-1, 1:-1].flatten(2).argmax(2, keepdim=True)
-    x, y = cell_centers(regions)
-    return torch.cat([x.gather(2, best % REGION), y.gather(2, best // REGION)], 2)
-
-
-def random_inside(draw: Draw, crops: Crops) -> Tensor:
-    """Return the center of a random covered cell, (x, y) in window pixels, float [n, P, 2]."""
-    most = crops.cover.amax((2, 3), keepdim=True)
-    hard = crops.cover >= most.clamp(max=0.5)
-    in_rows = hard.sum(3)
-    rank = draw.index(in_rows.sum(2))[..., None]
-    row_ends = in_rows.cumsum(2)
-    row = (row_ends <= rank).sum(2, keepdim=True).clamp(max=CROP - 1)
-    rank = rank - (row_ends - in_rows).gather(2, row)
-    chosen = hard.gather(2, row[..., None].expand(-1, -1, 1, CROP))[:, :, 0]
-    column = (chosen.cumsum(2) <= rank).sum(2, keepdim=True).clamp(max=CROP - 1)
-    x, y = crops.centers()
-    return torch.cat([x.gather(2, column), y.gather(2, row)], 2)

@@ -297,9 +297,25 @@ def train_step(run: Run, batch: dict[str, Tensor], correct: bool, clip: float) -
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--packs", type=Path, nargs="+", required=True)
+    """Parse the command line."""
+    parser = run_parser(__doc__, batch=8, evaluate_every=20, save_every=4)
+    parser.add_argument("--workers", type=int, default=1)
+    return parser.parse_args()
+
+
+def run_parser(
+    documentation: str, *, batch: int, evaluate_every: float, save_every: float
+) -> argparse.ArgumentParser:
+    """Return a parser with the options that the training loops share.
+
+    Args:
+        documentation: Docstring of the script, whose first paragraph describes it.
+        batch: Default of `--batch`.
+        evaluate_every: Default of `--evaluate-every`.
+        save_every: Default of `--save-every`.
+    """
+    parser = argparse.ArgumentParser(description=documentation.split("\n\n")[0])
+    parser.add_argument("--packs", type=Path, nargs="+", required=True, help="packs of one source are joined")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; resumed if it holds one")
     parser.add_argument(
         "--from",
@@ -307,9 +323,11 @@ def parse_arguments() -> argparse.Namespace:
         type=Path,
         help="folder of weights that a new run starts from, past log/curve.csv",
     )
-    parser.add_argument("--minutes", type=float, required=True, help="stop after this long")
+    parser.add_argument(
+        "--minutes", type=float, required=True, help="training time; on a GPU without loading and evaluation"
+    )
     parser.add_argument("--window", type=int, default=128, help="side of the training window, at most 256")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=batch, help="windows in a batch")
     parser.add_argument("--prompts", type=int, default=8, help="prompts a picture")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--warmup", type=int, default=300, help="steps")
@@ -318,12 +336,11 @@ def parse_arguments() -> argparse.Namespace:
         "--correct", type=float, default=0.15, help="share of steps with a second, corrected round"
     )
     parser.add_argument(
-        "--evaluate-every", type=float, default=20, help="minutes between held-back evaluations"
+        "--evaluate-every", type=float, default=evaluate_every, help="minutes between held-back evaluations"
     )
-    parser.add_argument("--save-every", type=float, default=4, help="minutes between saved states")
+    parser.add_argument("--save-every", type=float, default=save_every, help="minutes between saved states")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, default=1)
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:

@@ -25,10 +25,10 @@ from transformers import SamModel
 import forward
 from device_pictures import DevicePictures, interpolate
 from device_samples import DeviceSampler
-from evaluation import held_back_scores, iou_by_size, mean_iou
+from evaluation import Score, held_back_scores, iou_by_size, mean_iou
 from samples import Pack, SampleSpec
 from state_files import save_split
-from train import HERE, WEIGHTS, Run, batch_loss, update
+from train import HERE, WEIGHTS, Run, batch_loss, run_parser, update
 
 FRAME = 256
 LOG_EVERY = 50
@@ -128,43 +128,50 @@ def check_finite(losses: list[Tensor]) -> Tensor:
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--packs", type=Path, nargs="+", required=True, help="packs of one source are joined")
+    parser = run_parser(__doc__, batch=128, evaluate_every=4, save_every=2)
     parser.add_argument(
         "--held-back",
         type=Path,
         nargs="+",
         help="packs with the held-back pictures, by default those of --packs",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run; resumed if it holds one")
-    parser.add_argument(
-        "--from",
-        dest="weights",
-        type=Path,
-        help="folder of weights that a new run starts from, past log/curve.csv",
-    )
-    parser.add_argument(
-        "--minutes", type=float, required=True, help="training time, without loading and evaluation"
-    )
-    parser.add_argument("--window", type=int, default=128, help="side of the training window")
-    parser.add_argument("--batch", type=int, default=128, help="windows in a batch")
     parser.add_argument("--frames", type=float, default=0.5, help="share of steps on whole frames")
     parser.add_argument("--frame-batch", type=int, default=64, help="frames in a batch")
-    parser.add_argument("--prompts", type=int, default=8, help="prompts a picture")
     parser.add_argument("--small", type=float, default=0.3, help="share of samples that favor small objects")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--warmup", type=int, default=300, help="steps")
-    parser.add_argument("--decay", action="store_true", help="let the learning rate fall to 0 over this call")
-    parser.add_argument(
-        "--correct", type=float, default=0.15, help="share of steps with a second, corrected round"
-    )
     parser.add_argument("--compile", action="store_true", help="compile the network and the sampling")
-    parser.add_argument(
-        "--evaluate-every", type=float, default=4, help="minutes between held-back evaluations"
-    )
-    parser.add_argument("--save-every", type=float, default=2, help="minutes between saved states")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
+
+
+def make_samplers(args: argparse.Namespace, pictures: DevicePictures) -> dict[bool, DeviceSampler]:
+    """Return the samplers of windows (False) and of whole frames (True) that the options ask for."""
+    samplers = {}
+    if args.frames < 1:
+        spec = SampleSpec(args.window, FRAME, args.prompts, WEIGHTS)
+        samplers[False] = DeviceSampler(pictures, spec, args.batch, seed=args.window, small=args.small)
+    if args.frames > 0:
+        spec = SampleSpec(FRAME, FRAME, args.prompts, WEIGHTS, whole=0.5)
+        samplers[True] = DeviceSampler(pictures, spec, args.frame_batch, seed=FRAME, small=args.small)
+    return samplers
+
+
+def evaluate(run: Run, packs: list[Pack], window: int) -> list[Score]:
+    """Score the averaged weights on the held-back pictures, log the means, and return the scores."""
+    scores = held_back_scores(run.averaged_model(), packs)
+    row = run.position() | {"window": window}
+    run.log("curve.csv", row | {name: round(iou, 4) for name, iou in mean_iou(scores).items()})
+    print(row, mean_iou(scores), flush=True)
+    return scores
+
+
+def write_sizes(scores: list[Score], path: Path) -> None:
+    """Write the mean IoU by object size as CSV; nothing without scores."""
+    if not scores:
+        return
+    rows = iou_by_size(scores)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def main() -> None:
@@ -183,32 +190,14 @@ def main() -> None:
     run = DeviceRun(args.out, device, args.lr)
     if args.weights is not None and run.step == 0:
         run.start_from(args.weights, HERE / "log" / "curve.csv")
-    samplers = {}
     window = args.window if args.frames < 1 else FRAME
-    if args.frames < 1:
-        spec = SampleSpec(args.window, FRAME, args.prompts, WEIGHTS)
-        samplers[False] = DeviceSampler(pictures, spec, args.batch, seed=args.window, small=args.small)
-    if args.frames > 0:
-        spec = SampleSpec(FRAME, FRAME, args.prompts, WEIGHTS, whole=0.5)
-        samplers[True] = DeviceSampler(pictures, spec, args.frame_batch, seed=FRAME, small=args.small)
+    samplers = make_samplers(args, pictures)
     network = compile_network(run, samplers, args.correct) if args.compile else Network()
     for sampler in samplers.values():
         milliseconds = 1000 * seconds_per_batch(sampler)
         print(f"{sampler.size} samples of {sampler.spec.window} px take {milliseconds:.1f} ms", flush=True)
 
-    def evaluate(*, by_size: bool) -> None:
-        scores = held_back_scores(run.averaged_model(), evaluated)
-        row = run.position() | {"window": window}
-        run.log("curve.csv", row | {name: round(iou, 4) for name, iou in mean_iou(scores).items()})
-        print(row, mean_iou(scores), flush=True)
-        if by_size and scores:
-            with (args.out / "sizes.csv").open("w", newline="") as file:
-                rows = iou_by_size(scores)
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
-
-    evaluate(by_size=False)
+    evaluate(run, evaluated, window)
     first_step, first_samples = run.step, run.samples
     before, budget = run.seconds, args.minutes * 60
     start = last_save = last_evaluation = time.monotonic()
@@ -243,12 +232,12 @@ def main() -> None:
             run.save()
             last_save = now
         if now - last_evaluation > args.evaluate_every * 60:
-            evaluate(by_size=False)
+            evaluate(run, evaluated, window)
             last_evaluation = time.monotonic()
             paused += last_evaluation - now
     check_finite(losses)
     run.save()
-    evaluate(by_size=True)
+    write_sizes(evaluate(run, evaluated, window), args.out / "sizes.csv")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,20 @@
 """Bits under a budget, from measured masks: on a tiny model."""
 
 import copy
+import dataclasses
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
 
 import saqsam
 from saqsam.allocation.budget import Budget
-from saqsam.allocation.costs import Operand, bit_costs
+from saqsam.allocation.costs import bit_costs
 from saqsam.allocation.errors import MaskErrors, RoundedModel
+from saqsam.allocation.log import read_allocation
 from saqsam.allocation.solver import InfeasibleError
 from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import prepared_copy
@@ -17,7 +22,8 @@ from saqsam.ptq.calibration_images import choose_calibration_images
 from saqsam.recipes.deployment import deployable
 from saqsam.report.log import read_log, write_log
 from support.command_line import assert_done, assert_refused, run
-from support.tiny_quantized import quantize_tiny, tiny_data, tiny_recipe
+from support.json_values import json_values
+from support.tiny_quantized import assert_same_outputs, quantize_tiny, tiny_data, tiny_recipe
 from support.tiny_sam import tiny_config, tiny_processor, tiny_sam
 
 RECIPE = tiny_recipe("saq-sam-plus", reconstruction=None)
@@ -50,15 +56,18 @@ def test_fewer_bits_are_a_larger_error_and_slots_are_empty_afterwards(
     assert not any("RoundedWeight" in type(module).__name__ for module in rounded.model.modules())
 
 
-def test_rounded_weights_are_those_of_the_checkpoint(measured: tuple[RoundedModel, MaskErrors]) -> None:
+def test_everything_rounded_is_the_checkpoint_without_learning(
+    measured: tuple[RoundedModel, MaskErrors],
+) -> None:
     rounded, _ = measured
-    packed = quantize_tiny(RECIPE, seed=0)
-    site = plan_quantization(tiny_config(), RECIPE).weights[0].site
-    assert not rounded.changes_encoder(Operand("decoder.mlp", "weights"))
-    assert rounded.changes_encoder(Operand(site.part, "weights"))
-    assert (
-        packed.get_submodule(site.name).weight().shape == rounded.model.get_submodule(site.name).weight.shape
+    eight = dataclasses.replace(
+        RECIPE,
+        weights=dataclasses.replace(RECIPE.weights, bits=8),
+        activations=dataclasses.replace(RECIPE.activation_spec, bits=8),
     )
+    operands = bit_costs(tiny_config(), RECIPE).operands
+    with rounded.rounded(dict.fromkeys(operands, 8)) as model:
+        assert_same_outputs(model, quantize_tiny(eight))
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +148,35 @@ def test_the_log_keeps_the_allocation(allocator: saqsam.BitAllocator, tmp_path: 
     known = read_log(tmp_path)
     assert known is not None
     assert known.allocation == found.log
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(json_values)
+def test_other_plain_values_are_no_log_and_refused_in_a_short_line(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"expected|cannot be") as caught:
+        read_allocation(value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean_bits": -1}, "mean_bits cannot be -1"),
+        ({"images": True}, "images cannot be True"),
+        ({"frontier": 3}, "frontier cannot be 3"),
+        ({"frontier": [{}]}, "FrontierPoint: expected"),
+        ({"errors": [{"part": "tail", "kind": "weights", "bits": 4, "loss": 0.1}]}, "part cannot be 'tail'"),
+        ({"errors": [{"part": "neck", "kind": "biases", "bits": 4, "loss": 0.1}]}, "kind cannot be 'biases'"),
+        ({"errors": [{"part": "neck", "kind": "weights", "bits": 4, "loss": 1.5}]}, "loss cannot be 1.5"),
+    ],
+)
+def test_a_damaged_log_is_refused(
+    changes: dict[str, Any], message: str, allocator: saqsam.BitAllocator
+) -> None:
+    values = {**allocator.allocate("5b").log.to_dict(), **changes}
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_allocation(values)
 
 
 def test_the_command_allocates_and_packs(tiny: Path, tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 
 from transformers import SamModel, SamProcessor
@@ -24,6 +24,7 @@ from saqsam.models.processing import build_processor
 from saqsam.models.registry import family_of
 from saqsam.ptq.calibration_data import open_calibration
 from saqsam.ptq.calibration_images import choose_calibration_images
+from saqsam.ptq.pipeline import working_copy
 from saqsam.recipes.catalog import DEFAULT_CALIBRATION, DEFAULT_METHOD
 from saqsam.recipes.deployment import is_deployed
 from saqsam.recipes.presets import finest_granularity, recipe_for
@@ -53,7 +54,7 @@ class Allocation:
     Attributes:
         recipe: The recipe with the allocated bits, as overrides.
         budget: The budget.
-        log: What the allocation measured and reached.
+        log: Measurements and result.
     """
 
     recipe: Recipe
@@ -62,7 +63,7 @@ class Allocation:
 
 
 class BitAllocator:
-    """Allocates bits in one model under any number of budgets; the parts are measured once, when it is constructed.
+    """Allocates bits in one model under any number of budgets; the parts are measured once, when they are needed.
 
     Every operand (the weights, or the activations, of one part) is rounded alone to each width, with the ranges that
     the method finds without learning, and the masks are compared with the float model's. No annotation is used.
@@ -76,12 +77,14 @@ class BitAllocator:
         detections: Detected boxes on these images, to use as prompts instead.
         progress: Progress callback; on other ranks than the first it is not called.
 
+    Attributes:
+        costs: MACs and bytes of each operand by its bits.
+
     Raises:
         ValueError: The model is quantized already, the recipe has float activations or overrides, or the calibration
             data cannot be used.
     """
 
-    @float32_arithmetic()
     def __init__(
         self,
         model: SamModel,
@@ -94,39 +97,49 @@ class BitAllocator:
     ) -> None:
         if quantization_config_of(model) is not None:
             raise ValueError("this model is quantized already; allocate bits in the float model")
+        self._model = model
+        self._processor = build_processor(model.config) if processor is None else processor
+        self._recipe = recipe_for(recipe) if isinstance(recipe, str) else recipe
+        self._widths = _widths(self._recipe)
+        self._detections = detections
         self._progress = progress if ranks.rank() == 0 else None
-        self._recipe = recipe = recipe_for(recipe) if isinstance(recipe, str) else recipe
-        widths = _widths(recipe)
-        costs = bit_costs(model.config, recipe)
-        processor = build_processor(model.config) if processor is None else processor
+        self.costs = bit_costs(model.config, self._recipe)
         is_large = family_of(model.config).input_spec(model.config).image_size > LARGE_INPUT
         most = MAX_LARGE_IMAGES if is_large else MAX_IMAGES
-        spec = replace(recipe.calibration, images=min(most, recipe.calibration.images))
-        dataset = open_calibration(calibration, spec)
-        plan = plan_quantization(model.config, recipe)
-        float_model = copy.deepcopy(model).eval().float()
-        images = choose_calibration_images(
-            prepared_copy(float_model, plan),
-            processor,
-            dataset,
-            spec,
-            detections=detections,
-            progress=self._progress,
+        self._calibration = replace(
+            self._recipe.calibration, images=min(most, self._recipe.calibration.images)
         )
-        rounded = RoundedModel(float_model, recipe, images, widths, self._progress)
-        self._images = len(images)
-        self._measured = MaskErrors(rounded, images)
-        choices = [(operand, bits) for operand in costs.operands for bits in widths[operand.kind]]
-        losses = self._measure([{operand: bits} for operand, bits in choices], "measuring parts")
-        self._problem = Problem(costs, dict(zip(choices, losses, strict=True)))
+        self._dataset = open_calibration(calibration, self._calibration)
         # Pairs are measured once. Those of other budgets do not affect an allocation, which depends on its own alone.
         self._pair_losses: dict[tuple[Choice, Choice], float] = {}
 
-    @property
-    def costs(self) -> BitCosts:
-        """What bits cost in this model."""
-        return self._problem.costs
+    @cached_property
+    def _mask_errors(self) -> MaskErrors:
+        """Calibrated model that can be rounded, with the float masks of the calibration images."""
+        plan = plan_quantization(self._model.config, self._recipe)
+        float_model = working_copy(self._model, self._recipe)
+        images = choose_calibration_images(
+            prepared_copy(float_model, plan),
+            self._processor,
+            self._dataset,
+            self._calibration,
+            detections=self._detections,
+            progress=self._progress,
+        )
+        rounded = RoundedModel(float_model, self._recipe, images, self._widths, self._progress)
+        return MaskErrors(rounded, images)
 
+    @cached_property
+    def _problem(self) -> Problem:
+        """Costs and measured errors of all choices, without pairs."""
+        choices = self._choices()
+        losses = self._measure([{operand: bits} for operand, bits in choices], "measuring parts")
+        return Problem(self.costs, dict(zip(choices, losses, strict=True)))
+
+    def _choices(self) -> list[Choice]:
+        return [(operand, bits) for operand in self.costs.operands for bits in self._widths[operand.kind]]
+
+    @float32_arithmetic()
     def predict(self, bits: Bits) -> float:
         """Return the predicted loss of an allocation: the root of the sum of squares of the errors of its operands."""
         return self._problem.predict(bits)
@@ -134,7 +147,7 @@ class BitAllocator:
     @float32_arithmetic()
     def measure(self, bits: Bits) -> float:
         """Return the measured loss of an allocation without learning, the mean 1 - IoU with the float masks."""
-        return self._measured.measure(bits)
+        return self._mask_errors.measure(bits)
 
     @float32_arithmetic()
     def allocate(self, budget: Budget | str) -> Allocation:
@@ -150,6 +163,8 @@ class BitAllocator:
             InfeasibleError: No allocation satisfies the budget.
         """
         budget = Budget.parse(budget) if isinstance(budget, str) else budget
+        # With exact choices: a budget out of reach is refused before anything is measured.
+        solve(Problem(self.costs, dict.fromkeys(self._choices(), 0.0)), budget)
         problem, bits = self._solve(budget)
         costs = self.costs
         log = AllocationLog(
@@ -158,8 +173,8 @@ class BitAllocator:
             mean_activation_bits=costs.mean_activation_bits(bits),
             bytes=costs.bytes(bits),
             predicted_loss=problem.predict(bits),
-            measured_loss=self._measured.measure(bits),
-            images=self._images,
+            measured_loss=self._mask_errors.measure(bits),
+            images=self._mask_errors.images,
             frontier=tuple(trace_frontier(problem)),
             errors=tuple(
                 OperandError(*operand, width, problem.errors[operand, width])
@@ -179,8 +194,9 @@ class BitAllocator:
         for _ in range(ROUNDS - 1):
             new = _pairs_that_matter(problem, bits)
             missing = [pair for pair in new if pair not in self._pair_losses]
-            losses = self._measure([dict(pair) for pair in missing], "measuring pairs")
-            self._pair_losses.update(zip(missing, losses, strict=True))
+            if missing:
+                losses = self._measure([dict(pair) for pair in missing], "measuring pairs")
+                self._pair_losses.update(zip(missing, losses, strict=True))
             pairs = dict(problem.pairs)
             for pair in new:
                 extra = self._pair_losses[pair] ** 2 - sum(problem.errors[choice] ** 2 for choice in pair)
@@ -194,17 +210,10 @@ class BitAllocator:
 
     def _measure(self, allocations: Sequence[Bits], phase: str) -> list[float]:
         """Return the measured error of each allocation; several ranks share them."""
-        own = ranks.share(len(allocations))
-        if self._progress is not None and len(own):
-            self._progress(phase, 0, len(own))
-        found: dict[int, float] = {}
-        with ranks.agreement():
-            for step, index in enumerate(own):
-                found[index] = self._measured.measure(allocations[index])
-                if self._progress is not None:
-                    self._progress(phase, step + 1, len(own))
-        everywhere = {index: loss for part in ranks.all_gather(found) for index, loss in part.items()}
-        return [everywhere[index] for index in range(len(allocations))]
+        errors = self._mask_errors
+        return ranks.shared_map(
+            lambda number: errors.measure(allocations[number]), len(allocations), phase, self._progress
+        )
 
 
 def allocate_bits(
@@ -237,9 +246,6 @@ def allocate_bits(
         ValueError: The model is quantized already, the recipe has float activations or overrides, the calibration data
             cannot be used, or no allocation satisfies the budget.
     """
-    budget = Budget.parse(budget) if isinstance(budget, str) else budget
-    recipe = recipe_for(recipe) if isinstance(recipe, str) else recipe
-    _check_reachable(bit_costs(model.config, recipe), _widths(recipe), budget)
     allocator = BitAllocator(model, processor, recipe, calibration, detections=detections, progress=progress)
     return allocator.allocate(budget)
 
@@ -262,12 +268,6 @@ def _widths(recipe: Recipe) -> dict[str, Sequence[int]]:
         "weights": WIDTHS,
         "activations": (recipe.activations.bits,) if is_deployed(recipe) else WIDTHS,
     }
-
-
-def _check_reachable(costs: BitCosts, widths: Mapping[str, Sequence[int]], budget: Budget) -> None:
-    """Raise InfeasibleError if no bits can satisfy a budget, before anything is measured."""
-    exact = {(operand, bits): 0.0 for operand in costs.operands for bits in widths[operand.kind]}
-    solve(Problem(costs, exact), budget)
 
 
 def _pairs_that_matter(problem: Problem, bits: Bits) -> list[tuple[Choice, Choice]]:
@@ -301,7 +301,7 @@ def with_bits(recipe: Recipe, bits: Bits, costs: BitCosts) -> Recipe:
     Args:
         recipe: Recipe without overrides.
         bits: Bits of each operand.
-        costs: What bits cost.
+        costs: Costs of the bits of each operand.
     """
     weights = _most_common(bits, {operand: sum(counts) for operand, counts in costs.weights.items()})
     activations = _most_common(bits, costs.activation_macs)

@@ -1,4 +1,4 @@
-"""What bits cost: multiply-accumulates and bytes of every operand whose bits can be chosen."""
+"""Costs of bits: multiply-accumulates and bytes of every operand whose bits can be chosen."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Bits = Mapping[Operand, int]
 
 @dataclass(frozen=True)
 class BitCosts:
-    """What the bits of each operand cost in the models of one configuration. Every cost is linear in the bits.
+    """Costs of the bits of each operand, in the models of one configuration. Every cost is linear in the bits.
 
     Attributes:
         operands: Operands with quantizable values, in the order of computation: weights before activations.
@@ -89,7 +89,7 @@ def _mean(bits: Bits, amounts: Mapping[Operand, float]) -> float:
 
 
 def bit_costs(config: Any, recipe: Recipe) -> BitCosts:
-    """Return what the bits of each operand cost.
+    """Return the costs of the bits of each operand.
 
     Args:
         config: Configuration of the model.

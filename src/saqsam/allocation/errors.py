@@ -26,6 +26,7 @@ from saqsam.convert.prepare import fill_slots
 from saqsam.evaluation.metrics.iou import mask_iou
 from saqsam.inference.prompts import Prompts
 from saqsam.models.family import Features
+from saqsam.models.parts import ENCODER_PARTS
 from saqsam.models.registry import family_of
 from saqsam.models.structure import replace_module
 from saqsam.ptq.bimodal import find_signs, integrate_bimodal, merged_observers
@@ -127,15 +128,6 @@ class RoundedModel:
             for name in names:
                 replace_module(self.model, name, nn.Identity())
 
-    def changes_encoder(self, operand: Operand) -> bool:
-        """Return whether an operand belongs to the image encoder."""
-        return any(
-            self._plan.structure.is_encoder(name)
-            for (known, _), modules in self._modules.items()
-            for name in modules
-            if known == operand
-        )
-
 
 @dataclass(frozen=True)
 class _Probe:
@@ -160,10 +152,14 @@ class MaskErrors:
     Args:
         model: The model.
         images: Images and box prompts.
+
+    Attributes:
+        images: Number of images.
     """
 
     def __init__(self, model: RoundedModel, images: CalibrationImages) -> None:
         self._rounded = model
+        self.images = len(images)
         self._probes = []
         for index in range(len(images)):
             pixel_values, prompts = images[index]
@@ -174,7 +170,7 @@ class MaskErrors:
     @torch.inference_mode()
     def measure(self, bits: Bits) -> float:
         """Return the mean Jaccard distance to the float model's masks with operands rounded, all others float."""
-        is_encoder = any(self._rounded.changes_encoder(operand) for operand in bits)
+        is_encoder = any(operand.part in ENCODER_PARTS for operand in bits)
         total, count = 0.0, 0
         with self._rounded.rounded(bits) as model:
             for probe in self._probes:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from saqsam.models.parts import PAPER_PARTS
-from saqsam.utils.errors import shorten
+from saqsam.utils.plain_fields import PlainFields, is_count, is_fraction, is_number
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class OperandError:
 
 @dataclass(frozen=True)
 class AllocationLog:
-    """What a bit allocation measured and reached. Losses are means of 1 - IoU with the float model's masks.
+    """Measurements and result of a bit allocation. Losses are means of 1 - IoU with the float model's masks.
 
     Attributes:
         mean_bits: Mean bits of the operands of quantized multiply-accumulates.
@@ -79,28 +78,34 @@ def read_allocation(values: Any) -> AllocationLog:
     Raises:
         ValueError: The values are not those of an `AllocationLog`.
     """
-    known = dict(_fields(values, AllocationLog))
-    for name, entry in (("frontier", FrontierPoint), ("errors", OperandError)):
-        if not isinstance(known[name], list | tuple):
-            raise ValueError(f"AllocationLog: {name} cannot be {shorten(known[name])}")
-        known[name] = tuple(entry(**_fields(one, entry)) for one in known[name])
-    return AllocationLog(**known)
+    known = PlainFields(values, AllocationLog)
+    frontier, errors = (
+        known.get(name, lambda entries: isinstance(entries, list)) for name in ("frontier", "errors")
+    )
+    numbers = {
+        field.name: known.get(field.name, _is_amount)
+        for field in fields(AllocationLog)
+        if field.name not in ("frontier", "errors")
+    }
+    return AllocationLog(
+        **numbers, frontier=tuple(map(_read_point, frontier)), errors=tuple(map(_read_error, errors))
+    )
 
 
-def _fields(values: Any, of: type[Any]) -> Mapping[str, Any]:
-    """Return the fields of a dataclass from untrusted values; numbers are finite and at least 0."""
-    names = {field.name for field in fields(of)}
-    if not isinstance(values, Mapping) or values.keys() != names:
-        raise ValueError(f"{of.__name__}: expected {', '.join(sorted(names))}, got {shorten(values)}")
-    for name, value in values.items():
-        if name in ("frontier", "errors"):
-            continue
-        if name == "part":
-            is_valid = value in PAPER_PARTS
-        elif name == "kind":
-            is_valid = value in ("weights", "activations")
-        else:
-            is_valid = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e15
-        if not is_valid:
-            raise ValueError(f"{of.__name__}: {name} cannot be {shorten(value)}")
-    return values
+def _read_point(values: Any) -> FrontierPoint:
+    known = PlainFields(values, FrontierPoint)
+    return FrontierPoint(*(known.get(name, _is_amount) for name in ("mean_bits", "bytes", "loss")))
+
+
+def _read_error(values: Any) -> OperandError:
+    known = PlainFields(values, OperandError)
+    return OperandError(
+        known.get("part", lambda part: part in PAPER_PARTS),
+        known.get("kind", lambda kind: kind in ("weights", "activations")),
+        known.get("bits", is_count),
+        known.get("loss", is_fraction),
+    )
+
+
+def _is_amount(value: Any) -> bool:
+    return is_number(value) and value >= 0

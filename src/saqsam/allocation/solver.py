@@ -29,7 +29,7 @@ class Problem:
     """All that an allocation depends on, other than its budget.
 
     Attributes:
-        costs: What bits cost.
+        costs: Costs of the bits of each operand.
         errors: Measured error of each choice alone, the mean Jaccard distance of masks, in [0, 1].
         pairs: Squared error of two choices together minus that of both alone, where it was measured.
     """

@@ -122,20 +122,15 @@ def choose_calibration_images(
     """
     chosen = choose_images(len(dataset), spec)
     predictor = Predictor(model, processor, prompts_at_once=spec.prompts)
-    own = ranks.share(len(chosen))
-    found: dict[int, _Found] = {}
-    if progress is not None:
-        progress("choosing prompts", 0, len(own))
-    with ranks.agreement():
-        for step, position in enumerate(own):
-            found[position] = _find_prompts(predictor, dataset, chosen[position], spec, detections)
-            if progress is not None:
-                progress("choosing prompts", step + 1, len(own))
-    by_position = {position: image for part in ranks.all_gather(found) for position, image in part.items()}
+    found = ranks.shared_map(
+        lambda position: _find_prompts(predictor, dataset, chosen[position], spec, detections),
+        len(chosen),
+        "choosing prompts",
+        progress,
+    )
     tally = _Tally(dataset, detections)
     entries = []
-    for position in range(len(chosen)):
-        image = by_position[position]
+    for image in found:
         tally.add(image)
         if len(image.entry.boxes):
             entries.append(image.entry)

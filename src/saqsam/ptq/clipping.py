@@ -110,15 +110,14 @@ def _encode(
         count: Number of images.
         max_prompts: Most prompts of an image; evenly spaced ones are taken.
     """
-    encoded: dict[int, tuple[Features, Prompts]] = {}
-    with ranks.agreement():
-        for index in ranks.share(count):
-            pixel_values, prompts = images[index]
-            features = encode_image(model, pixel_values)
-            on_cpu = Features(features.embedding.cpu(), tuple(extra.cpu() for extra in features.extras))
-            encoded[index] = on_cpu, prompts[:: -(-len(prompts) // max_prompts)]
-    by_image = {index: image for part in ranks.all_gather(encoded) for index, image in part.items()}
-    return [by_image[index] for index in range(count)]
+
+    def encode(index: int) -> tuple[Features, Prompts]:
+        pixel_values, prompts = images[index]
+        features = encode_image(model, pixel_values)
+        on_cpu = Features(features.embedding.cpu(), tuple(extra.cpu() for extra in features.extras))
+        return on_cpu, prompts[:: -(-len(prompts) // max_prompts)]
+
+    return ranks.shared_map(encode, count)
 
 
 def _clip(

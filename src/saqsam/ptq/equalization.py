@@ -99,22 +99,16 @@ def observe_channels(
         Ranges by `<layer> input` or `<layer> output`.
     """
     count = min(len(images), MAX_IMAGES)
-    own = ranks.share(count)
-    if progress is not None:
-        progress("equalizing channels", 0, len(own))
-    observed: dict[int, list[tuple[str, Tensor, Tensor]]] = {}
-    with ranks.agreement():
-        for step, number in enumerate(own):
-            with _observing(model, structure) as calls:
-                run_image(model, *images[number * len(images) // count], with_mask_head=False)
-            observed[number] = [(name, low.cpu(), high.cpu()) for name, low, high in calls]
-            if progress is not None:
-                progress("equalizing channels", step + 1, len(own))
-    by_image = {number: calls for part in ranks.all_gather(observed) for number, calls in part.items()}
+
+    def observe(number: int) -> list[tuple[str, Tensor, Tensor]]:
+        with _observing(model, structure) as calls:
+            run_image(model, *images[number * len(images) // count], with_mask_head=False)
+        return [(name, low.cpu(), high.cpu()) for name, low, high in calls]
+
     ranges: dict[str, ChannelRange] = {}
     # A running average depends on the order, which is that of the images for any number of ranks.
-    for number in range(count):
-        for name, low, high in by_image[number]:
+    for calls in ranks.shared_map(observe, count, "equalizing channels", progress):
+        for name, low, high in calls:
             low, high = low.to(model.device), high.to(model.device)
             ranges.setdefault(name, ChannelRange(torch.zeros_like(low), torch.zeros_like(high))).update(
                 low, high

@@ -92,19 +92,14 @@ def observe_heads(
         progress: Progress callback.
     """
     count = min(len(images), MAX_IMAGES)
-    own = ranks.share(count)
-    if progress is not None:
-        progress("balancing heads", 0, len(own))
-    observed: dict[int, dict[str, HeadMoments]] = {}
-    with ranks.agreement():
-        for step, number in enumerate(own):
-            observed[number] = _observe(model, structure, images, number * len(images) // count)
-            if progress is not None:
-                progress("balancing heads", step + 1, len(own))
-    by_image = {number: found for part in ranks.all_gather(observed) for number, found in part.items()}
+
+    def observe(number: int) -> dict[str, HeadMoments]:
+        return _observe(model, structure, images, number * len(images) // count)
+
     moments: dict[str, HeadMoments] = {}
-    for number in range(count):  # sums depend on the order, which is the same for any number of ranks
-        for name, found in by_image[number].items():
+    # Sums depend on the order, which is that of the images for any number of ranks.
+    for by_name in ranks.shared_map(observe, count, "balancing heads", progress):
+        for name, found in by_name.items():
             moments[name] = moments[name] + found if name in moments else found
     return moments
 

@@ -5,12 +5,11 @@ Reading a log back from JSON is strict: it may come from a folder that somebody 
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from saqsam.utils.errors import shorten
+from saqsam.utils.plain_fields import PlainFields, is_count, is_fraction, is_list, is_number, is_text
 
 
 @dataclass(frozen=True)
@@ -93,12 +92,12 @@ def read_unit_log(values: Mapping[str, Any]) -> UnitLog:
     Raises:
         ValueError: The values are not those of a `UnitLog`.
     """
-    fields = _Fields(values, UnitLog)
+    fields = PlainFields(values, UnitLog)
     log = UnitLog(
-        fields.get("unit", _is_text),
-        fields.get("steps", lambda value: _is_list(value, _is_count)),
-        fields.get("losses", lambda value: _is_list(value, _is_number)),
-        fields.get("moved", _is_fraction),
+        fields.get("unit", is_text),
+        fields.get("steps", lambda value: is_list(value, is_count)),
+        fields.get("losses", lambda value: is_list(value, is_number)),
+        fields.get("moved", is_fraction),
     )
     if len(log.steps) != len(log.losses):
         raise ValueError(f"expected a loss for each of {len(log.steps)} steps, got {len(log.losses)}")
@@ -111,57 +110,21 @@ def read_clipping(values: Any) -> AttentionClipping:
     Raises:
         ValueError: The values are not those of an `AttentionClipping`.
     """
-    fields = _Fields(values, AttentionClipping)
+    fields = PlainFields(values, AttentionClipping)
     clips = fields.get("clips", lambda value: isinstance(value, list))
     return AttentionClipping(
-        fields.get("name", _is_text),
+        fields.get("name", is_text),
         tuple(_read_clip(clip) for clip in clips),
-        fields.get("before", _is_number),
-        fields.get("after", _is_number),
+        fields.get("before", is_number),
+        fields.get("after", is_number),
     )
 
 
 def _read_clip(values: Any) -> Clip:
-    fields = _Fields(values, Clip)
+    fields = PlainFields(values, Clip)
     return Clip(
-        fields.get("slot", _is_text),
-        fields.get("quantile", lambda value: value is None or _is_fraction(value)),
-        fields.get("low", _is_number),
-        fields.get("high", _is_number),
+        fields.get("slot", is_text),
+        fields.get("quantile", lambda value: value is None or is_fraction(value)),
+        fields.get("low", is_number),
+        fields.get("high", is_number),
     )
-
-
-class _Fields:
-    """The fields of a dataclass, read one by one from untrusted plain values."""
-
-    def __init__(self, values: Any, of: type) -> None:
-        self._values, self._type_name = values, of.__name__
-        names = {field.name for field in dataclasses.fields(of)}
-        if not isinstance(values, Mapping) or values.keys() != names:
-            raise ValueError(f"{self._type_name}: expected {', '.join(sorted(names))}, got {shorten(values)}")
-
-    def get(self, name: str, is_valid: Callable[[Any], bool]) -> Any:
-        value = self._values[name]
-        if not is_valid(value):
-            raise ValueError(f"{self._type_name}: {name} cannot be {shorten(value)}")
-        return value
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_fraction(value: Any) -> bool:
-    return _is_number(value) and 0 <= value <= 1
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_list(value: Any, is_valid: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and all(is_valid(entry) for entry in value)

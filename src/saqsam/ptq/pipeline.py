@@ -94,7 +94,7 @@ def quantize(
     dataset = open_calibration(calibration, recipe.calibration)
     plan = plan_quantization(model.config, recipe)
     plan.structure.check(model)
-    quantized = _working_copy(model, recipe)
+    quantized = working_copy(model, recipe)
     round_float_parameters(quantized, plan)
 
     # The calibration set: images and box prompts.
@@ -132,7 +132,7 @@ def quantize(
     return QuantizationResult(quantized.eval(), processor, recipe, log, folder)
 
 
-def _working_copy(model: SamModel, recipe: Recipe) -> SamModel:
+def working_copy(model: SamModel, recipe: Recipe) -> SamModel:
     """Return a copy of a float model to quantize, float32 and in eval mode.
 
     It shares the parameters of the model where no step of the recipe changes weights in place: a second SAM-H would
@@ -145,7 +145,7 @@ def _quantize_weights(
     model: SamModel, processor: SamProcessor, recipe: Recipe, folder: Path | None, progress: Progress | None
 ) -> QuantizationResult:
     """Pack the weights of a copy of a model and keep its activations float."""
-    quantized = _working_copy(model, recipe)
+    quantized = working_copy(model, recipe)
     pack_without_calibration(quantized, recipe, progress)
     attach_quantizer(quantized, recipe.to_dict(), processor_sha256=processor_hash(processor))
     return QuantizationResult(quantized.eval(), processor, recipe, QuantizationLog(), folder)

@@ -19,6 +19,7 @@ import torch.distributed
 from torch import Tensor
 
 from saqsam.utils.errors import PeerError
+from saqsam.utils.progress import Progress
 
 _T = TypeVar("_T")
 _NO_LIMIT = timedelta(days=365)
@@ -46,6 +47,33 @@ def world_size() -> int:
 def share(count: int) -> range:
     """Return this rank's share of the numbers below `count`: every k-th one, for k ranks."""
     return range(rank(), count, world_size())
+
+
+def shared_map(
+    work: Callable[[int], _T], count: int, phase: str = "", progress: Progress | None = None
+) -> list[_T]:
+    """Call a function with each number below `count`, which the ranks share, and return all results on every rank.
+
+    Args:
+        work: Function of a number. Tensors in its result must be on the CPU.
+        count: Number of calls.
+        phase: Name of the phase in reports of progress.
+        progress: Progress callback; it counts the calls of this rank.
+
+    Raises:
+        PeerError: The function has raised on another rank, or another process has ended.
+    """
+    own = share(count)
+    if progress is not None:
+        progress(phase, 0, len(own))
+    found: dict[int, _T] = {}
+    with agreement():
+        for step, number in enumerate(own):
+            found[number] = work(number)
+            if progress is not None:
+                progress(phase, step + 1, len(own))
+    everywhere = {number: result for part in all_gather(found) for number, result in part.items()}
+    return [everywhere[number] for number in range(count)]
 
 
 def gather(content: Any) -> list[Any] | None:

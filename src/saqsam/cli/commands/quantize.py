@@ -216,7 +216,7 @@ def _recipe(options: QuantizeOptions) -> Recipe:
     if options.budget is not None:
         _check_budget(options)
         bits = "w4a4" if target is None else "w4a8"
-    recipe = recipe_for(options.method, bits, _effort(options)[0] or options.effort)
+    recipe = recipe_for(options.method, bits, options.effort)
     if target is not None:
         recipe = deployable(recipe, target)
     recipe = with_overrides(recipe, options.overrides or [])
@@ -230,13 +230,11 @@ def _recipe(options: QuantizeOptions) -> Recipe:
 
 
 def _effort(options: QuantizeOptions) -> tuple[str | None, str]:
-    """Return the effort of the options and the reason for it; None for methods that learn nothing."""
-    if options.effort != AUTO_EFFORT:
-        return options.effort, "as asked for"
-    if options.budget is None:
-        return resolve_effort(options.method, options.bits)
-    effort, reason = resolve_effort(options.method)
-    return effort, reason if effort is None else "a budget may leave some parts with few bits"
+    """Return the effort that `auto` stands for and the reason for it; None for methods that learn nothing."""
+    effort, reason = resolve_effort(options.method, options.bits)
+    if options.budget is not None and effort is not None:
+        reason = "a budget may leave some parts with few bits"
+    return effort, reason
 
 
 def _check_budget(options: QuantizeOptions) -> None:
