@@ -202,8 +202,11 @@ def test_the_command_allocates_and_packs(tiny: Path, tmp_path: Path) -> None:
             ["--budget and --set overrides.neck.weights"],
         ),
         (["--budget", "many"], ["budget must look like 4.2b", "'many'"]),
-        (["--budget", "1kB"], ["bytes of 1000 cannot be reached"]),
-        (["--budget", "4b", "--method", "weight-only"], ["weight-only"]),
+        (["--budget", "1kB"], ["1 kB cannot be reached, at least"]),
+        (
+            ["--budget", "4b", "--method", "weight-only"],
+            ["--budget chooses the bits of activations, too, but weight-only leaves them float"],
+        ),
     ],
 )
 def test_the_command_refuses_in_one_line(

@@ -87,7 +87,7 @@ def test_no_allocation_is_better(text: str, seed: int, pairs: int) -> None:
     ("budget", "message"),
     [
         (Budget(bits=2.5), "mean bits of 2.5 cannot be reached, at least 3 are needed"),
-        (Budget(bytes=100), "bytes of 100 cannot be reached, at least"),
+        (Budget(bytes=100), "0.1 kB cannot be reached, at least 2 kB are needed"),
         (Budget(loss=0.0001), "loss=0.0001 cannot be reached: masks differ by 0.0"),
         (Budget(bits=3.0, loss=0.1), "its limits cannot be satisfied together"),
     ],

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from saqsam.models.parts import FLOAT_PARTS
+from saqsam.models.parts import FLOAT_PARTS, PAPER_PARTS
 from saqsam.recipes.catalog import EFFORTS, METHOD_SUMMARIES, WEIGHT_ONLY
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.presets import METHODS, parse_bits, recipe_for, resolve_effort, with_effort
@@ -188,6 +188,29 @@ def test_every_method_says_what_it_is() -> None:
 )
 def test_bits_are_read(text: str, bits: tuple[int, int]) -> None:
     assert parse_bits(text) == bits
+
+
+def test_mixed_bits_keep_the_decoder_at_eight() -> None:
+    recipe = recipe_for("saq-sam-plus", "w4a5-mixed")
+    assert recipe.name == "saq-sam-plus-w4a5-mixed"
+    for part in PAPER_PARTS:
+        assert recipe.bits_of(part) == ((8, 8) if part.startswith("decoder.") else (4, 5))
+    assert recipe.probabilities.finest == recipe_for("saq-sam-plus", "w8a8").probabilities.finest
+    assert recipe_for("mse", "W3A4-MIXED").bits_of("neck") == (3, 4)
+
+
+def test_mixed_bits_need_little_learning() -> None:
+    assert resolve_effort("saq-sam-plus", "w4a4-mixed")[0] == "quick"
+    assert resolve_effort("saq-sam-plus", "w3a4-mixed")[0] == "standard"
+    assert resolve_effort("mse", "w4a4-mixed")[0] is None
+
+
+@pytest.mark.parametrize("text", ["w4-mixed", "mixed", "w4a4mixed", "w4a4-mixed-mixed"])
+def test_other_spellings_of_mixed_bits_are_refused(text: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"bits must look like w4a4 \(weights 4, activations 4\), got '{text}'"
+    ):
+        recipe_for("mse", text)
 
 
 @pytest.mark.parametrize(

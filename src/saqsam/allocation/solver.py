@@ -165,11 +165,13 @@ def _why_infeasible(problem: Problem, budget: Budget) -> str:
         ("mean bits", budget.bits, costs.mean_bits),
         ("mean weight bits", budget.weight_bits, costs.mean_weight_bits),
         ("mean activation bits", budget.activation_bits, costs.mean_activation_bits),
-        ("bytes", budget.bytes, costs.bytes),
     )
     for name, limit, cost in reached:
         if limit is not None and cost(narrow) > limit:
-            return f"budget: {name} of {limit:g} cannot be reached, at least {cost(narrow):.6g} are needed"
+            return f"budget: {name} of {limit:g} cannot be reached, at least {cost(narrow):g} are needed"
+    if budget.bytes is not None and costs.bytes(narrow) > budget.bytes:
+        needed = -(-costs.bytes(narrow) // 1000)
+        return f"budget: {budget.bytes / 1000:g} kB cannot be reached, at least {needed} kB are needed"
     if budget.loss is not None:
         best = min(problem.predict({o: max(bits) for o, bits in widths.items()}), 1.0)
         if best > budget.loss:

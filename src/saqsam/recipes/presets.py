@@ -188,8 +188,7 @@ def resolve_effort(method: str = DEFAULT_METHOD, bits: str | None = None) -> tup
     if method == WEIGHT_ONLY:
         parse_weight_bits(DEFAULT_WEIGHT_BITS if bits is None else bits)
         return None, learns_nothing
-    uniform, is_mixed = _split_mixed(DEFAULT_BITS if bits is None else bits)
-    weight_bits, activation_bits = parse_bits(uniform)
+    weight_bits, activation_bits, is_mixed = _parse_bits(DEFAULT_BITS if bits is None else bits)
     if _method(method)(weight_bits, activation_bits).reconstruction is None:
         return None, learns_nothing
     name = f"w{weight_bits}a{activation_bits}"
@@ -206,10 +205,22 @@ def parse_bits(bits: str) -> tuple[int, int]:
     Raises:
         ValueError: The text has another form, or bits lie outside 2 to 8.
     """
-    match = re.fullmatch(r"w(\d+)a(\d+)", bits.strip().lower())
+    weight_bits, activation_bits, is_mixed = _parse_bits(bits)
+    if is_mixed:
+        raise ValueError(f"bits must look like w4a4 (weights 4, activations 4), got {bits!r}")
+    return weight_bits, activation_bits
+
+
+def _parse_bits(bits: str) -> tuple[int, int, bool]:
+    """Return weight bits, activation bits, and whether the text ends in `-mixed`; errors are those of `parse_bits`."""
+    match = re.fullmatch(rf"w(\d+)a(\d+)({MIXED_SUFFIX})?", bits.strip().lower())
     if match is None:
         raise ValueError(f"bits must look like w4a4 (weights 4, activations 4), got {bits!r}")
-    return check_bits(int(match[1]), "weight bits"), check_bits(int(match[2]), "activation bits")
+    weight_bits, activation_bits = (
+        check_bits(int(match[1]), "weight bits"),
+        check_bits(int(match[2]), "activation bits"),
+    )
+    return weight_bits, activation_bits, match[3] is not None
 
 
 def parse_weight_bits(bits: str) -> tuple[int, int | None]:
@@ -241,8 +252,7 @@ def recipe_for(method: str = DEFAULT_METHOD, bits: str | None = None, effort: st
         _check_effort(effort)
     if method == WEIGHT_ONLY:
         return weight_only(*parse_weight_bits(DEFAULT_WEIGHT_BITS if bits is None else bits))
-    uniform, is_mixed = _split_mixed(DEFAULT_BITS if bits is None else bits)
-    weight_bits, activation_bits = parse_bits(uniform)
+    weight_bits, activation_bits, is_mixed = _parse_bits(DEFAULT_BITS if bits is None else bits)
     recipe = _method(method)(weight_bits, activation_bits)
     if is_mixed:
         recipe = replace(
@@ -250,12 +260,6 @@ def recipe_for(method: str = DEFAULT_METHOD, bits: str | None = None, effort: st
         )
     resolved = resolve_effort(method, bits)[0] if effort == AUTO_EFFORT else effort
     return recipe if resolved is None else with_effort(recipe, resolved)
-
-
-def _split_mixed(bits: str) -> tuple[str, bool]:
-    """Return bits without the suffix `-mixed`, and whether they had it."""
-    text = bits.strip().lower()
-    return text.removesuffix(MIXED_SUFFIX), text.endswith(MIXED_SUFFIX)
 
 
 def _method(name: str) -> Callable[[int, int], Recipe]:

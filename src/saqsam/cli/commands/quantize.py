@@ -31,7 +31,7 @@ from saqsam.evaluation.compare import task_difference
 from saqsam.models.registry import family_of
 from saqsam.ptq.log import QuantizationLog
 from saqsam.ptq.unit_costs import unit_costs
-from saqsam.recipes.catalog import AUTO_EFFORT, DEFAULT_TARGET
+from saqsam.recipes.catalog import AUTO_EFFORT, DEFAULT_TARGET, WEIGHT_ONLY
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.overrides import with_overrides
 from saqsam.recipes.presets import recipe_for, resolve_effort
@@ -238,7 +238,11 @@ def _effort(options: QuantizeOptions) -> tuple[str | None, str]:
 
 
 def _check_budget(options: QuantizeOptions) -> None:
-    """Raise ValueError if another option decides bits, too."""
+    """Raise ValueError if the method has no bits to choose, or another option decides them, too."""
+    if options.method == WEIGHT_ONLY:
+        raise ValueError(
+            f"--budget chooses the bits of activations, too, but {WEIGHT_ONLY} leaves them float"
+        )
     if options.bits is not None:
         raise ValueError("--budget and --bits both decide the bits: pass one of them")
     for text in options.overrides or []:
