@@ -20,6 +20,7 @@ from saqsam.convert.prepare import place_empty_quantizers, prepare
 from saqsam.models.structure import Site, replace_module
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import (
+    Grid,
     PackedLayer,
     PackedTensor,
     channel_axis,
@@ -135,9 +136,36 @@ def pack_embeddings(model: SamModel, plan: QuantizationPlan) -> None:
 
 
 def round_weight(layer: nn.Module, bits: int, recipe: Recipe) -> PackedTensor:
-    """Return the weight of a float or prepared layer as codes, by round-to-nearest."""
+    """Return the weight of a float or prepared layer as codes, by round-to-nearest on its grid."""
     assert isinstance(layer.weight, Tensor)
-    return _pack_tensor(layer.weight, bits, channel_axis(layer), recipe)
+    grid = getattr(layer, "weight_grid", None)
+    if grid is None:
+        return _pack_tensor(layer.weight, bits, channel_axis(layer), recipe)
+    return PackedTensor.from_float(layer.weight, *grid, bits, channel_axis(layer))
+
+
+def find_grid(values: Tensor, bits: int, axis: int, recipe: Recipe) -> Grid:
+    """Return the scale and zero point of each channel of a weight by the recipe's rule; group-wise, of each group.
+
+    Args:
+        values: The weight.
+        bits: 2 to 8.
+        axis: Channel axis.
+        recipe: Recipe of the run.
+
+    Returns:
+        Scale and zero point, float32 [C] each; group-wise [C, G].
+    """
+    rows = values.detach().float().movedim(axis, 0).flatten(1)
+    options: dict[str, Any] = {
+        "symmetric": recipe.weights.is_symmetric(bits),
+        "method": recipe.weights.range,
+        "percentile": recipe.calibration.percentile,
+        "power": recipe.calibration.power,
+    }
+    if recipe.weights.group_size is None:
+        return weight_parameters(rows, bits, **options)
+    return group_parameters(rows, recipe.weights.group_size, bits, **options)
 
 
 def pack_layer(model: SamModel, name: str, weight: PackedTensor) -> None:
@@ -178,16 +206,5 @@ def complete_loading(model: SamModel, plan: QuantizationPlan) -> None:
 
 
 def _pack_tensor(values: Tensor, bits: int, axis: int, recipe: Recipe) -> PackedTensor:
-    rows = values.detach().float().movedim(axis, 0).flatten(1)
-    options: dict[str, Any] = {
-        "symmetric": recipe.weights.is_symmetric(bits),
-        "method": recipe.weights.range,
-        "percentile": recipe.calibration.percentile,
-        "power": recipe.calibration.power,
-    }
-    group_size = recipe.weights.group_size
-    if group_size is None:
-        steps = weight_parameters(rows, bits, **options)
-    else:
-        steps = group_parameters(rows, group_size, bits, **options)
-    return PackedTensor.from_float(values, *steps, bits, axis, group_size)
+    grid = find_grid(values, bits, axis, recipe)
+    return PackedTensor.from_float(values, *grid, bits, axis, recipe.weights.group_size)

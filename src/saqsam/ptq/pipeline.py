@@ -22,6 +22,7 @@ from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_data import open_calibration
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
 from saqsam.ptq.clipping import clip_attentions
+from saqsam.ptq.compensation import compensate
 from saqsam.ptq.equalization import equalize, observe_channels, scale_inputs
 from saqsam.ptq.head_balancing import balance_heads, observe_heads
 from saqsam.ptq.log import QuantizationLog
@@ -196,7 +197,7 @@ def _set_ranges(
     """Set the ranges of all activations of a prepared model in place, and log it.
 
     Returns:
-        The float reference: the model after bimodal integration, with empty slots. None if nothing is learned.
+        The float reference: the model after bimodal integration, with empty slots. None if no step compares with it.
     """
     saved = ranks.on_first(lambda: steps.load_ranges(quantized, plan.structure))
     if saved is None:
@@ -206,7 +207,7 @@ def _set_ranges(
         signs = saved.signs
     integrate_bimodal(quantized, plan.structure, signs)
     log.signs = {name: int((signs[name] < 0).sum()) for name in sorted(signs)}
-    reference = None if plan.recipe.reconstruction is None else copy.deepcopy(quantized)
+    reference = copy.deepcopy(quantized) if plan.recipe.needs_reference else None
     if saved is None:
         fill_slots(quantized, plan, merged_observers(observers, signs), progress)
         if plan.recipe.clipping is not None:
@@ -215,6 +216,9 @@ def _set_ranges(
     else:
         steps.restore_ranges(saved, quantized, plan)
         log.clipping = saved.clipping
+    if plan.recipe.compensation is not None:
+        assert reference is not None
+        compensate(quantized, reference, plan, images, progress)
     return reference
 
 

@@ -2,7 +2,8 @@
 
 `QuantLinear`, `QuantConv2d` and `QuantConvTranspose2d` are their float namesakes with two slots:
 `input_quantizer` and `weight_quantizer`. A slot holds `nn.Identity` until it is replaced by an observer during
-calibration, and by a quantizer after it. `PackedLinear` and its siblings are the layers of a checkpoint: codes,
+calibration, and by a quantizer after it. Their `weight_grid`, scale and zero point of each output channel, is None
+until compensation chooses one; otherwise packing does. `PackedLinear` and its siblings are the layers of a checkpoint: codes,
 scales and zero points, no float weights.
 """
 
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saqsam.quant.affine import check_bits, dequantize_affine, quantize_affine
+from saqsam.quant.affine import check_bits, dequantize_affine, quantize_affine, round_affine
 from saqsam.quant.packing import pack_codes, packed_size, unpack_codes
 
 
@@ -120,6 +121,29 @@ def _expand(steps: Tensor, shape: torch.Size, axis: int, group_size: int | None)
     return rows.reshape(shape[axis], *others).movedim(0, axis)
 
 
+Grid = tuple[Tensor, Tensor]
+"""Scale and zero point of each output channel of a weight, float32 [C] each."""
+
+
+class GridRounding(nn.Module):
+    """Weight quantizer that rounds to nearest on a fixed grid.
+
+    Args:
+        grid: Scale and zero point of each channel.
+        bits: 2 to 8.
+        axis: Channel axis of the weight.
+    """
+
+    def __init__(self, grid: Grid, bits: int, axis: int) -> None:
+        super().__init__()
+        self.grid, self.bits, self.axis = grid, check_bits(bits), axis
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the rounded weight, in its shape and dtype."""
+        scale, zero_point = (_expand(part, weight.shape, self.axis, None) for part in self.grid)
+        return round_affine(weight, scale, zero_point, self.bits)
+
+
 class ChannelScale(nn.Module):
     """Per-channel offset and gain of a layer's input, applied before it is quantized.
 
@@ -147,6 +171,7 @@ class QuantLinear(nn.Linear):
     input_scale: nn.Module
     input_quantizer: nn.Module
     weight_quantizer: nn.Module
+    weight_grid: Grid | None
 
     def forward(self, input: Tensor) -> Tensor:
         """Map input [..., K] to [..., C]."""
@@ -159,6 +184,7 @@ class QuantConv2d(nn.Conv2d):
 
     input_quantizer: nn.Module
     weight_quantizer: nn.Module
+    weight_grid: Grid | None
 
     def forward(self, input: Tensor) -> Tensor:
         """Map input [B, K, H, W] to [B, C, H', W']."""
@@ -171,6 +197,7 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
 
     input_quantizer: nn.Module
     weight_quantizer: nn.Module
+    weight_grid: Grid | None
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Map input [B, K, H, W] to [B, C, s * H, s * W]."""
@@ -213,6 +240,7 @@ def to_quant_layer(layer: nn.Module) -> QuantLayer:
     new.__dict__ = {**layer.__dict__, "_modules": {}}
     new.input_quantizer = nn.Identity()
     new.weight_quantizer = nn.Identity()
+    new.weight_grid = None
     if isinstance(new, QuantLinear):
         new.input_scale = nn.Identity()
     assert isinstance(new, (QuantLinear, QuantConv2d, QuantConvTranspose2d))

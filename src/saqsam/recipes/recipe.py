@@ -18,6 +18,7 @@ from saqsam.quant.affine import check_bits
 from saqsam.recipes.specs import (
     Calibration,
     Clipping,
+    Compensation,
     Override,
     ProbabilitySpec,
     QuantSpec,
@@ -28,13 +29,24 @@ from saqsam.recipes.specs import (
 )
 from saqsam.utils.suggestions import suggestion
 
-__all__ = ["Calibration", "Clipping", "Override", "ProbabilitySpec", "QuantSpec", "Recipe", "Reconstruction"]
+__all__ = [
+    "Calibration",
+    "Clipping",
+    "Compensation",
+    "Override",
+    "ProbabilitySpec",
+    "QuantSpec",
+    "Recipe",
+    "Reconstruction",
+]
 
 RECIPE_VERSION = 1
 Products = Literal["quantized", "float"]
 ATTENTION_PARTS = tuple(part for part in PAPER_PARTS if "attention" in part or "_to_" in part)
 _TRANSFORMS = ("equalized", "balanced_heads", "input_scales")
 """Fields that change float weights before they are quantized, exactly."""
+_STEPS = ("clipping", "compensation", "reconstruction")
+"""Fields that need quantized activations; None leaves the step out."""
 _Spec = TypeVar("_Spec")
 
 
@@ -55,6 +67,7 @@ class Recipe:
             (`quant.layers.ChannelScale`; not in the paper).
         bimodal: Merge the two peaks of the keys of token-to-image attention (PTQ4SAM).
         clipping: Perceptual-consistency clipping of the decoder's attentions, or None.
+        compensation: Closed-form compensation of quantization errors, or None.
         reconstruction: Learned rounding and scales, or None.
         overrides: Other bits for single parts or groups of parts, by name (`models.parts.PARTS`) or prefix.
         extra: Bits (weights and inputs) of parts that the papers keep float: `patch_embedding` and
@@ -79,6 +92,7 @@ class Recipe:
     input_scales: bool = False
     bimodal: bool = False
     clipping: Clipping | None = None
+    compensation: Compensation | None = None
     reconstruction: Reconstruction | None = None
     overrides: Mapping[str, Override] = field(default_factory=dict)
     extra: Mapping[str, int] = field(default_factory=dict)
@@ -125,7 +139,7 @@ class Recipe:
         """Raise ValueError if a field requires quantized activations."""
         if self.weights.dynamic:
             raise ValueError("weights.dynamic must be false: only activations have dynamic ranges")
-        for name in ("bimodal", *_TRANSFORMS, "integer_biases", "clipping", "reconstruction"):
+        for name in ("bimodal", *_TRANSFORMS, "integer_biases", *_STEPS):
             if getattr(self, name):
                 raise ValueError(f"{name} must be unset with float activations (activations=none)")
         for name, override in self.overrides.items():
@@ -215,21 +229,28 @@ class Recipe:
         return bits if bits is None else self.probabilities.bits or bits
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types. A `group_size` of None is omitted, as older recipes were hashed without it."""
+        """Return plain JSON types. A `group_size` or `compensation` of None is omitted, as in older recipes."""
         fields = {
             **dataclasses.asdict(self),
             "overrides": {k: dataclasses.asdict(v) for k, v in sorted(self.overrides.items())},
             "extra": dict(sorted(self.extra.items())),
         }
+        if fields["compensation"] is None:
+            del fields["compensation"]
         for spec in (fields["weights"], fields["activations"]):
             if spec is not None and spec["group_size"] is None:
                 del spec["group_size"]
         return fields
 
     @property
+    def needs_reference(self) -> bool:
+        """True if a step compares the quantized model with the float one."""
+        return self.compensation is not None or self.reconstruction is not None
+
+    @property
     def changes_weights(self) -> bool:
         """True if float weights are changed before they are quantized, or learned with."""
-        return self.reconstruction is not None or any(getattr(self, name) for name in _TRANSFORMS)
+        return self.needs_reference or any(getattr(self, name) for name in _TRANSFORMS)
 
     def to_json(self) -> str:
         """Return canonical JSON: equal recipes have equal text."""
@@ -259,10 +280,11 @@ _SPECS: dict[str, type] = {
     "activations": QuantSpec,
     "probabilities": ProbabilitySpec,
     "clipping": Clipping,
+    "compensation": Compensation,
     "reconstruction": Reconstruction,
     "calibration": Calibration,
 }
-_OPTIONAL = ("activations", "clipping", "reconstruction")
+_OPTIONAL = ("activations", *_STEPS)
 
 
 def _build(kind: type[_Spec], values: Any, where: str) -> _Spec:

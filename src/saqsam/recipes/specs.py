@@ -160,6 +160,39 @@ class Clipping:
         check_choice("measure", self.measure, get_args(ClippingMeasure))
 
 
+CompensatedLayers = Literal["all", "decoder"]
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """Closed-form compensation of quantization errors, layer by layer, before anything is learned.
+
+    Attributes:
+        layers: `all` layers of the papers' tensor set, or those of the `decoder`.
+        rounding: Round the columns of a weight one after another, each making up for the error of those before it
+            (GPTQ, arXiv 2210.17323).
+        inputs: Change weights and biases to make up for the error of quantized inputs (ERQ, arXiv 2407.06794).
+        queries: Change the query projections of the decoder's attentions to make up for the error of quantized keys,
+            too (CAR-SAM, arXiv 2605.16901).
+        damping: Penalty of changes, relative to the mean square of a layer's inputs.
+        images: Most calibration images to use.
+    """
+
+    layers: CompensatedLayers = "all"
+    rounding: bool = True
+    inputs: bool = True
+    queries: bool = False
+    damping: float = 0.01
+    images: int = 16
+
+    def __post_init__(self) -> None:
+        check_choice("layers", self.layers, get_args(CompensatedLayers))
+        for name in ("rounding", "inputs", "queries"):
+            check_type(name, getattr(self, name), bool)
+        check_number("damping", self.damping, 1e-6, 100)
+        check_positive("images", self.images)
+
+
 ReconstructionUnit = Literal["block", "stage"]
 ReconstructionLoss = Literal["output", "prompt", "mask"]
 ReconstructionTarget = Literal["quantized", "float"]
