@@ -43,6 +43,8 @@ def other(value: Any, name: str) -> Any:
         "probabilities.bits": 7,
         "probabilities.scale": "row",
         "probabilities.finest": 16,
+        "equalization.layers": "normalizations",
+        "equalization.groups": 4,
         "encoder_products": "float",
         "decoder_products": "float",
         "clipping.measure": "output",

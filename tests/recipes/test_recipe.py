@@ -19,6 +19,7 @@ from saqsam.recipes.recipe import (
     RECIPE_VERSION,
     Calibration,
     Clipping,
+    Equalization,
     Override,
     ProbabilitySpec,
     QuantSpec,
@@ -75,6 +76,12 @@ recipes = st.builds(
         finest=st.sampled_from([1, 2, 4, 8, 16, 32]),
     ),
     equalized=st.booleans(),
+    equalization=st.builds(
+        Equalization,
+        layers=st.sampled_from(["all", "normalizations"]),
+        strength=shares,
+    )
+    | st.builds(Equalization, groups=st.none() | st.integers(1, 9)),
     balanced_heads=st.booleans(),
     input_scales=st.booleans(),
     bimodal=st.booleans(),
@@ -388,6 +395,10 @@ def learned(**changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return {"reconstruction": LEARNED}, {"reconstruction": dataclasses.replace(LEARNED, **changes)}
 
 
+def equalized(**changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    return {"equalized": True}, {"equalization": Equalization(**changes)}
+
+
 MSE_WEIGHTS = {"weights": QuantSpec(4, range="mse")}
 BY_PERCENTILE = {"activations": QuantSpec(8, range="percentile")}
 # Field -> (what both recipes have, what the second one has instead).
@@ -425,7 +436,14 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"probabilities": ProbabilitySpec("log", 8, finest=1)},
         {"probabilities": ProbabilitySpec("log", 8, finest=32)},
     ),
+    "probabilities.coarsest": (
+        {"probabilities": ProbabilitySpec("log", 3, finest=4)},
+        {"probabilities": ProbabilitySpec("log", 3, finest=4, coarsest=4)},
+    ),
     "equalized": ({}, {"equalized": True}),
+    "equalization.layers": equalized(layers="normalizations"),
+    "equalization.groups": equalized(groups=2),
+    "equalization.strength": equalized(strength=0.5),
     "balanced_heads": ({}, {"balanced_heads": True}),
     "input_scales": ({}, {"input_scales": True}),
     "bimodal": ({}, {"bimodal": True}),

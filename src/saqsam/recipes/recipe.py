@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeVar, get_args
 
 from saqsam.models.parts import EMBEDDING_PARTS, ENCODER_ATTENTION, FLOAT_PARTS, PAPER_PARTS, PARTS
 from saqsam.quant.affine import check_bits
+from saqsam.recipes.equalization import Equalization
+from saqsam.recipes.later_fields import omit_defaults
 from saqsam.recipes.specs import (
     Calibration,
     Clipping,
@@ -28,7 +30,10 @@ from saqsam.recipes.specs import (
 )
 from saqsam.utils.suggestions import suggestion
 
-__all__ = ["Calibration", "Clipping", "Override", "ProbabilitySpec", "QuantSpec", "Recipe", "Reconstruction"]
+__all__ = [
+    *("Calibration", "Clipping", "Equalization", "Override", "ProbabilitySpec", "QuantSpec", "Recipe"),
+    "Reconstruction",
+]
 
 RECIPE_VERSION = 1
 Products = Literal["quantized", "float"]
@@ -49,6 +54,7 @@ class Recipe:
             keeps them float: weight-only quantization, which needs no calibration.
         probabilities: Quantization of attention probabilities, where it differs from other activations.
         equalized: Equalize the ranges of channels that share a scale first (`ptq.equalization`; not in the paper).
+        equalization: For `equalized` recipes: layers, groups of channels, and migration strength.
         balanced_heads: Balance queries and keys of the decoder's attentions, head by head, before that
             (`ptq.head_balancing`; not in the paper).
         input_scales: Give decoder inputs that no earlier layer can be scaled for a per-channel offset and gain
@@ -75,6 +81,7 @@ class Recipe:
     activations: QuantSpec | None
     probabilities: ProbabilitySpec = field(default_factory=ProbabilitySpec)
     equalized: bool = False
+    equalization: Equalization = field(default_factory=Equalization)
     balanced_heads: bool = False
     input_scales: bool = False
     bimodal: bool = False
@@ -215,7 +222,10 @@ class Recipe:
         return bits if bits is None else self.probabilities.bits or bits
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types. A `group_size` of None is omitted, as older recipes were hashed without it."""
+        """Return plain JSON types.
+
+        A `group_size` of None and defaults of `later_fields` are omitted, as older recipes were hashed without them.
+        """
         fields = {
             **dataclasses.asdict(self),
             "overrides": {k: dataclasses.asdict(v) for k, v in sorted(self.overrides.items())},
@@ -224,6 +234,7 @@ class Recipe:
         for spec in (fields["weights"], fields["activations"]):
             if spec is not None and spec["group_size"] is None:
                 del spec["group_size"]
+        omit_defaults(fields)
         return fields
 
     @property
@@ -258,6 +269,7 @@ _SPECS: dict[str, type] = {
     "weights": QuantSpec,
     "activations": QuantSpec,
     "probabilities": ProbabilitySpec,
+    "equalization": Equalization,
     "clipping": Clipping,
     "reconstruction": Reconstruction,
     "calibration": Calibration,
