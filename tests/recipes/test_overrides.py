@@ -45,6 +45,7 @@ def other(value: Any, name: str) -> Any:
         "probabilities.finest": 16,
         "equalization.layers": "normalizations",
         "equalization.groups": 4,
+        "gelu": "log",
         "encoder_products": "float",
         "decoder_products": "float",
         "clipping.measure": "output",

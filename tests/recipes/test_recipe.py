@@ -75,6 +75,7 @@ recipes = st.builds(
         scale=st.sampled_from(["tensor", "row"]),
         finest=st.sampled_from([1, 2, 4, 8, 16, 32]),
     ),
+    gelu=st.sampled_from(["uniform", "hybrid", "log"]),
     equalized=st.booleans(),
     equalization=st.builds(
         Equalization,
@@ -440,6 +441,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"probabilities": ProbabilitySpec("log", 3, finest=4)},
         {"probabilities": ProbabilitySpec("log", 3, finest=4, coarsest=4)},
     ),
+    "gelu": ({}, {"gelu": "hybrid"}),
     "equalized": ({}, {"equalized": True}),
     "equalization.layers": equalized(layers="normalizations"),
     "equalization.groups": equalized(groups=2),

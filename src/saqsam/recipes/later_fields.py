@@ -11,6 +11,7 @@ from saqsam.recipes.equalization import Equalization
 LATER_FIELDS: Mapping[str, Any] = {
     "probabilities.coarsest": 1,
     "equalization": dataclasses.asdict(Equalization()),
+    "gelu": "uniform",
 }
 """Defaults of the fields, by dotted name."""
 

@@ -37,6 +37,7 @@ __all__ = [
 
 RECIPE_VERSION = 1
 Products = Literal["quantized", "float"]
+GeluCodes = Literal["uniform", "hybrid", "log"]
 ATTENTION_PARTS = tuple(part for part in PAPER_PARTS if "attention" in part or "_to_" in part)
 _TRANSFORMS = ("equalized", "balanced_heads", "input_scales")
 """Fields that change float weights before they are quantized, exactly."""
@@ -53,6 +54,8 @@ class Recipe:
         activations: Quantization of layer inputs and attention operands; per tensor and static, unless `dynamic`. None
             keeps them float: weight-only quantization, which needs no calibration.
         probabilities: Quantization of attention probabilities, where it differs from other activations.
+        gelu: Codes of the activations after a GELU, the inputs of the encoder's second MLP layers: `uniform` as of all
+            activations, `hybrid` (AHCPTQ, arXiv 2503.03088) or `log` (AdaLog, arXiv 2407.12951); see `quant.tables`.
         equalized: Equalize the ranges of channels that share a scale first (`ptq.equalization`; not in the paper).
         equalization: For `equalized` recipes: layers, groups of channels, and migration strength.
         balanced_heads: Balance queries and keys of the decoder's attentions, head by head, before that
@@ -80,6 +83,7 @@ class Recipe:
     weights: QuantSpec
     activations: QuantSpec | None
     probabilities: ProbabilitySpec = field(default_factory=ProbabilitySpec)
+    gelu: GeluCodes = "uniform"
     equalized: bool = False
     equalization: Equalization = field(default_factory=Equalization)
     balanced_heads: bool = False
@@ -108,6 +112,7 @@ class Recipe:
             )
         for name in ("encoder_products", "decoder_products"):
             check_choice(name, getattr(self, name), get_args(Products))
+        check_choice("gelu", self.gelu, get_args(GeluCodes))
         for name in ("quantized_rel_pos_query", "bimodal", *_TRANSFORMS, "integer_biases"):
             check_type(name, getattr(self, name), bool)
         for name, spec in _SPECS.items():
@@ -135,6 +140,8 @@ class Recipe:
         for name in ("bimodal", *_TRANSFORMS, "integer_biases", "clipping", "reconstruction"):
             if getattr(self, name):
                 raise ValueError(f"{name} must be unset with float activations (activations=none)")
+        if self.gelu != "uniform":
+            raise ValueError("gelu must be uniform with float activations (activations=none)")
         for name, override in self.overrides.items():
             if override.activations is not None:
                 raise ValueError(f"overrides.{name}.activations must be none with activations=none")
@@ -155,6 +162,8 @@ class Recipe:
         """Raise ValueError if a field requires static ranges, and activations or attention operands have none."""
         if self.weights.dynamic:
             raise ValueError("weights.dynamic must be false: only activations have dynamic ranges")
+        if activations.dynamic and self.gelu != "uniform":
+            raise ValueError("gelu must be uniform with activations.dynamic: tables of levels are static")
         if activations.dynamic and self.integer_biases:
             raise ValueError(
                 "integer_biases must be false with activations.dynamic: biases need a static input scale"
