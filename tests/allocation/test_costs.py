@@ -76,3 +76,9 @@ def test_uniform_bits_are_an_ordinary_recipe() -> None:
     recipe = recipe_for("ptq4sam-s", "w4a4")
     costs = bit_costs(tiny_config(), recipe)
     assert with_bits(recipe, dict.fromkeys(costs.operands, 6), costs) == recipe_for("ptq4sam-s", "w6a6")
+
+
+def test_a_fixed_granularity_stays() -> None:
+    recipe = recipe_for("repq-vit", "w4a4")
+    costs = bit_costs(tiny_config(), recipe)
+    assert with_bits(recipe, dict.fromkeys(costs.operands, 8), costs) == recipe_for("repq-vit", "w8a8")

@@ -539,6 +539,22 @@ def test_settings_and_the_deployable_variant_are_in_the_checkpoint(tiny: Path, t
     assert recipe.name == "min-max-deploy-w4a4-mixed"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "gelu"),
+    [
+        (("--method", "adalog", "--deploy"), "log"),
+        (("--method", "ahcptq-s", "--bits", "w4a8", "--deploy-for", "executorch"), "hybrid"),
+        (("--deploy", "--set", "gelu=hybrid"), "hybrid"),
+    ],
+)
+def test_tables_of_levels_are_refused_with_deploy(
+    tiny: Path, tmp_path: Path, arguments: tuple[str, ...], gelu: str
+) -> None:
+    done = quantize(tiny, tmp_path / "out", *arguments)
+    assert_refused(done, "multiplies uniform codes alone", f"gelu={gelu}")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_detector_s_boxes_are_the_prompts(tiny: Path, labeled: Path, tmp_path: Path) -> None:
     boxes = labeled / "found.json"
     content = json.loads((labeled / "annotations.json").read_text())

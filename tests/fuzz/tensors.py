@@ -201,7 +201,10 @@ def mutated_bytes(
         yield f"{action} at byte {place}", lambda: checkpoint.use(is_rehashed=False)
 
 
-def fuzz(count: int, seed: int, methods: Sequence[str] = ("mse", "saq-sam-plus", "ptq4sam-s")) -> list[Tally]:
+METHODS = ("mse", "saq-sam-plus", "ptq4sam-s", "adalog")
+
+
+def fuzz(count: int, seed: int, methods: Sequence[str] = METHODS) -> list[Tally]:
     """Run `count` mutants of each kind, spread over checkpoints of several methods."""
     tallies = []
     with tempfile.TemporaryDirectory() as folder:

@@ -24,7 +24,7 @@ from saqsam.ptq.equalization import (
 )
 from saqsam.ptq.pipeline import quantize
 from saqsam.quant.layers import ChannelScale
-from saqsam.recipes.recipe import Calibration, Reconstruction
+from saqsam.recipes.recipe import Calibration, Equalization, Reconstruction
 from support.tiny_quantized import quantize_tiny, tiny_data, tiny_plan, tiny_recipe
 from support.tiny_sam import tiny_config, tiny_processor, tiny_sam
 
@@ -111,6 +111,84 @@ def test_channels_that_share_a_grid_have_ranges_alike_afterwards() -> None:
     for name in (f"{attention}.k_proj output", f"{attention}.v_proj output", f"{block}.attn.qkv output"):
         channels = slice(-64, None) if "qkv" in name else slice(None)
         assert float(after[name][channels].middle.abs().max()) < 1e-3
+
+
+NORMALIZATIONS = Equalization(layers="normalizations")
+
+
+@pytest.mark.parametrize(
+    "equalization",
+    [
+        NORMALIZATIONS,
+        Equalization(layers="normalizations", groups=4),
+        Equalization(groups=2),
+        Equalization(strength=0.5),
+        Equalization(layers="normalizations", strength=0.0),
+    ],
+)
+def test_every_kind_of_equalization_keeps_the_masks(equalization: Equalization) -> None:
+    model = uneven_sam()
+    images = images_of(model)
+    equalized = copy.deepcopy(model)
+    equalize(equalized, STRUCTURE, ranges_of(model, images), equalization)
+    pair = STRUCTURE.normalized_layers[0]
+    assert not torch.equal(equalized.get_submodule(pair.norm).weight, model.get_submodule(pair.norm).weight)
+    for found, expected in zip(masks(equalized, images), masks(model, images), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_normalizations_alone_leave_all_other_layers_as_they_are() -> None:
+    model = uneven_sam()
+    equalized = copy.deepcopy(model)
+    equalize(equalized, STRUCTURE, ranges_of(model, images_of(model)), NORMALIZATIONS)
+    changed = {
+        name.rpartition(".")[0]
+        for name, parameter in equalized.named_parameters()
+        if not torch.equal(parameter, model.get_parameter(name))
+    }
+    assert changed == {name for pair in STRUCTURE.normalized_layers for name in (pair.norm, pair.layer)}
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_groups_of_channels_share_a_factor_and_an_offset(groups: int) -> None:
+    model = uneven_sam()
+    equalized = copy.deepcopy(model)
+    spec = Equalization(layers="normalizations", groups=groups)
+    equalize(equalized, STRUCTURE, ranges_of(model, images_of(model)), spec)
+    for pair in STRUCTURE.normalized_layers:
+        before, after = (made.get_submodule(pair.norm) for made in (model, equalized))
+        factors = before.weight / after.weight
+        offsets = before.bias - after.bias * factors
+        shared = {(round(f, 4), round(m, 3)) for f, m in zip(factors.tolist(), offsets.tolist(), strict=True)}
+        assert len(shared) == groups
+        assert pair.shifts or max(abs(offset) for _, offset in shared) == 0
+    if groups == 1:
+        assert factors.tolist() == pytest.approx([1.0] * len(factors))
+
+
+def test_the_strength_shares_ranges_between_activations_and_weights() -> None:
+    model = uneven_sam()
+    ranges = ranges_of(model, images_of(model))
+    default, whole, half, none = (copy.deepcopy(model) for _ in range(4))
+    equalize(default, STRUCTURE, ranges)
+    for made, strength in ((whole, 1.0), (half, 0.5), (none, 0.0)):
+        layers = "normalizations" if strength == 0 else "all"  # others scale rows of the same weights
+        equalize(made, STRUCTURE, ranges, Equalization(layers, strength=strength))
+    assert all(
+        torch.equal(parameter, whole.get_parameter(name)) for name, parameter in default.named_parameters()
+    )
+    for pair in STRUCTURE.normalized_layers:
+        columns = model.get_submodule(pair.layer).weight.transpose(0, 1).flatten(1)
+        weight = (columns.amax(1) - columns.amin(1)) / 2
+        activation = ranges[f"{pair.layer} input"].half
+        norm = model.get_submodule(pair.norm).weight
+        expected = activation.sqrt() / weight.sqrt()
+        found = norm / half.get_submodule(pair.norm).weight
+        torch.testing.assert_close(found, expected / expected.mean(), rtol=1e-4, atol=1e-5)
+        # Without migration, all columns of the weight get the same range.
+        columns = none.get_submodule(pair.layer).weight.transpose(0, 1).flatten(1)
+        width = columns.amax(1) - columns.amin(1)
+        torch.testing.assert_close(width, width.mean().expand_as(width), rtol=1e-4, atol=1e-5)
 
 
 def test_a_channel_without_a_range_gets_a_bounded_factor() -> None:

@@ -185,6 +185,15 @@ def test_finer_steps_are_tried_up_to_the_finest(finest: int) -> None:
     assert int(observe(8, (p, v), max_tau=finest).quantizer().tau) == finest
 
 
+@pytest.mark.parametrize("coarsest", [1, 2, 4])
+def test_coarser_steps_than_the_coarsest_are_not_tried(coarsest: int) -> None:
+    call = attention(0, sharpness=5.0)
+    free, bound = observe(3, call), observe(3, call, min_tau=coarsest)
+    assert bound.taus == [tau for tau in TAUS if tau >= coarsest]
+    assert int(bound.quantizer().tau) == max(coarsest, int(free.quantizer().tau))
+    assert torch.equal(bound.errors, free.errors[TAUS.index(coarsest) :])
+
+
 def test_with_rows_scaled_the_product_is_divided_before_it_is_compared() -> None:
     # Every probability is rounded up by the same share, which the division undoes.
     rows, values = torch.full((1, 1, 3, 4), 2.0**-0.25), random_values(1, 1, 4, 5)

@@ -19,6 +19,7 @@ from saqsam.recipes.recipe import (
     RECIPE_VERSION,
     Calibration,
     Clipping,
+    Equalization,
     Override,
     ProbabilitySpec,
     QuantSpec,
@@ -74,7 +75,14 @@ recipes = st.builds(
         scale=st.sampled_from(["tensor", "row"]),
         finest=st.sampled_from([1, 2, 4, 8, 16, 32]),
     ),
+    gelu=st.sampled_from(["uniform", "hybrid", "log"]),
     equalized=st.booleans(),
+    equalization=st.builds(
+        Equalization,
+        layers=st.sampled_from(["all", "normalizations"]),
+        strength=shares,
+    )
+    | st.builds(Equalization, groups=st.none() | st.integers(1, 9)),
     balanced_heads=st.booleans(),
     input_scales=st.booleans(),
     bimodal=st.booleans(),
@@ -388,6 +396,10 @@ def learned(**changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return {"reconstruction": LEARNED}, {"reconstruction": dataclasses.replace(LEARNED, **changes)}
 
 
+def equalized(**changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    return {"equalized": True}, {"equalization": Equalization(**changes)}
+
+
 MSE_WEIGHTS = {"weights": QuantSpec(4, range="mse")}
 BY_PERCENTILE = {"activations": QuantSpec(8, range="percentile")}
 # Field -> (what both recipes have, what the second one has instead).
@@ -425,7 +437,15 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"probabilities": ProbabilitySpec("log", 8, finest=1)},
         {"probabilities": ProbabilitySpec("log", 8, finest=32)},
     ),
+    "probabilities.coarsest": (
+        {"probabilities": ProbabilitySpec("log", 3, finest=4)},
+        {"probabilities": ProbabilitySpec("log", 3, finest=4, coarsest=4)},
+    ),
+    "gelu": ({}, {"gelu": "hybrid"}),
     "equalized": ({}, {"equalized": True}),
+    "equalization.layers": equalized(layers="normalizations"),
+    "equalization.groups": equalized(groups=2),
+    "equalization.strength": equalized(strength=0.5),
     "balanced_heads": ({}, {"balanced_heads": True}),
     "input_scales": ({}, {"input_scales": True}),
     "bimodal": ({}, {"bimodal": True}),

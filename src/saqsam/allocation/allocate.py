@@ -316,7 +316,7 @@ def with_bits(recipe: Recipe, bits: Bits, costs: BitCosts) -> Recipe:
         if override != Override():
             overrides[part] = override
     probabilities = recipe.probabilities
-    if probabilities.kind == "log":
+    if probabilities.kind == "log" and probabilities.coarsest < probabilities.finest:
         widest = max(width for operand, width in bits.items() if operand.kind == "activations")
         probabilities = replace(probabilities, finest=finest_granularity(widest))
     return replace(

@@ -18,10 +18,11 @@ from saqsam.models.structure import ModelStructure
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedTensor
 from saqsam.quant.logarithmic import LogQuantizer
+from saqsam.quant.tables import TableQuantizer
 from saqsam.recipes.recipe import ATTENTION_PARTS, Recipe
 
 # Kinds of stored tensors by the last component of their names; all others are float16 parameters.
-_KINDS = {"codes": "codes", "scale": "scales", "zero_point": "scales", "tau": "scales"}
+_KINDS = {"codes": "codes", "scale": "scales", "zero_point": "scales", "tau": "scales", "levels": "scales"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class PartInventory:
         parameters: Number of weights and biases.
         packed: Number of weights that are stored as codes.
         code_bytes: Bytes of codes in the checkpoint.
-        scale_bytes: Bytes of scales and zero points, including those of activations.
+        scale_bytes: Bytes of scales, zero points and tables of levels, including those of activations.
         float_bytes: Bytes of float16 parameters, including biases.
         macs: Multiply-accumulates for one image and one box prompt.
         low: Lowest end of all activation ranges; None if there are none.
@@ -257,8 +258,8 @@ def _activation_ranges(model: SamModel, part_of: Callable[[str], str]) -> dict[s
     """Return the lowest and the highest end of the activation ranges of each part."""
     ranges: dict[str, tuple[float, float]] = {}
     for name, module in model.named_modules():
-        if isinstance(module, (AffineQuantizer, LogQuantizer)):
-            part, (low, high) = part_of(f"{name}.scale"), module.range
+        if isinstance(module, (AffineQuantizer, LogQuantizer, TableQuantizer)):
+            part, (low, high) = part_of(name), module.range
             known_low, known_high = ranges.get(part, (low, high))
             ranges[part] = min(low, known_low), max(high, known_high)
     return ranges

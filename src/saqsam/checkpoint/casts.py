@@ -16,10 +16,11 @@ from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.integer import Kernel
 from saqsam.quant.layers import ChannelScale, PackedTensor
 from saqsam.quant.logarithmic import LogQuantizer
+from saqsam.quant.tables import TableQuantizer
 
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16)
 """Dtypes of the activations and float parameters of a quantized model."""
-_KEPT_IN_FLOAT32 = (PackedTensor, AffineQuantizer, LogQuantizer, ChannelScale, Kernel)
+_KEPT_IN_FLOAT32 = (PackedTensor, AffineQuantizer, LogQuantizer, TableQuantizer, ChannelScale, Kernel)
 
 
 def check_compute_dtype(dtype: torch.dtype) -> torch.dtype:

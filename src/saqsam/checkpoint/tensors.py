@@ -20,6 +20,7 @@ from saqsam.models.registry import structure_of
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedTensor
 from saqsam.quant.logarithmic import LogQuantizer
+from saqsam.quant.tables import TableQuantizer
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.errors import CheckpointError, shorten, shorten_message, shorten_names
 
@@ -29,7 +30,7 @@ MIN_SCALE = torch.finfo(torch.float32).tiny
 """Smallest quantization step: the reciprocal of a subnormal number overflows."""
 MAX_TAU = 32
 """Largest number of steps per octave of a logarithmic quantizer."""
-_FLOAT32_SUFFIX = ".scale"
+_FLOAT32_SUFFIXES = (".scale", ".levels")
 _SAFETENSORS_DTYPES = {
     torch.uint8: "U8",
     torch.int32: "I32",
@@ -39,7 +40,10 @@ _SAFETENSORS_DTYPES = {
 
 
 def checkpoint_tensors(model: SamModel) -> dict[str, Tensor]:
-    """Return the tensors of a packed model as stored: contiguous, on the CPU, floats other than scales in float16."""
+    """Return the tensors of a packed model as stored: contiguous, on the CPU.
+
+    Floats are stored in float16, except for scales and levels.
+    """
     return {
         name: tensor.detach().cpu().to(_stored_dtype(name, tensor), copy=True).contiguous()
         for name, tensor in _stored_state(model).items()
@@ -96,7 +100,7 @@ def check_values(tensors: Mapping[str, Tensor], model: SamModel, recipe: Recipe,
     """Raise CheckpointError unless every value is one that quantization can produce.
 
     Scales are finite, positive and at most `MAX_SCALE`; zero points are codes, and the middle code for symmetric
-    weights; steps per octave are powers of two; all other floats are finite.
+    weights; steps per octave are powers of two; levels ascend within float16; all other floats are finite.
 
     Args:
         tensors: The tensors as stored, by name.
@@ -116,6 +120,8 @@ def check_values(tensors: Mapping[str, Tensor], model: SamModel, recipe: Recipe,
             tau = int(tensors[f"{name}.tau"])
             if tau not in (2**i for i in range(MAX_TAU.bit_length())):
                 raise CheckpointError(f"{source}: {name}.tau must be a power of 2 up to {MAX_TAU}, got {tau}")
+        if isinstance(module, TableQuantizer):
+            _check_levels(tensors[f"{name}.levels"], f"{source}: {name}.levels")
     for name, tensor in tensors.items():
         if tensor.dtype == torch.float16 and not torch.isfinite(tensor).all():
             raise CheckpointError(f"{source}: {name} holds NaN or infinity, or a value beyond float16")
@@ -161,7 +167,7 @@ def _stored_state(model: SamModel) -> dict[str, Tensor]:
 
 
 def _stored_dtype(name: str, tensor: Tensor) -> torch.dtype:
-    is_half = tensor.is_floating_point() and not name.endswith(_FLOAT32_SUFFIX)
+    is_half = tensor.is_floating_point() and not name.endswith(_FLOAT32_SUFFIXES)
     return torch.float16 if is_half else tensor.dtype
 
 
@@ -234,6 +240,14 @@ def _check_scale(scale: Tensor, where: str) -> None:
     # NaN compares as false.
     if not bool(((scale >= MIN_SCALE) & (scale <= MAX_SCALE)).all()):
         raise CheckpointError(f"{where} must be finite, positive and at most {MAX_SCALE:.0f}")
+
+
+def _check_levels(levels: Tensor, where: str) -> None:
+    # NaN compares as false.
+    if not bool((levels.abs() <= MAX_SCALE).all() & (levels.diff() >= 0).all()):
+        raise CheckpointError(
+            f"{where} must ascend from at least -{MAX_SCALE:.0f} to at most {MAX_SCALE:.0f}"
+        )
 
 
 def _check_zero_point(zero_point: Tensor, bits: int, is_symmetric: bool, where: str) -> None:

@@ -138,7 +138,7 @@ def pack_embeddings(model: SamModel, plan: QuantizationPlan) -> None:
 def round_weight(layer: nn.Module, bits: int, recipe: Recipe) -> PackedTensor:
     """Return the weight of a float or prepared layer as codes, by round-to-nearest on its grid."""
     assert isinstance(layer.weight, Tensor)
-    grid = getattr(layer, "weight_grid", None)
+    grid: Grid | None = getattr(layer, "weight_grid", None)
     if grid is None:
         return _pack_tensor(layer.weight, bits, channel_axis(layer), recipe)
     return PackedTensor.from_float(layer.weight, *grid, bits, channel_axis(layer))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from saqsam.models.family import ModelFamily
-from saqsam.models.parts import CONVOLUTIONS
+from saqsam.models.parts import CONVOLUTIONS, POST_GELU_PARTS
 from saqsam.models.registry import family_of
 from saqsam.models.structure import PROBABILITIES, SLOTS, ModelStructure, Site
 from saqsam.recipes.recipe import Recipe
@@ -18,7 +18,7 @@ IMAGE_CHANNELS = -3
 """Axis of the channels in the input of a convolution, [B, K, H, W]."""
 
 
-SlotKind = Literal["affine", "log", "dynamic"]
+SlotKind = Literal["affine", "log", "dynamic", "table"]
 """Kinds of activation quantizers, see `quantizer_kinds`."""
 
 
@@ -106,6 +106,8 @@ def _plan_inputs(structure: ModelStructure, recipe: Recipe) -> Iterator[Slot]:
             if recipe.activation_spec.dynamic:
                 axis = IMAGE_CHANNELS if site.part in CONVOLUTIONS else LINEAR_CHANNELS
                 yield Slot(name, site.part, bits, "dynamic", axis)
+            elif recipe.gelu != "uniform" and site.part in POST_GELU_PARTS:
+                yield Slot(name, site.part, bits, "table")
             else:
                 yield Slot(name, site.part, bits)
 

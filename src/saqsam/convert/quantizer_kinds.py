@@ -15,10 +15,11 @@ from saqsam.quant.learned import LearnedAffineQuantizer
 from saqsam.quant.logarithmic import GranularityObserver, LogQuantizer
 from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver
 from saqsam.quant.ranges import activation_parameters
+from saqsam.quant.tables import TableQuantizer, table_levels
 from saqsam.recipes.recipe import Recipe
 
 Observer = HistogramObserver | ChannelHistogramObserver | GranularityObserver
-Quantizer = AffineQuantizer | DynamicQuantizer | LogQuantizer
+Quantizer = AffineQuantizer | DynamicQuantizer | LogQuantizer | TableQuantizer
 
 
 class QuantizerKind(ABC):
@@ -110,10 +111,27 @@ class DynamicKind(QuantizerKind):
         return DynamicQuantizer(slot.bits, slot.channel_axis)
 
 
+class TableKind(QuantizerKind):
+    """Quantization to the levels of a table, of the form that the recipe gives activations after a GELU."""
+
+    quantizer = TableQuantizer
+
+    def from_observer(self, observer: Observer | None, slot: Slot, recipe: Recipe) -> TableQuantizer:
+        """Return the quantizer with the levels of least squared error."""
+        assert isinstance(observer, HistogramObserver)
+        assert recipe.gelu != "uniform"
+        return TableQuantizer(slot.bits, table_levels(observer, slot.bits, recipe.gelu))
+
+    def empty(self, slot: Slot) -> TableQuantizer:
+        """Return a quantizer without levels."""
+        return TableQuantizer.empty(slot.bits)
+
+
 QUANTIZER_KINDS: dict[SlotKind, QuantizerKind] = {
     "affine": AffineKind(),
     "log": LogKind(),
     "dynamic": DynamicKind(),
+    "table": TableKind(),
 }
 
 

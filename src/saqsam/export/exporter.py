@@ -16,6 +16,7 @@ from saqsam.checkpoint import (
 from saqsam.export.formats import DEFAULT_FORMAT, FORMATS
 from saqsam.export.manifest import MANIFEST, Manifest, file_hash, is_export
 from saqsam.models.processing import processor_fields
+from saqsam.recipes.deployment import check_uniform_inputs
 from saqsam.utils.atomic_write import atomic_folder
 
 
@@ -58,6 +59,7 @@ def export_model(
             f"{recipe.name} leaves activations float, and exports have integer products: quantize them too, or "
             "export model.dequantize() with other tools"
         )
+    check_uniform_inputs(recipe, format)
     header = hash_header(model.config, config.recipe, config.processor_sha256)
     checkpoint = config.content_sha256 or content_hash(checkpoint_tensors(model), header)
     plain = model.config.to_dict()

@@ -20,6 +20,8 @@ PAPER_PARTS = ENCODER_PARTS + DECODER_PARTS
 the decoder's two-way transformer, the neck, and the operands of every attention product."""
 TOKEN_TO_IMAGE_PARTS = ("decoder.token_to_image", "decoder.final_attention")
 """Attention of tokens to the image, whose keys have two peaks in SAM (PTQ4SAM)."""
+POST_GELU_PARTS = ("encoder.lin2",)
+"""Layers whose input is the output of a GELU."""
 EMBEDDING_PARTS = ("patch_embedding", "position_embedding")
 """Parts whose weights alone can be quantized."""
 FLOAT_PARTS = (*EMBEDDING_PARTS, "upscaling", "hypernetworks", "iou_head")

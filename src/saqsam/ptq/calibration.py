@@ -48,6 +48,7 @@ def observing(
             observers[slot.name] = GranularityObserver(
                 slot.bits,
                 taps[site],
+                min_tau=plan.recipe.probabilities.coarsest,
                 max_tau=plan.recipe.probabilities.finest,
                 row_scaled=plan.recipe.probabilities.scale == "row",
             )

@@ -10,10 +10,10 @@ Unlike reconstruction, it takes no steps and no gradients: a few passes over eac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,7 @@ from saqsam.utils.progress import Progress
 PHASE = "compensating"
 CHANNEL_AXIS = 0
 """Axis of the output channels in the weights of linear layers and convolutions."""
+_T = TypeVar("_T")
 CompensatedLayer = QuantLinear | QuantConv2d
 
 
@@ -303,8 +304,10 @@ class _Run:
             queries = attention.split_heads(F.linear(inputs, query.weight, query.bias))
             return LogitSums.of(inputs.flatten(0, 1), keys, target - queries @ keys.mT)
 
-        sums = self._over_images(work)
-        return sum(sums[1:], start=sums[0])
+        total, *others = self._over_images(work)
+        for sums in others:
+            total += sums
+        return total
 
     def _logits(self, model: SamModel, site: AttentionSite, inputs: dict[str, Tensor]) -> Tensor:
         """Return unscaled logits [P, N, Q, T] from the inputs of the projections."""
@@ -325,7 +328,7 @@ class _Run:
             found.append(inputs)
         return found[0], found[1]
 
-    def _over_images(self, work: Any) -> list[Any]:
+    def _over_images(self, work: Callable[[int], _T]) -> list[_T]:
         """Return the result of `work` for the number of each image, in the order of all images."""
         places = {number: place for place, number in enumerate(ranks.share(self.count))}
         return ranks.shared_map(lambda number: work(places[number]), self.count, PHASE)

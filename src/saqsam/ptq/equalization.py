@@ -4,7 +4,10 @@ A tensor with one scale and zero point spends most of its codes on the channel w
 follows another, and a factor and an offset per channel pass through whatever is between them, both can be folded from
 the first layer into the second. The model's output is unchanged:
 
-- a normalization and the linear layer after it (RepQ-ViT, arXiv 2212.08254): x -> (x - m) / f, W -> W f, b -> b + W m;
+- a normalization and the linear layer after it (RepQ-ViT, arXiv 2212.08254): x -> (x - m) / f, W -> W f, b -> b + W m.
+  Channels may share f and m in groups (`channel_groups`), and f may move only a part of the range to the weights: with
+  the migration strength a of SmoothQuant (arXiv 2211.10438), f = x**a / w**(1 - a), from the half ranges x of the
+  channel and w of its weight column;
 - a decoder MLP's ReLU, which passes positive factors (cross-layer equalization, arXiv 1906.04721);
 - values and the output projection: rows of probabilities sum to 1, so that an offset passes too;
 - queries and keys: factors f and 1 / f cancel in Q K^T. An offset of all keys adds the same to all logits of a row,
@@ -34,7 +37,9 @@ from transformers import SamModel
 from saqsam.models.structure import AttentionSite, ModelStructure
 from saqsam.ptq.calibration import run_image
 from saqsam.ptq.calibration_images import CalibrationImages
+from saqsam.ptq.channel_groups import group_ranges
 from saqsam.quant.layers import ChannelScale, QuantLinear
+from saqsam.recipes.equalization import Equalization
 from saqsam.utils import ranks
 from saqsam.utils.progress import Progress
 
@@ -117,18 +122,27 @@ def observe_channels(
 
 
 @torch.no_grad()
-def equalize(model: SamModel, structure: ModelStructure, ranges: Mapping[str, ChannelRange]) -> None:
+def equalize(
+    model: SamModel,
+    structure: ModelStructure,
+    ranges: Mapping[str, ChannelRange],
+    equalization: Equalization | None = None,
+) -> None:
     """Equalize a float model in place; its output is unchanged.
 
     Args:
         model: Float model, not prepared yet.
         structure: Structure of the model.
         ranges: Channel ranges of `observe_channels`.
+        equalization: Layers, groups and strength; None for the defaults.
     """
+    equalization = equalization or Equalization()
     for pair in structure.normalized_layers:
         norm, layer = model.get_submodule(pair.norm), model.get_submodule(pair.layer)
         assert isinstance(layer, nn.Linear | nn.Conv2d)
-        _equalize_norm(norm, layer, ranges[f"{pair.layer} input"], shifts=pair.shifts)
+        _equalize_norm(norm, layer, ranges[f"{pair.layer} input"], equalization, shifts=pair.shifts)
+    if equalization.layers == "normalizations":
+        return
     for site in structure.attentions:
         if site.is_fused:
             _equalize_fused_attention(model, site, ranges)
@@ -164,12 +178,20 @@ def scale_inputs(model: SamModel, structure: ModelStructure, ranges: Mapping[str
 
 
 def _equalize_norm(
-    norm: nn.Module, layer: nn.Linear | nn.Conv2d, observed: ChannelRange, *, shifts: bool
+    norm: nn.Module,
+    layer: nn.Linear | nn.Conv2d,
+    observed: ChannelRange,
+    equalization: Equalization,
+    *,
+    shifts: bool,
 ) -> None:
     """Move channel factors and, if it `shifts`, offsets from a normalization to the layer that reads it."""
     assert isinstance(norm.weight, Tensor)
     assert isinstance(norm.bias, Tensor)
-    factor = observed.half / observed.half.mean()
+    if equalization.groups is not None:
+        ends = group_ranges(observed.low, observed.high, equalization.groups)
+        observed = ChannelRange(*ends, observed.images)
+    factor = _migration_factor(observed, layer, equalization.strength)
     if shifts:
         assert layer.bias is not None
         layer.bias.add_(layer.weight @ observed.middle)
@@ -177,6 +199,15 @@ def _equalize_norm(
     norm.weight.div_(factor)
     norm.bias.div_(factor)
     _scale_inputs(layer, factor)
+
+
+def _migration_factor(observed: ChannelRange, layer: nn.Linear | nn.Conv2d, strength: float) -> Tensor:
+    """Return the factors, float32 [K], that move a layer's channel ranges to its weight columns, with mean 1."""
+    factor = observed.half
+    if strength < 1:
+        columns = layer.weight.transpose(0, 1).flatten(1)
+        factor = factor**strength / ChannelRange(columns.amin(1), columns.amax(1)).half ** (1 - strength)
+    return factor / factor.mean()
 
 
 def _equalize_fused_attention(

@@ -92,6 +92,8 @@ def _check_values(name: str, tensor: Tensor, bits: int | None, path: Path) -> No
         tau = int(tensor)
         if tau < 1 or tau > MAX_TAU or tau & (tau - 1):
             raise damaged_step(path, f"{name}: expected a power of 2 up to {MAX_TAU}, found {tau}")
+    if attribute == "levels" and not (tensor.diff() >= 0).all():
+        raise damaged_step(path, f"{name}: expected levels in ascending order, found others")
     if tensor.is_floating_point() and attribute != "scale":
         # A checkpoint stores float parameters as float16.
         _check_range(name, tensor, -MAX_SCALE, MAX_SCALE, path)

@@ -179,7 +179,7 @@ def prepare_equalized(
         return
     ranges = observe_channels(prepared_copy(model, plan), plan.structure, images, progress)
     if recipe.equalized:
-        equalize(model, plan.structure, ranges)
+        equalize(model, plan.structure, ranges, recipe.equalization)
     prepare(model, plan)
     if recipe.input_scales:
         scale_inputs(model, plan.structure, ranges)

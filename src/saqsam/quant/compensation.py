@@ -210,7 +210,7 @@ def correct_queries(sums: LogitSums, damping: float) -> Tensor:
     curvature = by_input[:, None] * by_key[:, None] / sums.count  # [N, K + 1, d]
     curvature = curvature + damping * curvature.mean((1, 2), keepdim=True)
     rotated = inputs.mT @ sums.errors @ keys
-    change = inputs @ (rotated / curvature.clamp_min(torch.finfo(torch.float32).tiny)) @ keys.mT
+    change: Tensor = inputs @ (rotated / curvature.clamp_min(torch.finfo(torch.float32).tiny)) @ keys.mT
     return change.mT.flatten(0, 1)
 
 

@@ -28,8 +28,10 @@ from torch import Tensor, nn
 from saqsam.quant import triton_kernels
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedLinear, PackedTensor
+from saqsam.quant.tables import TableQuantizer
 
 FLOAT_INPUT = "float inputs"
+TABLE_INPUT = "inputs without uniform codes"
 SATURATING = "8-bit operands, for which this processor has no exact product"
 NO_KERNEL = "no kernel on this device"
 
@@ -166,7 +168,7 @@ def choose_kernel(layer: PackedLinear) -> type[Kernel] | str:
     """Return the kernel that computes a layer's exact sums on its device, or the reason why there is none."""
     quantizer = layer.input_quantizer
     if not isinstance(quantizer, AffineQuantizer):
-        return FLOAT_INPUT
+        return TABLE_INPUT if isinstance(quantizer, TableQuantizer) else FLOAT_INPUT
     device = layer.weight.codes.device.type
     if device == "cuda":
         return IntMmKernel

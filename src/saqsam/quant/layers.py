@@ -3,8 +3,8 @@
 `QuantLinear`, `QuantConv2d` and `QuantConvTranspose2d` are their float namesakes with two slots:
 `input_quantizer` and `weight_quantizer`. A slot holds `nn.Identity` until it is replaced by an observer during
 calibration, and by a quantizer after it. Their `weight_grid`, scale and zero point of each output channel, is None
-until compensation chooses one; otherwise packing does. `PackedLinear` and its siblings are the layers of a checkpoint: codes,
-scales and zero points, no float weights.
+until compensation chooses one; otherwise packing does. `PackedLinear` and its siblings are the layers of a checkpoint:
+codes, scales and zero points, no float weights.
 """
 
 from __future__ import annotations
@@ -240,10 +240,10 @@ def to_quant_layer(layer: nn.Module) -> QuantLayer:
     new.__dict__ = {**layer.__dict__, "_modules": {}}
     new.input_quantizer = nn.Identity()
     new.weight_quantizer = nn.Identity()
-    new.weight_grid = None
     if isinstance(new, QuantLinear):
         new.input_scale = nn.Identity()
     assert isinstance(new, (QuantLinear, QuantConv2d, QuantConvTranspose2d))
+    new.weight_grid = None
     return new
 
 

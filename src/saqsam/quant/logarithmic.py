@@ -107,6 +107,7 @@ class GranularityObserver(nn.Module):
         tap: Tap that remembers the values of the same forward pass.
         max_probabilities: Most probabilities of one call to sample: whole rows (at least one), drawn with a fixed seed.
         max_calls: Calls to sample from; later ones are ignored.
+        min_tau: Smallest tau to try, a power of 2.
         max_tau: Largest tau to try, a power of 2.
         row_scaled: Whether it receives numerators of the softmax, by whose sum the product is divided.
 
@@ -123,13 +124,14 @@ class GranularityObserver(nn.Module):
         *,
         max_probabilities: int = 2**17,
         max_calls: int = 8,
+        min_tau: int = 1,
         max_tau: int = MAX_TAU,
         row_scaled: bool = False,
     ) -> None:
         super().__init__()
         self.bits, self.tap = bits, tap
         self.max_probabilities, self.max_calls = max_probabilities, max_calls
-        self.taus = [2**i for i in range(max_tau.bit_length())]
+        self.taus = [2**i for i in range(min_tau.bit_length() - 1, max_tau.bit_length())]
         self.row_scaled = row_scaled
         self.next_call = 0
         self.errors_by_call: dict[int, Tensor] = {}

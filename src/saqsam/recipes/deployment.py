@@ -93,7 +93,7 @@ def deployable(recipe: Recipe, target: str = DEFAULT_TARGET) -> Recipe:
         target: Name of an export format, one of `DEPLOY_TARGETS`.
 
     Raises:
-        ValueError: The target is unknown, or its kernels do not support the recipe's activation bits.
+        ValueError: The target is unknown, or its kernels do not support the recipe's activation bits or codes.
     """
     if target not in DEPLOY_TARGETS:
         raise ValueError(f"no target {target!r}{suggestion(target, list(DEPLOY_TARGETS))}")
@@ -107,6 +107,7 @@ def deployable(recipe: Recipe, target: str = DEFAULT_TARGET) -> Recipe:
         raise ValueError(
             f"{target} runs activations of {bits} bits, got {recipe.activations.bits}; choose w4a{bits} or w8a{bits}"
         )
+    check_uniform_inputs(recipe, target)
     fields: dict[str, Any] = {"method": f"{recipe.method}-{kernels.suffix}"}
     nested: dict[str, dict[str, Any]] = {}
     for requirement in REQUIREMENTS:
@@ -117,6 +118,20 @@ def deployable(recipe: Recipe, target: str = DEFAULT_TARGET) -> Recipe:
     # All fields in one call: a recipe checks that its fields are consistent.
     specs = {name: replace(getattr(recipe, name), **values) for name, values in nested.items()}
     return replace(recipe, **fields, **specs)
+
+
+def check_uniform_inputs(recipe: Recipe, target: str) -> None:
+    """Raise ValueError if layers read tables of levels, which the integer kernels of export formats cannot multiply.
+
+    Args:
+        recipe: Any recipe.
+        target: Name of an export format, for the message.
+    """
+    if recipe.gelu != "uniform":
+        raise ValueError(
+            f"{target} multiplies uniform codes alone, but inputs after a GELU have gelu={recipe.gelu}: choose a "
+            "method with gelu=uniform"
+        )
 
 
 def is_deployed(recipe: Recipe) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saqsam.models.parts import FLOAT_PARTS, PAPER_PARTS
+from saqsam.recipes.later_fields import restore_defaults
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Clipping, Override, Reconstruction
 from saqsam.utils.suggestions import suggestion
@@ -33,6 +34,7 @@ def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     if not overrides:
         return recipe
     values = recipe.to_dict()
+    restore_defaults(values)
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:

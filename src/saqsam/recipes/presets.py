@@ -17,6 +17,7 @@ from saqsam.recipes.catalog import (
     METHOD_SUMMARIES,
     WEIGHT_ONLY,
 )
+from saqsam.recipes.equalization import Equalization
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Clipping, Override, ProbabilitySpec, QuantSpec, Reconstruction
 from saqsam.utils.suggestions import suggestion
@@ -61,6 +62,30 @@ def qdrop(weight_bits: int, activation_bits: int) -> Recipe:
     return replace(mse(weight_bits, activation_bits), method="qdrop", reconstruction=learned)
 
 
+def repq_vit(weight_bits: int, activation_bits: int) -> Recipe:
+    """Return the recipe of RepQ-ViT (arXiv 2212.08254): normalized activations per channel, and log-sqrt(2) softmax.
+
+    The channel factors and offsets are folded into the normalizations, which leaves one scale per tensor. The paper's
+    change of the base to 2 concerns kernels and no value, so probabilities keep two steps per octave.
+    """
+    return replace(
+        mse(weight_bits, activation_bits),
+        method="repq-vit",
+        equalized=True,
+        equalization=Equalization(layers="normalizations"),
+        probabilities=ProbabilitySpec("log", finest=2, coarsest=2),
+    )
+
+
+def adalog(weight_bits: int, activation_bits: int) -> Recipe:
+    """Return the recipe of AdaLog (arXiv 2407.12951): logarithmic codes of adaptive base after softmax and GELU.
+
+    Deviation: bases of the softmax are 2**(1 / tau) with tau a power of 2, as in `ptq4sam_s`.
+    """
+    granularity = ProbabilitySpec("log", finest=finest_granularity(activation_bits))
+    return replace(mse(weight_bits, activation_bits), method="adalog", probabilities=granularity, gelu="log")
+
+
 def ptq4sam_s(weight_bits: int, activation_bits: int) -> Recipe:
     """Return the recipe of PTQ4SAM without reconstruction: bimodal integration and adaptive granularity.
 
@@ -84,6 +109,26 @@ def ptq4sam(weight_bits: int, activation_bits: int) -> Recipe:
     """Return the recipe of PTQ4SAM (arXiv 2405.03144): `ptq4sam_s`, then QDrop's reconstruction."""
     learned = Reconstruction(unit="block", loss="output", target="float", scales=True, drop=0.5)
     return replace(ptq4sam_s(weight_bits, activation_bits), method="ptq4sam", reconstruction=learned)
+
+
+def ahcptq_s(weight_bits: int, activation_bits: int) -> Recipe:
+    """Return the recipe of AHCPTQ without reconstruction: hybrid codes after a GELU, and four groups of channels.
+
+    Assumption: the rest is that of `ptq4sam_s`, bimodal integration and adaptive granularity.
+    """
+    return replace(
+        ptq4sam_s(weight_bits, activation_bits),
+        method="ahcptq-s",
+        equalized=True,
+        equalization=Equalization(layers="normalizations", groups=4),
+        gelu="hybrid",
+    )
+
+
+def ahcptq(weight_bits: int, activation_bits: int) -> Recipe:
+    """Return the recipe of AHCPTQ (arXiv 2503.03088): `ahcptq_s`, then QDrop's reconstruction."""
+    learned = Reconstruction(unit="block", loss="output", target="float", scales=True, drop=0.5)
+    return replace(ahcptq_s(weight_bits, activation_bits), method="ahcptq", reconstruction=learned)
 
 
 def saq_sam_s(weight_bits: int, activation_bits: int) -> Recipe:
@@ -147,8 +192,12 @@ METHODS: dict[str, Callable[[int, int], Recipe]] = {
     "mse": mse,
     "brecq": brecq,
     "qdrop": qdrop,
+    "repq-vit": repq_vit,
+    "adalog": adalog,
     "ptq4sam-s": ptq4sam_s,
     "ptq4sam": ptq4sam,
+    "ahcptq-s": ahcptq_s,
+    "ahcptq": ahcptq,
     "saq-sam-s": saq_sam_s,
     "saq-sam": saq_sam,
     "saq-sam-plus": saq_sam_plus,

@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeVar, get_args
 
 from saqsam.models.parts import EMBEDDING_PARTS, ENCODER_ATTENTION, FLOAT_PARTS, PAPER_PARTS, PARTS
 from saqsam.quant.affine import check_bits
+from saqsam.recipes.equalization import Equalization
+from saqsam.recipes.later_fields import omit_defaults
 from saqsam.recipes.specs import (
     Calibration,
     Clipping,
@@ -30,18 +32,13 @@ from saqsam.recipes.specs import (
 from saqsam.utils.suggestions import suggestion
 
 __all__ = [
-    "Calibration",
-    "Clipping",
-    "Compensation",
-    "Override",
-    "ProbabilitySpec",
-    "QuantSpec",
-    "Recipe",
-    "Reconstruction",
+    *("Calibration", "Clipping", "Compensation", "Equalization", "Override", "ProbabilitySpec"),
+    *("QuantSpec", "Recipe", "Reconstruction"),
 ]
 
 RECIPE_VERSION = 1
 Products = Literal["quantized", "float"]
+GeluCodes = Literal["uniform", "hybrid", "log"]
 ATTENTION_PARTS = tuple(part for part in PAPER_PARTS if "attention" in part or "_to_" in part)
 _TRANSFORMS = ("equalized", "balanced_heads", "input_scales")
 """Fields that change float weights before they are quantized, exactly."""
@@ -60,7 +57,10 @@ class Recipe:
         activations: Quantization of layer inputs and attention operands; per tensor and static, unless `dynamic`. None
             keeps them float: weight-only quantization, which needs no calibration.
         probabilities: Quantization of attention probabilities, where it differs from other activations.
+        gelu: Codes of the activations after a GELU, the inputs of the encoder's second MLP layers: `uniform` as of all
+            activations, `hybrid` (AHCPTQ, arXiv 2503.03088) or `log` (AdaLog, arXiv 2407.12951); see `quant.tables`.
         equalized: Equalize the ranges of channels that share a scale first (`ptq.equalization`; not in the paper).
+        equalization: For `equalized` recipes: layers, groups of channels, and migration strength.
         balanced_heads: Balance queries and keys of the decoder's attentions, head by head, before that
             (`ptq.head_balancing`; not in the paper).
         input_scales: Give decoder inputs that no earlier layer can be scaled for a per-channel offset and gain
@@ -87,7 +87,9 @@ class Recipe:
     weights: QuantSpec
     activations: QuantSpec | None
     probabilities: ProbabilitySpec = field(default_factory=ProbabilitySpec)
+    gelu: GeluCodes = "uniform"
     equalized: bool = False
+    equalization: Equalization = field(default_factory=Equalization)
     balanced_heads: bool = False
     input_scales: bool = False
     bimodal: bool = False
@@ -115,6 +117,7 @@ class Recipe:
             )
         for name in ("encoder_products", "decoder_products"):
             check_choice(name, getattr(self, name), get_args(Products))
+        check_choice("gelu", self.gelu, get_args(GeluCodes))
         for name in ("quantized_rel_pos_query", "bimodal", *_TRANSFORMS, "integer_biases"):
             check_type(name, getattr(self, name), bool)
         for name, spec in _SPECS.items():
@@ -142,6 +145,8 @@ class Recipe:
         for name in ("bimodal", *_TRANSFORMS, "integer_biases", *_STEPS):
             if getattr(self, name):
                 raise ValueError(f"{name} must be unset with float activations (activations=none)")
+        if self.gelu != "uniform":
+            raise ValueError("gelu must be uniform with float activations (activations=none)")
         for name, override in self.overrides.items():
             if override.activations is not None:
                 raise ValueError(f"overrides.{name}.activations must be none with activations=none")
@@ -162,6 +167,8 @@ class Recipe:
         """Raise ValueError if a field requires static ranges, and activations or attention operands have none."""
         if self.weights.dynamic:
             raise ValueError("weights.dynamic must be false: only activations have dynamic ranges")
+        if activations.dynamic and self.gelu != "uniform":
+            raise ValueError("gelu must be uniform with activations.dynamic: tables of levels are static")
         if activations.dynamic and self.integer_biases:
             raise ValueError(
                 "integer_biases must be false with activations.dynamic: biases need a static input scale"
@@ -229,17 +236,19 @@ class Recipe:
         return bits if bits is None else self.probabilities.bits or bits
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types. A `group_size` or `compensation` of None is omitted, as in older recipes."""
+        """Return plain JSON types.
+
+        A `group_size` of None and defaults of `later_fields` are omitted, as older recipes were hashed without them.
+        """
         fields = {
             **dataclasses.asdict(self),
             "overrides": {k: dataclasses.asdict(v) for k, v in sorted(self.overrides.items())},
             "extra": dict(sorted(self.extra.items())),
         }
-        if fields["compensation"] is None:
-            del fields["compensation"]
         for spec in (fields["weights"], fields["activations"]):
             if spec is not None and spec["group_size"] is None:
                 del spec["group_size"]
+        omit_defaults(fields)
         return fields
 
     @property
@@ -279,6 +288,7 @@ _SPECS: dict[str, type] = {
     "weights": QuantSpec,
     "activations": QuantSpec,
     "probabilities": ProbabilitySpec,
+    "equalization": Equalization,
     "clipping": Clipping,
     "compensation": Compensation,
     "reconstruction": Reconstruction,

@@ -70,19 +70,26 @@ class ProbabilitySpec:
             row, and divides the weighted sum of values by their sum.
         finest: For `log`: largest number of steps per octave (tau) that is tried, a power of 2; the paper tries 1, 2
             and 4.
+        coarsest: For `log`: smallest number of steps per octave that is tried, a power of 2 up to `finest`; equal to
+            it, the base is fixed.
     """
 
     kind: ProbabilityKind = "uniform"
     bits: int | None = None
     scale: ProbabilityScale = "tensor"
     finest: int = 4
+    coarsest: int = 1
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, get_args(ProbabilityKind))
         check_choice("scale", self.scale, get_args(ProbabilityScale))
-        check_positive("finest", self.finest)
-        if self.finest not in (1, 2, 4, 8, 16, 32):
-            raise ValueError(f"finest must be a power of 2 up to 32, got {self.finest}")
+        for name in ("finest", "coarsest"):
+            value = getattr(self, name)
+            check_positive(name, value)
+            if value not in (1, 2, 4, 8, 16, 32):
+                raise ValueError(f"{name} must be a power of 2 up to 32, got {value}")
+        if self.coarsest > self.finest:
+            raise ValueError(f"coarsest must be at most finest ({self.finest}), got {self.coarsest}")
         if self.bits is not None:
             check_bits(self.bits, "probabilities.bits")
 

@@ -11,6 +11,11 @@ from saqsam.report.log import Source
 
 _RANGES = {"min-max": "from minimum to maximum", "percentile": "by percentile", "mse": "of least error"}
 
+_TABLES = {
+    "hybrid": "powers of 2 for small values and uniform codes for large ones (AHCPTQ)",
+    "log": "logarithmic codes of adaptive base (AdaLog)",
+}
+
 
 def part_name(part: str) -> str:
     """Return the display name of a part, or of a layer by its module name."""
@@ -46,6 +51,8 @@ def _width_sentences(recipe: Recipe) -> Iterator[str]:
     codes = "logarithmic codes" if probabilities.kind == "log" else "uniform codes"
     row = ", one scale per row" if probabilities.scale == "row" else ""
     yield f"Attention probabilities: {bits} bits, {codes}{row}."
+    if recipe.gelu != "uniform":
+        yield f"Activations after a GELU: {_TABLES[recipe.gelu]}."
     if recipe.overrides or recipe.extra:
         other = [f"{name} {value}" for name, value in sorted(recipe.extra.items())]
         other += [
@@ -73,7 +80,7 @@ def _step_sentences(recipe: Recipe, source: Source | None) -> Iterator[str]:
         )
     if recipe.equalized or recipe.input_scales:
         yield (
-            "Equalization: channels that share a scale were brought to similar ranges before calibration, which leaves "
+            f"Equalization: {_equalized(recipe)} were brought to similar ranges before calibration, which leaves "
             "the masks of the float model unchanged."
         )
     if recipe.bimodal:
@@ -105,6 +112,17 @@ def _step_sentences(recipe: Recipe, source: Source | None) -> Iterator[str]:
         )
     else:
         yield "No learning: weights were rounded to nearest."
+
+
+def _equalized(recipe: Recipe) -> str:
+    """Return what was equalized, as the subject of a sentence."""
+    if not recipe.equalized:
+        return "channels that share a scale"
+    equalization = recipe.equalization
+    where = " after a normalization" if equalization.layers == "normalizations" else ""
+    groups = "" if equalization.groups is None else f", in {equalization.groups} groups,"
+    strength = "" if equalization.strength == 1 else f", with migration strength {equalization.strength:g},"
+    return f"channels that share a scale{where}{groups}{strength}"
 
 
 def short_path(path: str) -> str:

@@ -32,7 +32,7 @@ from saqsam.models.registry import family_of
 from saqsam.ptq.log import QuantizationLog
 from saqsam.ptq.unit_costs import unit_costs
 from saqsam.recipes.catalog import AUTO_EFFORT, DEFAULT_TARGET, WEIGHT_ONLY
-from saqsam.recipes.deployment import deployable
+from saqsam.recipes.deployment import check_uniform_inputs, deployable
 from saqsam.recipes.overrides import with_overrides
 from saqsam.recipes.presets import recipe_for, resolve_effort
 from saqsam.recipes.recipe import Recipe
@@ -220,6 +220,8 @@ def _recipe(options: QuantizeOptions) -> Recipe:
     if target is not None:
         recipe = deployable(recipe, target)
     recipe = with_overrides(recipe, options.overrides or [])
+    if target is not None:
+        check_uniform_inputs(recipe, target)
     if options.steps is not None:
         if recipe.reconstruction is None:
             raise ValueError(f"--steps: {options.method} learns nothing")
