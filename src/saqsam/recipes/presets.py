@@ -19,7 +19,7 @@ from saqsam.recipes.catalog import (
 )
 from saqsam.recipes.equalization import Equalization
 from saqsam.recipes.recipe import Recipe
-from saqsam.recipes.specs import Clipping, Override, ProbabilitySpec, QuantSpec, Reconstruction
+from saqsam.recipes.specs import Clipping, Compensation, Override, ProbabilitySpec, QuantSpec, Reconstruction
 from saqsam.utils.suggestions import suggestion
 
 
@@ -86,6 +86,20 @@ def adalog(weight_bits: int, activation_bits: int) -> Recipe:
     return replace(mse(weight_bits, activation_bits), method="adalog", probabilities=granularity, gelu="log")
 
 
+def gptq(weight_bits: int, activation_bits: int) -> Recipe:
+    """Return the recipe of GPTQ (arXiv 2210.17323): weights rounded with compensation; ranges of `mse`."""
+    compensation = Compensation(inputs=False)
+    return replace(mse(weight_bits, activation_bits), method="gptq", compensation=compensation)
+
+
+def erq(weight_bits: int, activation_bits: int) -> Recipe:
+    """Return the recipe of ERQ (arXiv 2407.06794): `repq_vit`, and weights that make up for both kinds of error.
+
+    Deviation: GPTQ's order takes the place of the paper's rounding refinement.
+    """
+    return replace(repq_vit(weight_bits, activation_bits), method="erq", compensation=Compensation())
+
+
 def ptq4sam_s(weight_bits: int, activation_bits: int) -> Recipe:
     """Return the recipe of PTQ4SAM without reconstruction: bimodal integration and adaptive granularity.
 
@@ -129,6 +143,24 @@ def ahcptq(weight_bits: int, activation_bits: int) -> Recipe:
     """Return the recipe of AHCPTQ (arXiv 2503.03088): `ahcptq_s`, then QDrop's reconstruction."""
     learned = Reconstruction(unit="block", loss="output", target="float", scales=True, drop=0.5)
     return replace(ahcptq_s(weight_bits, activation_bits), method="ahcptq", reconstruction=learned)
+
+
+def car_sam_s(weight_bits: int, activation_bits: int) -> Recipe:
+    """Return the recipe of CAR-SAM without reconstruction: `ptq4sam_s`, and projections that make up for products.
+
+    Assumption: everything but the compensation is that of `ptq4sam_s`.
+    """
+    compensation = Compensation(layers="decoder", rounding=False, queries=True)
+    return replace(ptq4sam_s(weight_bits, activation_bits), method="car-sam-s", compensation=compensation)
+
+
+def car_sam(weight_bits: int, activation_bits: int) -> Recipe:
+    """Return the recipe of CAR-SAM (arXiv 2605.16901): `car_sam_s`, then QDrop's reconstruction.
+
+    A decoder layer is one unit, so that both of its cross-attentions are learned jointly, as in the paper.
+    """
+    learned = Reconstruction(unit="block", loss="output", target="float", scales=True, drop=0.5)
+    return replace(car_sam_s(weight_bits, activation_bits), method="car-sam", reconstruction=learned)
 
 
 def saq_sam_s(weight_bits: int, activation_bits: int) -> Recipe:
@@ -194,10 +226,14 @@ METHODS: dict[str, Callable[[int, int], Recipe]] = {
     "qdrop": qdrop,
     "repq-vit": repq_vit,
     "adalog": adalog,
+    "gptq": gptq,
+    "erq": erq,
     "ptq4sam-s": ptq4sam_s,
     "ptq4sam": ptq4sam,
     "ahcptq-s": ahcptq_s,
     "ahcptq": ahcptq,
+    "car-sam-s": car_sam_s,
+    "car-sam": car_sam,
     "saq-sam-s": saq_sam_s,
     "saq-sam": saq_sam,
     "saq-sam-plus": saq_sam_plus,
