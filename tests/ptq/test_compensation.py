@@ -38,7 +38,7 @@ def compensated(
     prepare(model, plan)
     reference = copy.deepcopy(model)
     fill_slots(model, plan, calibrate(model, plan, images))
-    compensate(model, reference, plan, images)
+    compensate(model, reference, plan, images, memory=2**30)
     return model, reference, images, recipe
 
 

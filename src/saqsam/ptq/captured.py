@@ -27,6 +27,7 @@ from saqsam.ptq.states import PromptTokens, State
 from saqsam.ptq.tensor_store import MemoryBudget, TensorStore, select
 from saqsam.ptq.units import Unit
 from saqsam.utils import ranks
+from saqsam.utils.progress import Progress
 
 
 @dataclass
@@ -139,11 +140,26 @@ class UnitInputs:
         yield data
         self._discard(targets)
 
-    def advance(self, unit: Unit) -> None:
-        """Replace the states before a packed unit by those after it."""
+    def skip(self, unit: Unit, progress: Progress | None = None) -> None:
+        """Replace the states before a packed unit that is not learned by those after it.
+
+        Args:
+            unit: The next unit.
+            progress: Progress callback; it counts images.
+        """
+        if self._floats is not None:
+            outputs = TensorStore(self._budget, f"the output of {unit.name}")
+            if self._is_read(unit):
+                self._run(unit, self._reference, self._floats, self._chain_prompts, outputs)
+            self._discard(self._floats)
+            self._floats = outputs
+        self.advance(unit, progress)
+
+    def advance(self, unit: Unit, progress: Progress | None = None) -> None:
+        """Replace the states before a packed unit by those after it; arguments are those of `skip`."""
         outputs = TensorStore(self._budget, f"the output of {unit.name}")
         if self._is_read(unit):
-            self._run(unit, self._model, self._states, self._chain_prompts, outputs)
+            self._run(unit, self._model, self._states, self._chain_prompts, outputs, progress=progress)
             self._collect(outputs)
         self._discard(self._states)
         self._states = outputs
@@ -151,10 +167,11 @@ class UnitInputs:
             self._embedding = self._states, self._floats
 
     def _is_read(self, unit: Unit) -> bool:
-        """Return whether a later unit reads the output of a unit."""
+        """Return whether a later unit is learned from the output of a unit."""
         units = list(self._schedules)
-        after = units[units.index(unit) + 1 :]
-        return bool(after) and (not after[0].reads_embedding or unit.gives_embedding)
+        after = [later for later in units[units.index(unit) + 1 :] if self._schedules[later]]
+        makes_embedding = any(one.gives_embedding for one in units[units.index(unit) :])
+        return any(makes_embedding or not later.reads_embedding for later in after)
 
     def _run(
         self,
@@ -165,6 +182,7 @@ class UnitInputs:
         outputs: TensorStore | None = None,
         targets: TensorStore | None = None,
         own: Sequence[Tensor] = (),
+        progress: Progress | None = None,
     ) -> None:
         """Run a unit on the states of this rank's images; the items of other images are empty.
 
@@ -176,11 +194,12 @@ class UnitInputs:
             outputs: Store for the states after the unit.
             targets: Store for the float responses.
             own: Prompts to compute responses for, by image.
+            progress: Progress callback; it counts images.
         """
         if outputs is None and targets is None:
             return
         with ranks.agreement():
-            self._run_images(unit, model, states, held, outputs, targets, own)
+            self._run_images(unit, model, states, held, outputs, targets, own, progress)
 
     def _run_images(
         self,
@@ -191,8 +210,11 @@ class UnitInputs:
         outputs: TensorStore | None,
         targets: TensorStore | None,
         own: Sequence[Tensor],
+        progress: Progress | None,
     ) -> None:
         for image in range(self._count):
+            if progress is not None:
+                progress(f"running {unit.name}", image, self._count)
             is_used = image in self._own and (not unit.sees_prompts or len(held[image]))
             output: State = ()
             if is_used and (outputs is not None or len(own[image])):
@@ -213,6 +235,8 @@ class UnitInputs:
                         prompts[own[image]],
                     )
                 targets.append(response)
+        if progress is not None:
+            progress(f"running {unit.name}", self._count, self._count)
 
     def _collect(self, store: TensorStore) -> None:
         """Send rank 0 the items of the images that other ranks have run."""

@@ -116,7 +116,7 @@ def quantize(
 
     # Range setting: bimodal integration (BIG), adaptive granularity (AGQ), perceptual-consistency clipping (PCC).
     prepare_equalized(quantized, plan, images, progress)
-    reference = _set_ranges(quantized, plan, images, steps, log, progress)
+    reference = _set_ranges(quantized, plan, images, steps, log, memory, progress)
 
     # Prompt-aware reconstruction (PAR): learned rounding and scales.
     if recipe.reconstruction is not None:
@@ -192,6 +192,7 @@ def _set_ranges(
     images: CalibrationImages,
     steps: FinishedSteps,
     log: QuantizationLog,
+    memory: int,
     progress: Progress | None,
 ) -> SamModel | None:
     """Set the ranges of all activations of a prepared model in place, and log it.
@@ -218,7 +219,7 @@ def _set_ranges(
         log.clipping = saved.clipping
     if plan.recipe.compensation is not None:
         assert reference is not None
-        compensate(quantized, reference, plan, images, progress)
+        compensate(quantized, reference, plan, images, memory=memory, progress=progress)
     return reference
 
 

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from transformers import SamModel
 
+from saqsam.convert.pack import pack_layer, round_weight
 from saqsam.convert.plan import QuantizationPlan
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.ptq.captured import UnitInputs
@@ -51,7 +52,7 @@ def reconstruct(
         progress: Progress callback; the phases are the units.
 
     Returns:
-        The log of each unit.
+        The log of each unit that is learned.
 
     Raises:
         ValueError: `memory` is too little for one image, or a loss is not finite.
@@ -66,12 +67,18 @@ def reconstruct(
     logs = []
     with MemoryBudget(memory) as budget, torch.no_grad():
         inputs = UnitInputs(model, reference, plan, images, schedules, budget)
-        for number, unit in enumerate(schedules):
+        learned = [unit for unit, schedule in schedules.items() if schedule]
+        for unit in schedules:
+            if unit not in learned:
+                _round_to_nearest(model, unit, plan)
+                inputs.skip(unit, progress)
+                continue
+            number = learned.index(unit)
             parameters = unit_parameters(unit, model, plan)
             log = ranks.on_first(partial(steps.load_unit, number, model, parameters))
             if log is not None:
                 _share_unit(model, parameters)
-            phase = unit_phase(number, len(schedules), unit)
+            phase = unit_phase(number, len(learned), unit)
             if log is None and progress is not None:
                 progress(phase, 0, len(schedules[unit]))
             with inputs.captured(unit, needs_targets=log is None) as data:
@@ -87,6 +94,12 @@ def reconstruct(
             logs.append(log)
             inputs.advance(unit)
     return logs
+
+
+def _round_to_nearest(model: SamModel, unit: Unit, plan: QuantizationPlan) -> None:
+    """Pack the layers of a unit that is not learned."""
+    for site, bits in unit_parameters(unit, model, plan).layers:
+        pack_layer(model, site.name, round_weight(model.get_submodule(site.name), bits, plan.recipe))
 
 
 def _share_unit(model: SamModel, parameters: UnitParameters) -> None:

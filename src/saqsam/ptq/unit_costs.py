@@ -46,7 +46,7 @@ class UnitCost:
 
 
 def unit_costs(config: Any, recipe: Recipe) -> list[UnitCost]:
-    """Return the costs of all units of a recipe with `reconstruction`, in their order.
+    """Return the costs of the learned units of a recipe with `reconstruction`, in their order.
 
     Args:
         config: Configuration of the model.

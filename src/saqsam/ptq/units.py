@@ -56,8 +56,8 @@ class Unit(ABC):
     sees_prompts: bool = True
 
     def steps(self, spec: Reconstruction) -> int:
-        """Return the number of optimizer steps, at least 1."""
-        return max(1, round(spec.steps * self.relative_steps))
+        """Return the number of optimizer steps; 0 if the unit is not learned."""
+        return max(1, round(spec.steps * self.relative_steps)) if self.relative_steps else 0
 
     @abstractmethod
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
@@ -208,10 +208,14 @@ class DecoderUnit(Unit):
         index: Index of the layer.
         loss: Loss that it is learned by.
         token_weight: Weight of the error of the layer's own tokens.
+        relative_steps: Optimizer steps, as a multiple of the recipe's.
     """
 
-    def __init__(self, plan: QuantizationPlan, index: int, loss: Loss, *, token_weight: float) -> None:
+    def __init__(
+        self, plan: QuantizationPlan, index: int, loss: Loss, *, token_weight: float, relative_steps: float
+    ) -> None:
         self.family, self.index, self.loss, self.error_weight = plan.family, index, loss, token_weight
+        self.relative_steps = relative_steps
         self.name = f"decoder layer {index + 1}"
         self.modules = (plan.structure.decoder_layers[index],)
 
@@ -308,7 +312,7 @@ def unit_phase(number: int, count: int, unit: Unit) -> str:
 
 
 def reconstruction_units(plan: QuantizationPlan) -> list[Unit]:
-    """Return the units of a model in the order of computation.
+    """Return the units of a model in the order of computation; those without steps are rounded to nearest.
 
     Args:
         plan: Quantization plan whose recipe has a `reconstruction`: stages or blocks, the loss, layer skipping, and
@@ -328,8 +332,10 @@ def reconstruction_units(plan: QuantizationPlan) -> list[Unit]:
         units.append(EncoderUnit(plan, name, blocks, later, loss, relative_steps=spec.encoder_steps))
     units.append(NeckUnit(plan, loss, relative_steps=spec.encoder_steps))
     for index in range(len(structure.decoder_layers)):
-        units.append(DecoderUnit(plan, index, loss, token_weight=spec.token_weight))
-    units.append(FinalAttentionUnit(plan, loss, relative_steps=spec.final_steps))
+        units.append(
+            DecoderUnit(plan, index, loss, token_weight=spec.token_weight, relative_steps=spec.decoder_steps)
+        )
+    units.append(FinalAttentionUnit(plan, loss, relative_steps=spec.decoder_steps * spec.final_steps))
     if spec.joint_steps:
         units.append(JointUnit(plan, relative_steps=spec.joint_steps))
     return units

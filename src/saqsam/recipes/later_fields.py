@@ -13,6 +13,7 @@ LATER_FIELDS: Mapping[str, Any] = {
     "equalization": dataclasses.asdict(Equalization()),
     "gelu": "uniform",
     "compensation": None,
+    "reconstruction.decoder_steps": 1.0,
 }
 """Defaults of the fields, by dotted name."""
 
@@ -21,7 +22,7 @@ def omit_defaults(values: dict[str, Any]) -> None:
     """Remove the fields that hold their defaults from a recipe in plain JSON types, in place."""
     for name, default in LATER_FIELDS.items():
         outer, key = _locate(values, name)
-        if outer[key] == default:
+        if outer is not None and outer[key] == default:
             del outer[key]
 
 
@@ -29,10 +30,11 @@ def restore_defaults(values: dict[str, Any]) -> None:
     """Add the fields that `omit_defaults` has removed, in place."""
     for name, default in LATER_FIELDS.items():
         outer, key = _locate(values, name)
-        outer.setdefault(key, dict(default) if isinstance(default, Mapping) else default)
+        if outer is not None:
+            outer.setdefault(key, dict(default) if isinstance(default, Mapping) else default)
 
 
-def _locate(values: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
-    """Return the mapping that holds a field of a dotted name, and the field's key there."""
+def _locate(values: dict[str, Any], name: str) -> tuple[dict[str, Any] | None, str]:
+    """Return the mapping that holds a field of a dotted name, or None if it is unset, and the field's key there."""
     outer, dot, inner = name.partition(".")
     return (values[outer], inner) if dot else (values, outer)

@@ -178,9 +178,9 @@ def saq_sam_plus(weight_bits: int, activation_bits: int) -> Recipe:
     """Return the recipe of SAQ-SAM with additions of this project, none of which costs time at inference.
 
     The additions: equalized channels; balanced heads of the decoder's attentions; per-channel input scales where the
-    decoder reads a residual stream; row-scaled probabilities; clipping by the attention's output error; biases and
-    normalizations learned with each unit; joint learning of the decoder by its masks at the end. The encoder gets a
-    tenth of the steps: at 4 bits nearly all of the accuracy is lost in the decoder.
+    decoder reads a residual stream; row-scaled probabilities; clipping by the attention's output error; weights that
+    make up for quantization errors in closed form. Learning is prompt-aware throughout: the decoder is learned as a
+    whole, by its masks, with its biases and normalizations. After compensation, learning single units first is no gain.
     """
     start = saq_sam(weight_bits, activation_bits)
     assert start.reconstruction is not None
@@ -192,7 +192,10 @@ def saq_sam_plus(weight_bits: int, activation_bits: int) -> Recipe:
         input_scales=True,
         probabilities=replace(start.probabilities, scale="row"),
         clipping=Clipping(images=4, include_range=True, measure="output"),
-        reconstruction=replace(start.reconstruction, affine=True, encoder_steps=0.1, joint_steps=4),
+        compensation=Compensation(),
+        reconstruction=replace(
+            start.reconstruction, affine=True, encoder_steps=0, decoder_steps=0, joint_steps=4
+        ),
     )
 
 

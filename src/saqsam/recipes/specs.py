@@ -183,6 +183,8 @@ class Compensation:
             too (CAR-SAM, arXiv 2605.16901).
         damping: Penalty of changes, relative to the mean square of a layer's inputs.
         images: Most calibration images to use.
+        tokens: For the encoder: image tokens that are enough; images beyond them are not used.
+        prompts: Most prompts of an image to use.
     """
 
     layers: CompensatedLayers = "all"
@@ -190,14 +192,17 @@ class Compensation:
     inputs: bool = True
     queries: bool = False
     damping: float = 0.01
-    images: int = 16
+    images: int = 32
+    tokens: int = 16384
+    prompts: int = 8
 
     def __post_init__(self) -> None:
         check_choice("layers", self.layers, get_args(CompensatedLayers))
         for name in ("rounding", "inputs", "queries"):
             check_type(name, getattr(self, name), bool)
         check_number("damping", self.damping, 1e-6, 100)
-        check_positive("images", self.images)
+        for name in ("images", "tokens", "prompts"):
+            check_positive(name, getattr(self, name))
 
 
 ReconstructionUnit = Literal["block", "stage"]
@@ -221,8 +226,9 @@ class Reconstruction:
         scales: Learn activation scales, too.
         drop: Probability that an activation stays float while learning (QDrop); 1 learns with float activations.
         steps: Optimizer steps per unit, each on one image.
-        encoder_steps: Optimizer steps for each unit of the encoder, as a multiple of `steps`.
-        final_steps: Optimizer steps for the decoder's final attention, as a multiple of `steps`.
+        encoder_steps: Optimizer steps for each unit of the encoder, as a multiple of `steps`; 0 rounds it to nearest.
+        decoder_steps: Optimizer steps for each layer of the decoder, as a multiple of `steps`; 0 rounds it to nearest.
+        final_steps: Optimizer steps for the decoder's final attention, as a multiple of those of a layer.
         prompts: Largest number of prompts per step.
         rounding_rate: Learning rate of the rounding variables (Adam).
         scale_rate: Learning rate of the logarithms of scales (Adam), with cosine decay to 0.
@@ -248,6 +254,7 @@ class Reconstruction:
     drop: float = 0.5
     steps: int = 2000
     encoder_steps: float = 1.0
+    decoder_steps: float = 1.0
     final_steps: int = 5
     prompts: int = 16
     rounding_rate: float = 1e-3
@@ -270,7 +277,12 @@ class Reconstruction:
         for name in ("steps", "final_steps", "prompts"):
             check_positive(name, getattr(self, name))
         check_type("joint_steps", self.joint_steps, int)
-        check_number("encoder_steps", self.encoder_steps, 0.01, 10)
+        for name in ("encoder_steps", "decoder_steps"):
+            check_number(name, getattr(self, name), 0, 10)
+        if not (self.encoder_steps or self.decoder_steps or self.joint_steps):
+            raise ValueError(
+                "reconstruction needs steps: set encoder_steps, decoder_steps or joint_steps, or reconstruction=none"
+            )
         for name in ("drop", "warmup"):
             check_number(name, getattr(self, name), 0, 1)
         for name in (

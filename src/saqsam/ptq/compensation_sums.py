@@ -1,0 +1,193 @@
+"""The sums that compensation needs, from the quantized and the float model run side by side, unit by unit.
+
+An encoder layer reads thousands of tokens of an image, so few images of a large model are enough for it. The decoder
+reads every image, with a few prompts each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, TypeVar, cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import SamModel
+
+from saqsam.convert.plan import QuantizationPlan
+from saqsam.models.family import DecoderAttention, flatten_image
+from saqsam.models.structure import AttentionSite
+from saqsam.ptq.calibration_images import CalibrationImages
+from saqsam.ptq.states import PromptTokens
+from saqsam.ptq.tensor_store import MemoryBudget, TensorStore
+from saqsam.ptq.units import Unit
+from saqsam.quant.compensation import InputSums, LogitSums
+from saqsam.quant.layers import QuantConv2d, QuantLinear
+from saqsam.utils import ranks
+
+CompensatedLayer = QuantLinear | QuantConv2d
+_T = TypeVar("_T")
+
+
+def layer_of(model: SamModel, name: str) -> CompensatedLayer:
+    """Return a layer of the papers' tensor set, by name."""
+    return cast(CompensatedLayer, model.get_submodule(name))
+
+
+class PairedRun:
+    """The states of the quantized and of the float model before the next unit, for this rank's images.
+
+    Args:
+        model: Calibrated model whose weights are rounded in the forward pass.
+        reference: Float model.
+        plan: Quantization plan of the run, whose recipe has a `compensation`.
+        images: Calibration images.
+        budget: Memory for the states.
+
+    Attributes:
+        model: As given.
+    """
+
+    def __init__(
+        self,
+        model: SamModel,
+        reference: SamModel,
+        plan: QuantizationPlan,
+        images: CalibrationImages,
+        budget: MemoryBudget,
+    ) -> None:
+        spec = plan.recipe.compensation
+        assert spec is not None
+        self.model, self._reference, self._family = model, reference, plan.family
+        self._budget = budget
+        tokens = plan.family.input_spec(model.config).grid ** 2
+        self._count = min(len(images), spec.images)
+        self._encoder_images = min(self._count, max(1, -(-spec.tokens // tokens)))
+        self._prompts: dict[int, PromptTokens] = {}
+        self._states = {
+            model: TensorStore(budget, "the patch embedding") for model in (self.model, reference)
+        }
+        positions = self._family.image_positions(model)
+        for number in ranks.share(self._count):
+            pixel_values, prompts = images[number * len(images) // self._count]
+            assert prompts.boxes is not None
+            tokens_of, dense = self._family.embed_boxes(model, prompts.boxes[: spec.prompts])
+            self._prompts[number] = PromptTokens(tokens_of, flatten_image(dense), positions)
+            pixels = pixel_values.to(model.device)
+            for one, store in self._states.items():
+                store.append((self._family.embed_patches(one, pixels),))
+
+    def advance(self, unit: Unit) -> None:
+        """Replace the states before a unit by those after it."""
+        for model, store in self._states.items():
+            outputs = TensorStore(self._budget, f"the output of {unit.name}")
+            for place, number in enumerate(self._prompts):
+                state = store.get(place, model.device)
+                outputs.append(unit.run(model, state, self._prompts[number]))
+            store.clear()
+            self._states[model] = outputs
+
+    def input_sums(self, unit: Unit, names: Sequence[str]) -> dict[str, InputSums]:
+        """Return the sums over the inputs of layers of a unit that read the same activations, by name."""
+
+        def work(number: int) -> dict[str, InputSums]:
+            floats, quantized = self._inputs(unit, number, names)
+            return {
+                name: InputSums.of(
+                    _input_rows(layer_of(self._reference, name), floats[name]),
+                    _input_rows(layer_of(self.model, name), quantized[name]),
+                )
+                for name in names
+            }
+
+        total: dict[str, InputSums] = {}
+        for sums in self._over_images(unit, work):
+            total = {name: total[name] + found if total else found for name, found in sums.items()}
+        return total
+
+    def logit_sums(self, unit: Unit, site: AttentionSite) -> LogitSums:
+        """Return the sums over the queries of a decoder attention, whose keys are compensated already."""
+        layers = (site.query, site.key)
+
+        def work(number: int) -> LogitSums:
+            floats, quantized = self._inputs(unit, number, layers)
+            attention = cast(Any, self.model.get_submodule(site.name))
+            query = cast(QuantLinear, layer_of(self.model, site.query))
+            inputs = query.input_quantizer(query.input_scale(quantized[site.query]))  # [P, 1, Q, K]
+            keys = attention.split_heads(layer_of(self.model, site.key)(quantized[site.key]))
+            keys = attention.key_quantizer(keys)
+            queries = attention.split_heads(F.linear(inputs, query.weight, query.bias))
+            missing = _logits(self._reference, site, floats) - queries @ keys.mT
+            return LogitSums.of(inputs.flatten(0, 1), keys, missing)
+
+        total, *others = self._over_images(unit, work)
+        for sums in others:
+            total += sums
+        return total
+
+    def _inputs(
+        self, unit: Unit, number: int, names: Sequence[str]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the inputs of layers for one image in the float model, and in the model to compensate."""
+        place = list(self._prompts).index(number)
+        found: list[dict[str, Tensor]] = []
+        for model in (self._reference, self.model):
+            state = self._states[model].get(place, model.device)
+            with _capturing(model, names) as inputs:
+                unit.run(model, state, self._prompts[number])
+            found.append(inputs)
+        return found[0], found[1]
+
+    def _over_images(self, unit: Unit, work: Callable[[int], _T]) -> list[_T]:
+        """Return the results of `work` for the numbers of the images that a unit needs."""
+        needed = self._count if unit.sees_prompts else self._encoder_images
+        # Evenly spaced, and each on the rank that holds it.
+        chosen = {number * self._count // needed for number in range(needed)}
+        results = ranks.shared_map(
+            lambda number: work(number) if number in chosen else None, self._count, "compensating"
+        )
+        return [result for result in results if result is not None]
+
+
+def _logits(model: SamModel, site: AttentionSite, inputs: dict[str, Tensor]) -> Tensor:
+    """Return unscaled logits [P, N, Q, T] of an attention from the inputs of its projections."""
+    attention = cast(DecoderAttention, model.get_submodule(site.name))
+    queries, keys = (
+        attention.split_heads(layer_of(model, name)(inputs[name])) for name in (site.query, site.key)
+    )
+    return queries @ keys.mT
+
+
+class _AllCaptured(Exception):
+    """Ends a forward pass whose rest is not needed."""
+
+
+@contextmanager
+def _capturing(model: SamModel, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Capture the inputs of layers, and end the block when the last of them is known."""
+    inputs: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Any:
+        def capture(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            inputs[name] = arguments[0]
+            if len(inputs) == len(names):
+                raise _AllCaptured
+
+        return capture
+
+    with ExitStack() as stack:
+        for name in names:
+            handle = model.get_submodule(name).register_forward_pre_hook(hook(name))
+            stack.callback(handle.remove)
+        with suppress(_AllCaptured):
+            yield inputs
+
+
+def _input_rows(layer: CompensatedLayer, values: Tensor) -> Tensor:
+    """Return what a layer multiplies by its weight, as rows [R, K], from its input."""
+    if isinstance(layer, QuantLinear):
+        rows: Tensor = layer.input_quantizer(layer.input_scale(values)).flatten(0, -2)
+        return rows
+    values = layer.input_quantizer(values)
+    patches = F.unfold(values, layer.kernel_size, padding=layer.padding, stride=layer.stride)  # type: ignore[arg-type]
+    return patches.mT.flatten(0, 1)
