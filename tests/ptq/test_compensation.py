@@ -15,6 +15,7 @@ from saqsam.convert.prepare import fill_slots, prepare, prepared_copy
 from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
 from saqsam.ptq.compensation import compensate
+from saqsam.ptq.tensor_store import MemoryBudget
 from saqsam.quant.layers import PackedLinear, QuantLinear
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Compensation
@@ -38,7 +39,8 @@ def compensated(
     prepare(model, plan)
     reference = copy.deepcopy(model)
     fill_slots(model, plan, calibrate(model, plan, images))
-    compensate(model, reference, plan, images, memory=2**30)
+    with MemoryBudget(2**30) as budget:
+        compensate(model, reference, plan, images, budget)
     return model, reference, images, recipe
 
 

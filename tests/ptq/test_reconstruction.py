@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -15,15 +16,16 @@ from saqsam.convert.prepare import fill_slots, prepare
 from saqsam.inference.backend import TorchBackend
 from saqsam.models.family import flatten_image
 from saqsam.models.sam.family import SamFamily
+from saqsam.ptq import reconstruction
 from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
 from saqsam.ptq.log import UnitLog
 from saqsam.ptq.losses import mask_error
 from saqsam.ptq.pipeline import prepare_equalized
-from saqsam.ptq.reconstruction import reconstruct
 from saqsam.ptq.relaxation import relaxed
 from saqsam.ptq.resume import FinishedSteps
 from saqsam.ptq.states import PromptTokens
+from saqsam.ptq.tensor_store import MemoryBudget
 from saqsam.ptq.unit_parameters import UnitParameters, unit_parameters
 from saqsam.ptq.units import EncoderUnit, JointUnit, reconstruction_units
 from saqsam.quant.affine import AffineQuantizer
@@ -37,6 +39,12 @@ from support.tiny_sam import tiny_processor, tiny_sam
 
 FAMILY = SamFamily()
 LEARNED = [name for name, function in METHODS.items() if function(4, 4).reconstruction is not None]
+
+
+def reconstruct(*arguments: Any, memory: int, **options: Any) -> list[UnitLog]:
+    """Learn all units with a memory budget of their own."""
+    with MemoryBudget(memory) as budget:
+        return reconstruction.reconstruct(*arguments, budget, **options)
 
 
 def learned_recipe(method: str = "saq-sam", bits: str = "w3a4", **changes: object) -> Recipe:

@@ -44,7 +44,7 @@ def test_a_unit_costs_as_much_as_it_computes() -> None:
 
 
 def test_more_prompts_and_images_cost_more() -> None:
-    recipe = recipe_for("saq-sam-plus")
+    recipe = recipe_for("saq-sam")
     assert recipe.reconstruction is not None
     fewer = dataclasses.replace(
         recipe,

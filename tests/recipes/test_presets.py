@@ -20,7 +20,7 @@ def fields(recipe: Recipe) -> dict[str, Any]:
     """All that makes a method what it is, by dotted name."""
     found: dict[str, Any] = {}
     for name, value in recipe.to_dict().items():
-        if name in ("clipping", "reconstruction"):
+        if name in ("clipping", "compensation", "reconstruction"):
             found[name] = value is not None
         if isinstance(value, dict):
             found |= {f"{name}.{key}": inner for key, inner in value.items()}
@@ -48,7 +48,7 @@ def test_methods_give_recipes_of_their_name_and_bits(method: str, bits: str) -> 
     assert recipe.calibration == Calibration(images=32, prompts=16, seed=0, percentile=99.99, power=2.4)
 
 
-def test_there_are_fourteen_methods_and_no_two_are_one() -> None:
+def test_there_are_eighteen_methods_and_no_two_are_one() -> None:
     assert list(METHODS) == [
         "min-max",
         "percentile",
@@ -57,10 +57,14 @@ def test_there_are_fourteen_methods_and_no_two_are_one() -> None:
         "qdrop",
         "repq-vit",
         "adalog",
+        "gptq",
+        "erq",
         "ptq4sam-s",
         "ptq4sam",
         "ahcptq-s",
         "ahcptq",
+        "car-sam-s",
+        "car-sam",
         "saq-sam-s",
         "saq-sam",
         "saq-sam-plus",
@@ -101,7 +105,9 @@ def test_methods_differ_in_what_their_papers_add() -> None:
     assert set(differences("ptq4sam", "saq-sam")) - clipping == {
         f"reconstruction.{name}" for name in ("unit", "loss")
     }
-    assert differences("saq-sam", "saq-sam-plus") == {
+    changes = differences("saq-sam", "saq-sam-plus")
+    compensation = {name for name in changes if name.startswith("compensation")}
+    assert {name: change for name, change in changes.items() if name not in compensation} == {
         "equalized": (False, True),
         "balanced_heads": (False, True),
         "input_scales": (False, True),
@@ -110,7 +116,8 @@ def test_methods_differ_in_what_their_papers_add() -> None:
         "clipping.include_range": (False, True),
         "clipping.measure": ("focus", "output"),
         "reconstruction.affine": (False, True),
-        "reconstruction.encoder_steps": (1.0, 0.1),
+        "reconstruction.encoder_steps": (1.0, 0),
+        "reconstruction.decoder_steps": (None, 0),
         "reconstruction.joint_steps": (0, 4),
     }
 

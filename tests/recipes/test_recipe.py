@@ -19,6 +19,7 @@ from saqsam.recipes.recipe import (
     RECIPE_VERSION,
     Calibration,
     Clipping,
+    Compensation,
     Equalization,
     Override,
     ProbabilitySpec,
@@ -51,6 +52,7 @@ reconstructions = st.builds(
     drop=shares,
     steps=st.integers(1, 99),
     encoder_steps=st.floats(0.01, 10),
+    decoder_steps=st.floats(0, 10),
     final_steps=st.integers(1, 9),
     prompts=st.integers(1, 99),
     rounding_rate=shares,
@@ -76,6 +78,7 @@ recipes = st.builds(
         finest=st.sampled_from([1, 2, 4, 8, 16, 32]),
     ),
     gelu=st.sampled_from(["uniform", "hybrid", "log"]),
+    compensation=st.none() | st.builds(Compensation, rounding=st.booleans(), damping=st.floats(1e-6, 100)),
     equalized=st.booleans(),
     equalization=st.builds(
         Equalization,
@@ -241,8 +244,8 @@ def test_unknown_names_are_refused_with_the_nearest_right_one(
         ({"reconstruction": {"steps": 0}}, "steps must be at least 1, got 0"),
         ({"reconstruction": {"final_steps": 0}}, "final_steps must be at least 1"),
         (
-            {"reconstruction": {"encoder_steps": 0}},
-            "encoder_steps must be a number from 0.01 to 10, got 0",
+            {"reconstruction": {"encoder_steps": -1}},
+            "encoder_steps must be a number from 0 to 10, got -1",
         ),
         ({"reconstruction": {"prompts": -1}}, "prompts must be at least 1"),
         ({"reconstruction": {"rounding_rate": -1e-3}}, "rounding_rate must be a number from 0 to 1000"),
@@ -396,6 +399,10 @@ def learned(**changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return {"reconstruction": LEARNED}, {"reconstruction": dataclasses.replace(LEARNED, **changes)}
 
 
+def compensated(**changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    return {"compensation": Compensation()}, {"compensation": Compensation(**changes)}
+
+
 def equalized(**changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return {"equalized": True}, {"equalization": Equalization(**changes)}
 
@@ -455,6 +462,15 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "clipping.passes": (clipped(), clipped(passes=2)),
     "clipping.include_range": (clipped(), clipped(include_range=True)),
     "clipping.measure": (clipped(), clipped(measure="output")),
+    "compensation": ({}, {"compensation": Compensation()}),
+    "compensation.layers": compensated(layers="decoder"),
+    "compensation.rounding": compensated(rounding=False),
+    "compensation.inputs": compensated(inputs=False),
+    "compensation.queries": compensated(queries=True),
+    "compensation.damping": compensated(damping=1.0),
+    "compensation.images": compensated(images=1),
+    "compensation.tokens": compensated(tokens=1),
+    "compensation.prompts": compensated(prompts=1),
     "reconstruction": ({}, {"reconstruction": LEARNED}),
     "reconstruction.unit": learned(unit="block"),
     "reconstruction.loss": learned(loss="output"),
@@ -464,6 +480,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "reconstruction.drop": learned(drop=0.0),
     "reconstruction.steps": learned(steps=3),
     "reconstruction.encoder_steps": learned(encoder_steps=2.0),
+    "reconstruction.decoder_steps": learned(decoder_steps=2.0),
     "reconstruction.final_steps": learned(final_steps=2),
     "reconstruction.prompts": learned(prompts=1),
     "reconstruction.rounding_rate": learned(rounding_rate=0.1),

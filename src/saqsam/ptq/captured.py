@@ -22,6 +22,7 @@ from transformers import SamModel
 from saqsam.convert.plan import QuantizationPlan
 from saqsam.models.family import flatten_image
 from saqsam.ptq.calibration_images import CalibrationImages
+from saqsam.ptq.compensation_sums import Embeddings
 from saqsam.ptq.schedule import Draw, used_prompts
 from saqsam.ptq.states import PromptTokens, State
 from saqsam.ptq.tensor_store import MemoryBudget, TensorStore, select
@@ -74,6 +75,7 @@ class UnitInputs:
         images: Calibration images.
         schedules: Units in the order of computation, and the schedule of each.
         budget: Memory for the captured tensors.
+        embeddings: Image embeddings that are known already; they are used if no unit of the encoder is learned.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class UnitInputs:
         images: CalibrationImages,
         schedules: Mapping[Unit, Sequence[Draw]],
         budget: MemoryBudget,
+        embeddings: Embeddings | None = None,
     ) -> None:
         spec = plan.recipe.reconstruction
         assert spec is not None
@@ -101,6 +104,9 @@ class UnitInputs:
         self._keeps_embedding = len(chain) < len(schedules)
         self._targets_from_float = spec.target == "float"
         held = set(used) if ranks.rank() == 0 else self._own
+        is_learned = any(schedule for unit, schedule in schedules.items() if not unit.sees_prompts)
+        # Each rank has made the embeddings of the images that it runs here, too.
+        self._known = embeddings if len(used) == len(images) and is_shared and not is_learned else None
         self._prompts, self._states = self._first_states(model, images, held)
         # Without float targets, float states are needed up to the embedding at most.
         self._floats: TensorStore | None = None
@@ -147,6 +153,12 @@ class UnitInputs:
             unit: The next unit.
             progress: Progress callback; it counts images.
         """
+        if self._known is not None and not unit.sees_prompts:
+            if unit.gives_embedding:
+                self._collect(self._known.quantized)
+                self._states, self._floats = self._known.quantized, self._known.floats
+                self._embedding = self._states, self._floats
+            return
         if self._floats is not None:
             outputs = TensorStore(self._budget, f"the output of {unit.name}")
             if self._is_read(unit):

@@ -21,7 +21,7 @@ from saqsam.convert.pack import find_grid
 from saqsam.convert.plan import PlannedWeight, QuantizationPlan
 from saqsam.models.parts import DECODER_PARTS, ENCODER_PARTS, PAPER_PARTS
 from saqsam.ptq.calibration_images import CalibrationImages
-from saqsam.ptq.compensation_sums import CompensatedLayer, PairedRun, layer_of
+from saqsam.ptq.compensation_sums import CompensatedLayer, Embeddings, PairedRun, layer_of
 from saqsam.ptq.losses import OutputLoss
 from saqsam.ptq.tensor_store import MemoryBudget
 from saqsam.ptq.units import DecoderUnit, EncoderUnit, FinalAttentionUnit, NeckUnit, Unit
@@ -47,10 +47,9 @@ def compensate(
     reference: SamModel,
     plan: QuantizationPlan,
     images: CalibrationImages,
-    *,
-    memory: int,
+    budget: MemoryBudget,
     progress: Progress | None = None,
-) -> None:
+) -> Embeddings | None:
     """Compensate the layers of a calibrated model in place, as the recipe says.
 
     A compensated layer keeps float weights, whose nearest codes on the layer's grid are those to pack. Several ranks
@@ -61,11 +60,14 @@ def compensate(
         reference: The same model with empty slots.
         plan: Quantization plan of the run, whose recipe has a `compensation`.
         images: Calibration images; evenly spaced ones are used.
-        memory: Bytes of states to hold in memory; the rest is spilled to disk.
+        budget: Memory for the states between units.
         progress: Progress callback; its steps are layers.
 
+    Returns:
+        The image embeddings of the compensated encoder and of the float one; None if images were left out.
+
     Raises:
-        ValueError: `memory` is too little for one image.
+        ValueError: The budget is too small for one image.
     """
     spec = plan.recipe.compensation
     assert spec is not None
@@ -73,7 +75,7 @@ def compensate(
     if progress is not None:
         progress(PHASE, 0, len(wanted))
     done = 0
-    with MemoryBudget(memory) as budget, _rounding_weights(model, plan):
+    with _rounding_weights(model, plan):
         run = PairedRun(model, reference, plan, images, budget)
         for unit in _units(plan):
             for group in _groups(unit, wanted, plan):
@@ -82,6 +84,7 @@ def compensate(
                 if progress is not None:
                     progress(PHASE, done, len(wanted))
             run.advance(unit)
+    return run.embeddings()
 
 
 def _is_wanted(planned: PlannedWeight, spec: Compensation) -> bool:

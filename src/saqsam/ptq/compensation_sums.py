@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch.nn.functional as F
@@ -32,6 +33,19 @@ _T = TypeVar("_T")
 def layer_of(model: SamModel, name: str) -> CompensatedLayer:
     """Return a layer of the papers' tensor set, by name."""
     return cast(CompensatedLayer, model.get_submodule(name))
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Image embeddings ([1, 1, h * w, C'],) of all calibration images; those of other ranks' images are empty.
+
+    Attributes:
+        quantized: By the quantized encoder.
+        floats: By the float encoder.
+    """
+
+    quantized: TensorStore
+    floats: TensorStore
 
 
 class PairedRun:
@@ -63,12 +77,19 @@ class PairedRun:
         tokens = plan.family.input_spec(model.config).grid ** 2
         self._count = min(len(images), spec.images)
         self._encoder_images = min(self._count, max(1, -(-spec.tokens // tokens)))
+        self._available = len(images)
+        self._embeddings: list[TensorStore] = []
         self._prompts: dict[int, PromptTokens] = {}
         self._states = {
             model: TensorStore(budget, "the patch embedding") for model in (self.model, reference)
         }
         positions = self._family.image_positions(model)
-        for number in ranks.share(self._count):
+        own = ranks.share(self._count)
+        for number in range(self._count):
+            if number not in own:
+                for store in self._states.values():
+                    store.append(())
+                continue
             pixel_values, prompts = images[number * len(images) // self._count]
             assert prompts.boxes is not None
             tokens_of, dense = self._family.embed_boxes(model, prompts.boxes[: spec.prompts])
@@ -81,11 +102,22 @@ class PairedRun:
         """Replace the states before a unit by those after it."""
         for model, store in self._states.items():
             outputs = TensorStore(self._budget, f"the output of {unit.name}")
-            for place, number in enumerate(self._prompts):
-                state = store.get(place, model.device)
-                outputs.append(unit.run(model, state, self._prompts[number]))
-            store.clear()
+            for number in range(self._count):
+                prompts = self._prompts.get(number)
+                state = store.get(number, model.device)
+                outputs.append(unit.run(model, state, prompts) if prompts is not None else ())
+            if store not in self._embeddings:
+                store.clear()
             self._states[model] = outputs
+            if unit.gives_embedding:
+                self._embeddings.append(outputs)
+
+    def embeddings(self) -> Embeddings | None:
+        """Return the image embeddings once the neck has run; None unless every calibration image has one."""
+        if self._count < self._available:
+            return None
+        quantized, floats = self._embeddings
+        return Embeddings(quantized, floats)
 
     def input_sums(self, unit: Unit, names: Sequence[str]) -> dict[str, InputSums]:
         """Return the sums over the inputs of layers of a unit that read the same activations, by name."""
@@ -129,10 +161,9 @@ class PairedRun:
         self, unit: Unit, number: int, names: Sequence[str]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the inputs of layers for one image in the float model, and in the model to compensate."""
-        place = list(self._prompts).index(number)
         found: list[dict[str, Tensor]] = []
         for model in (self._reference, self.model):
-            state = self._states[model].get(place, model.device)
+            state = self._states[model].get(number, model.device)
             with _capturing(model, names) as inputs:
                 unit.run(model, state, self._prompts[number])
             found.append(inputs)

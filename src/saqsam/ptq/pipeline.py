@@ -29,6 +29,7 @@ from saqsam.ptq.log import QuantizationLog
 from saqsam.ptq.reconstruction import reconstruct
 from saqsam.ptq.result import QuantizationResult
 from saqsam.ptq.resume import FinishedSteps, identify_run
+from saqsam.ptq.tensor_store import MemoryBudget
 from saqsam.recipes.catalog import DEFAULT_CALIBRATION, DEFAULT_MEMORY, DEFAULT_METHOD
 from saqsam.recipes.presets import recipe_for
 from saqsam.recipes.recipe import Recipe
@@ -116,15 +117,29 @@ def quantize(
 
     # Range setting: bimodal integration (BIG), adaptive granularity (AGQ), perceptual-consistency clipping (PCC).
     prepare_equalized(quantized, plan, images, progress)
-    reference = _set_ranges(quantized, plan, images, steps, log, memory, progress)
+    reference = _set_ranges(quantized, plan, images, steps, log, progress)
+    pack_embeddings(quantized, plan)
 
-    # Prompt-aware reconstruction (PAR): learned rounding and scales.
-    if recipe.reconstruction is not None:
-        assert reference is not None
-        pack_embeddings(quantized, plan)
-        log.units = reconstruct(
-            quantized, reference, plan, images, memory=memory, steps=steps, progress=progress
-        )
+    with MemoryBudget(memory) as budget:
+        # Weights that make up for quantization errors in closed form.
+        embeddings = None
+        if recipe.compensation is not None:
+            assert reference is not None
+            embeddings = compensate(quantized, reference, plan, images, budget, progress)
+
+        # Prompt-aware reconstruction (PAR): learned rounding and scales.
+        if recipe.reconstruction is not None:
+            assert reference is not None
+            log.units = reconstruct(
+                quantized,
+                reference,
+                plan,
+                images,
+                budget,
+                embeddings=embeddings,
+                steps=steps,
+                progress=progress,
+            )
 
     # Packing: integer codes take the place of float weights.
     pack(quantized, plan, progress)
@@ -192,7 +207,6 @@ def _set_ranges(
     images: CalibrationImages,
     steps: FinishedSteps,
     log: QuantizationLog,
-    memory: int,
     progress: Progress | None,
 ) -> SamModel | None:
     """Set the ranges of all activations of a prepared model in place, and log it.
@@ -217,9 +231,6 @@ def _set_ranges(
     else:
         steps.restore_ranges(saved, quantized, plan)
         log.clipping = saved.clipping
-    if plan.recipe.compensation is not None:
-        assert reference is not None
-        compensate(quantized, reference, plan, images, memory=memory, progress=progress)
     return reference
 
 

@@ -17,6 +17,7 @@ from saqsam.convert.pack import pack_layer, round_weight
 from saqsam.convert.plan import QuantizationPlan
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.ptq.captured import UnitInputs
+from saqsam.ptq.compensation_sums import Embeddings
 from saqsam.ptq.learning import learn_unit
 from saqsam.ptq.log import UnitLog
 from saqsam.ptq.resume import FinishedSteps
@@ -33,8 +34,9 @@ def reconstruct(
     reference: SamModel,
     plan: QuantizationPlan,
     images: CalibrationImages,
+    budget: MemoryBudget,
     *,
-    memory: int,
+    embeddings: Embeddings | None = None,
     steps: FinishedSteps | None = None,
     progress: Progress | None = None,
 ) -> list[UnitLog]:
@@ -47,7 +49,8 @@ def reconstruct(
         reference: The same model with empty slots.
         plan: Quantization plan of the run.
         images: Calibration images.
-        memory: Bytes of captured tensors to hold in memory; the rest is spilled to disk.
+        budget: Memory for captured tensors.
+        embeddings: Image embeddings of `compensate`, which save a pass through an encoder that is not learned.
         steps: Finished steps: units of an earlier run are restored from it, and units of this run saved to it.
         progress: Progress callback; the phases are the units.
 
@@ -55,7 +58,7 @@ def reconstruct(
         The log of each unit that is learned.
 
     Raises:
-        ValueError: `memory` is too little for one image, or a loss is not finite.
+        ValueError: The budget is too small for one image, or a loss is not finite.
         CheckpointError: A finished step is damaged.
     """
     spec = plan.recipe.reconstruction
@@ -65,8 +68,8 @@ def reconstruct(
     reference.requires_grad_(False)
     steps = FinishedSteps() if steps is None else steps
     logs = []
-    with MemoryBudget(memory) as budget, torch.no_grad():
-        inputs = UnitInputs(model, reference, plan, images, schedules, budget)
+    with torch.no_grad():
+        inputs = UnitInputs(model, reference, plan, images, schedules, budget, embeddings)
         learned = [unit for unit, schedule in schedules.items() if schedule]
         for unit in schedules:
             if unit not in learned:

@@ -62,9 +62,14 @@ def unit_costs(config: Any, recipe: Recipe) -> list[UnitCost]:
     every, drawn = (
         _forward_costs(model, plan, units, prompts) for prompts in (most, min(spec.prompts, most))
     )
-    costs = []
+    costs: list[UnitCost] = []
+    learned = [unit for unit in units if unit.steps(spec)]
     before = 0.0
-    for number, (unit, whole, part) in enumerate(zip(units, every, drawn, strict=True)):
+    for unit, whole, part in zip(units, every, drawn, strict=True):
+        if unit not in learned:
+            # Its states are computed before the next unit starts.
+            before = whole.run
+            continue
         # The gradient of a product takes two: by its weights and by its inputs; float parts need the latter alone.
         step = 3 * part.run + 2 * (part.response - part.run)
         # The quantized model runs the unit before it, and the float model the unit itself, on all images; responses are
@@ -72,7 +77,8 @@ def unit_costs(config: Any, recipe: Recipe) -> list[UnitCost]:
         responses = min(images, unit.steps(spec) * min(spec.prompts, most) / most)
         run_before = 0.0 if unit.reads_embedding else before
         capture = images * (whole.run + run_before) + responses * (whole.response - whole.run)
-        costs.append(UnitCost(unit_phase(number, len(units), unit), unit.steps(spec), step, capture))
+        phase = unit_phase(len(costs), len(learned), unit)
+        costs.append(UnitCost(phase, unit.steps(spec), step, capture))
         before = whole.run
     return costs
 
