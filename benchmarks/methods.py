@@ -32,6 +32,7 @@ DATA = ("coco_val", "nuclei_val", "aerial_val")
 METHODS = (
     *("min-max", "percentile", "mse", "brecq", "qdrop"),
     *("ptq4sam-s", "ptq4sam", "saq-sam-s", "saq-sam", "saq-sam-plus"),
+    *("repq-vit", "adalog", "gptq", "erq", "ahcptq-s", "ahcptq", "car-sam-s", "car-sam"),
 )
 BITS = ("w4a4", "w6a6", "w8a8", "w4a8")
 SEEDS = {"w4a4": (0, 1, 2), "w6a6": (0, 1, 2)}
@@ -69,8 +70,14 @@ ABLATION: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("saq-sam-plus", ("clipping=none",)),
     ("saq-sam-plus", ("clipping.measure=focus",)),
     ("saq-sam-plus", ("reconstruction.affine=false",)),
-    ("saq-sam-plus", ("reconstruction.joint_steps=0",)),
-    ("saq-sam-plus", ("reconstruction.encoder_steps=1.0",)),
+    ("saq-sam-plus", ("compensation=none",)),
+    ("saq-sam-plus", ("compensation.layers=decoder",)),
+    ("saq-sam-plus", ("compensation.rounding=false",)),
+    ("saq-sam-plus", ("compensation.inputs=false",)),
+    ("saq-sam-plus", ("compensation.queries=true",)),
+    ("saq-sam-plus", ("reconstruction=none",)),
+    ("saq-sam-plus", ("reconstruction.decoder_steps=1.0",)),
+    ("saq-sam-plus", ("reconstruction.decoder_steps=1.0", "reconstruction.encoder_steps=0.1")),
 )
 
 
