@@ -467,6 +467,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "compensation.rounding": compensated(rounding=False),
     "compensation.inputs": compensated(inputs=False),
     "compensation.queries": compensated(queries=True),
+    "compensation.target": compensated(target="float"),
     "compensation.damping": compensated(damping=1.0),
     "compensation.images": compensated(images=1),
     "compensation.tokens": compensated(tokens=1),

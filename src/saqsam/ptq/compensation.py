@@ -2,8 +2,8 @@
 
 `quant.compensation` has the formulas: GPTQ (arXiv 2210.17323), ERQ (arXiv 2407.06794) and CAR-SAM's correction of
 queries (arXiv 2605.16901). This module finds the sums that they need (`compensation_sums`) and changes the layers, in
-the order of computation: the inputs of a layer come from the quantized layers before it, next to those of the float
-model. Layers that read the same activations, such as the projections of an attention, share a pass over the images.
+the order of computation: the inputs of a layer come from the quantized layers before it. Layers that read the same
+activations, such as the projections of an attention, share a pass over the images.
 
 Unlike reconstruction, it takes no steps and no gradients: a few passes over each unit.
 """
@@ -21,7 +21,7 @@ from saqsam.convert.pack import find_grid
 from saqsam.convert.plan import PlannedWeight, QuantizationPlan
 from saqsam.models.parts import DECODER_PARTS, ENCODER_PARTS, PAPER_PARTS
 from saqsam.ptq.calibration_images import CalibrationImages
-from saqsam.ptq.compensation_sums import CompensatedLayer, Embeddings, PairedRun, layer_of
+from saqsam.ptq.compensation_sums import CompensatedLayer, CompensationRun, Embeddings, layer_of
 from saqsam.ptq.losses import OutputLoss
 from saqsam.ptq.tensor_store import MemoryBudget
 from saqsam.ptq.units import DecoderUnit, EncoderUnit, FinalAttentionUnit, NeckUnit, Unit
@@ -76,7 +76,7 @@ def compensate(
         progress(PHASE, 0, len(wanted))
     done = 0
     with _rounding_weights(model, plan):
-        run = PairedRun(model, reference, plan, images, budget)
+        run = CompensationRun(model, reference, plan, images, budget)
         for unit in _units(plan):
             for group in _groups(unit, wanted, plan):
                 _compensate_group(run, unit, group, plan)
@@ -147,7 +147,7 @@ def _rounding_weights(model: SamModel, plan: QuantizationPlan) -> Iterator[None]
 
 
 def _compensate_group(
-    run: PairedRun, unit: Unit, group: Sequence[PlannedWeight], plan: QuantizationPlan
+    run: CompensationRun, unit: Unit, group: Sequence[PlannedWeight], plan: QuantizationPlan
 ) -> None:
     """Compensate layers of a unit that read the same activations."""
     spec = plan.recipe.compensation

@@ -1,4 +1,4 @@
-"""The sums that compensation needs, from the quantized and the float model run side by side, unit by unit.
+"""The sums that compensation needs, from a run of the model unit by unit; next to it, if need be, the float model.
 
 An encoder layer reads thousands of tokens of an image, so few images of a large model are enough for it. The decoder
 reads every image, with a few prompts each.
@@ -19,7 +19,7 @@ from saqsam.convert.plan import QuantizationPlan
 from saqsam.models.family import DecoderAttention, flatten_image
 from saqsam.models.structure import AttentionSite
 from saqsam.ptq.calibration_images import CalibrationImages
-from saqsam.ptq.states import PromptTokens
+from saqsam.ptq.states import PromptTokens, State
 from saqsam.ptq.tensor_store import MemoryBudget, TensorStore
 from saqsam.ptq.units import Unit
 from saqsam.quant.compensation import InputSums, LogitSums
@@ -48,8 +48,10 @@ class Embeddings:
     floats: TensorStore
 
 
-class PairedRun:
-    """The states of the quantized and of the float model before the next unit, for this rank's images.
+class CompensationRun:
+    """The states of the quantized model before the next unit, for this rank's images.
+
+    Where the float model gives the targets, its states are kept, too.
 
     Args:
         model: Calibrated model whose weights are rounded in the forward pass.
@@ -77,12 +79,13 @@ class PairedRun:
         tokens = plan.family.input_spec(model.config).grid ** 2
         self._count = min(len(images), spec.images)
         self._encoder_images = min(self._count, max(1, -(-spec.tokens // tokens)))
-        self._available = len(images)
-        self._embeddings: list[TensorStore] = []
+        self._embeddings: dict[SamModel, TensorStore] = {}
         self._prompts: dict[int, PromptTokens] = {}
-        self._states = {
-            model: TensorStore(budget, "the patch embedding") for model in (self.model, reference)
-        }
+        self._targets_from_float = spec.target == "float"
+        runs = (self.model, reference) if self._targets_from_float else (self.model,)
+        self._states = {model: TensorStore(budget, "the patch embedding") for model in runs}
+        self._images: dict[int, int] = {}
+        self._calibration = images
         positions = self._family.image_positions(model)
         own = ranks.share(self._count)
         for number in range(self._count):
@@ -90,7 +93,8 @@ class PairedRun:
                 for store in self._states.values():
                     store.append(())
                 continue
-            pixel_values, prompts = images[number * len(images) // self._count]
+            self._images[number] = number * len(images) // self._count
+            pixel_values, prompts = images[self._images[number]]
             assert prompts.boxes is not None
             tokens_of, dense = self._family.embed_boxes(model, prompts.boxes[: spec.prompts])
             self._prompts[number] = PromptTokens(tokens_of, flatten_image(dense), positions)
@@ -106,18 +110,28 @@ class PairedRun:
                 prompts = self._prompts.get(number)
                 state = store.get(number, model.device)
                 outputs.append(unit.run(model, state, prompts) if prompts is not None else ())
-            if store not in self._embeddings:
+            if store not in self._embeddings.values():
                 store.clear()
             self._states[model] = outputs
             if unit.gives_embedding:
-                self._embeddings.append(outputs)
+                self._embeddings[model] = outputs
 
     def embeddings(self) -> Embeddings | None:
         """Return the image embeddings once the neck has run; None unless every calibration image has one."""
-        if self._count < self._available:
+        if self._count < len(self._calibration):
             return None
-        quantized, floats = self._embeddings
-        return Embeddings(quantized, floats)
+        floats = self._embeddings.get(self._reference)
+        if floats is None:
+            floats = TensorStore(self._budget, "the image embedding")
+            for number in range(self._count):
+                floats.append(self._embed(number) if number in self._images else ())
+        return Embeddings(self._embeddings[self.model], floats)
+
+    def _embed(self, number: int) -> State:
+        """Return the image embedding ([1, 1, h * w, C'],) of one image by the float encoder."""
+        pixel_values, _ = self._calibration[self._images[number]]
+        features = self._family.encode(self._reference, pixel_values.to(self.model.device))
+        return (flatten_image(features.embedding),)
 
     def input_sums(self, unit: Unit, names: Sequence[str]) -> dict[str, InputSums]:
         """Return the sums over the inputs of layers of a unit that read the same activations, by name."""
@@ -160,14 +174,18 @@ class PairedRun:
     def _inputs(
         self, unit: Unit, number: int, names: Sequence[str]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the inputs of layers for one image in the float model, and in the model to compensate."""
-        found: list[dict[str, Tensor]] = []
-        for model in (self._reference, self.model):
-            state = self._states[model].get(number, model.device)
-            with _capturing(model, names) as inputs:
-                unit.run(model, state, self._prompts[number])
-            found.append(inputs)
-        return found[0], found[1]
+        """Return the inputs of float layers for one image, and those of the layers to compensate."""
+        quantized = self._capture(self.model, unit, number, names)
+        if not self._targets_from_float:
+            return quantized, quantized  # the float layer reads them before they are rounded
+        return self._capture(self._reference, unit, number, names), quantized
+
+    def _capture(self, model: SamModel, unit: Unit, number: int, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return the inputs of layers for one image in a model, before their own quantizers."""
+        state = self._states[model].get(number, model.device)
+        with _capturing(model, names) as inputs:
+            unit.run(model, state, self._prompts[number])
+        return inputs
 
     def _over_images(self, unit: Unit, work: Callable[[int], _T]) -> list[_T]:
         """Return the results of `work` for the numbers of the images that a unit needs."""

@@ -168,6 +168,7 @@ class Clipping:
 
 
 CompensatedLayers = Literal["all", "decoder"]
+ReconstructionTarget = Literal["quantized", "float"]
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,8 @@ class Compensation:
         inputs: Change weights and biases to make up for the error of quantized inputs (ERQ, arXiv 2407.06794).
         queries: Change the query projections of the decoder's attentions to make up for the error of quantized keys,
             too (CAR-SAM, arXiv 2605.16901).
+        target: Inputs of the float layer that gives the target: those of the `quantized` model before they are
+            rounded, or those of the `float` model, which makes up for earlier layers, too.
         damping: Penalty of changes, relative to the mean square of a layer's inputs.
         images: Most calibration images to use.
         tokens: For the encoder: image tokens that are enough; images beyond them are not used.
@@ -191,6 +194,7 @@ class Compensation:
     rounding: bool = True
     inputs: bool = True
     queries: bool = False
+    target: ReconstructionTarget = "quantized"
     damping: float = 0.01
     images: int = 32
     tokens: int = 16384
@@ -198,6 +202,7 @@ class Compensation:
 
     def __post_init__(self) -> None:
         check_choice("layers", self.layers, get_args(CompensatedLayers))
+        check_choice("target", self.target, get_args(ReconstructionTarget))
         for name in ("rounding", "inputs", "queries"):
             check_type(name, getattr(self, name), bool)
         check_number("damping", self.damping, 1e-6, 100)
@@ -207,7 +212,6 @@ class Compensation:
 
 ReconstructionUnit = Literal["block", "stage"]
 ReconstructionLoss = Literal["output", "prompt", "mask"]
-ReconstructionTarget = Literal["quantized", "float"]
 Precision = Literal["float32", "bfloat16"]
 
 
