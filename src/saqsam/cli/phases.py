@@ -15,6 +15,8 @@ STAGE_UNITS = {
     "calibrating": "images",
     "activation ranges": "tensors",
     "clipping attentions": "attentions",
+    "compensating": "layers",
+    "embedding images": "images",
     "packing weights": "layers",
     "rounding weights": "layers",
     "measuring parts": "measurements",

@@ -28,7 +28,6 @@ from saqsam.ptq.states import PromptTokens, State
 from saqsam.ptq.tensor_store import MemoryBudget, TensorStore, select
 from saqsam.ptq.units import Unit
 from saqsam.utils import ranks
-from saqsam.utils.progress import Progress
 
 
 @dataclass
@@ -146,13 +145,8 @@ class UnitInputs:
         yield data
         self._discard(targets)
 
-    def skip(self, unit: Unit, progress: Progress | None = None) -> None:
-        """Replace the states before a packed unit that is not learned by those after it.
-
-        Args:
-            unit: The next unit.
-            progress: Progress callback; it counts images.
-        """
+    def skip(self, unit: Unit) -> None:
+        """Replace the states before a packed unit that is not learned by those after it."""
         if self._known is not None and not unit.sees_prompts:
             if unit.gives_embedding:
                 self._collect(self._known.quantized)
@@ -165,13 +159,13 @@ class UnitInputs:
                 self._run(unit, self._reference, self._floats, self._chain_prompts, outputs)
             self._discard(self._floats)
             self._floats = outputs
-        self.advance(unit, progress)
+        self.advance(unit)
 
-    def advance(self, unit: Unit, progress: Progress | None = None) -> None:
-        """Replace the states before a packed unit by those after it; arguments are those of `skip`."""
+    def advance(self, unit: Unit) -> None:
+        """Replace the states before a packed unit by those after it."""
         outputs = TensorStore(self._budget, f"the output of {unit.name}")
         if self._is_read(unit):
-            self._run(unit, self._model, self._states, self._chain_prompts, outputs, progress=progress)
+            self._run(unit, self._model, self._states, self._chain_prompts, outputs)
             self._collect(outputs)
         self._discard(self._states)
         self._states = outputs
@@ -194,7 +188,6 @@ class UnitInputs:
         outputs: TensorStore | None = None,
         targets: TensorStore | None = None,
         own: Sequence[Tensor] = (),
-        progress: Progress | None = None,
     ) -> None:
         """Run a unit on the states of this rank's images; the items of other images are empty.
 
@@ -206,12 +199,11 @@ class UnitInputs:
             outputs: Store for the states after the unit.
             targets: Store for the float responses.
             own: Prompts to compute responses for, by image.
-            progress: Progress callback; it counts images.
         """
         if outputs is None and targets is None:
             return
         with ranks.agreement():
-            self._run_images(unit, model, states, held, outputs, targets, own, progress)
+            self._run_images(unit, model, states, held, outputs, targets, own)
 
     def _run_images(
         self,
@@ -222,11 +214,8 @@ class UnitInputs:
         outputs: TensorStore | None,
         targets: TensorStore | None,
         own: Sequence[Tensor],
-        progress: Progress | None,
     ) -> None:
         for image in range(self._count):
-            if progress is not None:
-                progress(f"running {unit.name}", image, self._count)
             is_used = image in self._own and (not unit.sees_prompts or len(held[image]))
             output: State = ()
             if is_used and (outputs is not None or len(own[image])):
@@ -247,8 +236,6 @@ class UnitInputs:
                         prompts[own[image]],
                     )
                 targets.append(response)
-        if progress is not None:
-            progress(f"running {unit.name}", self._count, self._count)
 
     def _collect(self, store: TensorStore) -> None:
         """Send rank 0 the items of the images that other ranks have run."""

@@ -84,7 +84,7 @@ def compensate(
                 if progress is not None:
                     progress(PHASE, done, len(wanted))
             run.advance(unit)
-    return run.embeddings()
+    return run.embeddings(progress) if plan.recipe.reconstruction is not None else None
 
 
 def _is_wanted(planned: PlannedWeight, spec: Compensation) -> bool:

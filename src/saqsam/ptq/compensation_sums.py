@@ -25,6 +25,7 @@ from saqsam.ptq.units import Unit
 from saqsam.quant.compensation import InputSums, LogitSums
 from saqsam.quant.layers import QuantConv2d, QuantLinear
 from saqsam.utils import ranks
+from saqsam.utils.progress import Progress
 
 CompensatedLayer = QuantLinear | QuantConv2d
 _T = TypeVar("_T")
@@ -116,15 +117,23 @@ class CompensationRun:
             if unit.gives_embedding:
                 self._embeddings[model] = outputs
 
-    def embeddings(self) -> Embeddings | None:
-        """Return the image embeddings once the neck has run; None unless every calibration image has one."""
+    def embeddings(self, progress: Progress | None = None) -> Embeddings | None:
+        """Return the image embeddings once the neck has run; None unless every calibration image has one.
+
+        Args:
+            progress: Progress callback; it counts images.
+        """
         if self._count < len(self._calibration):
             return None
         floats = self._embeddings.get(self._reference)
         if floats is None:
             floats = TensorStore(self._budget, "the image embedding")
             for number in range(self._count):
+                if progress is not None:
+                    progress("embedding images", number, self._count)
                 floats.append(self._embed(number) if number in self._images else ())
+            if progress is not None:
+                progress("embedding images", self._count, self._count)
         return Embeddings(self._embeddings[self.model], floats)
 
     def _embed(self, number: int) -> State:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from saqsam.models.parts import FLOAT_PARTS, PART_LABELS, PARTS
 from saqsam.models.registry import module_label
 from saqsam.recipes.recipe import Recipe
+from saqsam.recipes.specs import Compensation, Reconstruction
 from saqsam.report.log import Source
 
 _RANGES = {"min-max": "from minimum to maximum", "percentile": "by percentile", "mse": "of least error"}
@@ -93,25 +94,59 @@ def _step_sentences(recipe: Recipe, source: Source | None) -> Iterator[str]:
             "Clipping: ranges of the decoder's attentions were chosen to preserve the "
             f"{recipe.clipping.measure} of each attention (SAQ-SAM)."
         )
-    learned = recipe.reconstruction
-    if learned is not None:
-        what = [
-            "rounding",
-            *["activation scales"] * learned.scales,
-            *["biases", "normalizations"] * learned.affine,
-        ]
+    if recipe.compensation is not None:
+        yield _compensation_sentence(recipe.compensation)
+    if recipe.reconstruction is not None:
+        yield from _learning_sentences(recipe.reconstruction)
+    elif recipe.compensation is None:
+        yield "No learning: weights were rounded to nearest."
+    else:
+        yield "No learning."
+
+
+def _compensation_sentence(spec: Compensation) -> str:
+    """Say what weights make up for."""
+    errors = [
+        *["their own rounding (GPTQ)"] * spec.rounding,
+        *["rounded inputs (ERQ)"] * spec.inputs,
+        *["rounded keys (CAR-SAM)"] * spec.queries,
+    ]
+    where = "all layers" if spec.layers == "all" else "the decoder's layers"
+    return (
+        f"Compensation: weights and biases of {where} were changed to make up for "
+        f"{_listed(errors or ['shifted means'])}."
+    )
+
+
+def _learning_sentences(spec: Reconstruction) -> Iterator[str]:
+    """Say what was learned, and by what."""
+    affine = ["biases", "normalizations"] * spec.affine
+    units = [
+        *[f"{spec.unit} of the encoder"] * (spec.encoder_steps > 0),
+        *["decoder layer"] * (spec.decoder_steps > 0),
+    ]
+    if units:
+        what = ["rounding", *["activation scales"] * spec.scales, *affine]
         loss = {
             "output": "its own output",
             "prompt": "the decoder's response to real prompts",
             "mask": "the masks",
-        }[learned.loss]
-        listed = f"{', '.join(what[:-1])} and {what[-1]}" if len(what) > 1 else what[0]
+        }[spec.loss]
         yield (
-            f"Reconstruction: each {learned.unit} learned its {listed} in {learned.steps:,} steps, "
-            f"to preserve {loss}."
+            f"Reconstruction: each {' and '.join(units)} learned its {_listed(what)}, with {spec.steps:,} steps as the "
+            f"unit, to preserve {loss}."
         )
-    else:
-        yield "No learning: weights were rounded to nearest."
+    if spec.joint_steps:
+        scales = ["weight scales", *["activation scales"] * spec.scales, *affine]
+        yield (
+            f"Joint learning: the whole decoder learned its {_listed(scales)} in "
+            f"{spec.steps * spec.joint_steps:,} steps, to preserve the masks."
+        )
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Return words as a list in a sentence."""
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
 
 
 def _equalized(recipe: Recipe) -> str:
