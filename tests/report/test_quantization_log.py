@@ -92,7 +92,10 @@ def test_every_method_is_described_by_what_it_does() -> None:
         recipe = recipe_for(method, "w4a6")
         assert ("Bimodal integration:" in words) == recipe.bimodal
         assert ("Clipping:" in words) == (recipe.clipping is not None)
-        assert ("No learning:" in words) == (recipe.reconstruction is None)
+        assert ("No learning" in words) == (recipe.reconstruction is None)
+        assert ("rounded to nearest" in words) == (recipe.reconstruction is recipe.compensation is None)
+        assert ("Compensation:" in words) == (recipe.compensation is not None)
+        assert ("Joint learning: the whole decoder" in words) == (method == "saq-sam-plus")
         assert ("Equalization:" in words) == recipe.equalized
         assert ("Balanced heads:" in words) == recipe.balanced_heads
         assert ("logarithmic codes" in words) == (recipe.probabilities.kind == "log")
