@@ -56,7 +56,7 @@ def test_fewer_bits_are_a_larger_error_and_slots_are_empty_afterwards(
     assert not any("RoundedWeight" in type(module).__name__ for module in rounded.model.modules())
 
 
-def test_everything_rounded_is_the_checkpoint_without_learning(
+def test_everything_rounded_is_the_checkpoint_without_compensation_and_learning(
     measured: tuple[RoundedModel, MaskErrors],
 ) -> None:
     rounded, _ = measured
@@ -64,6 +64,7 @@ def test_everything_rounded_is_the_checkpoint_without_learning(
         RECIPE,
         weights=dataclasses.replace(RECIPE.weights, bits=8),
         activations=dataclasses.replace(RECIPE.activation_spec, bits=8),
+        compensation=None,
     )
     operands = bit_costs(tiny_config(), RECIPE).operands
     with rounded.rounded(dict.fromkeys(operands, 8)) as model:

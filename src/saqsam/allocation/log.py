@@ -16,7 +16,7 @@ class FrontierPoint:
     Attributes:
         mean_bits: Mean bits of the operands of quantized multiply-accumulates.
         bytes: Size of `model.safetensors`.
-        loss: Predicted mean 1 - IoU with the float model's masks, without learning.
+        loss: Predicted mean 1 - IoU with the float model's masks, before compensation and learning.
     """
 
     mean_bits: float
@@ -50,7 +50,7 @@ class AllocationLog:
         mean_weight_bits: Mean bits of the weights that are stored as codes.
         mean_activation_bits: Mean bits of activations over quantized multiply-accumulates.
         bytes: Size of `model.safetensors`.
-        predicted_loss: Predicted loss without learning.
+        predicted_loss: Predicted loss before compensation and learning.
         measured_loss: The same, measured on the images of the allocation.
         images: Number of images that losses were measured on.
         frontier: The best allocations, from few bits to many.

@@ -105,7 +105,8 @@ class UnitInputs:
         held = set(used) if ranks.rank() == 0 else self._own
         is_learned = any(schedule for unit, schedule in schedules.items() if not unit.sees_prompts)
         # Each rank has made the embeddings of the images that it runs here, too.
-        self._known = embeddings if len(used) == len(images) and is_shared and not is_learned else None
+        is_alike = ranks.world_size() == 1 or (is_shared and len(used) == len(images))
+        self._known = embeddings if is_alike and not is_learned else None
         self._prompts, self._states = self._first_states(model, images, held)
         # Without float targets, float states are needed up to the embedding at most.
         self._floats: TensorStore | None = None

@@ -77,13 +77,15 @@ def compensate(
     done = 0
     with _rounding_weights(model, plan):
         run = CompensationRun(model, reference, plan, images, budget)
-        for unit in _units(plan):
+        *units, last = _units(plan)
+        for unit in (*units, last):
             for group in _groups(unit, wanted, plan):
                 _compensate_group(run, unit, group, plan)
                 done += len(group)
                 if progress is not None:
                     progress(PHASE, done, len(wanted))
-            run.advance(unit)
+            if unit is not last:
+                run.advance(unit)
     return run.embeddings(progress) if plan.recipe.reconstruction is not None else None
 
 

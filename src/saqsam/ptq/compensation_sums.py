@@ -87,30 +87,36 @@ class CompensationRun:
         self._states = {model: TensorStore(budget, "the patch embedding") for model in runs}
         self._images: dict[int, int] = {}
         self._calibration = images
-        positions = self._family.image_positions(model)
+        with ranks.agreement():
+            self._start(spec.prompts)
+
+    def _start(self, most_prompts: int) -> None:
+        """Embed patches and prompts of this rank's images."""
+        positions = self._family.image_positions(self.model)
         own = ranks.share(self._count)
         for number in range(self._count):
             if number not in own:
                 for store in self._states.values():
                     store.append(())
                 continue
-            self._images[number] = number * len(images) // self._count
-            pixel_values, prompts = images[self._images[number]]
+            self._images[number] = number * len(self._calibration) // self._count
+            pixel_values, prompts = self._calibration[self._images[number]]
             assert prompts.boxes is not None
-            tokens_of, dense = self._family.embed_boxes(model, prompts.boxes[: spec.prompts])
-            self._prompts[number] = PromptTokens(tokens_of, flatten_image(dense), positions)
-            pixels = pixel_values.to(model.device)
-            for one, store in self._states.items():
-                store.append((self._family.embed_patches(one, pixels),))
+            tokens, dense = self._family.embed_boxes(self.model, prompts.boxes[:most_prompts])
+            self._prompts[number] = PromptTokens(tokens, flatten_image(dense), positions)
+            pixels = pixel_values.to(self.model.device)
+            for model, store in self._states.items():
+                store.append((self._family.embed_patches(model, pixels),))
 
     def advance(self, unit: Unit) -> None:
         """Replace the states before a unit by those after it."""
         for model, store in self._states.items():
             outputs = TensorStore(self._budget, f"the output of {unit.name}")
-            for number in range(self._count):
-                prompts = self._prompts.get(number)
-                state = store.get(number, model.device)
-                outputs.append(unit.run(model, state, prompts) if prompts is not None else ())
+            with ranks.agreement():
+                for number in range(self._count):
+                    prompts = self._prompts.get(number)
+                    state = store.get(number, model.device)
+                    outputs.append(unit.run(model, state, prompts) if prompts is not None else ())
             if store not in self._embeddings.values():
                 store.clear()
             self._states[model] = outputs
@@ -128,10 +134,11 @@ class CompensationRun:
         floats = self._embeddings.get(self._reference)
         if floats is None:
             floats = TensorStore(self._budget, "the image embedding")
-            for number in range(self._count):
-                if progress is not None:
-                    progress("embedding images", number, self._count)
-                floats.append(self._embed(number) if number in self._images else ())
+            with ranks.agreement():
+                for number in range(self._count):
+                    if progress is not None:
+                        progress("embedding images", number, self._count)
+                    floats.append(self._embed(number) if number in self._images else ())
             if progress is not None:
                 progress("embedding images", self._count, self._count)
         return Embeddings(self._embeddings[self.model], floats)
@@ -199,10 +206,8 @@ class CompensationRun:
     def _over_images(self, unit: Unit, work: Callable[[int], _T]) -> list[_T]:
         """Return the results of `work` for the numbers of the images that a unit needs."""
         needed = self._count if unit.sees_prompts else self._encoder_images
-        # Evenly spaced, and each on the rank that holds it.
-        chosen = {number * self._count // needed for number in range(needed)}
         results = ranks.shared_map(
-            lambda number: work(number) if number in chosen else None, self._count, "compensating"
+            lambda number: work(number) if number < needed else None, self._count, "compensating"
         )
         return [result for result in results if result is not None]
 
