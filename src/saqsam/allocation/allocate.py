@@ -66,7 +66,8 @@ class BitAllocator:
     """Allocates bits in one model under any number of budgets; the parts are measured once, when they are needed.
 
     Every operand (the weights, or the activations, of one part) is rounded alone to each width, with the ranges that
-    the method finds without compensation and learning, and the masks are compared with the float model's. No annotation is used.
+    the method finds without compensation and learning, and the masks are compared with the float model's. No annotation
+    is used.
 
     Args:
         model: Float model; left unchanged.
@@ -146,7 +147,7 @@ class BitAllocator:
 
     @float32_arithmetic()
     def measure(self, bits: Bits) -> float:
-        """Return the measured loss of an allocation before compensation and learning, the mean 1 - IoU with the float masks."""
+        """Return the mean 1 - IoU with the float masks, measured for an allocation before compensation and learning."""
         return self._mask_errors.measure(bits)
 
     @float32_arithmetic()

@@ -54,7 +54,7 @@ class RoundedWeight(nn.Module):
 class RoundedModel:
     """A prepared float model whose operands can be rounded to any of several bits, one part at a time.
 
-    Ranges are those that the recipe's method finds, without compensation and learning: equalized, calibrated and clipped.
+    Ranges are those that the recipe's method finds: equalized, calibrated and clipped. Nothing is compensated or learned.
 
     Args:
         model: Float model; it is changed in place.
