@@ -54,7 +54,8 @@ class RoundedWeight(nn.Module):
 class RoundedModel:
     """A prepared float model whose operands can be rounded to any of several bits, one part at a time.
 
-    Ranges are those that the recipe's method finds: equalized, calibrated and clipped. Nothing is compensated or learned.
+    Ranges are those that the recipe's method finds: equalized, calibrated and clipped. Nothing is compensated for or
+    learned.
 
     Args:
         model: Float model; it is changed in place.
