@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import saqsam
 from saqsam.convert.pack import round_weight
 from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import fill_slots, prepare, prepared_copy
+from saqsam.ptq import pipeline
 from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
 from saqsam.ptq.compensation import compensate
@@ -154,3 +156,22 @@ def test_wrong_fields_are_refused(field: str, value: object, message: str) -> No
 def test_weight_only_recipes_have_no_inputs_to_compensate_for() -> None:
     with pytest.raises(ValueError, match="compensation must be unset with float activations"):
         replace(saqsam.recipe_for("weight-only", "w4"), compensation=Compensation())
+
+
+def test_learning_gets_the_embeddings_that_it_would_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_embeddings(*arguments: Any) -> None:
+        compensate(*arguments)
+
+    recipe = tiny_recipe("saq-sam-plus")
+    shared = saqsam.quantize(tiny_sam(), tiny_processor(), recipe, tiny_data()).model.state_dict()
+    monkeypatch.setattr(pipeline, "compensate", without_embeddings)
+    computed = saqsam.quantize(tiny_sam(), tiny_processor(), recipe, tiny_data()).model.state_dict()
+    assert all(torch.equal(shared[name], computed[name]) for name in shared)
+
+
+def test_targets_of_the_float_model_make_up_for_earlier_layers() -> None:
+    own, _, _, _ = compensated(Compensation(rounding=False))
+    floats, _, _, _ = compensated(Compensation(rounding=False, target="float"))
+    first, later = "vision_encoder.layers.0.attn.qkv.weight", "vision_encoder.layers.1.attn.qkv.weight"
+    assert first not in changed(own, floats)  # no layer before it is quantized
+    assert later in changed(own, floats)

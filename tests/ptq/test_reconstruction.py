@@ -465,3 +465,21 @@ def test_the_regularizer_waits_for_the_warm_up_and_then_decides() -> None:
         share = torch.cat(shares)
         ends[weight] = float(((share < 0.01) | (share > 0.99)).float().mean())
     assert ends[1e3] > 0.8 > 2 * ends[0.0]
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_units_without_steps_are_rounded_to_nearest(part: str) -> None:
+    recipe = tiny_recipe("saq-sam")
+    assert recipe.reconstruction is not None
+    spec = dataclasses.replace(recipe.reconstruction, rounding_rate=0.3, **{f"{part}_steps": 0})
+    learned = quantize_tiny(dataclasses.replace(recipe, reconstruction=spec)).state_dict()
+    nearest = quantize_tiny(dataclasses.replace(recipe, reconstruction=None)).state_dict()
+    for other, prefix in (("encoder", "vision_encoder."), ("decoder", "mask_decoder.transformer.")):
+        codes = [name for name in learned if name.startswith(prefix) and name.endswith(".codes")]
+        same = [torch.equal(learned[name], nearest[name]) for name in codes]
+        assert all(same) if other == part else not any(same)
+
+
+def test_learning_needs_steps_somewhere() -> None:
+    with pytest.raises(ValueError, match="reconstruction needs steps"):
+        Reconstruction(encoder_steps=0, decoder_steps=0, joint_steps=0)
