@@ -35,8 +35,8 @@ from saqsam.export import export_model, read_manifest
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.prompts import Prompts
 from saqsam.recipes.deployment import deployable
+from saqsam.recipes.methods import METHODS
 from saqsam.recipes.overrides import with_overrides
-from saqsam.recipes.presets import METHODS
 from saqsam.recipes.specs import Calibration
 from saqsam.runtimes import TORCH_INTEGER, load_runtime, use_integer_kernels
 from saqsam.verification.parity import TorchReference, compare_with_torch

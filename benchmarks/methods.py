@@ -5,12 +5,11 @@
 
     python benchmarks/methods.py --jobs 2             # experiments side by side, one thread each
 
-All methods that learn get the same number of optimizer steps in all, whatever their units, but for `saq-sam-plus`, which
-takes those of its default. Calibrated on 32 images of
-`coco_train` with box prompts, evaluated with box prompts and, on `coco_val`, with the boxes of a detector. Each row is
-made by `ptq.py`, from a checkpoint reloaded from disk. Groups but `methods` hold what departs from the methods' rows;
-`substitutions` also the methods as they are, so that its differences are of one machine. `outliers` is of
-`sam-mini-outliers`, which `outlier_twin.py` makes on demand.
+All methods that learn get the same number of optimizer steps in all, whatever their units; `saq-sam-plus` takes the
+fewer of its default. Calibrated on 32 images of `coco_train` with box prompts, evaluated with box prompts and, on
+`coco_val`, with the boxes of a detector. Each row is made by `ptq.py`, from a checkpoint reloaded from disk. Groups but
+`methods` hold what departs from the methods' rows; `substitutions` also the methods as they are, so that its
+differences are of one machine. `outliers` is of `sam-mini-outliers`, which `outlier_twin.py` makes on demand.
 """
 
 from __future__ import annotations

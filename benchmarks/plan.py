@@ -33,8 +33,8 @@ from saqsam.models.loading import BUNDLED
 from saqsam.ptq.calibration_data import calibration_scenes
 from saqsam.ptq.units import reconstruction_units
 from saqsam.recipes.catalog import EFFORTS
+from saqsam.recipes.methods import METHODS
 from saqsam.recipes.overrides import with_overrides
-from saqsam.recipes.presets import METHODS
 from saqsam.recipes.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,7 +25,7 @@ from rows import FLOAT, Row, read_rows
 from saqsam.data.detections import load_detections
 from saqsam.models.weights import first_line
 from saqsam.recipes.catalog import EFFORTS
-from saqsam.recipes.presets import METHODS
+from saqsam.recipes.methods import METHODS
 from table_text import markdown, method_label
 from tables import current
 

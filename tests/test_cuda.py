@@ -16,7 +16,7 @@ from saqsam.evaluation.tasks.everything import EverythingTask
 from saqsam.inference.mask_generator import GeneratorOptions
 from saqsam.ptq.pipeline import quantize
 from saqsam.recipes.deployment import deployable
-from saqsam.recipes.presets import METHODS
+from saqsam.recipes.methods import METHODS
 from saqsam.recipes.recipe import Recipe
 from saqsam.runtimes import compare_with_float, use_integer_kernels
 from support.command_line import assert_done, run

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from saqsam.ptq.pipeline import quantize
     from saqsam.ptq.result import QuantizationResult
     from saqsam.recipes.deployment import deployable
+    from saqsam.recipes.methods import METHODS
     from saqsam.recipes.overrides import with_overrides
-    from saqsam.recipes.presets import METHODS, recipe_for
+    from saqsam.recipes.presets import recipe_for
     from saqsam.recipes.recipe import Recipe
     from saqsam.utils.errors import CheckpointError
 
@@ -68,7 +69,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "METHODS": "recipes.presets",
+        "METHODS": "recipes.methods",
         "Allocation": "allocation.allocate",
         "BitAllocator": "allocation.allocate",
         "Budget": "allocation.budget",

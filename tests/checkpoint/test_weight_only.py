@@ -16,7 +16,8 @@ from saqsam.checkpoint import load_checkpoint
 from saqsam.convert.pack import pack_without_calibration
 from saqsam.export import export_model
 from saqsam.quant.layers import PackedLayer, PackedTensor
-from saqsam.recipes.presets import parse_weight_bits, weight_only
+from saqsam.recipes.methods import weight_only
+from saqsam.recipes.presets import parse_weight_bits
 from support.tiny_quantized import assert_same_outputs, outputs, quantize_tiny, tiny_recipe
 from support.tiny_sam import tiny_processor, tiny_sam
 

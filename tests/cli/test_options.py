@@ -18,7 +18,7 @@ from saqsam.data.open import SCENES
 from saqsam.evaluation.registry import TASKS, task_options
 from saqsam.export.formats import FORMATS
 from saqsam.recipes.catalog import AUTO_EFFORT, EFFORTS
-from saqsam.recipes.presets import METHODS
+from saqsam.recipes.methods import METHODS
 from saqsam.runtimes.registry import RUNTIMES
 from support.command_line import assert_refused, run
 from support.toy_task import ENTRY

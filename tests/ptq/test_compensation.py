@@ -19,8 +19,8 @@ from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_
 from saqsam.ptq.compensation import compensate
 from saqsam.ptq.tensor_store import MemoryBudget
 from saqsam.quant.layers import PackedLinear, QuantLinear
+from saqsam.recipes.compensation import Compensation
 from saqsam.recipes.recipe import Recipe
-from saqsam.recipes.specs import Compensation
 from support.tiny_quantized import tiny_data, tiny_recipe
 from support.tiny_sam import tiny_processor, tiny_sam
 

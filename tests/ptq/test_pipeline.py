@@ -18,7 +18,8 @@ from saqsam.ptq import pipeline
 from saqsam.ptq.log import QuantizationLog
 from saqsam.ptq.pipeline import quantize
 from saqsam.quant.layers import PackedLinear
-from saqsam.recipes.presets import METHODS, recipe_for
+from saqsam.recipes.methods import METHODS
+from saqsam.recipes.presets import recipe_for
 from saqsam.recipes.recipe import Calibration, QuantSpec
 from support.tiny_quantized import (
     assert_same_outputs,

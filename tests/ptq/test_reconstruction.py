@@ -32,7 +32,7 @@ from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedTensor
 from saqsam.quant.learned import RandomDrop
 from saqsam.quant.logarithmic import LogQuantizer
-from saqsam.recipes.presets import METHODS
+from saqsam.recipes.methods import METHODS
 from saqsam.recipes.recipe import Recipe, Reconstruction
 from support.tiny_quantized import quantize_tiny, tiny_data, tiny_plan, tiny_recipe
 from support.tiny_sam import tiny_processor, tiny_sam

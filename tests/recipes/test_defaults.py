@@ -6,7 +6,8 @@ from saqsam.cli.options import QuantizeOptions
 from saqsam.data.open import SCENES
 from saqsam.ptq.pipeline import quantize
 from saqsam.recipes import catalog
-from saqsam.recipes.presets import EFFORTS, METHODS, recipe_for
+from saqsam.recipes.methods import METHODS
+from saqsam.recipes.presets import EFFORTS, recipe_for
 from saqsam.recipes.specs import Calibration
 
 

@@ -4,8 +4,9 @@ import pytest
 
 from saqsam.recipes.catalog import DEPLOY_TARGETS
 from saqsam.recipes.deployment import REQUIREMENTS, deployable, substitutions
+from saqsam.recipes.methods import METHODS
 from saqsam.recipes.overrides import with_overrides
-from saqsam.recipes.presets import METHODS, recipe_for
+from saqsam.recipes.presets import recipe_for
 
 ALL = ["weights.symmetric_bytes", "probabilities", "integer_biases", "encoder_products", "extra"]
 

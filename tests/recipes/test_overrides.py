@@ -9,8 +9,9 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from saqsam.models.parts import FLOAT_PARTS, PAPER_PARTS
+from saqsam.recipes.methods import METHODS
 from saqsam.recipes.overrides import with_overrides
-from saqsam.recipes.presets import METHODS, recipe_for
+from saqsam.recipes.presets import recipe_for
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Clipping, Override, ProbabilitySpec, Reconstruction
 

@@ -9,7 +9,8 @@ import pytest
 from saqsam.models.parts import FLOAT_PARTS, PAPER_PARTS
 from saqsam.recipes.catalog import EFFORTS, METHOD_SUMMARIES, WEIGHT_ONLY
 from saqsam.recipes.deployment import deployable
-from saqsam.recipes.presets import METHODS, parse_bits, recipe_for, resolve_effort, with_effort
+from saqsam.recipes.methods import METHODS
+from saqsam.recipes.presets import parse_bits, recipe_for, resolve_effort, with_effort
 from saqsam.recipes.recipe import Calibration, Clipping, ProbabilitySpec, QuantSpec, Recipe, Reconstruction
 
 FIXED = {"reconstruction.steps", "reconstruction.rounding_rate"}

@@ -10,8 +10,9 @@ from saqsam.models.parts import POST_GELU_PARTS
 from saqsam.recipes.catalog import DEPLOY_TARGETS
 from saqsam.recipes.deployment import check_uniform_inputs, deployable
 from saqsam.recipes.later_fields import LATER_FIELDS, omit_defaults, restore_defaults
+from saqsam.recipes.methods import METHODS
 from saqsam.recipes.overrides import with_overrides
-from saqsam.recipes.presets import METHODS, recipe_for
+from saqsam.recipes.presets import recipe_for
 from saqsam.recipes.recipe import Equalization, ProbabilitySpec, QuantSpec, Recipe
 from support.tiny_quantized import tiny_plan
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from saqsam.recipes.methods import METHODS, weight_only
 from saqsam.recipes.overrides import with_overrides
-from saqsam.recipes.presets import METHODS, recipe_for, weight_only
+from saqsam.recipes.presets import recipe_for
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Clipping, Override, QuantSpec, Reconstruction
 

@@ -11,7 +11,8 @@ from saqsam.models.parts import PAPER_PARTS, PART_LABELS, PARTS
 from saqsam.models.registry import module_label, slot_label
 from saqsam.ptq.log import AttentionClipping, Clip, QuantizationLog, UnitLog
 from saqsam.recipes.deployment import deployable
-from saqsam.recipes.presets import METHODS, recipe_for
+from saqsam.recipes.methods import METHODS
+from saqsam.recipes.presets import recipe_for
 from saqsam.recipes.specs import QuantSpec
 from saqsam.report.labels import describe, part_name, short_path
 from saqsam.report.log import LOG_JSON, LOG_PICTURE, KnownLog, Source, read_log, write_log

@@ -27,7 +27,8 @@ from saqsam.ptq.calibration_images import choose_calibration_images
 from saqsam.ptq.pipeline import working_copy
 from saqsam.recipes.catalog import DEFAULT_CALIBRATION, DEFAULT_METHOD
 from saqsam.recipes.deployment import is_deployed
-from saqsam.recipes.presets import finest_granularity, recipe_for
+from saqsam.recipes.methods import finest_granularity
+from saqsam.recipes.presets import recipe_for
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Override
 from saqsam.utils import ranks

@@ -10,8 +10,8 @@ from transformers import SamModel
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from saqsam._version import __version__
+from saqsam.recipes.methods import weight_only as weight_only_recipe
 from saqsam.recipes.presets import parse_weight_bits
-from saqsam.recipes.presets import weight_only as weight_only_recipe
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.errors import CheckpointError, shorten, shorten_message
 

@@ -33,7 +33,7 @@ from saqsam.quant.compensation import (
     matching_bias,
 )
 from saqsam.quant.layers import Grid, GridRounding
-from saqsam.recipes.specs import Compensation
+from saqsam.recipes.compensation import Compensation
 from saqsam.utils.progress import Progress
 
 PHASE = "compensating"

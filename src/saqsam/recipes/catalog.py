@@ -44,7 +44,7 @@ METHOD_SUMMARIES = {
     "saq-sam-plus": "SAQ-SAM with additions that cost nothing at run time",
     WEIGHT_ONLY: "weights alone by round-to-nearest, with --bits w4 or w4g128",
 }
-"""Methods in the order in which they build on each other; each is a function of `saqsam.recipes.presets`."""
+"""Methods in the order in which they build on each other; each is a function of `saqsam.recipes.methods`."""
 
 EFFORTS: dict[str, dict[str, float]] = {
     "quick": {"steps": 30, "final_steps": 2, "prompts": 4, "rounding_rate": 0.04, "scale_rate": 0.01},

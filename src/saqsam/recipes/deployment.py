@@ -9,7 +9,7 @@ from typing import Any
 
 from saqsam.models.parts import FLOAT_PARTS
 from saqsam.recipes.catalog import DEFAULT_TARGET, DEPLOY_TARGETS, QLINEAR, XNNPACK, Kernels
-from saqsam.recipes.presets import METHODS
+from saqsam.recipes.methods import METHODS
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Clipping, ProbabilitySpec
 from saqsam.utils.suggestions import suggestion

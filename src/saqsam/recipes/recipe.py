@@ -1,7 +1,7 @@
 """The `Recipe`: all choices that determine how a model is quantized, as data.
 
 A recipe is frozen, validates itself, and round-trips through JSON. A checkpoint stores the recipe it was made with.
-Methods differ only in their recipes (`presets.py`); the nested parts of a recipe are in `specs.py`.
+Methods differ only in their recipes (`methods.py`); the nested parts of a recipe are in `specs.py`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any, Literal, TypeVar, get_args
 
 from saqsam.models.parts import EMBEDDING_PARTS, ENCODER_ATTENTION, FLOAT_PARTS, PAPER_PARTS, PARTS
 from saqsam.quant.affine import check_bits
+from saqsam.recipes.compensation import Compensation
 from saqsam.recipes.equalization import Equalization
 from saqsam.recipes.later_fields import omit_defaults
 from saqsam.recipes.specs import (
     Calibration,
     Clipping,
-    Compensation,
     Override,
     ProbabilitySpec,
     QuantSpec,
@@ -52,7 +52,7 @@ class Recipe:
     """Complete description of how a SAM is quantized.
 
     Attributes:
-        method: Name of the method, as in `presets.METHODS`.
+        method: Name of the method, as in `methods.METHODS`.
         weights: Quantization of the weights in the papers' tensor set; per output channel.
         activations: Quantization of layer inputs and attention operands; per tensor and static, unless `dynamic`. None
             keeps them float: weight-only quantization, which needs no calibration.

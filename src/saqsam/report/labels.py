@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from saqsam.models.parts import FLOAT_PARTS, PART_LABELS, PARTS
 from saqsam.models.registry import module_label
+from saqsam.recipes.compensation import Compensation
 from saqsam.recipes.recipe import Recipe
-from saqsam.recipes.specs import Compensation, Reconstruction
+from saqsam.recipes.specs import Reconstruction
 from saqsam.report.log import Source
 
 _RANGES = {"min-max": "from minimum to maximum", "percentile": "by percentile", "mse": "of least error"}
