@@ -32,7 +32,14 @@ from support.tiny_sam import tiny_processor, tiny_sam
 def run(folder, progress=None):
     recipe = tiny_recipe("saq-sam-plus", "w3a4")
     few = dataclasses.replace(
-        recipe.reconstruction, steps={STEPS}, final_steps=1, joint_steps=1, prompts=2, rounding_rate=0.05
+        recipe.reconstruction,
+        steps={STEPS},
+        encoder_steps=0.1,
+        decoder_steps=1.0,
+        final_steps=1,
+        joint_steps=1,
+        prompts=2,
+        rounding_rate=0.05,
     )
     recipe = dataclasses.replace(recipe, reconstruction=few)
     return quantize(tiny_sam(), tiny_processor(), recipe, tiny_data(), resume_dir=folder, progress=progress)

@@ -1,6 +1,7 @@
 """Quantization shared by the processes of torchrun: the bytes of one process, and one end for all."""
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -63,10 +64,14 @@ def test_several_processes_allocate_the_bits_of_one(model: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_resumed_by_another_number_of_processes(
-    model: Path, expected: dict[str, bytes], tmp_path: Path
-) -> None:
-    command = ("quantize", model, "--out", tmp_path / "q", *OPTIONS)
+def test_a_killed_run_is_resumed_by_another_number_of_processes(model: Path, tmp_path: Path) -> None:
+    units = ("reconstruction.encoder_steps=1.0", "reconstruction.decoder_steps=1.0")
+    options = (*OPTIONS, *(option for unit in units for option in ("--set", unit)))
+    ((code, _, errors),) = torchrun(1, "quantize", model, "--out", tmp_path / "one", *options)
+    assert code == 0, errors
+    expected = files(tmp_path / "one")
+    shutil.rmtree(tmp_path / "one")
+    command = ("quantize", model, "--out", tmp_path / "q", *options)
     running = start(2, *command)
     deadline = time.monotonic() + 200
     while not (tmp_path / "q.unfinished" / "unit-01.safetensors").exists():
