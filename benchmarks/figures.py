@@ -1,11 +1,12 @@
 """Draw the figures of docs/results from checkpoints reloaded from disk, on scenes of the bundled generator.
 
-    python benchmarks/figures.py                 # docs/assets/focus.png, masks.png, learning.png and steps.png
+    python benchmarks/figures.py                 # the pictures below, in docs/assets
 
 - `focus.png`: where a mask token looks in the image, in float, with ranges of least error, and clipped by the focus.
 - `masks.png`: the masks of one model after another at the hardest bits.
 - `learning.png`: loss curves of SAQ-SAM's units and the focus deviation before and after clipping.
 - `steps.png`: accuracy over the time of quantization, from the rows in results/steps.csv.
+- `bits.png`: accuracy over mean bits, from the rows in results/budget.csv.
 
 Checkpoints are those of the rows in results/methods.csv if the cache of `ptq.py` still has them, else made anew as
 `ptq.py` does.
@@ -27,6 +28,7 @@ from transformers import SamModel, SamProcessor
 
 import ptq
 import saqsam
+from budget_figure import draw_bits
 from plan import ROOT, Plan, make_plan, parse_arguments
 from rows import FLOAT, RESULTS, Row, read_rows
 from saqsam.cli.terminal import progress_bars
@@ -41,7 +43,7 @@ from saqsam.utils.atomic_write import write_atomic
 from saqsam.viz.overlays import overlay_masks
 from tables import current
 
-FIGURES = ("learning", "masks", "focus", "steps")
+FIGURES = ("learning", "masks", "focus", "steps", "bits")
 IMAGES = ROOT / "docs" / "assets"
 BITS = "w4a4"
 FOCUS = ("ptq4sam-s", "saq-sam-s")
@@ -224,6 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             draw_focus(models, data[FOCUS_SCENE]).savefig(path, dpi=100)
         elif name == "steps":
             draw_steps(steps_rows()).savefig(path, dpi=100)
+        elif name == "bits":
+            draw_bits(models.float[0].config).savefig(path, dpi=100)
         else:
             write_learning(plan, path)
         print(path)

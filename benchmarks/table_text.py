@@ -8,18 +8,9 @@ from rows import FILL_BOX, FLOAT
 
 BITS = ("w8a8", "w6a6", "w4a8", "w4a4")
 METHODS = (
-    *(FILL_BOX, FLOAT, "min-max", "percentile", "mse", "brecq", "qdrop"),
-    *(
-        "repq-vit",
-        "adalog",
-        "ptq4sam-s",
-        "ptq4sam",
-        "ahcptq-s",
-        "ahcptq",
-        "saq-sam-s",
-        "saq-sam",
-        "saq-sam-plus",
-    ),
+    *(FILL_BOX, FLOAT, "min-max", "percentile", "mse", "brecq", "qdrop", "repq-vit", "adalog", "gptq", "erq"),
+    *("ptq4sam-s", "ptq4sam", "ahcptq-s", "ahcptq", "car-sam-s", "car-sam"),
+    *("saq-sam-s", "saq-sam", "saq-sam-plus"),
 )
 DATA = ("scenes", "coco_val", "nuclei_val", "aerial_val")
 PROMPTS = ("box", "point")
