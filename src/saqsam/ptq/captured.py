@@ -146,10 +146,16 @@ class UnitInputs:
         yield data
         self._discard(targets)
 
+    def is_run(self, unit: Unit) -> bool:
+        """Return whether `skip` runs a unit: its output is read, and not known already."""
+        return self._is_read(unit) and (self._known is None or unit.sees_prompts)
+
     def skip(self, unit: Unit) -> None:
         """Replace the states before a packed unit that is not learned by those after it."""
         if self._known is not None and not unit.sees_prompts:
             if unit.gives_embedding:
+                self._discard(self._states)
+                self._discard(self._floats)
                 self._collect(self._known.quantized)
                 self._states, self._floats = self._known.quantized, self._known.floats
                 self._embedding = self._states, self._floats

@@ -73,12 +73,13 @@ def reconstruct(
         learned = [unit for unit, schedule in schedules.items() if schedule]
         for unit in schedules:
             if unit not in learned:
-                if progress is not None:
-                    progress(f"running the {unit.name}", 0, 1)
                 _round_to_nearest(model, unit, plan)
+                report = progress if inputs.is_run(unit) else None
+                if report is not None:
+                    report(f"running the {unit.name}", 0, 1)
                 inputs.skip(unit)
-                if progress is not None:
-                    progress(f"running the {unit.name}", 1, 1)
+                if report is not None:
+                    report(f"running the {unit.name}", 1, 1)
                 continue
             number = learned.index(unit)
             parameters = unit_parameters(unit, model, plan)
