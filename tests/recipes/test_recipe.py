@@ -400,7 +400,8 @@ def learned(**changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def compensated(**changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    return {"compensation": Compensation()}, {"compensation": Compensation(**changes)}
+    images = {"calibration": Calibration(images=2, prompts=2)}
+    return {"compensation": Compensation(), **images}, {"compensation": Compensation(**changes)}
 
 
 def equalized(**changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
