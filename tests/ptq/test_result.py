@@ -10,7 +10,7 @@ import saqsam
 from saqsam.checkpoint import recipe_of
 from saqsam.ptq.journal import remove_steps
 from saqsam.ptq.pipeline import quantize
-from saqsam.recipes import presets
+from saqsam.recipes import methods
 from saqsam.recipes.presets import recipe_for
 from saqsam.recipes.recipe import Calibration, Recipe
 from support.tiny_quantized import assert_same_outputs, quantized_tiny, tiny_data, tiny_recipe
@@ -53,10 +53,10 @@ def test_a_model_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recipe, processor and calibration data have defaults; few images and steps keep the test short."""
 
     def few(weight_bits: int, activation_bits: int) -> Recipe:
-        recipe = presets.mse(weight_bits, activation_bits)
+        recipe = methods.mse(weight_bits, activation_bits)
         return dataclasses.replace(recipe, calibration=Calibration(images=2, prompts=2))
 
-    monkeypatch.setitem(presets.METHODS, "saq-sam-plus", few)
+    monkeypatch.setitem(methods.METHODS, "saq-sam-plus", few)
     result = saqsam.quantize(tiny_sam())
     assert result.recipe.name == "mse-w4a4"
     assert (result.log.images, result.log.prompts) == (2, 4)
@@ -73,7 +73,7 @@ def test_a_list_of_images_is_calibration_data() -> None:
 
 def test_a_recipe_can_be_named_and_memory_be_text(monkeypatch: pytest.MonkeyPatch) -> None:
     few = tiny_recipe()
-    monkeypatch.setitem(presets.METHODS, "min-max", lambda *bits: few)
+    monkeypatch.setitem(methods.METHODS, "min-max", lambda *bits: few)
     result = quantize(tiny_sam(), None, "min-max", tiny_data(), memory="64MiB")
     assert_same_outputs(result.model, quantized_tiny())
 
