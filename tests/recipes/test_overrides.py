@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from saqsam.models.parts import FLOAT_PARTS, PAPER_PARTS
+from saqsam.recipes.compensation import Compensation
 from saqsam.recipes.methods import METHODS
 from saqsam.recipes.overrides import with_overrides
 from saqsam.recipes.presets import recipe_for
@@ -125,6 +126,8 @@ def test_parts_of_a_method_are_added_and_taken_away() -> None:
     assert (added.clipping, added.reconstruction) == (Clipping(), Reconstruction())
     tuned = with_overrides(plain, ["clipping=default", "clipping.theta=0.3", "reconstruction=default"])
     assert tuned.clipping == Clipping(theta=0.3)
+    assert with_overrides(plain, ["compensation=default"]).compensation == Compensation()
+    assert with_overrides(recipe_for("saq-sam-plus"), ["compensation=none"]).compensation is None
     # `default` puts all of its fields back.
     assert with_overrides(tuned, ["clipping=default"]).clipping == Clipping()
     without = with_overrides(tuned, ["clipping=none", "reconstruction=none"])
@@ -184,7 +187,9 @@ def test_unknown_keys_are_refused_with_the_nearest_right_one(text: str, message:
         with_overrides(recipe_for("saq-sam"), [text])
 
 
-@pytest.mark.parametrize("key", ["clipping.theta", "reconstruction.steps", "reconstruction.drop"])
+@pytest.mark.parametrize(
+    "key", ["clipping.theta", "compensation.damping", "reconstruction.steps", "reconstruction.drop"]
+)
 def test_fields_of_what_a_method_lacks_are_refused_with_what_to_do(key: str) -> None:
     part = key.split(".")[0]
     message = rf"{re.escape(key)}: this method has no {part}; add it by {part}=default first"

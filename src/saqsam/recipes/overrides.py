@@ -8,14 +8,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saqsam.models.parts import FLOAT_PARTS, PAPER_PARTS
+from saqsam.recipes.compensation import Compensation
 from saqsam.recipes.later_fields import restore_defaults
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Clipping, Override, Reconstruction
 from saqsam.utils.suggestions import suggestion
 
 NONE = "none"
-# Values of `clipping=default` and `reconstruction=default`; None has no fields to override.
-_DEFAULTS = {"clipping": Clipping, "reconstruction": Reconstruction}
+# Values of `clipping=default` and the like; None has no fields to override.
+_DEFAULTS: dict[str, type[Any]] = {
+    "clipping": Clipping,
+    "compensation": Compensation,
+    "reconstruction": Reconstruction,
+}
 _FIXED = ("method", "version")
 
 
@@ -26,7 +31,7 @@ def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
         recipe: The recipe, which is returned unchanged if there are no overrides.
         overrides: Texts of the form `KEY=VALUE`. KEY is a dotted field such as `weights.symmetric`,
             `overrides.neck.weights` or `extra.iou_head`; VALUE is a number, `true`, `false`, `none` or a name.
-            `clipping` and `reconstruction` also take `none` and `default`.
+            `clipping`, `compensation` and `reconstruction` also take `none` and `default`.
 
     Raises:
         ValueError: A text has no `=`, a key is unknown, or a value does not fit its field.
