@@ -20,7 +20,6 @@ from torch import Tensor
 from transformers import SamModel
 
 from saqsam.convert.plan import QuantizationPlan
-from saqsam.models.family import flatten_image
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.ptq.compensation_sums import Embeddings
 from saqsam.ptq.schedule import Draw, used_prompts
@@ -271,7 +270,6 @@ class UnitInputs:
         self, model: SamModel, images: CalibrationImages, held: set[int]
     ) -> tuple[dict[int, PromptTokens], TensorStore]:
         """Return prompts and patch embeddings ([1, h, w, C],) of some images; the items of the others are empty."""
-        positions = self._family.image_positions(model)
         prompts: dict[int, PromptTokens] = {}
         states = TensorStore(self._budget, "the patch embedding")
         with ranks.agreement():
@@ -281,7 +279,6 @@ class UnitInputs:
                     continue
                 pixel_values, image_prompts = images[index]
                 assert image_prompts.boxes is not None
-                tokens, dense = self._family.embed_boxes(model, image_prompts.boxes)
-                prompts[index] = PromptTokens(tokens, flatten_image(dense), positions)
+                prompts[index] = PromptTokens.embed(self._family, model, image_prompts.boxes)
                 states.append((self._family.embed_patches(model, pixel_values.to(model.device)),))
         return prompts, states

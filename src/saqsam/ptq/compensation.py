@@ -22,9 +22,8 @@ from saqsam.convert.plan import PlannedWeight, QuantizationPlan
 from saqsam.models.parts import DECODER_PARTS, ENCODER_PARTS, PAPER_PARTS
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.ptq.compensation_sums import CompensatedLayer, CompensationRun, Embeddings, layer_of
-from saqsam.ptq.losses import OutputLoss
 from saqsam.ptq.tensor_store import MemoryBudget
-from saqsam.ptq.units import DecoderUnit, EncoderUnit, FinalAttentionUnit, NeckUnit, Unit
+from saqsam.ptq.units import Unit, reconstruction_units
 from saqsam.quant.compensation import (
     InputSums,
     compensated_rounding,
@@ -34,9 +33,12 @@ from saqsam.quant.compensation import (
 )
 from saqsam.quant.layers import Grid, GridRounding
 from saqsam.recipes.compensation import Compensation
+from saqsam.recipes.specs import Reconstruction
 from saqsam.utils.progress import Progress
 
 PHASE = "compensating"
+_BLOCKS = Reconstruction(unit="block", loss="output")
+"""Units to run one after another: the encoder's blocks, the neck, the decoder's layers and its final attention."""
 CHANNEL_AXIS = 0
 """Axis of the output channels in the weights of linear layers and convolutions."""
 
@@ -61,7 +63,7 @@ def compensate(
         plan: Quantization plan of the run, whose recipe has a `compensation`.
         images: Calibration images; evenly spaced ones are used.
         budget: Memory for the states between units.
-        progress: Progress callback; its steps are layers.
+        progress: Progress callback; it counts layers.
 
     Returns:
         The image embeddings of the compensated encoder and of the float one; None if images were left out.
@@ -75,16 +77,16 @@ def compensate(
     if progress is not None:
         progress(PHASE, 0, len(wanted))
     done = 0
-    with _rounding_weights(model, plan):
+    with _rounding_weights(model, plan, wanted):
         run = CompensationRun(model, reference, plan, images, budget)
-        *units, last = _units(plan)
-        for unit in (*units, last):
+        units = reconstruction_units(plan, _BLOCKS)
+        for unit in units:
             for group in _groups(unit, wanted, plan):
                 _compensate_group(run, unit, group, plan)
                 done += len(group)
                 if progress is not None:
                     progress(PHASE, done, len(wanted))
-            if unit is not last:
+            if unit is not units[-1]:
                 run.advance(unit)
     return run.embeddings(progress) if plan.recipe.reconstruction is not None else None
 
@@ -93,22 +95,6 @@ def _is_wanted(planned: PlannedWeight, spec: Compensation) -> bool:
     """Return whether the weight of a layer is compensated."""
     part = planned.site.part
     return part in DECODER_PARTS or (spec.layers == "all" and part in ENCODER_PARTS)
-
-
-def _units(plan: QuantizationPlan) -> list[Unit]:
-    """Return the encoder's blocks, the neck, the decoder's layers and its final attention."""
-    structure, loss = plan.structure, OutputLoss()
-    units: list[Unit] = [
-        EncoderUnit(plan, name, [index], (), loss, relative_steps=1)
-        for index, name in enumerate(structure.blocks)
-    ]
-    units.append(NeckUnit(plan, loss, relative_steps=1))
-    units.extend(
-        DecoderUnit(plan, index, loss, token_weight=1, relative_steps=1)
-        for index in range(len(structure.decoder_layers))
-    )
-    units.append(FinalAttentionUnit(plan, loss, relative_steps=1))
-    return units
 
 
 def _groups(
@@ -135,17 +121,26 @@ def _groups(
 
 
 @contextmanager
-def _rounding_weights(model: SamModel, plan: QuantizationPlan) -> Iterator[None]:
-    """Round all planned weights to nearest in the forward pass while the block runs."""
+def _rounding_weights(
+    model: SamModel, plan: QuantizationPlan, compensated: Sequence[PlannedWeight]
+) -> Iterator[None]:
+    """Round weights in the forward pass while the block runs.
+
+    Layers that are not compensated are rounded to nearest. The others stay float until they are compensated: no layer
+    after them runs before.
+    """
     inside = [planned for planned in plan.weights if planned.site.part in PAPER_PARTS]
-    for site, bits in inside:
-        layer = layer_of(model, site.name)
-        _round_layer(layer, find_grid(layer.weight, bits, CHANNEL_AXIS, plan.recipe), bits)
+    for planned in inside:
+        if planned not in compensated:
+            layer = layer_of(model, planned.site.name)
+            _round_layer(
+                layer, find_grid(layer.weight, planned.bits, CHANNEL_AXIS, plan.recipe), planned.bits
+            )
     try:
         yield
     finally:
-        for site, _ in inside:
-            layer_of(model, site.name).weight_quantizer = nn.Identity()
+        for planned in inside:
+            layer_of(model, planned.site.name).weight_quantizer = nn.Identity()
 
 
 def _compensate_group(

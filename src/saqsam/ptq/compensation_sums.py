@@ -1,7 +1,7 @@
-"""The sums that compensation needs, from a run of the model unit by unit; next to it, if need be, the float model.
+"""Sums over layer inputs for compensation, collected while the quantized model runs unit by unit.
 
-An encoder layer reads thousands of tokens of an image, so few images of a large model are enough for it. The decoder
-reads every image, with a few prompts each.
+An encoder layer reads thousands of tokens per image, so a few images of a large model are enough for it. The decoder
+runs on every image, with a few prompts each.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Embeddings:
 
 
 class CompensationRun:
-    """The states of the quantized model before the next unit, for this rank's images.
+    """States of the quantized model before the next unit, for this rank's images.
 
-    Where the float model gives the targets, its states are kept, too.
+    If the float model gives the targets, its states are kept as well.
 
     Args:
         model: Calibrated model whose weights are rounded in the forward pass.
@@ -62,7 +62,7 @@ class CompensationRun:
         budget: Memory for the states.
 
     Attributes:
-        model: As given.
+        model: The calibrated model.
     """
 
     def __init__(
@@ -92,7 +92,6 @@ class CompensationRun:
 
     def _start(self, most_prompts: int) -> None:
         """Embed patches and prompts of this rank's images."""
-        positions = self._family.image_positions(self.model)
         own = ranks.share(self._count)
         for number in range(self._count):
             if number not in own:
@@ -102,8 +101,8 @@ class CompensationRun:
             self._images[number] = number * len(self._calibration) // self._count
             pixel_values, prompts = self._calibration[self._images[number]]
             assert prompts.boxes is not None
-            tokens, dense = self._family.embed_boxes(self.model, prompts.boxes[:most_prompts])
-            self._prompts[number] = PromptTokens(tokens, flatten_image(dense), positions)
+            boxes = prompts.boxes[:most_prompts]
+            self._prompts[number] = PromptTokens.embed(self._family, self.model, boxes)
             pixels = pixel_values.to(self.model.device)
             for model, store in self._states.items():
                 store.append((self._family.embed_patches(model, pixels),))

@@ -67,8 +67,8 @@ def quantize(
             are the prompts; images without annotations are prompted by the model's own confident masks. `"scenes"` are
             bundled scenes other than those for evaluation. Recipes that quantize weights alone use no data.
         detections: Detected boxes on these images, to use as prompts instead.
-        memory: Memory for captured activations, for methods that learn, in bytes or as text such as `"4GiB"`. What
-            exceeds it is spilled to disk.
+        memory: Memory for captured activations, for methods that compensate or learn, in bytes or as text such as
+            `"4GiB"`. What exceeds it is spilled to disk.
         resume_dir: Folder for finished steps. If a run with the same arguments was interrupted, it resumes from the
             steps in this folder and gives the same result, bit for bit. `QuantizationResult.save` removes the steps.
         progress: Progress callback; its phases are the steps of the pipeline and the units of the reconstruction.
@@ -120,26 +120,10 @@ def quantize(
     reference = _set_ranges(quantized, plan, images, steps, log, progress)
     pack_embeddings(quantized, plan)
 
-    with MemoryBudget(memory) as budget:
-        # Weights that make up for quantization errors in closed form.
-        embeddings = None
-        if recipe.compensation is not None:
-            assert reference is not None
-            embeddings = compensate(quantized, reference, plan, images, budget, progress)
-
-        # Prompt-aware reconstruction (PAR): learned rounding and scales.
-        if recipe.reconstruction is not None:
-            assert reference is not None
-            log.units = reconstruct(
-                quantized,
-                reference,
-                plan,
-                images,
-                budget,
-                embeddings=embeddings,
-                steps=steps,
-                progress=progress,
-            )
+    # Compensation in closed form, then prompt-aware reconstruction (PAR): learned rounding and scales.
+    if reference is not None:
+        with MemoryBudget(memory) as budget:
+            _adapt_weights(quantized, reference, plan, images, budget, steps, log, progress)
 
     # Packing: integer codes take the place of float weights.
     pack(quantized, plan, progress)
@@ -232,6 +216,33 @@ def _set_ranges(
         steps.restore_ranges(saved, quantized, plan)
         log.clipping = saved.clipping
     return reference
+
+
+def _adapt_weights(
+    quantized: SamModel,
+    reference: SamModel,
+    plan: QuantizationPlan,
+    images: CalibrationImages,
+    budget: MemoryBudget,
+    steps: FinishedSteps,
+    log: QuantizationLog,
+    progress: Progress | None,
+) -> None:
+    """Compensate and learn the weights of a calibrated model in place, as the recipe says, and log it."""
+    embeddings = None
+    if plan.recipe.compensation is not None:
+        embeddings = compensate(quantized, reference, plan, images, budget, progress)
+    if plan.recipe.reconstruction is not None:
+        log.units = reconstruct(
+            quantized,
+            reference,
+            plan,
+            images,
+            budget,
+            embeddings=embeddings,
+            steps=steps,
+            progress=progress,
+        )
 
 
 def _resolve_recipe(recipe: Recipe | str) -> Recipe:

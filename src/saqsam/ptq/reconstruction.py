@@ -74,12 +74,7 @@ def reconstruct(
         for unit in schedules:
             if unit not in learned:
                 _round_to_nearest(model, unit, plan)
-                report = progress if inputs.is_run(unit) else None
-                if report is not None:
-                    report(f"running the {unit.name}", 0, 1)
-                inputs.skip(unit)
-                if report is not None:
-                    report(f"running the {unit.name}", 1, 1)
+                _skip(inputs, unit, progress)
                 continue
             number = learned.index(unit)
             parameters = unit_parameters(unit, model, plan)
@@ -108,6 +103,17 @@ def _round_to_nearest(model: SamModel, unit: Unit, plan: QuantizationPlan) -> No
     """Pack the layers of a unit that is not learned."""
     for site, bits in unit_parameters(unit, model, plan).layers:
         pack_layer(model, site.name, round_weight(model.get_submodule(site.name), bits, plan.recipe))
+
+
+def _skip(inputs: UnitInputs, unit: Unit, progress: Progress | None) -> None:
+    """Advance the states past a unit that is not learned, with a progress report if that takes a run."""
+    if progress is None or not inputs.is_run(unit):
+        inputs.skip(unit)
+        return
+    phase = f"running the {unit.name}"
+    progress(phase, 0, 1)
+    inputs.skip(unit)
+    progress(phase, 1, 1)
 
 
 def _share_unit(model: SamModel, parameters: UnitParameters) -> None:

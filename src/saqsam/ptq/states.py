@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
+
+from saqsam.models.family import ModelFamily, flatten_image
 
 State = tuple[Tensor, ...]
 """Activations of one image between two units, float32.
@@ -28,6 +31,12 @@ class PromptTokens:
     tokens: Tensor
     dense: Tensor
     positions: Tensor
+
+    @classmethod
+    def embed(cls, family: ModelFamily, model: Any, boxes: Tensor) -> PromptTokens:
+        """Embed box prompts [P, 4] xyxy, in pixels of the S x S input."""
+        tokens, dense = family.embed_boxes(model, boxes)
+        return cls(tokens, flatten_image(dense), family.image_positions(model))
 
     def __getitem__(self, indices: Tensor) -> PromptTokens:
         """Select prompts by index, int64 [p], on any device."""

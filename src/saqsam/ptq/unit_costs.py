@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from saqsam.convert.plan import QuantizationPlan, plan_quantization
-from saqsam.models.family import flatten_image
 from saqsam.ptq.states import PromptTokens, State
 from saqsam.ptq.units import Unit, reconstruction_units, unit_phase
 from saqsam.recipes.recipe import Recipe
@@ -98,8 +97,7 @@ def _forward_costs(
     """Return the costs of each unit for one image and a number of prompts, on a model on the meta device."""
     family, costs = plan.family, []
     with torch.device("meta"):
-        tokens, dense = family.embed_boxes(model, torch.zeros(prompts, 4))
-        embedded = PromptTokens(tokens, flatten_image(dense), family.image_positions(model))
+        embedded = PromptTokens.embed(family, model, torch.zeros(prompts, 4))
         state: State = (family.embed_patches(model, torch.zeros(family.input_spec(model.config).pixels)),)
         embedding: State = ()
         for unit in units:

@@ -311,14 +311,15 @@ def unit_phase(number: int, count: int, unit: Unit) -> str:
     return f"{number + 1}/{count} {unit.name}"
 
 
-def reconstruction_units(plan: QuantizationPlan) -> list[Unit]:
+def reconstruction_units(plan: QuantizationPlan, spec: Reconstruction | None = None) -> list[Unit]:
     """Return the units of a model in the order of computation; those without steps are rounded to nearest.
 
     Args:
-        plan: Quantization plan whose recipe has a `reconstruction`: stages or blocks, the loss, layer skipping, and
-            numbers of steps.
+        plan: Quantization plan.
+        spec: Stages or blocks, the loss, layer skipping, and numbers of steps; None takes the `reconstruction` of the
+            plan's recipe, which must have one.
     """
-    structure, spec = plan.structure, plan.recipe.reconstruction
+    structure, spec = plan.structure, spec or plan.recipe.reconstruction
     assert spec is not None
     count = len(structure.blocks)
     if spec.unit == "stage":

@@ -154,8 +154,7 @@ class LogitSums:
         count: Number of prompts.
         inputs: Sum of the outer products of the inputs, float64 [K + 1, K + 1].
         keys: Sum of the outer products of the quantized keys about their mean, float64 [N, d, d].
-        errors: Sum of the outer products of inputs and what the logits lack, seen through the keys, float64
-            [N, K + 1, d].
+        errors: Sum of the outer products of inputs and logit errors, the latter times the keys, float64 [N, K + 1, d].
     """
 
     count: int
@@ -167,7 +166,7 @@ class LogitSums:
     def of(cls, inputs: Tensor, keys: Tensor, missing: Tensor) -> LogitSums:
         """Return the sums over P prompts.
 
-        A constant that is added to all logits of a query changes nothing, so means over the keys are taken off.
+        The softmax ignores a constant in all logits of a query, so keys lose their mean.
 
         Args:
             inputs: Inputs of the query projection [P or 1, Q, K].
@@ -198,8 +197,8 @@ class LogitSums:
 def correct_queries(sums: LogitSums, damping: float) -> Tensor:
     """Return the change of a query projection that makes up for quantized inputs and keys, float64 [N * d, K + 1].
 
-    The last column changes the bias. The change D of a head solves A D B + damping * D = E, a Sylvester equation, by
-    the eigenvectors of A and B. A and B are sums over all prompts: prompts differ little in both.
+    The last column changes the bias. The change D of a head solves the Sylvester equation A D B + damping * D = E, by
+    the eigenvectors of A and B. Both are sums over all prompts, an approximation: the exact equation couples them.
 
     Args:
         sums: Sums over the queries.

@@ -24,9 +24,9 @@ class Compensation:
         target: Inputs of the float layer that gives the target: those of the `quantized` model before they are
             rounded, or those of the `float` model, which makes up for earlier layers, too.
         damping: Penalty of changes, relative to the mean square of a layer's inputs.
-        images: Most calibration images to use.
-        tokens: For the encoder: image tokens that are enough; images beyond them are not used.
-        prompts: Most prompts of an image to use.
+        images: Largest number of calibration images.
+        tokens: For the encoder: number of image tokens that suffices; further images are left out.
+        prompts: Largest number of prompts per image.
     """
 
     layers: CompensatedLayers = "all"

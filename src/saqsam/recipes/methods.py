@@ -11,6 +11,9 @@ from saqsam.recipes.equalization import Equalization
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Clipping, ProbabilitySpec, QuantSpec, Reconstruction
 
+QDROP = Reconstruction(unit="block", loss="output", target="float", scales=True, drop=0.5)
+"""Block reconstruction of QDrop (arXiv 2203.05740), which later methods share."""
+
 
 def min_max(weight_bits: int, activation_bits: int) -> Recipe:
     """Return the recipe of min-max ranges: from the smallest to the largest value."""
@@ -47,8 +50,7 @@ def brecq(weight_bits: int, activation_bits: int) -> Recipe:
 
 def qdrop(weight_bits: int, activation_bits: int) -> Recipe:
     """Return the recipe of QDrop (arXiv 2203.05740): rounding and activation scales learned with random dropping."""
-    learned = Reconstruction(unit="block", loss="output", target="float", scales=True, drop=0.5)
-    return replace(mse(weight_bits, activation_bits), method="qdrop", reconstruction=learned)
+    return replace(mse(weight_bits, activation_bits), method="qdrop", reconstruction=QDROP)
 
 
 def repq_vit(weight_bits: int, activation_bits: int) -> Recipe:
@@ -110,8 +112,7 @@ def finest_granularity(activation_bits: int) -> int:
 
 def ptq4sam(weight_bits: int, activation_bits: int) -> Recipe:
     """Return the recipe of PTQ4SAM (arXiv 2405.03144): `ptq4sam_s`, then QDrop's reconstruction."""
-    learned = Reconstruction(unit="block", loss="output", target="float", scales=True, drop=0.5)
-    return replace(ptq4sam_s(weight_bits, activation_bits), method="ptq4sam", reconstruction=learned)
+    return replace(ptq4sam_s(weight_bits, activation_bits), method="ptq4sam", reconstruction=QDROP)
 
 
 def ahcptq_s(weight_bits: int, activation_bits: int) -> Recipe:
@@ -130,8 +131,7 @@ def ahcptq_s(weight_bits: int, activation_bits: int) -> Recipe:
 
 def ahcptq(weight_bits: int, activation_bits: int) -> Recipe:
     """Return the recipe of AHCPTQ (arXiv 2503.03088): `ahcptq_s`, then QDrop's reconstruction."""
-    learned = Reconstruction(unit="block", loss="output", target="float", scales=True, drop=0.5)
-    return replace(ahcptq_s(weight_bits, activation_bits), method="ahcptq", reconstruction=learned)
+    return replace(ahcptq_s(weight_bits, activation_bits), method="ahcptq", reconstruction=QDROP)
 
 
 def car_sam_s(weight_bits: int, activation_bits: int) -> Recipe:
@@ -148,8 +148,7 @@ def car_sam(weight_bits: int, activation_bits: int) -> Recipe:
 
     A decoder layer is one unit, so that both of its cross-attentions are learned jointly, as in the paper.
     """
-    learned = Reconstruction(unit="block", loss="output", target="float", scales=True, drop=0.5)
-    return replace(car_sam_s(weight_bits, activation_bits), method="car-sam", reconstruction=learned)
+    return replace(car_sam_s(weight_bits, activation_bits), method="car-sam", reconstruction=QDROP)
 
 
 def saq_sam_s(weight_bits: int, activation_bits: int) -> Recipe:
