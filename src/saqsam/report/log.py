@@ -140,7 +140,7 @@ def draw_log(log: QuantizationLog, title: str) -> bytes:
     # Imported late: only this needs it, and it is slow to import.
     from matplotlib.figure import Figure
 
-    columns = 4
+    columns = min(4, max(1, len(log.units)))  # a single curve takes the whole width
     rows = -(-len(log.units) // columns)
     clipping_rows = 1 if log.clipping else 0
     figure = Figure(figsize=(11, 2.3 * rows + 2.8 * clipping_rows + 0.5), layout="constrained")
@@ -159,7 +159,8 @@ def draw_log(log: QuantizationLog, title: str) -> bytes:
 
 def _draw_losses(axes, unit: UnitLog) -> None:  # type: ignore[no-untyped-def]
     axes.plot(unit.steps, unit.losses, color=_AFTER, linewidth=1.5)
-    axes.set_title(f"{unit.unit}, {unit.moved:.1%} of weights moved", fontsize=8, color=_INK, loc="left")
+    moved = f", {unit.moved:.1%} of weights moved" if unit.moved else ""
+    axes.set_title(f"loss of the {unit.unit}{moved}", fontsize=8, color=_INK, loc="left")
     axes.set_ylim(bottom=0)
     _plain(axes)
 
