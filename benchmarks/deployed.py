@@ -34,6 +34,7 @@ from saqsam.data.types import Dataset
 from saqsam.export import export_model, read_manifest
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.prompts import Prompts
+from saqsam.models.family import Features
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.methods import METHODS
 from saqsam.recipes.overrides import with_overrides
@@ -77,17 +78,17 @@ NNCF = "nncf"
 class Float64Sums(TorchBackend):
     """Torch backend whose linear layers sum products in float64."""
 
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Embed an image, as `Backend.encode`."""
+    def encode(self, pixel_values: torch.Tensor) -> Features:
+        """Encode an image, as `Backend.encode`."""
         with _float64_sums():
             return super().encode(pixel_values)
 
     def decode(
-        self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
+        self, features: Features, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Predict masks, as `Backend.decode`."""
         with _float64_sums():
-            return super().decode(embedding, prompts, multimask_output)
+            return super().decode(features, prompts, multimask_output)
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from saqsam.data.open import open_dataset
 from saqsam.data.scenes.dataset import ScenesDataset
 from saqsam.inference.backend import TorchBackend
 from saqsam.inference.prompts import Prompts
+from saqsam.models.family import Features
 from saqsam.models.loading import BUNDLED
 from saqsam.models.processing import build_processor
 from saqsam.utils import ranks
@@ -61,19 +62,19 @@ class TimedBackend(TorchBackend):
         super().__init__(model)
         self.seconds = 0.0
 
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Embed an image, as `Backend.encode`."""
+    def encode(self, pixel_values: torch.Tensor) -> Features:
+        """Encode an image, as `Backend.encode`."""
         start = time.perf_counter()
-        embedding = super().encode(pixel_values)
+        features = super().encode(pixel_values)
         self.seconds += time.perf_counter() - start
-        return embedding
+        return features
 
     def decode(
-        self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
+        self, features: Features, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Predict masks, as `Backend.decode`."""
         start = time.perf_counter()
-        output = super().decode(embedding, prompts, multimask_output)
+        output = super().decode(features, prompts, multimask_output)
         self.seconds += time.perf_counter() - start
         return output
 

@@ -75,6 +75,5 @@ def _write_inputs(
     for index in range(len(chosen)):
         pixels, prompts = chosen[index]
         np.savez(folder / f"encoder-{index:03}.npz", pixel_values=as_array(pixels))
-        np.savez(
-            folder / f"decoder-{index:03}.npz", **decoder_inputs(as_array(backend.encode(pixels)), prompts)
-        )
+        features = {"image_embeddings": as_array(backend.encode(pixels).embedding)}
+        np.savez(folder / f"decoder-{index:03}.npz", **decoder_inputs(features, prompts))

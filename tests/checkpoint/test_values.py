@@ -24,7 +24,7 @@ from saqsam.checkpoint import (
     save_checkpoint,
 )
 from saqsam.checkpoint.tensors import MAX_SCALE, MIN_SCALE
-from saqsam.models.configuration import parse_sam_config
+from saqsam.models.configuration import parse_config
 from support.tiny_quantized import quantize_tiny, quantized_tiny, tiny_recipe
 from support.tiny_sam import tiny_processor
 
@@ -40,7 +40,7 @@ def with_tensors(folder: Path, change: Callable[[dict[str, Tensor]], object]) ->
     path = folder / "config.json"
     raw = json.loads(path.read_text())
     quantization = SaqsamConfig.from_dict(raw["quantization_config"])
-    header = hash_header(parse_sam_config(raw, "f"), quantization.recipe, quantization.processor_sha256)
+    header = hash_header(parse_config(raw, "f"), quantization.recipe, quantization.processor_sha256)
     raw["quantization_config"]["content_sha256"] = content_hash(tensors, header)
     path.write_text(json.dumps(raw))
     return folder

@@ -7,6 +7,7 @@ from saqsam.data.rle import encode_mask
 from saqsam.data.types import Instance, Sample
 from saqsam.evaluation import PromptTask, evaluate
 from saqsam.inference.prompts import Prompts
+from saqsam.models.family import Features
 from support.tiny_sam import GRID, IMAGE_SIZE, tiny_processor
 
 SIDE = 4 * GRID
@@ -18,11 +19,11 @@ class Paints:
     def __init__(self) -> None:
         self.calls: list[tuple[Prompts, bool]] = []
 
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(1, 8, GRID, GRID)
+    def encode(self, pixel_values: torch.Tensor) -> Features:
+        return Features(torch.zeros(1, 8, GRID, GRID))
 
     def decode(
-        self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
+        self, features: Features, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         self.calls.append((prompts, multimask_output))
         assert prompts.points is not None

@@ -21,6 +21,7 @@ from saqsam.evaluation.run import evaluate
 from saqsam.evaluation.tasks.prompt import InstanceScore, instance_scores
 from saqsam.inference.backend import Backend
 from saqsam.inference.prompts import Prompts
+from saqsam.models.family import Features
 from support.coco_folder import annotation, make_coco
 from support.tiny_sam import GRID, IMAGE_SIZE, tiny_processor, tiny_sam
 
@@ -34,12 +35,12 @@ class FillsBoxes:
         self.own_ious = own_ious
         self.encoded = 0
 
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def encode(self, pixel_values: torch.Tensor) -> Features:
         self.encoded += 1
-        return torch.zeros(1, 8, GRID, GRID)
+        return Features(torch.zeros(1, 8, GRID, GRID))
 
     def decode(
-        self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
+        self, features: Features, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         centers = (torch.arange(SIDE) + 0.5) * (IMAGE_SIZE / SIDE)
         y, x = centers[:, None], centers[None, :]
@@ -201,9 +202,9 @@ def test_detection_scores_are_multiplied_by_the_predicted_iou() -> None:
             self.low = low
 
         def decode(
-            self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
+            self, features: Features, prompts: Prompts, multimask_output: bool
         ) -> tuple[torch.Tensor, torch.Tensor]:
-            logits, _ = super().decode(embedding, prompts, multimask_output)
+            logits, _ = super().decode(features, prompts, multimask_output)
             assert prompts.boxes is not None
             return logits, torch.where(prompts.boxes[:, :1] < 1, 0.9, self.low)
 

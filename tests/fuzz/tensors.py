@@ -23,7 +23,7 @@ from saqsam.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from saqsam.models.configuration import parse_sam_config
+from saqsam.models.configuration import parse_config
 from support.tiny_quantized import outputs, quantize_tiny, tiny_recipe
 from support.tiny_sam import tiny_processor
 
@@ -132,7 +132,7 @@ class Checkpoint:
             raw = json.loads(path.read_text())
             quantization = SaqsamConfig.from_dict(raw["quantization_config"])
             header = hash_header(
-                parse_sam_config(raw, str(path)), quantization.recipe, quantization.processor_sha256
+                parse_config(raw, str(path)), quantization.recipe, quantization.processor_sha256
             )
             raw["quantization_config"]["content_sha256"] = content_hash(tensors, header)
             path.write_text(json.dumps(raw))

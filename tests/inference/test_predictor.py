@@ -16,7 +16,8 @@ from saqsam.inference.backend import TorchBackend
 from saqsam.inference.predictor import Predictor
 from saqsam.inference.prompts import Prompts
 from saqsam.models.building import build_model
-from saqsam.models.official import from_official
+from saqsam.models.family import Features
+from saqsam.models.sam.official import from_official
 from support.coco_folder import picture
 from support.tiny_sam import GRID, IMAGE_SIZE, fill_random, tiny_processor, tiny_sam
 from support.torchvision_stub import import_segment_anything
@@ -196,15 +197,15 @@ def test_the_image_is_encoded_once(model: SamModel) -> None:
     class Counting(TorchBackend):
         encoded = decoded = 0
 
-        def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        def encode(self, pixel_values: torch.Tensor) -> Features:
             Counting.encoded += 1
             return super().encode(pixel_values)
 
         def decode(
-            self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
+            self, features: Features, prompts: Prompts, multimask_output: bool
         ) -> tuple[torch.Tensor, torch.Tensor]:
             Counting.decoded += 1
-            return super().decode(embedding, prompts, multimask_output)
+            return super().decode(features, prompts, multimask_output)
 
     predictor = Predictor(Counting(model), tiny_processor())
     predictor.set_image(picture((20, 30)))

@@ -17,6 +17,7 @@ from saqsam.inference.backend import TorchBackend
 from saqsam.inference.encoded_image import CurrentImage, EncodedImage
 from saqsam.inference.mask_generator import GeneratorOptions, MaskGenerator
 from saqsam.inference.predictor import Predictor
+from saqsam.models.family import Features
 from saqsam.runtimes.torch_integer import use_integer_kernels
 from support.coco_folder import picture
 from support.tiny_quantized import quantized_tiny
@@ -170,7 +171,7 @@ def test_tasks_of_one_event_loop_keep_their_images_apart(model: SamModel, predic
 def test_copies_keep_the_image_of_their_thread() -> None:
     current = CurrentImage()
     assert copy.deepcopy(current).get() is None
-    current.set(EncodedImage(torch.ones(1, 2, 3, 3), (4, 5), (6, 7)))
+    current.set(EncodedImage(Features(torch.ones(1, 2, 3, 3)), (4, 5), (6, 7)))
     for other in (copy.deepcopy(current), pickle.loads(pickle.dumps(current))):
         image = other.get()
         assert image is not None

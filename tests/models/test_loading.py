@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Sam2Config, SamModel
+from transformers import Sam3Config, SamModel
 
 from saqsam.checkpoint import save_checkpoint
 from saqsam.models import load, loading
@@ -273,8 +273,9 @@ def test_folder_without_config(tmp_path: Path) -> None:
         ("{", "expected JSON"),
         ("\xff", "expected JSON"),
         ("[]", "JSON object, got list"),
-        ("{}", "model_type 'sam', got None"),
-        ('{"model_type": "sam2"}', "this is a SAM 2 checkpoint; saqsam supports SAM v1"),
+        ("{}", "model_type one of 'sam', 'sam2', 'sam2_video', got None"),
+        ('{"model_type": "sam3"}', "this is a SAM 3 checkpoint; saqsam supports SAM v1"),
+        ('{"model_type": "sam2"}', "config.json describes a SAM 2, the tensors are those of a SAM"),
         ('{"model_type": "sam", "vision_config": 5}', "vision_config: expected a JSON object, got 5"),
         (
             '{"model_type": "sam", "vision_config": {"hidden_size": "wide"}}',
@@ -294,9 +295,9 @@ def test_wrong_config(folder: Path, content: str, message: str) -> None:
 
 
 def test_other_segment_anything_models_are_refused(tmp_path: Path) -> None:
-    Sam2Config().save_pretrained(tmp_path)
+    Sam3Config().save_pretrained(tmp_path)
     with pytest.raises(
-        CheckpointError, match=r"config\.json: this is a SAM 2 checkpoint; saqsam supports SAM v1"
+        CheckpointError, match=r"config\.json: this is a SAM 3 checkpoint; saqsam supports SAM v1"
     ):
         load(tmp_path)
 
@@ -514,9 +515,7 @@ def test_torchscript_archive_is_refused_without_a_warning(tmp_path: Path) -> Non
 @pytest.mark.parametrize("content", [[1, 2], {"a": torch.zeros(1)}, {"model": 3}, torch.zeros(2)])
 def test_pth_of_something_else(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(
-        ValueError, match=r"expected a state dict|expected the tensors of an official Segment Anything"
-    ):
+    with pytest.raises(ValueError, match=r"expected a state dict|expected the tensors of a Segment Anything"):
         load(tmp_path / "x.pth")
 
 

@@ -27,19 +27,6 @@ FILES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "mobile_sam.pt": ("a MobileSAM", WITHOUT_ENCODER | {"image_encoder.patch_embed.seq.0.c.weight": ONE}),
-    "sam2_hiera_tiny.pt": (
-        "a SAM 2",
-        {
-            "model": {
-                "image_encoder.trunk.blocks.0.attn.qkv.weight": ONE,
-                "sam_mask_decoder.iou_token.weight": ONE,
-            }
-        },
-    ),
-    "sam2.1_hiera_tiny.pt": (
-        "a SAM 2.1",
-        {"model": {"image_encoder.trunk.blocks.0.attn.qkv.weight": ONE, "obj_ptr_tpos_proj.weight": ONE}},
-    ),
     "edgetam.pt": (
         "an EdgeTAM",
         {"model": {"image_encoder.trunk.body.stem.weight": ONE, "sam_mask_decoder.iou_token.weight": ONE}},
@@ -70,7 +57,6 @@ def test_safetensors_are_recognized_alike(tmp_path: Path) -> None:
     ("model_type", "name"),
     [
         ("sam_hq", "SAM-HQ"),
-        ("sam2_video", "SAM 2"),
         ("edgetam", "EdgeTAM"),
         ("sam3", "SAM 3"),
         ("sam3_tracker", "SAM 3"),

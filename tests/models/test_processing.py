@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from saqsam.inference.processing import preprocess
 from saqsam.models.processing import (
-    MAX_PIXEL,
     build_processor,
     load_processor,
-    parse_sam_processor,
+    parse_processor,
     processor_fields,
 )
+from saqsam.models.processors.settings import MAX_PIXEL
 from saqsam.utils.errors import CheckpointError
 from support.json_values import is_short_line, json_values
 from support.tiny_sam import tiny_config, tiny_processor
@@ -35,7 +35,7 @@ def changed(**values: object) -> dict[str, Any]:
 
 @pytest.mark.parametrize("raw", [FLAT, changed(), changed(image_processor_type="SamImageProcessorFast")])
 def test_nested_and_flat_files_are_the_same(raw: dict[str, Any]) -> None:
-    processor = parse_sam_processor(raw, CONFIG, "processor_config.json")
+    processor = parse_processor(raw, CONFIG, "processor_config.json")
     assert processor_fields(processor) == processor_fields(tiny_processor())
     ours, theirs = (preprocess(p, PICTURE)[0] for p in (processor, tiny_processor()))
     assert torch.equal(ours, theirs)
@@ -45,7 +45,7 @@ def test_nested_and_flat_files_are_the_same(raw: dict[str, Any]) -> None:
 @given(st.sampled_from(NAMES), json_values)
 def test_any_value_gives_finite_pixels_or_one_line(name: str, value: object) -> None:
     try:
-        processor = parse_sam_processor(changed(**{name: value}), CONFIG, "processor_config.json")
+        processor = parse_processor(changed(**{name: value}), CONFIG, "processor_config.json")
     except CheckpointError as error:
         message = str(error)
         assert is_short_line(message, "processor_config.json: ")
@@ -80,7 +80,7 @@ def test_any_value_gives_finite_pixels_or_one_line(name: str, value: object) -> 
 )
 def test_wrong_fields_are_named(values: dict[str, object], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        parse_sam_processor(changed(**values), CONFIG, "processor_config.json")
+        parse_processor(changed(**values), CONFIG, "processor_config.json")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_wrong_fields_are_named(values: dict[str, object], message: str) -> None
 )
 def test_a_file_without_settings_is_refused(raw: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="expected"):
-        parse_sam_processor(raw, CONFIG, "processor_config.json")
+        parse_processor(raw, CONFIG, "processor_config.json")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_file_without_settings_is_refused(raw: dict[str, Any]) -> None:
     ],
 )
 def test_fields_cover_whatever_changes_pixels(values: dict[str, object]) -> None:
-    processor = parse_sam_processor(changed(**values), CONFIG, "")
+    processor = parse_processor(changed(**values), CONFIG, "")
     assert not torch.equal(preprocess(processor, PICTURE)[0], preprocess(tiny_processor(), PICTURE)[0])
     fields = processor_fields(processor)
     assert fields != processor_fields(tiny_processor())
@@ -111,7 +111,7 @@ def test_fields_cover_whatever_changes_pixels(values: dict[str, object]) -> None
 
 
 def test_fields_ignore_sizes_of_label_masks() -> None:
-    processor = parse_sam_processor(changed(mask_size={"longest_edge": 3}, image_mean=None), CONFIG, "")
+    processor = parse_processor(changed(mask_size={"longest_edge": 3}, image_mean=None), CONFIG, "")
     assert processor_fields(processor) == processor_fields(build_processor(CONFIG))
 
 

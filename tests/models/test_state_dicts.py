@@ -16,8 +16,8 @@ from transformers import SamModel
 
 from saqsam.models import load
 from saqsam.models.building import build_model
-from saqsam.models.official import from_official
 from saqsam.models.processing import build_processor
+from saqsam.models.sam.official import from_official
 from saqsam.models.state_dicts import find_model
 from saqsam.utils.errors import CheckpointError
 from support.state_dict_names import official_names
@@ -141,7 +141,7 @@ def test_other_modules_are_not_mentioned_where_the_model_is_incomplete(tmp_path:
         (OFFICIAL | add("module."), "twice, with and without 'module.'"),
         (
             {"model": {"state": {"inner": {"deep": {"deeper": OFFICIAL}}}}},
-            "expected the tensors of an official",
+            "expected the tensors of a Segment Anything",
         ),
         (
             OFFICIAL | {"image_encoder.blocks.0.attn.qkv.lora_A.weight": torch.zeros(2)},

@@ -18,6 +18,7 @@ from saqsam.data.types import Dataset, Sample
 from saqsam.inference.predictor import Predictor
 from saqsam.inference.processing import preprocess
 from saqsam.inference.prompts import Prompts
+from saqsam.models.family import Features
 from saqsam.ptq.box_proposals import propose_boxes
 from saqsam.ptq.calibration_images import (
     CalibrationImages,
@@ -377,10 +378,10 @@ class Rectangles:
             mask[top:bottom, left:right] = 1.0
         self.scores = torch.tensor([0.9, 0.8, 0.7] if scores is None else scores)
 
-    def encode(self, pixel_values: Tensor) -> Tensor:
-        return torch.zeros(1, 32, 8, 8)
+    def encode(self, pixel_values: Tensor) -> Features:
+        return Features(torch.zeros(1, 32, 8, 8))
 
-    def decode(self, embedding: Tensor, prompts: Prompts, multimask_output: bool) -> tuple[Tensor, Tensor]:
+    def decode(self, features: Features, prompts: Prompts, multimask_output: bool) -> tuple[Tensor, Tensor]:
         assert multimask_output
         assert prompts.points is not None
         return self.logits.repeat(len(prompts), 1, 1, 1), self.scores.repeat(len(prompts), 1)

@@ -146,7 +146,7 @@ def test_normalizations_alone_leave_all_other_layers_as_they_are() -> None:
         for name, parameter in equalized.named_parameters()
         if not torch.equal(parameter, model.get_parameter(name))
     }
-    assert changed == {name for pair in STRUCTURE.normalized_layers for name in (pair.norm, pair.layer)}
+    assert changed == {name for pair in STRUCTURE.normalized_layers for name in (pair.norm, *pair.layers)}
 
 
 @pytest.mark.parametrize("groups", [1, 4])
@@ -178,15 +178,15 @@ def test_the_strength_shares_ranges_between_activations_and_weights() -> None:
         torch.equal(parameter, whole.get_parameter(name)) for name, parameter in default.named_parameters()
     )
     for pair in STRUCTURE.normalized_layers:
-        columns = model.get_submodule(pair.layer).weight.transpose(0, 1).flatten(1)
+        columns = model.get_submodule(pair.layers[0]).weight.transpose(0, 1).flatten(1)
         weight = (columns.amax(1) - columns.amin(1)) / 2
-        activation = ranges[f"{pair.layer} input"].half
+        activation = ranges[f"{pair.layers[0]} input"].half
         norm = model.get_submodule(pair.norm).weight
         expected = activation.sqrt() / weight.sqrt()
         found = norm / half.get_submodule(pair.norm).weight
         torch.testing.assert_close(found, expected / expected.mean(), rtol=1e-4, atol=1e-5)
         # Without migration, all columns of the weight get the same range.
-        columns = none.get_submodule(pair.layer).weight.transpose(0, 1).flatten(1)
+        columns = none.get_submodule(pair.layers[0]).weight.transpose(0, 1).flatten(1)
         width = columns.amax(1) - columns.amin(1)
         torch.testing.assert_close(width, width.mean().expand_as(width), rtol=1e-4, atol=1e-5)
 

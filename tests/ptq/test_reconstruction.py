@@ -64,12 +64,12 @@ def calibrated(recipe: Recipe) -> tuple[SamModel, SamModel, CalibrationImages]:
     return model, reference, images
 
 
-def first_state(model: SamModel, images: CalibrationImages) -> tuple[tuple[Tensor], PromptTokens]:
+def first_state(model: SamModel, images: CalibrationImages) -> tuple[tuple[Tensor, ...], PromptTokens]:
     pixels, boxes = max((images[i] for i in range(len(images))), key=lambda pair: len(pair[1]))
     assert boxes.boxes is not None
     tokens, dense = FAMILY.embed_boxes(model, boxes.boxes)
     prompts = PromptTokens(tokens, flatten_image(dense), FAMILY.image_positions(model))
-    return (FAMILY.embed_patches(model, pixels),), prompts
+    return FAMILY.embed_patches(model, pixels), prompts
 
 
 def units(**changes: object) -> list:
@@ -219,7 +219,7 @@ def test_the_joint_unit_reads_the_embedding_and_answers_the_masks() -> None:
     backend = TorchBackend(reference)
     encoded = backend.encode(pixels)
     masks, ious = backend.decode(encoded, boxes, multimask_output=False)
-    embedding = flatten_image(encoded)
+    embedding = flatten_image(encoded.embedding)
     found = unit.response(reference, reference, (embedding,), prompts)
     torch.testing.assert_close(found[0][:, :1], masks, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found[1][:, :1], ious, rtol=1e-4, atol=1e-4)

@@ -139,7 +139,7 @@ def test_the_session_is_given_the_device(folders: dict[str, Path], monkeypatch: 
     monkeypatch.setattr(create, "get_providers", lambda _: [CUDA, CPU])
     backend, _ = load_runtime(folders["export"], device="cuda:1")
     assert asked == [[(CUDA, {"device_id": 1}), CPU]] * 2
-    assert np.isfinite(backend.encode(tiny_pixels()).numpy()).all()
+    assert np.isfinite(backend.encode(tiny_pixels()).embedding.numpy()).all()
 
 
 def test_a_provider_that_does_not_start_is_an_error(

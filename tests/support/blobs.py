@@ -3,6 +3,7 @@
 import torch
 
 from saqsam.inference.prompts import Prompts
+from saqsam.models.family import Features
 from support.tiny_sam import GRID, IMAGE_SIZE
 
 SIDE = 4 * GRID
@@ -19,12 +20,12 @@ class Blobs:
         self.raster, self.flaws = raster, flaws
         self.encoded = 0
 
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def encode(self, pixel_values: torch.Tensor) -> Features:
         self.encoded += 1
-        return torch.zeros(1, 8, GRID, GRID)
+        return Features(torch.zeros(1, 8, GRID, GRID))
 
     def decode(
-        self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
+        self, features: Features, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         assert prompts.points is not None
         assert multimask_output

@@ -3,6 +3,7 @@
 import torch
 
 from saqsam.inference.prompts import Prompts
+from saqsam.models.family import Features
 from support.tiny_sam import GRID, IMAGE_SIZE
 
 _SIDE = 4 * GRID
@@ -20,12 +21,12 @@ class FillsBoxes:
         self.own_iou, self.is_empty = own_iou, is_empty
         self.encoded: list[torch.Tensor] = []
 
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def encode(self, pixel_values: torch.Tensor) -> Features:
         self.encoded.append(pixel_values)
-        return torch.zeros(1, 8, GRID, GRID)
+        return Features(torch.zeros(1, 8, GRID, GRID))
 
     def decode(
-        self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
+        self, features: Features, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         assert prompts.boxes is not None
         assert not multimask_output

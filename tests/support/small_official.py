@@ -6,7 +6,7 @@ import torch
 from transformers import SamModel
 
 from saqsam.models.building import build_model
-from saqsam.models.official import from_official
+from saqsam.models.sam.official import from_official
 from support.tiny_sam import fill_random
 from support.torchvision_stub import import_segment_anything
 

@@ -236,8 +236,10 @@ def _owner(structure: ModelStructure) -> Callable[[str], str]:
     """Return a function that maps the name of a tensor to its part."""
     layers = {site.name: site.part for site in structure.weighted_sites}
     attentions = {site.name: site.part for site in structure.attentions}
-    parent, _, embedding = structure.position_embedding.rpartition(".")
-    positions = (structure.position_embedding, f"{parent}.packed_{embedding}")
+    positions: tuple[str, ...] = ()
+    if structure.position_embedding is not None:
+        parent, _, embedding = structure.position_embedding.rpartition(".")
+        positions = (structure.position_embedding, f"{parent}.packed_{embedding}")
 
     def part_of(name: str) -> str:
         if name.startswith(positions):

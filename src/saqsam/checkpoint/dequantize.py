@@ -43,6 +43,7 @@ def dequantized(model: SamModel) -> SamModel:
                 tensors[f"{name}.bias"] = bias
     structure = structure_of(config)
     positions = position_embedding(model, structure)
-    if positions is not None:
+    if positions is not None and structure.position_embedding is not None:
         tensors[structure.position_embedding] = positions
+    tensors = family_of(config).plain_tensors(config, tensors)
     return build_model(config, tensors, source="the quantized model", device=model.device)

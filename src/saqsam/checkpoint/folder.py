@@ -17,7 +17,7 @@ from saqsam.checkpoint.model_card import write_model_card
 from saqsam.checkpoint.tensors import checkpoint_tensors, read_tensors, verify_tensors
 from saqsam.convert.pack import build_packed_skeleton, complete_loading
 from saqsam.convert.plan import plan_quantization
-from saqsam.models.configuration import parse_sam_config
+from saqsam.models.configuration import parse_config
 from saqsam.models.registry import family_of
 from saqsam.models.weights import SAFETENSORS, safetensors_files
 from saqsam.recipes.recipe import Recipe
@@ -128,7 +128,7 @@ def load_packed_folder(
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
     recipe = Recipe.from_dict(quantization.recipe)
-    config = parse_sam_config(raw, source)
+    config = parse_config(raw, source)
     plan = plan_quantization(config, recipe)
     try:
         with torch.device("meta"):

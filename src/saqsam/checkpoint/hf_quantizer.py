@@ -25,7 +25,7 @@ from saqsam.convert.pack import (
 )
 from saqsam.convert.plan import plan_quantization
 from saqsam.models.building import check_float_names
-from saqsam.models.configuration import check_sam_config
+from saqsam.models.configuration import check_config
 from saqsam.models.processing import PROCESSOR_FILES, build_processor, load_processor
 from saqsam.models.weights import safetensors_files
 from saqsam.recipes.recipe import Recipe
@@ -63,7 +63,7 @@ class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def update_attn_implementation(self, config: SamConfig) -> SamConfig:
         """Check the configuration of the model, in the only hook that runs before the model is built."""
-        check_sam_config(config, "config.json")
+        check_config(config, "config.json")
         # `dtype="auto"`, transformers' default, would read the dtype from the file, where no hash covers it.
         config.dtype = torch.float32
         return config

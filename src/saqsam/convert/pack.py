@@ -42,9 +42,11 @@ def round_float_parameters(model: SamModel, plan: QuantizationPlan) -> None:
         ValueError: A value is not finite, or lies outside float16.
     """
     packed = {f"{site.name}.weight" for site, _ in plan.weights}
-    if plan.position_bits is not None:
+    if plan.position_bits is not None and plan.structure.position_embedding is not None:
         packed.add(plan.structure.position_embedding)
-    for name, parameter in model.named_parameters():
+    stored = model.state_dict().keys()
+    buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in stored)
+    for name, parameter in (*model.named_parameters(), *buffers):
         if not torch.isfinite(parameter).all():
             raise ValueError(f"{name} holds NaN or infinity")
         if name in packed:
@@ -105,6 +107,7 @@ def pack_without_calibration(model: SamModel, recipe: Recipe, progress: Progress
     check_needs_no_calibration(recipe)
     plan = plan_quantization(model.config, recipe)
     plan.structure.check(model)
+    plan.family.simplify(model)
     round_float_parameters(model, plan)
     prepare(model, plan)
     pack(model, plan, progress)
@@ -185,6 +188,7 @@ def place_empty_weight(model: SamModel, site: Site, bits: int, group_size: int |
 
 def build_packed_skeleton(model: SamModel, plan: QuantizationPlan) -> None:
     """Give a float model, usually on the meta device, the modules of a packed one, with values to be loaded."""
+    plan.family.simplify(model)
     prepare(model, plan)
     place_empty_quantizers(model, plan)
     for site, bits in plan.weights:

@@ -87,7 +87,9 @@ def plan_quantization(config: Any, recipe: Recipe) -> QuantizationPlan:
         recipe,
         weights=tuple(_plan_weights(structure, recipe)),
         slots=(*_plan_inputs(structure, recipe), *_plan_operands(structure, recipe)),
-        position_bits=recipe.bits_of("position_embedding")[0],
+        position_bits=None
+        if structure.position_embedding is None
+        else recipe.bits_of("position_embedding")[0],
     )
 
 

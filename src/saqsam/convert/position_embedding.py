@@ -14,6 +14,8 @@ CHANNEL_AXIS = 3
 
 def position_embedding(model: nn.Module, structure: ModelStructure) -> Tensor | None:
     """Return the encoder's absolute position embedding [1, h, w, C], or None if the model has none."""
+    if structure.position_embedding is None:
+        return None
     parent, name = _locate(model, structure)
     values: Tensor | None = getattr(parent, name)
     return values
@@ -21,6 +23,8 @@ def position_embedding(model: nn.Module, structure: ModelStructure) -> Tensor | 
 
 def packed_position_embedding(model: nn.Module, structure: ModelStructure) -> PackedTensor | None:
     """Return the codes of the position embedding, or None if it is not packed."""
+    if structure.position_embedding is None:
+        return None
     parent, name = _locate(model, structure)
     packed = parent._modules.get(f"packed_{name}")
     return packed if isinstance(packed, PackedTensor) else None
@@ -46,5 +50,6 @@ def unpack_position_embedding(model: nn.Module, structure: ModelStructure) -> No
 
 def _locate(model: nn.Module, structure: ModelStructure) -> tuple[nn.Module, str]:
     """Return the module that holds the embedding, and the embedding's name there."""
+    assert structure.position_embedding is not None
     parent, _, name = structure.position_embedding.rpartition(".")
     return model.get_submodule(parent), name

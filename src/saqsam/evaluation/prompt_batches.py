@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import SamProcessor
 
+from saqsam.models.processing import input_side
 from saqsam.utils.sizes import parse_size
 
 MOST_PROMPTS = 16
@@ -25,5 +26,5 @@ def prompts_within(memory: int | str, processor: SamProcessor) -> int:
     Raises:
         ValueError: `memory` is not a size, see `parse_size`.
     """
-    side = int(processor.image_processor.pad_size["height"]) // _PATCH
+    side = input_side(processor) // _PATCH
     return max(1, min(MOST_PROMPTS, parse_size(memory) // (side * side * _BYTES_PER_TOKEN)))

@@ -15,7 +15,7 @@ from typing import Any
 from transformers import SamConfig, SamProcessor
 
 from saqsam.export.formats import FORMATS
-from saqsam.models.configuration import parse_sam_config
+from saqsam.models.configuration import parse_config
 from saqsam.models.processing import load_processor, processor_fields
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.errors import CheckpointError, shorten, shorten_message
@@ -77,7 +77,7 @@ class Manifest:
         Raises:
             CheckpointError: No model can be built from it.
         """
-        return parse_sam_config(self.config, f"{MANIFEST}: config")
+        return parse_config(self.config, f"{MANIFEST}: config")
 
     def read_processor(self, folder: Path) -> SamProcessor:
         """Load the processor of an exported folder.
@@ -142,7 +142,7 @@ def parse_manifest(folder: str | Path) -> Manifest:
     values = _checked(raw, version, str(path))
     manifest = Manifest(**values)
     _check_recipe(manifest, str(path))
-    parse_sam_config(manifest.config, f"{path}: config")
+    parse_config(manifest.config, f"{path}: config")
     if version == 1:
         warnings.warn(
             f"{path}: written by an older saqsam, its configuration and processor are protected by no hash; "

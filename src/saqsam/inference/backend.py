@@ -17,24 +17,24 @@ class Backend(Protocol):
     thread-safe runs them one after the other.
     """
 
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Embed an image.
+    def encode(self, pixel_values: torch.Tensor) -> Features:
+        """Encode an image.
 
         Args:
-            pixel_values: [1, 3, S, S] float32, normalized and padded by the processor.
+            pixel_values: [1, 3, S, S] float32, normalized and made square by the processor.
 
         Returns:
-            [1, C, h, w], the image embedding after the neck.
+            The image embedding [1, C, h, w] after the neck, and the further feature maps of the family.
         """
         ...
 
     def decode(
-        self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
+        self, features: Features, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Predict the low-resolution masks of P prompts in one image.
 
         Args:
-            embedding: [1, C, h, w] from `encode`.
+            features: Of one image, from `encode`.
             prompts: P prompts in the pixels of the S x S input.
             multimask_output: Return three masks a prompt if true, else one.
 
@@ -52,19 +52,19 @@ class TorchBackend:
         self._family = family_of(model.config)
 
     @torch.no_grad()
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Embed an image, as `Backend.encode`."""
+    def encode(self, pixel_values: torch.Tensor) -> Features:
+        """Encode an image, as `Backend.encode`."""
         pixel_values = pixel_values.to(self.model.device, self.model.dtype)
-        return self._family.encode(self.model, pixel_values).embedding
+        return self._family.encode(self.model, pixel_values)
 
     def decode(
-        self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
+        self, features: Features, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Predict masks, as `Backend.decode`."""
-        prompts = prompts.to(embedding.device)
+        prompts = prompts.to(features.embedding.device)
         logits, ious = self._family.decode(
             self.model,
-            Features(embedding),
+            features,
             points=prompts.points,
             labels=prompts.labels,
             boxes=prompts.boxes,

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from saqsam.models.family import Features
+
 _Caller = threading.Thread | asyncio.Task[Any]
 
 
@@ -18,14 +20,19 @@ class EncodedImage:
     """The output of the image encoder for one image: immutable, and safe to share among threads.
 
     Attributes:
-        features: Embedding of the image, [1, C, h, w] on the model's device.
+        encoding: Features of the image, on the model's device.
         original_size: (height, width) of the image.
-        input_size: (height, width) of the resized image within the padded square.
+        input_size: (height, width) of the resized image within the square input.
     """
 
-    features: torch.Tensor
+    encoding: Features
     original_size: tuple[int, int]
     input_size: tuple[int, int]
+
+    @property
+    def features(self) -> torch.Tensor:
+        """Embedding of the image, [1, C, h, w] on the model's device."""
+        return self.encoding.embedding
 
     @property
     def mask_size(self) -> tuple[int, int]:

@@ -23,8 +23,9 @@ from saqsam.inference.encoded_image import CurrentImage, EncodedImage
 from saqsam.inference.official_model import OfficialModel
 from saqsam.inference.processing import preprocess, preprocess_resized, upscale_logits
 from saqsam.inference.prompts import Prompts
-from saqsam.inference.transforms import ResizeLongestSide
-from saqsam.models.processing import build_processor
+from saqsam.inference.transforms import ResizeLongestSide, StretchToSquare
+from saqsam.models.family import Features
+from saqsam.models.processing import build_processor, input_side, is_stretched
 from saqsam.utils.arrays import to_array
 from saqsam.utils.errors import shorten
 
@@ -74,8 +75,8 @@ class Predictor:
             self.backend = model
             self.processor = processor
         self.prompts_at_once = prompts_at_once
-        image_processor = self.processor.image_processor
-        self.transform = ResizeLongestSide(image_processor.size["longest_edge"], image_processor.resample)
+        resize = StretchToSquare if is_stretched(self.processor) else ResizeLongestSide
+        self.transform = resize(input_side(self.processor), self.processor.image_processor.resample)
         self._current = CurrentImage()
 
     def encode(self, image: ImageInput, image_format: str = "RGB") -> EncodedImage:
@@ -400,7 +401,7 @@ class Predictor:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         if len(prompts) == 0:
             return iter([self._decode_nothing(image, multimask_output)])
-        return self._decode_chunks(image.features, prompts, multimask_output, at_once)
+        return self._decode_chunks(image.encoding, prompts, multimask_output, at_once)
 
     @torch.no_grad()
     def _decode_nothing(
@@ -409,11 +410,11 @@ class Predictor:
         """Return the empty results of no prompt. Only the decoder itself knows their shapes and device."""
         height, width = image.input_size
         anything = Prompts(boxes=torch.tensor([[0.0, 0.0, float(width), float(height)]]))
-        low_res, ious = self.backend.decode(image.features, anything, multimask_output)
+        low_res, ious = self.backend.decode(image.encoding, anything, multimask_output)
         return low_res[:0], ious[:0]
 
     def _decode_chunks(
-        self, features: torch.Tensor, prompts: Prompts, multimask_output: bool, at_once: int
+        self, features: Features, prompts: Prompts, multimask_output: bool, at_once: int
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for start in range(0, len(prompts), at_once):
             chunk = prompts[start : start + at_once]

@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import SamProcessor
 
+from saqsam.models.processing import input_side, is_stretched
+
 MASK_THRESHOLD = 0.0
 """A pixel belongs to a mask where its logit is above this, as in the original SAM."""
 
@@ -18,43 +20,53 @@ _RANGE_TOLERANCE = 0.5
 
 
 def preprocess(processor: SamProcessor, image: NDArray[np.uint8]) -> tuple[torch.Tensor, tuple[int, int]]:
-    """Resize, normalize and pad an image for the model.
+    """Resize and normalize an image for the model, and make it square.
 
     Args:
         processor: The model's processor.
         image: HWC uint8 RGB in [0, 255], of any size.
 
     Returns:
-        Pixel values [1, 3, S, S] float32, normalized and padded, and (height, width) of the resized image in them.
+        Pixel values [1, 3, S, S] float32, and (height, width) of the resized image in them.
     """
-    image_processor = processor.image_processor
-    inputs = image_processor(
-        repeat_thin_sides(image, image_processor.size["longest_edge"]),
+    side = input_side(processor)
+    inputs = processor.image_processor(
+        image if is_stretched(processor) else repeat_thin_sides(image, side),
         input_data_format="channels_last",  # else a height of 1 or 3 px passes for channels
         return_tensors="pt",
     )
+    if is_stretched(processor):
+        return inputs["pixel_values"], (side, side)
     height, width = inputs["reshaped_input_sizes"][0].tolist()
     return inputs["pixel_values"], (height, width)
 
 
 def preprocess_resized(processor: SamProcessor, image: torch.Tensor) -> torch.Tensor:
-    """Normalize and pad an image that has the model's input size already.
+    """Normalize an image that has been resized for the model already, and make it square.
 
     Args:
         processor: The model's processor.
-        image: [1, 3, h, w] RGB in [0, 255], of any dtype and device, whose longest side is the processor's.
+        image: [1, 3, h, w] RGB in [0, 255], of any dtype and device, whose longest side is that of the input;
+            where images are stretched, both sides.
 
     Returns:
-        Pixel values [1, 3, S, S] float32 on the CPU, normalized and padded.
+        Pixel values [1, 3, S, S] float32 on the CPU.
 
     Raises:
         ValueError: The tensor has another shape, or values that are not finite or outside [0, 255].
     """
     image_processor = processor.image_processor
-    longest = image_processor.size["longest_edge"]
-    if image.ndim != 4 or tuple(image.shape[:2]) != (1, 3) or max(image.shape[2:]) != longest:
+    longest = input_side(processor)
+    is_square = not is_stretched(processor) or image.shape[-1] == image.shape[-2]
+    if (
+        image.ndim != 4
+        or tuple(image.shape[:2]) != (1, 3)
+        or max(image.shape[2:]) != longest
+        or not is_square
+    ):
+        sides = "with a longest side" if not is_stretched(processor) else "with both sides"
         raise ValueError(
-            f"transformed_image: expected shape [1, 3, h, w] with a longest side of {longest}, "
+            f"transformed_image: expected shape [1, 3, h, w] {sides} of {longest}, "
             f"got {tuple(image.shape)}; resize it with predictor.transform.apply_image"
         )
     if min(image.shape[2:]) < 1:
@@ -106,15 +118,14 @@ def upscale_logits(
         processor: The model's processor.
         low_res_masks: [P, C, 4h, 4w] float32 logits.
         original_size: (height, width) of the image.
-        input_size: (height, width) of the resized image within the padded square.
+        input_size: (height, width) of the resized image within the square input.
         return_logits: Return logits instead of masks.
 
     Returns:
         [P, C, H, W], bool (logit > `MASK_THRESHOLD`) or float32.
     """
     height, width = original_size
-    pad = processor.image_processor.pad_size
-    at_once = max(1, MAX_UPSCALED_PIXELS // max(height * width, pad["height"] * pad["width"]))
+    at_once = max(1, MAX_UPSCALED_PIXELS // max(height * width, input_side(processor) ** 2))
     flat = low_res_masks.flatten(0, 1)[:, None]  # [P * C, 1, 4h, 4w]
     dtype = torch.float32 if return_logits else torch.bool
     result = torch.empty((len(flat), height, width), dtype=dtype, device=flat.device)
@@ -122,7 +133,7 @@ def upscale_logits(
         (masks,) = processor.image_processor.post_process_masks(
             [flat[start : start + at_once]],
             [original_size],
-            [input_size],
+            *([] if is_stretched(processor) else [[input_size]]),
             mask_threshold=MASK_THRESHOLD,
             binarize=not return_logits,
         )

@@ -51,8 +51,12 @@ class ResizeLongestSide:
         """
         rgb = as_rgb(image)[0]
         height, width = self.get_preprocess_shape(rgb.shape[0], rgb.shape[1], self.target_length)
-        picture = Image.fromarray(repeat_thin_sides(rgb, self.target_length))
+        picture = Image.fromarray(self._with_resizable_sides(rgb))
         return np.array(picture.resize((width, height), self.resample))
+
+    def _with_resizable_sides(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return an image, HWC, whose short side is not rounded to 0."""
+        return repeat_thin_sides(image, self.target_length)
 
     def apply_coords(self, coords: ArrayLike, original_size: Size) -> NDArray[np.float64]:
         """Scale points to the resized image.
@@ -122,8 +126,8 @@ class ResizeLongestSide:
         _check_last_axis(boxes.shape, 4, "boxes: expected x0, y0, x1, y1")
         return self.apply_coords_torch(boxes.reshape(-1, 2, 2), original_size).reshape(-1, 4)
 
-    @staticmethod
-    def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
+    @classmethod
+    def get_preprocess_shape(cls, oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
         """Return the (height, width) of a resized image.
 
         Args:
@@ -164,6 +168,21 @@ class ResizeLongestSide:
             raise ValueError(f"original_size: expected (height, width), got {shorten(tuple(original_size))}")
         height, width = self.get_preprocess_shape(size[0], size[1], self.target_length)
         return np.array([width / size[1], height / size[0]])
+
+
+class StretchToSquare(ResizeLongestSide):
+    """Resizes to a square of `target_length` pixels, whatever the aspect ratio, as SAM 2 does.
+
+    Has the calls of `ResizeLongestSide`.
+    """
+
+    @classmethod
+    def get_preprocess_shape(cls, oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
+        """Return (`long_side_length`, `long_side_length`), the size of every resized image."""
+        return long_side_length, long_side_length
+
+    def _with_resizable_sides(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return image
 
 
 def _check_last_axis(shape: tuple[int, ...], length: int, expected: str) -> None:

@@ -1,36 +1,32 @@
-"""Build a float `SamModel` from a configuration and exactly its tensors."""
+"""Build a float model from a configuration and exactly its tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import SamConfig, SamModel
 
-from saqsam.models.configuration import check_sam_config
+from saqsam.models.configuration import check_config
+from saqsam.models.registry import family_of
 from saqsam.models.weights import read_safetensors, read_torch
 from saqsam.utils.errors import CheckpointError, shorten_names
 
-SHARED = "shared_image_embedding.positional_embedding"
-"""Name of the positional embedding that the image and the prompt encoder share."""
-SHARED_COPY = "prompt_encoder.shared_embedding.positional_embedding"
-"""Name of the prompt encoder's copy, which is tied to `SHARED`."""
-
 
 def build_model(
-    config: SamConfig,
+    config: Any,
     tensors: Mapping[str, torch.Tensor],
     *,
     source: str,
     device: str | torch.device = "cpu",
-) -> SamModel:
-    """Return a `SamModel` that holds exactly `tensors`.
+) -> Any:
+    """Return a model that holds exactly `tensors`.
 
     Args:
         config: The model's configuration.
-        tensors: Floating-point tensors by their names in `SamModel`; the tied positional embedding may have either name
-            or both. Tensors are copied, so that memory-mapped files can be closed or changed afterwards.
+        tensors: Floating-point tensors by their names in transformers; tied tensors may have either name or both.
+            Tensors are copied, so that memory-mapped files can be closed or changed afterwards.
         source: Origin of the tensors, for error messages.
         device: Device of the model.
 
@@ -41,12 +37,14 @@ def build_model(
         CheckpointError: No supported model has this configuration, or a tensor is missing, unknown, of the wrong
             shape, not floating point, or not finite.
     """
-    check_sam_config(config, source)
+    check_config(config, source)
+    family = family_of(config)
     with torch.device("meta"):
-        model = SamModel(config)
-    merged = _merge_tied(tensors, source)
+        model = family.build(config)
+    tied = family.structure(config).tied
+    merged = _merge_tied(tensors, tied, source)
     del tensors
-    expected = {name: value.shape for name, value in model.state_dict().items() if name != SHARED_COPY}
+    expected = {name: value.shape for name, value in model.state_dict().items() if name not in tied}
     _check_names_and_shapes(merged, expected, source)
     state: dict[str, torch.Tensor] = {}
     for name in list(merged):
@@ -58,16 +56,13 @@ def build_model(
             raise CheckpointError(f"{source}: {name} holds NaN or infinity")
         state[name] = value
     model.load_state_dict(state, strict=False, assign=True)
-    model.prompt_encoder.shared_embedding.positional_embedding = (
-        model.shared_image_embedding.positional_embedding
-    )
-    assert not any(parameter.is_meta for parameter in model.parameters())
+    family.tie(model)
+    assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
     model.config.dtype = torch.float32  # whatever dtype the file had
-    built: SamModel = model.eval()
-    return built
+    return model.eval()
 
 
-def check_float_names(files: Sequence[Path], model: SamModel) -> None:
+def check_float_names(files: Sequence[Path], model: Any) -> None:
     """Check that files hold exactly the tensors of a model, before transformers reads them.
 
     transformers initializes missing tensors randomly and only warns.
@@ -84,9 +79,10 @@ def check_float_names(files: Sequence[Path], model: SamModel) -> None:
         names.update(read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path))
     if not files:
         return
-    expected = set(model.state_dict()) - {SHARED_COPY}
-    if SHARED_COPY in names:
-        names = (names - {SHARED_COPY}) | {SHARED}
+    family = family_of(model.config)
+    tied = family.structure(model.config).tied
+    expected = set(model.state_dict()) - set(tied)
+    names = {tied.get(name, name) for name in names}
     problems = [("missing", expected - names), ("unknown", names - expected)]
     if names != expected:
         named = "; ".join(
@@ -95,15 +91,15 @@ def check_float_names(files: Sequence[Path], model: SamModel) -> None:
         raise CheckpointError(f"{files[0].parent}: the tensors do not fit the model: {named}")
 
 
-def _merge_tied(tensors: Mapping[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:
-    """Return `tensors` with the positional embedding under the name `SHARED` alone."""
+def _merge_tied(
+    tensors: Mapping[str, torch.Tensor], tied: Mapping[str, str], source: str
+) -> dict[str, torch.Tensor]:
+    """Return `tensors` with tied tensors under one name alone."""
     merged = dict(tensors)
-    copy = merged.pop(SHARED_COPY, None)
-    if copy is None:
-        return merged
-    shared = merged.setdefault(SHARED, copy)
-    if not torch.equal(shared, copy):
-        raise CheckpointError(f"{source}: expected {SHARED} and {SHARED_COPY} to be equal, they differ")
+    for copy_name, name in tied.items():
+        copy = merged.pop(copy_name, None)
+        if copy is not None and not torch.equal(merged.setdefault(name, copy), copy):
+            raise CheckpointError(f"{source}: expected {name} and {copy_name} to be equal, they differ")
     return merged
 
 

@@ -7,6 +7,7 @@ to add one.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,12 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from saqsam.models.format import ModelFormat
 from saqsam.models.structure import InputSpec, ModelStructure
+
+State = tuple[Tensor, ...]
+"""Activations of B images between two encoder blocks: hidden states [B, h, w, C], then outputs of earlier blocks that
+the neck reads."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,11 @@ class Features:
 
     embedding: Tensor
     extras: tuple[Tensor, ...] = ()
+
+    @property
+    def maps(self) -> tuple[Tensor, ...]:
+        """The embedding and the further feature maps, in this order."""
+        return self.embedding, *self.extras
 
 
 class DecoderAttention(Protocol):
@@ -76,13 +87,13 @@ class ModelFamily(ABC):
     Attributes:
         name: Identifier, such as `sam`.
         label: Display name.
-        model_types: Values of `model_type` in a configuration that belong to the family.
+        format: How its models are stored.
         mask_token: Index of the single mask's token among the tokens of a prompt.
     """
 
     name: str
     label: str
-    model_types: tuple[str, ...]
+    format: ModelFormat
     mask_token: int
 
     @abstractmethod
@@ -109,6 +120,17 @@ class ModelFamily(ABC):
             config_fields: All fields that affect a mask, from `models.configuration.config_fields`.
         """
 
+    def simplify(self, model: Any) -> None:  # noqa: B027
+        """Rewrite a float model in place so that it computes the same with fewer operations; by default, do nothing.
+
+        It is called before a model is quantized, and on the empty model that a packed checkpoint is loaded into. A
+        model that is simplified already stays as it is.
+        """
+
+    def plain_tensors(self, config: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the state dict of the model that `build` makes from that of a simplified one."""
+        return tensors
+
     @abstractmethod
     def tie(self, model: Any) -> None:
         """Tie the tensors of `ModelStructure.tied` again, in place, after tensors were assigned."""
@@ -126,20 +148,21 @@ class ModelFamily(ABC):
         """
 
     @abstractmethod
-    def embed_patches(self, model: Any, pixel_values: Tensor) -> Tensor:
-        """Return the input [B, h, w, C] of the first encoder block for pixel values [B, 3, S, S]."""
+    def embed_patches(self, model: Any, pixel_values: Tensor) -> State:
+        """Return the input ([B, h, w, C],) of the first encoder block for pixel values [B, 3, S, S]."""
 
     @abstractmethod
-    def run_blocks(self, model: Any, blocks: Iterable[int], hidden: Tensor) -> Tensor:
-        """Run encoder blocks by index, one after another: [B, h, w, C] to the same shape."""
+    def run_blocks(self, model: Any, blocks: Iterable[int], state: State) -> State:
+        """Run encoder blocks by index, one after another."""
 
     @abstractmethod
-    def run_neck(self, model: Any, hidden: Tensor) -> Features:
-        """Return the features of the last block's output [B, h, w, C]."""
+    def run_neck(self, model: Any, state: State) -> Features:
+        """Return the features of the state after the last block."""
 
-    @abstractmethod
     def encode(self, model: Any, pixel_values: Tensor) -> Features:
         """Return the features of pixel values [B, 3, S, S]."""
+        blocks = range(len(self.structure(model.config).blocks))
+        return self.run_neck(model, self.run_blocks(model, blocks, self.embed_patches(model, pixel_values)))
 
     @abstractmethod
     def decode(
@@ -167,6 +190,23 @@ class ModelFamily(ABC):
         Returns:
             Logits [P, M, 4h, 4w] and predicted IoUs [P, M].
         """
+
+    def select_masks(
+        self, config: Any, logits: Tensor, ious: Tensor, multimask_output: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Select masks of P prompts from those of `run_mask_head`, as `decode` does.
+
+        Args:
+            config: Configuration of the model.
+            logits: [P, M, 4h, 4w], the single mask first.
+            ious: Predicted IoUs [P, M].
+            multimask_output: Return all masks but the single one instead of the single one.
+
+        Returns:
+            Logits [P, C, 4h, 4w] and predicted IoUs [P, C].
+        """
+        chosen = slice(1, None) if multimask_output else slice(0, 1)
+        return logits[:, chosen], ious[:, chosen]
 
     @abstractmethod
     def embed_boxes(self, model: Any, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -285,3 +325,10 @@ class ModelFamily(ABC):
 def flatten_image(image: Tensor) -> Tensor:
     """Turn a map [B, C, h, w] into image tokens [B, 1, h * w, C]."""
     return image.flatten(2).transpose(1, 2)[:, None]
+
+
+def unflatten_image(tokens: Tensor) -> Tensor:
+    """Turn the image tokens [B, 1, h * w, C] of a square map into the map [B, C, h, w]."""
+    side = math.isqrt(tokens.shape[2])
+    image = tokens[:, 0].transpose(1, 2)
+    return image.reshape(*image.shape[:2], side, side)

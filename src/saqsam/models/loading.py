@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from transformers import SamConfig, SamModel, SamProcessor
 
-from saqsam.models.building import SHARED, SHARED_COPY, build_model
-from saqsam.models.configuration import max_weight_bytes, parse_sam_config
-from saqsam.models.inference import DECODER_HEADS, infer_sam_config
-from saqsam.models.official import from_official, rename_state_dict
+from saqsam.models.building import build_model
+from saqsam.models.configuration import max_weight_bytes, parse_config
 from saqsam.models.processing import build_processor, load_processor
+from saqsam.models.registry import family_of
+from saqsam.models.sam.inference import DECODER_HEADS
 from saqsam.models.state_dicts import ModelStateDict, find_model
 from saqsam.models.weights import (
     first_line,
@@ -39,7 +38,7 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _TENSOR_FILES = frozenset({".pth", ".pt", ".bin", ".ckpt", ".safetensors"})
 
 
-def load(model: str | Path = BUNDLED, *, device: str | torch.device = "cpu") -> tuple[SamModel, SamProcessor]:
+def load(model: str | Path = BUNDLED, *, device: str | torch.device = "cpu") -> tuple[Any, Any]:
     """Load a Segment Anything model with the processor that prepares its inputs.
 
     Args:
@@ -82,7 +81,7 @@ def load(model: str | Path = BUNDLED, *, device: str | torch.device = "cpu") -> 
     return _load_hub(str(model), target)
 
 
-def _load_bundled(device: torch.device) -> tuple[SamModel, SamProcessor]:
+def _load_bundled(device: torch.device) -> tuple[Any, Any]:
     folder = _bundled_folder()
     if not (folder / "model.safetensors").is_file():
         raise ValueError(
@@ -96,7 +95,7 @@ def _bundled_folder() -> Path:
     return Path(str(importlib.resources.files("saqsam.models") / "sam_mini"))
 
 
-def _load_folder(folder: Path, device: torch.device) -> tuple[SamModel, SamProcessor]:
+def _load_folder(folder: Path, device: torch.device) -> tuple[Any, Any]:
     raw = _read_config(folder)
     quantization = raw.get("quantization_config")
     if quantization is not None:
@@ -106,34 +105,42 @@ def _load_folder(folder: Path, device: torch.device) -> tuple[SamModel, SamProce
         from saqsam.checkpoint import load_packed_folder
 
         return load_packed_folder(folder, raw, device=device)
-    config = parse_sam_config(raw, str(folder / "config.json"))
+    config = parse_config(raw, str(folder / "config.json"))
     processor = load_processor(folder, config)
     # No variable holds the tensors here, so that each can go as soon as the model has its copy.
     max_bytes = max_weight_bytes(config)
     model = build_model(
         config,
-        _plain_names(read_folder(folder, max_bytes=max_bytes), folder),
+        _plain_names(config, read_folder(folder, max_bytes=max_bytes), folder),
         source=str(folder),
         device=device,
     )
     return model, processor
 
 
-def _plain_names(tensors: Mapping[str, torch.Tensor], folder: Path) -> Mapping[str, torch.Tensor]:
-    """Return a folder's tensors by their names in `SamModel`, without the prefix that they were saved with."""
-    if SHARED in tensors or SHARED_COPY in tensors:
-        return tensors
+def _plain_names(
+    config: Any, tensors: Mapping[str, torch.Tensor], folder: Path
+) -> Mapping[str, torch.Tensor]:
+    """Return a folder's tensors by their names in transformers, without the prefix that they were saved with."""
+    layout = family_of(config).format
+    if layout.anchor in tensors:
+        return layout.image_tensors(tensors)
     located = find_model(tensors, folder)
+    if located.family is not family_of(config):
+        raise CheckpointError(
+            f"{folder}: config.json describes a {family_of(config).label}, the tensors are those of a "
+            f"{located.family.label}"
+        )
     _warn_of_extra_tensors(located, folder)
     if not located.is_official:
-        return located.tensors
+        return layout.image_tensors(located.tensors)
     try:
-        return rename_state_dict(located.tensors)
+        return layout.rename_official(located.tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
 
 
-def _load_file(path: Path, device: torch.device) -> tuple[SamModel, SamProcessor]:
+def _load_file(path: Path, device: torch.device) -> tuple[Any, Any]:
     folder = path.parent
     has_config = (folder / "config.json").is_file()
     if (
@@ -148,23 +155,24 @@ def _load_file(path: Path, device: torch.device) -> tuple[SamModel, SamProcessor
     tensors = located.tensors
     if located.is_official:
         try:
-            config, tensors = from_official(tensors)
+            config, tensors = located.family.format.from_official(tensors)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
         processor = build_processor(config)
         _use_statistics(processor, located, path)
     elif has_config:
-        config = parse_sam_config(_read_config(folder), str(folder / "config.json"))
+        config = parse_config(_read_config(folder), str(folder / "config.json"))
         processor = load_processor(folder, config)
     else:
-        config = _infer_without_config(tensors, path)
+        config = _infer_without_config(located, path)
         processor = build_processor(config)
-    model = build_model(config, tensors, source=str(path), device=device)
+    used = family_of(config).format.image_tensors(tensors)
+    model = build_model(config, used, source=str(path), device=device)
     _warn_of_extra_tensors(located, path)
     return model, processor
 
 
-def _use_statistics(processor: SamProcessor, located: ModelStateDict, path: Path) -> None:
+def _use_statistics(processor: Any, located: ModelStateDict, path: Path) -> None:
     """Normalize with the `pixel_mean` and `pixel_std` of the file, with which the model was trained."""
     for name, setting in (("pixel_mean", "image_mean"), ("pixel_std", "image_std")):
         if name in located.statistics:
@@ -180,9 +188,9 @@ def _use_statistics(processor: SamProcessor, located: ModelStateDict, path: Path
                 warnings.warn(f"{path}: pixels are normalized with the {name} of the file", stacklevel=4)
 
 
-def _infer_without_config(tensors: Mapping[str, torch.Tensor], path: Path) -> SamConfig:
+def _infer_without_config(located: ModelStateDict, path: Path) -> Any:
     try:
-        config = infer_sam_config({name: tuple(value.shape) for name, value in tensors.items()})
+        config = located.family.format.infer_config(located.tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: no config.json beside it, and {error}") from error
     warnings.warn(
@@ -201,7 +209,7 @@ def _warn_of_extra_tensors(located: ModelStateDict, path: Path) -> None:
         )
 
 
-def _load_hub(model_id: str, device: torch.device) -> tuple[SamModel, SamProcessor]:
+def _load_hub(model_id: str, device: torch.device) -> tuple[Any, Any]:
     try:
         folder = Path(snapshot_download(model_id, allow_patterns=["*.json", "model*.safetensors"]))
         if not any(folder.glob("model*.safetensors")):

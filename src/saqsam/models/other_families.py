@@ -8,12 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-SUPPORTED = "saqsam supports SAM v1 (ViT-B, ViT-L, ViT-H, and models of that architecture)"
+SUPPORTED = "saqsam supports SAM v1 and SAM 2"
 
 _MODEL_TYPES = {
     "sam_hq": "SAM-HQ",
-    "sam2": "SAM 2",
-    "sam2_video": "SAM 2",
     "edgetam": "EdgeTAM",
     "edgetam_video": "EdgeTAM",
     "sam3": "SAM 3",
@@ -26,9 +24,6 @@ _MODEL_TYPES = {
 _OFFICIAL_KEYS = (
     ("SAM 3", r"backbone\.vision_backbone\."),
     ("EdgeTAM", r"image_encoder\.trunk\.body\."),
-    # A module that appeared with version 2.1.
-    ("SAM 2.1", r"obj_ptr_tpos_proj\.|no_obj_embed_spatial$"),
-    ("SAM 2", r"image_encoder\.trunk\.|sam_mask_decoder\."),
     (
         "SAM-HQ",
         r"mask_decoder\.(hf_token|hf_mlp|compress_vit_feat|embedding_encoder|embedding_maskfeature)\.",
@@ -36,7 +31,6 @@ _OFFICIAL_KEYS = (
     ("MobileSAM", r"image_encoder\.patch_embed\.seq\.|image_encoder\.layers\.\d+\.blocks\."),
     # transformers' names.
     ("SAM-HQ", r"mask_decoder\.(hq_token|hq_mask_mlp|compress_vit_conv1)\."),
-    ("SAM 2", r"vision_encoder\.backbone\.blocks\."),
 )
 """Model names with a pattern of tensor names each, in order of precedence; tensor names may have prefixes."""
 

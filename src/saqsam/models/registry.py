@@ -6,9 +6,10 @@ from typing import Any
 
 from saqsam.models.family import ModelFamily
 from saqsam.models.sam.family import SamFamily
+from saqsam.models.sam2.family import Sam2Family
 from saqsam.models.structure import ModelStructure
 
-FAMILIES: tuple[ModelFamily, ...] = (SamFamily(),)
+FAMILIES: tuple[ModelFamily, ...] = (SamFamily(), Sam2Family())
 """One entry for each family; the first one that lists a model type is responsible for it."""
 
 
@@ -22,9 +23,9 @@ def family_of(config: Any) -> ModelFamily:
         ValueError: No family has this `model_type`.
     """
     for family in FAMILIES:
-        if config.model_type in family.model_types:
+        if config.model_type in family.format.model_types:
             return family
-    supported = ", ".join(name for family in FAMILIES for name in family.model_types)
+    supported = ", ".join(name for family in FAMILIES for name in family.format.model_types)
     raise ValueError(f"model_type: expected one of {supported}, got {config.model_type!r}")
 
 
@@ -48,4 +49,6 @@ def module_label(name: str) -> str:
 
 def slot_label(slot: str) -> str:
     """Return the display name of an activation slot of any family."""
-    return FAMILIES[0].slot_label(slot)
+    module = slot.rpartition(".")[0]
+    family = next((family for family in FAMILIES if family.module_label(module) != module), FAMILIES[0])
+    return family.slot_label(slot)

@@ -14,19 +14,14 @@ from pathlib import Path
 
 import torch
 
+from saqsam.models.family import ModelFamily
 from saqsam.models.other_families import name_of_tensors, refusal
+from saqsam.models.registry import FAMILIES
 from saqsam.utils.errors import CheckpointError, shorten, shorten_names
 
 MAX_NESTING = 4
 """Largest depth of nested dictionaries that is searched."""
 
-_ANCHORS = {
-    "image_encoder.patch_embed.proj.weight": True,
-    "vision_encoder.patch_embed.projection.weight": False,
-}
-"""Names of the patch embedding, and whether each is the official one."""
-_OFFICIAL_ROOTS = ("image_encoder", "prompt_encoder", "mask_decoder")
-_TRANSFORMERS_ROOTS = ("vision_encoder", "prompt_encoder", "mask_decoder", "shared_image_embedding")
 # Wrappers of torch insert these between module names.
 _WRAPPING = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module)\.")
 _ADAPTER = re.compile(r"lora|adapter|\bw_[ab]_?\d", re.IGNORECASE)
@@ -39,6 +34,7 @@ class ModelStateDict:
     """The state dict of a model within a file.
 
     Attributes:
+        family: Family of the model, by the names of its tensors.
         location: Place in the file, such as ``state_dict, prefix model.``.
         is_official: Whether the names are the official code's, not transformers'.
         tensors: Tensors by name, without prefixes.
@@ -47,6 +43,7 @@ class ModelStateDict:
             file lacks them.
     """
 
+    family: ModelFamily
     location: str
     is_official: bool
     tensors: dict[str, torch.Tensor]
@@ -71,7 +68,7 @@ def find_model(content: Mapping[str, object], path: Path) -> ModelStateDict:
     models = list(_find_all(content, path))
     if not models:
         raise CheckpointError(
-            f"{path}: expected the tensors of an official Segment Anything model or of transformers' SamModel, got "
+            f"{path}: expected the tensors of a Segment Anything model, official or of transformers, got "
             f"{shorten_names([str(key)[:80] for key in content]) or 'none'}"
         )
     if len(models) > 1:
@@ -100,9 +97,11 @@ def _find_all(content: Mapping[str, object], path: Path) -> Iterator[ModelStateD
     for where, dictionary in _dictionaries(content, "", MAX_NESTING, set()):
         state = _unwrap_names(dictionary, path)
         for name in state:
-            for anchor, is_official in _ANCHORS.items():
-                if name == anchor or name.endswith(f".{anchor}"):
-                    yield _take(state, name.removesuffix(anchor), where, is_official)
+            for family in FAMILIES:
+                for anchor in (family.format.official_anchor, family.format.anchor):
+                    if name == anchor or name.endswith(f".{anchor}"):
+                        is_official = anchor == family.format.official_anchor
+                        yield _take(state, name.removesuffix(anchor), where, family, is_official)
 
 
 def _dictionaries(
@@ -130,9 +129,11 @@ def _unwrap_names(dictionary: Mapping[str, object], path: Path) -> dict[str, tor
     return state
 
 
-def _take(state: Mapping[str, torch.Tensor], prefix: str, where: str, is_official: bool) -> ModelStateDict:
+def _take(
+    state: Mapping[str, torch.Tensor], prefix: str, where: str, family: ModelFamily, is_official: bool
+) -> ModelStateDict:
     """Return the model under a prefix, with the names of all other tensors."""
-    roots = _OFFICIAL_ROOTS if is_official else _TRANSFORMERS_ROOTS
+    roots = family.format.official_roots if is_official else family.format.roots
     tensors: dict[str, torch.Tensor] = {}
     extra_names: list[str] = []
     statistics: dict[str, torch.Tensor] = {}
@@ -142,7 +143,7 @@ def _take(state: Mapping[str, torch.Tensor], prefix: str, where: str, is_officia
             tensors[own] = value
         elif own in _STATISTICS:
             statistics[own] = value
-        else:
+        elif own.partition(".")[0] not in family.format.ignored_roots:
             extra_names.append(name)
     place = ", ".join(part for part in (where, f"prefix {prefix}" if prefix else "") if part)
-    return ModelStateDict(place or "the file itself", is_official, tensors, extra_names, statistics)
+    return ModelStateDict(family, place or "the file itself", is_official, tensors, extra_names, statistics)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -54,16 +54,16 @@ class AttentionSite(Site):
 
 @dataclass(frozen=True)
 class NormalizedLayer:
-    """A layer whose only input is a normalization, so that channel factors can be moved between the two.
+    """Layers that read a normalization and nothing else does, so that channel factors can be moved between them.
 
     Attributes:
         norm: Name of the normalization.
-        layer: Name of the linear layer or convolution.
+        layers: Names of the linear layers or convolutions.
         shifts: Whether offsets can be moved, too: False if zero padding lies between the two.
     """
 
     norm: str
-    layer: str
+    layers: tuple[str, ...]
     shifts: bool = True
 
 
@@ -91,12 +91,15 @@ class ModelStructure:
         residual_readers: Decoder layers whose input is a residual stream, alone or with positions.
         blocks: Encoder blocks in the order of computation.
         stages: Ranges of `blocks`. A stage ends with a global-attention block; blocks after the last one form a stage.
+        skip_targets: For each block, the block that layer skipping continues with after it; the number of blocks if
+            that is the neck.
         neck: Module between the last block and the image embedding.
         decoder: Two-way transformer.
         decoder_layers: Its layers in the order of computation.
         final_attention: Its final attention of tokens to the image.
         patch_embedding: Convolution that embeds patches.
-        position_embedding: Parameter with the absolute positions; the model may have none.
+        position_embedding: Parameter with the absolute positions, [1, h, w, C]; None if the family has no such tensor.
+            The model may have none, too.
         normalized_layers: Layers of the encoder that can be equalized with the normalization they read.
         relu_mlps: MLPs that can be equalized across their ReLU.
         tied: Name of each tensor that shares its storage with another one, and the name of that other one.
@@ -108,12 +111,13 @@ class ModelStructure:
     residual_readers: tuple[str, ...]
     blocks: tuple[str, ...]
     stages: tuple[range, ...]
+    skip_targets: tuple[int, ...]
     neck: str
     decoder: str
     decoder_layers: tuple[str, ...]
     final_attention: str
     patch_embedding: str
-    position_embedding: str
+    position_embedding: str | None
     normalized_layers: tuple[NormalizedLayer, ...]
     relu_mlps: tuple[ReluMlp, ...]
     tied: Mapping[str, str]
@@ -153,6 +157,8 @@ class InputSpec:
         patch_size: Side of a patch in pixels.
         embedding_channels: Channels C of the image embedding.
         masks: Masks that the decoder predicts for a prompt, the single one included.
+        extras: Shape [1, C, h, w] of each further feature map by its name in exports, in the order of
+            `Features.extras`.
     """
 
     channels: int
@@ -160,6 +166,7 @@ class InputSpec:
     patch_size: int
     embedding_channels: int
     masks: int
+    extras: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def grid(self) -> int:
@@ -175,6 +182,11 @@ class InputSpec:
     def pixels(self) -> tuple[int, int, int, int]:
         """Shape of the pixel values of one image."""
         return (1, self.channels, self.image_size, self.image_size)
+
+    @property
+    def features(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape [1, C, h, w] of each feature map of an image by its name in exports, the embedding first."""
+        return {"image_embeddings": self.embedding, **self.extras}
 
     @property
     def embedding(self) -> tuple[int, int, int, int]:

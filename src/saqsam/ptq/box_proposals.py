@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saqsam.inference.predictor import Predictor
+from saqsam.models.processing import input_side
 
 MAX_PROPOSAL_IOU = 0.7
 """Largest IoU of two proposed boxes."""
@@ -46,8 +47,8 @@ def propose_boxes(
             break
     if not kept:
         return np.zeros((0, 4))
-    # Cells of the padded square -> pixels of the image; boxes are clipped to the image.
-    cell = predictor.processor.image_processor.pad_size["height"] / logits.shape[-1]
+    # Cells of the square input -> pixels of the image; boxes are clipped to the image.
+    cell = input_side(predictor.processor) / logits.shape[-1]
     input_height, input_width = predictor.input_size
     scale = np.array([width / input_width, height / input_height] * 2)
     boxes = torch.stack(kept).double().cpu().numpy() * cell * scale

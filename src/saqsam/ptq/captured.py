@@ -280,5 +280,5 @@ class UnitInputs:
                 pixel_values, image_prompts = images[index]
                 assert image_prompts.boxes is not None
                 prompts[index] = PromptTokens.embed(self._family, model, image_prompts.boxes)
-                states.append((self._family.embed_patches(model, pixel_values.to(model.device)),))
+                states.append(self._family.embed_patches(model, pixel_values.to(model.device)))
         return prompts, states

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers import SamModel
 
 from saqsam.convert.plan import QuantizationPlan
-from saqsam.models.family import DecoderAttention, flatten_image
+from saqsam.models.family import DecoderAttention
 from saqsam.models.structure import AttentionSite
 from saqsam.ptq.calibration_images import CalibrationImages
-from saqsam.ptq.states import PromptTokens, State
+from saqsam.ptq.states import PromptTokens, State, image_state
 from saqsam.ptq.tensor_store import MemoryBudget, TensorStore
 from saqsam.ptq.units import Unit
 from saqsam.quant.compensation import InputSums, LogitSums
@@ -105,7 +105,7 @@ class CompensationRun:
             self._prompts[number] = PromptTokens.embed(self._family, self.model, boxes)
             pixels = pixel_values.to(self.model.device)
             for model, store in self._states.items():
-                store.append((self._family.embed_patches(model, pixels),))
+                store.append(self._family.embed_patches(model, pixels))
 
     def advance(self, unit: Unit) -> None:
         """Replace the states before a unit by those after it."""
@@ -143,10 +143,10 @@ class CompensationRun:
         return Embeddings(self._embeddings[self.model], floats)
 
     def _embed(self, number: int) -> State:
-        """Return the image embedding ([1, 1, h * w, C'],) of one image by the float encoder."""
+        """Return the state after the float encoder of one image."""
         pixel_values, _ = self._calibration[self._images[number]]
         features = self._family.encode(self._reference, pixel_values.to(self.model.device))
-        return (flatten_image(features.embedding),)
+        return image_state(features)
 
     def input_sums(self, unit: Unit, names: Sequence[str]) -> dict[str, InputSums]:
         """Return the sums over the inputs of layers of a unit that read the same activations, by name."""

@@ -26,7 +26,7 @@ Equalization leaves residual streams unchanged, so the ranges of one float model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -138,9 +138,9 @@ def equalize(
     """
     equalization = equalization or Equalization()
     for pair in structure.normalized_layers:
-        norm, layer = model.get_submodule(pair.norm), model.get_submodule(pair.layer)
-        assert isinstance(layer, nn.Linear | nn.Conv2d)
-        _equalize_norm(norm, layer, ranges[f"{pair.layer} input"], equalization, shifts=pair.shifts)
+        layers = [_linear_or_conv(model, name) for name in pair.layers]
+        observed = ranges[f"{pair.layers[0]} input"]
+        _equalize_norm(model.get_submodule(pair.norm), layers, observed, equalization, shifts=pair.shifts)
     if equalization.layers == "normalizations":
         return
     for site in structure.attentions:
@@ -179,33 +179,37 @@ def scale_inputs(model: SamModel, structure: ModelStructure, ranges: Mapping[str
 
 def _equalize_norm(
     norm: nn.Module,
-    layer: nn.Linear | nn.Conv2d,
+    layers: Sequence[nn.Linear | nn.Conv2d],
     observed: ChannelRange,
     equalization: Equalization,
     *,
     shifts: bool,
 ) -> None:
-    """Move channel factors and, if it `shifts`, offsets from a normalization to the layer that reads it."""
+    """Move channel factors and, if it `shifts`, offsets from a normalization to the layers that read it."""
     assert isinstance(norm.weight, Tensor)
     assert isinstance(norm.bias, Tensor)
     if equalization.groups is not None:
         ends = group_ranges(observed.low, observed.high, equalization.groups)
         observed = ChannelRange(*ends, observed.images)
-    factor = _migration_factor(observed, layer, equalization.strength)
+    factor = _migration_factor(observed, layers, equalization.strength)
     if shifts:
-        assert layer.bias is not None
-        layer.bias.add_(layer.weight @ observed.middle)
+        for layer in layers:
+            assert layer.bias is not None
+            layer.bias.add_(layer.weight @ observed.middle)
         norm.bias.sub_(observed.middle)
     norm.weight.div_(factor)
     norm.bias.div_(factor)
-    _scale_inputs(layer, factor)
+    for layer in layers:
+        _scale_inputs(layer, factor)
 
 
-def _migration_factor(observed: ChannelRange, layer: nn.Linear | nn.Conv2d, strength: float) -> Tensor:
-    """Return the factors, float32 [K], that move a layer's channel ranges to its weight columns, with mean 1."""
+def _migration_factor(
+    observed: ChannelRange, layers: Sequence[nn.Linear | nn.Conv2d], strength: float
+) -> Tensor:
+    """Return the factors, float32 [K], that move channel ranges to the layers' weight columns, with mean 1."""
     factor = observed.half
     if strength < 1:
-        columns = layer.weight.transpose(0, 1).flatten(1)
+        columns = torch.cat([layer.weight.transpose(0, 1).flatten(1) for layer in layers], 1)
         factor = factor**strength / ChannelRange(columns.amin(1), columns.amax(1)).half ** (1 - strength)
     return factor / factor.mean()
 
@@ -247,6 +251,12 @@ def _equalize_attention(model: SamModel, site: AttentionSite, ranges: Mapping[st
 def _linear(model: SamModel, name: str) -> nn.Linear:
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def _linear_or_conv(model: SamModel, name: str) -> nn.Linear | nn.Conv2d:
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
     return layer
 
 
@@ -302,6 +312,6 @@ def _observing(model: SamModel, structure: ModelStructure) -> Iterator[list[tupl
 
 def _observed_inputs(structure: ModelStructure) -> list[str]:
     """Return the layers whose inputs are equalized or scaled, each once."""
-    normalized = [pair.layer for pair in structure.normalized_layers]
+    normalized = [pair.layers[0] for pair in structure.normalized_layers]
     hidden = [mlp.second for mlp in structure.relu_mlps]
     return list(dict.fromkeys([*normalized, *hidden, *structure.residual_readers]))

@@ -54,8 +54,8 @@ class OutputLoss(Loss):
     def response(
         self, unit: Unit, reference: SamModel, state: State, output: State, prompts: PromptTokens
     ) -> State:
-        """Return the state after the unit."""
-        return output
+        """Return the unit's own part of the state after it."""
+        return unit.own_output(output)
 
     def __call__(self, unit: Unit, response: State, target: State) -> Tensor:
         """Return the weighted sum of the squared errors of all tensors of a response."""

@@ -17,6 +17,7 @@ from saqsam.convert.prepare import fill_slots, prepare, prepared_copy, shared_co
 from saqsam.data.detections import Detections
 from saqsam.data.open import DatasetSource
 from saqsam.models.processing import build_processor
+from saqsam.models.registry import family_of
 from saqsam.ptq.bimodal import find_signs, integrate_bimodal, merged_observers
 from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_data import open_calibration
@@ -138,7 +139,9 @@ def working_copy(model: SamModel, recipe: Recipe) -> SamModel:
     It shares the parameters of the model where no step of the recipe changes weights in place: a second SAM-H would
     take 2.6 GB.
     """
-    return (copy.deepcopy(model) if recipe.changes_weights else shared_copy(model)).eval().float()
+    working = (copy.deepcopy(model) if recipe.changes_weights else shared_copy(model)).eval().float()
+    family_of(model.config).simplify(working)
+    return working
 
 
 def _quantize_weights(

@@ -7,15 +7,22 @@ from typing import Any
 
 from torch import Tensor
 
-from saqsam.models.family import ModelFamily, flatten_image
+from saqsam.models.family import Features, ModelFamily, flatten_image
 
 State = tuple[Tensor, ...]
 """Activations of one image between two units, float32.
 
-- Within the encoder: hidden states ([1, h, w, C],).
-- After the neck: image tokens ([1, 1, h * w, C],).
-- After a decoder layer: tokens [P, 1, T, C] and image tokens [P, 1, h * w, C].
+- Within the encoder: hidden states [1, h, w, C], and outputs of earlier blocks that the neck reads.
+- After the neck: image tokens [1, 1, h * w, C], and the extra features as image tokens.
+- After a decoder layer: tokens [P, 1, T, C], image tokens [P, 1, h * w, C], and the extra features.
+
+SAM v1 has no earlier outputs and no extra features.
 """
+
+
+def image_state(features: Features) -> State:
+    """Return the state after the neck."""
+    return tuple(flatten_image(part) for part in features.maps)
 
 
 @dataclass(frozen=True)

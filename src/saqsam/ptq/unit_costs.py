@@ -98,7 +98,7 @@ def _forward_costs(
     family, costs = plan.family, []
     with torch.device("meta"):
         embedded = PromptTokens.embed(family, model, torch.zeros(prompts, 4))
-        state: State = (family.embed_patches(model, torch.zeros(family.input_spec(model.config).pixels)),)
+        state: State = family.embed_patches(model, torch.zeros(family.input_spec(model.config).pixels))
         embedding: State = ()
         for unit in units:
             state = embedding if unit.reads_embedding else state

@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import SamModel
 
 from saqsam.convert.plan import QuantizationPlan
-from saqsam.models.family import ModelFamily, flatten_image
+from saqsam.models.family import ModelFamily, unflatten_image
 from saqsam.ptq.losses import LOSSES, Loss, MaskLoss
-from saqsam.ptq.states import PromptTokens, State
+from saqsam.ptq.states import PromptTokens, State, image_state
 from saqsam.recipes.specs import Reconstruction
 
 
@@ -95,13 +95,28 @@ class Unit(ABC):
         """
 
     def _finish_decoder(
-        self, model: SamModel, first: int, tokens: Tensor, image: Tensor, prompts: PromptTokens
+        self,
+        model: SamModel,
+        first: int,
+        tokens: Tensor,
+        image: Tensor,
+        prompts: PromptTokens,
+        extras: State,
     ) -> tuple[Tensor, Tensor]:
-        """Return masks and IoUs from tokens and image tokens before decoder layer `first`."""
+        """Return masks and IoUs from tokens, image tokens and extra features before decoder layer `first`."""
         tokens, image = self.family.run_transformer(
             model, first, tokens, image, prompts.tokens, prompts.positions, with_final=True
         )
-        return self.family.run_mask_head(model, tokens, image)
+        return self._run_mask_head(model, tokens, image, extras)
+
+    def _run_mask_head(
+        self, model: SamModel, tokens: Tensor, image: Tensor, extras: State
+    ) -> tuple[Tensor, Tensor]:
+        return self.family.run_mask_head(model, tokens, image, tuple(map(unflatten_image, extras)))
+
+    def own_output(self, output: State) -> State:
+        """Return the tensors of the state after the unit that the unit computes."""
+        return output
 
     def response(self, model: SamModel, reference: SamModel, state: State, prompts: PromptTokens) -> State:
         """Run the unit in `model` and return the tensors that its loss compares.
@@ -120,7 +135,7 @@ class Unit(ABC):
 
 
 class EncoderUnit(Unit):
-    """Consecutive encoder blocks, from hidden states [1, h, w, C] to hidden states of the same shape.
+    """Consecutive encoder blocks.
 
     Args:
         plan: Quantization plan of the run.
@@ -149,31 +164,39 @@ class EncoderUnit(Unit):
         self.modules = tuple(plan.structure.blocks[index] for index in blocks)
 
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
-        """Return hidden states ([1, h, w, C],) from hidden states ([1, h, w, C],)."""
-        return (self.family.run_blocks(model, self.blocks, state[0]),)
+        """Return the state after the blocks."""
+        return self.family.run_blocks(model, self.blocks, state)
 
     def read_prompts(self, reference: SamModel, output: State, prompts: PromptTokens) -> State:
-        """Return the decoder's image tokens after all two-way layers, ([P, 1, h * w, C],)."""
-        image = self._image_tokens(reference, output) + prompts.dense
+        """Return the decoder's image tokens after all two-way layers, [P, 1, h * w, C], and the extra features."""
+        image, *extras = self._image_state(reference, output)
         _, image = self.family.run_transformer(
-            reference, 0, prompts.tokens, image, prompts.tokens, prompts.positions, with_final=False
+            reference,
+            0,
+            prompts.tokens,
+            image + prompts.dense,
+            prompts.tokens,
+            prompts.positions,
+            with_final=False,
         )
-        return (image,)
+        return (image, *extras)
 
     def decode_masks(
         self, reference: SamModel, state: State, output: State, prompts: PromptTokens
     ) -> tuple[Tensor, Tensor]:
         """Return masks and IoUs by way of the later blocks, the neck and the decoder."""
-        image = self._image_tokens(reference, output) + prompts.dense
-        return self._finish_decoder(reference, 0, prompts.tokens, image, prompts)
+        image, *extras = self._image_state(reference, output)
+        return self._finish_decoder(
+            reference, 0, prompts.tokens, image + prompts.dense, prompts, tuple(extras)
+        )
 
-    def _image_tokens(self, reference: SamModel, output: State) -> Tensor:
-        hidden = self.family.run_blocks(reference, self.later, output[0])
-        return flatten_image(self.family.run_neck(reference, hidden).embedding)
+    def _image_state(self, reference: SamModel, output: State) -> State:
+        state = self.family.run_blocks(reference, self.later, output)
+        return image_state(self.family.run_neck(reference, state))
 
 
 class NeckUnit(Unit):
-    """The neck, from hidden states [1, h, w, C] to image tokens [1, 1, h * w, C'].
+    """The neck, from the state after the last block to image tokens [1, 1, h * w, C'] and extra features.
 
     Args:
         plan: Quantization plan of the run.
@@ -190,14 +213,15 @@ class NeckUnit(Unit):
         self.relative_steps = relative_steps
 
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
-        """Return image tokens ([1, 1, h * w, C'],) from hidden states ([1, h, w, C],)."""
-        return (flatten_image(self.family.run_neck(model, state[0]).embedding),)
+        """Return image tokens [1, 1, h * w, C'] and the extra features."""
+        return image_state(self.family.run_neck(model, state))
 
     def decode_masks(
         self, reference: SamModel, state: State, output: State, prompts: PromptTokens
     ) -> tuple[Tensor, Tensor]:
         """Return masks and IoUs by way of the decoder."""
-        return self._finish_decoder(reference, 0, prompts.tokens, output[0] + prompts.dense, prompts)
+        image = output[0] + prompts.dense
+        return self._finish_decoder(reference, 0, prompts.tokens, image, prompts, output[1:])
 
 
 class DecoderUnit(Unit):
@@ -220,18 +244,27 @@ class DecoderUnit(Unit):
         self.modules = (plan.structure.decoder_layers[index],)
 
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
-        """Return tokens [P, 1, T, C] and image tokens [P, 1, h * w, C].
+        """Return tokens [P, 1, T, C], image tokens [P, 1, h * w, C] and the extra features.
 
-        The state is the same two tensors; for the first layer, image tokens ([1, 1, h * w, C],) of the neck.
+        The state is the same; before the first layer, it is the neck's.
         """
-        tokens, image = state if self.index else (prompts.tokens, state[0] + prompts.dense)
-        return self.family.run_decoder_layer(
+        if self.index:
+            tokens, image, *extras = state
+        else:
+            tokens, (image, *extras) = prompts.tokens, state
+            image = image + prompts.dense
+        tokens, image = self.family.run_decoder_layer(
             model, self.index, tokens, image, prompts.tokens, prompts.positions
         )
+        return (tokens, image, *extras)
+
+    def own_output(self, output: State) -> State:
+        """Return tokens and image tokens."""
+        return output[:2]
 
     def read_prompts(self, reference: SamModel, output: State, prompts: PromptTokens) -> State:
         """Return tokens, image tokens, and the whole transformer's output tokens [P, 1, T, C]."""
-        tokens, image = output
+        tokens, image = self.own_output(output)
         final_tokens, _ = self.family.run_transformer(
             reference, self.index + 1, tokens, image, prompts.tokens, prompts.positions, with_final=True
         )
@@ -241,8 +274,8 @@ class DecoderUnit(Unit):
         self, reference: SamModel, state: State, output: State, prompts: PromptTokens
     ) -> tuple[Tensor, Tensor]:
         """Return masks and IoUs by way of the later layers."""
-        tokens, image = output
-        return self._finish_decoder(reference, self.index + 1, tokens, image, prompts)
+        tokens, image, *extras = output
+        return self._finish_decoder(reference, self.index + 1, tokens, image, prompts, tuple(extras))
 
 
 class FinalAttentionUnit(Unit):
@@ -261,7 +294,7 @@ class FinalAttentionUnit(Unit):
         self.modules = (plan.structure.final_attention,)
 
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
-        """Return its output ([P, 1, T, C],) from tokens [P, 1, T, C] and image tokens [P, 1, h * w, C]."""
+        """Return its output ([P, 1, T, C],) from the state after the last layer."""
         attended = self.family.run_final_attention(
             model, state[0], state[1], prompts.tokens, prompts.positions
         )
@@ -272,7 +305,7 @@ class FinalAttentionUnit(Unit):
     ) -> tuple[Tensor, Tensor]:
         """Return masks and IoUs by way of the last normalization and the mask head."""
         tokens = self.family.finish_tokens(reference, state[0], output[0])
-        return self.family.run_mask_head(reference, tokens, state[1])
+        return self._run_mask_head(reference, tokens, state[1], state[2:])
 
 
 class JointUnit(Unit):
@@ -295,8 +328,9 @@ class JointUnit(Unit):
         self.modules = (plan.structure.decoder,)
 
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
-        """Return mask logits [P, M, 4 h, 4 w] and predicted IoUs [P, M] from image tokens ([1, 1, h * w, C'],)."""
-        return self._finish_decoder(model, 0, prompts.tokens, state[0] + prompts.dense, prompts)
+        """Return mask logits [P, M, 4 h, 4 w] and predicted IoUs [P, M] from the state after the neck."""
+        image = state[0] + prompts.dense
+        return self._finish_decoder(model, 0, prompts.tokens, image, prompts, state[1:])
 
     def decode_masks(
         self, reference: SamModel, state: State, output: State, prompts: PromptTokens
@@ -329,7 +363,8 @@ def reconstruction_units(plan: QuantizationPlan, spec: Reconstruction | None = N
     loss = LOSSES[spec.loss]()
     units: list[Unit] = []
     for name, blocks in named:
-        later = range(0) if spec.skip_layers else range(blocks.stop, count)
+        first = structure.skip_targets[blocks[-1]] if spec.skip_layers else blocks[-1] + 1
+        later = range(first, count)
         units.append(EncoderUnit(plan, name, blocks, later, loss, relative_steps=spec.encoder_steps))
     units.append(NeckUnit(plan, loss, relative_steps=spec.encoder_steps))
     for index in range(len(structure.decoder_layers)):

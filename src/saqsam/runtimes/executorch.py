@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from saqsam.export.executorch.sam.decoder import EMPTY_LABEL
 from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
 from saqsam.inference.prompts import Prompts
-from saqsam.runtimes.inputs import as_array, check_interface, check_pixels, choose_masks, decoder_inputs
+from saqsam.models.family import Features
+from saqsam.runtimes.inputs import (
+    check_interface,
+    check_pixels,
+    choose_masks,
+    decoder_inputs,
+    named_features,
+)
 from saqsam.utils.errors import CheckpointError, shorten_message
 from saqsam.utils.quiet_logging import quiet_logging
 
@@ -62,14 +69,14 @@ class ExecuTorchBackend:
                 shapes[name] = (None,) * dynamic + shape[dynamic:]
             check_interface(path, self.manifest, part, shapes, (*LOW_RES_OUTPUTS, "image_embeddings"))
 
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Embed an image, as `Backend.encode`."""
+    def encode(self, pixel_values: torch.Tensor) -> Features:
+        """Encode an image, as `Backend.encode`."""
         check_pixels(self.manifest, pixel_values)
         (embedding,) = self._encoder(pixel_values)
-        return embedding
+        return Features(embedding)
 
     def decode(
-        self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
+        self, features: Features, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Predict masks, as `Backend.decode`.
 
@@ -77,7 +84,7 @@ class ExecuTorchBackend:
         """
         if len(prompts) == 0:
             raise ValueError("prompt: expected at least one, got none")
-        inputs = decoder_inputs(as_array(embedding), prompts)
+        inputs = decoder_inputs(named_features(self.manifest, features), prompts)
         coords, labels = self._pad_points(inputs["point_coords"], inputs["point_labels"])
         masks, has_mask = inputs["mask_input"], inputs["has_mask_input"]
         step = 1 if prompts.mask_inputs is not None else self._max_prompts
@@ -88,7 +95,7 @@ class ExecuTorchBackend:
             chunk = (inputs["image_embeddings"], coords[part], labels[part], mask, has_mask)
             outputs.append(self._decoder(*(torch.from_numpy(value) for value in chunk)))
         ious, logits = (torch.cat(parts).numpy() for parts in zip(*outputs, strict=True))
-        return choose_masks(logits, ious, multimask_output)
+        return choose_masks(self.manifest, logits, ious, multimask_output)
 
     def _pad_points(
         self, coords: NDArray[Any], labels: NDArray[Any]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
 from saqsam.inference.prompts import Prompts
+from saqsam.models.family import Features
 from saqsam.models.registry import family_of
 from saqsam.utils.errors import CheckpointError, shorten
 
@@ -19,11 +20,11 @@ BOX_LABELS = (2, 3)
 PADDING_LABEL = -1
 
 
-def decoder_inputs(embedding: NDArray[np.float32], prompts: Prompts) -> dict[str, NDArray[Any]]:
+def decoder_inputs(features: Mapping[str, NDArray[np.float32]], prompts: Prompts) -> dict[str, NDArray[Any]]:
     """Return the inputs of an exported decoder for P prompts.
 
     Args:
-        embedding: Image embedding, float32 [1, C, h, w].
+        features: Feature maps of an image, float32 [1, C, h, w], by name.
         prompts: P prompts in pixels of the S x S input.
 
     Returns:
@@ -41,16 +42,34 @@ def decoder_inputs(embedding: NDArray[np.float32], prompts: Prompts) -> dict[str
     else:
         coords.append(torch.zeros(count, 1, 2))
         labels.append(torch.full((count, 1), PADDING_LABEL))
-    side = 4 * embedding.shape[-1]
+    side = 4 * features["image_embeddings"].shape[-1]
     masks = prompts.mask_inputs
     mask_input = np.zeros((1, 1, side, side), np.float32) if masks is None else as_array(masks[:, None])
     return {
-        "image_embeddings": embedding,
+        **features,
         "point_coords": as_array(torch.cat([part.float() for part in coords], 1)),
         "point_labels": as_array(torch.cat([part.float() for part in labels], 1)),
         "mask_input": mask_input,
         "has_mask_input": np.array([masks is not None], dtype=np.float32),
     }
+
+
+def named_features(manifest: Manifest, features: Features) -> dict[str, NDArray[np.float32]]:
+    """Return the feature maps of an image by their names in an export."""
+    config = manifest.sam_config
+    names = family_of(config).input_spec(config).features
+    return {name: as_array(tensor) for name, tensor in zip(names, features.maps, strict=True)}
+
+
+def to_features(maps: Sequence[NDArray[np.float32]]) -> Features:
+    """Return the outputs of an exported encoder, in the order of `feature_names`, as features."""
+    embedding, *extras = (torch.from_numpy(array) for array in maps)
+    return Features(embedding, tuple(extras))
+
+
+def feature_names(manifest: Manifest) -> tuple[str, ...]:
+    """Return the names of an exported encoder's outputs."""
+    return tuple(family_of(manifest.sam_config).input_spec(manifest.sam_config).features)
 
 
 def check_pixels(manifest: Manifest, pixel_values: torch.Tensor) -> None:
@@ -83,10 +102,10 @@ def check_interface(
     expected: dict[str, tuple[int | None, ...]]
     if part == "encoder":
         expected = {"pixel_values": spec.pixels}
-        names: tuple[str, ...] = ("image_embeddings",)
+        names: tuple[str, ...] = tuple(spec.features)
     else:
         expected = {
-            "image_embeddings": spec.embedding,
+            **spec.features,
             "point_coords": (None, None, 2),
             "point_labels": (None, None),
             "mask_input": (None, 1, spec.mask_size, spec.mask_size),
@@ -108,11 +127,12 @@ def as_array(tensor: torch.Tensor) -> NDArray[np.float32]:
 
 
 def choose_masks(
-    logits: NDArray[np.float32], ious: NDArray[np.float32], multimask_output: bool
+    manifest: Manifest, logits: NDArray[np.float32], ious: NDArray[np.float32], multimask_output: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Select each prompt's first mask, or all but the first, with their predicted IoUs.
+    """Select each prompt's masks with their predicted IoUs, as the model itself does.
 
     Args:
+        manifest: Manifest of the export.
         logits: [P, M, 4h, 4w] of an exported decoder, with M of 4, or 1 for `--single-mask`.
         ious: Predicted IoUs [P, M].
         multimask_output: Select all masks but the first.
@@ -128,7 +148,8 @@ def choose_masks(
             raise ValueError(
                 "multimask_output: this decoder was exported with --single-mask, export it again without the option"
             )
-        chosen = slice(0, 1)
-    else:
-        chosen = slice(1, None) if multimask_output else slice(0, 1)
-    return torch.from_numpy(logits[:, chosen].copy()), torch.from_numpy(ious[:, chosen].copy())
+        return torch.from_numpy(logits.copy()), torch.from_numpy(ious.copy())
+    config = manifest.sam_config
+    masks, predicted = torch.from_numpy(logits), torch.from_numpy(ious)
+    masks, predicted = family_of(config).select_masks(config, masks, predicted, multimask_output)
+    return masks.clone(), predicted.clone()

@@ -17,8 +17,18 @@ from saqsam.export.onnx.folding import fold_weights
 from saqsam.export.onnx.reader import read_onnx
 from saqsam.export.onnx.writer import keep_outputs
 from saqsam.inference.prompts import Prompts
+from saqsam.models.family import Features
 from saqsam.runtimes.devices import execution_providers
-from saqsam.runtimes.inputs import as_array, check_interface, check_pixels, choose_masks, decoder_inputs
+from saqsam.runtimes.inputs import (
+    as_array,
+    check_interface,
+    check_pixels,
+    choose_masks,
+    decoder_inputs,
+    feature_names,
+    named_features,
+    to_features,
+)
 from saqsam.utils.errors import CheckpointError, shorten_message
 
 
@@ -44,19 +54,19 @@ class OnnxRuntimeBackend:
         # Without the full-size masks: the predictor resizes only the masks that it returns.
         self._decoder = _Session(manifest, folder, "decoder", LOW_RES_OUTPUTS, threads, device)
 
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Embed an image, as `Backend.encode`."""
+    def encode(self, pixel_values: torch.Tensor) -> Features:
+        """Encode an image, as `Backend.encode`."""
         check_pixels(self.manifest, pixel_values)
-        (embedding,) = self._encoder.run(["image_embeddings"], {"pixel_values": as_array(pixel_values)})
-        return torch.from_numpy(embedding)
+        outputs = self._encoder.run(feature_names(self.manifest), {"pixel_values": as_array(pixel_values)})
+        return to_features(outputs)
 
     def decode(
-        self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
+        self, features: Features, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Predict masks, as `Backend.decode`."""
-        inputs = decoder_inputs(as_array(embedding), prompts)
+        inputs = decoder_inputs(named_features(self.manifest, features), prompts)
         ious, logits = self._decoder.run(LOW_RES_OUTPUTS, inputs)
-        return choose_masks(logits, ious, multimask_output)
+        return choose_masks(self.manifest, logits, ious, multimask_output)
 
 
 class _Session:

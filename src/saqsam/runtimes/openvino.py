@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
 from saqsam.export.openvino_core import openvino_core
 from saqsam.inference.prompts import Prompts
-from saqsam.runtimes.inputs import as_array, check_interface, check_pixels, choose_masks, decoder_inputs
+from saqsam.models.family import Features
+from saqsam.runtimes.inputs import (
+    as_array,
+    check_interface,
+    check_pixels,
+    choose_masks,
+    decoder_inputs,
+    feature_names,
+    named_features,
+    to_features,
+)
 from saqsam.utils.errors import CheckpointError, shorten_message
 
 
@@ -49,21 +59,20 @@ class OpenVinoBackend:
             settings["INFERENCE_NUM_THREADS"] = threads
         if precision is not None:
             settings["INFERENCE_PRECISION_HINT"] = precision
-        self._encoder = _Compiled(manifest, folder, "encoder", ("image_embeddings",), settings, device)
+        self._encoder = _Compiled(manifest, folder, "encoder", feature_names(manifest), settings, device)
         self._decoder = _Compiled(manifest, folder, "decoder", LOW_RES_OUTPUTS, settings, device)
 
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Embed an image, as `Backend.encode`."""
+    def encode(self, pixel_values: torch.Tensor) -> Features:
+        """Encode an image, as `Backend.encode`."""
         check_pixels(self.manifest, pixel_values)
-        (embedding,) = self._encoder.run({"pixel_values": as_array(pixel_values)})
-        return torch.from_numpy(embedding)
+        return to_features(self._encoder.run({"pixel_values": as_array(pixel_values)}))
 
     def decode(
-        self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
+        self, features: Features, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Predict masks, as `Backend.decode`."""
-        ious, logits = self._decoder.run(decoder_inputs(as_array(embedding), prompts))
-        return choose_masks(logits, ious, multimask_output)
+        ious, logits = self._decoder.run(decoder_inputs(named_features(self.manifest, features), prompts))
+        return choose_masks(self.manifest, logits, ious, multimask_output)
 
 
 class _Compiled:

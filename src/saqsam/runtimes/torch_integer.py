@@ -123,9 +123,9 @@ def compare_with_float(model: SamModel, *, prompts: int = 16) -> list[Speed]:
 def _run_once(backend: Backend, pixels: torch.Tensor, prompts: Prompts) -> tuple[float, float]:
     """Return the seconds that encoding and decoding take."""
     start = time.perf_counter()
-    embedding = backend.encode(pixels)
-    embedding.sum().item()  # waits for an asynchronous device
+    features = backend.encode(pixels)
+    features.embedding.sum().item()  # waits for an asynchronous device
     middle = time.perf_counter()
-    logits, _ = backend.decode(embedding, prompts, False)
+    logits, _ = backend.decode(features, prompts, False)
     logits.sum().item()
     return middle - start, time.perf_counter() - middle

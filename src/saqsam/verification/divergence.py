@@ -17,7 +17,7 @@ from saqsam.export.formats import FORMATS
 from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.prompts import Prompts
-from saqsam.runtimes.inputs import as_array, decoder_inputs
+from saqsam.runtimes.inputs import as_array, decoder_inputs, named_features
 from saqsam.runtimes.registry import RUNTIMES
 
 if TYPE_CHECKING:  # an extra
@@ -77,15 +77,22 @@ def find_divergence(
         prompts: P prompts in pixels of the S x S input.
     """
     torchs = TorchBackend(model)
-    embedding = torchs.encode(pixel_values)
-    encoder = _relative(as_array(backend.encode(pixel_values)), as_array(embedding))
-    actual, expected_outputs = (one.decode(embedding, prompts, False) for one in (backend, torchs))
+    features = torchs.encode(pixel_values)
+    encoder = max(
+        _relative(as_array(actual), as_array(expected))
+        for actual, expected in zip(backend.encode(pixel_values).maps, features.maps, strict=True)
+    )
+    actual, expected_outputs = (one.decode(features, prompts, False) for one in (backend, torchs))
     decoder = max(_relative(as_array(a), as_array(b)) for a, b in zip(actual, expected_outputs, strict=True))
     inputs: dict[str, Array]
     if encoder > 2 * TOLERANCE or encoder >= decoder:
         part, relative, inputs = "encoder", encoder, {"pixel_values": as_array(pixel_values)}
     else:
-        part, relative, inputs = "decoder", decoder, decoder_inputs(as_array(embedding), prompts)
+        part, relative, inputs = (
+            "decoder",
+            decoder,
+            decoder_inputs(named_features(manifest, features), prompts),
+        )
     can_search = FORMATS[manifest.format].has_node_names and runtime in _TENSOR_READERS
     if not can_search or not RUNTIMES["onnxruntime"].is_installed():
         return Divergence(part, None, relative)
@@ -96,7 +103,7 @@ def find_divergence(
     node = _first_difference(graph, names, expected, _TENSOR_READERS[runtime](path, graph, inputs))
     if node is None:
         with _recorded_blocks(model, part) as blocks:
-            torchs.encode(pixel_values) if part == "encoder" else torchs.decode(embedding, prompts, False)
+            torchs.encode(pixel_values) if part == "encoder" else torchs.decode(features, prompts, False)
         node = next(_different_blocks(names, expected, blocks), None)
     return Divergence(part, *node) if node else Divergence(part, None, relative)
 

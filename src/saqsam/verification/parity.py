@@ -18,6 +18,7 @@ from saqsam.evaluation.simulated_prompts import box_prompts
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.encoded_image import EncodedImage
 from saqsam.inference.predictor import Predictor
+from saqsam.models.registry import family_of
 from saqsam.utils.progress import Progress
 
 UNDECIDED = 0.05
@@ -116,6 +117,7 @@ class TorchReference:
 
     Attributes:
         predictor: The predictor of the model.
+        feature_names: Names of the encoder's outputs in exported files.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class TorchReference:
         self.dataset, self._single_mask = dataset, single_mask
         self._images = len(dataset) if limit is None else min(limit, len(dataset))
         self._kept: dict[int, TorchResults] = {}
+        self.feature_names = tuple(family_of(model.config).input_spec(model.config).features)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -181,7 +184,9 @@ def compare_with_torch(
         expected = reference.results(index, sample)
         if expected is not None:
             encoded = predictor.encode(sample.image)
-            comparison.add("image_embeddings", expected.encoded.features, encoded.features)
+            pairs = zip(expected.encoded.encoding.maps, encoded.encoding.maps, strict=True)
+            for name, (map_, own_map) in zip(reference.feature_names, pairs, strict=True):
+                comparison.add(name, map_, own_map)
             chunks = predictor.predict_low_res(**expected.prompts, multimask_output=False, image=encoded)
             for (logits, scores), (own_logits, own_scores) in zip(expected.chunks, chunks, strict=True):
                 comparison.add("low_res_masks", logits, own_logits)

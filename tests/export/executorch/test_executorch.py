@@ -81,13 +81,16 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 
 
 def embed(model: SamModel) -> Tensor:
-    embedding: Tensor = TorchBackend(model).encode(tiny_pixels())
+    embedding: Tensor = TorchBackend(model).encode(tiny_pixels()).embedding
     return embedding.detach().contiguous()
 
 
 def filled_up(prompts: Prompts, embedding: Tensor, points: int) -> dict[str, Tensor]:
     """Inputs of a decoder that takes so many points; one mask, that of the first prompt."""
-    given = {name: torch.from_numpy(v) for name, v in decoder_inputs(embedding.numpy(), prompts).items()}
+    given = {
+        name: torch.from_numpy(v)
+        for name, v in decoder_inputs({"image_embeddings": embedding.numpy()}, prompts).items()
+    }
     lacking = points - given["point_labels"].shape[1]
     given["point_coords"] = torch.nn.functional.pad(given["point_coords"], (0, 0, 0, lacking))
     given["point_labels"] = torch.nn.functional.pad(
@@ -395,8 +398,8 @@ def test_threads_share_a_program(exported: Exported) -> None:
     backend, _ = load_runtime(exported[1], threads=1)
 
     def work(seed: int) -> tuple[Tensor, ...]:
-        embedding = backend.encode(tiny_pixels(seed=seed))
-        return embedding, *backend.decode(embedding, Prompts(boxes=BOXES[: 1 + seed % 3]), False)
+        features = backend.encode(tiny_pixels(seed=seed))
+        return features.embedding, *backend.decode(features, Prompts(boxes=BOXES[: 1 + seed % 3]), False)
 
     alone = [work(seed) for seed in range(12)]
     with ThreadPoolExecutor(4) as pool:

@@ -108,7 +108,7 @@ def check(model: SamModel, kind: str) -> None:
     with torch.no_grad():
         logits, scores = TorchBackend(changed).decode(embedding, PROMPTS, False)
     written = decoder_of(changed)
-    inputs = decoder_inputs(embedding.numpy(), PROMPTS)
+    inputs = decoder_inputs({"image_embeddings": embedding.numpy()}, PROMPTS)
     for ious, low_res in (
         session(written.SerializeToString(), threads=1).run(list(LOW_RES_OUTPUTS), inputs),
         run_openvino(written, inputs),
@@ -127,7 +127,7 @@ def test_projections_without_weights_are_exported() -> None:
     embedding = embedding_of(changed)
     with torch.no_grad():
         logits, _ = TorchBackend(changed).decode(embedding, PROMPTS, False)
-    written, inputs = decoder_of(changed), decoder_inputs(embedding.numpy(), PROMPTS)
+    written, inputs = decoder_of(changed), decoder_inputs({"image_embeddings": embedding.numpy()}, PROMPTS)
     _, found = session(written.SerializeToString(), threads=1).run(list(LOW_RES_OUTPUTS), inputs)
     assert relative(found[:, :1], logits.numpy()) < CHAOS
     assert relative(run_openvino(written, inputs)[1][:, :1], logits.numpy()) < CHAOS

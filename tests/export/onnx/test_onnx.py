@@ -103,7 +103,7 @@ def relative(found: np.ndarray, wanted: Tensor) -> float:
 
 
 def embed(model: SamModel) -> Tensor:
-    embedding: Tensor = TorchBackend(model).encode(tiny_pixels())
+    embedding: Tensor = TorchBackend(model).encode(tiny_pixels()).embedding
     return embedding.detach()
 
 
@@ -178,7 +178,7 @@ def all_values(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 def test_the_decoder_is_torchs(models: dict[str, SamModel], name: str, prompts: str) -> None:
     model = models[name]
     embedding = embed(model)
-    inputs = decoder_inputs(embedding.numpy(), PROMPTS[prompts])
+    inputs = decoder_inputs({"image_embeddings": embedding.numpy()}, PROMPTS[prompts])
     inputs["orig_im_size"] = np.array([48, 64], np.float32)
     masks, ious, low_res = session(decoder(model)).run(None, inputs)
     assert masks.shape == (3, 4, 48, 64)
@@ -194,7 +194,7 @@ def test_the_decoder_is_torchs(models: dict[str, SamModel], name: str, prompts: 
 def test_large_masks_are_resized_as_by_the_official_export(
     models: dict[str, SamModel], size: tuple[int, int]
 ) -> None:
-    inputs = decoder_inputs(embed(models["float"]).numpy(), PROMPTS["boxes"])
+    inputs = decoder_inputs({"image_embeddings": embed(models["float"]).numpy()}, PROMPTS["boxes"])
     inputs["orig_im_size"] = np.array(size, np.float32)
     masks, _, low_res = session(decoder(models["float"])).run(None, inputs)
     square = F.interpolate(torch.from_numpy(low_res), (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear")
@@ -211,7 +211,9 @@ def test_a_single_mask_is_chosen_as_by_the_official_export(
 ) -> None:
     model = models["float"]
     prompts = Prompts(points=POINTS[:, :points], labels=LABELS[:, :points])
-    inputs = decoder_inputs(embed(model).numpy(), prompts)  # with the padding point: one more
+    inputs = decoder_inputs(
+        {"image_embeddings": embed(model).numpy()}, prompts
+    )  # with the padding point: one more
     inputs["orig_im_size"] = np.array([48, 64], np.float32)
     _, ious, low_res = session(decoder(model)).run(None, inputs)
     masks, best, chosen = session(decoder(model, single_mask=True)).run(None, inputs)
@@ -225,7 +227,7 @@ def test_a_single_mask_is_chosen_as_by_the_official_export(
 
 def test_a_mask_that_is_not_meant_may_hold_anything(models: dict[str, SamModel]) -> None:
     run = session(keep_outputs(decoder(models["float"]), {"low_res_masks"}))
-    inputs = decoder_inputs(embed(models["float"]).numpy(), PROMPTS["boxes"])
+    inputs = decoder_inputs({"image_embeddings": embed(models["float"]).numpy()}, PROMPTS["boxes"])
     (clean,) = run.run(None, inputs)
     inputs["mask_input"] = np.full_like(inputs["mask_input"], np.nan)
     np.testing.assert_array_equal(run.run(None, inputs)[0], clean)

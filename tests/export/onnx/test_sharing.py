@@ -35,9 +35,9 @@ def test_threads_get_what_they_would_have_got_alone(backends: dict[str, Backend]
 
     @torch.inference_mode()
     def work(seed: int) -> tuple[torch.Tensor, ...]:
-        embedding = backend.encode(tiny_pixels(seed=seed))
+        features = backend.encode(tiny_pixels(seed=seed))
         prompts = Prompts(boxes=torch.tensor([[1.0 + seed % 7, 4.0, 40.0, 50.0]] * (1 + seed % 3)))
-        return embedding, *backend.decode(embedding, prompts, False)
+        return features.embedding, *backend.decode(features, prompts, False)
 
     alone = [work(seed) for seed in range(ROUNDS)]
     with ThreadPoolExecutor(WORKERS) as pool:

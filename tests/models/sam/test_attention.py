@@ -6,15 +6,14 @@ from torch import Tensor, nn
 from transformers import SamModel
 from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention
 
+from saqsam.models.attention_chunks import MAX_CHUNK_LOGITS
+from saqsam.models.average import RowScaledAverage, SoftmaxAverage
 from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import (
     QuantDecoderAttention,
     QuantVisionAttention,
-    RowScaledAverage,
-    SoftmaxAverage,
     to_quant_attention,
 )
-from saqsam.models.sam.attention_chunks import MAX_CHUNK_LOGITS
 from saqsam.models.structure import PROBABILITIES, SLOTS, replace_module
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.learned import LearnedAffineQuantizer, RandomDrop, StraightThrough

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saqsam.models.sam.attention_chunks import MAX_CHUNK_LOGITS, max_chunk_logits, split_attention
+from saqsam.models.attention_chunks import MAX_CHUNK_LOGITS, max_chunk_logits, split_attention
 
 
 @pytest.mark.parametrize(

@@ -74,22 +74,22 @@ def test_each_encoder_block_gives_what_it_gives_in_the_model(model: SamModel) ->
     assert [layer.window_size for layer in model.vision_encoder.layers] == [3, 0, 3, 0]
     names = [f"vision_encoder.layers.{index}" for index in BLOCKS]
     with outputs_of(model, *names) as expected:
-        embedding = TorchBackend(model).encode(tiny_pixels())
-    hidden = FAMILY.embed_patches(model, tiny_pixels())
-    assert hidden.shape == (1, 8, 8, 32)
+        embedding = TorchBackend(model).encode(tiny_pixels()).embedding
+    state = FAMILY.embed_patches(model, tiny_pixels())
+    assert state[0].shape == (1, 8, 8, 32)
     for index, name in zip(BLOCKS, names, strict=True):
-        hidden = FAMILY.run_blocks(model, [index], hidden)
-        assert torch.equal(hidden, expected[name])
-    assert torch.equal(FAMILY.run_neck(model, hidden).embedding, embedding)
+        state = FAMILY.run_blocks(model, [index], state)
+        assert torch.equal(state[0], expected[name])
+    assert torch.equal(FAMILY.run_neck(model, state).embedding, embedding)
 
 
 @torch.inference_mode()
 def test_stages_one_after_another_are_the_encoder(model: SamModel) -> None:
-    hidden = FAMILY.embed_patches(model, tiny_pixels(seed=1))
+    state = FAMILY.embed_patches(model, tiny_pixels(seed=1))
     for stage in structure_of(model.config).stages:
-        hidden = FAMILY.run_blocks(model, stage, hidden)
+        state = FAMILY.run_blocks(model, stage, state)
     assert torch.equal(
-        FAMILY.run_neck(model, hidden).embedding, TorchBackend(model).encode(tiny_pixels(seed=1))
+        FAMILY.run_neck(model, state).embedding, TorchBackend(model).encode(tiny_pixels(seed=1)).embedding
     )
 
 
@@ -98,8 +98,10 @@ def test_an_encoder_without_position_embedding() -> None:
     config = tiny_config()
     config.vision_config.use_abs_pos = False
     model = tiny_sam(0, config)
-    hidden = FAMILY.run_blocks(model, BLOCKS, FAMILY.embed_patches(model, tiny_pixels()))
-    assert torch.equal(FAMILY.run_neck(model, hidden).embedding, TorchBackend(model).encode(tiny_pixels()))
+    state = FAMILY.run_blocks(model, BLOCKS, FAMILY.embed_patches(model, tiny_pixels()))
+    assert torch.equal(
+        FAMILY.run_neck(model, state).embedding, TorchBackend(model).encode(tiny_pixels()).embedding
+    )
 
 
 @torch.inference_mode()
@@ -168,13 +170,13 @@ def test_the_whole_path_is_the_model_s_forward() -> None:
 @torch.inference_mode()
 def test_the_mask_head_gives_all_masks_and_ious_of_the_model(model: SamModel) -> None:
     backend = TorchBackend(model)
-    embedding = backend.encode(tiny_pixels())
+    features = backend.encode(tiny_pixels())
     prompt, image, positions = start_decoder(model)
     found = FAMILY.run_mask_head(
         model, *FAMILY.run_transformer(model, 0, prompt, image, prompt, positions, with_final=True)
     )
-    single = backend.decode(embedding, Prompts(boxes=BOXES), multimask_output=False)
-    several = backend.decode(embedding, Prompts(boxes=BOXES), multimask_output=True)
+    single = backend.decode(features, Prompts(boxes=BOXES), multimask_output=False)
+    several = backend.decode(features, Prompts(boxes=BOXES), multimask_output=True)
     for index in range(2):
         close(found[index], torch.cat([single[index], several[index]], 1))
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from saqsam.export.onnx.graph import Graph, Value
 from saqsam.export.packed import ExportError, along_axis, codes_and_zero_points, slot_module
-from saqsam.models.sam.attention import MIN_NUMERATOR_SUM, SoftmaxAverage
+from saqsam.models.average import MIN_NUMERATOR_SUM, SoftmaxAverage
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import ChannelScale, PackedLinear, PackedTensor
 from saqsam.quant.logarithmic import LogQuantizer

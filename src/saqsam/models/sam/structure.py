@@ -8,6 +8,7 @@ from transformers import SamConfig
 
 from saqsam.models.parts import DECODER_PARTS
 from saqsam.models.structure import AttentionSite, ModelStructure, NormalizedLayer, ReluMlp, Site
+from saqsam.models.two_way import two_way_attentions, two_way_layers
 
 TRANSFORMER = "mask_decoder.transformer"
 _NECK = "vision_encoder.neck"
@@ -20,8 +21,8 @@ def sam_structure(config: SamConfig) -> ModelStructure:
     blocks = tuple(f"vision_encoder.layers.{index}" for index in range(vision.num_hidden_layers))
     decoder_layers = tuple(f"{TRANSFORMER}.layers.{index}" for index in range(decoder.num_hidden_layers))
     encoder_attentions = [_encoder_attention(f"{block}.attn") for block in blocks]
-    decoder_attentions = list(_decoder_attentions(decoder_layers))
-    layers = (*_encoder_layers(blocks), *_decoder_layers(decoder_attentions))
+    decoder_attentions = two_way_attentions(TRANSFORMER, decoder_layers, output="out_proj")
+    layers = (*_encoder_layers(blocks), *two_way_layers(decoder_attentions, ("lin1", "lin2")))
     return ModelStructure(
         layers=layers,
         float_layers=tuple(_float_layers(decoder.num_multimask_outputs + 1, decoder.iou_head_depth)),
@@ -33,6 +34,7 @@ def sam_structure(config: SamConfig) -> ModelStructure:
         ),
         blocks=blocks,
         stages=_stages(vision.num_hidden_layers, vision.global_attn_indexes),
+        skip_targets=(len(blocks),) * len(blocks),
         neck=_NECK,
         decoder=TRANSFORMER,
         decoder_layers=decoder_layers,
@@ -69,35 +71,6 @@ def _encoder_layers(blocks: tuple[str, ...]) -> Iterator[Site]:
     yield Site(f"{_NECK}.conv2", "neck")
 
 
-def _decoder_attentions(layers: tuple[str, ...]) -> Iterator[AttentionSite]:
-    for layer in layers:
-        yield _decoder_attention(f"{layer}.self_attn", "decoder.self_attention")
-        yield _decoder_attention(f"{layer}.cross_attn_token_to_image", "decoder.token_to_image")
-        yield _decoder_attention(f"{layer}.cross_attn_image_to_token", "decoder.image_to_token")
-    yield _decoder_attention(f"{TRANSFORMER}.final_attn_token_to_image", "decoder.final_attention")
-
-
-def _decoder_attention(name: str, part: str) -> AttentionSite:
-    return AttentionSite(
-        name,
-        part,
-        query=f"{name}.q_proj",
-        key=f"{name}.k_proj",
-        value=f"{name}.v_proj",
-        output=f"{name}.out_proj",
-    )
-
-
-def _decoder_layers(attentions: list[AttentionSite]) -> Iterator[Site]:
-    for attention in attentions:
-        for layer in (attention.query, attention.key, attention.value, attention.output):
-            yield Site(layer, attention.part)
-        if attention.part == "decoder.token_to_image":
-            block = attention.name.rpartition(".")[0]
-            yield Site(f"{block}.mlp.lin1", "decoder.mlp")
-            yield Site(f"{block}.mlp.lin2", "decoder.mlp")
-
-
 def _float_layers(mask_tokens: int, iou_depth: int) -> Iterator[Site]:
     yield Site("vision_encoder.patch_embed.projection", "patch_embedding")
     yield Site("mask_decoder.upscale_conv1", "upscaling")
@@ -117,6 +90,6 @@ def _normalized_layers(config: SamConfig, blocks: tuple[str, ...]) -> Iterator[N
         # Windows that do not divide the grid are padded with zeros after the normalization, which rules out offsets.
         window = 0 if index in vision.global_attn_indexes else vision.window_size
         is_padded = bool(window) and grid % window != 0
-        yield NormalizedLayer(f"{block}.layer_norm1", f"{block}.attn.qkv", shifts=not is_padded)
-        yield NormalizedLayer(f"{block}.layer_norm2", f"{block}.mlp.lin1")
-    yield NormalizedLayer(f"{_NECK}.layer_norm1", f"{_NECK}.conv2", shifts=False)
+        yield NormalizedLayer(f"{block}.layer_norm1", (f"{block}.attn.qkv",), shifts=not is_padded)
+        yield NormalizedLayer(f"{block}.layer_norm2", (f"{block}.mlp.lin1",))
+    yield NormalizedLayer(f"{_NECK}.layer_norm1", (f"{_NECK}.conv2",), shifts=False)

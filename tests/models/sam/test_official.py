@@ -11,7 +11,7 @@ from transformers import SamConfig, SamModel
 
 from saqsam.models.building import build_model
 from saqsam.models.loading import load
-from saqsam.models.official import from_official, infer_config, rename_key
+from saqsam.models.sam.official import from_official, infer_config, rename_key
 from support.small_official import GRID, IMAGE, WIDTH, convert, small_official
 from support.torchvision_stub import import_segment_anything
 

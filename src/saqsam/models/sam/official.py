@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from transformers import SamConfig
 
-from saqsam.models.inference import infer_sam_config
+from saqsam.models.sam.inference import infer_sam_config
 from saqsam.utils.errors import CheckpointError, shorten, shorten_names
 
 DECODER_LAYER_NORM_EPS = 1e-5

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from transformers import SamConfig
 
-from saqsam.models.configuration import check_sam_config
+from saqsam.models.sam.configuration import check_sam_config
 from saqsam.utils.errors import CheckpointError
 
 DECODER_HEADS = 8

@@ -15,10 +15,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.learned import RandomDrop
+from saqsam.quant.logarithmic import GranularityObserver, LogQuantizer
+from saqsam.quant.range_observers import HistogramObserver
 
 MAX_CHUNK_LOGITS = {"cpu": 2**20, "cuda": 2**25}
 """Logits of an encoder attention that are computed at once, by type of device."""
+
+CHUNKABLE = (nn.Identity, AffineQuantizer, LogQuantizer, RandomDrop, HistogramObserver, GranularityObserver)
+"""Quantizers and observers that need not see all probabilities at once: they treat each by itself, or sample rows."""
 
 Chunk = tuple[slice, slice]
 """Heads, and the queries of some rows of the grid."""

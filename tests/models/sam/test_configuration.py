@@ -10,13 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import SamConfig, SamModel
 
-from saqsam.models.configuration import (
-    ACTIVATIONS,
-    MAX_PARAMETERS,
+from saqsam.models.limits import ACTIVATIONS, MAX_PARAMETERS
+from saqsam.models.sam.configuration import (
     check_sam_config,
-    config_fields,
     count_parameters,
     parse_sam_config,
+    sam_fields,
 )
 from saqsam.utils.errors import MAX_MESSAGE_LENGTH, CheckpointError
 from support.json_values import is_short_line, json_values
@@ -35,17 +34,17 @@ def changed(part: str, **values: object) -> dict[str, Any]:
 
 def test_configuration_survives_parsing() -> None:
     config = parse_sam_config(RAW, "config.json")
-    assert config_fields(config) == config_fields(tiny_config())
+    assert sam_fields(config) == sam_fields(tiny_config())
     with_defaults = parse_sam_config({"model_type": "sam"}, "config.json")
-    assert config_fields(with_defaults) == config_fields(SamConfig())
+    assert sam_fields(with_defaults) == sam_fields(SamConfig())
 
 
 def test_fields_are_plain_json_and_fixed() -> None:
-    fields = config_fields(tiny_config())
+    fields = sam_fields(tiny_config())
     assert json.loads(json.dumps(fields)) == fields
     raw = RAW | {"id2label": {"0": "a"}, "_name_or_path": "b", "architectures": ["C"]}
     raw["vision_config"] = raw["vision_config"] | {"attention_dropout": 0.5, "initializer_range": 3}
-    assert config_fields(parse_sam_config(raw, "")) == fields
+    assert sam_fields(parse_sam_config(raw, "")) == fields
 
 
 @pytest.mark.parametrize(
@@ -71,12 +70,12 @@ def test_fields_are_plain_json_and_fixed() -> None:
     ],
 )
 def test_fields_tell_models_apart(part: str, values: dict[str, object]) -> None:
-    assert config_fields(parse_sam_config(changed(part, **values), "")) != config_fields(tiny_config())
+    assert sam_fields(parse_sam_config(changed(part, **values), "")) != sam_fields(tiny_config())
 
 
 def test_equal_models_have_equal_fields() -> None:
     raw = changed("vision_config", global_attn_indexes=[3, 1, 1, 9], mlp_dim=None, mlp_ratio=2)
-    assert config_fields(parse_sam_config(raw, "")) == config_fields(tiny_config())
+    assert sam_fields(parse_sam_config(raw, "")) == sam_fields(tiny_config())
 
 
 @settings(max_examples=300, deadline=None)

@@ -1,0 +1,172 @@
+"""The forward pass of SAM 2 in parts is that of transformers' `Sam2Model`."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Sam2Model
+
+from saqsam.inference.backend import TorchBackend
+from saqsam.inference.prompts import Prompts
+from saqsam.models.family import flatten_image
+from saqsam.models.registry import family_of, structure_of
+from saqsam.models.sam2.family import Sam2Family
+from saqsam.models.structure import replace_module
+from support.tiny_sam2 import tiny_sam2, tiny_sam2_config, tiny_sam2_pixels
+
+FAMILY = Sam2Family()
+BOXES = torch.tensor([[10.0, 20.0, 90.0, 100.0], [0.0, 0.0, 127.0, 127.0], [40.0, 30.0, 60.0, 80.0]])
+POINTS, LABELS = torch.tensor([[[30.0, 40.0], [90.0, 20.0]]] * 3), torch.tensor([[1, 0]] * 3)
+
+
+@pytest.fixture(scope="module")
+def model() -> Sam2Model:
+    return tiny_sam2()
+
+
+def test_a_sam_2_belongs_to_its_family() -> None:
+    assert isinstance(family_of(tiny_sam2_config()), Sam2Family)
+    assert [list(stage) for stage in structure_of(tiny_sam2_config()).stages] == [[0], [1], [2, 3], [4], [5]]
+
+
+@torch.inference_mode()
+def test_features_are_the_model_s(model: Sam2Model) -> None:
+    finest, fine, embedding = model.get_image_embeddings(tiny_sam2_pixels())
+    features = FAMILY.encode(model, tiny_sam2_pixels())
+    spec = FAMILY.input_spec(model.config)
+    for found, expected, shape in zip(
+        features.maps, (embedding, finest, fine), spec.features.values(), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+        assert found.shape == shape
+
+
+@torch.inference_mode()
+def test_folding_changes_only_the_last_bits(model: Sam2Model) -> None:
+    folded = copy.deepcopy(model)
+    FAMILY.simplify(folded)
+    FAMILY.simplify(folded)  # nothing is left to fold
+    assert tuple(folded.vision_encoder.neck.convs[3].weight.shape) == (4, 16, 1, 1)
+    assert sum(p.numel() for p in folded.parameters()) < sum(p.numel() for p in model.parameters())
+    features = FAMILY.encode(folded, tiny_sam2_pixels())
+    for found, expected in zip(features.maps, FAMILY.encode(model, tiny_sam2_pixels()).maps, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    # transformers' own forward pass runs the folded model too.
+    outputs = [
+        one(pixel_values=tiny_sam2_pixels(), input_boxes=BOXES[None], multimask_output=True)
+        for one in (model, folded)
+    ]
+    torch.testing.assert_close(outputs[0].pred_masks, outputs[1].pred_masks, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_unfolding_gives_a_plain_model_with_the_same_masks(model: Sam2Model) -> None:
+    folded = copy.deepcopy(model)
+    FAMILY.simplify(folded)
+    plain = FAMILY.build(model.config)
+    plain.load_state_dict(dict(FAMILY.plain_tensors(model.config, folded.state_dict())))
+    for found, expected in zip(
+        FAMILY.encode(plain.eval(), tiny_sam2_pixels()).maps,
+        FAMILY.encode(folded, tiny_sam2_pixels()).maps,
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_blocks_in_parts_are_the_encoder(model: Sam2Model) -> None:
+    state = FAMILY.embed_patches(model, tiny_sam2_pixels(2))
+    for stage in structure_of(model.config).stages:
+        state = FAMILY.run_blocks(model, stage, state)
+    assert [tuple(part.shape[1:]) for part in state] == [(4, 4, 128), (32, 32, 16), (16, 16, 32), (8, 8, 64)]
+    whole = FAMILY.encode(model, tiny_sam2_pixels(2))
+    for found, expected in zip(FAMILY.run_neck(model, state).maps, whole.maps, strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_skipping_leads_to_the_end_of_the_third_stage(model: Sam2Model) -> None:
+    assert structure_of(model.config).skip_targets == (1, 2, 5, 5, 5, 6)
+    # After the last block of the third stage nothing is skipped: the plain forward pass.
+    state = FAMILY.run_blocks(model, range(5), FAMILY.embed_patches(model, tiny_sam2_pixels()))
+    target = structure_of(model.config).skip_targets[4]
+    rest = FAMILY.run_neck(model, FAMILY.run_blocks(model, range(target, 6), state))
+    for found, expected in zip(rest.maps, FAMILY.encode(model, tiny_sam2_pixels()).maps, strict=True):
+        assert torch.equal(found, expected)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("multimask", [True, False])
+@pytest.mark.parametrize("kind", ["boxes", "points", "points and boxes", "masks"])
+def test_masks_are_those_of_the_model(model: Sam2Model, kind: str, multimask: bool) -> None:
+    boxes = BOXES if "boxes" in kind else None
+    points = POINTS if "points" in kind else None
+    given = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(3)) if kind == "masks" else None
+    if kind == "masks":
+        boxes = BOXES[:1]
+    expected = model(
+        pixel_values=tiny_sam2_pixels(),
+        input_points=None if points is None else points[None],
+        input_labels=None if points is None else LABELS[None],
+        input_boxes=None if boxes is None else boxes[None],
+        input_masks=given,
+        multimask_output=multimask,
+    )
+    backend = TorchBackend(model)
+    prompts = Prompts(
+        boxes=boxes,
+        points=points,
+        labels=None if points is None else LABELS,
+        mask_inputs=None if given is None else given[:, 0],
+    )
+    logits, ious = backend.decode(backend.encode(tiny_sam2_pixels()), prompts, multimask)
+    torch.testing.assert_close(logits, expected.pred_masks[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ious, expected.iou_scores[0], rtol=1e-4, atol=1e-4)
+
+
+def in_parts(model: Sam2Model) -> tuple[Tensor, Tensor]:
+    features = FAMILY.encode(model, tiny_sam2_pixels())
+    tokens, dense = FAMILY.embed_boxes(model, BOXES)
+    image = flatten_image(features.embedding + dense)
+    found = FAMILY.run_transformer(
+        model, 0, tokens, image, tokens, FAMILY.image_positions(model), with_final=True
+    )
+    return FAMILY.run_mask_head(model, *found, features.extras)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("threshold", [0.0, 0.98, 1.0])
+def test_the_decoder_in_parts_gives_the_selected_masks(threshold: float) -> None:
+    model = tiny_sam2(1, tiny_sam2_config(dynamic_multimask_stability_thresh=threshold))
+    logits, ious = in_parts(model)
+    assert logits.shape == (3, 4, 32, 32)
+    backend = TorchBackend(model)
+    for multimask in (False, True):
+        expected = backend.decode(backend.encode(tiny_sam2_pixels()), Prompts(boxes=BOXES), multimask)
+        found = FAMILY.select_masks(model.config, logits, ious, multimask)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_unstable_masks_are_replaced_by_the_best_of_the_others() -> None:
+    config = tiny_sam2_config(dynamic_multimask_stability_thresh=0.5)
+    logits = torch.full((3, 4, 2, 2), 5.0)
+    logits[0, 0] = 0.01  # unstable: within the delta of 0.05
+    logits[1, 0] = -5.0  # empty, which counts as stable
+    ious = torch.tensor([[0.9, 0.1, 0.4, 0.2]] * 3)
+    masks, scores = FAMILY.select_masks(config, logits, ious, False)
+    assert torch.equal(masks, torch.stack([logits[0, 2:3], logits[1, :1], logits[2, :1]]))
+    assert scores.flatten().tolist() == pytest.approx([0.4, 0.9, 0.9])
+
+
+@torch.inference_mode()
+def test_attentions_with_empty_slots_are_transformers(model: Sam2Model) -> None:
+    quantizable = copy.deepcopy(model)
+    for site in structure_of(model.config).attentions:
+        new = FAMILY.quantizable_attention(
+            quantizable.get_submodule(site.name), quantized_rel_pos_query=False, row_scaled=False
+        )
+        replace_module(quantizable, site.name, new)
+    for found, expected in zip(in_parts(quantizable), in_parts(model), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
