@@ -21,6 +21,7 @@ from saqsam.export.onnx.sam import encoder
 from saqsam.export.onnx.sam.two_way_transformer import TwoWayTransformer
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.prompts import Prompts
+from saqsam.models.family import Features
 from saqsam.quant.layers import PackedLinear
 from saqsam.quant.packing import pack_codes
 from saqsam.recipes.deployment import deployable
@@ -173,9 +174,9 @@ class Wrong:
         self.encode = inner.encode
 
     def decode(
-        self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
+        self, features: Features, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        logits, ious = self.inner.decode(embedding, prompts, multimask_output)
+        logits, ious = self.inner.decode(features, prompts, multimask_output)
         return self.change(logits), ious
 
 
@@ -195,7 +196,7 @@ def test_nan_fails_an_export_whatever_parity_is_asked_for(
     exported: Path, model: SamModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        OnnxRuntimeBackend, "encode", lambda self, pixels: torch.full((1, 32, 8, 8), float("nan"))
+        OnnxRuntimeBackend, "encode", lambda self, pixels: Features(torch.full((1, 32, 8, 8), float("nan")))
     )
     with pytest.raises(
         ParityError, match=r"onnxruntime: image_embeddings: expected finite.*the encoder differs"

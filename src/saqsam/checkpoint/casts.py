@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import SamModel
 from transformers.models.sam.modeling_sam import SamPatchEmbeddings, SamPositionalEmbedding
+from transformers.models.sam2.modeling_sam2 import Sam2PositionalEmbedding
 
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.integer import Kernel
@@ -66,26 +67,39 @@ def _apply(model: SamModel, fn: Callable[[Tensor], Tensor], recurse: bool = True
         return tensor.to(changed.device) if id(tensor) in kept else changed
 
     applied: SamModel = type(model)._apply(model, cast_unless_kept, recurse)
+    for module in model.modules():
+        if isinstance(module, PackedTensor):
+            module.dtype = dtype
     model.config.dtype = dtype
     return applied
 
 
-class _Float32PositionalEmbedding(SamPositionalEmbedding):  # type: ignore[misc]
-    """`SamPositionalEmbedding` that computes in float32 for any dtype of its matrix."""
+def _in_float32(encoding: type[nn.Module]) -> type[nn.Module]:
+    """Return a subclass of a positional encoding that computes in float32 for any dtype of its matrix."""
 
-    def forward(self, input_coords: Tensor, input_shape: tuple[int, int] | None = None) -> Tensor:
+    def forward(self: Any, input_coords: Tensor, input_shape: tuple[int, int] | None = None) -> Tensor:
         """Encode coordinates [..., 2] as [..., C] in the dtype of the matrix."""
-        wide = copy.copy(self)
-        wide._parameters = {"positional_embedding": self.positional_embedding.float()}
-        encoded: Tensor = SamPositionalEmbedding.forward(wide, input_coords.float(), input_shape)
-        return encoded.to(self.positional_embedding.dtype)
+        wide, matrix = copy.copy(self), self.positional_embedding
+        for kind in ("_parameters", "_buffers"):  # a parameter in SAM v1, a buffer in SAM 2
+            held = getattr(self, kind)
+            if "positional_embedding" in held:
+                setattr(wide, kind, {**held, "positional_embedding": matrix.float()})
+        encoded: Tensor = encoding.forward(wide, input_coords.float(), input_shape)
+        return encoded.to(matrix.dtype)
+
+    return type(f"Float32{encoding.__name__}", (encoding,), {"forward": forward})
+
+
+_FLOAT32_ENCODINGS = {
+    encoding: _in_float32(encoding) for encoding in (SamPositionalEmbedding, Sam2PositionalEmbedding)
+}
 
 
 def _encode_positions_in_float32(model: SamModel) -> None:
     """Replace the modules that read coordinates and pixels by versions for any dtype, in place."""
     for module in model.modules():
-        if type(module) is SamPositionalEmbedding:
-            module.__class__ = _Float32PositionalEmbedding
+        if type(module) in _FLOAT32_ENCODINGS:
+            module.__class__ = _FLOAT32_ENCODINGS[type(module)]
         if isinstance(module, SamPatchEmbeddings) and not module._forward_pre_hooks:
             module.register_forward_pre_hook(_cast_pixels)
 

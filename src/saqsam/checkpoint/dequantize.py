@@ -45,5 +45,5 @@ def dequantized(model: SamModel) -> SamModel:
     positions = position_embedding(model, structure)
     if positions is not None and structure.position_embedding is not None:
         tensors[structure.position_embedding] = positions
-    tensors = family_of(config).plain_tensors(config, tensors)
-    return build_model(config, tensors, source="the quantized model", device=model.device)
+    plain = family_of(config).plain_tensors(config, tensors)
+    return build_model(config, plain, source="the quantized model", device=model.device)

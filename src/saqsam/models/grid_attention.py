@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +28,15 @@ Positions = tuple[Tensor, Tensor]
 class GridAttention(nn.Module):
     """Mixin for an attention within a grid, with quantizer slots.
 
-    The class that it is mixed into has a layer `qkv` and the factor of the logits, `scale`.
+    The class that it is mixed into has the layers `qkv` and `proj` and the factor of the logits, `scale`.
 
     Attributes:
         average: Average of the values.
     """
 
+    qkv: Any
+    proj: Any
+    num_attention_heads: int
     scale: float
     query_quantizer: nn.Module
     key_quantizer: nn.Module

@@ -159,6 +159,8 @@ class InputSpec:
         masks: Masks that the decoder predicts for a prompt, the single one included.
         extras: Shape [1, C, h, w] of each further feature map by its name in exports, in the order of
             `Features.extras`.
+        pads_boxes: Whether an exported decoder gets a padding point after the corners of a box; it always gets one
+            after points alone.
     """
 
     channels: int
@@ -167,6 +169,7 @@ class InputSpec:
     embedding_channels: int
     masks: int
     extras: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    pads_boxes: bool = False
 
     @property
     def grid(self) -> int:

@@ -34,6 +34,7 @@ class PackedTensor(nn.Module):
         bits: 2 to 8.
         axis: Channel axis.
         group_size: Values per group; None for per-channel quantization.
+        dtype: Dtype that the model computes in. Models of transformers cast inputs to the dtype of a weight.
     """
 
     codes: Tensor
@@ -43,7 +44,7 @@ class PackedTensor(nn.Module):
     def __init__(self, shape: tuple[int, ...], bits: int, axis: int, group_size: int | None = None) -> None:
         super().__init__()
         self.shape, self.bits, self.axis = torch.Size(shape), check_bits(bits), axis
-        self.group_size = group_size
+        self.group_size, self.dtype = group_size, torch.float32
         channels, count = shape[axis], self.shape.numel()
         steps = (channels,) if group_size is None else (channels, math.ceil(count // channels / group_size))
         self.register_buffer("codes", torch.zeros(packed_size(count, bits), dtype=torch.uint8))

@@ -18,8 +18,7 @@ from saqsam.runtimes.inputs import (
     check_interface,
     check_pixels,
     choose_masks,
-    decoder_inputs,
-    named_features,
+    exported_inputs,
 )
 from saqsam.utils.errors import CheckpointError, shorten_message
 from saqsam.utils.quiet_logging import quiet_logging
@@ -84,7 +83,7 @@ class ExecuTorchBackend:
         """
         if len(prompts) == 0:
             raise ValueError("prompt: expected at least one, got none")
-        inputs = decoder_inputs(named_features(self.manifest, features), prompts)
+        inputs = exported_inputs(self.manifest, features, prompts)
         coords, labels = self._pad_points(inputs["point_coords"], inputs["point_labels"])
         masks, has_mask = inputs["mask_input"], inputs["has_mask_input"]
         step = 1 if prompts.mask_inputs is not None else self._max_prompts

@@ -20,12 +20,15 @@ BOX_LABELS = (2, 3)
 PADDING_LABEL = -1
 
 
-def decoder_inputs(features: Mapping[str, NDArray[np.float32]], prompts: Prompts) -> dict[str, NDArray[Any]]:
+def decoder_inputs(
+    features: Mapping[str, NDArray[np.float32]], prompts: Prompts, *, pads_boxes: bool = False
+) -> dict[str, NDArray[Any]]:
     """Return the inputs of an exported decoder for P prompts.
 
     Args:
         features: Feature maps of an image, float32 [1, C, h, w], by name.
         prompts: P prompts in pixels of the S x S input.
+        pads_boxes: `InputSpec.pads_boxes`.
 
     Returns:
         Float32 arrays by name. A box becomes two points; without a box, a padding point is appended, as in SAM's
@@ -39,7 +42,7 @@ def decoder_inputs(features: Mapping[str, NDArray[np.float32]], prompts: Prompts
     if prompts.boxes is not None:
         coords.append(prompts.boxes.reshape(count, 2, 2))
         labels.append(torch.tensor(BOX_LABELS).expand(count, 2))
-    else:
+    if prompts.boxes is None or pads_boxes:
         coords.append(torch.zeros(count, 1, 2))
         labels.append(torch.full((count, 1), PADDING_LABEL))
     side = 4 * features["image_embeddings"].shape[-1]
@@ -54,11 +57,12 @@ def decoder_inputs(features: Mapping[str, NDArray[np.float32]], prompts: Prompts
     }
 
 
-def named_features(manifest: Manifest, features: Features) -> dict[str, NDArray[np.float32]]:
-    """Return the feature maps of an image by their names in an export."""
+def exported_inputs(manifest: Manifest, features: Features, prompts: Prompts) -> dict[str, NDArray[Any]]:
+    """Return the inputs of an export's decoder, as `decoder_inputs`, for the features of an image."""
     config = manifest.sam_config
-    names = family_of(config).input_spec(config).features
-    return {name: as_array(tensor) for name, tensor in zip(names, features.maps, strict=True)}
+    spec = family_of(config).input_spec(config)
+    maps = {name: as_array(tensor) for name, tensor in zip(spec.features, features.maps, strict=True)}
+    return decoder_inputs(maps, prompts, pads_boxes=spec.pads_boxes)
 
 
 def to_features(maps: Sequence[NDArray[np.float32]]) -> Features:

@@ -24,9 +24,8 @@ from saqsam.runtimes.inputs import (
     check_interface,
     check_pixels,
     choose_masks,
-    decoder_inputs,
+    exported_inputs,
     feature_names,
-    named_features,
     to_features,
 )
 from saqsam.utils.errors import CheckpointError, shorten_message
@@ -64,7 +63,7 @@ class OnnxRuntimeBackend:
         self, features: Features, prompts: Prompts, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Predict masks, as `Backend.decode`."""
-        inputs = decoder_inputs(named_features(self.manifest, features), prompts)
+        inputs = exported_inputs(self.manifest, features, prompts)
         ious, logits = self._decoder.run(LOW_RES_OUTPUTS, inputs)
         return choose_masks(self.manifest, logits, ious, multimask_output)
 

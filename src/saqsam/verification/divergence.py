@@ -17,7 +17,7 @@ from saqsam.export.formats import FORMATS
 from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.prompts import Prompts
-from saqsam.runtimes.inputs import as_array, decoder_inputs, named_features
+from saqsam.runtimes.inputs import as_array, exported_inputs
 from saqsam.runtimes.registry import RUNTIMES
 
 if TYPE_CHECKING:  # an extra
@@ -91,7 +91,7 @@ def find_divergence(
         part, relative, inputs = (
             "decoder",
             decoder,
-            decoder_inputs(named_features(manifest, features), prompts),
+            exported_inputs(manifest, features, prompts),
         )
     can_search = FORMATS[manifest.format].has_node_names and runtime in _TENSOR_READERS
     if not can_search or not RUNTIMES["onnxruntime"].is_installed():

@@ -15,6 +15,7 @@ from saqsam.evaluation.tasks.everything import EverythingTask
 from saqsam.inference.mask_generator import GeneratorOptions, MaskGenerator
 from saqsam.inference.predictor import Predictor
 from saqsam.inference.prompts import Prompts
+from saqsam.models.family import Features
 from support.blobs import Blobs
 from support.coco_folder import picture
 from support.tiny_sam import tiny_processor
@@ -109,9 +110,9 @@ def test_nothing_to_find_and_nothing_found() -> None:
 def test_outputs_that_are_not_finite_are_refused() -> None:
     class Broken(Blobs):
         def decode(
-            self, embedding: torch.Tensor, prompts: Prompts, multimask_output: bool
+            self, features: Features, prompts: Prompts, multimask_output: bool
         ) -> tuple[torch.Tensor, torch.Tensor]:
-            logits, rated = super().decode(embedding, prompts, multimask_output)
+            logits, rated = super().decode(features, prompts, multimask_output)
             return logits, rated * torch.inf
 
     with pytest.raises(ValueError, match="infinity"):

@@ -28,6 +28,7 @@ from saqsam.export.packed import ExportError
 from saqsam.inference.backend import TorchBackend
 from saqsam.inference.predictor import Predictor
 from saqsam.inference.prompts import Prompts
+from saqsam.models.family import Features
 from saqsam.models.registry import structure_of
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.recipe import Recipe
@@ -146,7 +147,7 @@ def test_the_traced_decoder_is_torchs(
     with torch.no_grad():
         ious, low_res = TracedDecoder(model)(**filled_up(given, embedding, points))
         for multimask, part in ((False, slice(0, 1)), (True, slice(1, None))):
-            logits, scores = TorchBackend(model).decode(embedding, given, multimask)
+            logits, scores = TorchBackend(model).decode(Features(embedding), given, multimask)
             tolerance = EXACT if name == "float" else CHAOS
             assert relative(low_res[:, part], logits) < tolerance
             assert relative(ious[:, part], scores) < tolerance
@@ -245,8 +246,8 @@ def test_the_runtime_takes_all_prompts(exported: Exported, prompts: str) -> None
     embedding = embed(model)
     for multimask in (False, True):
         with torch.no_grad():
-            wanted = TorchBackend(model).decode(embedding, PROMPTS[prompts], multimask)
-        found = backend.decode(embedding, PROMPTS[prompts], multimask)
+            wanted = TorchBackend(model).decode(Features(embedding), PROMPTS[prompts], multimask)
+        found = backend.decode(Features(embedding), PROMPTS[prompts], multimask)
         for one, other in zip(found, wanted, strict=True):
             assert one.shape == other.shape
             assert relative(one, other) < CHAOS
@@ -257,9 +258,9 @@ def test_more_prompts_than_a_call_takes_are_computed_in_several(exported: Export
     model, folder = exported
     backend, _ = load_runtime(folder)
     many = BOXES.repeat(12, 1)[:35]
-    logits, ious = backend.decode(embed(model), Prompts(boxes=many), False)
+    logits, ious = backend.decode(Features(embed(model)), Prompts(boxes=many), False)
     assert logits.shape == (35, 1, 4 * GRID, 4 * GRID)
-    one, _ = backend.decode(embed(model), Prompts(boxes=many[34:]), False)
+    one, _ = backend.decode(Features(embed(model)), Prompts(boxes=many[34:]), False)
     torch.testing.assert_close(logits[34:], one, atol=1e-4, rtol=1e-4)
     assert len(ious) == 35
 
@@ -269,9 +270,9 @@ def test_an_embedding_of_another_memory_layout_is_the_same(exported: Exported) -
     model, folder = exported
     backend, _ = load_runtime(folder)
     embedding = embed(model)
-    wanted, _ = backend.decode(embedding, PROMPTS["boxes"], False)
+    wanted, _ = backend.decode(Features(embedding), PROMPTS["boxes"], False)
     found, _ = backend.decode(
-        embedding.contiguous(memory_format=torch.channels_last), PROMPTS["boxes"], False
+        Features(embedding.contiguous(memory_format=torch.channels_last)), PROMPTS["boxes"], False
     )
     assert torch.equal(found, wanted)
 
@@ -294,9 +295,9 @@ def test_prompts_that_the_decoder_does_not_take_are_refused(exported: Exported) 
     backend, _ = load_runtime(folder)
     points = Prompts(points=torch.zeros(1, 16, 2), labels=torch.ones(1, 16, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"takes 16 points a prompt.*got 17"):
-        backend.decode(embed(model), points, False)
+        backend.decode(Features(embed(model)), points, False)
     with pytest.raises(ValueError, match="at least one, got none"):
-        backend.decode(embed(model), Prompts(boxes=torch.zeros(0, 4)), False)
+        backend.decode(Features(embed(model)), Prompts(boxes=torch.zeros(0, 4)), False)
 
 
 @needs_executorch

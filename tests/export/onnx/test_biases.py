@@ -17,6 +17,7 @@ from saqsam.export.onnx.writer import keep_outputs
 from saqsam.export.openvino_core import openvino_core
 from saqsam.inference.backend import TorchBackend
 from saqsam.inference.prompts import Prompts
+from saqsam.models.family import Features
 from saqsam.ptq.pipeline import quantize
 from saqsam.quant.layers import PackedLinear
 from saqsam.recipes.deployment import deployable
@@ -106,7 +107,7 @@ def check(model: SamModel, kind: str) -> None:
     changed = with_biases(model, kind)
     embedding = embedding_of(changed)
     with torch.no_grad():
-        logits, scores = TorchBackend(changed).decode(embedding, PROMPTS, False)
+        logits, scores = TorchBackend(changed).decode(Features(embedding), PROMPTS, False)
     written = decoder_of(changed)
     inputs = decoder_inputs({"image_embeddings": embedding.numpy()}, PROMPTS)
     for ious, low_res in (
@@ -126,7 +127,7 @@ def test_projections_without_weights_are_exported() -> None:
     changed = with_biases(model, "zero")
     embedding = embedding_of(changed)
     with torch.no_grad():
-        logits, _ = TorchBackend(changed).decode(embedding, PROMPTS, False)
+        logits, _ = TorchBackend(changed).decode(Features(embedding), PROMPTS, False)
     written, inputs = decoder_of(changed), decoder_inputs({"image_embeddings": embedding.numpy()}, PROMPTS)
     _, found = session(written.SerializeToString(), threads=1).run(list(LOW_RES_OUTPUTS), inputs)
     assert relative(found[:, :1], logits.numpy()) < CHAOS

@@ -25,6 +25,7 @@ from saqsam.export.onnx.sam.encoder_attention import EncoderOptions
 from saqsam.export.onnx.writer import keep_outputs
 from saqsam.inference.backend import TorchBackend
 from saqsam.inference.prompts import Prompts
+from saqsam.models.family import Features
 from saqsam.models.registry import structure_of
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.specs import ProbabilitySpec, QuantSpec
@@ -185,7 +186,7 @@ def test_the_decoder_is_torchs(models: dict[str, SamModel], name: str, prompts: 
     tolerance = 1e-5 if name == "float" else CHAOS
     with torch.no_grad():
         for multimask, part in ((False, slice(0, 1)), (True, slice(1, None))):
-            logits, scores = TorchBackend(model).decode(embedding, PROMPTS[prompts], multimask)
+            logits, scores = TorchBackend(model).decode(Features(embedding), PROMPTS[prompts], multimask)
             assert relative(low_res[:, part], logits) < tolerance
             assert relative(ious[:, part], scores) < tolerance
 

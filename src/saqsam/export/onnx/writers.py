@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from saqsam.export.onnx.graph import Graph
 from saqsam.export.onnx.sam.writer import SamGraphWriter
+from saqsam.export.onnx.sam2.writer import Sam2GraphWriter
 from saqsam.models.registry import family_of
 
 
@@ -32,7 +33,7 @@ class GraphWriter(Protocol):
         ...
 
 
-_WRITERS: dict[str, GraphWriter] = {"sam": SamGraphWriter()}
+_WRITERS: dict[str, GraphWriter] = {"sam": SamGraphWriter(), "sam2": Sam2GraphWriter()}
 
 
 def graph_writer(config: Any) -> GraphWriter:

@@ -7,6 +7,8 @@ transformers' eager attentions.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention
@@ -24,6 +26,10 @@ class QuantVisionAttention(GridAttention, SamVisionAttention):  # type: ignore[m
     is set.
     """
 
+    use_rel_pos: bool
+    rel_pos_h: Tensor
+    rel_pos_w: Tensor
+    get_rel_pos: Any
     quantized_rel_pos_query: bool
 
     def forward(
@@ -47,7 +53,8 @@ class QuantVisionAttention(GridAttention, SamVisionAttention):  # type: ignore[m
         output, probabilities = self.attend(query, rounded_query, key, value, positions, (height, width))
         output = output.reshape(batch, heads, height, width, -1)
         output = output.permute(0, 2, 3, 1, 4).reshape(batch, height, width, channels)
-        return self.proj(output), probabilities
+        projected: Tensor = self.proj(output)
+        return projected, probabilities
 
     def _position_logits(self, source: Tensor, height: int, width: int) -> Positions:
         """Return the logits of relative positions by row, [M, h * w, h], and by column, [M, h * w, w].

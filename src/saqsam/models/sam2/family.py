@@ -55,6 +55,7 @@ class Sam2Family(TwoWayFamily):
                 "high_res_features_0": (1, width // 8, 4 * grid, 4 * grid),
                 "high_res_features_1": (1, width // 4, 2 * grid, 2 * grid),
             },
+            pads_boxes=True,
         )
 
     def tie(self, model: Sam2Model) -> None:
@@ -145,6 +146,9 @@ class Sam2Family(TwoWayFamily):
         features = decoder.upscale_conv1(unflatten_image(image)) + fine
         features = decoder.activation(decoder.upscale_layer_norm(features))
         features = decoder.activation(decoder.upscale_conv2(features) + finest)
+        decoder.pred_obj_score_head(
+            tokens[:, 0, 0]
+        )  # no mask depends on it, but calibration has to observe it
         return self.multiply_masks(model, tokens, features)
 
     def attention_macs(self, attention: nn.Module, inputs: Mapping[str, Any]) -> AttentionMacs:

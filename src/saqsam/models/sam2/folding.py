@@ -32,6 +32,8 @@ def fold(model: Any) -> None:
     """
     for name, second, first in _pairs(model):
         folded = nn.Conv2d(first.in_channels, second.out_channels, 1, device="meta").to(first.weight.dtype)
+        assert first.bias is not None
+        assert second.bias is not None
         weight, reader = first.weight[:, :, 0, 0].double(), second.weight[:, :, 0, 0].double()
         folded.weight = nn.Parameter((reader @ weight)[:, :, None, None].to(first.weight))
         folded.bias = nn.Parameter((reader @ first.bias.double() + second.bias.double()).to(first.weight))

@@ -30,6 +30,7 @@ from saqsam.export.onnx.layers import (
 )
 from saqsam.export.onnx.sam.two_way_transformer import TwoWayTransformer
 from saqsam.export.packed import slot_module
+from saqsam.models.sam.family import SamFamily
 
 _PADDING, _FIRST_LABEL = -1, 0
 _MAX_AMBIGUOUS_POINTS = 2.5
@@ -56,8 +57,10 @@ def write_decoder(graph: Graph, model: SamModel, *, single_mask: bool = False) -
     shape = graph.op("Shape", coords)
     prompts = graph.op("Slice", shape, graph.ints(0), graph.ints(1))
     with graph.scope("prompt_encoder"):
-        points = _points(graph, model.prompt_encoder, coords, labels, size)
-        dense = _dense(graph, model.prompt_encoder, mask_input, has_mask, side)
+        encoder = model.prompt_encoder
+        kinds = torch.cat([encoder.not_a_point_embed.weight, *(one.weight for one in encoder.point_embed)])
+        points = point_embedding(graph, encoder, kinds, coords, labels, size)
+        dense = dense_embedding(graph, encoder, mask_input, has_mask, side)
     decoder = model.mask_decoder
     with graph.scope("mask_decoder"):
         output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).detach()
@@ -69,7 +72,7 @@ def write_decoder(graph: Graph, model: SamModel, *, single_mask: bool = False) -
         tokens = graph.op("Concat", start, points, axis=1)  # [P, T, C]
         image = graph.op("Transpose", graph.op("Reshape", embedding, graph.ints(channels, -1)), perm=[1, 0])
         image = graph.op("Add", dense, image)  # [M, h * w, C]
-        positions = _grid_positions(graph, model.prompt_encoder, side)
+        positions = grid_positions(graph, encoder, side)
         transformer = TwoWayTransformer(graph, decoder.transformer, positions)
         tokens, image = transformer.run(tokens, image)
         masks, ious = _heads(graph, decoder, tokens, image, side)
@@ -83,16 +86,18 @@ def write_decoder(graph: Graph, model: SamModel, *, single_mask: bool = False) -
     graph.output(masks, "low_res_masks", ("prompts", count, 4 * side, 4 * side))
 
 
-def _points(graph: Graph, encoder: Any, coords: Value, labels: Value, size: int) -> Value:
+def point_embedding(
+    graph: Graph, encoder: Any, kinds: torch.Tensor, coords: Value, labels: Value, size: int
+) -> Value:
     """Embed points [P, N, 2] in pixels of the input with labels [P, N]: [P, N, C].
 
     Labels 0 and 1 are background and foreground points, 2 and 3 the first and second corner of a box, -1 is padding.
+    `kinds` are the embeddings of labels -1 to 3, [5, C].
     """
     # 2 * (x + 0.5) / S - 1
     scaled = graph.op("Mul", coords, graph.scalar(2 / size))
     wave = _waves(graph, encoder, graph.op("Add", scaled, graph.scalar(1 / size - 1)))
-    kinds = [encoder.not_a_point_embed.weight, *(embed.weight for embed in encoder.point_embed)]
-    table = graph.parameter(torch.cat(kinds).detach(), "labels")
+    table = graph.parameter(kinds.detach(), "labels")
     index = graph.op("Cast", labels, to=TensorProto.INT64)
     label = graph.op("Gather", table, graph.op("Sub", index, graph.ints(_PADDING)))
     is_point = graph.op(
@@ -109,14 +114,14 @@ def _waves(graph: Graph, encoder: Any, places: Value) -> Value:
     return graph.op("Concat", graph.op("Sin", angles), graph.op("Cos", angles), axis=-1)
 
 
-def _grid_positions(graph: Graph, encoder: Any, side: int) -> Value:
+def grid_positions(graph: Graph, encoder: Any, side: int) -> Value:
     """Return the positional embedding of the image tokens, [h * w, C], which runtimes fold when they load the graph."""
     middles = ((np.arange(side) + 0.5) * 2 / side - 1).astype(np.float32)
     places = np.stack(np.meshgrid(middles, middles), axis=-1).reshape(-1, 2)
     return _waves(graph, encoder, graph.constant(places, "places"))
 
 
-def _dense(graph: Graph, encoder: Any, mask_input: Value, has_mask: Value, side: int) -> Value:
+def dense_embedding(graph: Graph, encoder: Any, mask_input: Value, has_mask: Value, side: int) -> Value:
     """Embed masks [M, 1, 4h, 4w] as rows [M, h * w, C], or return the "no mask" embedding if `has_mask` is 0."""
     embed = encoder.mask_embed
     grid = mask_input
@@ -146,31 +151,45 @@ def _dense(graph: Graph, encoder: Any, mask_input: Value, has_mask: Value, side:
 
 def _heads(graph: Graph, decoder: Any, tokens: Value, image: Value, side: int) -> tuple[Value, Value]:
     """Predict masks [P, M, 4h, 4w] and IoUs [P, M]."""
-    count = decoder.num_mask_tokens
     with graph.scope("upscaling"):
         rows = graph.op("Reshape", image, graph.ints(-1, decoder.upscale_conv1.weight.shape[0]))
-        fine = _upscale(graph, decoder.upscale_conv1, rows, "mask_decoder.upscale_conv1")
+        fine = upscale(graph, decoder.upscale_conv1, rows, "mask_decoder.upscale_conv1")
         fine = activation(graph, decoder.activation, layer_norm(graph, decoder.upscale_layer_norm, fine))
-        fine = _upscale(graph, decoder.upscale_conv2, fine, "mask_decoder.upscale_conv2")
+        fine = upscale(graph, decoder.upscale_conv2, fine, "mask_decoder.upscale_conv2")
         fine = activation(graph, decoder.activation, fine)
         fine = graph.op(
             "Reshape", fine, graph.ints(-1, 16 * side * side, decoder.upscale_conv2.weight.shape[1])
         )
+    hyper = hypernetworks(graph, decoder, tokens, SamFamily.mask_token)
+    masks = masks_by_pixel(graph, graph.op("MatMul", fine, hyper), side, decoder.num_mask_tokens)
+    with graph.scope("iou_prediction_head"):
+        where = "mask_decoder.iou_prediction_head"
+        ious = mlp_of_head(graph, decoder.iou_prediction_head, tokens, SamFamily.iou_token, where)
+    return masks, ious
+
+
+def hypernetworks(graph: Graph, decoder: Any, tokens: Value, first: int) -> Value:
+    """Return the weights of the masks, [P, C / 8, M], from tokens [P, T, C] whose mask tokens begin at `first`."""
     with graph.scope("hypernetworks"):
         weights = []
         for index, mlp in enumerate(decoder.output_hypernetworks_mlps):
-            token = graph.op("Gather", tokens, graph.constant(np.array(1 + index), "index"), axis=1)
-            weight = _mlp(graph, mlp, token, f"mask_decoder.output_hypernetworks_mlps.{index}")
+            where = f"mask_decoder.output_hypernetworks_mlps.{index}"
+            weight = mlp_of_head(graph, mlp, tokens, first + index, where)
             weights.append(graph.op("Unsqueeze", weight, graph.ints(-1)))
-        hyper = graph.op("Concat", *weights, axis=-1)  # [P, C / 8, M]
-    masks = graph.op("MatMul", fine, hyper)  # [P, 16 * h * w, M], each place with its 4 x 4 pixels
+        return graph.op("Concat", *weights, axis=-1)
+
+
+def masks_by_pixel(graph: Graph, masks: Value, side: int, count: int) -> Value:
+    """Sort masks [P, 16 * h * w, M], each place with its 4 x 4 pixels, as [P, M, 4h, 4w]."""
     masks = graph.op("Reshape", masks, graph.ints(-1, side, side, 2, 2, 2, 2, count))
     masks = graph.op("Transpose", masks, perm=[0, 7, 1, 3, 5, 2, 4, 6])
-    masks = graph.op("Reshape", masks, graph.ints(-1, count, 4 * side, 4 * side))
-    with graph.scope("iou_prediction_head"):
-        token = graph.op("Gather", tokens, graph.constant(np.array(0), "index"), axis=1)
-        ious = _mlp(graph, decoder.iou_prediction_head, token, "mask_decoder.iou_prediction_head")
-    return masks, ious
+    return graph.op("Reshape", masks, graph.ints(-1, count, 4 * side, 4 * side))
+
+
+def mlp_of_head(graph: Graph, mlp: Any, tokens: Value, index: int, where: str) -> Value:
+    """Apply a head to one of the tokens [P, T, C]: [P, K]."""
+    token = graph.op("Gather", tokens, graph.constant(np.array(index), "index"), axis=1)
+    return _mlp(graph, mlp, token, where)
 
 
 def _mlp(graph: Graph, mlp: Any, rows: Value, where: str) -> Value:
@@ -183,7 +202,7 @@ def _mlp(graph: Graph, mlp: Any, rows: Value, where: str) -> Value:
     return graph.op("Sigmoid", rows) if mlp.sigmoid_output else rows
 
 
-def _upscale(graph: Graph, layer: Any, rows: Value, where: str) -> Value:
+def upscale(graph: Graph, layer: Any, rows: Value, where: str) -> Value:
     """Apply a 2 x 2 transposed convolution with stride 2 to rows [R, K]: rows [4R, C], in groups of 4 per input."""
     tensor = quantized(graph, rows, slot_module(layer, "input_quantizer"), where)
     inputs, channels = layer.weight.shape[:2]

@@ -94,15 +94,15 @@ def _block(graph: Graph, layer: Any, rows: Value, side: int, options: EncoderOpt
 
 def _neck(graph: Graph, neck: Any, rows: Value, side: int) -> Value:
     """Apply the neck to rows [h * w, C]: embedding [1, C', h, w]."""
-    hidden = _convolution(graph, neck.conv1, rows, side, "neck.conv1")
+    hidden = convolution(graph, neck.conv1, rows, side, "neck.conv1")
     hidden = layer_norm(graph, neck.layer_norm1, hidden)
-    hidden = _convolution(graph, neck.conv2, hidden, side, "neck.conv2")
+    hidden = convolution(graph, neck.conv2, hidden, side, "neck.conv2")
     hidden = layer_norm(graph, neck.layer_norm2, hidden)
     turned = graph.op("Transpose", hidden, perm=[1, 0])
     return graph.op("Reshape", turned, graph.ints(1, neck.conv2.weight.shape[0], side, side))
 
 
-def _convolution(graph: Graph, layer: Any, rows: Value, side: int, where: str) -> Value:
+def convolution(graph: Graph, layer: Any, rows: Value, side: int, where: str) -> Value:
     """Apply a size-preserving convolution to rows [h * w, K] as one matrix product: rows [h * w, C].
 
     The values under the kernel are gathered (im2col), in 8 bits if they are quantized: integer kernels for matrix

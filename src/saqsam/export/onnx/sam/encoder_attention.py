@@ -64,29 +64,29 @@ def write_attention(
         where: Module name, for errors.
     """
     heads = attention.num_attention_heads
-    tensor = _partition(graph, layer_input(graph, attention.qkv, normal, f"{where}.qkv"), side, window)
-    parts = [_part(graph, attention.qkv, tensor, index, f"{where}.qkv") for index in range(3)]
+    tensor = partition(graph, layer_input(graph, attention.qkv, normal, f"{where}.qkv"), side, window)
+    parts = [project_part(graph, attention.qkv, tensor, index, f"{where}.qkv") for index in range(3)]
     shape = graph.ints(window.count, window.tokens, heads, -1)
     query, key, value = (graph.op("Reshape", part, shape) for part in parts)
     query = graph.op("Transpose", query, perm=[0, 2, 1, 3])  # [W, N, L, D]
     value = graph.op("Transpose", value, perm=[0, 2, 1, 3])
-    operands = _operands(graph, attention, query, key, value, window, options, where)
+    operands = _placed_operands(graph, attention, query, key, value, window, options, where)
     queries = queries_per_block(heads, window, options.max_block_logits)
     if queries is None:
-        average = _average(graph, attention, operands, (heads, window.tokens), window, where)
+        averaged = average(graph, attention, operands, (heads, window.tokens), window, where)
     else:
-        average = _average_in_blocks(graph, attention, operands, queries, window, where)
+        averaged = average_in_blocks(graph, attention, operands, queries, window, where)
     flat = graph.op(
         "Reshape",
-        graph.op("Transpose", average, perm=[0, 2, 1, 3]),
+        graph.op("Transpose", averaged, perm=[0, 2, 1, 3]),
         graph.ints(window.count * window.tokens, -1),
     )
     tensor = layer_input(graph, attention.proj, flat, f"{where}.proj")
-    return linear(graph, attention.proj, _unpartition(graph, tensor, side, window), f"{where}.proj")
+    return linear(graph, attention.proj, unpartition(graph, tensor, side, window), f"{where}.proj")
 
 
 @dataclass(frozen=True)
-class _Operands:
+class Operands:
     """Operands of an attention with W windows, N heads and L tokens per window.
 
     Attributes:
@@ -104,7 +104,20 @@ class _Operands:
     by_column: Value = ""
 
 
-def _operands(
+def operands_of(graph: Graph, attention: Any, query: Value, key: Value, value: Value, where: str) -> Operands:
+    """Quantize float queries [W, N, Q, D], keys [W, L, N, D] and values [W, N, L, D] without relative positions."""
+    rounded_value = quantized(graph, value, slot_module(attention, "value_quantizer"), where)
+    turned = [0, 2, 3, 1]
+    quantizer = slot_module(attention, "query_quantizer")
+    if isinstance(quantizer, nn.Identity):
+        scaled = graph.op("Mul", query, graph.scalar(float(attention.scale)))
+        return Operands(scaled, graph.op("Transpose", key, perm=turned), rounded_value)
+    codes = quantize(graph, query, affine_quantizer(quantizer, where))
+    keys = quantize(graph, key, affine_quantizer(slot_module(attention, "key_quantizer"), where))
+    return Operands(codes, rearrange(graph, keys, "Transpose", perm=turned), rounded_value)
+
+
+def _placed_operands(
     graph: Graph,
     attention: Any,
     query: Value,
@@ -113,38 +126,31 @@ def _operands(
     window: Window,
     options: EncoderOptions,
     where: str,
-) -> _Operands:
+) -> Operands:
     """Quantize float queries [W, N, L, D], keys [W, L, N, D] and values [W, N, L, D], and add relative positions."""
-    rounded_value = quantized(graph, value, slot_module(attention, "value_quantizer"), where)
-    turned = [0, 2, 3, 1]
-    quantizer = slot_module(attention, "query_quantizer")
-    if not isinstance(quantizer, nn.Identity):
-        codes = quantize(graph, query, affine_quantizer(quantizer, where))
-        keys = quantize(graph, key, affine_quantizer(slot_module(attention, "key_quantizer"), where))
-        keys = rearrange(graph, keys, "Transpose", perm=turned)
-        source = (
-            codes.dequantize(graph) if attention.use_rel_pos and attention.quantized_rel_pos_query else query
-        )
-        added = _relative_positions(graph, attention, source, window) if attention.use_rel_pos else ("", "")
-        return _Operands(codes, keys, rounded_value, *added)
-    scaled = graph.op("Mul", query, graph.scalar(float(attention.scale)))
-    float_keys = graph.op("Transpose", key, perm=turned)
+    operands = operands_of(graph, attention, query, key, value, where)
     if not attention.use_rel_pos:
-        return _Operands(scaled, float_keys, rounded_value)
-    by_row, by_column = _relative_positions(graph, attention, query, window)
-    if options.relative_positions == "sum":
-        return _Operands(scaled, float_keys, rounded_value, by_row, by_column)
+        return operands
+    is_float = isinstance(operands.query, Value)
+    source = query
+    if isinstance(operands.query, Codes) and attention.quantized_rel_pos_query:
+        source = operands.query.dequantize(graph)
+    by_row, by_column = _relative_positions(graph, attention, source, window)
+    if not is_float or options.relative_positions == "sum":
+        return replace(operands, by_row=by_row, by_column=by_column)
+    assert isinstance(operands.query, Value)
+    assert isinstance(operands.key, Value)
     places = graph.constant(_one_hot(window)[None, None], "places")
     heads = graph.ints(window.count, attention.num_attention_heads, 1, 1)
-    return _Operands(
-        graph.op("Concat", scaled, by_row, by_column, axis=-1),
-        graph.op("Concat", float_keys, graph.op("Expand", places, heads), axis=2),
-        rounded_value,
+    return Operands(
+        graph.op("Concat", operands.query, by_row, by_column, axis=-1),
+        graph.op("Concat", operands.key, graph.op("Expand", places, heads), axis=2),
+        operands.value,
     )
 
 
-def _average(
-    graph: Graph, attention: Any, operands: _Operands, size: tuple[int, int], window: Window, where: str
+def average(
+    graph: Graph, attention: Any, operands: Operands, size: tuple[int, int], window: Window, where: str
 ) -> Value:
     """Average the values for all queries: [W, *size, D], where `size` is the number of heads and of queries."""
     scale = float(attention.scale)
@@ -159,10 +165,10 @@ def _average(
     return weighted_average(graph, attention, logits, dequantized(graph, operands.value), where)
 
 
-def _average_in_blocks(
-    graph: Graph, attention: Any, operands: _Operands, queries: int, window: Window, where: str
+def average_in_blocks(
+    graph: Graph, attention: Any, operands: Operands, queries: int, window: Window, where: str
 ) -> Value:
-    """Run `_average` on one window head by head, `queries` at a time, so that all logits are never in memory."""
+    """Run `average` on one window head by head, `queries` at a time, so that all logits are never in memory."""
     heads, count = attention.num_attention_heads, window.tokens // queries
     present: dict[str, Value | Codes] = {name: value for name, value in vars(operands).items() if value}
     by_head = {name: _split(graph, value, heads, 1) for name, value in present.items()}
@@ -177,7 +183,7 @@ def _average_in_blocks(
         for index in range(count):
             part: dict[str, Any] = dict(own)
             part.update((name, parts[index]) for name, parts in slabs.items())
-            averages.append(_average(graph, attention, _Operands(**part), (1, queries), window, where))
+            averages.append(average(graph, attention, Operands(**part), (1, queries), window, where))
     joined = [graph.op("Concat", *averages[h * count : (h + 1) * count], axis=2) for h in range(heads)]
     return graph.op("Concat", *joined, axis=1)
 
@@ -225,7 +231,7 @@ def _one_hot(window: Window) -> np.ndarray:
     return np.concatenate([rows, columns])
 
 
-def _part(graph: Graph, layer: Any, tensor: Value | Codes, index: int, where: str) -> Value:
+def project_part(graph: Graph, layer: Any, tensor: Value | Codes, index: int, where: str) -> Value:
     """Project rows to queries (index 0), keys (1) or values (2): one third of the layer's outputs."""
     count = layer.out_features // 3
     part = slice(index * count, (index + 1) * count)
@@ -234,7 +240,7 @@ def _part(graph: Graph, layer: Any, tensor: Value | Codes, index: int, where: st
         return gemm(graph, tensor, layer.weight, bias, where, lambda weight: weight[part].T)
 
 
-def _partition(graph: Graph, tensor: Value | Codes, side: int, window: Window) -> Value | Codes:
+def partition(graph: Graph, tensor: Value | Codes, side: int, window: Window) -> Value | Codes:
     """Sort rows [h * w, C] by window, with zero padding: [W * L, C]."""
     if window.count == 1 and not any(window.pad):
         return tensor
@@ -248,8 +254,8 @@ def _partition(graph: Graph, tensor: Value | Codes, side: int, window: Window) -
     return rearrange(graph, tensor, "Reshape", graph.ints(window.count * window.tokens, -1))
 
 
-def _unpartition(graph: Graph, tensor: Value | Codes, side: int, window: Window) -> Value | Codes:
-    """Undo `_partition`: [W * L, C] to [h * w, C]."""
+def unpartition(graph: Graph, tensor: Value | Codes, side: int, window: Window) -> Value | Codes:
+    """Undo `partition`: [W * L, C] to [h * w, C]."""
     if window.count == 1 and not any(window.pad):
         return tensor
     (high, wide), (down, right) = window.size, window.pad

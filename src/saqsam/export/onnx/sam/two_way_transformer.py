@@ -33,7 +33,16 @@ class TwoWayTransformer:
         graph: The graph.
         transformer: The quantized `SamTwoWayTransformer`.
         positions: Positional embedding of the image tokens, [h * w, C].
+
+    Attributes:
+        mlp_layers: Names of the two layers of an MLP.
+        mlp_activation: Name of its activation.
+        output_projection: Name of the output projection of an attention.
     """
+
+    mlp_layers = ("lin1", "lin2")
+    mlp_activation = "act"
+    output_projection = "out_proj"
 
     def __init__(self, graph: Graph, transformer: Any, positions: Value) -> None:
         self.graph, self.transformer, self.positions = graph, transformer, positions
@@ -77,8 +86,10 @@ class TwoWayTransformer:
             tokens = layer_norm(graph, layer.layer_norm2, graph.op("Add", tokens, attended))
         with graph.scope("mlp"):
             mlp = layer.mlp
-            hidden = self._linear(mlp.lin1, tokens, f"{where}.mlp.lin1")
-            out = self._linear(mlp.lin2, activation(graph, mlp.act, hidden), f"{where}.mlp.lin2")
+            first, second = self.mlp_layers
+            hidden = self._linear(getattr(mlp, first), tokens, f"{where}.mlp.{first}")
+            hidden = activation(graph, getattr(mlp, self.mlp_activation), hidden)
+            out = self._linear(getattr(mlp, second), hidden, f"{where}.mlp.{second}")
             tokens = layer_norm(graph, layer.layer_norm3, graph.op("Add", tokens, out))
         with graph.scope("cross_attn_image_to_token"):
             query, name = graph.op("Add", tokens, points), "cross_attn_image_to_token"
@@ -132,4 +143,5 @@ class TwoWayTransformer:
         average = weighted_average(graph, attention, logits, v_read, where)
         joined = graph.op("Reshape", graph.op("Transpose", average, perm=[0, 2, 1, 3]), graph.ints(0, 0, -1))
         with graph.scope("out_proj"):
-            return self._linear(attention.out_proj, joined, f"{where}.out_proj")
+            layer = getattr(attention, self.output_projection)
+            return self._linear(layer, joined, f"{where}.{self.output_projection}")

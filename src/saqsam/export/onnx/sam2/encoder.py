@@ -1,0 +1,180 @@
+"""The image encoder of SAM 2 as an ONNX graph: pixels to embedding and high-resolution features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import Sam2Model
+
+from saqsam.export.onnx.graph import Graph, Value
+from saqsam.export.onnx.layers import activation, layer_input, layer_norm, linear
+from saqsam.export.onnx.sam.encoder import convolution, packed_weight
+from saqsam.export.onnx.sam.encoder_attention import (
+    average,
+    average_in_blocks,
+    operands_of,
+    partition,
+    project_part,
+    unpartition,
+)
+from saqsam.export.windows import CACHED_BLOCK_LOGITS, Window, queries_per_block, window_of
+from saqsam.models.sam2.structure import BACKBONE, NECK, stage_starts
+from saqsam.quant.layers import PackedConv2d
+
+_CUBIC_COEFFICIENT = -0.75
+"""Coefficient of torch's bicubic interpolation."""
+
+
+def write_encoder(graph: Graph, model: Sam2Model) -> None:
+    """Add the image encoder to an empty graph.
+
+    Its input is `pixel_values` [1, 3, S, S]. Its outputs are `image_embeddings` [1, C, h, w], `high_res_features_0`
+    [1, C / 8, 4h, 4w] and `high_res_features_1` [1, C / 4, 2h, 2w], all float32.
+    """
+    config = model.config
+    size, backbone = config.prompt_encoder_config.image_size, model.vision_encoder.backbone
+    side = size // config.vision_config.backbone_config.patch_stride[0]
+    pixels = graph.input("pixel_values", (1, 3, size, size))
+    with graph.scope("patch_embed"):
+        rows = _patches(graph, backbone, pixels, side)
+    levels: list[tuple[Value, int]] = []
+    starts = stage_starts(config)
+    for index, block in enumerate(backbone.blocks):
+        if index in starts[1:]:
+            levels.append((rows, side))
+        with graph.scope(f"blocks.{index}"):
+            rows, side = _block(graph, block, rows, side, f"{BACKBONE}.blocks.{index}")
+    levels.append((rows, side))
+    with graph.scope("neck"):
+        _neck(graph, model, levels)
+
+
+def _patches(graph: Graph, backbone: Any, pixels: Value, side: int) -> Value:
+    """Embed patches and add the absolute positions: rows [h * w, C]."""
+    projection = backbone.patch_embed.projection
+    if isinstance(projection, PackedConv2d):
+        weight = packed_weight(graph, projection.weight)
+    else:
+        weight = graph.parameter(projection.weight, "weight")
+    down, right = projection.padding
+    patches = graph.op(
+        "Conv",
+        pixels,
+        weight,
+        graph.parameter(projection.bias, "bias"),
+        strides=list(projection.stride),
+        pads=[down, right, down, right],
+        kernel_shape=list(projection.weight.shape[2:]),
+    )
+    # The small tables are stored; runtimes compute the large one when they load the graph.
+    table = graph.parameter(backbone.pos_embed, "positions")
+    window = graph.parameter(backbone.pos_embed_window, "window_positions")
+    channels, repeats = backbone.pos_embed.shape[1], side // backbone.pos_embed_window.shape[-1]
+    large = graph.op(
+        "Resize",
+        table,
+        "",
+        "",
+        graph.ints(1, channels, side, side),
+        mode="cubic",
+        cubic_coeff_a=_CUBIC_COEFFICIENT,
+        coordinate_transformation_mode="half_pixel",
+    )
+    positions = graph.op("Add", large, graph.op("Tile", window, graph.ints(1, 1, repeats, repeats)))
+    placed = graph.op("Add", patches, positions)
+    flat = graph.op("Reshape", placed, graph.ints(channels, side * side))
+    return graph.op("Transpose", flat, perm=[1, 0])
+
+
+def _block(graph: Graph, block: Any, rows: Value, side: int, where: str) -> tuple[Value, int]:
+    """Apply a block to rows [h * w, C]; return rows [h' * w', C'] and the new side of the grid."""
+    stride = block.query_stride[0] if block.query_stride else 1
+    with graph.scope("attn"):
+        normal = layer_norm(graph, block.layer_norm1, rows)
+        if block.dim != block.dim_out:
+            tensor = layer_input(graph, block.proj, normal, f"{where}.proj")
+            with graph.scope("proj"):
+                rows = linear(graph, block.proj, tensor, f"{where}.proj")
+        if stride > 1:
+            rows = _pool(graph, rows, 1, side, stride)
+        attended = _attend(graph, block, normal, side, stride, f"{where}.attn")
+        rows = graph.op("Add", rows, attended)
+    with graph.scope("mlp"):
+        mlp = block.mlp
+        normal = layer_norm(graph, block.layer_norm2, rows)
+        tensor = layer_input(graph, mlp.proj_in, normal, f"{where}.mlp.proj_in")
+        hidden = activation(graph, mlp.activation, linear(graph, mlp.proj_in, tensor, where))
+        tensor = layer_input(graph, mlp.proj_out, hidden, f"{where}.mlp.proj_out")
+        return graph.op("Add", rows, linear(graph, mlp.proj_out, tensor, where)), side // stride
+
+
+def _attend(graph: Graph, block: Any, normal: Value, side: int, stride: int, where: str) -> Value:
+    """Apply an encoder attention to normalized rows [h * w, C]: rows [h' * w', C']."""
+    attention = block.attn
+    heads, window = attention.num_attention_heads, window_of(block.window_size, side)
+    tensor = partition(graph, layer_input(graph, attention.qkv, normal, f"{where}.qkv"), side, window)
+    parts = [project_part(graph, attention.qkv, tensor, index, f"{where}.qkv") for index in range(3)]
+    if stride > 1:
+        parts[0] = _pool(graph, parts[0], window.count, window.size[0], stride)
+    shape = graph.ints(window.count, -1, heads, attention.dim_out // heads)
+    query, key, value = (graph.op("Reshape", part, shape) for part in parts)
+    query = graph.op("Transpose", query, perm=[0, 2, 1, 3])  # [W, N, L, D]
+    value = graph.op("Transpose", value, perm=[0, 2, 1, 3])
+    operands = operands_of(graph, attention, query, key, value, where)
+    queries = queries_per_block(heads, window, CACHED_BLOCK_LOGITS) if stride == 1 else None
+    if queries is None:
+        size = (heads, window.tokens // stride**2)
+        averaged = average(graph, attention, operands, size, window, where)
+    else:
+        averaged = average_in_blocks(graph, attention, operands, queries, window, where)
+    turned = graph.op("Transpose", averaged, perm=[0, 2, 1, 3])
+    flat = graph.op("Reshape", turned, graph.ints(-1, attention.dim_out))
+    tensor = layer_input(graph, attention.proj, flat, f"{where}.proj")
+    pooled = _pooled(window, stride)
+    return linear(graph, attention.proj, unpartition(graph, tensor, side // stride, pooled), f"{where}.proj")
+
+
+def _pool(graph: Graph, rows: Value, count: int, side: int, stride: int) -> Value:
+    """Max-pool rows of `count` square grids, [count * side * side, C]: [count * (side / stride)**2, C]."""
+    half = side // stride
+    grid = graph.op("Reshape", rows, graph.ints(count * half, stride, half, stride, -1))
+    largest = graph.op("ReduceMax", grid, graph.ints(1, 3), keepdims=0)
+    return graph.op("Reshape", largest, graph.ints(count * half * half, -1))
+
+
+def _pooled(window: Window, stride: int) -> Window:
+    """Return the layout of windows whose tokens were pooled."""
+    (high, wide), (down, right) = window.size, window.pad
+    return Window(
+        (high // stride, wide // stride), window.rows, window.columns, (down // stride, right // stride)
+    )
+
+
+def _neck(graph: Graph, model: Sam2Model, levels: list[tuple[Value, int]]) -> None:
+    """Apply the feature pyramid to rows of the four stages, the finest first, and declare the outputs."""
+    convs, decoder = model.vision_encoder.neck.convs, model.mask_decoder
+    finest, fine, middle, coarse = levels
+    top = convolution(graph, convs[0], *coarse, f"{NECK}.convs.0")
+    side = coarse[1]
+    grid = graph.op("Reshape", top, graph.ints(side, 1, side, 1, -1))
+    channels = convs[0].weight.shape[0]
+    grid = graph.op("Expand", grid, graph.ints(side, 2, side, 2, channels))
+    upsampled = graph.op("Reshape", grid, graph.ints(4 * side * side, -1))
+    embedding = graph.op("Add", convolution(graph, convs[1], *middle, f"{NECK}.convs.1"), upsampled)
+    no_memory = graph.parameter(model.no_memory_embedding.reshape(1, -1), "no_memory_embedding")
+    _output(graph, graph.op("Add", embedding, no_memory), middle[1], channels, "image_embeddings")
+    for index, (level, reader) in enumerate(((finest, decoder.conv_s0), (fine, decoder.conv_s1))):
+        conv, name = convs[3 - index], f"{NECK}.convs.{3 - index}"
+        rows, channels = convolution(graph, conv, *level, name), conv.weight.shape[0]
+        if not isinstance(reader, nn.Identity):
+            where = f"mask_decoder.conv_s{index}"
+            rows, channels = convolution(graph, reader, rows, level[1], where), reader.weight.shape[0]
+        _output(graph, rows, level[1], channels, f"high_res_features_{index}")
+
+
+def _output(graph: Graph, rows: Value, side: int, channels: int, name: str) -> None:
+    """Declare rows [h * w, C] as an output [1, C, h, w]."""
+    turned = graph.op("Transpose", rows, perm=[1, 0])
+    shape = (1, channels, side, side)
+    graph.output(graph.op("Reshape", turned, graph.ints(*shape)), name, shape)
