@@ -34,7 +34,7 @@ class PackedTensor(nn.Module):
         bits: 2 to 8.
         axis: Channel axis.
         group_size: Values per group; None for per-channel quantization.
-        dtype: Dtype that the model computes in. Models of transformers cast inputs to the dtype of a weight.
+        dtype: Dtype that the model computes in. Model code casts inputs to the dtype of a weight.
     """
 
     codes: Tensor
