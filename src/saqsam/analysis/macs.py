@@ -58,6 +58,7 @@ def count_macs(config: Any, prompts: int = 1) -> MacCounts:
 
     with torch.device("meta"), torch.inference_mode():
         model = family.build(config).eval()
+        family.simplify(model)
         for site in structure.weighted_sites:
             model.get_submodule(site.name).register_forward_hook(count_layer(site.part))
         for site in structure.attentions:

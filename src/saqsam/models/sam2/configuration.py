@@ -243,6 +243,13 @@ def _check_sizes(config: Sam2Config, where: str) -> None:
             f"{where}vision_config.backbone_config.window_size_per_stage: expected even windows before queries are "
             f"pooled, got {windows}"
         )
+    starts = [sum(backbone.blocks_per_stage[:stage]) for stage in range(1, STAGES)]
+    pooled = sorted(set(backbone.global_attention_blocks) & set(starts))
+    if pooled:
+        raise CheckpointError(
+            f"{where}vision_config.backbone_config.global_attention_blocks: expected windows in the first block of a "
+            f"stage, whose queries are pooled, got {pooled}"
+        )
     if sum(backbone.blocks_per_stage) > MAX_LAYERS:
         raise CheckpointError(
             f"{where}vision_config.backbone_config.blocks_per_stage: expected at most {MAX_LAYERS} blocks, "
