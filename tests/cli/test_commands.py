@@ -1090,11 +1090,27 @@ def test_exported_masks_are_drawn(deployed: Path, tmp_path: Path) -> None:
     assert read_image(tmp_path / "photo.masks.png").shape == (40, 60, 3)
 
 
-def test_what_cannot_be_exported_is_refused(packed: Path, tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_float_model_is_exported_compared_and_scored(tiny: Path, labeled: Path, tmp_path: Path) -> None:
+    done = run("export", tiny, "--out", tmp_path / "export")
+    assert_done(done)
+    assert "masks of float in onnxruntime against torch: IoU 1.0000" in done.stdout
+    assert "together" in done.stdout
+    assert json.loads((tmp_path / "export" / "parity.json").read_text())["mask_iou"] > 0.999
+    found = []
+    for model in (tmp_path / "export", tiny):
+        done = run("evaluate", model, "--data", labeled, "--json", tmp_path / "scores.json", "--overwrite")
+        assert_done(done)
+        found.append(json.loads((tmp_path / "scores.json").read_text()))
+    assert [one["recipe"] for one in found] == ["float", "float"]
+    mious = [one["tasks"]["prompt"]["metrics"]["miou"] for one in found]
+    assert mious[0] == pytest.approx(mious[1], abs=1e-3)
+
+
+def test_what_cannot_be_exported_is_refused(packed: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert_refused(run("export", packed, "--out", out), "--deploy", "integer_biases=true")
-    assert_refused(run("export", tiny, "--out", out), "is float", "--deploy")
-    assert_refused(run("export", tmp_path / "nothing", "--out", out), "no checkpoint folder")
+    assert_refused(run("export", tmp_path / "nothing", "--out", out), "no such file or folder")
     assert_refused(run("export", packed, "--out", out, "--format", "tflite"), "expected one of onnx")
     assert not list(tmp_path.iterdir())
 

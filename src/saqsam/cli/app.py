@@ -221,7 +221,7 @@ def inspect(
 
 
 def export(
-    checkpoint: parameters.CheckpointArgument,
+    model: parameters.ModelArgument,
     *,
     out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
     format: parameters.ExportFormatOption = DEFAULT_FORMAT,
@@ -230,19 +230,18 @@ def export(
     min_parity: parameters.MinParityOption = 0.95,
     overwrite: parameters.OverwriteOption = False,
 ) -> None:
-    """Export a checkpoint for another runtime, and compare its masks with torch's.
+    """Export a checkpoint or a float model for another runtime, and compare its masks with torch's.
 
     The export fails, and leaves nothing at --out, if a runtime computes other masks; the error names the first node
     that differs.
     """
-    check_checkpoint(checkpoint)
     check_share("--min-parity", min_parity)
     check_new(out_dir, overwrite=overwrite)
     with library():
         from saqsam.cli.commands.export import export
 
         export(
-            checkpoint,
+            model,
             out_dir,
             format=format,
             single_mask=single_mask,

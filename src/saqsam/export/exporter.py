@@ -1,7 +1,8 @@
-"""Export a quantized model: check the request, write the files of a format, and record them in a manifest."""
+"""Export a model: check the request, write the files of a format, and record them in a manifest."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import SamModel, SamProcessor
@@ -10,13 +11,15 @@ from saqsam.checkpoint import (
     checkpoint_tensors,
     content_hash,
     hash_header,
+    processor_hash,
     quantization_config_of,
     recipe_of,
 )
 from saqsam.export.formats import DEFAULT_FORMAT, FORMATS
-from saqsam.export.manifest import MANIFEST, Manifest, file_hash, is_export
+from saqsam.export.manifest import FLOAT_NAME, MANIFEST, Manifest, file_hash, is_export
 from saqsam.models.processing import processor_fields
 from saqsam.recipes.deployment import check_uniform_inputs
+from saqsam.recipes.recipe import Recipe
 from saqsam.utils.atomic_write import atomic_folder
 
 
@@ -29,10 +32,12 @@ def export_model(
     single_mask: bool = False,
     overwrite: bool = False,
 ) -> Manifest:
-    """Write a quantized model as files that other runtimes run.
+    """Write a model as files that other runtimes run.
+
+    A float model becomes a float32 graph, whatever the dtype of its parameters.
 
     Args:
-        model: Quantized model, as `saqsam.load` returns it for a checkpoint.
+        model: Quantized or float model, as `saqsam.load` returns it.
         processor: Processor of the model, saved beside the files.
         folder: Folder to write, atomically: it appears when it is complete.
         format: One of `FORMATS`: `onnx`, `openvino` or `executorch`.
@@ -43,28 +48,17 @@ def export_model(
         The manifest, which is also written as `export.json`.
 
     Raises:
-        ValueError: The model is float, the target's integer kernels cannot run its recipe (the message names the
-            field to change), a package is missing, or the folder exists and `overwrite` is false.
+        ValueError: The target's integer kernels cannot run the recipe (the message names the field to change), the
+            format takes no float models, a package is missing, or the folder exists and `overwrite` is false.
     """
     folder = Path(folder)
     check_export(format, folder, overwrite=overwrite)
-    config = quantization_config_of(model)
-    if config is None:
-        raise ValueError(
-            "this model is float: quantize it first (saqsam quantize ... --deploy), then export the checkpoint"
-        )
-    recipe = recipe_of(model)
-    if recipe.activations is None:
-        raise ValueError(
-            f"{recipe.name} leaves activations float, and exports have integer products: quantize them too, or "
-            "export model.dequantize() with other tools"
-        )
-    check_uniform_inputs(recipe, format)
-    header = hash_header(model.config, config.recipe, config.processor_sha256)
-    checkpoint = config.content_sha256 or content_hash(checkpoint_tensors(model), header)
+    source = _check_source(model, processor, format)
     plain = model.config.to_dict()
     plain.pop("quantization_config", None)
-    metadata = {"saqsam_recipe": recipe.to_json(), "saqsam_checkpoint": checkpoint}
+    metadata = {"saqsam_checkpoint": source.checkpoint}
+    if source.recipe is not None:
+        metadata = {"saqsam_recipe": source.recipe.to_json(), **metadata}
     with atomic_folder(folder) as partial:
         details = FORMATS[format].load_writer()(model, partial, metadata, single_mask=single_mask)
         files = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
@@ -72,9 +66,9 @@ def export_model(
         manifest = Manifest(
             format=format,
             single_mask=single_mask,
-            recipe=recipe.to_dict(),
-            name=recipe.name,
-            checkpoint=checkpoint,
+            recipe=None if source.recipe is None else source.recipe.to_dict(),
+            name=source.name,
+            checkpoint=source.checkpoint,
             config=plain,
             processor=processor_fields(processor),
             files=files,
@@ -82,6 +76,52 @@ def export_model(
         )
         (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The model that an export is made from.
+
+    Attributes:
+        recipe: Its recipe; None for a float model.
+        checkpoint: Content hash of its tensors, configuration and processor.
+    """
+
+    recipe: Recipe | None
+    checkpoint: str
+
+    @property
+    def name(self) -> str:
+        """Name of the recipe, or `float`."""
+        return FLOAT_NAME if self.recipe is None else self.recipe.name
+
+
+def _check_source(model: SamModel, processor: SamProcessor, format: str) -> _Source:
+    """Identify a model, and check that a format can express it.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    config = quantization_config_of(model)
+    if config is None:
+        if not FORMATS[format].accepts_float:
+            others = ", ".join(name for name, entry in FORMATS.items() if entry.accepts_float)
+            raise ValueError(
+                f"this model is float, and {format} takes quantized models only: quantize it first "
+                f"(saqsam quantize ... --deploy-for {format}), or export to {others}"
+            )
+        header = hash_header(model.config, None, processor_hash(processor))
+        tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+        return _Source(None, content_hash(tensors, header))
+    recipe = recipe_of(model)
+    if recipe.activations is None:
+        raise ValueError(
+            f"{recipe.name} leaves activations float, and exports have integer products: quantize them too, or "
+            "export model.dequantize(), which is float"
+        )
+    check_uniform_inputs(recipe, format)
+    header = hash_header(model.config, config.recipe, config.processor_sha256)
+    return _Source(recipe, config.content_sha256 or content_hash(checkpoint_tensors(model), header))
 
 
 def check_export(format: str, folder: Path, *, overwrite: bool) -> None:

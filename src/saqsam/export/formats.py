@@ -24,7 +24,7 @@ class Writer(Protocol):
         """Write the files of encoder and decoder into a folder.
 
         Args:
-            model: Quantized model.
+            model: Quantized model, or a float one if the format accepts it.
             folder: Existing folder.
             metadata: Texts to store in the files, where the format has a place for them.
             single_mask: Let the decoder return one mask per prompt.
@@ -48,6 +48,7 @@ class FormatEntry:
         packages: Packages that writing needs.
         writer: `module:function` of its `Writer`.
         has_node_names: Whether its files name their nodes, so that the first wrong one can be found.
+        accepts_float: Whether float models can be written, too.
     """
 
     name: str
@@ -55,6 +56,7 @@ class FormatEntry:
     packages: tuple[str, ...]
     writer: str
     has_node_names: bool = True
+    accepts_float: bool = True
 
     def load_writer(self) -> Writer:
         """Import the function that writes the format."""
@@ -87,6 +89,7 @@ FORMATS = {
             ("executorch",),
             "saqsam.export.executorch.writer:write_executorch",
             has_node_names=False,
+            accepts_float=False,
         ),
     )
 }

@@ -22,6 +22,8 @@ from saqsam.utils.errors import CheckpointError, shorten, shorten_message
 from saqsam.utils.strict_json import read_json_object
 
 MANIFEST = "export.json"
+FLOAT_NAME = "float"
+"""Name that stands for the recipe of a float model."""
 MANIFEST_VERSION = 2
 """Version 1 had neither a hash of the manifest itself nor the settings of the processor."""
 LOW_RES_OUTPUTS = ("iou_predictions", "low_res_masks")
@@ -40,9 +42,9 @@ class Manifest:
     Attributes:
         format: Name of the format, one of `FORMATS`.
         single_mask: Whether the decoder returns one mask per prompt instead of four.
-        recipe: Recipe of the checkpoint, as JSON types.
-        name: Name of the recipe.
-        checkpoint: Content hash of the checkpoint.
+        recipe: Recipe of the checkpoint, as JSON types; None for a float model.
+        name: Name of the recipe, or `FLOAT_NAME`.
+        checkpoint: Content hash of the checkpoint or of the float model.
         config: `SamConfig` of the model, as JSON types.
         processor: Settings of the processor, as `processor_fields` returns them; empty in version 1.
         files: SHA-256 of each model file by name.
@@ -52,7 +54,7 @@ class Manifest:
 
     format: str
     single_mask: bool
-    recipe: Mapping[str, Any]
+    recipe: Mapping[str, Any] | None
     name: str
     checkpoint: str
     config: Mapping[str, Any]
@@ -184,7 +186,7 @@ def file_hash(path: Path) -> str:
 _CHECKS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "format": (f"one of {', '.join(FORMATS)}", lambda v: isinstance(v, str) and v in FORMATS),
     "single_mask": ("true or false", lambda v: isinstance(v, bool)),
-    "recipe": ("a JSON object", lambda v: isinstance(v, dict)),
+    "recipe": ("a JSON object, or null for a float model", lambda v: v is None or isinstance(v, dict)),
     "name": ("a short name", lambda v: isinstance(v, str) and 0 < len(v) <= _MAX_NAME),
     "checkpoint": ("a SHA-256", lambda v: isinstance(v, str) and _SHA256.fullmatch(v) is not None),
     "config": ("a JSON object", lambda v: isinstance(v, dict)),
@@ -223,11 +225,13 @@ def _checked(raw: Mapping[str, Any], version: int, source: str) -> dict[str, Any
 
 
 def _check_recipe(manifest: Manifest, source: str) -> None:
-    try:
-        recipe = Recipe.from_dict(manifest.recipe)
-    except ValueError as error:
-        raise CheckpointError(f"{source}: {shorten_message(error)}") from error
-    if recipe.name != manifest.name:
+    expected = FLOAT_NAME
+    if manifest.recipe is not None:
+        try:
+            expected = Recipe.from_dict(manifest.recipe).name
+        except ValueError as error:
+            raise CheckpointError(f"{source}: {shorten_message(error)}") from error
+    if manifest.name != expected:
         raise CheckpointError(
-            f"{source}: name: expected the recipe's, {shorten(recipe.name)}, got {shorten(manifest.name)}"
+            f"{source}: name: expected the recipe's, {shorten(expected)}, got {shorten(manifest.name)}"
         )

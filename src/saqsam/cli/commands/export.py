@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from saqsam.analysis.inventory import take_inventory
+from transformers import SamModel
+
+from saqsam.analysis.inventory import Inventory, take_inventory
+from saqsam.analysis.macs import count_macs
+from saqsam.checkpoint import quantization_config_of
 from saqsam.cli.inputs import load_torch, write_json
 from saqsam.cli.options import SCENES
 from saqsam.cli.outputs import claim_output
@@ -23,7 +27,7 @@ SAM-H."""
 
 
 def export(
-    checkpoint: Path,
+    model_name: str,
     out_dir: Path,
     *,
     format: str,
@@ -32,16 +36,16 @@ def export(
     min_parity: float,
     overwrite: bool,
 ) -> None:
-    """Export a checkpoint, and put the files in place if runtimes compute torch's masks from them."""
+    """Export a model, and put the files in place if runtimes compute torch's masks from them."""
     check_export(format, out_dir, overwrite=overwrite)
     runtimes = runtimes_to_judge(format, None if runtime is None else [runtime], min_parity)
     with claim_output(out_dir, overwrite=overwrite) as output:
         folder = output.staged
-        model, processor = load_torch(str(checkpoint), "cpu")
+        model, processor = load_torch(model_name, "cpu")
         with busy(f"writing {out_dir}"):
             manifest = export_model(model, processor, folder, format=format, single_mask=single_mask)
-        inventory = take_inventory(model)
-        images = parity_images(sum(part.macs for part in inventory.parts))
+        inventory = None if quantization_config_of(model) is None else take_inventory(model)
+        images = parity_images(count_macs(model.config).parts.total())
         data = open_dataset(SCENES, limit=images)
         with progress_phases("images") as progress:
             parities = verify_export(
@@ -56,8 +60,15 @@ def export(
         write_json(folder / "parity.json", parity_content(parities, min_parity))
         output.place_folder()
     sizes = {name: (out_dir / name).stat().st_size for name in manifest.files}
-    print_export(manifest, sizes, inventory, parities)
+    print_export(manifest, sizes, _float32_bytes(model, inventory), inventory, parities)
     say(f"export: {out_dir}")
+
+
+def _float32_bytes(model: SamModel, inventory: Inventory | None) -> int:
+    """Return the bytes of a model's parameters in float32."""
+    if inventory is not None:
+        return inventory.float32_bytes
+    return 4 * sum(parameter.numel() for parameter in model.parameters())
 
 
 def parity_images(macs: int) -> int:

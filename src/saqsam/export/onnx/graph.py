@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,10 +13,16 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from saqsam.export.manifest import MAX_FILE_BYTES
+from saqsam.export.packed import ExportError
+
 OPSET = 21
 """ONNX operator set: the first with 4-bit integers in QuantizeLinear, DequantizeLinear and Cast."""
 IR_VERSION = 10
 """ONNX IR version of opset 21; runtimes that support the opset may refuse a newer IR."""
+
+_MAX_WEIGHT_BYTES = MAX_FILE_BYTES - 2**24
+"""Largest total of the initializers, in bytes; the nodes take what remains of an ONNX file."""
 
 _NAMELESS = {
     *("QuantizeLinear", "DequantizeLinear", "Cast"),
@@ -32,12 +39,16 @@ class Graph:
 
     Args:
         name: Name of the graph.
+
+    Raises:
+        ExportError: A constant is added beyond the size of an ONNX file.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
+        self._bytes = 0
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._cache: dict[tuple[Any, ...], Value] = {}
@@ -83,7 +94,8 @@ class Graph:
         array = np.asarray(values)
         if not shared:
             return self._initializer(numpy_helper.from_array(array), name)
-        key = (array.dtype.str, array.shape, array.tobytes())
+        # A digest, because the cache would keep a second copy of every weight.
+        key = (array.dtype.str, array.shape, hashlib.sha256(np.ascontiguousarray(array)).digest())
         if key not in self._cache:
             self._cache[key] = self._initializer(numpy_helper.from_array(array), name)
         return self._cache[key]
@@ -102,7 +114,7 @@ class Graph:
         half = array.astype(np.float16)
         if not np.array_equal(half.astype(np.float32), array):
             return self.constant(array, name)
-        key = ("half", array.shape, half.tobytes())
+        key = ("half", array.shape, hashlib.sha256(half).digest())
         if key not in self._cache:
             stored = self.constant(half, name)
             self._cache[key] = self.folded("Cast", stored, name=f"{name}_float", to=TensorProto.FLOAT)
@@ -155,6 +167,12 @@ class Graph:
     def _initializer(self, tensor: onnx.TensorProto, name: str) -> Value:
         path = self._unique(name)
         tensor.name = path
+        self._bytes += len(tensor.raw_data)
+        if self._bytes > _MAX_WEIGHT_BYTES:
+            raise ExportError(
+                f"{self.name}: ONNX files hold at most 2 GiB of weights, this model has more in float32: quantize it "
+                "first (saqsam quantize ... --deploy)"
+            )
         self._initializers[path] = tensor
         return path
 

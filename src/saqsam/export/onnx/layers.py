@@ -123,7 +123,7 @@ def gemm(
         arrange: Function that turns an array in the weight's shape into [K, C].
     """
     if not isinstance(weight, PackedTensor):
-        matrix = graph.parameter(torch.from_numpy(arrange(weight.detach().cpu().numpy())), "weight")
+        matrix = graph.parameter(torch.from_numpy(arrange(weight.detach().float().cpu().numpy())), "weight")
         return graph.op("Gemm", dequantized(graph, tensor), matrix, *_float_bias(graph, bias))
     codes, zero_points = codes_and_zero_points(weight, where)
 
