@@ -1107,6 +1107,33 @@ def test_a_float_model_is_exported_compared_and_scored(tiny: Path, labeled: Path
     assert mious[0] == pytest.approx(mious[1], abs=1e-3)
 
 
+@pytest.mark.slow
+def test_an_export_in_the_layout_of_a_client_is_compared_too(deployed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "web"
+    done = run("export", deployed, "--out", out, "--layout", "transformers-js")
+    assert_done(done)
+    assert "masks of min-max-deploy-w8a8-mixed in onnxruntime against torch: IoU" in done.stdout
+    assert "onnx/vision_encoder_quantized.onnx" in done.stdout
+    assert json.loads((out / "parity.json").read_text())["mask_iou"] > 0.9
+    assert_refused(run("segment", out, tmp_path / "photo.png", "--box", "5,5,30,30"), "other clients")
+    assert_done(run("export", deployed, "--out", out, "--layout", "osam", "--overwrite"))
+    assert {path.name for path in out.iterdir()} == {
+        *("encoder.onnx", "decoder.onnx", "export.json", "parity.json")
+    }
+
+
+def test_layouts_that_do_not_fit_are_refused(deployed: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "out")
+    assert_refused(run("export", deployed, *out, "--layout", "cvta"), "expected one of saqsam, samexporter")
+    assert_refused(
+        run("export", deployed, *out, "--layout", "cvat"), "expected embedding_channels 256, got 32"
+    )
+    assert_refused(
+        run("export", deployed, *out, "--layout", "osam", "--format", "openvino"), "load onnx files"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_exported_is_refused(packed: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert_refused(run("export", packed, "--out", out), "--deploy", "integer_biases=true")

@@ -28,6 +28,7 @@ from saqsam.cli.log_options import with_log_options
 from saqsam.cli.option_groups import TaskOptions, expand_groups
 from saqsam.cli.terminal import say
 from saqsam.export.formats import DEFAULT_FORMAT
+from saqsam.export.layouts.contract import OWN_LAYOUT
 from saqsam.utils.allocator import keep_freed_memory
 
 
@@ -225,6 +226,7 @@ def export(
     *,
     out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
     format: parameters.ExportFormatOption = DEFAULT_FORMAT,
+    layout: parameters.LayoutOption = OWN_LAYOUT,
     single_mask: parameters.SingleMaskOption = False,
     runtime: parameters.ExportRuntimeOption = None,
     min_parity: parameters.MinParityOption = 0.95,
@@ -244,6 +246,7 @@ def export(
             model,
             out_dir,
             format=format,
+            layout=layout,
             single_mask=single_mask,
             runtime=runtime,
             min_parity=min_parity,

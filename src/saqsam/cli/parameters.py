@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
-from saqsam.cli.help_texts import MODEL_HELP, alternatives, runtime_devices
+from saqsam.cli.help_texts import MODEL_HELP, alternatives, described, runtime_devices
 from saqsam.export.formats import FORMATS
+from saqsam.export.layouts.catalog import LAYOUTS
 from saqsam.runtimes.registry import RUNTIMES, TORCH, TORCH_INTEGER
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
@@ -75,6 +76,15 @@ WorstPictureOption = Annotated[
 
 # Of export.
 ExportFormatOption = Annotated[str, typer.Option(metavar="NAME", help=f"Format: {alternatives(FORMATS)}.")]
+LayoutOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Files and names for the clients of another project: "
+        f"{described((entry.name, entry.clients) for entry in LAYOUTS.values())}. saqsam and clients of the official "
+        "ONNX decoder load the default.",
+    ),
+]
 SingleMaskOption = Annotated[
     bool,
     typer.Option(

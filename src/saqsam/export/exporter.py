@@ -16,6 +16,8 @@ from saqsam.checkpoint import (
     recipe_of,
 )
 from saqsam.export.formats import DEFAULT_FORMAT, FORMATS
+from saqsam.export.layouts.catalog import check_layout
+from saqsam.export.layouts.contract import OWN_LAYOUT, Description
 from saqsam.export.manifest import FLOAT_NAME, MANIFEST, Manifest, file_hash, is_export
 from saqsam.models.processing import processor_fields
 from saqsam.recipes.deployment import check_uniform_inputs
@@ -29,6 +31,7 @@ def export_model(
     folder: str | Path,
     *,
     format: str = DEFAULT_FORMAT,
+    layout: str = OWN_LAYOUT,
     single_mask: bool = False,
     overwrite: bool = False,
 ) -> Manifest:
@@ -41,6 +44,8 @@ def export_model(
         processor: Processor of the model, saved beside the files.
         folder: Folder to write, atomically: it appears when it is complete.
         format: One of `FORMATS`: `onnx`, `openvino` or `executorch`.
+        layout: Files, names and shapes: `saqsam`, or those of other clients, one of
+            `saqsam.export.layouts.catalog.LAYOUTS`, which saqsam itself does not load.
         single_mask: Let the decoder return one mask per prompt, chosen as the official export chooses it.
         overwrite: Replace an existing export.
 
@@ -49,10 +54,11 @@ def export_model(
 
     Raises:
         ValueError: The target's integer kernels cannot run the recipe (the message names the field to change), the
-            format takes no float models, a package is missing, or the folder exists and `overwrite` is false.
+            format takes no float models, the layout does not fit the model or the other options, a package is missing,
+            or the folder exists and `overwrite` is false.
     """
     folder = Path(folder)
-    check_export(format, folder, overwrite=overwrite)
+    check_export(format, folder, layout=layout, single_mask=single_mask, overwrite=overwrite)
     source = _check_source(model, processor, format)
     plain = model.config.to_dict()
     plain.pop("quantization_config", None)
@@ -60,11 +66,22 @@ def export_model(
     if source.recipe is not None:
         metadata = {"saqsam_recipe": source.recipe.to_json(), **metadata}
     with atomic_folder(folder) as partial:
-        details = FORMATS[format].load_writer()(model, partial, metadata, single_mask=single_mask)
-        files = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
-        processor.save_pretrained(partial)
+        if layout == OWN_LAYOUT:
+            details = FORMATS[format].load_writer()(model, partial, metadata, single_mask=single_mask)
+            files = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
+            processor.save_pretrained(partial)
+        else:
+            from saqsam.export.layouts.write import write_layout
+
+            details, bits = {}, None if source.recipe is None else source.recipe.weights.bits
+            description = Description(
+                source.name, source.checkpoint, plain, processor_fields(processor), bits
+            )
+            names = write_layout(model, partial, layout, description, metadata)
+            files = {name: file_hash(partial / name) for name in names}
         manifest = Manifest(
             format=format,
+            layout=layout,
             single_mask=single_mask,
             recipe=None if source.recipe is None else source.recipe.to_dict(),
             name=source.name,
@@ -124,14 +141,23 @@ def _check_source(model: SamModel, processor: SamProcessor, format: str) -> _Sou
     return _Source(recipe, config.content_sha256 or content_hash(checkpoint_tensors(model), header))
 
 
-def check_export(format: str, folder: Path, *, overwrite: bool) -> None:
+def check_export(
+    format: str,
+    folder: Path,
+    *,
+    layout: str = OWN_LAYOUT,
+    single_mask: bool = False,
+    overwrite: bool,
+) -> None:
     """Check that `export_model` can write a format to a folder; call it before a model is loaded.
 
     Raises:
-        ValueError: The format is unknown, one of its packages is missing, or the folder must not be replaced.
+        ValueError: The format or the layout is unknown, both do not fit together, a package is missing, or the folder
+            must not be replaced.
     """
     if format not in FORMATS:
         raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
+    check_layout(layout, format, single_mask=single_mask)
     for package in FORMATS[format].missing_packages():
         raise ValueError(f"{format} needs the package {package}: pip install 'saqsam[{format}]'")
     if not folder.exists():

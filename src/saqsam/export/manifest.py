@@ -15,6 +15,7 @@ from typing import Any
 from transformers import SamConfig, SamProcessor
 
 from saqsam.export.formats import FORMATS
+from saqsam.export.layouts.contract import OWN_LAYOUT
 from saqsam.models.configuration import parse_sam_config
 from saqsam.models.processing import load_processor, processor_fields
 from saqsam.recipes.recipe import Recipe
@@ -49,6 +50,7 @@ class Manifest:
         processor: Settings of the processor, as `processor_fields` returns them; empty in version 1.
         files: SHA-256 of each model file by name.
         details: Further properties that a format records of its files, as JSON types.
+        layout: Name of the layout. saqsam loads its own only.
         version: Version of the manifest itself.
     """
 
@@ -61,11 +63,14 @@ class Manifest:
     processor: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    layout: str = OWN_LAYOUT
     version: int = MANIFEST_VERSION
 
     def to_json(self) -> str:
         """Return the text of `export.json`, with the hash of all other fields as `sha256`."""
         values = asdict(self)
+        if self.layout == OWN_LAYOUT:
+            del values["layout"]  # unknown to saqsam before layouts
         return json.dumps({**values, "sha256": manifest_hash(values)}, indent=2, sort_keys=True) + "\n"
 
     def model_file(self, folder: Path, part: str) -> Path:
@@ -127,7 +132,7 @@ def parse_manifest(folder: str | Path) -> Manifest:
     """Read and check the manifest of an exported folder, without looking at the model files.
 
     Raises:
-        CheckpointError: As for `read_manifest`.
+        CheckpointError: As for `read_manifest`. A folder in the layout of other clients is refused, too.
     """
     path = Path(folder) / MANIFEST
     try:
@@ -141,6 +146,12 @@ def parse_manifest(folder: str | Path) -> Manifest:
         )
     if version == MANIFEST_VERSION and raw.get("sha256") != manifest_hash(raw):
         raise CheckpointError(f"{path} was altered: its hash differs; export the model again")
+    layout = raw.get("layout", OWN_LAYOUT)
+    if layout != OWN_LAYOUT:
+        raise CheckpointError(
+            f"{folder}: written in the layout {shorten(layout)} for other clients; to run it in saqsam, export the "
+            "model without a layout"
+        )
     values = _checked(raw, version, str(path))
     manifest = Manifest(**values)
     _check_recipe(manifest, str(path))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from transformers import SamModel
+from transformers import SamModel, SamProcessor
 
 from saqsam.analysis.inventory import Inventory, take_inventory
 from saqsam.analysis.macs import count_macs
@@ -17,6 +20,7 @@ from saqsam.cli.result_tables import print_export
 from saqsam.cli.terminal import say
 from saqsam.data.open import open_dataset
 from saqsam.export import check_export, export_model
+from saqsam.export.layouts.contract import OWN_LAYOUT
 from saqsam.verification.verify import parity_content, runtimes_to_judge, verify_export
 
 PARITY_IMAGES = 4
@@ -31,25 +35,28 @@ def export(
     out_dir: Path,
     *,
     format: str,
+    layout: str,
     single_mask: bool,
     runtime: str | None,
     min_parity: float,
     overwrite: bool,
 ) -> None:
     """Export a model, and put the files in place if runtimes compute torch's masks from them."""
-    check_export(format, out_dir, overwrite=overwrite)
+    check_export(format, out_dir, layout=layout, single_mask=single_mask, overwrite=overwrite)
     runtimes = runtimes_to_judge(format, None if runtime is None else [runtime], min_parity)
     with claim_output(out_dir, overwrite=overwrite) as output:
         folder = output.staged
         model, processor = load_torch(model_name, "cpu")
         with busy(f"writing {out_dir}"):
-            manifest = export_model(model, processor, folder, format=format, single_mask=single_mask)
+            manifest = export_model(
+                model, processor, folder, format=format, layout=layout, single_mask=single_mask
+            )
         inventory = None if quantization_config_of(model) is None else take_inventory(model)
         images = parity_images(count_macs(model.config).parts.total())
         data = open_dataset(SCENES, limit=images)
-        with progress_phases("images") as progress:
+        with _own_layout(folder, layout, model, processor) as own, progress_phases("images") as progress:
             parities = verify_export(
-                folder,
+                own,
                 model,
                 processor,
                 data,
@@ -62,6 +69,21 @@ def export(
     sizes = {name: (out_dir / name).stat().st_size for name in manifest.files}
     print_export(manifest, sizes, _float32_bytes(model, inventory), inventory, parities)
     say(f"export: {out_dir}")
+
+
+@contextmanager
+def _own_layout(folder: Path, layout: str, model: SamModel, processor: SamProcessor) -> Iterator[Path]:
+    """Yield the export in saqsam's own layout: the folder itself, or a temporary one with the same graphs."""
+    if layout == OWN_LAYOUT:
+        yield folder
+        return
+    from saqsam.export.layouts.write import contract_of
+
+    single_mask = contract_of(layout, model.config).single_mask
+    with tempfile.TemporaryDirectory(prefix="saqsam-") as name:
+        own = Path(name) / "export"
+        export_model(model, processor, own, single_mask=single_mask)
+        yield own
 
 
 def _float32_bytes(model: SamModel, inventory: Inventory | None) -> int:

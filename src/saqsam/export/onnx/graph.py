@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,10 +71,50 @@ class Graph:
         self._taken.add(name)
         return name
 
-    def output(self, value: Value, name: str, shape: Sequence[int | str]) -> None:
-        """Declare a float32 output."""
+    def output(
+        self, value: Value, name: str, shape: Sequence[int | str], kind: int = TensorProto.FLOAT
+    ) -> None:
+        """Declare an output. String dimensions are dynamic."""
         self._nodes.append(helper.make_node("Identity", [value], [name], name=f"/{name}"))
-        self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        self._outputs.append(helper.make_tensor_value_info(name, kind, shape))
+
+    def shape_of(self, name: str) -> tuple[int | str, ...]:
+        """Return the shape of an input or output that was declared; dynamic dimensions are strings."""
+        info = next(value for value in (*self._inputs, *self._outputs) if value.name == name)
+        return tuple(d.dim_param or d.dim_value for d in info.type.tensor_type.shape.dim)
+
+    def include(
+        self, other: Graph, inputs: Mapping[str, Value], outputs: AbstractSet[str]
+    ) -> dict[str, Value]:
+        """Add the nodes of another graph that compute some of its outputs.
+
+        Args:
+            other: A finished graph, whose names below its inputs and outputs this graph does not have. It shares its
+                initializers with this graph.
+            inputs: Values of this graph by the inputs of the other one that its nodes read.
+            outputs: Names of outputs of the other graph.
+
+        Returns:
+            Values of the outputs by name.
+        """
+        needed, kept = set(outputs), []
+        for node in reversed(other._nodes):
+            if needed.intersection(node.output):
+                kept.append(node)
+                needed.update(name for name in node.input if name)
+        values = dict(inputs)
+        for node in reversed(kept):
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            copy.input[:] = [values.get(name, name) for name in node.input]
+            if node.output[0] in outputs:  # the Identity of `output`
+                values[node.output[0]] = copy.input[0]
+            else:
+                self._nodes.append(copy)
+        for name in needed & other._initializers.keys():
+            self._initializers[name] = other._initializers[name]
+        self._taken |= other._taken
+        return {name: values[name] for name in outputs}
 
     def op(self, kind: str, *inputs: Value, name: str | None = None, **attributes: Any) -> Value:
         """Add a node with one output. An empty string omits an optional input."""
@@ -107,6 +148,10 @@ class Graph:
     def scalar(self, value: float) -> Value:
         """Add a constant float32 []."""
         return self.constant(np.array(value, dtype=np.float32), "scalar")
+
+    def floats(self, *values: float) -> Value:
+        """Add a constant float32 [n]."""
+        return self.constant(np.array(values, dtype=np.float32), "floats")
 
     def parameter(self, values: torch.Tensor, name: str) -> Value:
         """Add a float32 constant, which is stored in float16, as in a checkpoint, if that is lossless."""

@@ -27,6 +27,10 @@ class GraphWriter(Protocol):
         """
         ...
 
+    def write_image_positions(self, graph: Graph, model: Any) -> None:
+        """Add the positional embedding of the image tokens to a graph, as output `image_positional_embeddings`."""
+        ...
+
     def block_scopes(self, config: Any, part: str) -> Mapping[str, str]:
         """Return the prefixes of node names in a graph, by the module names of the blocks that they belong to."""
         ...

@@ -83,6 +83,17 @@ def write_decoder(graph: Graph, model: SamModel, *, single_mask: bool = False) -
     graph.output(masks, "low_res_masks", ("prompts", count, 4 * side, 4 * side))
 
 
+def write_image_positions(graph: Graph, model: SamModel) -> None:
+    """Add the positional embedding of the image tokens as output `image_positional_embeddings`, [1, C, h, w]."""
+    channels = model.config.prompt_encoder_config.hidden_size
+    side = model.config.vision_config.image_size // model.config.vision_config.patch_size
+    with graph.scope("image_positions"):
+        rows = _grid_positions(graph, model.prompt_encoder, side)
+        turned = graph.op("Transpose", rows, perm=[1, 0])
+        grid = graph.op("Reshape", turned, graph.ints(1, channels, side, side))
+    graph.output(grid, "image_positional_embeddings", (1, channels, side, side))
+
+
 def _points(graph: Graph, encoder: Any, coords: Value, labels: Value, size: int) -> Value:
     """Embed points [P, N, 2] in pixels of the input with labels [P, N]: [P, N, C].
 
