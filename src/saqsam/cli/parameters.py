@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from saqsam.cli.help_texts import MODEL_HELP, alternatives, described, runtime_devices
-from saqsam.export.formats import FORMATS
+from saqsam.export.formats import FORMATS, OPSETS
 from saqsam.export.layouts.catalog import LAYOUTS
 from saqsam.runtimes.registry import RUNTIMES, TORCH, TORCH_INTEGER
 
@@ -89,6 +89,15 @@ SingleMaskOption = Annotated[
     bool,
     typer.Option(
         "--single-mask", help="Return one mask per prompt, chosen as in the official export, instead of four."
+    ),
+]
+OpsetOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help=f"ONNX operator set, {OPSETS[0]} to {OPSETS[-1]}: lower ones for older runtimes. Weights of up to 4 bits "
+        f"need {OPSETS[-1]}.",
+        show_default=str(OPSETS[-1]),
     ),
 ]
 ExportRuntimeOption = Annotated[

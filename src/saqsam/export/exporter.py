@@ -33,6 +33,7 @@ def export_model(
     format: str = DEFAULT_FORMAT,
     layout: str = OWN_LAYOUT,
     single_mask: bool = False,
+    opset: int | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Write a model as files that other runtimes run.
@@ -47,6 +48,8 @@ def export_model(
         layout: Files, names and shapes: `saqsam`, or those of other clients, one of
             `saqsam.export.layouts.catalog.LAYOUTS`, which saqsam itself does not load.
         single_mask: Let the decoder return one mask per prompt, chosen as the official export chooses it.
+        opset: ONNX operator set of the format `onnx`, from 17 for older runtimes to 21; None for 21, which weights of
+            up to 4 bits need.
         overwrite: Replace an existing export.
 
     Returns:
@@ -58,26 +61,28 @@ def export_model(
             or the folder exists and `overwrite` is false.
     """
     folder = Path(folder)
-    check_export(format, folder, layout=layout, single_mask=single_mask, overwrite=overwrite)
+    check_export(format, folder, layout=layout, single_mask=single_mask, opset=opset, overwrite=overwrite)
     source = _check_source(model, processor, format)
     plain = model.config.to_dict()
     plain.pop("quantization_config", None)
     metadata = {"saqsam_checkpoint": source.checkpoint}
     if source.recipe is not None:
         metadata = {"saqsam_recipe": source.recipe.to_json(), **metadata}
+    options = {} if opset is None else {"opset": opset}
     with atomic_folder(folder) as partial:
         if layout == OWN_LAYOUT:
-            details = FORMATS[format].load_writer()(model, partial, metadata, single_mask=single_mask)
+            write = FORMATS[format].load_writer()
+            details = write(model, partial, metadata, single_mask=single_mask, **options)
             files = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
             processor.save_pretrained(partial)
         else:
             from saqsam.export.layouts.write import write_layout
 
-            details, bits = {}, None if source.recipe is None else source.recipe.weights.bits
+            bits = None if source.recipe is None else source.recipe.weights.bits
             description = Description(
                 source.name, source.checkpoint, plain, processor_fields(processor), bits
             )
-            names = write_layout(model, partial, layout, description, metadata)
+            names, details = write_layout(model, partial, layout, description, metadata, **options)
             files = {name: file_hash(partial / name) for name in names}
         manifest = Manifest(
             format=format,
@@ -147,6 +152,7 @@ def check_export(
     *,
     layout: str = OWN_LAYOUT,
     single_mask: bool = False,
+    opset: int | None = None,
     overwrite: bool,
 ) -> None:
     """Check that `export_model` can write a format to a folder; call it before a model is loaded.
@@ -157,6 +163,10 @@ def check_export(
     """
     if format not in FORMATS:
         raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
+    opsets = FORMATS[format].opsets
+    if opset is not None and opset not in opsets:
+        expected = f"expected {opsets[0]} to {opsets[-1]}" if opsets else f"the format {format} has none"
+        raise ValueError(f"opset: {expected}, got {opset}")
     check_layout(layout, format, single_mask=single_mask)
     for package in FORMATS[format].missing_packages():
         raise ValueError(f"{format} needs the package {package}: pip install 'saqsam[{format}]'")

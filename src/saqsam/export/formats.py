@@ -13,13 +13,16 @@ if TYPE_CHECKING:
 
 PARTS = ("encoder", "decoder")
 DEFAULT_FORMAT = "onnx"
+OPSETS = (17, 18, 19, 20, 21)
+"""ONNX operator sets that graphs can be written in: from the first with LayerNormalization to the first with 4-bit
+integers, which is the default."""
 
 
 class Writer(Protocol):
     """Function that writes the files of a format."""
 
     def __call__(
-        self, model: SamModel, folder: Path, metadata: dict[str, str], *, single_mask: bool
+        self, model: SamModel, folder: Path, metadata: dict[str, str], *, single_mask: bool, **options: Any
     ) -> dict[str, Any]:
         """Write the files of encoder and decoder into a folder.
 
@@ -28,6 +31,7 @@ class Writer(Protocol):
             folder: Existing folder.
             metadata: Texts to store in the files, where the format has a place for them.
             single_mask: Let the decoder return one mask per prompt.
+            **options: `opset`, for formats that have one; absent for their default.
 
         Returns:
             What `export.json` records of the files beside their hashes, as JSON types.
@@ -49,6 +53,7 @@ class FormatEntry:
         writer: `module:function` of its `Writer`.
         has_node_names: Whether its files name their nodes, so that the first wrong one can be found.
         accepts_float: Whether float models can be written, too.
+        opsets: ONNX operator sets to choose from; empty for formats without.
     """
 
     name: str
@@ -57,6 +62,7 @@ class FormatEntry:
     writer: str
     has_node_names: bool = True
     accepts_float: bool = True
+    opsets: tuple[int, ...] = ()
 
     def load_writer(self) -> Writer:
         """Import the function that writes the format."""
@@ -79,7 +85,7 @@ class FormatEntry:
 FORMATS = {
     entry.name: entry
     for entry in (
-        FormatEntry("onnx", ("onnx",), ("onnx",), "saqsam.export.onnx.writer:write_onnx"),
+        FormatEntry("onnx", ("onnx",), ("onnx",), "saqsam.export.onnx.writer:write_onnx", opsets=OPSETS),
         FormatEntry(
             "openvino", ("xml", "bin"), ("onnx", "openvino"), "saqsam.export.openvino:write_openvino"
         ),

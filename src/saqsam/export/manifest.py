@@ -33,6 +33,7 @@ MAX_FILE_BYTES = 2**31
 """Largest model file that is opened, in bytes; protobuf messages such as ONNX files hold no more."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_VERSION = re.compile(r"\d{1,4}(\.\d{1,4}){1,2}")
 _MAX_NAME = 200
 
 
@@ -76,6 +77,18 @@ class Manifest:
     def model_file(self, folder: Path, part: str) -> Path:
         """Return the path of the file that a runtime opens for a part, `encoder` or `decoder`."""
         return folder / FORMATS[self.format].main_file(part)
+
+    def least_version(self, runtime: str) -> str | None:
+        """Return the least version of a runtime that runs the files, such as `1.18`; None if it is unknown.
+
+        Raises:
+            CheckpointError: `details` holds no version.
+        """
+        requires = self.details.get("requires", {})
+        version = requires.get(runtime) if isinstance(requires, dict) else requires
+        if version is None or (isinstance(version, str) and _VERSION.fullmatch(version)):
+            return version
+        raise CheckpointError(f"{MANIFEST}: details: requires: expected a version, got {shorten(version)}")
 
     @cached_property
     def sam_config(self) -> SamConfig:

@@ -37,24 +37,28 @@ def export(
     format: str,
     layout: str,
     single_mask: bool,
+    opset: int | None,
     runtime: str | None,
     min_parity: float,
     overwrite: bool,
 ) -> None:
     """Export a model, and put the files in place if runtimes compute torch's masks from them."""
-    check_export(format, out_dir, layout=layout, single_mask=single_mask, overwrite=overwrite)
+    check_export(format, out_dir, layout=layout, single_mask=single_mask, opset=opset, overwrite=overwrite)
     runtimes = runtimes_to_judge(format, None if runtime is None else [runtime], min_parity)
     with claim_output(out_dir, overwrite=overwrite) as output:
         folder = output.staged
         model, processor = load_torch(model_name, "cpu")
         with busy(f"writing {out_dir}"):
             manifest = export_model(
-                model, processor, folder, format=format, layout=layout, single_mask=single_mask
+                model, processor, folder, format=format, layout=layout, single_mask=single_mask, opset=opset
             )
         inventory = None if quantization_config_of(model) is None else take_inventory(model)
         images = parity_images(count_macs(model.config).parts.total())
         data = open_dataset(SCENES, limit=images)
-        with _own_layout(folder, layout, model, processor) as own, progress_phases("images") as progress:
+        with (
+            _own_layout(folder, layout, model, processor, opset) as own,
+            progress_phases("images") as progress,
+        ):
             parities = verify_export(
                 own,
                 model,
@@ -72,7 +76,9 @@ def export(
 
 
 @contextmanager
-def _own_layout(folder: Path, layout: str, model: SamModel, processor: SamProcessor) -> Iterator[Path]:
+def _own_layout(
+    folder: Path, layout: str, model: SamModel, processor: SamProcessor, opset: int | None
+) -> Iterator[Path]:
     """Yield the export in saqsam's own layout: the folder itself, or a temporary one with the same graphs."""
     if layout == OWN_LAYOUT:
         yield folder
@@ -82,7 +88,7 @@ def _own_layout(folder: Path, layout: str, model: SamModel, processor: SamProces
     single_mask = contract_of(layout, model.config).single_mask
     with tempfile.TemporaryDirectory(prefix="saqsam-") as name:
         own = Path(name) / "export"
-        export_model(model, processor, own, single_mask=single_mask)
+        export_model(model, processor, own, single_mask=single_mask, opset=opset)
         yield own
 
 

@@ -79,8 +79,8 @@ def _bound(graph: Graph, logits: Value, axis: int, last: int) -> Value:
     """
 
     def occupied() -> Value:
-        others = graph.ints(*(other for other in range(4) if other != axis))
-        return graph.op("ReduceMax", _foreground(graph, logits), others, keepdims=0)
+        others = (other for other in range(4) if other != axis)
+        return graph.maximum(_foreground(graph, logits), *others, keepdims=False)
 
     line = graph.cached(("occupied", logits, axis), occupied)
     return graph.cached(

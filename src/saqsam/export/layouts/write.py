@@ -10,7 +10,8 @@ import onnx
 
 from saqsam.export.layouts.catalog import LAYOUTS
 from saqsam.export.layouts.contract import OWN_LAYOUT, Context, Contract, Description, Part
-from saqsam.export.onnx.graph import Graph
+from saqsam.export.onnx.graph import OPSET, Graph
+from saqsam.export.onnx.writer import graph_details
 from saqsam.export.onnx.writers import graph_writer
 from saqsam.models.registry import family_of
 
@@ -49,8 +50,14 @@ def _mismatch(layout: str, config: Any) -> str | None:
 
 
 def write_layout(
-    model: Any, folder: Path, layout: str, description: Description, metadata: dict[str, str]
-) -> list[str]:
+    model: Any,
+    folder: Path,
+    layout: str,
+    description: Description,
+    metadata: dict[str, str],
+    *,
+    opset: int = OPSET,
+) -> tuple[list[str], dict[str, Any]]:
     """Write the files of a layout into a folder.
 
     Args:
@@ -59,9 +66,10 @@ def write_layout(
         layout: Name of a layout of other clients, one of `LAYOUTS`.
         description: Description of the model.
         metadata: Texts that are stored in encoder and decoder, as metadata properties.
+        opset: ONNX operator set.
 
     Returns:
-        File names of encoder and decoder, relative to the folder.
+        File names of encoder and decoder, relative to the folder, and what the manifest records of the graphs.
 
     Raises:
         ValueError: As for `contract_of`.
@@ -71,7 +79,7 @@ def write_layout(
     spec = family_of(model.config).input_spec(model.config)
     context = Context(spec, *_pixel_statistics(description.processor))
     writer = graph_writer(model.config)
-    encoder, decoder = Graph("encoder"), Graph("decoder")
+    encoder, decoder = Graph("encoder", opset), Graph("decoder", opset)
     writer.write_encoder(encoder, model)
     if any(output.reads == _IMAGE_POSITIONS for output in contract.encoder.outputs):
         writer.write_image_positions(encoder, model)
@@ -84,7 +92,7 @@ def write_layout(
         files[own.name] = name
     if entry.write_companions is not None:
         entry.write_companions(folder, description, files)
-    return list(files.values())
+    return list(files.values()), graph_details(encoder, decoder)
 
 
 def adapted(part: Part, own: Graph, context: Context) -> Graph:
@@ -95,7 +103,7 @@ def adapted(part: Part, own: Graph, context: Context) -> Graph:
         own: The encoder or decoder that saqsam writes.
         context: What the adapters know of the model.
     """
-    graph = Graph(own.name)
+    graph = Graph(own.name, own.opset)
     fed: dict[str, str] = {}
     with graph.scope("inputs"):
         for port in part.inputs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
@@ -14,13 +15,16 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from saqsam.export.formats import OPSETS
 from saqsam.export.manifest import MAX_FILE_BYTES
 from saqsam.export.packed import ExportError
 
-OPSET = 21
-"""ONNX operator set: the first with 4-bit integers in QuantizeLinear, DequantizeLinear and Cast."""
-IR_VERSION = 10
-"""ONNX IR version of opset 21; runtimes that support the opset may refuse a newer IR."""
+OPSET = OPSETS[-1]
+"""Default operator set."""
+_IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10}
+"""ONNX IR version by operator set; runtimes that support the set may refuse a newer IR."""
+_REDUCE_MAX_AXES, _SPLIT_COUNT, _GELU, _NIBBLES = 18, 18, 20, 21
+"""First operator sets with axes as an input of ReduceMax, a count in Split, Gelu, and 4-bit integers."""
 
 _MAX_WEIGHT_BYTES = MAX_FILE_BYTES - 2**24
 """Largest total of the initializers, in bytes; the nodes take what remains of an ONNX file."""
@@ -40,16 +44,21 @@ class Graph:
 
     Args:
         name: Name of the graph.
+        opset: ONNX operator set.
+
+    Attributes:
+        has_nibbles: Whether it has 4-bit weights.
 
     Raises:
-        ExportError: A constant is added beyond the size of an ONNX file.
+        ExportError: A constant is added beyond the size of an ONNX file, or one that the operator set has no type for.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, opset: int = OPSET) -> None:
+        self.name, self.opset = name, opset
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._bytes = 0
+        self.has_nibbles = False
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._cache: dict[tuple[Any, ...], Value] = {}
@@ -130,6 +139,31 @@ class Graph:
         self._nodes.append(helper.make_node(kind, inputs, names, name=shown, **attributes))
         return names
 
+    def maximum(self, value: Value, *axes: int, keepdims: bool) -> Value:
+        """Add the maximum along some axes."""
+        if self.opset < _REDUCE_MAX_AXES:
+            return self.op("ReduceMax", value, axes=axes, keepdims=int(keepdims))
+        return self.op("ReduceMax", value, self.ints(*axes), keepdims=int(keepdims))
+
+    def split(self, value: Value, count: int, axis: int) -> list[Value]:
+        """Split a tensor into equal parts along an axis."""
+        counted = {"num_outputs": count} if self.opset >= _SPLIT_COUNT else {}
+        return self.ops("Split", count, value, axis=axis, **counted)
+
+    def gelu(self, value: Value, *, approximate: bool) -> Value:
+        """Add a GELU, or its approximation by a hyperbolic tangent."""
+        if self.opset >= _GELU:
+            return self.op("Gelu", value, **({"approximate": "tanh"} if approximate else {}))
+        if approximate:
+            cube = self.op("Mul", self.op("Mul", value, value), value)
+            inner = self.op("Add", value, self.op("Mul", cube, self.scalar(0.044715)))
+            wave = self.op("Tanh", self.op("Mul", inner, self.scalar(math.sqrt(2 / math.pi))))
+        else:
+            wave = self.op("Erf", self.op("Div", value, self.scalar(math.sqrt(2))))
+        # In this order: runtimes look for it to fuse the nodes again.
+        doubled = self.op("Mul", value, self.op("Add", wave, self.scalar(1.0)))
+        return self.op("Mul", doubled, self.scalar(0.5))
+
     def constant(self, values: Any, name: str = "constant", *, shared: bool = True) -> Value:
         """Add an initializer with the dtype of `values`; equal `shared` ones are stored once."""
         array = np.asarray(values)
@@ -200,6 +234,12 @@ class Graph:
         return output
 
     def _nibbles(self, codes: NDArray[Any], kind: int, name: str) -> Value:
+        if self.opset < _NIBBLES:
+            raise ExportError(
+                f"{self.name}: weights of up to 4 bits need opset {_NIBBLES}, got {self.opset}: choose that opset, or "
+                "quantize weights to 8 bits"
+            )
+        self.has_nibbles = True
         tensor = helper.make_tensor(name, kind, codes.shape, _pack_nibbles(codes), raw=True)
         return self._initializer(tensor, name)
 
@@ -239,8 +279,8 @@ class Graph:
         )
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=IR_VERSION,
+            opset_imports=[helper.make_opsetid("", self.opset)],
+            ir_version=_IR_VERSIONS[self.opset],
             producer_name="saqsam",
         )
         helper.set_model_props(model, metadata)

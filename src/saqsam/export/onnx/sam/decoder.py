@@ -226,7 +226,7 @@ def _resize(graph: Graph, masks: Value, original: Value, size: int) -> Value:
     leading = graph.op("Slice", graph.op("Shape", masks), graph.ints(0), graph.ints(2))
     square = graph.op("Concat", leading, graph.ints(size, size), axis=0)
     large = graph.op("Resize", masks, "", "", square, **linearly)
-    longest = graph.op("ReduceMax", original, graph.ints(0), keepdims=1)
+    longest = graph.maximum(original, 0, keepdims=True)
     scale = graph.op("Div", graph.scalar(float(size)), longest)
     inside = graph.op("Floor", graph.op("Add", graph.op("Mul", original, scale), graph.scalar(0.5)))
     inside = graph.op("Cast", inside, to=TensorProto.INT64)

@@ -187,9 +187,8 @@ def _split(graph: Graph, tensor: Value | Codes, count: int, axis: int) -> Sequen
     if count == 1:
         return [tensor]
     if isinstance(tensor, Codes):
-        parts = graph.ops("Split", count, tensor.value, axis=axis, num_outputs=count)
-        return [replace(tensor, value=part) for part in parts]
-    return graph.ops("Split", count, tensor, axis=axis, num_outputs=count)
+        return [replace(tensor, value=part) for part in graph.split(tensor.value, count, axis)]
+    return graph.split(tensor, count, axis)
 
 
 def _relative_positions(graph: Graph, attention: Any, query: Value, window: Window) -> tuple[Value, Value]:
