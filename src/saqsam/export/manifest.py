@@ -85,10 +85,14 @@ class Manifest:
             CheckpointError: `details` holds no version.
         """
         requires = self.details.get("requires", {})
-        version = requires.get(runtime) if isinstance(requires, dict) else requires
+        if not isinstance(requires, dict):
+            raise CheckpointError(
+                f"{MANIFEST}: details: requires: expected versions, got {shorten(requires)}"
+            )
+        version = requires.get(runtime)
         if version is None or (isinstance(version, str) and _VERSION.fullmatch(version)):
             return version
-        raise CheckpointError(f"{MANIFEST}: details: requires: expected a version, got {shorten(version)}")
+        raise CheckpointError(f"{MANIFEST}: details: requires: expected versions, got {shorten(version)}")
 
     @cached_property
     def sam_config(self) -> SamConfig:

@@ -96,7 +96,8 @@ def _float32_bytes(model: SamModel, inventory: Inventory | None) -> int:
     """Return the bytes of a model's parameters in float32."""
     if inventory is not None:
         return inventory.float32_bytes
-    return 4 * sum(parameter.numel() for parameter in model.parameters())
+    parameters: int = sum(parameter.numel() for parameter in model.parameters())
+    return 4 * parameters
 
 
 def parity_images(macs: int) -> int:

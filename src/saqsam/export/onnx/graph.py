@@ -147,7 +147,7 @@ class Graph:
 
     def split(self, value: Value, count: int, axis: int) -> list[Value]:
         """Split a tensor into equal parts along an axis."""
-        counted = {"num_outputs": count} if self.opset >= _SPLIT_COUNT else {}
+        counted: dict[str, Any] = {"num_outputs": count} if self.opset >= _SPLIT_COUNT else {}
         return self.ops("Split", count, value, axis=axis, **counted)
 
     def gelu(self, value: Value, *, approximate: bool) -> Value:
@@ -170,7 +170,7 @@ class Graph:
         if not shared:
             return self._initializer(numpy_helper.from_array(array), name)
         # A digest, because the cache would keep a second copy of every weight.
-        key = (array.dtype.str, array.shape, hashlib.sha256(np.ascontiguousarray(array)).digest())
+        key = (array.dtype.str, array.shape, hashlib.sha256(np.ascontiguousarray(array).data).digest())
         if key not in self._cache:
             self._cache[key] = self._initializer(numpy_helper.from_array(array), name)
         return self._cache[key]
@@ -193,7 +193,7 @@ class Graph:
         half = array.astype(np.float16)
         if not np.array_equal(half.astype(np.float32), array):
             return self.constant(array, name)
-        key = ("half", array.shape, hashlib.sha256(half).digest())
+        key = ("half", array.shape, hashlib.sha256(half.data).digest())
         if key not in self._cache:
             stored = self.constant(half, name)
             self._cache[key] = self.folded("Cast", stored, name=f"{name}_float", to=TensorProto.FLOAT)

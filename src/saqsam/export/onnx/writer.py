@@ -13,8 +13,8 @@ from saqsam.export.onnx.writers import graph_writer
 
 _LEAST_RUNTIMES = {17: "1.12", 18: "1.14", 19: "1.16", 20: "1.17", 21: "1.18"}
 """First version of ONNX Runtime by the operator set and the IR version that belongs to it."""
-_NIBBLE_RUNTIME = "1.21"
-"""Oldest version of ONNX Runtime in which 4-bit weights are tested."""
+_NIBBLE_RUNTIME = "1.23"
+"""First version of ONNX Runtime that casts 4-bit integers."""
 
 
 def write_onnx(
