@@ -100,6 +100,10 @@ OpsetOption = Annotated[
         show_default=str(OPSETS[-1]),
     ),
 ]
+FreeBatchOption = Annotated[
+    bool,
+    typer.Option("--free-batch", help="Let an ONNX encoder take any number of images per call."),
+]
 ExportRuntimeOption = Annotated[
     str | None,
     typer.Option(

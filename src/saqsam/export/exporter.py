@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import SamModel, SamProcessor
 
@@ -34,6 +35,7 @@ def export_model(
     layout: str = OWN_LAYOUT,
     single_mask: bool = False,
     opset: int | None = None,
+    free_batch: bool = False,
     overwrite: bool = False,
 ) -> Manifest:
     """Write a model as files that other runtimes run.
@@ -50,6 +52,8 @@ def export_model(
         single_mask: Let the decoder return one mask per prompt, chosen as the official export chooses it.
         opset: ONNX operator set of the format `onnx`, from 17 for older runtimes to 21; None for 21, which weights of
             up to 4 bits need.
+        free_batch: Let the encoder of the format `onnx` take any number of images per call instead of one. The decoder
+            always takes one embedding for all prompts, or one per prompt.
         overwrite: Replace an existing export.
 
     Returns:
@@ -61,14 +65,24 @@ def export_model(
             or the folder exists and `overwrite` is false.
     """
     folder = Path(folder)
-    check_export(format, folder, layout=layout, single_mask=single_mask, opset=opset, overwrite=overwrite)
+    check_export(
+        format,
+        folder,
+        layout=layout,
+        single_mask=single_mask,
+        opset=opset,
+        free_batch=free_batch,
+        overwrite=overwrite,
+    )
     source = _check_source(model, processor, format)
     plain = model.config.to_dict()
     plain.pop("quantization_config", None)
     metadata = {"saqsam_checkpoint": source.checkpoint}
     if source.recipe is not None:
         metadata = {"saqsam_recipe": source.recipe.to_json(), **metadata}
-    options = {} if opset is None else {"opset": opset}
+    options: dict[str, Any] = {} if opset is None else {"opset": opset}
+    if free_batch:
+        options["free_batch"] = True
     with atomic_folder(folder) as partial:
         if layout == OWN_LAYOUT:
             write = FORMATS[format].load_writer()
@@ -153,6 +167,7 @@ def check_export(
     layout: str = OWN_LAYOUT,
     single_mask: bool = False,
     opset: int | None = None,
+    free_batch: bool = False,
     overwrite: bool,
 ) -> None:
     """Check that `export_model` can write a format to a folder; call it before a model is loaded.
@@ -167,7 +182,9 @@ def check_export(
     if opset is not None and opset not in opsets:
         expected = f"expected {opsets[0]} to {opsets[-1]}" if opsets else f"the format {format} has none"
         raise ValueError(f"opset: {expected}, got {opset}")
-    check_layout(layout, format, single_mask=single_mask)
+    if free_batch and not FORMATS[format].has_free_batch:
+        raise ValueError(f"free_batch: the encoder of the format {format} takes one image per call")
+    check_layout(layout, format, single_mask=single_mask, free_batch=free_batch)
     for package in FORMATS[format].missing_packages():
         raise ValueError(f"{format} needs the package {package}: pip install 'saqsam[{format}]'")
     if not folder.exists():

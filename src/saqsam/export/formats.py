@@ -31,7 +31,7 @@ class Writer(Protocol):
             folder: Existing folder.
             metadata: Texts to store in the files, where the format has a place for them.
             single_mask: Let the decoder return one mask per prompt.
-            **options: `opset`, for formats that have one; absent for their default.
+            **options: `opset` and `free_batch`, for formats that have them; absent for their defaults.
 
         Returns:
             What `export.json` records of the files beside their hashes, as JSON types.
@@ -54,6 +54,7 @@ class FormatEntry:
         has_node_names: Whether its files name their nodes, so that the first wrong one can be found.
         accepts_float: Whether float models can be written, too.
         opsets: ONNX operator sets to choose from; empty for formats without.
+        has_free_batch: Whether the encoder may take any number of images per call.
     """
 
     name: str
@@ -63,6 +64,7 @@ class FormatEntry:
     has_node_names: bool = True
     accepts_float: bool = True
     opsets: tuple[int, ...] = ()
+    has_free_batch: bool = False
 
     def load_writer(self) -> Writer:
         """Import the function that writes the format."""
@@ -85,7 +87,14 @@ class FormatEntry:
 FORMATS = {
     entry.name: entry
     for entry in (
-        FormatEntry("onnx", ("onnx",), ("onnx",), "saqsam.export.onnx.writer:write_onnx", opsets=OPSETS),
+        FormatEntry(
+            "onnx",
+            ("onnx",),
+            ("onnx",),
+            "saqsam.export.onnx.writer:write_onnx",
+            opsets=OPSETS,
+            has_free_batch=True,
+        ),
         FormatEntry(
             "openvino", ("xml", "bin"), ("onnx", "openvino"), "saqsam.export.openvino:write_openvino"
         ),

@@ -14,7 +14,7 @@ from support.tiny_sam import tiny_processor, tiny_sam
 
 FLOAT, UINT8, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8, onnx.TensorProto.INT64
 OFFICIAL_INPUTS = [
-    ("image_embeddings", FLOAT, [1, 256, 64, 64]),
+    ("image_embeddings", FLOAT, ["images", 256, 64, 64]),
     ("point_coords", FLOAT, ["prompts", "points", 2]),
     ("point_labels", FLOAT, ["prompts", "points"]),
     ("mask_input", FLOAT, ["masks", 1, 256, 256]),
@@ -26,7 +26,7 @@ OFFICIAL_OUTPUTS = [
     ("iou_predictions", FLOAT, ["prompts", 1]),
     ("low_res_masks", FLOAT, ["prompts", 1, 256, 256]),
 ]
-EMBEDDING = [1, 256, 64, 64]
+EMBEDDING, EMBEDDINGS = [1, 256, 64, 64], ["images", 256, 64, 64]
 CONTRACTS = {
     "samexporter": (
         (
@@ -48,19 +48,19 @@ CONTRACTS = {
     ),
     "transformers-js": (
         (
-            [("pixel_values", FLOAT, [1, 3, 1024, 1024])],
-            [("image_embeddings", FLOAT, EMBEDDING), ("image_positional_embeddings", FLOAT, EMBEDDING)],
+            [("pixel_values", FLOAT, ["images", 3, 1024, 1024])],
+            [("image_embeddings", FLOAT, EMBEDDINGS), ("image_positional_embeddings", FLOAT, EMBEDDINGS)],
         ),
         (
             [
-                ("input_points", FLOAT, [1, "prompts", "points", 2]),
-                ("input_labels", INT64, [1, "prompts", "points"]),
-                ("image_embeddings", FLOAT, EMBEDDING),
-                ("image_positional_embeddings", FLOAT, EMBEDDING),
+                ("input_points", FLOAT, ["images", "prompts", "points", 2]),
+                ("input_labels", INT64, ["images", "prompts", "points"]),
+                ("image_embeddings", FLOAT, EMBEDDINGS),
+                ("image_positional_embeddings", FLOAT, EMBEDDINGS),
             ],
             [
-                ("iou_scores", FLOAT, [1, "prompts", 3]),
-                ("pred_masks", FLOAT, [1, "prompts", 3, 256, 256]),
+                ("iou_scores", FLOAT, ["images", "prompts", 3]),
+                ("pred_masks", FLOAT, ["images", "prompts", 3, 256, 256]),
             ],
         ),
     ),
@@ -125,6 +125,7 @@ def test_a_layout_is_an_export_that_saqsam_does_not_run(tmp_path: Path) -> None:
             {"layout": "osam", "format": "openvino"},
             "osam: its clients load onnx files, got the format openvino",
         ),
+        ({"layout": "transformers-js", "free_batch": True}, "leave out free_batch, or choose the layout"),
         ({"layout": "cvat", "single_mask": True}, "leave out single_mask, or choose the layout saqsam"),
     ],
 )

@@ -62,6 +62,23 @@ def test_the_graphs_compute_what_transformers_computes(exports: Exports) -> None
         np.testing.assert_allclose(found[name], wanted, atol=1e-4 * np.abs(wanted).max())
 
 
+@torch.inference_mode()
+def test_several_images_are_computed_in_one_call(exports: Exports) -> None:
+    model, pixels = tiny_sam(), tiny_pixels(batch=3)
+    features = run(exports.encoder, {"pixel_values": pixels.numpy()})
+    assert {values.shape for values in features.values()} == {(3, 32, 8, 8)}
+    points = np.linspace(2, 60, 3 * 2 * 2 * 2, dtype=np.float32).reshape(3, 2, 2, 2)
+    labels = np.array([[[1, 0], [1, 1]]] * 3)
+    expected = model(
+        pixel_values=pixels, input_points=torch.from_numpy(points), input_labels=torch.from_numpy(labels)
+    )
+    found = run(exports.decoder, {"input_points": points, "input_labels": labels, **features})
+    for name in ("pred_masks", "iou_scores"):
+        wanted = getattr(expected, name).numpy()
+        assert found[name].shape == wanted.shape
+        np.testing.assert_allclose(found[name], wanted, atol=1e-4 * np.abs(wanted).max())
+
+
 def test_labels_2_and_3_are_the_corners_of_a_box(exports: Exports) -> None:
     features = run(exports.encoder, {"pixel_values": tiny_pixels().numpy()})
     box = [[[5.0, 6.0], [50.0, 40.0]]]

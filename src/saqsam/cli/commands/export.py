@@ -38,19 +38,35 @@ def export(
     layout: str,
     single_mask: bool,
     opset: int | None,
+    free_batch: bool,
     runtime: str | None,
     min_parity: float,
     overwrite: bool,
 ) -> None:
     """Export a model, and put the files in place if runtimes compute torch's masks from them."""
-    check_export(format, out_dir, layout=layout, single_mask=single_mask, opset=opset, overwrite=overwrite)
+    check_export(
+        format,
+        out_dir,
+        layout=layout,
+        single_mask=single_mask,
+        opset=opset,
+        free_batch=free_batch,
+        overwrite=overwrite,
+    )
     runtimes = runtimes_to_judge(format, None if runtime is None else [runtime], min_parity)
     with claim_output(out_dir, overwrite=overwrite) as output:
         folder = output.staged
         model, processor = load_torch(model_name, "cpu")
         with busy(f"writing {out_dir}"):
             manifest = export_model(
-                model, processor, folder, format=format, layout=layout, single_mask=single_mask, opset=opset
+                model,
+                processor,
+                folder,
+                format=format,
+                layout=layout,
+                single_mask=single_mask,
+                opset=opset,
+                free_batch=free_batch,
             )
         inventory = None if quantization_config_of(model) is None else take_inventory(model)
         images = parity_images(count_macs(model.config).parts.total())

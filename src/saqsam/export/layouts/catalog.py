@@ -57,8 +57,8 @@ _TRANSFORMERS_JS = Contract(
         (
             Input("input_points", "point_coords", inputs.padded_points),
             Input("input_labels", "point_labels", inputs.padded_labels),
-            Input("image_embeddings", "image_embeddings"),
-            Input("image_positional_embeddings", None, inputs.ignored_embedding),
+            Input("image_embeddings", "image_embeddings", inputs.repeated_embeddings),
+            Input("image_positional_embeddings", None, inputs.ignored_embeddings),
         ),
         (
             Output("iou_scores", "iou_predictions", outputs.three_scores),
@@ -67,6 +67,7 @@ _TRANSFORMERS_JS = Contract(
         absent={"mask_input": inputs.no_mask, "has_mask_input": inputs.without_mask},
     ),
     single_mask=False,
+    free_batch=True,
 )
 _CVAT = Contract(
     encoder=Part(
@@ -115,7 +116,7 @@ LAYOUT_FORMAT = "onnx"
 """The format of all files in the layouts of other clients."""
 
 
-def check_layout(layout: str, format: str, *, single_mask: bool) -> None:
+def check_layout(layout: str, format: str, *, single_mask: bool, free_batch: bool) -> None:
     """Check that a layout is known and fits the other options; call it before a model is loaded.
 
     Raises:
@@ -130,8 +131,9 @@ def check_layout(layout: str, format: str, *, single_mask: bool) -> None:
             f"layout {layout}: its clients load {LAYOUT_FORMAT} files, got the format {format}; choose the format "
             f"{LAYOUT_FORMAT}, or the layout {OWN_LAYOUT}"
         )
-    if single_mask:
-        raise ValueError(
-            f"layout {layout}: its contract says how many masks a prompt gets; leave out single_mask, or choose the "
-            f"layout {OWN_LAYOUT}"
-        )
+    for option, is_set in (("single_mask", single_mask), ("free_batch", free_batch)):
+        if is_set:
+            raise ValueError(
+                f"layout {layout}: its clients determine the numbers of masks and images; leave out {option}, or "
+                f"choose the layout {OWN_LAYOUT}"
+            )

@@ -89,12 +89,14 @@ class Contract:
         encoder: The encoder.
         decoder: The decoder.
         single_mask: Whether the decoder returns one mask per prompt, as the official export chooses it.
+        free_batch: Whether the encoder takes any number of images per call.
         sizes: Values of `InputSpec` that are fixed in the source of a client.
     """
 
     encoder: Part
     decoder: Part
     single_mask: bool
+    free_batch: bool = False
     sizes: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -9,6 +9,8 @@ from saqsam.export.layouts.contract import Context
 if TYPE_CHECKING:  # an extra
     from saqsam.export.onnx.graph import Graph, Value
 
+IMAGES, _PROMPTS = ("images",), ("prompts",)
+"""Keys of the numbers of images and of prompts per image, int64 [1], in the cache of a graph."""
 _PADDING_LABEL = -1.0
 _FLOAT, _INT64 = 1, 7
 """Values of `onnx.TensorProto.DataType`."""
@@ -44,26 +46,49 @@ def resized_mask(graph: Graph, context: Context, name: str) -> Value:
 
 
 def padded_points(graph: Graph, context: Context, name: str) -> Value:
-    """Declare points [1, P, N, 2] of one image and append a padding point: [P, N + 1, 2]."""
-    points = graph.input(name, (1, "prompts", "points", 2))
-    rows = graph.op("Squeeze", points, graph.ints(0))
+    """Declare points [B, P, N, 2] of B images and append a padding point: [B * P, N + 1, 2]."""
+    points = graph.input(name, ("images", "prompts", "points", 2))
+    shape = graph.op("Shape", points)
+    graph.cached(IMAGES, lambda: graph.op("Slice", shape, graph.ints(0), graph.ints(1)))
+    graph.cached(_PROMPTS, lambda: graph.op("Slice", shape, graph.ints(1), graph.ints(2)))
+    target = graph.op(
+        "Concat", graph.ints(-1), graph.op("Slice", shape, graph.ints(2), graph.ints(4)), axis=0
+    )
+    rows = graph.op("Reshape", points, target)
     return graph.op("Pad", rows, graph.ints(0, 0, 0, 0, 1, 0), graph.scalar(0.0))
 
 
 def padded_labels(graph: Graph, context: Context, name: str) -> Value:
-    """Declare labels [1, P, N], int64, and append that of the padding point: float32 [P, N + 1].
+    """Declare labels [B, P, N], int64, and append that of the padding point: float32 [B * P, N + 1].
 
     Labels below -1 become -1: transformers uses -10 for points that do not count.
     """
-    labels = graph.input(name, (1, "prompts", "points"), _INT64)
-    rows = graph.op("Cast", graph.op("Squeeze", labels, graph.ints(0)), to=_FLOAT)
+    labels = graph.input(name, ("images", "prompts", "points"), _INT64)
+    count = graph.op("Slice", graph.op("Shape", labels), graph.ints(2), graph.ints(3))
+    target = graph.op("Concat", graph.ints(-1), count, axis=0)
+    rows = graph.op("Cast", graph.op("Reshape", labels, target), to=_FLOAT)
     known = graph.op("Max", rows, graph.scalar(_PADDING_LABEL))
     return graph.op("Pad", known, graph.ints(0, 0, 0, 1), graph.scalar(_PADDING_LABEL))
 
 
-def ignored_embedding(graph: Graph, context: Context, name: str) -> Value:
-    """Declare an input [1, C, h, w] that clients send and the graph does not read."""
-    return graph.input(name, context.spec.embedding)
+def repeated_embeddings(graph: Graph, context: Context, name: str) -> Value:
+    """Declare embeddings [B, C, h, w], and repeat each for its P prompts; a single one stays alone."""
+    size = context.spec.embedding[1:]
+    embeddings = graph.input(name, ("images", *size))
+    images, prompts = (graph.cached(key, _undeclared) for key in (IMAGES, _PROMPTS))
+    times = graph.op("Where", graph.op("Greater", images, graph.ints(1)), prompts, graph.ints(1))
+    apart = graph.op("Unsqueeze", embeddings, graph.ints(1))
+    target = graph.op("Concat", images, times, graph.ints(*size), axis=0)
+    return graph.op("Reshape", graph.op("Expand", apart, target), graph.ints(-1, *size))
+
+
+def _undeclared() -> Value:
+    raise AssertionError("points are declared first")
+
+
+def ignored_embeddings(graph: Graph, context: Context, name: str) -> Value:
+    """Declare embeddings [B, C, h, w] that clients send and the graph does not read."""
+    return graph.input(name, ("images", *context.spec.embedding[1:]))
 
 
 def no_mask(graph: Graph, context: Context) -> Value:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from saqsam.export.layouts.contract import Context
+from saqsam.export.layouts.inputs import IMAGES
 
 if TYPE_CHECKING:  # an extra
     from saqsam.export.onnx.graph import Graph, Value
@@ -14,20 +15,22 @@ _UINT8, _INT64 = 2, 7
 
 
 def three_masks(graph: Graph, context: Context, masks: Value, name: str) -> None:
-    """Declare the masks for ambiguous prompts, [1, P, 3, 4h, 4w], of all masks [P, 4, 4h, 4w]."""
-    size, count = context.spec.mask_size, context.spec.masks - 1
-    graph.output(_ambiguous(graph, masks), name, (1, "prompts", count, size, size))
+    """Declare the masks for ambiguous prompts, [B, P, 3, 4h, 4w], of all masks [B * P, 4, 4h, 4w]."""
+    shape = (context.spec.masks - 1, context.spec.mask_size, context.spec.mask_size)
+    graph.output(_ambiguous(graph, masks, shape), name, ("images", "prompts", *shape))
 
 
 def three_scores(graph: Graph, context: Context, scores: Value, name: str) -> None:
-    """Declare the predicted IoUs of the masks for ambiguous prompts, [1, P, 3], of all IoUs [P, 4]."""
-    graph.output(_ambiguous(graph, scores), name, (1, "prompts", context.spec.masks - 1))
+    """Declare the predicted IoUs of the masks for ambiguous prompts, [B, P, 3], of all IoUs [B * P, 4]."""
+    shape = (context.spec.masks - 1,)
+    graph.output(_ambiguous(graph, scores, shape), name, ("images", "prompts", *shape))
 
 
-def _ambiguous(graph: Graph, values: Value) -> Value:
-    """Drop the first mask of each prompt, and add an axis for the image."""
+def _ambiguous(graph: Graph, values: Value, shape: tuple[int, ...]) -> Value:
+    """Drop the first mask of each prompt, and sort prompts by image: [B * P, 4, ...] to [B, P, *shape]."""
     kept = graph.op("Slice", values, graph.ints(1), graph.ints(2**31 - 1), graph.ints(1))
-    return graph.op("Unsqueeze", kept, graph.ints(0))
+    images = graph.cached(IMAGES, lambda: graph.ints(1))
+    return graph.op("Reshape", kept, graph.op("Concat", images, graph.ints(-1, *shape), axis=0))
 
 
 def cropped_mask(graph: Graph, context: Context, logits: Value, name: str) -> None:

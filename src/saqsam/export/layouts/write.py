@@ -80,7 +80,7 @@ def write_layout(
     context = Context(spec, *_pixel_statistics(description.processor))
     writer = graph_writer(model.config)
     encoder, decoder = Graph("encoder", opset), Graph("decoder", opset)
-    writer.write_encoder(encoder, model)
+    writer.write_encoder(encoder, model, free_batch=contract.free_batch)
     if any(output.reads == _IMAGE_POSITIONS for output in contract.encoder.outputs):
         writer.write_image_positions(encoder, model)
     writer.write_decoder(decoder, model, single_mask=contract.single_mask)

@@ -18,7 +18,13 @@ _NIBBLE_RUNTIME = "1.23"
 
 
 def write_onnx(
-    model: SamModel, folder: Path, metadata: dict[str, str], *, single_mask: bool, opset: int = OPSET
+    model: SamModel,
+    folder: Path,
+    metadata: dict[str, str],
+    *,
+    single_mask: bool,
+    opset: int = OPSET,
+    free_batch: bool = False,
 ) -> dict[str, Any]:
     """Write encoder and decoder into a folder.
 
@@ -28,6 +34,7 @@ def write_onnx(
         metadata: Texts that are stored in both files, as metadata properties.
         single_mask: Let the decoder return one mask per prompt.
         opset: ONNX operator set.
+        free_batch: Let the encoder take any number of images per call.
 
     Returns:
         The operator set, and the least versions of runtimes, for the manifest.
@@ -37,7 +44,7 @@ def write_onnx(
     """
     encoder, decoder = Graph("encoder", opset), Graph("decoder", opset)
     writer = graph_writer(model.config)
-    writer.write_encoder(encoder, model)
+    writer.write_encoder(encoder, model, free_batch=free_batch)
     writer.write_decoder(decoder, model, single_mask=single_mask)
     onnx.save(encoder.model(metadata), folder / "encoder.onnx")
     onnx.save(decoder.model(metadata), folder / "decoder.onnx")

@@ -16,9 +16,9 @@ from saqsam.models.sam.structure import sam_structure
 class SamGraphWriter:
     """The `saqsam.export.onnx.writers.GraphWriter` of `SamModel`."""
 
-    def write_encoder(self, graph: Graph, model: SamModel) -> None:
+    def write_encoder(self, graph: Graph, model: SamModel, *, free_batch: bool = False) -> None:
         """Add the vision encoder to an empty graph."""
-        write_encoder(graph, model, EncoderOptions())
+        write_encoder(graph, model, EncoderOptions(images="images" if free_batch else 1))
 
     def write_decoder(self, graph: Graph, model: SamModel, *, single_mask: bool) -> None:
         """Add prompt encoder and mask decoder to an empty graph."""
