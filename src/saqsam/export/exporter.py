@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,17 +88,14 @@ def export_model(
         if layout == OWN_LAYOUT:
             write = FORMATS[format].load_writer()
             details = write(model, partial, metadata, single_mask=single_mask, **options)
-            files = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
+            names = sorted(path.name for path in partial.iterdir())
             processor.save_pretrained(partial)
         else:
-            from saqsam.export.layouts.write import write_layout
+            from saqsam.export.layouts.write import contract_of, write_layout
 
-            bits = None if source.recipe is None else source.recipe.weights.bits
-            description = Description(
-                source.name, source.checkpoint, plain, processor_fields(processor), bits
-            )
+            single_mask = contract_of(layout, model.config).single_mask
+            description = source.describe(plain, processor_fields(processor))
             names, details = write_layout(model, partial, layout, description, metadata, **options)
-            files = {name: file_hash(partial / name) for name in names}
         manifest = Manifest(
             format=format,
             layout=layout,
@@ -107,7 +105,7 @@ def export_model(
             checkpoint=source.checkpoint,
             config=plain,
             processor=processor_fields(processor),
-            files=files,
+            files={name: file_hash(partial / name) for name in names},
             details=details,
         )
         (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -130,6 +128,11 @@ class _Source:
     def name(self) -> str:
         """Name of the recipe, or `float`."""
         return FLOAT_NAME if self.recipe is None else self.recipe.name
+
+    def describe(self, config: Mapping[str, Any], processor: Mapping[str, Any]) -> Description:
+        """Return what the files of a layout say of the model."""
+        bits = None if self.recipe is None else self.recipe.weights.bits
+        return Description(self.name, self.checkpoint, config, processor, bits)
 
 
 def _check_source(model: SamModel, processor: SamProcessor, format: str) -> _Source:
