@@ -1122,6 +1122,18 @@ def test_an_export_in_the_layout_of_a_client_is_compared_too(deployed: Path, tmp
     }
 
 
+@pytest.mark.slow
+def test_an_export_for_older_runtimes_and_batches(deployed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "export"
+    assert_done(run("export", deployed, "--out", out, "--opset", "17", "--free-batch"))
+    details = json.loads((out / "export.json").read_text())["details"]
+    assert details == {"opset": 17, "requires": {"onnxruntime": "1.12"}}
+    assert set(json.loads((out / "parity.json").read_text())["other_runtimes"]) == {"openvino"}
+    options = ("--out", tmp_path / "other", "--format", "openvino")
+    assert_refused(run("export", deployed, *options, "--opset", "17"), "the format openvino has none, got 17")
+    assert_refused(run("export", deployed, *options, "--free-batch"), "takes one image per call")
+
+
 def test_layouts_that_do_not_fit_are_refused(deployed: Path, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "out")
     assert_refused(run("export", deployed, *out, "--layout", "cvta"), "expected one of saqsam, samexporter")

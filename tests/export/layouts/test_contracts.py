@@ -1,5 +1,7 @@
 """Layouts have the files, names, types and shapes of their clients, and fit no other model."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import onnx
@@ -108,10 +110,18 @@ def test_a_layout_is_an_export_that_saqsam_does_not_run(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     export_model(tiny_sam(), tiny_processor(), folder, layout="osam")
     assert {path.name for path in folder.iterdir()} == {"encoder.onnx", "decoder.onnx", "export.json"}
+    assert json.loads((folder / "export.json").read_text())["single_mask"] is True
     with pytest.raises(CheckpointError, match=r"in the layout 'osam' for other clients.*without a layout"):
         load_runtime(folder)
     export_model(tiny_sam(), tiny_processor(), folder, overwrite=True)
     load_runtime(folder)
+
+
+def test_families_without_a_contract_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LAYOUTS, "cvat", dataclasses.replace(LAYOUTS["cvat"], contracts={}))
+    words = r"layout cvat: no contract of CVAT for SAM models; choose one of saqsam, osam, transformers-js"
+    with pytest.raises(ValueError, match=words):
+        export_model(tiny_sam(), tiny_processor(), tmp_path / "out", layout="cvat")
 
 
 @pytest.mark.parametrize(
