@@ -24,7 +24,7 @@ PRIVATE = ("cli",)
 """Packages that are not part of the Python API."""
 INTERFACES = {
     "evaluation": ("compare", "subject", "registry", "task", "record_schema"),
-    "export": ("formats", "layouts.contract", "layouts.catalog"),
+    "export": ("formats",),
     "models": ("family", "structure", "registry", "parts"),
     "runtimes": ("registry", "loading"),
 }
