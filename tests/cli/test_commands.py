@@ -1090,11 +1090,66 @@ def test_exported_masks_are_drawn(deployed: Path, tmp_path: Path) -> None:
     assert read_image(tmp_path / "photo.masks.png").shape == (40, 60, 3)
 
 
-def test_what_cannot_be_exported_is_refused(packed: Path, tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_float_model_is_exported_compared_and_scored(tiny: Path, labeled: Path, tmp_path: Path) -> None:
+    done = run("export", tiny, "--out", tmp_path / "export")
+    assert_done(done)
+    assert "masks of float in onnxruntime against torch: IoU 1.0000" in done.stdout
+    assert "together" in done.stdout
+    assert json.loads((tmp_path / "export" / "parity.json").read_text())["mask_iou"] > 0.999
+    found = []
+    for model in (tmp_path / "export", tiny):
+        done = run("evaluate", model, "--data", labeled, "--json", tmp_path / "scores.json", "--overwrite")
+        assert_done(done)
+        found.append(json.loads((tmp_path / "scores.json").read_text()))
+    assert [one["recipe"] for one in found] == ["float", "float"]
+    mious = [one["tasks"]["prompt"]["metrics"]["miou"] for one in found]
+    assert mious[0] == pytest.approx(mious[1], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_an_export_in_the_layout_of_a_client_is_compared_too(deployed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "web"
+    done = run("export", deployed, "--out", out, "--layout", "transformers-js")
+    assert_done(done)
+    assert "masks of min-max-deploy-w8a8-mixed in onnxruntime against torch: IoU" in done.stdout
+    assert "onnx/vision_encoder_quantized.onnx" in done.stdout
+    assert json.loads((out / "parity.json").read_text())["mask_iou"] > 0.9
+    assert_refused(run("evaluate", out), "other clients")
+    assert_done(run("export", deployed, "--out", out, "--layout", "osam", "--overwrite"))
+    assert {path.name for path in out.iterdir()} == {
+        *("encoder.onnx", "decoder.onnx", "export.json", "parity.json")
+    }
+
+
+@pytest.mark.slow
+def test_an_export_for_older_runtimes_and_batches(deployed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "export"
+    assert_done(run("export", deployed, "--out", out, "--opset", "17", "--free-batch"))
+    details = json.loads((out / "export.json").read_text())["details"]
+    assert details == {"opset": 17, "requires": {"onnxruntime": "1.12"}}
+    assert set(json.loads((out / "parity.json").read_text())["other_runtimes"]) == {"openvino"}
+    options = ("--out", tmp_path / "other", "--format", "openvino")
+    assert_refused(run("export", deployed, *options, "--opset", "17"), "the format openvino has none, got 17")
+    assert_refused(run("export", deployed, *options, "--free-batch"), "takes one image per call")
+
+
+def test_layouts_that_do_not_fit_are_refused(deployed: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "out")
+    assert_refused(run("export", deployed, *out, "--layout", "cvta"), "expected one of saqsam, samexporter")
+    assert_refused(
+        run("export", deployed, *out, "--layout", "cvat"), "expected embedding_channels 256, got 32"
+    )
+    assert_refused(
+        run("export", deployed, *out, "--layout", "osam", "--format", "openvino"), "load onnx files"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_exported_is_refused(packed: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert_refused(run("export", packed, "--out", out), "--deploy", "integer_biases=true")
-    assert_refused(run("export", tiny, "--out", out), "is float", "--deploy")
-    assert_refused(run("export", tmp_path / "nothing", "--out", out), "no checkpoint folder")
+    assert_refused(run("export", tmp_path / "nothing", "--out", out), "no such file or folder")
     assert_refused(run("export", packed, "--out", out, "--format", "tflite"), "expected one of onnx")
     assert not list(tmp_path.iterdir())
 

@@ -18,7 +18,7 @@ from saqsam.recipes.deployment import deployable
 from saqsam.runtimes import load_runtime
 from saqsam.verification.parity import TorchReference, compare_with_torch
 from support.tiny_quantized import quantize_tiny, quantized_tiny, tiny_data, tiny_recipe
-from support.tiny_sam import IMAGE_SIZE, tiny_processor, tiny_sam
+from support.tiny_sam import IMAGE_SIZE, tiny_processor
 
 RUNS = (("onnx", "onnxruntime"), ("onnx", "openvino"), ("openvino", "openvino"))
 FORMATS = ("onnx", "openvino")
@@ -130,12 +130,6 @@ def test_a_single_mask_is_what_was_asked_for(checkpoint: Path, tmp_path: Path) -
     assert len(masks) == 1
     with pytest.raises(ValueError, match="--single-mask"):
         predictor.predict(np.array([[20.0, 30.0]]), np.array([1]), multimask_output=True)
-
-
-def test_a_float_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is float.*--deploy"):
-        export_model(tiny_sam(), tiny_processor(), tmp_path / "out")
-    assert not list(tmp_path.iterdir())
 
 
 def test_what_kernels_cannot_run_is_refused_and_leaves_nothing(tmp_path: Path) -> None:

@@ -132,6 +132,8 @@ def test_what_lies_deeper_is_hashed_too(folder: Path, path: tuple[str, ...]) -> 
         ),
         (lambda raw: raw.update(recipe={}), "export.json: "),
         (lambda raw: raw["recipe"].update(weights=3), "weights must be a mapping"),
+        (lambda raw: raw.update(recipe=[]), "recipe: expected a JSON object, or null for a float model"),
+        (lambda raw: raw.update(recipe=None), "name: expected the recipe's, 'float', got 'min-max-"),
         (lambda raw: raw.update(details=None), "details: expected a JSON object"),
         (lambda raw: raw.update(files={}), "files: expected decoder.onnx, encoder.onnx"),
         (
@@ -336,7 +338,7 @@ def test_a_configuration_of_another_size_does_not_fit_the_files(folder: Path) ->
     edit(folder, shrink)
     refuse(
         folder,
-        r"decoder\.onnx: expected the input image_embeddings of shape \(1, 32, 4, 4\), got \(1, 32, 8, 8\)",
+        r"decoder\.onnx: expected the input image_embeddings of shape \(1, 32, 4, 4\), got \(None, 32, 8, 8\)",
     )
 
 

@@ -30,15 +30,19 @@ def content_hash(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> st
     return digest.hexdigest()
 
 
-def hash_header(config: SamConfig, recipe: Mapping[str, Any], processor_sha256: str | None) -> dict[str, Any]:
+def hash_header(
+    config: SamConfig, recipe: Mapping[str, Any] | None, processor_sha256: str | None
+) -> dict[str, Any]:
     """Return the fields that a checkpoint's content hash covers in addition to its tensors.
 
     Args:
         config: Configuration of the model; only fields that affect a mask are covered.
         recipe: The recipe as stored. It is not normalized, so that a recipe without later fields stays valid.
+            None for a float model.
         processor_sha256: Hash of the processor, from `processor_hash`.
     """
-    return {"model": config_fields(config), "processor": processor_sha256, "recipe": dict(recipe)}
+    own = None if recipe is None else dict(recipe)
+    return {"model": config_fields(config), "processor": processor_sha256, "recipe": own}
 
 
 def processor_hash(processor: SamProcessor) -> str:

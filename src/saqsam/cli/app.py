@@ -28,6 +28,7 @@ from saqsam.cli.log_options import with_log_options
 from saqsam.cli.option_groups import TaskOptions, expand_groups
 from saqsam.cli.terminal import say
 from saqsam.export.formats import DEFAULT_FORMAT
+from saqsam.export.layouts.contract import OWN_LAYOUT
 from saqsam.utils.allocator import keep_freed_memory
 
 
@@ -221,31 +222,36 @@ def inspect(
 
 
 def export(
-    checkpoint: parameters.CheckpointArgument,
+    model: parameters.ModelArgument,
     *,
     out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
     format: parameters.ExportFormatOption = DEFAULT_FORMAT,
+    layout: parameters.LayoutOption = OWN_LAYOUT,
     single_mask: parameters.SingleMaskOption = False,
+    opset: parameters.OpsetOption = None,
+    free_batch: parameters.FreeBatchOption = False,
     runtime: parameters.ExportRuntimeOption = None,
     min_parity: parameters.MinParityOption = 0.95,
     overwrite: parameters.OverwriteOption = False,
 ) -> None:
-    """Export a checkpoint for another runtime, and compare its masks with torch's.
+    """Export a checkpoint or a float model for another runtime, and compare its masks with torch's.
 
     The export fails, and leaves nothing at --out, if a runtime computes other masks; the error names the first node
     that differs.
     """
-    check_checkpoint(checkpoint)
     check_share("--min-parity", min_parity)
     check_new(out_dir, overwrite=overwrite)
     with library():
         from saqsam.cli.commands.export import export
 
         export(
-            checkpoint,
+            model,
             out_dir,
             format=format,
+            layout=layout,
             single_mask=single_mask,
+            opset=opset,
+            free_batch=free_batch,
             runtime=runtime,
             min_parity=min_parity,
             overwrite=overwrite,

@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
-from saqsam.cli.help_texts import MODEL_HELP, alternatives, runtime_devices
-from saqsam.export.formats import FORMATS
+from saqsam.cli.help_texts import MODEL_HELP, alternatives, described, runtime_devices
+from saqsam.export.formats import FORMATS, OPSETS
+from saqsam.export.layouts.catalog import LAYOUTS
 from saqsam.runtimes.registry import RUNTIMES, TORCH, TORCH_INTEGER
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
@@ -75,11 +76,33 @@ WorstPictureOption = Annotated[
 
 # Of export.
 ExportFormatOption = Annotated[str, typer.Option(metavar="NAME", help=f"Format: {alternatives(FORMATS)}.")]
+LayoutOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Files and names for the clients of another project: "
+        f"{described((entry.name, entry.clients) for entry in LAYOUTS.values())}. saqsam and clients of the official "
+        "ONNX decoder load the default.",
+    ),
+]
 SingleMaskOption = Annotated[
     bool,
     typer.Option(
         "--single-mask", help="Return one mask per prompt, chosen as in the official export, instead of four."
     ),
+]
+OpsetOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help=f"ONNX operator set, {OPSETS[0]} to {OPSETS[-1]}: lower ones for older runtimes. Weights of up to 4 bits "
+        f"need {OPSETS[-1]}.",
+        show_default=str(OPSETS[-1]),
+    ),
+]
+FreeBatchOption = Annotated[
+    bool,
+    typer.Option("--free-batch", help="Let an ONNX encoder take any number of images per call."),
 ]
 ExportRuntimeOption = Annotated[
     str | None,

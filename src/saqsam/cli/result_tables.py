@@ -190,18 +190,31 @@ def print_substitutions(recipe: Recipe) -> None:
 
 
 def print_export(
-    manifest: Manifest, sizes: Mapping[str, int], inventory: Inventory, parities: Mapping[str, Parity]
+    manifest: Manifest,
+    sizes: Mapping[str, int],
+    float32_bytes: int,
+    inventory: Inventory | None,
+    parities: Mapping[str, Parity],
 ) -> None:
-    """Print sizes of exported files, their bit widths, and the difference of each runtime from torch."""
+    """Print sizes of exported files, their bit widths, and the difference of each runtime from torch.
+
+    Args:
+        manifest: Manifest of the folder.
+        sizes: Bytes of each model file by name.
+        float32_bytes: Bytes of the model's parameters in float32.
+        inventory: Inventory of the model; None for a float model.
+        parities: Differences by runtime.
+    """
     table = result_table("file", "MB", "of float32", right=2)
     total = sum(sizes.values())
     for name, size in [*sizes.items(), ("together", total)]:
         table.add_row(
-            name, f"{size / 1e6:.2f}", f"1/{inventory.float32_bytes / size:.1f}" if name == "together" else ""
+            name, f"{size / 1e6:.2f}", f"1/{float32_bytes / size:.1f}" if name == "together" else ""
         )
     print_table(table)
-    print_substitutions(inventory.recipe)
-    _print_shares(inventory)
+    if inventory is not None:
+        print_substitutions(inventory.recipe)
+        _print_shares(inventory)
     _print_details(manifest)
     table = result_table("runtime", "tensor", "largest difference", "relative", right=2)
     for runtime, parity in parities.items():

@@ -13,21 +13,25 @@ if TYPE_CHECKING:
 
 PARTS = ("encoder", "decoder")
 DEFAULT_FORMAT = "onnx"
+OPSETS = (17, 18, 19, 20, 21)
+"""ONNX operator sets that graphs can be written in: from the first with LayerNormalization to the first with 4-bit
+integers, which is the default."""
 
 
 class Writer(Protocol):
     """Function that writes the files of a format."""
 
     def __call__(
-        self, model: SamModel, folder: Path, metadata: dict[str, str], *, single_mask: bool
+        self, model: SamModel, folder: Path, metadata: dict[str, str], *, single_mask: bool, **options: Any
     ) -> dict[str, Any]:
         """Write the files of encoder and decoder into a folder.
 
         Args:
-            model: Quantized model.
+            model: Quantized model, or a float one if the format accepts it.
             folder: Existing folder.
             metadata: Texts to store in the files, where the format has a place for them.
             single_mask: Let the decoder return one mask per prompt.
+            **options: `opset` and `free_batch`, for formats that have them; absent for their defaults.
 
         Returns:
             What `export.json` records of the files beside their hashes, as JSON types.
@@ -48,6 +52,9 @@ class FormatEntry:
         packages: Packages that writing needs.
         writer: `module:function` of its `Writer`.
         has_node_names: Whether its files name their nodes, so that the first wrong one can be found.
+        accepts_float: Whether float models can be written, too.
+        opsets: ONNX operator sets to choose from; empty for formats without.
+        has_free_batch: Whether the encoder may take any number of images per call.
     """
 
     name: str
@@ -55,6 +62,9 @@ class FormatEntry:
     packages: tuple[str, ...]
     writer: str
     has_node_names: bool = True
+    accepts_float: bool = True
+    opsets: tuple[int, ...] = ()
+    has_free_batch: bool = False
 
     def load_writer(self) -> Writer:
         """Import the function that writes the format."""
@@ -77,7 +87,14 @@ class FormatEntry:
 FORMATS = {
     entry.name: entry
     for entry in (
-        FormatEntry("onnx", ("onnx",), ("onnx",), "saqsam.export.onnx.writer:write_onnx"),
+        FormatEntry(
+            "onnx",
+            ("onnx",),
+            ("onnx",),
+            "saqsam.export.onnx.writer:write_onnx",
+            opsets=OPSETS,
+            has_free_batch=True,
+        ),
         FormatEntry(
             "openvino", ("xml", "bin"), ("onnx", "openvino"), "saqsam.export.openvino:write_openvino"
         ),
@@ -87,6 +104,7 @@ FORMATS = {
             ("executorch",),
             "saqsam.export.executorch.writer:write_executorch",
             has_node_names=False,
+            accepts_float=False,
         ),
     )
 }

@@ -15,6 +15,7 @@ from typing import Any
 from transformers import SamConfig, SamProcessor
 
 from saqsam.export.formats import FORMATS
+from saqsam.export.layouts.contract import OWN_LAYOUT
 from saqsam.models.configuration import parse_config
 from saqsam.models.processing import load_processor, processor_fields
 from saqsam.recipes.recipe import Recipe
@@ -22,6 +23,8 @@ from saqsam.utils.errors import CheckpointError, shorten, shorten_message
 from saqsam.utils.strict_json import read_json_object
 
 MANIFEST = "export.json"
+FLOAT_NAME = "float"
+"""Name that stands for the recipe of a float model."""
 MANIFEST_VERSION = 2
 """Version 1 had neither a hash of the manifest itself nor the settings of the processor."""
 LOW_RES_OUTPUTS = ("iou_predictions", "low_res_masks")
@@ -30,6 +33,7 @@ MAX_FILE_BYTES = 2**31
 """Largest model file that is opened, in bytes; protobuf messages such as ONNX files hold no more."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_VERSION = re.compile(r"\d{1,4}(\.\d{1,4}){1,2}")
 _MAX_NAME = 200
 
 
@@ -40,35 +44,55 @@ class Manifest:
     Attributes:
         format: Name of the format, one of `FORMATS`.
         single_mask: Whether the decoder returns one mask per prompt instead of four.
-        recipe: Recipe of the checkpoint, as JSON types.
-        name: Name of the recipe.
-        checkpoint: Content hash of the checkpoint.
+        recipe: Recipe of the checkpoint, as JSON types; None for a float model.
+        name: Name of the recipe, or `FLOAT_NAME`.
+        checkpoint: Content hash of the checkpoint or of the float model.
         config: `SamConfig` of the model, as JSON types.
         processor: Settings of the processor, as `processor_fields` returns them; empty in version 1.
         files: SHA-256 of each model file by name.
         details: Further properties that a format records of its files, as JSON types.
+        layout: Name of the layout. saqsam loads its own only.
         version: Version of the manifest itself.
     """
 
     format: str
     single_mask: bool
-    recipe: Mapping[str, Any]
+    recipe: Mapping[str, Any] | None
     name: str
     checkpoint: str
     config: Mapping[str, Any]
     processor: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    layout: str = OWN_LAYOUT
     version: int = MANIFEST_VERSION
 
     def to_json(self) -> str:
         """Return the text of `export.json`, with the hash of all other fields as `sha256`."""
         values = asdict(self)
+        if self.layout == OWN_LAYOUT:
+            del values["layout"]  # unknown to saqsam before layouts
         return json.dumps({**values, "sha256": manifest_hash(values)}, indent=2, sort_keys=True) + "\n"
 
     def model_file(self, folder: Path, part: str) -> Path:
         """Return the path of the file that a runtime opens for a part, `encoder` or `decoder`."""
         return folder / FORMATS[self.format].main_file(part)
+
+    def least_version(self, runtime: str) -> str | None:
+        """Return the least version of a runtime that runs the files, such as `1.18`; None if it is unknown.
+
+        Raises:
+            CheckpointError: `details` holds no version.
+        """
+        requires = self.details.get("requires", {})
+        if not isinstance(requires, dict):
+            raise CheckpointError(
+                f"{MANIFEST}: details: requires: expected versions, got {shorten(requires)}"
+            )
+        version = requires.get(runtime)
+        if version is None or (isinstance(version, str) and _VERSION.fullmatch(version)):
+            return version
+        raise CheckpointError(f"{MANIFEST}: details: requires: expected versions, got {shorten(version)}")
 
     @cached_property
     def sam_config(self) -> SamConfig:
@@ -125,7 +149,7 @@ def parse_manifest(folder: str | Path) -> Manifest:
     """Read and check the manifest of an exported folder, without looking at the model files.
 
     Raises:
-        CheckpointError: As for `read_manifest`.
+        CheckpointError: As for `read_manifest`. A folder in the layout of other clients is refused, too.
     """
     path = Path(folder) / MANIFEST
     try:
@@ -139,6 +163,12 @@ def parse_manifest(folder: str | Path) -> Manifest:
         )
     if version == MANIFEST_VERSION and raw.get("sha256") != manifest_hash(raw):
         raise CheckpointError(f"{path} was altered: its hash differs; export the model again")
+    layout = raw.get("layout", OWN_LAYOUT)
+    if layout != OWN_LAYOUT:
+        raise CheckpointError(
+            f"{folder}: written in the layout {shorten(layout)} for other clients; to run it in saqsam, export the "
+            "model without a layout"
+        )
     values = _checked(raw, version, str(path))
     manifest = Manifest(**values)
     _check_recipe(manifest, str(path))
@@ -184,7 +214,7 @@ def file_hash(path: Path) -> str:
 _CHECKS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "format": (f"one of {', '.join(FORMATS)}", lambda v: isinstance(v, str) and v in FORMATS),
     "single_mask": ("true or false", lambda v: isinstance(v, bool)),
-    "recipe": ("a JSON object", lambda v: isinstance(v, dict)),
+    "recipe": ("a JSON object, or null for a float model", lambda v: v is None or isinstance(v, dict)),
     "name": ("a short name", lambda v: isinstance(v, str) and 0 < len(v) <= _MAX_NAME),
     "checkpoint": ("a SHA-256", lambda v: isinstance(v, str) and _SHA256.fullmatch(v) is not None),
     "config": ("a JSON object", lambda v: isinstance(v, dict)),
@@ -223,11 +253,13 @@ def _checked(raw: Mapping[str, Any], version: int, source: str) -> dict[str, Any
 
 
 def _check_recipe(manifest: Manifest, source: str) -> None:
-    try:
-        recipe = Recipe.from_dict(manifest.recipe)
-    except ValueError as error:
-        raise CheckpointError(f"{source}: {shorten_message(error)}") from error
-    if recipe.name != manifest.name:
+    expected = FLOAT_NAME
+    if manifest.recipe is not None:
+        try:
+            expected = Recipe.from_dict(manifest.recipe).name
+        except ValueError as error:
+            raise CheckpointError(f"{source}: {shorten_message(error)}") from error
+    if manifest.name != expected:
         raise CheckpointError(
-            f"{source}: name: expected the recipe's, {shorten(recipe.name)}, got {shorten(manifest.name)}"
+            f"{source}: name: expected the recipe's, {shorten(expected)}, got {shorten(manifest.name)}"
         )

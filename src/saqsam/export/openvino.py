@@ -12,6 +12,9 @@ from transformers import SamModel
 from saqsam.export.onnx.writer import write_onnx
 from saqsam.export.openvino_core import openvino_core
 
+LEAST_OPENVINO = "2025.0"
+"""Oldest version of OpenVINO that saqsam supports."""
+
 
 def write_openvino(
     model: SamModel, folder: Path, metadata: dict[str, str], *, single_mask: bool
@@ -19,13 +22,13 @@ def write_openvino(
     """Write encoder and decoder into a folder.
 
     Args:
-        model: Quantized model.
+        model: The model.
         folder: Existing folder.
         metadata: Texts that are stored in both files, as runtime information.
         single_mask: Let the decoder return one mask per prompt.
 
     Returns:
-        Details for the manifest, of which this format has none.
+        The least version of OpenVINO, for the manifest.
 
     Raises:
         ExportError: The recipe cannot be expressed by ONNX operators.
@@ -39,4 +42,4 @@ def write_openvino(
             for key, value in metadata.items():
                 converted.set_rt_info(value, ["saqsam", key])
             openvino.save_model(converted, folder / f"{part}.xml", compress_to_fp16=False)
-    return {}
+    return {"requires": {"openvino": LEAST_OPENVINO}}

@@ -100,7 +100,7 @@ def check_interface(
         outputs: Names of the file's outputs.
 
     Raises:
-        CheckpointError: An input or output is missing, or an input has another shape.
+        CheckpointError: An input or output is missing, or an input has another shape. The number of images may be free.
     """
     spec = family_of(manifest.sam_config).input_spec(manifest.sam_config)
     expected: dict[str, tuple[int | None, ...]]
@@ -117,7 +117,7 @@ def check_interface(
         }
         names = LOW_RES_OUTPUTS
     for name, shape in expected.items():
-        if inputs.get(name) != shape:
+        if inputs.get(name) not in (shape, (None, *shape[1:])):
             actual = shorten(inputs[name]) if name in inputs else "none"
             raise CheckpointError(f"{path}: expected the input {name} of shape {shape}, got {actual}")
     missing = [name for name in names if name not in outputs]

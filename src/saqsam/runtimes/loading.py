@@ -9,7 +9,7 @@ from transformers import SamProcessor
 from saqsam.export.manifest import check_files, parse_manifest
 from saqsam.runtimes.devices import AUTO
 from saqsam.runtimes.interface import Runtime
-from saqsam.runtimes.registry import RUNTIMES, check_runtime, default_runtime
+from saqsam.runtimes.registry import RUNTIMES, check_runtime, check_version, default_runtime
 
 
 def load_runtime(
@@ -37,12 +37,13 @@ def load_runtime(
 
     Raises:
         CheckpointError: The folder is not an export, or is damaged or altered.
-        ValueError: The runtime or the device is unknown, missing, or does not run the folder's format.
+        ValueError: The runtime or the device is unknown, missing or too old, or does not run the folder's format.
     """
     folder = Path(folder)
     manifest = parse_manifest(folder)
     runtime = runtime or default_runtime(manifest.format)
     check_runtime(runtime, manifest.format)
+    check_version(runtime, manifest.least_version(runtime))
     if threads is not None and threads < 1:
         raise ValueError(f"threads: expected at least 1, got {threads}")
     entry = RUNTIMES[runtime]

@@ -16,6 +16,7 @@ from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
 from saqsam.export.openvino_core import openvino_core
 from saqsam.inference.prompts import Prompts
 from saqsam.models.family import Features
+from saqsam.models.registry import family_of
 from saqsam.runtimes.inputs import (
     as_array,
     check_interface,
@@ -108,6 +109,9 @@ class _Compiled:
             {value.get_any_name(): _shape(value) for value in model.inputs},
             {name for value in model.outputs for name in value.get_names()},
         )
+        if part == "encoder":
+            # With a free batch, OpenVINO (2026.4) computes other embeddings of quantized models, and is slower.
+            model.reshape(family_of(manifest.sam_config).input_spec(manifest.sam_config).pixels)
         try:
             self._compiled = core.compile_model(keep_results(model, outputs), device, dict(settings))
         except RuntimeError as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import pkgutil
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -103,6 +105,23 @@ def check_runtime(runtime: str, format: str) -> None:
         raise ValueError(f"{runtime} does not run exports of the format {format}")
     if not entry.is_installed():
         raise ValueError(f"the package {runtime} is missing: pip install 'saqsam[{entry.extra}]'")
+
+
+def check_version(runtime: str, least: str | None) -> None:
+    """Check that an installed runtime is not older than a version, such as `1.18`; None for any.
+
+    Raises:
+        ValueError: It is.
+    """
+    if least is None:
+        return
+    installed: str = getattr(importlib.import_module(runtime), "__version__", least)
+    parts = [[int(number) for number in re.findall(r"\d+", text)[:2]] for text in (installed, least)]
+    if parts[0] < parts[1]:
+        raise ValueError(
+            f"this export needs {runtime} {least} or newer, found {installed}: update it, or export again for an older "
+            "one (saqsam export --opset)"
+        )
 
 
 def default_runtime(format: str) -> str:

@@ -96,7 +96,7 @@ def find_divergence(
     can_search = FORMATS[manifest.format].has_node_names and runtime in _TENSOR_READERS
     if not can_search or not RUNTIMES["onnxruntime"].is_installed():
         return Divergence(part, None, relative)
-    graph = _write_graph(model, part, manifest.single_mask)
+    graph = _write_graph(model, part, manifest)
     names = _named_nodes(graph)
     path = manifest.model_file(folder, part)
     expected = _reference(graph, inputs)
@@ -108,20 +108,20 @@ def find_divergence(
     return Divergence(part, *node) if node else Divergence(part, None, relative)
 
 
-def _write_graph(model: SamModel, part: str, single_mask: bool) -> onnx.ModelProto:
-    """Return the graph of a part with the shapes and types of its tensors."""
+def _write_graph(model: SamModel, part: str, manifest: Manifest) -> onnx.ModelProto:
+    """Return the graph of a part with the shapes and types of its tensors, written as that of an export."""
     import onnx
 
-    from saqsam.export.onnx.graph import Graph
+    from saqsam.export.onnx.graph import OPSET, Graph
     from saqsam.export.onnx.writer import keep_outputs
     from saqsam.export.onnx.writers import graph_writer
 
-    graph = Graph(part)
+    graph = Graph(part, manifest.details.get("opset", OPSET))
     if part == "encoder":
         graph_writer(model.config).write_encoder(graph, model)
         written = graph.model({})
     else:
-        graph_writer(model.config).write_decoder(graph, model, single_mask=single_mask)
+        graph_writer(model.config).write_decoder(graph, model, single_mask=manifest.single_mask)
         written = keep_outputs(graph.model({}), set(LOW_RES_OUTPUTS))
     return onnx.shape_inference.infer_shapes(written, data_prop=True)
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from saqsam.analysis.inventory import take_inventory
+from transformers import SamModel, SamProcessor
+
+from saqsam.analysis.inventory import Inventory, take_inventory
+from saqsam.analysis.macs import count_macs
+from saqsam.checkpoint import quantization_config_of
 from saqsam.cli.inputs import load_torch, write_json
 from saqsam.cli.options import SCENES
 from saqsam.cli.outputs import claim_output
@@ -13,6 +20,7 @@ from saqsam.cli.result_tables import print_export
 from saqsam.cli.terminal import say
 from saqsam.data.open import open_dataset
 from saqsam.export import check_export, export_model
+from saqsam.export.layouts.contract import OWN_LAYOUT
 from saqsam.verification.verify import parity_content, runtimes_to_judge, verify_export
 
 PARITY_IMAGES = 4
@@ -23,29 +31,52 @@ SAM-H."""
 
 
 def export(
-    checkpoint: Path,
+    model_name: str,
     out_dir: Path,
     *,
     format: str,
+    layout: str,
     single_mask: bool,
+    opset: int | None,
+    free_batch: bool,
     runtime: str | None,
     min_parity: float,
     overwrite: bool,
 ) -> None:
-    """Export a checkpoint, and put the files in place if runtimes compute torch's masks from them."""
-    check_export(format, out_dir, overwrite=overwrite)
+    """Export a model, and put the files in place if runtimes compute torch's masks from them."""
+    check_export(
+        format,
+        out_dir,
+        layout=layout,
+        single_mask=single_mask,
+        opset=opset,
+        free_batch=free_batch,
+        overwrite=overwrite,
+    )
     runtimes = runtimes_to_judge(format, None if runtime is None else [runtime], min_parity)
     with claim_output(out_dir, overwrite=overwrite) as output:
         folder = output.staged
-        model, processor = load_torch(str(checkpoint), "cpu")
+        model, processor = load_torch(model_name, "cpu")
         with busy(f"writing {out_dir}"):
-            manifest = export_model(model, processor, folder, format=format, single_mask=single_mask)
-        inventory = take_inventory(model)
-        images = parity_images(sum(part.macs for part in inventory.parts))
-        data = open_dataset(SCENES, limit=images)
-        with progress_phases("images") as progress:
-            parities = verify_export(
+            manifest = export_model(
+                model,
+                processor,
                 folder,
+                format=format,
+                layout=layout,
+                single_mask=single_mask,
+                opset=opset,
+                free_batch=free_batch,
+            )
+        inventory = None if quantization_config_of(model) is None else take_inventory(model)
+        images = parity_images(count_macs(model.config).parts.total())
+        data = open_dataset(SCENES, limit=images)
+        with (
+            _own_layout(folder, layout, model, processor, opset) as own,
+            progress_phases("images") as progress,
+        ):
+            parities = verify_export(
+                own,
                 model,
                 processor,
                 data,
@@ -56,8 +87,33 @@ def export(
         write_json(folder / "parity.json", parity_content(parities, min_parity))
         output.place_folder()
     sizes = {name: (out_dir / name).stat().st_size for name in manifest.files}
-    print_export(manifest, sizes, inventory, parities)
+    print_export(manifest, sizes, _float32_bytes(model, inventory), inventory, parities)
     say(f"export: {out_dir}")
+
+
+@contextmanager
+def _own_layout(
+    folder: Path, layout: str, model: SamModel, processor: SamProcessor, opset: int | None
+) -> Iterator[Path]:
+    """Yield the export in saqsam's own layout: the folder itself, or a temporary one with the same graphs."""
+    if layout == OWN_LAYOUT:
+        yield folder
+        return
+    from saqsam.export.layouts.write import contract_of
+
+    single_mask = contract_of(layout, model.config).single_mask
+    with tempfile.TemporaryDirectory(prefix="saqsam-") as name:
+        own = Path(name) / "export"
+        export_model(model, processor, own, single_mask=single_mask, opset=opset)
+        yield own
+
+
+def _float32_bytes(model: SamModel, inventory: Inventory | None) -> int:
+    """Return the bytes of a model's parameters in float32."""
+    if inventory is not None:
+        return inventory.float32_bytes
+    parameters: int = sum(parameter.numel() for parameter in model.parameters())
+    return 4 * parameters
 
 
 def parity_images(macs: int) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,10 +15,19 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-OPSET = 21
-"""ONNX operator set: the first with 4-bit integers in QuantizeLinear, DequantizeLinear and Cast."""
-IR_VERSION = 10
-"""ONNX IR version of opset 21; runtimes that support the opset may refuse a newer IR."""
+from saqsam.export.formats import OPSETS
+from saqsam.export.manifest import MAX_FILE_BYTES
+from saqsam.export.packed import ExportError
+
+OPSET = OPSETS[-1]
+"""Default operator set."""
+_IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10}
+"""ONNX IR version by operator set; runtimes that support the set may refuse a newer IR."""
+_REDUCE_MAX_AXES, _SPLIT_COUNT, _GELU, _NIBBLES = 18, 18, 20, 21
+"""First operator sets with axes as an input of ReduceMax, a count in Split, Gelu, and 4-bit integers."""
+
+_MAX_WEIGHT_BYTES = MAX_FILE_BYTES - 2**24
+"""Largest total of the initializers, in bytes; the nodes take what remains of an ONNX file."""
 
 _NAMELESS = {
     *("QuantizeLinear", "DequantizeLinear", "Cast"),
@@ -32,12 +44,21 @@ class Graph:
 
     Args:
         name: Name of the graph.
+        opset: ONNX operator set.
+
+    Attributes:
+        has_nibbles: Whether it has 4-bit weights.
+
+    Raises:
+        ExportError: A constant is added beyond the size of an ONNX file, or one that the operator set has no type for.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, opset: int = OPSET) -> None:
+        self.name, self.opset = name, opset
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
+        self._bytes = 0
+        self.has_nibbles = False
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._cache: dict[tuple[Any, ...], Value] = {}
@@ -59,10 +80,50 @@ class Graph:
         self._taken.add(name)
         return name
 
-    def output(self, value: Value, name: str, shape: Sequence[int | str]) -> None:
-        """Declare a float32 output."""
+    def output(
+        self, value: Value, name: str, shape: Sequence[int | str], kind: int = TensorProto.FLOAT
+    ) -> None:
+        """Declare an output. String dimensions are dynamic."""
         self._nodes.append(helper.make_node("Identity", [value], [name], name=f"/{name}"))
-        self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        self._outputs.append(helper.make_tensor_value_info(name, kind, shape))
+
+    def shape_of(self, name: str) -> tuple[int | str, ...]:
+        """Return the shape of an input or output that was declared; dynamic dimensions are strings."""
+        info = next(value for value in (*self._inputs, *self._outputs) if value.name == name)
+        return tuple(d.dim_param or d.dim_value for d in info.type.tensor_type.shape.dim)
+
+    def include(
+        self, other: Graph, inputs: Mapping[str, Value], outputs: AbstractSet[str]
+    ) -> dict[str, Value]:
+        """Add the nodes of another graph that compute some of its outputs.
+
+        Args:
+            other: A finished graph, whose names below its inputs and outputs this graph does not have. It shares its
+                initializers with this graph.
+            inputs: Values of this graph by the inputs of the other one that its nodes read.
+            outputs: Names of outputs of the other graph.
+
+        Returns:
+            Values of the outputs by name.
+        """
+        needed, kept = set(outputs), []
+        for node in reversed(other._nodes):
+            if needed.intersection(node.output):
+                kept.append(node)
+                needed.update(name for name in node.input if name)
+        values = dict(inputs)
+        for node in reversed(kept):
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            copy.input[:] = [values.get(name, name) for name in node.input]
+            if node.output[0] in outputs:  # the Identity of `output`
+                values[node.output[0]] = copy.input[0]
+            else:
+                self._nodes.append(copy)
+        for name in needed & other._initializers.keys():
+            self._initializers[name] = other._initializers[name]
+        self._taken |= other._taken
+        return {name: values[name] for name in outputs}
 
     def op(self, kind: str, *inputs: Value, name: str | None = None, **attributes: Any) -> Value:
         """Add a node with one output. An empty string omits an optional input."""
@@ -78,12 +139,38 @@ class Graph:
         self._nodes.append(helper.make_node(kind, inputs, names, name=shown, **attributes))
         return names
 
+    def maximum(self, value: Value, *axes: int, keepdims: bool) -> Value:
+        """Add the maximum along some axes."""
+        if self.opset < _REDUCE_MAX_AXES:
+            return self.op("ReduceMax", value, axes=axes, keepdims=int(keepdims))
+        return self.op("ReduceMax", value, self.ints(*axes), keepdims=int(keepdims))
+
+    def split(self, value: Value, count: int, axis: int) -> list[Value]:
+        """Split a tensor into equal parts along an axis."""
+        counted: dict[str, Any] = {"num_outputs": count} if self.opset >= _SPLIT_COUNT else {}
+        return self.ops("Split", count, value, axis=axis, **counted)
+
+    def gelu(self, value: Value, *, approximate: bool) -> Value:
+        """Add a GELU, or its approximation by a hyperbolic tangent."""
+        if self.opset >= _GELU:
+            return self.op("Gelu", value, **({"approximate": "tanh"} if approximate else {}))
+        if approximate:
+            cube = self.op("Mul", self.op("Mul", value, value), value)
+            inner = self.op("Add", value, self.op("Mul", cube, self.scalar(0.044715)))
+            wave = self.op("Tanh", self.op("Mul", inner, self.scalar(math.sqrt(2 / math.pi))))
+        else:
+            wave = self.op("Erf", self.op("Div", value, self.scalar(math.sqrt(2))))
+        # In this order: runtimes look for it to fuse the nodes again.
+        doubled = self.op("Mul", value, self.op("Add", wave, self.scalar(1.0)))
+        return self.op("Mul", doubled, self.scalar(0.5))
+
     def constant(self, values: Any, name: str = "constant", *, shared: bool = True) -> Value:
         """Add an initializer with the dtype of `values`; equal `shared` ones are stored once."""
         array = np.asarray(values)
         if not shared:
             return self._initializer(numpy_helper.from_array(array), name)
-        key = (array.dtype.str, array.shape, array.tobytes())
+        # A digest, because the cache would keep a second copy of every weight.
+        key = (array.dtype.str, array.shape, hashlib.sha256(np.ascontiguousarray(array).data).digest())
         if key not in self._cache:
             self._cache[key] = self._initializer(numpy_helper.from_array(array), name)
         return self._cache[key]
@@ -96,13 +183,17 @@ class Graph:
         """Add a constant float32 []."""
         return self.constant(np.array(value, dtype=np.float32), "scalar")
 
+    def floats(self, *values: float) -> Value:
+        """Add a constant float32 [n]."""
+        return self.constant(np.array(values, dtype=np.float32), "floats")
+
     def parameter(self, values: torch.Tensor, name: str) -> Value:
         """Add a float32 constant, which is stored in float16, as in a checkpoint, if that is lossless."""
         array = values.detach().float().cpu().contiguous().numpy()
         half = array.astype(np.float16)
         if not np.array_equal(half.astype(np.float32), array):
             return self.constant(array, name)
-        key = ("half", array.shape, half.tobytes())
+        key = ("half", array.shape, hashlib.sha256(half.data).digest())
         if key not in self._cache:
             stored = self.constant(half, name)
             self._cache[key] = self.folded("Cast", stored, name=f"{name}_float", to=TensorProto.FLOAT)
@@ -143,6 +234,12 @@ class Graph:
         return output
 
     def _nibbles(self, codes: NDArray[Any], kind: int, name: str) -> Value:
+        if self.opset < _NIBBLES:
+            raise ExportError(
+                f"{self.name}: weights of up to 4 bits need opset {_NIBBLES}, got {self.opset}: choose that opset, or "
+                "quantize weights to 8 bits"
+            )
+        self.has_nibbles = True
         tensor = helper.make_tensor(name, kind, codes.shape, _pack_nibbles(codes), raw=True)
         return self._initializer(tensor, name)
 
@@ -155,6 +252,12 @@ class Graph:
     def _initializer(self, tensor: onnx.TensorProto, name: str) -> Value:
         path = self._unique(name)
         tensor.name = path
+        self._bytes += len(tensor.raw_data)
+        if self._bytes > _MAX_WEIGHT_BYTES:
+            raise ExportError(
+                f"{self.name}: ONNX files hold at most 2 GiB of weights, this model has more in float32: quantize it "
+                "first (saqsam quantize ... --deploy)"
+            )
         self._initializers[path] = tensor
         return path
 
@@ -176,8 +279,8 @@ class Graph:
         )
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=IR_VERSION,
+            opset_imports=[helper.make_opsetid("", self.opset)],
+            ir_version=_IR_VERSIONS[self.opset],
             producer_name="saqsam",
         )
         helper.set_model_props(model, metadata)

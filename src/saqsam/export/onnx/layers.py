@@ -123,7 +123,7 @@ def gemm(
         arrange: Function that turns an array in the weight's shape into [K, C].
     """
     if not isinstance(weight, PackedTensor):
-        matrix = graph.parameter(torch.from_numpy(arrange(weight.detach().cpu().numpy())), "weight")
+        matrix = graph.parameter(torch.from_numpy(arrange(weight.detach().float().cpu().numpy())), "weight")
         return graph.op("Gemm", dequantized(graph, tensor), matrix, *_float_bias(graph, bias))
     codes, zero_points = codes_and_zero_points(weight, where)
 
@@ -219,9 +219,9 @@ def activation(graph: Graph, module: nn.Module, value: Value) -> Value:
     if isinstance(module, nn.ReLU):
         return graph.op("Relu", value)
     if kind in ("GELU", "GELUActivation"):
-        return graph.op("Gelu", value)
+        return graph.gelu(value, approximate=False)
     if kind in _TANH_GELUS:
-        return graph.op("Gelu", value, approximate="tanh")
+        return graph.gelu(value, approximate=True)
     if kind in _SIGMOID_FACTORS:
         scaled = value
         if _SIGMOID_FACTORS[kind] != 1:
@@ -243,7 +243,7 @@ def weighted_average(graph: Graph, attention: Any, logits: Value, value: Value, 
         probabilities = quantized(graph, graph.op("Softmax", logits, axis=-1), quantizer, where)
         return graph.op("MatMul", dequantized(graph, probabilities), value)
     last = graph.ints(-1)
-    below = graph.op("Sub", logits, graph.op("ReduceMax", logits, last, keepdims=1))
+    below = graph.op("Sub", logits, graph.maximum(logits, -1, keepdims=True))
     codes = quantize(graph, graph.op("Exp", below), affine_quantizer(quantizer, where))
     total = graph.op("ReduceSum", codes.dequantize(graph), last, keepdims=1)
     total = graph.op("Max", total, graph.scalar(MIN_NUMERATOR_SUM))

@@ -8,34 +8,54 @@ from typing import Any
 import onnx
 from transformers import SamModel
 
-from saqsam.export.onnx.graph import Graph
+from saqsam.export.onnx.graph import OPSET, Graph
 from saqsam.export.onnx.writers import graph_writer
+
+_LEAST_RUNTIMES = {17: "1.12", 18: "1.14", 19: "1.16", 20: "1.17", 21: "1.18"}
+"""First version of ONNX Runtime by the operator set and the IR version that belongs to it."""
+_NIBBLE_RUNTIME = "1.23"
+"""First version of ONNX Runtime that casts 4-bit integers."""
 
 
 def write_onnx(
-    model: SamModel, folder: Path, metadata: dict[str, str], *, single_mask: bool
+    model: SamModel,
+    folder: Path,
+    metadata: dict[str, str],
+    *,
+    single_mask: bool,
+    opset: int = OPSET,
+    free_batch: bool = False,
 ) -> dict[str, Any]:
     """Write encoder and decoder into a folder.
 
     Args:
-        model: Quantized model.
+        model: The model.
         folder: Existing folder.
         metadata: Texts that are stored in both files, as metadata properties.
         single_mask: Let the decoder return one mask per prompt.
+        opset: ONNX operator set.
+        free_batch: Let the encoder take any number of images per call.
 
     Returns:
-        Details for the manifest, of which this format has none.
+        The operator set, and the least versions of runtimes, for the manifest.
 
     Raises:
         ExportError: The recipe cannot be expressed by ONNX operators.
     """
-    encoder, decoder = Graph("encoder"), Graph("decoder")
+    encoder, decoder = Graph("encoder", opset), Graph("decoder", opset)
     writer = graph_writer(model.config)
-    writer.write_encoder(encoder, model)
+    writer.write_encoder(encoder, model, free_batch=free_batch)
     writer.write_decoder(decoder, model, single_mask=single_mask)
     onnx.save(encoder.model(metadata), folder / "encoder.onnx")
     onnx.save(decoder.model(metadata), folder / "decoder.onnx")
-    return {}
+    return graph_details(encoder, decoder)
+
+
+def graph_details(*graphs: Graph) -> dict[str, Any]:
+    """Return what the manifest records of graphs with the same operator set."""
+    opset = graphs[0].opset
+    least = _NIBBLE_RUNTIME if any(graph.has_nibbles for graph in graphs) else _LEAST_RUNTIMES[opset]
+    return {"opset": opset, "requires": {"onnxruntime": least}}
 
 
 def keep_outputs(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:

@@ -14,18 +14,28 @@ from saqsam.models.registry import family_of
 class GraphWriter(Protocol):
     """Write the ONNX graphs of one SAM family."""
 
-    def write_encoder(self, graph: Graph, model: Any) -> None:
-        """Add the image encoder of a quantized model to an empty graph."""
+    def write_encoder(self, graph: Graph, model: Any, *, free_batch: bool = False) -> None:
+        """Add the image encoder of a model to an empty graph.
+
+        Args:
+            graph: Empty graph.
+            model: The model.
+            free_batch: Take any number of images per call instead of one.
+        """
         ...
 
     def write_decoder(self, graph: Graph, model: Any, *, single_mask: bool) -> None:
-        """Add prompt encoder and mask decoder of a quantized model to an empty graph.
+        """Add prompt encoder and mask decoder of a model to an empty graph.
 
         Args:
             graph: Empty graph.
             model: The model.
             single_mask: Return one mask per prompt, chosen as the official export chooses it.
         """
+        ...
+
+    def write_image_positions(self, graph: Graph, model: Any) -> None:
+        """Add the positional embedding of the image tokens to an encoder, as output `image_positional_embeddings`."""
         ...
 
     def block_scopes(self, config: Any, part: str) -> Mapping[str, str]:

@@ -1,8 +1,8 @@
 """Prompt encoder and mask decoder of SAM v1 as an ONNX graph, with the interface of the official SAM export.
 
 Inputs and outputs have the names and meanings of `segment_anything`'s ONNX export, so that its clients run the file
-unchanged. The number of prompts P is dynamic (1 in the official export), and `mask_input` has one mask for all prompts
-or one per prompt.
+unchanged. The number of prompts P is dynamic (1 in the official export); `image_embeddings` and `mask_input` have one
+entry for all prompts or one per prompt.
 
 Transposed convolutions have non-overlapping kernels and are matrix products on rows. Masks are sorted by pixel at the
 very end, when each pixel has four values instead of 32 channels.
@@ -48,7 +48,7 @@ def write_decoder(graph: Graph, model: SamModel, *, single_mask: bool = False) -
     config = model.config
     channels, size = config.prompt_encoder_config.hidden_size, config.vision_config.image_size
     side = size // config.vision_config.patch_size
-    embedding = graph.input("image_embeddings", (1, channels, side, side))
+    embedding = graph.input("image_embeddings", ("images", channels, side, side))
     coords = graph.input("point_coords", ("prompts", "points", 2))
     labels = graph.input("point_labels", ("prompts", "points"))
     mask_input = graph.input("mask_input", ("masks", 1, 4 * side, 4 * side))
@@ -70,8 +70,8 @@ def write_decoder(graph: Graph, model: SamModel, *, single_mask: bool = False) -
             graph.op("Concat", prompts, graph.ints(*output.shape), axis=0),
         )
         tokens = graph.op("Concat", start, points, axis=1)  # [P, T, C]
-        image = graph.op("Transpose", graph.op("Reshape", embedding, graph.ints(channels, -1)), perm=[1, 0])
-        image = graph.op("Add", dense, image)  # [M, h * w, C]
+        flat = graph.op("Reshape", embedding, graph.ints(-1, channels, side * side))
+        image = graph.op("Add", dense, graph.op("Transpose", flat, perm=[0, 2, 1]))  # [M, h * w, C]
         positions = grid_positions(graph, encoder, side)
         transformer = TwoWayTransformer(graph, decoder.transformer, positions)
         tokens, image = transformer.run(tokens, image)
@@ -84,6 +84,26 @@ def write_decoder(graph: Graph, model: SamModel, *, single_mask: bool = False) -
     graph.output(large, "masks", ("prompts", count, "height", "width"))
     graph.output(ious, "iou_predictions", ("prompts", count))
     graph.output(masks, "low_res_masks", ("prompts", count, 4 * side, 4 * side))
+
+
+def write_image_positions(graph: Graph, model: SamModel) -> None:
+    """Add the positional embedding of the image tokens to an encoder, as output `image_positional_embeddings`."""
+    channels = model.config.prompt_encoder_config.hidden_size
+    side = model.config.vision_config.image_size // model.config.vision_config.patch_size
+    write_positions(graph, model.prompt_encoder, channels, side)
+
+
+def write_positions(graph: Graph, encoder: Any, channels: int, side: int) -> None:
+    """Add the positional embedding of a grid, repeated for each of the B images: [B, C, h, w]."""
+    with graph.scope("image_positions"):
+        rows = grid_positions(graph, encoder, side)
+        turned = graph.op("Transpose", rows, perm=[1, 0])
+        grid = graph.op("Reshape", turned, graph.ints(1, channels, side, side))
+        images = graph.op("Slice", graph.op("Shape", "pixel_values"), graph.ints(0), graph.ints(1))
+        target = graph.op("Concat", images, graph.ints(channels, side, side), axis=0)
+        repeated = graph.op("Expand", grid, target)
+    shape = (graph.shape_of("pixel_values")[0], channels, side, side)
+    graph.output(repeated, "image_positional_embeddings", shape)
 
 
 def point_embedding(
@@ -234,7 +254,7 @@ def _resize(graph: Graph, masks: Value, original: Value, size: int) -> Value:
     leading = graph.op("Slice", graph.op("Shape", masks), graph.ints(0), graph.ints(2))
     square = graph.op("Concat", leading, graph.ints(size, size), axis=0)
     large = graph.op("Resize", masks, "", "", square, **linearly)
-    longest = graph.op("ReduceMax", original, graph.ints(0), keepdims=1)
+    longest = graph.maximum(original, 0, keepdims=True)
     scale = graph.op("Div", graph.scalar(float(size)), longest)
     inside = graph.op("Floor", graph.op("Add", graph.op("Mul", original, scale), graph.scalar(0.5)))
     inside = graph.op("Cast", inside, to=TensorProto.INT64)

@@ -29,11 +29,12 @@ from saqsam.quant.layers import PackedConv2d, PackedTensor
 def write_encoder(graph: Graph, model: SamModel, options: EncoderOptions) -> None:
     """Add the image encoder to an empty graph.
 
-    Its input is `pixel_values` [1, 3, S, S], its output `image_embeddings` [1, C, h, w], both float32.
+    Its input is `pixel_values` [B, 3, S, S], its output `image_embeddings` [B, C, h, w], both float32.
     """
     config, encoder = model.config.vision_config, model.vision_encoder
     side = config.image_size // config.patch_size
-    pixels = graph.input("pixel_values", (1, config.num_channels, config.image_size, config.image_size))
+    images, size = options.images, config.image_size
+    pixels = graph.input("pixel_values", (images, config.num_channels, size, size))
     with graph.scope("patch_embed"):
         rows = _patches(graph, encoder, pixels, side)
     for index, layer in enumerate(encoder.layers):
@@ -41,11 +42,11 @@ def write_encoder(graph: Graph, model: SamModel, options: EncoderOptions) -> Non
             rows = _block(graph, layer, rows, side, options, f"vision_encoder.layers.{index}")
     with graph.scope("neck"):
         embedding = _neck(graph, encoder.neck, rows, side)
-    graph.output(embedding, "image_embeddings", (1, config.output_channels, side, side))
+    graph.output(embedding, "image_embeddings", (images, config.output_channels, side, side))
 
 
 def _patches(graph: Graph, encoder: Any, pixels: Value, side: int) -> Value:
-    """Embed patches and add the absolute positions: rows [h * w, C]."""
+    """Embed patches and add the absolute positions: rows [B * h * w, C]."""
     projection = encoder.patch_embed.projection
     if isinstance(projection, PackedConv2d):
         weight = packed_weight(graph, projection.weight)
@@ -55,8 +56,8 @@ def _patches(graph: Graph, encoder: Any, pixels: Value, side: int) -> Value:
     size = encoder.patch_embed.patch_size
     patches = graph.op("Conv", pixels, weight, *bias, strides=list(size), kernel_shape=list(size))
     channels = projection.weight.shape[0]
-    flat = graph.op("Reshape", patches, graph.ints(channels, side * side))
-    rows = graph.op("Transpose", flat, perm=[1, 0])
+    flat = graph.op("Reshape", patches, graph.ints(-1, channels, side * side))
+    rows = graph.op("Transpose", flat, perm=[0, 2, 1])
     packed = encoder._modules.get("packed_pos_embed")
     if isinstance(packed, PackedTensor):
         positions = graph.op(
@@ -65,8 +66,9 @@ def _patches(graph: Graph, encoder: Any, pixels: Value, side: int) -> Value:
     elif encoder.pos_embed is not None:
         positions = graph.parameter(encoder.pos_embed.reshape(side * side, channels), "positions")
     else:
-        return rows
-    return graph.op("Add", rows, positions)
+        positions = ""
+    placed = graph.op("Add", rows, positions) if positions else rows
+    return graph.op("Reshape", placed, graph.ints(-1, channels))
 
 
 def packed_weight(graph: Graph, packed: PackedTensor) -> Value:
@@ -93,25 +95,27 @@ def _block(graph: Graph, layer: Any, rows: Value, side: int, options: EncoderOpt
 
 
 def _neck(graph: Graph, neck: Any, rows: Value, side: int) -> Value:
-    """Apply the neck to rows [h * w, C]: embedding [1, C', h, w]."""
+    """Apply the neck to rows [B * h * w, C]: embedding [B, C', h, w]."""
     hidden = convolution(graph, neck.conv1, rows, side, "neck.conv1")
     hidden = layer_norm(graph, neck.layer_norm1, hidden)
     hidden = convolution(graph, neck.conv2, hidden, side, "neck.conv2")
     hidden = layer_norm(graph, neck.layer_norm2, hidden)
-    turned = graph.op("Transpose", hidden, perm=[1, 0])
-    return graph.op("Reshape", turned, graph.ints(1, neck.conv2.weight.shape[0], side, side))
+    channels = neck.conv2.weight.shape[0]
+    by_image = graph.op("Reshape", hidden, graph.ints(-1, side * side, channels))
+    turned = graph.op("Transpose", by_image, perm=[0, 2, 1])
+    return graph.op("Reshape", turned, graph.ints(-1, channels, side, side))
 
 
 def convolution(graph: Graph, layer: Any, rows: Value, side: int, where: str) -> Value:
-    """Apply a size-preserving convolution to rows [h * w, K] as one matrix product: rows [h * w, C].
+    """Apply a size-preserving convolution to rows [B * h * w, K] as one matrix product: rows [B * h * w, C].
 
     The values under the kernel are gathered (im2col), in 8 bits if they are quantized: integer kernels for matrix
     products are faster than those for convolutions, and do not quantize their output.
     """
-    channels, _, high, wide = layer.weight.shape
+    channels, inputs, high, wide = layer.weight.shape
     tensor = quantized(graph, rows, slot_module(layer, "input_quantizer"), where)
     if (high, wide) != (1, 1):
-        tensor = _gather_neighbors(graph, tensor, side, high, wide)
+        tensor = _gather_neighbors(graph, tensor, (side, side, inputs), high, wide)
 
     def arrange(weight: NDArray[Any]) -> NDArray[Any]:
         return weight.transpose(2, 3, 1, 0).reshape(-1, channels)
@@ -119,18 +123,32 @@ def convolution(graph: Graph, layer: Any, rows: Value, side: int, where: str) ->
     return gemm(graph, tensor, layer.weight, layer.bias, where, arrange)
 
 
-def _gather_neighbors(graph: Graph, tensor: Value | Codes, side: int, high: int, wide: int) -> Value | Codes:
-    """Concatenate each row with its neighbors (im2col): [h * w, K] to [h * w, high * wide * K], with zero padding."""
+def _gather_neighbors(
+    graph: Graph, tensor: Value | Codes, grid_shape: tuple[int, int, int], high: int, wide: int
+) -> Value | Codes:
+    """Concatenate each row with its neighbors (im2col), with zero padding.
+
+    Args:
+        graph: The graph.
+        tensor: Rows [B * h * w, K].
+        grid_shape: h, w and K.
+        high: Height of the kernel.
+        wide: Width of the kernel.
+
+    Returns:
+        Rows [B * h * w, high * wide * K].
+    """
     zero: Any = tensor.zero_point if isinstance(tensor, Codes) else graph.scalar(0.0)
-    grid = rearrange(graph, tensor, "Reshape", graph.ints(side, side, -1))
+    rows, columns, channels = grid_shape
+    grid = rearrange(graph, tensor, "Reshape", graph.ints(-1, *grid_shape))
     up, left = high // 2, wide // 2
-    grid = rearrange(graph, grid, "Pad", graph.ints(up, left, 0, up, left, 0), zero)
+    grid = rearrange(graph, grid, "Pad", graph.ints(0, up, left, 0, 0, up, left, 0), zero)
     moved = [
-        rearrange(graph, grid, "Slice", graph.ints(y, x), graph.ints(y + side, x + side), graph.ints(0, 1))
+        rearrange(graph, grid, "Slice", graph.ints(y, x), graph.ints(y + rows, x + columns), graph.ints(1, 2))
         for y in range(high)
         for x in range(wide)
     ]
     names = [m.value if isinstance(m, Codes) else m for m in moved]
     joined = graph.op("Concat", *names, axis=-1)
-    flat = graph.op("Reshape", joined, graph.ints(side * side, -1))
+    flat = graph.op("Reshape", joined, graph.ints(-1, high * wide * channels))
     return replace(grid, value=flat) if isinstance(grid, Codes) else flat

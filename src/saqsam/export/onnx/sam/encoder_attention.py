@@ -35,12 +35,14 @@ class EncoderOptions:
     Attributes:
         relative_positions: `sum` adds relative positions to the logits. `channels` appends them to the queries, and
             one-hot rows and columns to the keys, so that one product computes both; only for float products.
-        max_block_logits: Global attentions with more logits are computed in blocks of at most this many; None computes
-            them at once.
+        max_block_logits: Global attentions with more logits per image are computed in blocks of at most this many; None
+            computes them at once.
+        images: Images per call; a name for a number that is free.
     """
 
     relative_positions: RelativePositions = "sum"
     max_block_logits: int | None = CACHED_BLOCK_LOGITS
+    images: int | str = 1
 
 
 def write_attention(
@@ -52,21 +54,22 @@ def write_attention(
     options: EncoderOptions,
     where: str,
 ) -> Value:
-    """Apply an encoder attention to normalized rows [h * w, C]: rows [h * w, C].
+    """Apply an encoder attention to normalized rows [B * h * w, C]: rows [B * h * w, C].
 
     Args:
         graph: The graph.
-        attention: The quantized attention.
-        normal: Rows [h * w, C].
+        attention: The attention.
+        normal: Rows [B * h * w, C].
         side: Side of the token grid.
         window: Window layout.
         options: Layout options of the graph.
         where: Module name, for errors.
     """
-    heads = attention.num_attention_heads
-    tensor = partition(graph, layer_input(graph, attention.qkv, normal, f"{where}.qkv"), side, window)
+    heads, channels = attention.num_attention_heads, attention.qkv.out_features // 3
+    tensor = layer_input(graph, attention.qkv, normal, f"{where}.qkv")
+    tensor = partition(graph, tensor, (side, side, attention.qkv.in_features), window)
     parts = [project_part(graph, attention.qkv, tensor, index, f"{where}.qkv") for index in range(3)]
-    shape = graph.ints(window.count, window.tokens, heads, -1)
+    shape = graph.ints(-1, window.tokens, heads, channels // heads)
     query, key, value = (graph.op("Reshape", part, shape) for part in parts)
     query = graph.op("Transpose", query, perm=[0, 2, 1, 3])  # [W, N, L, D]
     value = graph.op("Transpose", value, perm=[0, 2, 1, 3])
@@ -79,15 +82,16 @@ def write_attention(
     flat = graph.op(
         "Reshape",
         graph.op("Transpose", averaged, perm=[0, 2, 1, 3]),
-        graph.ints(window.count * window.tokens, -1),
+        graph.ints(-1, channels),
     )
     tensor = layer_input(graph, attention.proj, flat, f"{where}.proj")
-    return linear(graph, attention.proj, unpartition(graph, tensor, side, window), f"{where}.proj")
+    tensor = unpartition(graph, tensor, (side, side, channels), window)
+    return linear(graph, attention.proj, tensor, f"{where}.proj")
 
 
 @dataclass(frozen=True)
 class Operands:
-    """Operands of an attention with W windows, N heads and L tokens per window.
+    """Operands of an attention with W windows of all images, N heads and L tokens per window.
 
     Attributes:
         query: [W, N, L, D], scaled if it is float.
@@ -141,10 +145,11 @@ def _placed_operands(
     assert isinstance(operands.query, Value)
     assert isinstance(operands.key, Value)
     places = graph.constant(_one_hot(window)[None, None], "places")
-    heads = graph.ints(window.count, attention.num_attention_heads, 1, 1)
+    windows = graph.op("Slice", graph.op("Shape", operands.key), graph.ints(0), graph.ints(1))
+    target = graph.op("Concat", windows, graph.ints(attention.num_attention_heads, 1, 1), axis=0)
     return Operands(
         graph.op("Concat", operands.query, by_row, by_column, axis=-1),
-        graph.op("Concat", operands.key, graph.op("Expand", places, heads), axis=2),
+        graph.op("Concat", operands.key, graph.op("Expand", places, target), axis=2),
         operands.value,
     )
 
@@ -157,7 +162,7 @@ def average(
     query = operands.query.dequantize(graph, scale) if isinstance(operands.query, Codes) else operands.query
     logits = graph.op("MatMul", query, dequantized(graph, operands.key))
     if operands.by_row:
-        shape = (window.count, *size)
+        shape = (-1, *size)
         logits = graph.op("Reshape", logits, graph.ints(*shape, *window.size))
         logits = graph.op("Add", logits, graph.op("Unsqueeze", operands.by_row, graph.ints(-1)))
         logits = graph.op("Add", logits, graph.op("Unsqueeze", operands.by_column, graph.ints(-2)))
@@ -168,7 +173,7 @@ def average(
 def average_in_blocks(
     graph: Graph, attention: Any, operands: Operands, queries: int, window: Window, where: str
 ) -> Value:
-    """Run `average` on one window head by head, `queries` at a time, so that all logits are never in memory."""
+    """Run `average` on whole images head by head, `queries` at a time, so that all logits are never in memory."""
     heads, count = attention.num_attention_heads, window.tokens // queries
     present: dict[str, Value | Codes] = {name: value for name, value in vars(operands).items() if value}
     by_head = {name: _split(graph, value, heads, 1) for name, value in present.items()}
@@ -193,21 +198,24 @@ def _split(graph: Graph, tensor: Value | Codes, count: int, axis: int) -> Sequen
     if count == 1:
         return [tensor]
     if isinstance(tensor, Codes):
-        parts = graph.ops("Split", count, tensor.value, axis=axis, num_outputs=count)
-        return [replace(tensor, value=part) for part in parts]
-    return graph.ops("Split", count, tensor, axis=axis, num_outputs=count)
+        return [replace(tensor, value=part) for part in graph.split(tensor.value, count, axis)]
+    return graph.split(tensor, count, axis)
 
 
 def _relative_positions(graph: Graph, attention: Any, query: Value, window: Window) -> tuple[Value, Value]:
     """Return the relative positions of queries [W, N, L, D] by key row [W, N, L, h] and by key column [W, N, L, w]."""
     (high, wide), heads = window.size, attention.num_attention_heads
-    grid = graph.op("Reshape", query, graph.ints(window.count * heads, high, wide, -1))
+    depth = attention.qkv.out_features // 3 // heads
+    grid = graph.op("Reshape", query, graph.ints(-1, high, wide, depth))
     by_row = graph.op("MatMul", grid, _distance_table(graph, attention.rel_pos_h, high, "rel_pos_h"))
     turned = graph.op("Transpose", grid, perm=[0, 2, 1, 3])
     by_column = graph.op("MatMul", turned, _distance_table(graph, attention.rel_pos_w, wide, "rel_pos_w"))
     by_column = graph.op("Transpose", by_column, perm=[0, 2, 1, 3])
-    shape = graph.ints(window.count, heads, window.tokens, -1)
-    return graph.op("Reshape", by_row, shape), graph.op("Reshape", by_column, shape)
+    shape = (-1, heads, window.tokens)
+    return (
+        graph.op("Reshape", by_row, graph.ints(*shape, high)),
+        graph.op("Reshape", by_column, graph.ints(*shape, wide)),
+    )
 
 
 def _distance_table(graph: Graph, table: Tensor, size: int, name: str) -> Value:
@@ -240,28 +248,37 @@ def project_part(graph: Graph, layer: Any, tensor: Value | Codes, index: int, wh
         return gemm(graph, tensor, layer.weight, bias, where, lambda weight: weight[part].T)
 
 
-def partition(graph: Graph, tensor: Value | Codes, side: int, window: Window) -> Value | Codes:
-    """Sort rows [h * w, C] by window, with zero padding: [W * L, C]."""
+def partition(
+    graph: Graph, tensor: Value | Codes, grid: tuple[int, int, int], window: Window
+) -> Value | Codes:
+    """Sort rows [B * h * w, C] of grids [h, w, C] by window, with zero padding: [W * L, C]."""
     if window.count == 1 and not any(window.pad):
         return tensor
     (high, wide), (down, right) = window.size, window.pad
-    tensor = rearrange(graph, tensor, "Reshape", graph.ints(side, side, -1))
+    *_, channels = grid
+    tensor = rearrange(graph, tensor, "Reshape", graph.ints(-1, *grid))
     if down or right:
         zero = tensor.zero_point if isinstance(tensor, Codes) else graph.scalar(0.0)
-        tensor = rearrange(graph, tensor, "Pad", graph.ints(0, 0, 0, down, right, 0), zero)
-    tensor = rearrange(graph, tensor, "Reshape", graph.ints(window.rows, high, window.columns, wide, -1))
-    tensor = rearrange(graph, tensor, "Transpose", perm=[0, 2, 1, 3, 4])
-    return rearrange(graph, tensor, "Reshape", graph.ints(window.count * window.tokens, -1))
+        tensor = rearrange(graph, tensor, "Pad", graph.ints(0, 0, 0, 0, 0, down, right, 0), zero)
+    cut = graph.ints(-1, window.rows, high, window.columns, wide, channels)
+    tensor = rearrange(graph, tensor, "Reshape", cut)
+    tensor = rearrange(graph, tensor, "Transpose", perm=[0, 1, 3, 2, 4, 5])
+    return rearrange(graph, tensor, "Reshape", graph.ints(-1, channels))
 
 
-def unpartition(graph: Graph, tensor: Value | Codes, side: int, window: Window) -> Value | Codes:
-    """Undo `partition`: [W * L, C] to [h * w, C]."""
+def unpartition(
+    graph: Graph, tensor: Value | Codes, grid: tuple[int, int, int], window: Window
+) -> Value | Codes:
+    """Undo `partition`: [W * L, C] to [B * h * w, C]."""
     if window.count == 1 and not any(window.pad):
         return tensor
     (high, wide), (down, right) = window.size, window.pad
-    tensor = rearrange(graph, tensor, "Reshape", graph.ints(window.rows, window.columns, high, wide, -1))
-    tensor = rearrange(graph, tensor, "Transpose", perm=[0, 2, 1, 3, 4])
+    rows, columns, channels = grid
+    cut = graph.ints(-1, window.rows, window.columns, high, wide, channels)
+    tensor = rearrange(graph, tensor, "Reshape", cut)
+    tensor = rearrange(graph, tensor, "Transpose", perm=[0, 1, 3, 2, 4, 5])
     if down or right:
-        tensor = rearrange(graph, tensor, "Reshape", graph.ints(side + down, side + right, -1))
-        tensor = rearrange(graph, tensor, "Slice", graph.ints(0, 0), graph.ints(side, side), graph.ints(0, 1))
-    return rearrange(graph, tensor, "Reshape", graph.ints(side * side, -1))
+        tensor = rearrange(graph, tensor, "Reshape", graph.ints(-1, rows + down, columns + right, channels))
+        end, axes = graph.ints(rows, columns), graph.ints(1, 2)
+        tensor = rearrange(graph, tensor, "Slice", graph.ints(0, 0), end, axes)
+    return rearrange(graph, tensor, "Reshape", graph.ints(-1, channels))

@@ -22,6 +22,7 @@ from saqsam.export.onnx.sam.decoder import (
     mlp_of_head,
     point_embedding,
     upscale,
+    write_positions,
 )
 from saqsam.export.onnx.sam.two_way_transformer import TwoWayTransformer
 from saqsam.models.sam2.family import Sam2Family
@@ -46,9 +47,9 @@ def write_decoder(graph: Graph, model: Sam2Model, *, single_mask: bool = False) 
     config, decoder = model.config, model.mask_decoder
     channels, size = config.prompt_encoder_config.hidden_size, config.prompt_encoder_config.image_size
     side = size // config.prompt_encoder_config.patch_size
-    embedding = graph.input("image_embeddings", (1, channels, side, side))
-    finest = graph.input("high_res_features_0", (1, channels // 8, 4 * side, 4 * side))
-    fine = graph.input("high_res_features_1", (1, channels // 4, 2 * side, 2 * side))
+    embedding = graph.input("image_embeddings", ("images", channels, side, side))
+    finest = graph.input("high_res_features_0", ("images", channels // 8, 4 * side, 4 * side))
+    fine = graph.input("high_res_features_1", ("images", channels // 4, 2 * side, 2 * side))
     coords = graph.input("point_coords", ("prompts", "points", 2))
     labels = graph.input("point_labels", ("prompts", "points"))
     mask_input = graph.input("mask_input", ("masks", 1, 4 * side, 4 * side))
@@ -69,8 +70,8 @@ def write_decoder(graph: Graph, model: Sam2Model, *, single_mask: bool = False) 
             graph.op("Concat", prompts, graph.ints(*output.shape), axis=0),
         )
         tokens = graph.op("Concat", start, points, axis=1)  # [P, T, C]
-        image = graph.op("Transpose", graph.op("Reshape", embedding, graph.ints(channels, -1)), perm=[1, 0])
-        image = graph.op("Add", dense, image)  # [M, h * w, C]
+        flat = graph.op("Reshape", embedding, graph.ints(-1, channels, side * side))
+        image = graph.op("Add", dense, graph.op("Transpose", flat, perm=[0, 2, 1]))  # [M, h * w, C]
         positions = grid_positions(graph, model.prompt_encoder, side)
         tokens, image = _TwoWayTransformer(graph, decoder.transformer, positions).run(tokens, image)
         masks = _masks(graph, decoder, tokens, image, (finest, fine), side)
@@ -90,6 +91,12 @@ def write_decoder(graph: Graph, model: Sam2Model, *, single_mask: bool = False) 
     graph.output(ious, "iou_predictions", ("prompts", count))
     graph.output(masks, "low_res_masks", ("prompts", count, 4 * side, 4 * side))
     graph.output(score, "object_score_logits", ("prompts", 1))
+
+
+def write_image_positions(graph: Graph, model: Sam2Model) -> None:
+    """Add the positional embedding of the image tokens to an encoder, as output `image_positional_embeddings`."""
+    prompt = model.config.prompt_encoder_config
+    write_positions(graph, model.prompt_encoder, prompt.hidden_size, prompt.image_size // prompt.patch_size)
 
 
 def _masks(
@@ -119,16 +126,16 @@ def _by_prompt(graph: Graph, rows: Value, places: int) -> Value:
 
 
 def _places(graph: Graph, features: Value, channels: int, side: int, levels: int) -> Value:
-    """Sort a map [1, C, s, s] as transposed convolutions order their rows: [1, s * s, C].
+    """Sort maps [B, C, s, s] as transposed convolutions order their rows: [B, s * s, C].
 
     The rows of a cell of the embedding are together, those of a cell's quarter within it, and so on.
     """
     halves = [2] * levels
-    grid = graph.op("Reshape", features, graph.ints(channels, side, *halves, side, *halves))
-    rows, columns = list(range(1, 2 + levels)), list(range(2 + levels, 3 + 2 * levels))
+    grid = graph.op("Reshape", features, graph.ints(-1, channels, side, *halves, side, *halves))
+    rows, columns = list(range(2, 3 + levels)), list(range(3 + levels, 4 + 2 * levels))
     order = [axis for pair in zip(rows, columns, strict=True) for axis in pair]
-    turned = graph.op("Transpose", grid, perm=[*order, 0])
-    return graph.op("Reshape", turned, graph.ints(1, -1, channels))
+    turned = graph.op("Transpose", grid, perm=[0, *order, 1])
+    return graph.op("Reshape", turned, graph.ints(-1, 4**levels * side * side, channels))
 
 
 def _select(graph: Graph, masks: Value, ious: Value, decoder: Any) -> tuple[Value, Value]:

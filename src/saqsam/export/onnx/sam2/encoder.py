@@ -26,16 +26,21 @@ _CUBIC_COEFFICIENT = -0.75
 """Coefficient of torch's bicubic interpolation."""
 
 
-def write_encoder(graph: Graph, model: Sam2Model) -> None:
+def write_encoder(graph: Graph, model: Sam2Model, images: int | str = 1) -> None:
     """Add the image encoder to an empty graph.
 
-    Its input is `pixel_values` [1, 3, S, S]. Its outputs are `image_embeddings` [1, C, h, w], `high_res_features_0`
-    [1, C / 8, 4h, 4w] and `high_res_features_1` [1, C / 4, 2h, 2w], all float32.
+    Its input is `pixel_values` [B, 3, S, S]. Its outputs are `image_embeddings` [B, C, h, w], `high_res_features_0`
+    [B, C / 8, 4h, 4w] and `high_res_features_1` [B, C / 4, 2h, 2w], all float32.
+
+    Args:
+        graph: Empty graph.
+        model: The model.
+        images: B, or its name if it is free.
     """
     config = model.config
     size, backbone = config.prompt_encoder_config.image_size, model.vision_encoder.backbone
     side = size // config.vision_config.backbone_config.patch_stride[0]
-    pixels = graph.input("pixel_values", (1, 3, size, size))
+    pixels = graph.input("pixel_values", (images, 3, size, size))
     with graph.scope("patch_embed"):
         rows = _patches(graph, backbone, pixels, side)
     levels: list[tuple[Value, int]] = []
@@ -47,11 +52,11 @@ def write_encoder(graph: Graph, model: Sam2Model) -> None:
             rows, side = _block(graph, block, rows, side, f"{BACKBONE}.blocks.{index}")
     levels.append((rows, side))
     with graph.scope("neck"):
-        _neck(graph, model, levels)
+        _neck(graph, model, levels, images)
 
 
 def _patches(graph: Graph, backbone: Any, pixels: Value, side: int) -> Value:
-    """Embed patches and add the absolute positions: rows [h * w, C]."""
+    """Embed patches and add the absolute positions: rows [B * h * w, C]."""
     projection = backbone.patch_embed.projection
     if isinstance(projection, PackedConv2d):
         weight = packed_weight(graph, projection.weight)
@@ -83,12 +88,13 @@ def _patches(graph: Graph, backbone: Any, pixels: Value, side: int) -> Value:
     )
     positions = graph.op("Add", large, graph.op("Tile", window, graph.ints(1, 1, repeats, repeats)))
     placed = graph.op("Add", patches, positions)
-    flat = graph.op("Reshape", placed, graph.ints(channels, side * side))
-    return graph.op("Transpose", flat, perm=[1, 0])
+    flat = graph.op("Reshape", placed, graph.ints(-1, channels, side * side))
+    turned = graph.op("Transpose", flat, perm=[0, 2, 1])
+    return graph.op("Reshape", turned, graph.ints(-1, channels))
 
 
 def _block(graph: Graph, block: Any, rows: Value, side: int, where: str) -> tuple[Value, int]:
-    """Apply a block to rows [h * w, C]; return rows [h' * w', C'] and the new side of the grid."""
+    """Apply a block to rows [B * h * w, C]; return rows [B * h' * w', C'] and the new side of the grid."""
     stride = block.query_stride[0] if block.query_stride else 1
     with graph.scope("attn"):
         normal = layer_norm(graph, block.layer_norm1, rows)
@@ -97,7 +103,7 @@ def _block(graph: Graph, block: Any, rows: Value, side: int, where: str) -> tupl
             with graph.scope("proj"):
                 rows = linear(graph, block.proj, tensor, f"{where}.proj")
         if stride > 1:
-            rows = _pool(graph, rows, 1, side, stride)
+            rows = _pool(graph, rows, side, block.dim_out, stride)
         attended = _attend(graph, block, normal, side, stride, f"{where}.attn")
         rows = graph.op("Add", rows, attended)
     with graph.scope("mlp"):
@@ -110,37 +116,41 @@ def _block(graph: Graph, block: Any, rows: Value, side: int, where: str) -> tupl
 
 
 def _attend(graph: Graph, block: Any, normal: Value, side: int, stride: int, where: str) -> Value:
-    """Apply an encoder attention to normalized rows [h * w, C]: rows [h' * w', C']."""
+    """Apply an encoder attention to normalized rows [B * h * w, C]: rows [B * h' * w', C']."""
     attention = block.attn
     heads, window = attention.num_attention_heads, window_of(block.window_size, side)
-    tensor = partition(graph, layer_input(graph, attention.qkv, normal, f"{where}.qkv"), side, window)
+    tensor = layer_input(graph, attention.qkv, normal, f"{where}.qkv")
+    tensor = partition(graph, tensor, (side, side, attention.qkv.in_features), window)
     parts = [project_part(graph, attention.qkv, tensor, index, f"{where}.qkv") for index in range(3)]
     if stride > 1:
-        parts[0] = _pool(graph, parts[0], window.count, window.size[0], stride)
-    shape = graph.ints(window.count, -1, heads, attention.dim_out // heads)
-    query, key, value = (graph.op("Reshape", part, shape) for part in parts)
+        parts[0] = _pool(graph, parts[0], window.size[0], attention.dim_out, stride)
+    tokens = [window.tokens // stride**2, window.tokens, window.tokens]
+    query, key, value = (
+        graph.op("Reshape", part, graph.ints(-1, count, heads, attention.dim_out // heads))
+        for part, count in zip(parts, tokens, strict=True)
+    )
     query = graph.op("Transpose", query, perm=[0, 2, 1, 3])  # [W, N, L, D]
     value = graph.op("Transpose", value, perm=[0, 2, 1, 3])
     operands = operands_of(graph, attention, query, key, value, where)
     queries = queries_per_block(heads, window, CACHED_BLOCK_LOGITS) if stride == 1 else None
     if queries is None:
-        size = (heads, window.tokens // stride**2)
-        averaged = average(graph, attention, operands, size, window, where)
+        averaged = average(graph, attention, operands, (heads, tokens[0]), window, where)
     else:
         averaged = average_in_blocks(graph, attention, operands, queries, window, where)
     turned = graph.op("Transpose", averaged, perm=[0, 2, 1, 3])
     flat = graph.op("Reshape", turned, graph.ints(-1, attention.dim_out))
     tensor = layer_input(graph, attention.proj, flat, f"{where}.proj")
-    pooled = _pooled(window, stride)
-    return linear(graph, attention.proj, unpartition(graph, tensor, side // stride, pooled), f"{where}.proj")
+    grid = (side // stride, side // stride, attention.dim_out)
+    tensor = unpartition(graph, tensor, grid, _pooled(window, stride))
+    return linear(graph, attention.proj, tensor, f"{where}.proj")
 
 
-def _pool(graph: Graph, rows: Value, count: int, side: int, stride: int) -> Value:
-    """Max-pool rows of `count` square grids, [count * side * side, C]: [count * (side / stride)**2, C]."""
+def _pool(graph: Graph, rows: Value, side: int, channels: int, stride: int) -> Value:
+    """Max-pool the rows of square grids, [N * side * side, C]: [N * (side / stride)**2, C]."""
     half = side // stride
-    grid = graph.op("Reshape", rows, graph.ints(count * half, stride, half, stride, -1))
-    largest = graph.op("ReduceMax", grid, graph.ints(1, 3), keepdims=0)
-    return graph.op("Reshape", largest, graph.ints(count * half * half, -1))
+    grid = graph.op("Reshape", rows, graph.ints(-1, half, stride, half, stride, channels))
+    largest = graph.op("ReduceMax", grid, graph.ints(2, 4), keepdims=0)
+    return graph.op("Reshape", largest, graph.ints(-1, channels))
 
 
 def _pooled(window: Window, stride: int) -> Window:
@@ -151,30 +161,32 @@ def _pooled(window: Window, stride: int) -> Window:
     )
 
 
-def _neck(graph: Graph, model: Sam2Model, levels: list[tuple[Value, int]]) -> None:
+def _neck(graph: Graph, model: Sam2Model, levels: list[tuple[Value, int]], images: int | str) -> None:
     """Apply the feature pyramid to rows of the four stages, the finest first, and declare the outputs."""
     convs, decoder = model.vision_encoder.neck.convs, model.mask_decoder
     finest, fine, middle, coarse = levels
     top = convolution(graph, convs[0], *coarse, f"{NECK}.convs.0")
     side = coarse[1]
-    grid = graph.op("Reshape", top, graph.ints(side, 1, side, 1, -1))
     channels = convs[0].weight.shape[0]
-    grid = graph.op("Expand", grid, graph.ints(side, 2, side, 2, channels))
-    upsampled = graph.op("Reshape", grid, graph.ints(4 * side * side, -1))
+    grid = graph.op("Reshape", top, graph.ints(-1, side, 1, side, 1, channels))
+    grid = graph.op("Expand", grid, graph.ints(1, 1, 2, 1, 2, 1))
+    upsampled = graph.op("Reshape", grid, graph.ints(-1, channels))
     embedding = graph.op("Add", convolution(graph, convs[1], *middle, f"{NECK}.convs.1"), upsampled)
     no_memory = graph.parameter(model.no_memory_embedding.reshape(1, -1), "no_memory_embedding")
-    _output(graph, graph.op("Add", embedding, no_memory), middle[1], channels, "image_embeddings")
+    _output(graph, graph.op("Add", embedding, no_memory), middle[1], (images, channels), "image_embeddings")
     for index, (level, reader) in enumerate(((finest, decoder.conv_s0), (fine, decoder.conv_s1))):
         conv, name = convs[3 - index], f"{NECK}.convs.{3 - index}"
         rows, channels = convolution(graph, conv, *level, name), conv.weight.shape[0]
         if not isinstance(reader, nn.Identity):
             where = f"mask_decoder.conv_s{index}"
             rows, channels = convolution(graph, reader, rows, level[1], where), reader.weight.shape[0]
-        _output(graph, rows, level[1], channels, f"high_res_features_{index}")
+        _output(graph, rows, level[1], (images, channels), f"high_res_features_{index}")
 
 
-def _output(graph: Graph, rows: Value, side: int, channels: int, name: str) -> None:
-    """Declare rows [h * w, C] as an output [1, C, h, w]."""
-    turned = graph.op("Transpose", rows, perm=[1, 0])
-    shape = (1, channels, side, side)
-    graph.output(graph.op("Reshape", turned, graph.ints(*shape)), name, shape)
+def _output(graph: Graph, rows: Value, side: int, size: tuple[int | str, int], name: str) -> None:
+    """Declare rows [B * h * w, C] as an output [B, C, h, w]; `size` is B and C."""
+    images, channels = size
+    by_image = graph.op("Reshape", rows, graph.ints(-1, side * side, channels))
+    turned = graph.op("Transpose", by_image, perm=[0, 2, 1])
+    grid = graph.op("Reshape", turned, graph.ints(-1, channels, side, side))
+    graph.output(grid, name, (images, channels, side, side))

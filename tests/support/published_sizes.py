@@ -1,0 +1,42 @@
+"""A SAM with few layers, and with the input and output sizes of the published ones, which many clients expect."""
+
+import functools
+
+from transformers import SamConfig, SamModel, SamProcessor
+
+from saqsam.models.processing import build_processor
+from support.tiny_sam import tiny_sam
+
+
+def published_config() -> SamConfig:
+    """1,024 px, patch 16, embedding of 256 channels; two layers of width 32, the second with global attention."""
+    return SamConfig(
+        vision_config={
+            "hidden_size": 32,
+            "output_channels": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 1,
+            "mlp_dim": 64,
+            "global_attn_indexes": [1],
+            "num_pos_feats": 128,
+        },
+        prompt_encoder_config={"hidden_size": 256},
+        mask_decoder_config={
+            "hidden_size": 256,
+            "mlp_dim": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "iou_head_hidden_dim": 16,
+        },
+    )
+
+
+@functools.cache
+def published_sam() -> SamModel:
+    """One model for all tests, to be changed by none."""
+    return tiny_sam(config=published_config())
+
+
+def published_processor() -> SamProcessor:
+    """The processor that goes with `published_config`."""
+    return build_processor(published_config())
