@@ -149,7 +149,7 @@ def _pool(graph: Graph, rows: Value, side: int, channels: int, stride: int) -> V
     """Max-pool the rows of square grids, [N * side * side, C]: [N * (side / stride)**2, C]."""
     half = side // stride
     grid = graph.op("Reshape", rows, graph.ints(-1, half, stride, half, stride, channels))
-    largest = graph.op("ReduceMax", grid, graph.ints(2, 4), keepdims=0)
+    largest = graph.maximum(grid, 2, 4, keepdims=False)
     return graph.op("Reshape", largest, graph.ints(-1, channels))
 
 
