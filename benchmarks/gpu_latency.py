@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from transformers import SamModel
 
-from latency_models import SUBJECTS, inputs, recipe_of_variant, wrapped
+from latency_models import SUBJECTS, input_names, inputs, recipe_of_variant, wrapped
 from plain_rows import append_plain
 from plan import circumstances
 from random_models import pack_uncalibrated
