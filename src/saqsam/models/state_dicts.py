@@ -1,8 +1,8 @@
 """Find the state dict of a Segment Anything model in the files that training scripts save.
 
 Scripts wrap a state dict (``{"model": ..., "optimizer": ...}``), prefix its names (``module.`` for `DataParallel`,
-Lightning's attribute names), and store other modules beside the model. A model is located by the name of a tensor that every model
-of its family has.
+Lightning's attribute names), and store other modules beside the model. A model is located by the name of a tensor
+that every model of its family has.
 """
 
 from __future__ import annotations
