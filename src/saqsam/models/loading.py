@@ -123,14 +123,10 @@ def _plain_names(
 ) -> Mapping[str, torch.Tensor]:
     """Return a folder's tensors by their names in transformers, without the prefix that they were saved with."""
     layout = family_of(config).format
+    located = find_model(tensors, folder)
+    _check_family(located, config, folder)
     if layout.anchor in tensors:
         return layout.image_tensors(tensors)
-    located = find_model(tensors, folder)
-    if located.family is not family_of(config):
-        raise CheckpointError(
-            f"{folder}: config.json describes a {family_of(config).label}, the tensors are those of a "
-            f"{located.family.label}"
-        )
     _warn_of_extra_tensors(located, folder)
     if not located.is_official:
         return layout.image_tensors(located.tensors)
@@ -138,6 +134,14 @@ def _plain_names(
         return layout.rename_official(located.tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
+
+
+def _check_family(located: ModelStateDict, config: Any, path: Path) -> None:
+    if located.family is not family_of(config):
+        raise CheckpointError(
+            f"{path}: config.json describes a {family_of(config).label}, the tensors are those of a "
+            f"{located.family.label}"
+        )
 
 
 def _load_file(path: Path, device: torch.device) -> tuple[Any, Any]:
@@ -162,6 +166,7 @@ def _load_file(path: Path, device: torch.device) -> tuple[Any, Any]:
         _use_statistics(processor, located, path)
     elif has_config:
         config = parse_config(_read_config(folder), str(folder / "config.json"))
+        _check_family(located, config, path)
         processor = load_processor(folder, config)
     else:
         config = _infer_without_config(located, path)

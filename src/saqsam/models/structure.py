@@ -103,6 +103,7 @@ class ModelStructure:
         normalized_layers: Layers of the encoder that can be equalized with the normalization they read.
         relu_mlps: MLPs that can be equalized across their ReLU.
         tied: Name of each tensor that shares its storage with another one, and the name of that other one.
+        encoding_layers: Layers of the mask decoder that run when an image is encoded.
     """
 
     layers: tuple[Site, ...]
@@ -121,6 +122,7 @@ class ModelStructure:
     normalized_layers: tuple[NormalizedLayer, ...]
     relu_mlps: tuple[ReluMlp, ...]
     tied: Mapping[str, str]
+    encoding_layers: tuple[str, ...] = ()
 
     @property
     def weighted_sites(self) -> tuple[Site, ...]:
@@ -133,9 +135,9 @@ class ModelStructure:
         return tuple(site for site in self.attentions if site.is_decoder)
 
     def is_encoder(self, module: str) -> bool:
-        """Return whether a module belongs to the image encoder, by its name."""
+        """Return whether a module runs when an image is encoded, by its name."""
         encoder = self.neck.partition(".")[0]
-        return module == encoder or module.startswith(f"{encoder}.")
+        return module == encoder or module.startswith(f"{encoder}.") or module in self.encoding_layers
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError if the model lacks one of the modules."""

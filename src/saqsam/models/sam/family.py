@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import SamConfig, SamModel
-from transformers.models.sam.modeling_sam import SamVisionAttention
 
 from saqsam.models.family import AttentionMacs, Features, State, unflatten_image
 from saqsam.models.sam.attention import QuantAttention, to_quant_attention
@@ -92,7 +91,7 @@ class SamFamily(TwoWayFamily):
 
     def attention_macs(self, attention: nn.Module, inputs: Mapping[str, Any]) -> AttentionMacs:
         """Count the MACs of a vision attention or a decoder attention."""
-        if not isinstance(attention, SamVisionAttention):
+        if "hidden_states" not in inputs:
             return super().attention_macs(attention, inputs)
         batch, height, width, channels = inputs["hidden_states"].shape
         tokens = height * width
