@@ -44,11 +44,12 @@ LEAST_SIDE = 32
 """The image size is a multiple of this, the cells of the coarsest stage."""
 
 
-def _fixed(value: Any) -> Field:
+def fixed(value: Any) -> Field:
+    """Return a field with one legal value."""
     return Field(f"{value}, as in every published model", lambda v: v == value)
 
 
-def _square(field: Field) -> Field:
+def square(field: Field) -> Field:
     """Return a field of a side, or of two equal ones; the value is one side."""
     return Field(
         f"{field.expected}, or a list of two equal ones",
@@ -62,13 +63,13 @@ def _square(field: Field) -> Field:
 _BACKBONE_FIELDS: Mapping[str, Field] = {
     "hidden_size": WIDTH,
     "num_channels": RGB,
-    "image_size": _square(IMAGE_SIZE),
+    "image_size": square(IMAGE_SIZE),
     "patch_kernel_size": list_of(integer(1, 31), 2),
-    "patch_stride": _fixed([STRIDE, STRIDE]),
+    "patch_stride": fixed([STRIDE, STRIDE]),
     "patch_padding": list_of(integer(0, 15), 2),
-    "query_stride": _fixed([2, 2]),
+    "query_stride": fixed([2, 2]),
     "window_positional_embedding_background_size": list_of(integer(1, MAX_GRID), 2),
-    "num_query_pool_stages": _fixed(STAGES - 1),
+    "num_query_pool_stages": fixed(STAGES - 1),
     "blocks_per_stage": list_of(integer(1, MAX_LAYERS), STAGES),
     "embed_dim_per_stage": list_of(WIDTH, STAGES),
     "num_attention_heads_per_stage": list_of(integer(1, MAX_HEADS), STAGES),
@@ -83,29 +84,29 @@ _VISION_FIELDS: Mapping[str, Field] = {
     "backbone_channel_list": list_of(WIDTH, STAGES),
     "backbone_feature_sizes": list_of(list_of(IMAGE_SIZE, 2), STAGES - 1),
     "fpn_hidden_size": WIDTH,
-    "fpn_kernel_size": _fixed(1),
-    "fpn_stride": _fixed(1),
-    "fpn_padding": _fixed(0),
-    "fpn_top_down_levels": _fixed([2, 3]),
-    "num_feature_levels": _fixed(STAGES - 1),
+    "fpn_kernel_size": fixed(1),
+    "fpn_stride": fixed(1),
+    "fpn_padding": fixed(0),
+    "fpn_top_down_levels": fixed([2, 3]),
+    "num_feature_levels": fixed(STAGES - 1),
     "initializer_range": number(0, 100),
 }
-_PROMPT_FIELDS: Mapping[str, Field] = {
+PROMPT_FIELDS: Mapping[str, Field] = {
     "hidden_size": WIDTH,
-    "image_size": _square(IMAGE_SIZE),
-    "patch_size": _square(_fixed(PATCH)),
+    "image_size": square(IMAGE_SIZE),
+    "patch_size": square(fixed(PATCH)),
     "mask_input_channels": Field(
         "a multiple of 4", lambda v: type(v) is int and 0 < v <= 16384 and v % 4 == 0
     ),
-    "num_point_embeddings": _fixed(4),
+    "num_point_embeddings": fixed(4),
     "hidden_act": choice(ACTIVATIONS),
     "layer_norm_eps": EPS,
     "scale": integer(1, 1000),
 }
-_DECODER_FIELDS: Mapping[str, Field] = {
+DECODER_FIELDS: Mapping[str, Field] = {
     "hidden_size": Field("a multiple of 8", lambda v: type(v) is int and 0 < v <= 16384 and v % 8 == 0),
     "mlp_dim": WIDTH,
-    "num_hidden_layers": _fixed(2),
+    "num_hidden_layers": fixed(2),
     "num_attention_heads": integer(1, MAX_HEADS),
     "attention_downsample_rate": integer(1, 64),
     "num_multimask_outputs": integer(1, MAX_MASKS),
@@ -141,7 +142,7 @@ def parse_sam2_config(raw: Mapping[str, Any], source: str) -> Sam2Config:
         "backbone": take_fields(backbone, _BACKBONE_FIELDS, f"{where}vision_config.backbone_config."),
         "vision": take_fields(vision, _VISION_FIELDS, f"{where}vision_config."),
     }
-    for name, fields in (("prompt_encoder_config", _PROMPT_FIELDS), ("mask_decoder_config", _DECODER_FIELDS)):
+    for name, fields in (("prompt_encoder_config", PROMPT_FIELDS), ("mask_decoder_config", DECODER_FIELDS)):
         section = take_object(raw, name, where)
         take_fields(section, GENERIC_FIELDS, f"{where}{name}.")
         parsed[name] = take_fields(section, fields, f"{where}{name}.")
@@ -163,13 +164,13 @@ def parse_sam2_config(raw: Mapping[str, Any], source: str) -> Sam2Config:
 def sam2_fields(config: Sam2Config) -> dict[str, Any]:
     """Return every field of a configuration that affects a mask, as plain JSON types."""
     vision = config.vision_config
-    backbone = _plain(vision.backbone_config, _BACKBONE_FIELDS)
+    backbone = plain(vision.backbone_config, _BACKBONE_FIELDS)
     backbone["global_attention_blocks"] = sorted(set(backbone["global_attention_blocks"]))
     return {
         "model_type": Sam2Config.model_type,
-        "vision_config": {**_plain(vision, _VISION_FIELDS), "backbone_config": backbone},
-        "prompt_encoder_config": _plain(config.prompt_encoder_config, _PROMPT_FIELDS),
-        "mask_decoder_config": _plain(config.mask_decoder_config, _DECODER_FIELDS),
+        "vision_config": {**plain(vision, _VISION_FIELDS), "backbone_config": backbone},
+        "prompt_encoder_config": plain(config.prompt_encoder_config, PROMPT_FIELDS),
+        "mask_decoder_config": plain(config.mask_decoder_config, DECODER_FIELDS),
     }
 
 
@@ -194,25 +195,31 @@ def count_parameters(config: Sam2Config) -> int:
         encoder += blocks * int((4 + 2 * backbone.mlp_ratio) * width**2) + 4 * before * width
         before = width
     neck = sum(backbone.embed_dim_per_stage) * vision.fpn_hidden_size
+    return int(encoder + neck + decoder_parameters(decoder))
+
+
+def decoder_parameters(decoder: Any) -> int:
+    """Return the approximate number of parameters of a mask decoder, given its section of the configuration."""
     mid, tokens = decoder.hidden_size, decoder.num_multimask_outputs + 2
     two_way = 2 * (8 * mid**2 + 2 * mid * decoder.mlp_dim) + 4 * mid**2
     heads = tokens * 3 * mid**2 + decoder.iou_head_depth * decoder.iou_head_hidden_dim**2
-    return int(encoder + neck + two_way + heads)
+    return int(two_way + heads)
 
 
-def _plain(part: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
+def plain(part: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
     """Return the values of a section's fields in canonical form."""
     values = {}
     for name, field in fields.items():
         if name not in _TRAINING:
             value = getattr(part, name)
-            value = _lists(value)
+            value = lists(value)
             values[name] = field.convert(value) if field.accepts(value) else value
     return values
 
 
-def _lists(value: Any) -> Any:
-    return [_lists(entry) for entry in value] if isinstance(value, list | tuple) else value
+def lists(value: Any) -> Any:
+    """Return a value with lists in place of tuples."""
+    return [lists(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _check_sizes(config: Sam2Config, where: str) -> None:
@@ -227,7 +234,7 @@ def _check_sizes(config: Sam2Config, where: str) -> None:
             f"{where}prompt_encoder_config.image_size: expected at most {STRIDE * STRIDE * MAX_GRID}, got {size}"
         )
     sides = [size // (STRIDE << level) for level in range(STAGES - 1)]
-    if _lists(vision.backbone_feature_sizes) != [[side, side] for side in sides]:
+    if lists(vision.backbone_feature_sizes) != [[side, side] for side in sides]:
         raise CheckpointError(
             f"{where}vision_config.backbone_feature_sizes: expected {[[side, side] for side in sides]} for an "
             f"image_size of {size}, got {shorten(vision.backbone_feature_sizes)}"
@@ -260,12 +267,12 @@ def _check_sizes(config: Sam2Config, where: str) -> None:
 def _check_widths(config: Sam2Config, where: str) -> None:
     vision, prompt, decoder = config.vision_config, config.prompt_encoder_config, config.mask_decoder_config
     backbone = vision.backbone_config
-    widths = _lists(backbone.embed_dim_per_stage)
+    widths = lists(backbone.embed_dim_per_stage)
     name = "vision_config.backbone_config."
     check_equal(
         where, f"{name}hidden_size", backbone.hidden_size, "the first of embed_dim_per_stage", widths[0]
     )
-    if _lists(vision.backbone_channel_list) != widths[::-1]:
+    if lists(vision.backbone_channel_list) != widths[::-1]:
         raise CheckpointError(
             f"{where}vision_config.backbone_channel_list: expected {widths[::-1]}, embed_dim_per_stage from the "
             f"coarsest stage on, got {shorten(vision.backbone_channel_list)}"

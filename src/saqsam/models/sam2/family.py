@@ -12,12 +12,14 @@ from transformers import Sam2Config, Sam2Model
 from transformers.models.sam2.modeling_sam2 import Sam2MultiScaleAttention
 
 from saqsam.models.family import AttentionMacs, Features, State, unflatten_image
-from saqsam.models.sam2.attention import QuantTwoWayAttention, to_quant_attention
+from saqsam.models.format import ModelFormat
+from saqsam.models.sam2.attention import to_quant_attention
 from saqsam.models.sam2.folding import fold, unfold
 from saqsam.models.sam2.format import Sam2Format
 from saqsam.models.sam2.selection import select_by_stability
 from saqsam.models.sam2.structure import BACKBONE, NECK, TRANSFORMER, sam2_structure, stage_starts
 from saqsam.models.structure import InputSpec, ModelStructure
+from saqsam.models.two_way import TwoWayAttention
 from saqsam.models.two_way_family import TwoWayFamily, decoder_label
 
 
@@ -29,7 +31,7 @@ class Sam2Family(TwoWayFamily):
 
     name = "sam2"
     label = "SAM 2"
-    format = Sam2Format()
+    format: ModelFormat = Sam2Format()
     iou_token = 1
     mask_token = 2
 
@@ -133,7 +135,7 @@ class Sam2Family(TwoWayFamily):
     ) -> tuple[Tensor, Tensor]:
         """Run one two-way block; transformers' attention needs image tokens for every prompt, ours does not."""
         attention = model.mask_decoder.transformer.layers[index].cross_attn_token_to_image
-        if not isinstance(attention, QuantTwoWayAttention):
+        if not isinstance(attention, TwoWayAttention):
             image = image.expand(len(tokens), -1, -1, -1)
         return super().run_decoder_layer(model, index, tokens, image, prompt, positions)
 

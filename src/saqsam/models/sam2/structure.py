@@ -16,7 +16,7 @@ NECK = "vision_encoder.neck"
 TRANSFORMER = "mask_decoder.transformer"
 SKIPPED_STAGE = 2
 """Resolution stage in which layer skipping leads to the end of the stage: the long one, with all global blocks."""
-_RESIDUAL_READERS = ("q_proj", "k_proj", "v_proj", "proj_in")
+RESIDUAL_READERS = ("q_proj", "k_proj", "v_proj", "proj_in")
 
 
 def sam2_structure(config: Sam2Config) -> ModelStructure:
@@ -40,7 +40,7 @@ def sam2_structure(config: Sam2Config) -> ModelStructure:
         residual_readers=tuple(
             site.name
             for site in layers
-            if site.part in DECODER_PARTS and site.name.rpartition(".")[2] in _RESIDUAL_READERS
+            if site.part in DECODER_PARTS and site.name.rpartition(".")[2] in RESIDUAL_READERS
         ),
         blocks=blocks,
         stages=_units(count, starts, backbone.global_attention_blocks),
@@ -106,6 +106,11 @@ def _encoder_layers(blocks: tuple[str, ...], widening: frozenset[int]) -> Iterat
 
 def _float_layers(mask_tokens: int, iou_depth: int) -> Iterator[Site]:
     yield Site(f"{BACKBONE}.patch_embed.projection", "patch_embedding")
+    yield from head_layers(mask_tokens, iou_depth)
+
+
+def head_layers(mask_tokens: int, iou_depth: int) -> Iterator[Site]:
+    """Yield the layers of the mask decoder that the papers keep in floating point."""
     yield Site("mask_decoder.upscale_conv1", "upscaling")
     yield Site("mask_decoder.upscale_conv2", "upscaling")
     for i in range(mask_tokens):
