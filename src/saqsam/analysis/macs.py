@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -47,8 +48,9 @@ def count_macs(config: Any, prompts: int = 1) -> MacCounts:
         return hook
 
     def count_attention(part: str) -> Callable[..., None]:
-        def hook(attention: nn.Module, _: Any, kwargs: dict[str, Any], __: Any) -> None:
-            macs = family.attention_macs(attention, kwargs)
+        def hook(attention: Any, args: Any, kwargs: dict[str, Any], _: Any) -> None:
+            inputs = signature(attention.forward).bind(*args, **kwargs).arguments
+            macs = family.attention_macs(attention, inputs)
             counts.parts[part] += 2 * macs.logits
             counts.probabilities[part] += macs.logits
             if macs.relative_positions:

@@ -308,7 +308,7 @@ class ModelFamily(ABC):
 
     @abstractmethod
     def attention_macs(self, attention: nn.Module, inputs: Mapping[str, Any]) -> AttentionMacs:
-        """Count the MACs of one call of a float attention, given its keyword arguments."""
+        """Count the MACs of one call of a float attention, given its arguments by name."""
 
     @abstractmethod
     def mask_macs(self, config: Any, prompts: int) -> int:

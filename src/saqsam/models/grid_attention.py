@@ -28,7 +28,8 @@ Positions = tuple[Tensor, Tensor]
 class GridAttention(nn.Module):
     """Mixin for an attention within a grid, with quantizer slots.
 
-    The class that it is mixed into has the layers `qkv` and `proj` and the factor of the logits, `scale`.
+    The class that it is mixed into has the layers `qkv` and `proj`, or its own `query_projection`, and the factor of
+    the logits, `scale`.
 
     Attributes:
         average: Average of the values.
@@ -43,6 +44,11 @@ class GridAttention(nn.Module):
     value_quantizer: nn.Module
     probability_quantizer: nn.Module
     average: SoftmaxAverage | RowScaledAverage
+
+    @property
+    def query_projection(self) -> Any:
+        """Layer that computes the queries."""
+        return self.qkv
 
     def attend(
         self,
@@ -109,7 +115,7 @@ class GridAttention(nn.Module):
 
     def _is_fused(self) -> bool:
         """Return whether this is a checkpoint's attention without quantized operands."""
-        return isinstance(self.qkv, PackedLinear) and all(
+        return isinstance(self.query_projection, PackedLinear) and all(
             isinstance(getattr(self, slot), nn.Identity) for slot in SLOTS
         )
 

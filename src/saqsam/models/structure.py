@@ -34,12 +34,15 @@ class AttentionSite(Site):
         key: Layer that computes the keys.
         value: Layer that computes the values.
         output: Layer that reads the attended values.
+        is_rotary: Whether queries and keys are rotated by their positions before they are multiplied. Channel factors
+            and offsets cannot be moved between them then.
     """
 
     query: str
     key: str
     value: str
     output: str
+    is_rotary: bool = False
 
     @property
     def is_fused(self) -> bool:

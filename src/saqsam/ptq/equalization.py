@@ -11,7 +11,8 @@ the first layer into the second. The model's output is unchanged:
 - a decoder MLP's ReLU, which passes positive factors (cross-layer equalization, arXiv 1906.04721);
 - values and the output projection: rows of probabilities sum to 1, so that an offset passes too;
 - queries and keys: factors f and 1 / f cancel in Q K^T. An offset of all keys adds the same to all logits of a row,
-  which the softmax ignores. Keys with two peaks, which bimodal integration folds by signs, end with one.
+  which the softmax ignores. Keys with two peaks, which bimodal integration folds by signs, end with one. Neither holds
+  where positions rotate queries and keys, so those stay as they are.
 
 f is a channel's half range relative to the mean over all channels, and m the middle of its range, both from calibration
 images. The factor of queries is the one that gives query and key the same range. Inputs after a GELU and tensors that
@@ -232,15 +233,16 @@ def _equalize_fused_attention(
 
 
 def _equalize_attention(model: SamModel, site: AttentionSite, ranges: Mapping[str, ChannelRange]) -> None:
-    """Equalize a decoder attention with layers of their own for queries, keys and values."""
+    """Equalize an attention with layers of their own for queries, keys and values."""
     query, key, value, output = (
         _linear(model, name) for name in (site.query, site.key, site.value, site.output)
     )
     queries, keys, values = (ranges[f"{name} output"] for name in (site.query, site.key, site.value))
-    key.bias.sub_(keys.middle)
-    factor = (keys.half / queries.half).sqrt()
-    _scale_outputs(query, factor)
-    _scale_outputs(key, 1 / factor)
+    if not site.is_rotary:
+        key.bias.sub_(keys.middle)
+        factor = (keys.half / queries.half).sqrt()
+        _scale_outputs(query, factor)
+        _scale_outputs(key, 1 / factor)
     output.bias.add_(output.weight @ values.middle)
     value.bias.sub_(values.middle)
     factor = values.half / values.half.mean()
