@@ -48,7 +48,8 @@ def _num_parameters(model: SamModel, only_trainable: bool = False, exclude_embed
 def _save_pretrained(
     model: SamModel, save_directory: str | os.PathLike[str], is_main_process: bool = True, **options: Any
 ) -> None:
-    """Save as transformers does, and write a model card beside the tensors."""
+    """Save as transformers does, by the names of the modules, and write a model card beside the tensors."""
+    options.setdefault("save_original_format", False)
     type(model).save_pretrained(model, save_directory, is_main_process, **options)
     if is_main_process:
         write_model_card(Path(save_directory), model)

@@ -82,7 +82,7 @@ def check_float_names(files: Sequence[Path], model: Any) -> None:
     family = family_of(model.config)
     tied = family.structure(model.config).tied
     expected = set(model.state_dict()) - set(tied)
-    names = {tied.get(name, name) for name in names}
+    names = {tied.get(name, name) for name in family.format.module_names(dict.fromkeys(names))}
     problems = [("missing", expected - names), ("unknown", names - expected)]
     if names != expected:
         named = "; ".join(

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
+Value = TypeVar("Value")
 Canvas = Literal["pad", "stretch"]
 """How an image becomes square: resized to its longest side and padded, or stretched."""
 
@@ -21,6 +22,7 @@ class ModelFormat(ABC):
     Attributes:
         model_types: Values of `model_type` in a `config.json`.
         canvas: How an image becomes square.
+        image_processor_class: Class of image processors; None for the default of the canvas.
         processor_class: transformers' class of processors, which takes an image processor.
         anchor: Name of a tensor that every model has, in transformers.
         official_anchor: Its name in the official code.
@@ -32,6 +34,7 @@ class ModelFormat(ABC):
 
     model_types: tuple[str, ...]
     canvas: Canvas
+    image_processor_class: type | None = None
     processor_class: type
     anchor: str
     official_anchor: str
@@ -103,6 +106,10 @@ class ModelFormat(ABC):
             CheckpointError: The shapes do not determine it.
         """
         raise NotImplementedError
+
+    def module_names(self, tensors: dict[str, Value]) -> dict[str, Value]:
+        """Return the tensors of a file by the names of modules, where transformers saves other names."""
+        return tensors
 
     def image_tensors(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the tensors of a state dict without those under `ignored_roots`."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from saqsam.models.family import ModelFamily
 from saqsam.models.fields import take_object
 from saqsam.models.format import Canvas
 from saqsam.models.processors import padded, stretched
@@ -28,12 +29,12 @@ def build_processor(config: Any) -> Any:
 
     Returns:
         A processor of transformers whose image processor uses Pillow, whether torchvision is installed or not. It
-        normalizes with ImageNet's mean and standard deviation. Label masks get the size of the low-resolution masks.
+        normalizes with the family's mean and standard deviation. Label masks get the size of the low-resolution masks.
     """
     family = family_of(config)
     spec = family.input_spec(config)
     canvas = _CANVASES[family.format.canvas]
-    return family.format.processor_class(canvas.build(spec.image_size, spec.mask_size))
+    return family.format.processor_class(canvas.build(spec.image_size, spec.mask_size, *_kinds(family)))
 
 
 def load_processor(folder: Path, config: Any) -> Any:
@@ -76,8 +77,14 @@ def parse_processor(raw: Mapping[str, Any], config: Any, source: str) -> Any:
         where += "image_processor."
     family = family_of(config)
     size = family.input_spec(config).image_size
-    image_processor = _CANVASES[family.format.canvas].parse(raw, size, source, where)
+    image_processor = _CANVASES[family.format.canvas].parse(raw, size, source, where, *_kinds(family))
     return family.format.processor_class(image_processor)
+
+
+def _kinds(family: ModelFamily) -> tuple[type, ...]:
+    """Return the family's own class of image processors, if it has one."""
+    kind = family.format.image_processor_class
+    return () if kind is None else (kind,)
 
 
 def processor_fields(processor: Any) -> dict[str, Any]:

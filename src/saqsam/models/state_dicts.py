@@ -129,6 +129,8 @@ def _unwrap_names(dictionary: Mapping[str, object], path: Path) -> dict[str, tor
             if plain in state:
                 raise CheckpointError(f"{path}: holds {shorten(plain)} twice, with and without 'module.'")
             state[plain] = value
+    for family in FAMILIES:
+        state = family.format.module_names(state)
     return state
 
 

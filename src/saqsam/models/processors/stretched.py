@@ -38,8 +38,12 @@ class StretchImageProcessor(SamImageProcessorPil):  # type: ignore[misc]
     """Image processor with the settings and calls of transformers' `Sam2ImageProcessor`, which resizes with Pillow.
 
     Its files name transformers' class, so that they can be used without saqsam.
+
+    Attributes:
+        stored_type: Name of that class.
     """
 
+    stored_type = _TYPES[0]
     size: ClassVar = {"height": 1024, "width": 1024}
     mask_size: ClassVar = {"height": 256, "width": 256}
     do_pad = False
@@ -98,26 +102,33 @@ class StretchImageProcessor(SamImageProcessorPil):  # type: ignore[misc]
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON types, under the name of transformers' class."""
         values: dict[str, Any] = super().to_dict()
-        return {**values, "image_processor_type": _TYPES[0]}
+        return {**values, "image_processor_type": self.stored_type}
 
 
-def build(size: int, mask_size: int) -> StretchImageProcessor:
-    """Return the image processor that SAM 2 was trained with.
+def build(
+    size: int, mask_size: int, kind: type[StretchImageProcessor] = StretchImageProcessor
+) -> StretchImageProcessor:
+    """Return the image processor that SAM 2, or the family with its own class of image processors, was trained with.
 
     Args:
         size: Side of the model's input in pixels.
         mask_size: Side of its low-resolution masks, the size of label masks.
+        kind: Class of the image processor.
 
     Returns:
-        An image processor that resizes to a square and normalizes with ImageNet's mean and standard deviation.
+        An image processor that resizes to a square and normalizes with the default statistics of its class.
     """
-    return StretchImageProcessor(
-        size={"height": size, "width": size}, mask_size={"height": mask_size, "width": mask_size}
-    )
+    return kind(size={"height": size, "width": size}, mask_size={"height": mask_size, "width": mask_size})
 
 
-def parse(raw: Mapping[str, Any], size: int, source: str, where: str) -> StretchImageProcessor:
-    """Return the image processor that settings from a file describe; arguments are those of `padded.parse`.
+def parse(
+    raw: Mapping[str, Any],
+    size: int,
+    source: str,
+    where: str,
+    kind: type[StretchImageProcessor] = StretchImageProcessor,
+) -> StretchImageProcessor:
+    """Return the image processor, of a class, that settings from a file describe; see `padded.parse`.
 
     Raises:
         CheckpointError: A field is illegal, or the size differs from the model's.
@@ -125,7 +136,7 @@ def parse(raw: Mapping[str, Any], size: int, source: str, where: str) -> Stretch
     if not raw.keys() & {*_FIELDS, "image_processor_type"}:
         raise CheckpointError(f"{source}: expected the settings of a SAM 2 image processor, found none")
     check_type(raw, _TYPES, where)
-    processor = StretchImageProcessor(**take_fields(raw, _FIELDS, where))
+    processor = kind(**take_fields(raw, _FIELDS, where))
     height, width = processor.size["height"], processor.size["width"]
     if (height, width) != (size, size):
         raise CheckpointError(
