@@ -50,7 +50,6 @@ def test_safetensors_are_recognized_alike(tmp_path: Path) -> None:
     [
         ("edgetam", "EdgeTAM"),
         ("sam3", "SAM 3"),
-        ("sam3_tracker", "SAM 3"),
     ],
 )
 def test_a_folder_is_refused_by_its_name(model_type: str, name: str, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import SamModel
 from transformers.models.sam.modeling_sam import SamPatchEmbeddings, SamPositionalEmbedding
 from transformers.models.sam2.modeling_sam2 import Sam2PositionalEmbedding
+from transformers.models.sam3.modeling_sam3 import Sam3ViTRotaryEmbedding
+from transformers.models.sam3_tracker.modeling_sam3_tracker import Sam3TrackerPositionalEmbedding
 
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.integer import Kernel
@@ -21,7 +23,10 @@ from saqsam.quant.tables import TableQuantizer
 
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16)
 """Dtypes of the activations and float parameters of a quantized model."""
-_KEPT_IN_FLOAT32 = (PackedTensor, AffineQuantizer, LogQuantizer, TableQuantizer, ChannelScale, Kernel)
+_KEPT_IN_FLOAT32 = (
+    *(PackedTensor, AffineQuantizer, LogQuantizer, TableQuantizer, ChannelScale, Kernel),
+    Sam3ViTRotaryEmbedding,
+)
 
 
 def check_compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -61,6 +66,7 @@ def _apply(model: SamModel, fn: Callable[[Tensor], Tensor], recurse: bool = True
         if isinstance(module, _KEPT_IN_FLOAT32)
         for tensor in [*module.parameters(), *module.buffers()]
     }
+    kept |= {id(tensor) for name, tensor in model.named_buffers() if name.endswith(".position_ids")}
 
     def cast_unless_kept(tensor: Tensor) -> Tensor:
         changed = fn(tensor)
@@ -91,7 +97,8 @@ def _in_float32(encoding: type[nn.Module]) -> type[nn.Module]:
 
 
 _FLOAT32_ENCODINGS = {
-    encoding: _in_float32(encoding) for encoding in (SamPositionalEmbedding, Sam2PositionalEmbedding)
+    encoding: _in_float32(encoding)
+    for encoding in (SamPositionalEmbedding, Sam2PositionalEmbedding, Sam3TrackerPositionalEmbedding)
 }
 
 

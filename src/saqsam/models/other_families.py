@@ -8,15 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-SUPPORTED = "saqsam supports SAM v1, SAM-HQ and SAM 2"
+SUPPORTED = "saqsam supports SAM v1, SAM-HQ, SAM 2, and the tracker of SAM 3 in the format of transformers"
 
 _MODEL_TYPES = {
     "edgetam": "EdgeTAM",
     "edgetam_video": "EdgeTAM",
     "sam3": "SAM 3",
-    "sam3_video": "SAM 3",
-    "sam3_tracker": "SAM 3",
-    "sam3_tracker_video": "SAM 3",
 }
 """Names by the `model_type` of transformers' configurations."""
 

@@ -7,10 +7,14 @@ from typing import Any
 from saqsam.models.family import ModelFamily
 from saqsam.models.sam.family import SamFamily
 from saqsam.models.sam2.family import Sam2Family
+from saqsam.models.sam3_tracker.family import Sam3TrackerFamily
 from saqsam.models.sam_hq.family import SamHQFamily
 from saqsam.models.structure import ModelStructure
 
-FAMILIES: tuple[ModelFamily, ...] = (SamFamily(), SamHQFamily(), Sam2Family())
+FAMILIES: tuple[ModelFamily, ...] = (
+    *(SamFamily(), SamHQFamily(), Sam2Family()),
+    Sam3TrackerFamily(),
+)
 """One entry for each family. A family whose models have the tensors of another one comes after it."""
 
 

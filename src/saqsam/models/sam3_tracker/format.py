@@ -1,0 +1,124 @@
+"""How SAM 3's tracker is stored by transformers; the official `sam3.pt` is refused by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from torch import Tensor
+from transformers import Sam3TrackerConfig, Sam3TrackerProcessor
+
+from saqsam.models.format import Canvas, ModelFormat, Value
+from saqsam.models.other_families import refusal
+from saqsam.models.sam3_tracker.configuration import (
+    check_sam3_tracker_config,
+    count_parameters,
+    parse_sam3_tracker_config,
+    sam3_tracker_fields,
+)
+from saqsam.models.sam3_tracker.neck import UNREAD
+from saqsam.models.sam3_tracker.processor import Sam3StretchImageProcessor
+from saqsam.utils.errors import CheckpointError
+
+_BACKBONE = "vision_encoder.backbone"
+_SAVED = (
+    (re.compile(r"(?:tracker_model\.)*detector_model\.vision_encoder\.backbone\."), f"{_BACKBONE}."),
+    (re.compile(r"(?:tracker_model\.)*tracker_neck\."), "vision_encoder.neck."),
+    (re.compile(r"(?:tracker_model\.)+"), ""),
+)
+"""Names in the files that transformers saves: those of the tracker within the video model, with repeated prefixes."""
+
+
+class Sam3TrackerFormat(ModelFormat):
+    """Files of SAM 3's tracker (arXiv 2511.16719). Of video models, detector and memory are left out."""
+
+    model_types = ("sam3_tracker", "sam3_tracker_video", "sam3_video")
+    canvas: Canvas = "stretch"
+    image_processor_class = Sam3StretchImageProcessor
+    processor_class = Sam3TrackerProcessor
+    anchor = f"{_BACKBONE}.embeddings.patch_embeddings.projection.weight"
+    official_anchor = "backbone.vision_backbone.trunk.patch_embed.proj.weight"
+    roots = (
+        "vision_encoder",
+        "prompt_encoder",
+        "mask_decoder",
+        "shared_image_embedding",
+        "no_memory_embedding",
+    )
+    official_roots = ("backbone",)
+    ignored_roots = (
+        *("detector_model", "memory_attention", "memory_encoder", "mask_downsample", "object_pointer_proj"),
+        *("memory_temporal_positional_encoding", "no_memory_positional_encoding", "no_object_pointer"),
+        *("temporal_positional_encoding_projection_layer", "occlusion_spatial_embedding_parameter"),
+    )
+
+    def parse_config(self, raw: Mapping[str, Any], source: str) -> Sam3TrackerConfig:
+        """Return the `Sam3TrackerConfig` of a `config.json`, the image part of a video model's."""
+        return parse_sam3_tracker_config(raw, source)
+
+    def config_fields(self, config: Sam3TrackerConfig) -> dict[str, Any]:
+        """Return the fields that affect a mask; the indexes of global blocks are sorted."""
+        return sam3_tracker_fields(config)
+
+    def check_config(self, config: Sam3TrackerConfig, source: str) -> None:
+        """Check a `Sam3TrackerConfig`."""
+        check_sam3_tracker_config(config, source)
+
+    def count_parameters(self, config: Sam3TrackerConfig) -> int:
+        """Return the approximate number of parameters; biases are not counted."""
+        return count_parameters(config)
+
+    def from_official(self, tensors: Mapping[str, object]) -> NoReturn:
+        """Refuse official checkpoints.
+
+        Raises:
+            CheckpointError: Always.
+        """
+        raise CheckpointError(refusal("SAM 3"))
+
+    def rename_official(self, tensors: Mapping[str, object]) -> NoReturn:
+        """Refuse official checkpoints.
+
+        Raises:
+            CheckpointError: Always.
+        """
+        raise CheckpointError(refusal("SAM 3"))
+
+    def infer_config(self, tensors: Mapping[str, Tensor]) -> Sam3TrackerConfig:
+        """Return the configuration of the published model, if the tensors have its width and number of blocks.
+
+        Raises:
+            CheckpointError: They have not.
+        """
+        config = parse_sam3_tracker_config({}, "the shapes of the tensors")
+        backbone = config.vision_config.backbone_config
+        width = len(tensors[self.anchor])
+        blocks = {name.split(".")[3] for name in tensors if name.startswith(f"{_BACKBONE}.layers.")}
+        if (width, len(blocks)) != (backbone.hidden_size, backbone.num_hidden_layers):
+            raise CheckpointError(
+                f"expected the width and number of blocks of the published SAM 3, {backbone.hidden_size} and "
+                f"{backbone.num_hidden_layers}, got {width} and {len(blocks)}"
+            )
+        return config
+
+    def module_names(self, tensors: dict[str, Value]) -> dict[str, Value]:
+        """Return the tensors of a file by the names of the modules of a `Sam3TrackerModel`."""
+        if not any("tracker_model." in name for name in tensors):
+            return tensors
+        renamed = {}
+        for name, value in tensors.items():
+            for start, replacement in _SAVED:
+                name, count = start.subn(replacement, name, count=1)
+                if count:
+                    break
+            renamed[name] = value
+        return renamed
+
+    def image_tensors(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the tensors without those of detector and memory, and of the level of the neck that is not read."""
+        return {
+            name: value
+            for name, value in super().image_tensors(tensors).items()
+            if not name.startswith(UNREAD)
+        }
