@@ -12,7 +12,7 @@ from saqsam.models.mobile_sam.official import (
     fold_batch_norm,
     from_official,
     group_by_operand,
-    is_mobile_sam,
+    infer_config,
 )
 from saqsam.models.mobile_sam.tiny_vit import offset_indexes
 from saqsam.utils.errors import CheckpointError
@@ -87,11 +87,12 @@ def test_rows_are_grouped_by_operand() -> None:
     assert torch.equal(group_by_operand(weight, 2), group_by_operand(rows, 2)[:, None].expand(-1, 4))
 
 
-def test_names_are_recognized(state: dict[str, Any]) -> None:
-    assert is_mobile_sam(state)
-    assert is_mobile_sam([f"model.{name}" for name in state])
-    assert not is_mobile_sam(["image_encoder.patch_embed.proj.weight", "image_encoder.blocks.0.norm1.weight"])
-    assert not is_mobile_sam(["vision_encoder.layers.0.blocks.0.pointwise_conv1.weight"])
+def test_configuration_follows_from_the_shapes_of_converted_tensors(state: dict[str, Any]) -> None:
+    config, tensors = from_official(state)
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    assert infer_config(shapes).to_dict() == config.to_dict()
+    with pytest.raises(CheckpointError, match="not a module of a MobileSAM image encoder: 'lora'"):
+        infer_config(shapes | {"vision_encoder.lora.weight": (1, 1)})
 
 
 def test_unused_tensors_are_ignored(state: dict[str, Any]) -> None:

@@ -19,18 +19,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from saqsam.models.configuration import MAX_LAYERS
-from saqsam.models.inference import Shapes, _count, _decoder_config, _dims
+from saqsam.models.limits import MAX_LAYERS
 from saqsam.models.mobile_sam.configuration import MobileSamConfig, MobileSamVisionConfig, check_sizes
 from saqsam.models.mobile_sam.model import MobileSamVisionEncoder
 from saqsam.models.mobile_sam.tiny_vit import MobileSamVisionAttention, offset_indexes
-from saqsam.models.official import DECODER_LAYER_NORM_EPS, rename_state_dict
+from saqsam.models.sam.inference import Shapes, count, decoder_config, dims
+from saqsam.models.sam.official import DECODER_LAYER_NORM_EPS, rename_state_dict
 from saqsam.utils.errors import CheckpointError, shorten, shorten_names
 
 IMAGE_SIZE = 1024
@@ -39,7 +39,6 @@ BATCH_NORM_EPS = 1e-5
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 _ENCODER = "image_encoder."
-_MOBILE_SAM = re.compile(r"(?:^|\.)image_encoder\.(?:patch_embed\.seq|layers\.\d+\.(?:blocks|downsample))\.")
 _UNUSED = re.compile(
     # The classifier of TinyViT's pretraining, and counters that only training reads.
     r"image_encoder\.(?:norm_head|head)\.(?:weight|bias)|image_encoder\..+\.bn\.num_batches_tracked"
@@ -66,11 +65,6 @@ _MODULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 )
 
 
-def is_mobile_sam(names: Iterable[str]) -> bool:
-    """Return whether tensor names are those of an official MobileSAM checkpoint; they may have prefixes."""
-    return any(_MOBILE_SAM.search(name) for name in names)
-
-
 def from_official(
     tensors: Mapping[str, object], *, image_size: int = IMAGE_SIZE
 ) -> tuple[MobileSamConfig, dict[str, Tensor]]:
@@ -95,6 +89,27 @@ def from_official(
     used = _take_used(encoder)
     config = _infer_config(_shapes(used), _shapes(renamed), image_size)
     return config, _convert_encoder(config.vision_config, used) | renamed
+
+
+def infer_config(shapes: Shapes) -> MobileSamConfig:
+    """Return the configuration of the MobileSAM whose tensors have these shapes, for images of `IMAGE_SIZE` pixels.
+
+    Args:
+        shapes: Shape of each tensor by its name in `MobileSamModel`.
+
+    Raises:
+        CheckpointError: A needed tensor is missing, a tensor of the image encoder is unknown, or no MobileSAM has these
+            shapes.
+    """
+    encoder: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        if name.startswith("vision_encoder."):
+            module, _, key = name.removeprefix("vision_encoder.").rpartition(".")
+            is_folded = len(shape) == 4 and not module.startswith("neck.")
+            encoder[
+                f"{_official_module(module)}.c.{key}" if is_folded else f"{_official_module(module)}.{key}"
+            ] = shape
+    return _infer_config(encoder, shapes, IMAGE_SIZE)
 
 
 def fold_batch_norm(
@@ -171,19 +186,19 @@ def _infer_config(encoder: Shapes, rest: Shapes, image_size: int) -> MobileSamCo
         rest: Shapes of prompt encoder and mask decoder, by their names in `MobileSamModel`.
         image_size: Side of the input in pixels.
     """
-    frequencies = _dims(rest, "shared_image_embedding.positional_embedding", 2)[1]
+    frequencies = dims(rest, "shared_image_embedding.positional_embedding", 2)[1]
     fields = _vision_fields(encoder)
     vision = MobileSamVisionConfig(**fields, image_size=image_size, num_pos_feats=frequencies)
     config = MobileSamConfig(
         vision_config=vision,
         prompt_encoder_config={
-            "hidden_size": _dims(rest, "prompt_encoder.no_mask_embed.weight", 2)[1],
+            "hidden_size": dims(rest, "prompt_encoder.no_mask_embed.weight", 2)[1],
             "image_size": image_size,
             "patch_size": vision.patch_size,
-            "mask_input_channels": _dims(rest, "prompt_encoder.mask_embed.conv2.weight", 4)[0],
-            "num_point_embeddings": _count(rest, r"prompt_encoder\.point_embed\.(\d+)\."),
+            "mask_input_channels": dims(rest, "prompt_encoder.mask_embed.conv2.weight", 4)[0],
+            "num_point_embeddings": count(rest, r"prompt_encoder\.point_embed\.(\d+)\."),
         },
-        mask_decoder_config=_decoder_config(rest, DECODER_LAYER_NORM_EPS),
+        mask_decoder_config=decoder_config(rest, DECODER_LAYER_NORM_EPS),
     )
     try:
         check_sizes(config)
@@ -195,19 +210,19 @@ def _infer_config(encoder: Shapes, rest: Shapes, image_size: int) -> MobileSamCo
 def _vision_fields(shapes: Shapes) -> dict[str, Any]:
     """Return the fields of the image encoder's configuration that follow from its shapes."""
     layers = f"{_ENCODER}layers"
-    stages = _count(shapes, r"image_encoder\.layers\.(\d+)\.")
-    first, channels, _, _ = _dims(shapes, f"{_ENCODER}patch_embed.seq.0.c.weight", 4)
-    widths = [_dims(shapes, f"{_ENCODER}patch_embed.seq.2.c.weight", 4)[0]]
-    widths += [_dims(shapes, f"{layers}.{s}.downsample.conv3.c.weight", 4)[0] for s in range(stages - 1)]
+    stages = count(shapes, r"image_encoder\.layers\.(\d+)\.")
+    first, channels, _, _ = dims(shapes, f"{_ENCODER}patch_embed.seq.0.c.weight", 4)
+    widths = [dims(shapes, f"{_ENCODER}patch_embed.seq.2.c.weight", 4)[0]]
+    widths += [dims(shapes, f"{layers}.{s}.downsample.conv3.c.weight", 4)[0] for s in range(stages - 1)]
     if min(first, channels, *widths) < 1:
         raise CheckpointError(f"expected stages of at least one channel, got {shorten(widths)}")
-    depths = [_count(shapes, rf"image_encoder\.layers\.{s}\.blocks\.(\d+)\.") for s in range(stages)]
+    depths = [count(shapes, rf"image_encoder\.layers\.{s}\.blocks\.(\d+)\.") for s in range(stages)]
     if max(depths, default=0) > MAX_LAYERS:
         raise CheckpointError(f"expected at most {MAX_LAYERS} blocks in a stage, got {shorten(depths)}")
     block = f"{layers}.1.blocks.0"
-    biases = [_dims(shapes, f"{layers}.{s}.blocks.0.attn.attention_biases", 2) for s in range(1, stages)]
-    hidden = _dims(shapes, f"{layers}.0.blocks.0.conv1.c.weight", 4)[0]
-    mlp = _dims(shapes, f"{block}.mlp.fc1.weight", 2)[0]
+    biases = [dims(shapes, f"{layers}.{s}.blocks.0.attn.attention_biases", 2) for s in range(1, stages)]
+    hidden = dims(shapes, f"{layers}.0.blocks.0.conv1.c.weight", 4)[0]
+    mlp = dims(shapes, f"{block}.mlp.fc1.weight", 2)[0]
     default = MobileSamVisionConfig()
     return {
         "hidden_sizes": widths,
@@ -217,8 +232,8 @@ def _vision_fields(shapes: Shapes) -> dict[str, Any]:
         "merge_strides": [*[2] * (stages - 2), 1],
         "expand_ratio": hidden / widths[0],
         "mlp_ratio": mlp / widths[1],
-        "local_conv_size": _dims(shapes, f"{block}.local_conv.c.weight", 4)[2],
-        "output_channels": _dims(shapes, f"{_ENCODER}neck.0.weight", 4)[0],
+        "local_conv_size": dims(shapes, f"{block}.local_conv.c.weight", 4)[2],
+        "output_channels": dims(shapes, f"{_ENCODER}neck.0.weight", 4)[0],
         "num_channels": channels,
     }
 
@@ -255,7 +270,10 @@ def _convert_encoder(config: MobileSamVisionConfig, tensors: Mapping[str, Tensor
 def _official_module(name: str) -> str:
     """Return the official name of a module of the image encoder."""
     matches = ((pattern.fullmatch(name), official) for pattern, official in _MODULES)
-    return _ENCODER + next(match.expand(official) for match, official in matches if match)
+    found = next((match.expand(official) for match, official in matches if match), None)
+    if found is None:
+        raise CheckpointError(f"not a module of a MobileSAM image encoder: {shorten(name)}")
+    return _ENCODER + found
 
 
 def _own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
