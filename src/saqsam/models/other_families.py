@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-SUPPORTED = "saqsam supports SAM v1 and SAM 2"
+SUPPORTED = "saqsam supports SAM v1, SAM 2 and MobileSAM"
 
 _MODEL_TYPES = {
     "sam_hq": "SAM-HQ",
@@ -28,7 +28,6 @@ _OFFICIAL_KEYS = (
         "SAM-HQ",
         r"mask_decoder\.(hf_token|hf_mlp|compress_vit_feat|embedding_encoder|embedding_maskfeature)\.",
     ),
-    ("MobileSAM", r"image_encoder\.patch_embed\.seq\.|image_encoder\.layers\.\d+\.blocks\."),
     # transformers' names.
     ("SAM-HQ", r"mask_decoder\.(hq_token|hq_mask_mlp|compress_vit_conv1)\."),
 )

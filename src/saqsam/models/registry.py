@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from saqsam.models.family import ModelFamily
+from saqsam.models.mobile_sam.family import MobileSamFamily
 from saqsam.models.sam.family import SamFamily
 from saqsam.models.sam2.family import Sam2Family
 from saqsam.models.structure import ModelStructure
 
-FAMILIES: tuple[ModelFamily, ...] = (SamFamily(), Sam2Family())
+FAMILIES: tuple[ModelFamily, ...] = (SamFamily(), Sam2Family(), MobileSamFamily())
 """One entry for each family; the first one that lists a model type is responsible for it."""
 
 
