@@ -130,6 +130,9 @@ def test_deployable_models_have_float_products_in_the_encoder(tmp_path: Path) ->
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     save_checkpoint(model, mobile_processor(), tmp_path / "packed")
     assert_same_outputs(load(tmp_path / "packed")[0], model)
+    card = (tmp_path / "packed" / "README.md").read_text()
+    assert "# MobileSAM, quantized: mse-deploy-w4a8" in card
+    assert "position_embedding |" not in card
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
