@@ -103,6 +103,36 @@ def test_windows_and_strides_of_any_size(windows: tuple[int, ...], strides: tupl
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("opset", [17, 21])
+@pytest.mark.parametrize("name", ["float", "w8a8"])
+def test_any_number_of_images_and_older_operator_sets(
+    models: dict[str, MobileSamModel], name: str, opset: int
+) -> None:
+    graph = Graph("encoder", opset)
+    WRITER.write_encoder(graph, models[name], free_batch=True)
+    session = onnxruntime_session(graph.model({}).SerializeToString(), threads=1)
+    (together,) = session.run(None, {"pixel_values": pixels(3).numpy()})
+    assert relative(together, TorchBackend(models[name]).encode(pixels(3)).embedding) < LAYOUT.get(
+        name, CHAOS
+    )
+    for index in range(3):
+        (alone,) = session.run(None, {"pixel_values": pixels(3)[index : index + 1].numpy()})
+        np.testing.assert_allclose(alone[0], together[index], atol=1e-4 * np.abs(alone).max())
+
+
+def test_a_float_model_is_exported(tmp_path: Path) -> None:
+    model = tiny_mobile_sam()
+    export_model(model, mobile_processor(), tmp_path / "export")
+    backend, _ = load_runtime(tmp_path / "export", "onnxruntime", threads=1)
+    torch.testing.assert_close(
+        backend.encode(pixels()).embedding,
+        TorchBackend(model).encode(pixels()).embedding,
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("name", ["float", "w8a8", "w4a8, input scales"])
 @pytest.mark.parametrize("prompts", PROMPTS)
 def test_the_decoder_is_torchs(models: dict[str, MobileSamModel], name: str, prompts: str) -> None:
