@@ -179,6 +179,25 @@ _VARIANTS = {
 }
 
 
+def families(lines: Sequence[Mapping[str, str]]) -> str:
+    """Tabulate multiply-accumulates and bytes of published models, by family."""
+    rows = [
+        [
+            line["family"],
+            line["model"],
+            line["gmac"],
+            line["float_mb"],
+            *(
+                f"{line[bits]} ({float(line['float_mb']) / float(line[bits]):.1f}x smaller)"
+                for bits in ("w8a8_mb", "w4a8_mb")
+            ),
+        ]
+        for line in lines
+    ]
+    heading = ["family", "model", "GMAC", "float32, MB", "`w8a8`, MB", "`w4a8`, MB"]
+    return markdown(heading, rows, right=4)
+
+
 def latency(lines: Sequence[Mapping[str, str]]) -> str:
     """Tabulate latency, speedup over the default export and memory: one table per machine, subject and part.
 
@@ -324,6 +343,7 @@ OTHER_TABLES: dict[str, tuple[str, Callable[[Sequence[Mapping[str, str]]], str]]
     "outliererrors": ("outlier_errors.csv", outlier_errors),
     "ahead": ("bootstrap.csv", ahead),
     "cost": ("ptq_cost.csv", cost),
+    "families": ("families.csv", families),
     "latency": ("latency.csv", latency),
     "gpulatency": ("gpu_latency.csv", gpu_latency),
     "speed": ("latency.csv", speed),

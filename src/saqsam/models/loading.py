@@ -47,8 +47,8 @@ def load(model: str | Path = BUNDLED, *, device: str | torch.device = "cpu") -> 
             - ``"sam-mini"``, the model inside this package;
             - a folder written by `save_pretrained`: safetensors or ``pytorch_model.bin``, whole or in shards; or a
               packed checkpoint written by saqsam;
-            - a file: an official ``sam_vit_{b,l,h}_*.pth``, a training script's checkpoint of such a model, or the same
-              tensors as ``.safetensors``;
+            - a file: an official ``sam_vit_{b,l,h}_*.pth``, ``sam2*_hiera_*.pt`` or ``mobile_sam.pt``, a training
+              script's checkpoint of such a model, or the same tensors as ``.safetensors``;
             - a repository on the Hugging Face hub, ``"owner/name"``, such as ``facebook/sam-vit-base``.
 
             A string is tried in this order; a `Path` is always a folder or a file.

@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-SUPPORTED = "saqsam supports SAM v1, SAM-HQ, SAM 2, and the tracker of SAM 3 in the format of transformers"
+SUPPORTED = (
+    "saqsam supports SAM v1, SAM-HQ, SAM 2, MobileSAM, and SAM 3's tracker in the format of transformers"
+)
 
 _MODEL_TYPES = {
     "edgetam": "EdgeTAM",
@@ -20,7 +22,6 @@ _MODEL_TYPES = {
 _OFFICIAL_KEYS = (
     ("SAM 3", r"backbone\.vision_backbone\."),
     ("EdgeTAM", r"image_encoder\.trunk\.body\."),
-    ("MobileSAM", r"image_encoder\.patch_embed\.seq\.|image_encoder\.layers\.\d+\.blocks\."),
 )
 """Model names with a pattern of tensor names each, in order of precedence; tensor names may have prefixes."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from saqsam.models.family import ModelFamily
+from saqsam.models.mobile_sam.family import MobileSamFamily
 from saqsam.models.sam.family import SamFamily
 from saqsam.models.sam2.family import Sam2Family
 from saqsam.models.sam3_tracker.family import Sam3TrackerFamily
@@ -12,7 +13,7 @@ from saqsam.models.sam_hq.family import SamHQFamily
 from saqsam.models.structure import ModelStructure
 
 FAMILIES: tuple[ModelFamily, ...] = (
-    *(SamFamily(), SamHQFamily(), Sam2Family()),
+    *(SamFamily(), SamHQFamily(), Sam2Family(), MobileSamFamily()),
     Sam3TrackerFamily(),
 )
 """One entry for each family. A family whose models have the tensors of another one comes after it."""

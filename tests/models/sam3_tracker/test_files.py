@@ -173,7 +173,7 @@ def test_official_files_and_detectors_are_refused_by_name(tmp_path: Path) -> Non
         tmp_path / "sam3.pt",
     )
     with pytest.raises(
-        CheckpointError, match=r"this is a SAM 3 checkpoint; saqsam supports .*tracker of SAM 3"
+        CheckpointError, match=r"this is a SAM 3 checkpoint; saqsam supports .*SAM 3's tracker"
     ):
         saqsam.load(tmp_path / "sam3.pt")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "sam3"}))

@@ -16,7 +16,7 @@ from saqsam.checkpoint import save_checkpoint
 from saqsam.convert.plan import plan_quantization
 from saqsam.inference.backend import TorchBackend
 from saqsam.inference.prompts import Prompts
-from saqsam.models.registry import family_of, structure_of
+from saqsam.models.registry import family_of, module_label, slot_label, structure_of
 from saqsam.ptq.calibration_images import choose_calibration_images
 from saqsam.ptq.equalization import equalize, observe_channels
 from saqsam.ptq.pipeline import quantize
@@ -178,7 +178,9 @@ def test_labels() -> None:
     family = family_of(tiny_sam3_tracker_config())
     assert family.module_label(f"{BLOCK}.2.attention.q_proj") == "encoder block 3, attention.q_proj"
     slot = "vision_encoder.neck.fpn_layers.1.proj2.input_quantizer"
-    assert family.slot_label(slot) == "neck, level 2, proj2: input"
+    assert family.slot_label(slot) == slot_label(slot) == "neck, level 2, proj2: input"
+    for site in structure_of(tiny_sam3_tracker_config()).weighted_sites:
+        assert module_label(site.name) == family.module_label(site.name)
 
 
 def test_predictor_and_evaluation() -> None:

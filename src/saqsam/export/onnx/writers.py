@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from saqsam.export.onnx.graph import Graph
+from saqsam.export.onnx.mobile_sam.writer import MobileSamGraphWriter
 from saqsam.export.onnx.sam.writer import SamGraphWriter
 from saqsam.export.onnx.sam2.writer import Sam2GraphWriter
 from saqsam.export.onnx.sam_hq.writer import SamHQGraphWriter
@@ -48,6 +49,7 @@ _WRITERS: dict[str, GraphWriter] = {
     "sam": SamGraphWriter(),
     "sam_hq": SamHQGraphWriter(),
     "sam2": Sam2GraphWriter(),
+    "mobile_sam": MobileSamGraphWriter(),
 }
 
 

@@ -169,4 +169,6 @@ class Sam2Family(TwoWayFamily):
             return f"encoder block {int(index) + 1}, {module}"
         if name.startswith(f"{NECK}.convs."):
             return f"neck, level {int(name.removeprefix(f'{NECK}.convs.').partition('.')[0]) + 1}"
+        if name.startswith((f"{BACKBONE}.patch_embed.", f"{BACKBONE}.pos_embed")):
+            return name.removeprefix("vision_encoder.")
         return decoder_label(name, TRANSFORMER)

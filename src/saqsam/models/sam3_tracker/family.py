@@ -100,4 +100,6 @@ class Sam3TrackerFamily(Sam2Family):
         if name.startswith(f"{NECK}.fpn_layers."):
             level, _, module = name.removeprefix(f"{NECK}.fpn_layers.").partition(".")
             return f"neck, level {int(level) + 1}, {module}"
+        if name.startswith(f"{BACKBONE}.embeddings."):
+            return name.removeprefix(f"{BACKBONE}.embeddings.")
         return decoder_label(name, TRANSFORMER)

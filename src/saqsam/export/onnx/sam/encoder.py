@@ -46,7 +46,7 @@ def write_encoder(graph: Graph, model: SamModel, options: EncoderOptions) -> tup
             rows = _block(graph, layer, rows, side, options, f"vision_encoder.layers.{index}")
         blocks.append(rows)
     with graph.scope("neck"):
-        embedding = _neck(graph, encoder.neck, rows, side)
+        embedding = write_neck(graph, encoder.neck, rows, side)
     graph.output(embedding, "image_embeddings", (images, config.output_channels, side, side))
     return blocks, embedding
 
@@ -100,7 +100,7 @@ def _block(graph: Graph, layer: Any, rows: Value, side: int, options: EncoderOpt
         return graph.op("Add", rows, out)
 
 
-def _neck(graph: Graph, neck: Any, rows: Value, side: int) -> Value:
+def write_neck(graph: Graph, neck: Any, rows: Value, side: int) -> Value:
     """Apply the neck to rows [B * h * w, C]: embedding [B, C', h, w]."""
     hidden = convolution(graph, neck.conv1, rows, side, "neck.conv1")
     hidden = layer_norm(graph, neck.layer_norm1, hidden)
