@@ -44,11 +44,11 @@ def sam3_tracker_structure(config: Sam3TrackerConfig) -> ModelStructure:
         decoder=TRANSFORMER,
         decoder_layers=decoder_layers,
         final_attention=decoder_attentions[-1].name,
-        patch_embedding=_PATCHES,
         position_embedding=None,
         normalized_layers=tuple(_normalized_layers(config, blocks)),
         relu_mlps=tuple(ReluMlp(f"{layer}.mlp.proj_in", f"{layer}.mlp.proj_out") for layer in decoder_layers),
         tied={},
+        unquantized=(Site(f"{BACKBONE}.embeddings.position_embeddings", "position_embedding"),),
     )
 
 
