@@ -9,6 +9,7 @@ from saqsam.export.onnx.graph import Graph
 from saqsam.export.onnx.mobile_sam.writer import MobileSamGraphWriter
 from saqsam.export.onnx.sam.writer import SamGraphWriter
 from saqsam.export.onnx.sam2.writer import Sam2GraphWriter
+from saqsam.export.onnx.sam3_tracker.writer import Sam3TrackerGraphWriter
 from saqsam.export.onnx.sam_hq.writer import SamHQGraphWriter
 from saqsam.models.registry import family_of
 
@@ -50,6 +51,7 @@ _WRITERS: dict[str, GraphWriter] = {
     "sam_hq": SamHQGraphWriter(),
     "sam2": Sam2GraphWriter(),
     "mobile_sam": MobileSamGraphWriter(),
+    "sam3_tracker": Sam3TrackerGraphWriter(),
 }
 
 

@@ -173,17 +173,17 @@ def _neck(graph: Graph, model: Sam2Model, levels: list[tuple[Value, int]], image
     upsampled = graph.op("Reshape", grid, graph.ints(-1, channels))
     embedding = graph.op("Add", convolution(graph, convs[1], *middle, f"{NECK}.convs.1"), upsampled)
     no_memory = graph.parameter(model.no_memory_embedding.reshape(1, -1), "no_memory_embedding")
-    _output(graph, graph.op("Add", embedding, no_memory), middle[1], (images, channels), "image_embeddings")
+    write_map(graph, graph.op("Add", embedding, no_memory), middle[1], (images, channels), "image_embeddings")
     for index, (level, reader) in enumerate(((finest, decoder.conv_s0), (fine, decoder.conv_s1))):
         conv, name = convs[3 - index], f"{NECK}.convs.{3 - index}"
         rows, channels = convolution(graph, conv, *level, name), conv.weight.shape[0]
         if not isinstance(reader, nn.Identity):
             where = f"mask_decoder.conv_s{index}"
             rows, channels = convolution(graph, reader, rows, level[1], where), reader.weight.shape[0]
-        _output(graph, rows, level[1], (images, channels), f"high_res_features_{index}")
+        write_map(graph, rows, level[1], (images, channels), f"high_res_features_{index}")
 
 
-def _output(graph: Graph, rows: Value, side: int, size: tuple[int | str, int], name: str) -> None:
+def write_map(graph: Graph, rows: Value, side: int, size: tuple[int | str, int], name: str) -> None:
     """Declare rows [B * h * w, C] as an output [B, C, h, w]; `size` is B and C."""
     images, channels = size
     by_image = graph.op("Reshape", rows, graph.ints(-1, side * side, channels))
