@@ -37,6 +37,15 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option(min=1, max=1024, metavar="N", help="Threads of torch or the runtime.", show_default="all"),
 ]
+ImageSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="PX",
+        help="Input size that a float model is resized to, such as 512. Checkpoints and exports of saqsam keep theirs.",
+        show_default="that of the model",
+    ),
+]
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write all results to a JSON file.")
 ]
