@@ -47,9 +47,7 @@ def resize_sam(
     return resized, {**tensors, **_resized_tables(config, tensors, before, after)}
 
 
-def _resized_tables(
-    config: Any, tensors: Mapping[str, Tensor], before: int, after: int
-) -> dict[str, Tensor]:
+def _resized_tables(config: Any, tensors: Mapping[str, Tensor], before: int, after: int) -> dict[str, Tensor]:
     """Return the position tables that depend on the patches per side, for another number of them."""
     vision = config.vision_config
     width, head = vision.hidden_size, vision.hidden_size // vision.num_attention_heads
@@ -79,9 +77,7 @@ def _checked(name: str, table: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def _absolute(table: Tensor, grid: int) -> Tensor:
     """Interpolate absolute positions [1, h, w, C]."""
-    resized = F.interpolate(
-        table.permute(0, 3, 1, 2), size=(grid, grid), mode="bicubic", align_corners=False
-    )
+    resized = F.interpolate(table.permute(0, 3, 1, 2), size=(grid, grid), mode="bicubic", align_corners=False)
     return resized.permute(0, 2, 3, 1).contiguous()
 
 
