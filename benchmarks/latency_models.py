@@ -21,7 +21,7 @@ import torch
 from transformers import SamModel
 
 import saqsam
-from random_models import pack_uncalibrated, random_sam_b
+from random_models import pack_uncalibrated, random_sam_b, random_sam_b_at
 from saqsam.export.manifest import LOW_RES_OUTPUTS
 from saqsam.export.onnx.graph import Graph
 from saqsam.export.onnx.sam.decoder import write_decoder
@@ -34,7 +34,11 @@ from saqsam.recipes.recipe import Recipe
 SUBJECTS: dict[str, Callable[[], SamModel]] = {
     "sam-mini": lambda: saqsam.load("sam-mini")[0],
     "sam-b": random_sam_b,
+    "sam-b-512": lambda: random_sam_b_at(512),
+    "sam-b-768": lambda: random_sam_b_at(768),
 }
+RESIZED_SUBJECTS = {512: "sam-b-512", 768: "sam-b-768", 1024: "sam-b"}
+"""Subjects of `image_size.py` by input size."""
 INPUT_NAMES = {"encoder": ["pixel_values"], "decoder": ["image_embeddings", "boxes"]}
 """Inputs of the default exports, by part."""
 TOOLS = ("nncf", "int4")
