@@ -5,8 +5,9 @@
     python benchmarks/image_size.py --only accuracy --sizes 192 256 --limit 20
 
 Accuracy is that of `sam-mini`: the float model is resized, then quantized at that size and reloaded from its
-checkpoint. Latency is that of the image encoder of a SAM-B of random weights. Sizes and variants take turns, each turn
-in a process of its own, so that ratios within one call are comparable on a busy machine.
+checkpoint. Latency is that of the image encoder of a SAM-B of random weights, in CPU seconds of the process: with one
+thread, they are the time on an idle machine. Sizes and variants take turns, each turn in a process of its own, so that
+ratios within one call are comparable on a busy machine.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -43,9 +43,9 @@ LATENCY_COLUMNS = (
     *("seconds", "fastest", "slowest", "runs", "ratio", "peak_gib"),
 )
 MODEL = "sam-mini"
-SIZES = (192, 256, 384)
+SIZES = (256, 192, 384)
 VARIANTS = ((FLOAT, FLOAT_BITS, ""), ("mse", "w8a8", ""), ("saq-sam-plus", "w4a4", "quick"))
-"""Methods with bits and effort."""
+"""Methods with bits and effort, the latter for methods that learn."""
 SEED = 0
 TIMED = (("torch", "eager"), ("onnxruntime", "float"), ("onnxruntime", "w8a8"))
 """Runtimes and variants, as in `latency.py`."""
@@ -81,7 +81,7 @@ def measure_accuracy(options: argparse.Namespace, common: dict[str, str]) -> Non
                 continue
             model, processor = saqsam.load(MODEL, image_size=size)
             if not is_float:
-                recipe = saqsam.recipe_for(method, bits, effort or None)
+                recipe = saqsam.recipe_for(method, bits, effort or "quick")
                 drawn = dataclasses.replace(recipe.calibration, images=options.images, seed=SEED)
                 recipe = dataclasses.replace(recipe, calibration=drawn)
                 with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +98,11 @@ def measure_accuracy(options: argparse.Namespace, common: dict[str, str]) -> Non
 def measure_latency(options: argparse.Namespace, common: dict[str, str]) -> None:
     """Time the encoder at each size in turns, and append its rows."""
     cases = {
-        size: [Case(subject, "encoder", 0, runtime, variant) for runtime, variant in TIMED]
+        size: [
+            Case(subject, "encoder", 0, runtime, variant)
+            for runtime, variant in TIMED
+            if runtime in options.runtimes
+        ]
         for size, subject in RESIZED_SUBJECTS.items()
     }
     folders = {size: CACHE / "latency" / of_size[0].subject for size, of_size in cases.items()}
@@ -110,9 +114,9 @@ def measure_latency(options: argparse.Namespace, common: dict[str, str]) -> None
     for turn in range(options.rounds):
         for size, case in every:
             measured = in_process(case, folders[size], options.threads, options.runs)
-            seconds[case] += measured["seconds"]
+            seconds[case] += measured["cpu_seconds"]
             peaks[case] = max(peaks[case], measured["peak_gib"])
-            print(turn + 1, size, case.runtime, case.variant, measured["seconds"], flush=True)
+            print(turn + 1, size, case.runtime, case.variant, measured["cpu_seconds"], flush=True)
     medians = {case: statistics.median(times) for case, times in seconds.items()}
     rows = []
     for size, case in every:
@@ -153,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, metavar="N", help="score the first N images only")
     parser.add_argument("--calibration", default="coco_train", metavar="NAME")
     parser.add_argument("--images", type=int, default=32, metavar="N", help="of the calibration")
+    parser.add_argument("--runtimes", nargs="+", default=["torch", "onnxruntime"], help="of the latency")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5, help="of the latency")
     parser.add_argument("--runs", type=int, default=1, help="in each round")
