@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from transformers import SamModel
 
-from latency_models import INPUT_NAMES, SUBJECTS, inputs, recipe_of_variant, wrapped
+from latency_models import SUBJECTS, input_names, inputs, recipe_of_variant, wrapped
 from plain_rows import append_plain
 from plan import circumstances
 from random_models import pack_uncalibrated
@@ -77,7 +77,7 @@ def prepare(case: Case, subject: str, part: str, prompts: int, device: str) -> C
         pack_uncalibrated(model, recipe_of_variant(case.bits)).to(device)
     if case.variant.startswith("torch-int8"):
         use_integer_kernels(model)
-    example = [torch.from_numpy(arrays[name]).to(device) for name in INPUT_NAMES[part]]
+    example = [torch.from_numpy(arrays[name]).to(device) for name in input_names(model, part)]
     if case.variant == "bfloat16":
         model.bfloat16()
         example = [tensor.bfloat16() for tensor in example]

@@ -13,34 +13,38 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from transformers import SamModel
+from transformers import Sam2Model, SamModel
 
 import saqsam
-from random_models import pack_uncalibrated, random_sam_b, random_sam_b_at
+from random_models import pack_uncalibrated, random_sam2, random_sam_b, random_sam_b_at
 from saqsam.export.manifest import LOW_RES_OUTPUTS
 from saqsam.export.onnx.graph import Graph
-from saqsam.export.onnx.sam.decoder import write_decoder
-from saqsam.export.onnx.sam.encoder import write_encoder
-from saqsam.export.onnx.sam.encoder_attention import EncoderOptions
 from saqsam.export.onnx.writer import keep_outputs
+from saqsam.export.onnx.writers import graph_writer
+from saqsam.models.registry import family_of
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.recipe import Recipe
 
-SUBJECTS: dict[str, Callable[[], SamModel]] = {
+SUBJECTS: dict[str, Callable[[], Any]] = {
     "sam-mini": lambda: saqsam.load("sam-mini")[0],
     "sam-b": random_sam_b,
     "sam-b-512": lambda: random_sam_b_at(512),
     "sam-b-768": lambda: random_sam_b_at(768),
+    "sam2-tiny": partial(random_sam2, "tiny"),
+    "sam2-small": partial(random_sam2, "small"),
+    "sam2-base-plus": partial(random_sam2, "base_plus"),
 }
 RESIZED_SUBJECTS = {512: "sam-b-512", 768: "sam-b-768", 1024: "sam-b"}
 """Subjects of `image_size.py` by input size."""
-INPUT_NAMES = {"encoder": ["pixel_values"], "decoder": ["image_embeddings", "boxes"]}
-"""Inputs of the default exports, by part."""
+WHOLE_SUBJECTS = tuple(name for name in SUBJECTS if not name.startswith("sam-b-"))
+"""Subjects of `latency.py` by default: every model at its own input size."""
 TOOLS = ("nncf", "int4")
 """Variants that `other_tools.py` makes of the default export; `int4` are 4-bit weights beside float activations."""
 BUILT_IN = ("default", "dynamic", "static", *TOOLS)
@@ -97,28 +101,80 @@ class DefaultDecoder(torch.nn.Module):
         return masks, ious
 
 
-def inputs(model: SamModel, part: str, prompts: int) -> dict[str, np.ndarray]:
+class DefaultEncoder2(torch.nn.Module):
+    """The image encoder of SAM 2 as `torch.onnx.export` takes it."""
+
+    def __init__(self, model: Sam2Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Map pixels [1, 3, S, S] to the embedding [1, C, h, w] and the high-resolution features."""
+        finest, fine, embedding = self.model.get_image_embeddings(pixel_values)
+        return embedding, finest, fine
+
+
+class DefaultDecoder2(torch.nn.Module):
+    """Prompt encoder and mask decoder of SAM 2 for box prompts as `torch.onnx.export` takes them."""
+
+    def __init__(self, model: Sam2Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, embedding: torch.Tensor, finest: torch.Tensor, fine: torch.Tensor, boxes: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map features and boxes [1, P, 4] to logits [1, P, 3, 4h, 4w] and IoUs [1, P, 3]."""
+        sparse, dense = self.model.prompt_encoder(
+            input_points=None, input_labels=None, input_boxes=boxes, input_masks=None
+        )
+        masks, ious, *_ = self.model.mask_decoder(
+            image_embeddings=embedding,
+            image_positional_embeddings=self.model.get_image_wide_positional_embeddings(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=True,
+            high_resolution_features=[finest, fine],
+        )
+        return masks, ious
+
+
+_DEFAULTS = {
+    "sam": {"encoder": DefaultEncoder, "decoder": DefaultDecoder},
+    "sam2": {"encoder": DefaultEncoder2, "decoder": DefaultDecoder2},
+}
+"""Modules that `torch.onnx.export` takes, by family and part."""
+
+
+def input_names(model: Any, part: str) -> list[str]:
+    """Return the inputs of a default export."""
+    if part == "encoder":
+        return ["pixel_values"]
+    return [*family_of(model.config).input_spec(model.config).features, "boxes"]
+
+
+def inputs(model: Any, part: str, prompts: int) -> dict[str, np.ndarray]:
     """Return random inputs under the names of all variants; a session takes those that it has."""
     generator = np.random.default_rng(0)
-    config = model.config
-    size, patch = config.vision_config.image_size, config.vision_config.patch_size
-    side, channels = size // patch, config.prompt_encoder_config.hidden_size
+    spec = family_of(model.config).input_spec(model.config)
+    size, side = spec.image_size, spec.mask_size
     if part == "encoder":
         return {"pixel_values": generator.standard_normal((1, 3, size, size), dtype=np.float32)}
     corners = np.sort(generator.random((prompts, 2, 2), dtype=np.float32) * size, axis=1)
+    padding = 1 if spec.pads_boxes else 0
     return {
-        "image_embeddings": generator.standard_normal((1, channels, side, side), dtype=np.float32),
+        **{name: generator.standard_normal(shape, dtype=np.float32) for name, shape in spec.features.items()},
         "boxes": corners.reshape(1, prompts, 4),
-        "point_coords": corners,
-        "point_labels": np.tile(np.array([2, 3], dtype=np.float32), (prompts, 1)),
-        "mask_input": np.zeros((1, 1, 4 * side, 4 * side), dtype=np.float32),
+        "point_coords": np.pad(corners, ((0, 0), (0, padding), (0, 0))),
+        "point_labels": np.tile(np.array([2, 3, *[-1] * padding], dtype=np.float32), (prompts, 1)),
+        "mask_input": np.zeros((1, 1, side, side), dtype=np.float32),
         "has_mask_input": np.zeros(1, dtype=np.float32),
     }
 
 
-def wrapped(model: SamModel, part: str) -> torch.nn.Module:
+def wrapped(model: Any, part: str) -> torch.nn.Module:
     """Return the module of a part that `torch.onnx.export` takes."""
-    return (DefaultEncoder if part == "encoder" else DefaultDecoder)(model).eval()
+    return _DEFAULTS[family_of(model.config).name][part](model).eval()
 
 
 def inputs_file(folder: Path, case: Case) -> Path:
@@ -156,28 +212,29 @@ def make_with_tool(case: Case, folder: Path, path: Path, python: str) -> None:
 
 def make_file(case: Case, folder: Path, path: Path) -> None:
     """Write the model of a case."""
-    partial = path.with_suffix(".partial")
+    unfinished = path.with_suffix(".partial")
     if case.variant == "default":
-        export_default(SUBJECTS[case.subject](), case.part, case.prompts, partial)
+        export_default(SUBJECTS[case.subject](), case.part, case.prompts, unfinished)
     elif case.variant in ("dynamic", "static"):
-        quantize_default(case, folder, partial)
+        quantize_default(case, folder, unfinished)
     else:
         model = SUBJECTS[case.subject]()
         if case.variant != "float":
             model = pack_uncalibrated(model, recipe_of_variant(case.variant))
-        graph = Graph(case.part)
+        family_of(model.config).simplify(model)
+        graph, writer = Graph(case.part), graph_writer(model.config)
         if case.part == "encoder":
-            write_encoder(graph, model, EncoderOptions())
-            onnx.save(graph.model({}), partial)
+            writer.write_encoder(graph, model)
+            onnx.save(graph.model({}), unfinished)
         else:
-            write_decoder(graph, model)
-            onnx.save(keep_outputs(graph.model({}), set(LOW_RES_OUTPUTS)), partial)
-    partial.rename(path)
+            writer.write_decoder(graph, model, single_mask=False)
+            onnx.save(keep_outputs(graph.model({}), set(LOW_RES_OUTPUTS)), unfinished)
+    unfinished.rename(path)
 
 
-def export_default(model: SamModel, part: str, prompts: int, path: Path) -> None:
+def export_default(model: Any, part: str, prompts: int, path: Path) -> None:
     """Export a part of a float model by `torch.onnx.export`."""
-    arrays, names = inputs(model, part, prompts), INPUT_NAMES[part]
+    arrays, names = inputs(model, part, prompts), input_names(model, part)
     example = tuple(torch.from_numpy(arrays[name]) for name in names)
     module = wrapped(model, part)
     torch.onnx.export(module, example, str(path), input_names=names, opset_version=OPSET, dynamo=False)
@@ -196,8 +253,9 @@ def quantize_default(case: Case, folder: Path, path: Path) -> None:
 
     class One(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
+            names = input_names(SUBJECTS[case.subject](), case.part)
             with np.load(inputs_file(folder, case)) as arrays:
-                self.left = [{name: arrays[name] for name in INPUT_NAMES[case.part]}]
+                self.left = [{name: arrays[name] for name in names}]
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return self.left.pop() if self.left else None

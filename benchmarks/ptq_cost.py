@@ -1,7 +1,7 @@
 """Measure the cost of quantization, phase by phase: whole runs from sam-mini to SAM-H, and steps of SAM-B.
 
     python benchmarks/ptq_cost.py --subjects sam-mini sam-mini-plus demo
-    python benchmarks/ptq_cost.py --subjects sam-b-plus          # half an hour; run it again to resume
+    python benchmarks/ptq_cost.py --subjects sam-b-plus          # 21 minutes; run it again to resume
     python benchmarks/ptq_cost.py --device cuda --subjects sam-b-plus sam-b
 
 Rows in results/ptq_cost.csv that are there are not measured again on the same machine.

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
+from transformers import (
+    Sam2Model,
+    SamConfig,
+    SamMaskDecoderConfig,
+    SamModel,
+    SamPromptEncoderConfig,
+    SamVisionConfig,
+)
 
 from saqsam.convert.pack import pack
 from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import prepare
 from saqsam.models.building import build_model
+from saqsam.models.sam2.official import VARIANTS, config_of_variant
 from saqsam.models.structure import PROBABILITIES, replace_module
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.recipes.recipe import Recipe
@@ -65,6 +75,20 @@ def random_sam(variant: str) -> SamModel:
     return model.eval()
 
 
+def random_sam2(variant: str) -> Sam2Model:
+    """SAM 2.1 (`tiny`, `small`, `base_plus`, `large`) at 1024 px with random weights; the same each time."""
+    torch.manual_seed(0)
+    chosen = next(one for one in VARIANTS if one.name == variant)
+    side = 14 if variant == "base_plus" else 7
+    table = {"vision_encoder.backbone.pos_embed": torch.zeros(1, chosen.width, side, side)}
+    model = Sam2Model(config_of_variant(chosen, table))
+    backbone = model.vision_encoder.backbone
+    with torch.no_grad():
+        backbone.pos_embed.normal_(std=0.02)
+        backbone.pos_embed_window.normal_(std=0.02)
+    return model.eval()
+
+
 def random_small_sam() -> SamModel:
     """Four layers of width 32 at 64 px: for what depends on the number of images and not on the model."""
     torch.manual_seed(0)
@@ -84,9 +108,10 @@ def random_small_sam() -> SamModel:
     return SamModel(config).eval()
 
 
-def pack_uncalibrated(model: SamModel, recipe: Recipe) -> SamModel:
+def pack_uncalibrated(model: Any, recipe: Recipe) -> Any:
     """Quantize a float model in place with ranges that nothing was measured for; as fast and as large as any other."""
     plan = plan_quantization(model.config, recipe)
+    plan.family.simplify(model)
     prepare(model, plan)
     for slot in plan.slots:
         levels = 2**slot.bits - 1

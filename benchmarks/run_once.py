@@ -44,7 +44,7 @@ def prepare(order: dict[str, Any]) -> Callable[[], object]:
 def _torch(order: dict[str, Any], arrays: dict[str, np.ndarray]) -> Callable[[], object]:
     import torch
 
-    from latency_models import INPUT_NAMES, SUBJECTS, recipe_of_variant, wrapped
+    from latency_models import SUBJECTS, input_names, recipe_of_variant, wrapped
     from random_models import pack_uncalibrated
     from saqsam.runtimes import use_integer_kernels
 
@@ -55,7 +55,7 @@ def _torch(order: dict[str, Any], arrays: dict[str, np.ndarray]) -> Callable[[],
     if order["runtime"] == "torch-int8":
         use_integer_kernels(model)
     module = wrapped(model, order["part"])
-    example = [torch.from_numpy(arrays[name]) for name in INPUT_NAMES[order["part"]]]
+    example = [torch.from_numpy(arrays[name]) for name in input_names(model, order["part"])]
 
     def run() -> object:
         with torch.inference_mode():

@@ -1,7 +1,8 @@
 """Post-training quantization of Segment Anything Models to real low-bit integers.
 
 Public names are imported when they are first used, so that `import saqsam` does not import torch. Importing this
-package also makes packed checkpoints known to transformers: `SamModel.from_pretrained` loads them.
+package also makes packed checkpoints known to transformers: `SamModel.from_pretrained` loads them, and the
+models that are defined here: `AutoModel.from_pretrained` loads a MobileSAM.
 """
 
 from __future__ import annotations
@@ -112,4 +113,19 @@ def _register_format() -> None:
     quantizers.AUTO_QUANTIZER_MAPPING["saqsam"] = LazyClass("saqsam.checkpoint:SaqsamQuantizer")
 
 
+def _register_models() -> None:
+    """Tell transformers' Auto classes of the models that are defined here, without importing them.
+
+    Importing the module of the model registers its class, too.
+    """
+    configurations = importlib.import_module("transformers.models.auto.configuration_auto")
+    for model_type, name in (
+        ("mobile_sam", "MobileSamConfig"),
+        ("mobile_sam_vision_model", "MobileSamVisionConfig"),
+    ):
+        lazy = LazyClass(f"saqsam.models.mobile_sam.model:{name}")
+        configurations.CONFIG_MAPPING.register(model_type, lazy, exist_ok=True)
+
+
 after_import("transformers.quantizers.auto", _register_format)
+after_import("transformers.models.auto.configuration_auto", _register_models)

@@ -11,12 +11,19 @@ from transformers import SamConfig
 from saqsam.analysis.inventory import Inventory, PartInventory, mac_width, mixed_name, take_inventory
 from saqsam.analysis.macs import count_macs
 from saqsam.checkpoint import save_checkpoint
-from saqsam.models.parts import FLOAT_PARTS, PAPER_PARTS
+from saqsam.models.parts import FLOAT_PARTS
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import PackedTensor
 from saqsam.quant.logarithmic import LogQuantizer
 from saqsam.recipes.recipe import ATTENTION_PARTS, Override, ProbabilitySpec
-from support.tiny_quantized import mixed_recipe, mixed_tiny, quantize_tiny, quantized_tiny, tiny_recipe
+from support.tiny_quantized import (
+    PARTS_OF_SAM,
+    mixed_recipe,
+    mixed_tiny,
+    quantize_tiny,
+    quantized_tiny,
+    tiny_recipe,
+)
 from support.tiny_sam import tiny_config, tiny_processor, tiny_sam
 
 
@@ -138,12 +145,12 @@ def test_every_parameter_is_counted_once(uniform: Inventory, mixed: Inventory) -
 
 def test_parts_of_the_papers_set_have_the_recipes_bits_and_all_else_is_float(uniform: Inventory) -> None:
     parts = by_part(uniform)
-    assert set(parts) == {*PAPER_PARTS, *FLOAT_PARTS, "relative_positions", "mask_product", "other"}
+    assert set(parts) == {*PARTS_OF_SAM, *FLOAT_PARTS, "relative_positions", "mask_product", "other"}
     for name, part in parts.items():
         if name == "encoder.attention":
             assert (part.weight_bits, part.activation_bits, part.code_bytes) == (None, 4, 0)
             assert mac_width(part) == "a4a4"
-        elif name in PAPER_PARTS:
+        elif name in PARTS_OF_SAM:
             assert (part.weight_bits, part.activation_bits, mac_width(part)) == (4, 4, "w4a4")
         else:
             assert (part.weight_bits, part.activation_bits, mac_width(part)) == (None, None, "float")
@@ -166,7 +173,7 @@ def test_a_mixed_recipe_is_named_with_its_mean_bits(mixed: Inventory) -> None:
     mean = sum(m.bits * m.shape.numel() for m in layers) / sum(m.shape.numel() for m in layers)
     macs = {part.part: part.macs for part in mixed.parts}
     # Activations have 8 bits in the papers' set and those of `extra` elsewhere; embeddings' stay float.
-    bits = dict.fromkeys(PAPER_PARTS, 8) | {"upscaling": 6, "hypernetworks": 5, "iou_head": 8}
+    bits = dict.fromkeys(PARTS_OF_SAM, 8) | {"upscaling": 6, "hypernetworks": 5, "iou_head": 8}
     activations = sum(bits[p] * macs[p] for p in bits) / sum(macs[p] for p in bits)
     assert mixed.name == f"min-max-w3a8-mixed-w{mean:.2f}a{activations:.2f}"
     widths = {part.part: mac_width(part) for part in mixed.parts}

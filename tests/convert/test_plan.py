@@ -1,10 +1,10 @@
 """A plan lists exactly what a recipe quantizes."""
 
 from saqsam.convert.plan import IMAGE_CHANNELS, LINEAR_CHANNELS
-from saqsam.models.parts import CONVOLUTIONS, PAPER_PARTS
+from saqsam.models.parts import CONVOLUTIONS
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.presets import recipe_for
-from support.tiny_quantized import mixed_recipe, tiny_plan
+from support.tiny_quantized import PARTS_OF_SAM, mixed_recipe, tiny_plan
 from support.tiny_sam import tiny_sam
 
 
@@ -17,7 +17,7 @@ def test_every_planned_module_exists_once_a_model_is_prepared() -> None:
 
 def test_the_papers_recipe_plans_the_papers_parts() -> None:
     plan = tiny_plan(recipe_for("saq-sam", "w4a8"))
-    assert {slot.part for slot in plan.slots} == set(PAPER_PARTS)
+    assert {slot.part for slot in plan.slots} == set(PARTS_OF_SAM)
     assert {weight.bits for weight in plan.weights} == {4}
     assert {slot.bits for slot in plan.slots} == {8}
     assert plan.position_bits is None

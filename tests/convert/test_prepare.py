@@ -20,7 +20,7 @@ from saqsam.convert.pack import (
 )
 from saqsam.convert.prepare import emptied, fill_slots, place_empty_quantizers, prepare
 from saqsam.convert.quantizer_kinds import Observer
-from saqsam.models.parts import DECODER_PARTS, FLOAT_PARTS, PAPER_PARTS, TOKEN_TO_IMAGE_PARTS
+from saqsam.models.parts import DECODER_PARTS, FLOAT_PARTS, TOKEN_TO_IMAGE_PARTS
 from saqsam.models.registry import structure_of
 from saqsam.models.sam.attention import QuantDecoderAttention, QuantVisionAttention
 from saqsam.models.structure import PROBABILITIES, SLOTS, ModelStructure
@@ -37,7 +37,15 @@ from saqsam.quant.layers import (
 from saqsam.quant.logarithmic import GranularityObserver, LogQuantizer, ValueTap
 from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver
 from saqsam.recipes.recipe import Override, ProbabilitySpec, Recipe
-from support.tiny_quantized import mixed_recipe, mixed_tiny, outputs, quantized_tiny, tiny_plan, tiny_recipe
+from support.tiny_quantized import (
+    PARTS_OF_SAM,
+    mixed_recipe,
+    mixed_tiny,
+    outputs,
+    quantized_tiny,
+    tiny_plan,
+    tiny_recipe,
+)
 from support.tiny_sam import tiny_config, tiny_sam
 
 PACKED = (PackedLinear, PackedConv2d, PackedConvTranspose2d)
@@ -89,7 +97,9 @@ def test_the_papers_recipe_quantizes_exactly_the_papers_set(bits: str) -> None:
     recipe = tiny_recipe(bits=bits)
     assert Counter(site.part for site, _ in tiny_plan(recipe).weights) == LAYERS
     slots = Counter(slot.part for slot in tiny_plan(recipe).slots)
-    assert slots == {part: LAYERS.get(part, 0) + len(SLOTS) * ATTENTIONS.get(part, 0) for part in PAPER_PARTS}
+    assert slots == {
+        part: LAYERS.get(part, 0) + len(SLOTS) * ATTENTIONS.get(part, 0) for part in PARTS_OF_SAM
+    }
     weight_bits, activation_bits = int(bits[1]), int(bits[3])
     assert {b for _, b in tiny_plan(recipe).weights} == {weight_bits}
     assert {slot.bits for slot in tiny_plan(recipe).slots} == {activation_bits}
@@ -106,7 +116,7 @@ def test_a_quantized_model_holds_that_set_and_float_elsewhere(structure: ModelSt
     owners = Counter(
         part_of.get(name.rpartition(".")[0]) or attention_of[name.rpartition(".")[0]] for name in quantizers
     )
-    assert owners == {part: LAYERS.get(part, 0) + 4 * ATTENTIONS.get(part, 0) for part in PAPER_PARTS}
+    assert owners == {part: LAYERS.get(part, 0) + 4 * ATTENTIONS.get(part, 0) for part in PARTS_OF_SAM}
     assert {quantizer.bits for quantizer in quantizers.values()} == {8}
     # The rest is what it was.
     rest = Counter(part_of.get(name, "prompt encoder") for name in float_layers(model))

@@ -273,7 +273,10 @@ def test_folder_without_config(tmp_path: Path) -> None:
         ("{", "expected JSON"),
         ("\xff", "expected JSON"),
         ("[]", "JSON object, got list"),
-        ("{}", "model_type one of 'sam', 'sam2', 'sam2_video', got None"),
+        (
+            "{}",
+            "model_type one of 'sam', 'sam_hq', 'sam2', 'sam2_video', 'mobile_sam', got None",
+        ),
         ('{"model_type": "sam3"}', "this is a SAM 3 checkpoint; saqsam supports SAM v1"),
         ('{"model_type": "sam2"}', "config.json describes a SAM 2, the tensors are those of a SAM"),
         ('{"model_type": "sam", "vision_config": 5}', "vision_config: expected a JSON object, got 5"),

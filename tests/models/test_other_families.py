@@ -15,18 +15,8 @@ from support.state_dict_names import official_names
 from support.tiny_sam import tiny_sam
 
 OFFICIAL = official_names(tiny_sam())
-WITHOUT_ENCODER = {name: tensor for name, tensor in OFFICIAL.items() if "image_encoder" not in name}
 ONE = torch.zeros(1)
 FILES: dict[str, tuple[str, dict[str, Any]]] = {
-    "sam_hq_vit_b.pth": ("a SAM-HQ", OFFICIAL | {"mask_decoder.hf_token.weight": ONE}),
-    "sam_hq_parallel.pth": (
-        "a SAM-HQ",
-        {
-            "model": {f"module.{n}": t for n, t in OFFICIAL.items()}
-            | {"module.mask_decoder.hf_mlp.layers.0.bias": ONE}
-        },
-    ),
-    "mobile_sam.pt": ("a MobileSAM", WITHOUT_ENCODER | {"image_encoder.patch_embed.seq.0.c.weight": ONE}),
     "edgetam.pt": (
         "an EdgeTAM",
         {"model": {"image_encoder.trunk.body.stem.weight": ONE, "sam_mask_decoder.iou_token.weight": ONE}},
@@ -40,7 +30,7 @@ def test_a_file_is_refused_by_its_name(file: str, tmp_path: Path) -> None:
     name, content = FILES[file]
     torch.save(content, tmp_path / file)
     with pytest.raises(
-        CheckpointError, match=rf"{file}: this is {name} checkpoint; saqsam supports SAM v1 "
+        CheckpointError, match=rf"{file}: this is {name} checkpoint; saqsam supports SAM v1, "
     ) as error:
         load(tmp_path / file)
     assert "\n" not in str(error.value)
@@ -48,15 +38,14 @@ def test_a_file_is_refused_by_its_name(file: str, tmp_path: Path) -> None:
 
 
 def test_safetensors_are_recognized_alike(tmp_path: Path) -> None:
-    save_file(dict(FILES["mobile_sam.pt"][1]), tmp_path / "mobile_sam.safetensors")
-    with pytest.raises(CheckpointError, match="this is a MobileSAM checkpoint"):
-        load(tmp_path / "mobile_sam.safetensors")
+    save_file(dict(FILES["sam3.pt"][1]), tmp_path / "sam3.safetensors")
+    with pytest.raises(CheckpointError, match="this is a SAM 3 checkpoint"):
+        load(tmp_path / "sam3.safetensors")
 
 
 @pytest.mark.parametrize(
     ("model_type", "name"),
     [
-        ("sam_hq", "SAM-HQ"),
         ("edgetam", "EdgeTAM"),
         ("sam3", "SAM 3"),
         ("sam3_tracker", "SAM 3"),

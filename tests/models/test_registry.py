@@ -14,7 +14,10 @@ def test_a_sam_belongs_to_its_family() -> None:
 
 
 def test_other_models_are_refused_by_their_type() -> None:
-    with pytest.raises(ValueError, match="model_type: expected one of sam, sam2, sam2_video, got 'sam3'"):
+    with pytest.raises(
+        ValueError,
+        match="model_type: expected one of sam, sam_hq, sam2, sam2_video, mobile_sam, got 'sam3'",
+    ):
         family_of(Sam3Config())
 
 

@@ -154,7 +154,7 @@ def test_other_modules_are_not_mentioned_where_the_model_is_incomplete(tmp_path:
         ),
         (
             OFFICIAL | {"mask_decoder.hf_token.weight": torch.zeros(2)},
-            r"sam\.pth: this is a SAM-HQ checkpoint; saqsam supports SAM v1 ",
+            r"sam\.pth: not a complete SAM-HQ: mask_decoder\.compress_vit_conv1\.weight is missing",
         ),
         (
             OFFICIAL | {"mask_decoder.depth_token.weight": torch.zeros(2)},

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from transformers import SamModel, SamProcessor
 
 from saqsam.export import export_model
 from saqsam.inference.processing import preprocess
@@ -37,12 +36,16 @@ class Exports:
     encoder: Path
     decoder: Path
     own: Path
-    processor: SamProcessor
+    processor: Any
+
+    def own_features(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the feature maps of an HWC uint8 image by name."""
+        pixels, _ = preprocess(self.processor, image)
+        return run(self.own / "encoder.onnx", {"pixel_values": pixels.numpy()})
 
     def own_embedding(self, image: np.ndarray) -> np.ndarray:
         """Return the embedding of an HWC uint8 image."""
-        pixels, _ = preprocess(self.processor, image)
-        return run(self.own / "encoder.onnx", {"pixel_values": pixels.numpy()})["image_embeddings"]
+        return self.own_features(image)["image_embeddings"]
 
     def own_masks(self, feeds: Arrays) -> dict[str, np.ndarray]:
         """Return the outputs of the official decoder."""
@@ -50,7 +53,7 @@ class Exports:
 
 
 def write_exports(
-    model: SamModel, processor: SamProcessor, root: Path, layout: str, *, single_mask: bool = True
+    model: Any, processor: Any, root: Path, layout: str, *, single_mask: bool = True
 ) -> Exports:
     """Export a model in both layouts."""
     written = export_model(model, processor, root / layout, layout=layout)
@@ -78,6 +81,30 @@ def official_feeds(
     return {
         "image_embeddings": embedding,
         "point_coords": coords[None].astype(np.float32),
+        "point_labels": np.append(labels, -1)[None].astype(np.float32),
+        "mask_input": np.zeros((1, 1, mask, mask), np.float32),
+        "has_mask_input": np.zeros(1, np.float32),
+        "orig_im_size": np.array(size, np.float32),
+    }
+
+
+def stretched_feeds(
+    features: Arrays, points: Any, labels: Any, size: tuple[int, int], target: int
+) -> dict[str, np.ndarray]:
+    """Return the inputs of saqsam's own SAM 2 decoder for one prompt, with the padding point.
+
+    Args:
+        features: Feature maps of the image.
+        points: Points [N, 2] as x, y in pixels of the image, corners of a box among them.
+        labels: Labels [N].
+        size: Height and width of the image.
+        target: Side of the model's input.
+    """
+    scaled = np.asarray(points, np.float64) * [target / size[1], target / size[0]]
+    mask = 4 * features["image_embeddings"].shape[-1]
+    return {
+        **features,
+        "point_coords": np.concatenate([scaled, np.zeros((1, 2))])[None].astype(np.float32),
         "point_labels": np.append(labels, -1)[None].astype(np.float32),
         "mask_input": np.zeros((1, 1, mask, mask), np.float32),
         "has_mask_input": np.zeros(1, np.float32),

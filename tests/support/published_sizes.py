@@ -1,11 +1,12 @@
-"""A SAM with few layers, and with the input and output sizes of the published ones, which many clients expect."""
+"""Models with few layers, and with the input and output sizes of the published ones, which many clients expect."""
 
 import functools
 
-from transformers import SamConfig, SamModel, SamProcessor
+from transformers import Sam2Config, Sam2Model, SamConfig, SamModel, SamProcessor
 
 from saqsam.models.processing import build_processor
 from support.tiny_sam import tiny_sam
+from support.tiny_sam2 import tiny_sam2, tiny_sam2_config
 
 
 def published_config() -> SamConfig:
@@ -40,3 +41,17 @@ def published_sam() -> SamModel:
 def published_processor() -> SamProcessor:
     """The processor that goes with `published_config`."""
     return build_processor(published_config())
+
+
+def published_sam2_config() -> Sam2Config:
+    """1,024 px, features of 32, 64 and 256 channels; the encoder is that of `tiny_sam2_config`."""
+    config = tiny_sam2_config(1024, hidden_size=256).to_dict()
+    config["vision_config"]["fpn_hidden_size"] = 256
+    config["prompt_encoder_config"]["hidden_size"] = 256
+    return Sam2Config.from_dict(config)
+
+
+@functools.cache
+def published_sam2() -> Sam2Model:
+    """One model for all tests, to be changed by none."""
+    return tiny_sam2(config=published_sam2_config())

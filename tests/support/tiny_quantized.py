@@ -9,10 +9,14 @@ from transformers import SamModel
 
 from saqsam.convert.plan import QuantizationPlan, plan_quantization
 from saqsam.data.scenes.dataset import ScenesDataset
+from saqsam.models.parts import PAPER_PARTS, POINTWISE
 from saqsam.ptq.pipeline import quantize
 from saqsam.recipes.presets import recipe_for
 from saqsam.recipes.recipe import Calibration, Recipe
 from support.tiny_sam import tiny_config, tiny_pixels, tiny_processor, tiny_sam
+
+PARTS_OF_SAM = tuple(part for part in PAPER_PARTS if part != POINTWISE)
+"""Parts of the papers' tensor set that SAM v1 has: no pointwise convolutions."""
 
 
 def tiny_data(count: int = 2, seed: int = 7) -> ScenesDataset:

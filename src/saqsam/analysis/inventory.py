@@ -12,7 +12,7 @@ from transformers import SamConfig, SamModel
 
 from saqsam.analysis.macs import count_macs
 from saqsam.checkpoint import checkpoint_tensors, recipe_of
-from saqsam.models.parts import MASK_PRODUCT, OTHER, PARTS, RELATIVE_POSITIONS
+from saqsam.models.parts import DEPTHWISE, MASK_PRODUCT, OTHER, PARTS, RELATIVE_POSITIONS
 from saqsam.models.registry import family_of, structure_of
 from saqsam.models.structure import ModelStructure
 from saqsam.quant.affine import AffineQuantizer
@@ -30,7 +30,8 @@ class PartInventory:
     """One part of a quantized model.
 
     Attributes:
-        part: Name of the part: one of `models.parts.PARTS`, `relative_positions`, `mask_product`, or `other`.
+        part: Name of the part: one of `models.parts.PARTS`, `depthwise`, `relative_positions`, `mask_product`,
+            or `other`.
         weight_bits: Bits of the weights; None if they are float or there are none.
         activation_bits: Bits of the activations; None if they are float.
         parameters: Number of weights and biases.
@@ -164,7 +165,7 @@ def take_inventory(model: SamModel) -> Inventory:
     ranges = _activation_ranges(model, part_of)
     packed, sizes = _count_stored(model, part_of)
     parts = []
-    for part in (*PARTS, RELATIVE_POSITIONS, MASK_PRODUCT, OTHER):
+    for part in (*PARTS, DEPTHWISE, RELATIVE_POSITIONS, MASK_PRODUCT, OTHER):
         if not (parameters[part] or macs.parts[part]):
             continue
         weight_bits, activation_bits = recipe.bits_of(part) if part in PARTS else (None, None)
@@ -234,7 +235,7 @@ def _count_stored(
 
 def _owner(structure: ModelStructure) -> Callable[[str], str]:
     """Return a function that maps the name of a tensor to its part."""
-    layers = {site.name: site.part for site in structure.weighted_sites}
+    layers = {site.name: site.part for site in (*structure.weighted_sites, *structure.unquantized)}
     attentions = {site.name: site.part for site in structure.attentions}
     positions: tuple[str, ...] = ()
     if structure.position_embedding is not None:
@@ -246,11 +247,11 @@ def _owner(structure: ModelStructure) -> Callable[[str], str]:
             return "position_embedding"
         module = name
         while module:
-            module = module.rpartition(".")[0]
             if module in layers:
                 return layers[module]
             if module in attentions and "rel_pos" not in name:
                 return attentions[module]
+            module = module.rpartition(".")[0]
         return RELATIVE_POSITIONS if "rel_pos" in name else OTHER
 
     return part_of

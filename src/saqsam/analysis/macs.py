@@ -59,8 +59,10 @@ def count_macs(config: Any, prompts: int = 1) -> MacCounts:
     with torch.device("meta"), torch.inference_mode():
         model = family.build(config).eval()
         family.simplify(model)
-        for site in structure.weighted_sites:
-            model.get_submodule(site.name).register_forward_hook(count_layer(site.part))
+        modules = dict(model.named_modules())
+        for site in (*structure.weighted_sites, *structure.unquantized):
+            if site.name in modules:  # not a parameter
+                modules[site.name].register_forward_hook(count_layer(site.part))
         for site in structure.attentions:
             model.get_submodule(site.name).register_forward_hook(count_attention(site.part), with_kwargs=True)
         features = family.encode(model, torch.zeros(family.input_spec(config).pixels))

@@ -79,7 +79,8 @@ def _lines(model: SamModel, scores: Sequence[CardScore], name: str | None) -> It
     recipe = Recipe.from_dict(config.recipe)
     stored = sum(tensor.numel() * tensor.element_size() for tensor in checkpoint_tensors(model).values())
     parameters = model.num_parameters()
-    yield f"\n# SAM, quantized: {recipe.name}\n"
+    family = family_of(model.config)
+    yield f"\n# {family.label}, quantized: {recipe.name}\n"
     yield (
         "A Segment Anything Model with packed low-bit weights, made by post-training quantization with "
         f"saqsam {config.saqsam_version}.\n"
@@ -88,7 +89,10 @@ def _lines(model: SamModel, scores: Sequence[CardScore], name: str | None) -> It
     yield f"| weights | {recipe.weights.bits} bits, {_granularity(recipe)} |"
     activations = recipe.activations
     yield f"| activations | {'float' if activations is None else f'{activations.bits} bits'} |"
+    has_positions = family.structure(model.config).position_embedding is not None
     for part, bits in sorted(recipe.extra.items()):
+        if part == "position_embedding" and not has_positions:
+            continue
         yield f"| {part} | {bits} bits |"
     for part, override in sorted(recipe.overrides.items()):
         weights, inputs = recipe.bits_of(part) if "." in part or part == "neck" else (override.weights, None)
@@ -99,7 +103,7 @@ def _lines(model: SamModel, scores: Sequence[CardScore], name: str | None) -> It
         yield f"| {part} | {', '.join(width for width in widths if width)} |"
     yield f"| parameters | {parameters:,} |"
     yield f"| tensors | {stored / 1e6:.2f} MB; {4 * parameters / 1e6:.2f} MB in float32 |"
-    yield f"| input | {family_of(model.config).input_spec(model.config).image_size} px |"
+    yield f"| input | {family.input_spec(model.config).image_size} px |"
     yield f"| content hash | `{config.content_sha256}` |"
     yield "\n## Load it\n"
     yield from _usage(name or "path/to/this/folder")

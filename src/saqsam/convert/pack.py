@@ -17,6 +17,7 @@ from saqsam.convert.position_embedding import (
     unpack_position_embedding,
 )
 from saqsam.convert.prepare import place_empty_quantizers, prepare
+from saqsam.models.parts import PATCH_EMBEDDING
 from saqsam.models.structure import Site, replace_module
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.layers import (
@@ -127,10 +128,10 @@ def pack_embeddings(model: SamModel, plan: QuantizationPlan) -> None:
     The blocks after them can then be learned on their quantized outputs. Embeddings that are packed stay unchanged.
     """
     recipe, structure = plan.recipe, plan.structure
-    bits = recipe.bits_of("patch_embedding")[0]
-    layer = model.get_submodule(structure.patch_embedding)
-    if bits is not None and not isinstance(layer, PackedLayer):
-        pack_layer(model, structure.patch_embedding, round_weight(layer, bits, recipe))
+    for site, weight_bits in plan.weights:
+        layer = model.get_submodule(site.name)
+        if site.part == PATCH_EMBEDDING and not isinstance(layer, PackedLayer):
+            pack_layer(model, site.name, round_weight(layer, weight_bits, recipe))
     bits, values = plan.position_bits, position_embedding(model, structure)
     if bits is not None and values is not None and packed_position_embedding(model, structure) is None:
         packed = _pack_tensor(values.detach(), bits, CHANNEL_AXIS, recipe)

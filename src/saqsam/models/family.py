@@ -123,8 +123,9 @@ class ModelFamily(ABC):
     def simplify(self, model: Any) -> None:  # noqa: B027
         """Rewrite a float model in place so that it computes the same with fewer operations; by default, do nothing.
 
-        It is called before a model is quantized, and on the empty model that a packed checkpoint is loaded into. A
-        model that is simplified already stays as it is.
+        A family whose model in transformers departs from the official code is corrected here, too. The method is called
+        before a model is quantized, and on the empty model that a packed checkpoint is loaded into. A model that is
+        simplified already stays as it is.
         """
 
     def plain_tensors(self, config: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

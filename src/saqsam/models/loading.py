@@ -49,8 +49,8 @@ def load(
             - ``"sam-mini"``, the model inside this package;
             - a folder written by `save_pretrained`: safetensors or ``pytorch_model.bin``, whole or in shards; or a
               packed checkpoint written by saqsam;
-            - a file: an official ``sam_vit_{b,l,h}_*.pth``, a training script's checkpoint of such a model, or the same
-              tensors as ``.safetensors``;
+            - a file: an official ``sam_vit_{b,l,h}_*.pth``, ``sam2*_hiera_*.pt`` or ``mobile_sam.pt``, a training
+              script's checkpoint of such a model, or the same tensors as ``.safetensors``;
             - a repository on the Hugging Face hub, ``"owner/name"``, such as ``facebook/sam-vit-base``.
 
             A string is tried in this order; a `Path` is always a folder or a file.
@@ -139,14 +139,10 @@ def _plain_names(
 ) -> Mapping[str, torch.Tensor]:
     """Return a folder's tensors by their names in transformers, without the prefix that they were saved with."""
     layout = family_of(config).format
+    located = find_model(tensors, folder)
+    _check_family(located, config, folder)
     if layout.anchor in tensors:
         return layout.image_tensors(tensors)
-    located = find_model(tensors, folder)
-    if located.family is not family_of(config):
-        raise CheckpointError(
-            f"{folder}: config.json describes a {family_of(config).label}, the tensors are those of a "
-            f"{located.family.label}"
-        )
     _warn_of_extra_tensors(located, folder)
     if not located.is_official:
         return layout.image_tensors(located.tensors)
@@ -154,6 +150,14 @@ def _plain_names(
         return layout.rename_official(located.tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
+
+
+def _check_family(located: ModelStateDict, config: Any, path: Path) -> None:
+    if located.family is not family_of(config):
+        raise CheckpointError(
+            f"{path}: config.json describes a {family_of(config).label}, the tensors are those of a "
+            f"{located.family.label}"
+        )
 
 
 def _load_file(path: Path, device: torch.device, image_size: int | None) -> tuple[Any, Any]:
@@ -178,6 +182,7 @@ def _load_file(path: Path, device: torch.device, image_size: int | None) -> tupl
         _use_statistics(processor, located, path)
     elif has_config:
         config = parse_config(_read_config(folder), str(folder / "config.json"))
+        _check_family(located, config, path)
         processor = load_processor(folder, config)
     else:
         config = _infer_without_config(located, path)

@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-SUPPORTED = "saqsam supports SAM v1 and SAM 2"
+SUPPORTED = "saqsam supports SAM v1, SAM-HQ, SAM 2 and MobileSAM"
 
 _MODEL_TYPES = {
-    "sam_hq": "SAM-HQ",
     "edgetam": "EdgeTAM",
     "edgetam_video": "EdgeTAM",
     "sam3": "SAM 3",
@@ -24,13 +23,6 @@ _MODEL_TYPES = {
 _OFFICIAL_KEYS = (
     ("SAM 3", r"backbone\.vision_backbone\."),
     ("EdgeTAM", r"image_encoder\.trunk\.body\."),
-    (
-        "SAM-HQ",
-        r"mask_decoder\.(hf_token|hf_mlp|compress_vit_feat|embedding_encoder|embedding_maskfeature)\.",
-    ),
-    ("MobileSAM", r"image_encoder\.patch_embed\.seq\.|image_encoder\.layers\.\d+\.blocks\."),
-    # transformers' names.
-    ("SAM-HQ", r"mask_decoder\.(hq_token|hq_mask_mlp|compress_vit_conv1)\."),
 )
 """Model names with a pattern of tensor names each, in order of precedence; tensor names may have prefixes."""
 

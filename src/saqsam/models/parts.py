@@ -7,7 +7,12 @@ their prefix: `decoder` covers `decoder.mlp`.
 from __future__ import annotations
 
 ENCODER_ATTENTION = "encoder.attention"
-ENCODER_PARTS = ("encoder.qkv", "encoder.proj", "encoder.lin1", "encoder.lin2", ENCODER_ATTENTION, "neck")
+POINTWISE = "encoder.pointwise"
+"""Pointwise convolutions of a convolutional stage, or between two stages; SAM v1 has none."""
+ENCODER_PARTS = (
+    *("encoder.qkv", "encoder.proj", "encoder.lin1", "encoder.lin2"),
+    *(ENCODER_ATTENTION, POINTWISE, "neck"),
+)
 DECODER_PARTS = (
     "decoder.self_attention",
     "decoder.token_to_image",
@@ -17,20 +22,25 @@ DECODER_PARTS = (
 )
 PAPER_PARTS = ENCODER_PARTS + DECODER_PARTS
 """Tensors that SAQ-SAM (arXiv 2503.06515) and PTQ4SAM (arXiv 2405.03144) quantize: linear layers of the encoder and of
-the decoder's two-way transformer, the neck, and the operands of every attention product."""
+the decoder's two-way transformer, the neck, and the operands of every attention product. Pointwise convolutions, which
+are linear layers applied to every pixel, belong to the set in families that have them."""
 TOKEN_TO_IMAGE_PARTS = ("decoder.token_to_image", "decoder.final_attention")
 """Attention of tokens to the image, whose keys have two peaks in SAM (PTQ4SAM)."""
 POST_GELU_PARTS = ("encoder.lin2",)
 """Layers whose input is the output of a GELU."""
-EMBEDDING_PARTS = ("patch_embedding", "position_embedding")
+PATCH_EMBEDDING = "patch_embedding"
+EMBEDDING_PARTS = (PATCH_EMBEDDING, "position_embedding")
 """Parts whose weights alone can be quantized."""
 FLOAT_PARTS = (*EMBEDDING_PARTS, "upscaling", "hypernetworks", "iou_head")
 """Parts with weights that the papers leave in floating point."""
 PARTS = PAPER_PARTS + FLOAT_PARTS
-CONVOLUTIONS = ("neck", "patch_embedding", "upscaling")
+CONVOLUTIONS = (POINTWISE, "neck", PATCH_EMBEDDING, "upscaling")
 """Parts whose layers are convolutions."""
+DEPTHWISE = "depthwise"
+"""Depthwise convolutions of the encoder, with one input per output channel; they always stay in floating point."""
 RELATIVE_POSITIONS = "relative_positions"
-"""Products of the encoder's queries and relative positions; they have no quantized weights."""
+"""Products of the encoder's queries and relative positions, or biases by relative position; they have no quantized
+weights."""
 MASK_PRODUCT = "mask_product"
 """Product of the decoder's hypernetworks and the upscaled embedding: the masks."""
 OTHER = "other"
@@ -42,17 +52,19 @@ PART_LABELS = {
     "encoder.lin1": "encoder: MLP, first layer",
     "encoder.lin2": "encoder: MLP, second layer",
     "encoder.attention": "encoder: attention products",
+    POINTWISE: "encoder: pointwise convolutions",
     "neck": "neck",
     "decoder.self_attention": "decoder: self-attention of tokens",
     "decoder.token_to_image": "decoder: tokens to image",
     "decoder.image_to_token": "decoder: image to tokens",
     "decoder.final_attention": "decoder: final attention",
     "decoder.mlp": "decoder: MLP",
-    "patch_embedding": "patch embedding",
+    PATCH_EMBEDDING: "patch embedding",
     "position_embedding": "position embedding",
     "upscaling": "mask upscaling",
     "hypernetworks": "mask hypernetworks",
     "iou_head": "IoU head",
+    DEPTHWISE: "depthwise convolutions",
     RELATIVE_POSITIONS: "relative positions",
     MASK_PRODUCT: "mask product",
 }

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from saqsam.models.family import ModelFamily
+from saqsam.models.mobile_sam.family import MobileSamFamily
 from saqsam.models.sam.family import SamFamily
 from saqsam.models.sam2.family import Sam2Family
+from saqsam.models.sam_hq.family import SamHQFamily
 from saqsam.models.structure import ModelStructure
 
-FAMILIES: tuple[ModelFamily, ...] = (SamFamily(), Sam2Family())
-"""One entry for each family; the first one that lists a model type is responsible for it."""
+FAMILIES: tuple[ModelFamily, ...] = (SamFamily(), SamHQFamily(), Sam2Family(), MobileSamFamily())
+"""One entry for each family. A family whose models have the tensors of another one comes after it."""
 
 
 def family_of(config: Any) -> ModelFamily:

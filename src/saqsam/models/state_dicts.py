@@ -1,8 +1,8 @@
 """Find the state dict of a Segment Anything model in the files that training scripts save.
 
 Scripts wrap a state dict (``{"model": ..., "optimizer": ...}``), prefix its names (``module.`` for `DataParallel`,
-Lightning's attribute names), and store other modules beside the model. A model is located by the name of its patch
-embedding, which every variant has.
+Lightning's attribute names), and store other modules beside the model. A model is located by the name of a tensor
+that every model of its family has.
 """
 
 from __future__ import annotations
@@ -96,12 +96,15 @@ def _tensor_names(content: Mapping[str, object]) -> Iterator[str]:
 def _find_all(content: Mapping[str, object], path: Path) -> Iterator[ModelStateDict]:
     for where, dictionary in _dictionaries(content, "", MAX_NESTING, set()):
         state = _unwrap_names(dictionary, path)
-        for name in state:
-            for family in FAMILIES:
-                for anchor in (family.format.official_anchor, family.format.anchor):
+        found: dict[tuple[str, bool], ModelFamily] = {}
+        for family in FAMILIES:
+            for anchor in (family.format.official_anchor, family.format.anchor):
+                for name in state:
                     if name == anchor or name.endswith(f".{anchor}"):
-                        is_official = anchor == family.format.official_anchor
-                        yield _take(state, name.removesuffix(anchor), where, family, is_official)
+                        # A later family may have the anchor of an earlier one, besides its own.
+                        found[name.removesuffix(anchor), anchor == family.format.official_anchor] = family
+        for (prefix, is_official), family in found.items():
+            yield _take(state, prefix, where, family, is_official)
 
 
 def _dictionaries(

@@ -86,7 +86,7 @@ class ModelStructure:
 
     Attributes:
         layers: Linear layers and convolutions of the papers' tensor set, in the order of computation.
-        float_layers: Layers that the papers keep in floating point.
+        float_layers: Layers that the papers keep in floating point, and that a recipe may quantize.
         attentions: Attentions whose products are quantized, encoder first.
         residual_readers: Decoder layers whose input is a residual stream, alone or with positions.
         blocks: Encoder blocks in the order of computation.
@@ -97,12 +97,13 @@ class ModelStructure:
         decoder: Two-way transformer.
         decoder_layers: Its layers in the order of computation.
         final_attention: Its final attention of tokens to the image.
-        patch_embedding: Convolution that embeds patches.
         position_embedding: Parameter with the absolute positions, [1, h, w, C]; None if the family has no such tensor.
             The model may have none, too.
         normalized_layers: Layers of the encoder that can be equalized with the normalization they read.
         relu_mlps: MLPs that can be equalized across their ReLU.
         tied: Name of each tensor that shares its storage with another one, and the name of that other one.
+        encoding_layers: Layers of the mask decoder that run when an image is encoded.
+        unquantized: Layers and parameters that no recipe quantizes, with the part that inventories count them under.
     """
 
     layers: tuple[Site, ...]
@@ -116,11 +117,12 @@ class ModelStructure:
     decoder: str
     decoder_layers: tuple[str, ...]
     final_attention: str
-    patch_embedding: str
     position_embedding: str | None
     normalized_layers: tuple[NormalizedLayer, ...]
     relu_mlps: tuple[ReluMlp, ...]
     tied: Mapping[str, str]
+    encoding_layers: tuple[str, ...] = ()
+    unquantized: tuple[Site, ...] = ()
 
     @property
     def weighted_sites(self) -> tuple[Site, ...]:
@@ -133,9 +135,9 @@ class ModelStructure:
         return tuple(site for site in self.attentions if site.is_decoder)
 
     def is_encoder(self, module: str) -> bool:
-        """Return whether a module belongs to the image encoder, by its name."""
+        """Return whether a module runs when an image is encoded, by its name."""
         encoder = self.neck.partition(".")[0]
-        return module == encoder or module.startswith(f"{encoder}.")
+        return module == encoder or module.startswith(f"{encoder}.") or module in self.encoding_layers
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError if the model lacks one of the modules."""

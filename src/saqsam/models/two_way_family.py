@@ -187,11 +187,14 @@ class TwoWayFamily(ModelFamily):
 
 
 def decoder_label(name: str, transformer: str) -> str:
-    """Return the display name of a module of the decoder, such as `decoder layer 1, tokens to image, q_proj`."""
+    """Return the display name of a module of the decoder, such as `decoder layer 1, tokens to image, q_proj`.
+
+    An unknown name is unchanged.
+    """
     if name.startswith(f"{transformer}.layers."):
         index, _, module = name.removeprefix(f"{transformer}.layers.").partition(".")
         return f"decoder layer {int(index) + 1}, {_attention_label(module)}"
-    return _attention_label(name.removeprefix(f"{transformer}.").removeprefix("vision_encoder."))
+    return _attention_label(name.removeprefix(f"{transformer}."))
 
 
 def _attention_label(name: str) -> str:

@@ -5,14 +5,21 @@ import json
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 
 from saqsam.export import check_export, export_model
 from saqsam.export.layouts.catalog import LAYOUTS
+from saqsam.export.layouts.contract import Context
+from saqsam.export.layouts.write import adapted
+from saqsam.export.onnx.graph import Graph
+from saqsam.models.processing import build_processor
+from saqsam.models.registry import family_of
 from saqsam.runtimes import load_runtime
 from saqsam.utils.errors import CheckpointError
-from support.published_sizes import published_processor, published_sam
+from support.published_sizes import published_sam, published_sam2
 from support.tiny_sam import tiny_processor, tiny_sam
+from support.tiny_sam2 import tiny_sam2, tiny_sam2_processor
 
 FLOAT, UINT8, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8, onnx.TensorProto.INT64
 OFFICIAL_INPUTS = [
@@ -29,7 +36,7 @@ OFFICIAL_OUTPUTS = [
     ("low_res_masks", FLOAT, ["prompts", 1, 256, 256]),
 ]
 EMBEDDING, EMBEDDINGS = [1, 256, 64, 64], ["images", 256, 64, 64]
-CONTRACTS = {
+SAM = {
     "samexporter": (
         (
             [("input_image", FLOAT, ["image_height", "image_width", 3])],
@@ -79,6 +86,92 @@ CONTRACTS = {
     ),
 }
 
+FINEST, FINE = (32, 256, 256), (64, 128, 128)
+FEATURES = {"finest": [1, *FINEST], "fine": [1, *FINE], "embedding": EMBEDDING}
+BATCHED = {name: ["images", *shape[1:]] for name, shape in FEATURES.items()}
+MARKS = [OFFICIAL_INPUTS[1], OFFICIAL_INPUTS[2]]
+PIXELS = [1, 3, 1024, 1024]
+SAM2 = {
+    "samexporter": (
+        (
+            [("image", FLOAT, PIXELS)],
+            [
+                ("high_res_feats_0", FLOAT, FEATURES["finest"]),
+                ("high_res_feats_1", FLOAT, FEATURES["fine"]),
+                ("image_embed", FLOAT, FEATURES["embedding"]),
+            ],
+        ),
+        (
+            [
+                ("image_embed", FLOAT, BATCHED["embedding"]),
+                ("high_res_feats_0", FLOAT, BATCHED["finest"]),
+                ("high_res_feats_1", FLOAT, BATCHED["fine"]),
+                *MARKS,
+                OFFICIAL_INPUTS[3],
+                ("has_mask_input", FLOAT, ["flags"]),
+            ],
+            [
+                ("masks", FLOAT, ["prompts", 3, 256, 256]),
+                ("iou_predictions", FLOAT, ["prompts", 3]),
+            ],
+        ),
+    ),
+    "osam": (
+        (
+            [("input", FLOAT, PIXELS)],
+            [
+                ("image_embeddings", FLOAT, FEATURES["embedding"]),
+                ("high_res_features1", FLOAT, FEATURES["finest"]),
+                ("high_res_features2", FLOAT, FEATURES["fine"]),
+            ],
+        ),
+        (
+            [
+                ("image_embeddings", FLOAT, BATCHED["embedding"]),
+                ("high_res_features1", FLOAT, BATCHED["finest"]),
+                ("high_res_features2", FLOAT, BATCHED["fine"]),
+                *MARKS,
+                ("mask_input", FLOAT, ["masks", 1, "mask_height", "mask_width"]),
+                OFFICIAL_INPUTS[4],
+                ("orig_im_size", INT64, [2]),
+            ],
+            [
+                ("masks", FLOAT, ["prompts", 4, "height", "width"]),
+                ("iou_predictions", FLOAT, ["prompts", 4]),
+                ("low_res_masks", FLOAT, ["prompts", 4, 256, 256]),
+            ],
+        ),
+    ),
+    "transformers-js": (
+        (
+            [("pixel_values", FLOAT, ["images", 3, 1024, 1024])],
+            [
+                ("image_embeddings.0", FLOAT, BATCHED["finest"]),
+                ("image_embeddings.1", FLOAT, BATCHED["fine"]),
+                ("image_embeddings.2", FLOAT, BATCHED["embedding"]),
+            ],
+        ),
+        (
+            [
+                ("input_points", FLOAT, ["images", "point_prompts", "points", 2]),
+                ("input_labels", INT64, ["images", "label_prompts", "points"]),
+                ("input_boxes", FLOAT, ["images", "boxes", 4]),
+                ("image_embeddings.0", FLOAT, BATCHED["finest"]),
+                ("image_embeddings.1", FLOAT, BATCHED["fine"]),
+                ("image_embeddings.2", FLOAT, BATCHED["embedding"]),
+            ],
+            [
+                ("iou_scores", FLOAT, ["images", "prompts", 3]),
+                ("pred_masks", FLOAT, ["images", "prompts", 3, 256, 256]),
+                ("object_score_logits", FLOAT, ["images", "prompts", 1]),
+            ],
+        ),
+    ),
+}
+CONTRACTS = {("sam", name): contract for name, contract in SAM.items()} | {
+    ("sam2", name): contract for name, contract in SAM2.items()
+}
+
 
 def interface(values: list[onnx.ValueInfoProto]) -> list[tuple[str, int, list[int | str]]]:
     return [
@@ -92,13 +185,15 @@ def interface(values: list[onnx.ValueInfoProto]) -> list[tuple[str, int, list[in
 
 
 def test_every_layout_is_listed_here() -> None:
-    assert CONTRACTS.keys() == LAYOUTS.keys()
+    listed = {(family, name) for name, layout in LAYOUTS.items() for family in layout.contracts}
+    assert CONTRACTS.keys() == listed
 
 
-@pytest.mark.parametrize("layout", CONTRACTS)
-def test_names_types_and_shapes(layout: str, tmp_path: Path) -> None:
-    written = export_model(published_sam(), published_processor(), tmp_path / "out", layout=layout)
-    for name, (inputs, outputs) in zip(written.files, CONTRACTS[layout], strict=True):
+@pytest.mark.parametrize(("family", "layout"), CONTRACTS)
+def test_names_types_and_shapes(family: str, layout: str, tmp_path: Path) -> None:
+    model = published_sam() if family == "sam" else published_sam2()
+    written = export_model(model, build_processor(model.config), tmp_path / "out", layout=layout)
+    for name, (inputs, outputs) in zip(written.files, CONTRACTS[family, layout], strict=True):
         model = onnx.load(tmp_path / "out" / name)
         assert interface(list(model.graph.input)) == inputs
         assert interface(list(model.graph.output)) == outputs
@@ -117,11 +212,31 @@ def test_a_layout_is_an_export_that_saqsam_does_not_run(tmp_path: Path) -> None:
     load_runtime(folder)
 
 
-def test_families_without_a_contract_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LAYOUTS, "cvat", dataclasses.replace(LAYOUTS["cvat"], contracts={}))
-    words = r"layout cvat: no contract of CVAT for SAM models; choose one of saqsam, osam, transformers-js"
+def test_families_without_a_contract_are_refused(tmp_path: Path) -> None:
+    words = (
+        r"^layout cvat: CVAT cannot load ONNX files of SAM 2 models; "
+        r"choose one of saqsam, samexporter, osam, transformers-js$"
+    )
     with pytest.raises(ValueError, match=words):
-        export_model(tiny_sam(), tiny_processor(), tmp_path / "out", layout="cvat")
+        export_model(tiny_sam2(), tiny_sam2_processor(), tmp_path / "out", layout="cvat")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layout", SAM2)
+def test_sam2_layouts_take_older_opsets(layout: str, tmp_path: Path) -> None:
+    written = export_model(tiny_sam2(), tiny_sam2_processor(), tmp_path / "out", layout=layout, opset=17)
+    for name in written.files:
+        assert onnx.load(tmp_path / "out" / name).opset_import[0].version == 17
+        onnxruntime.InferenceSession(tmp_path / "out" / name, providers=["CPUExecutionProvider"])
+
+
+def test_prompts_are_declared_before_feature_maps() -> None:
+    part = LAYOUTS["transformers-js"].contracts["sam2"].decoder
+    features_first = dataclasses.replace(part, inputs=part.inputs[::-1])
+    config = published_sam2().config
+    context = Context(family_of(config).input_spec(config), (), ())
+    with pytest.raises(AssertionError, match="points, labels and boxes are declared first"):
+        adapted(features_first, Graph("decoder"), context)
 
 
 @pytest.mark.parametrize(

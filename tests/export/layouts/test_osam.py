@@ -1,14 +1,12 @@
 """The osam layout, which labelme runs: facts about osam 0.8.1, and osam's own code where it is installed."""
 
-import hashlib
-import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from support.client_steps import Exports, official_feeds, picture, run, write_exports
+from support.osam_client import osam_mask
 from support.tiny_sam import IMAGE_SIZE, tiny_processor, tiny_sam
 
 SIZE = (45, 60)
@@ -59,24 +57,8 @@ def test_a_mask_of_another_size_is_resized(exports: Exports) -> None:
 def test_osam_itself_gets_the_masks(
     exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    osam = pytest.importorskip("osam")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    model = osam.apis.get_model_type_by_name("sam:100m")
-    blobs: dict[str, Any] = {}
-    for part, path in (("encoder", exports.encoder), ("decoder", exports.decoder)):
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        blobs[part] = osam.types.Blob(url=path.as_uri(), hash=f"sha256:{digest}")
-        Path(blobs[part].path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, blobs[part].path)
-    monkeypatch.setattr(model, "_blobs", blobs)
-    monkeypatch.setattr(osam.apis, "running_model", None)
     image, (points, labels) = picture(SIZE), MARKS[kind]
-    prompt = osam.types.Prompt(points=np.array(points), point_labels=np.array(labels))
-    request = osam.types.GenerateRequest(model="sam:100m", image=image, prompt=prompt)
-    (annotation,) = osam.apis.generate(request).annotations
+    found = osam_mask(exports, "sam:100m", image, points, labels, tmp_path, monkeypatch)
     feeds = official_feeds(exports.own_embedding(image), points, labels, SIZE, IMAGE_SIZE)
     expected = exports.own_masks(feeds)["masks"][0, 0] > 0
-    box = annotation.bounding_box
-    found = np.zeros(SIZE, bool)
-    found[box.ymin : box.ymax + 1, box.xmin : box.xmax + 1] = annotation.mask
     assert (found & expected).sum() / (found | expected).sum() > 0.99

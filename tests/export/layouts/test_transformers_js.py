@@ -5,9 +5,6 @@ runs.
 """
 
 import json
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +14,10 @@ import torch
 from saqsam.export import export_model
 from saqsam.inference.processing import preprocess
 from saqsam.recipes.deployment import deployable
-from saqsam.utils.atomic_write import write_png
 from support.client_steps import Exports, picture, run, write_exports
 from support.tiny_quantized import quantize_tiny, tiny_recipe
 from support.tiny_sam import tiny_pixels, tiny_processor, tiny_sam
+from support.transformers_js_client import needs_transformers_js, run_transformers_js
 
 SIZE = (45, 60)
 # Two prompts of two points, in pixels of the 64 px input.
@@ -128,34 +125,18 @@ def test_file_variants_are_those_of_the_dtype(tmp_path: Path, bits: str, dtype: 
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("SAQSAM_NODE_MODULES" not in os.environ, reason="set SAQSAM_NODE_MODULES")
+@needs_transformers_js
 @pytest.mark.parametrize("bits", [None, "w8a8", "w4a8"])
 def test_transformers_js_itself_gets_the_masks(tmp_path: Path, bits: str | None) -> None:
     model = tiny_sam() if bits is None else quantize_tiny(deployable(tiny_recipe(bits=bits)))
     export_model(model, tiny_processor(), tmp_path / "sam", layout="transformers-js")
     image = picture(SIZE)
-    write_png(tmp_path / "image.png", image)
-    node, script = shutil.which("node"), Path(__file__).with_name("transformers_js.mjs")
-    assert node is not None
-    arguments = [
-        tmp_path / "sam",
-        tmp_path / "image.png",
-        json.dumps(POINTS),
-        json.dumps(LABELS),
-        tmp_path / "out",
-    ]
-    done = subprocess.run(
-        [node, script, os.environ["SAQSAM_NODE_MODULES"], *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out").read_text())
-    assert found["logits"]["dims"] == [1, 2, 3, 32, 32]
-    assert found["masks"]["dims"] == [2, 3, *SIZE]
+    prompt = {"input_points": POINTS, "input_labels": LABELS}
+    found = run_transformers_js(tmp_path / "sam", "SamModel", image, prompt)
+    assert found["pred_masks"].shape == (1, 2, 3, 32, 32)
+    assert found["masks"].shape == (2, 3, *SIZE)
     # transformers.js resizes with other filters, so torch gets its pixels.
-    pixels = torch.tensor(found["pixels"]).reshape(1, 3, 64, 64)
+    pixels = torch.from_numpy(found["pixels"])
     assert float((pixels - preprocess(tiny_processor(), image)[0]).abs().mean()) < 0.3
     scaled = np.array(POINTS) * [64 / 60, 48 / 45]
     with torch.inference_mode():
@@ -164,6 +145,5 @@ def test_transformers_js_itself_gets_the_masks(tmp_path: Path, bits: str | None)
             input_points=torch.tensor(scaled, dtype=torch.float32)[None],
             input_labels=torch.tensor(LABELS)[None],
         ).pred_masks.numpy()
-    logits = np.array(found["logits"]["data"], np.float32).reshape(expected.shape)
     tolerance = 1e-3 if bits is None else 0.1
-    assert np.linalg.norm(logits - expected) < tolerance * np.linalg.norm(expected)
+    assert np.linalg.norm(found["pred_masks"] - expected) < tolerance * np.linalg.norm(expected)

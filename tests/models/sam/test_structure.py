@@ -8,9 +8,10 @@ from torch import nn
 from transformers import SamConfig, SamModel
 from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention
 
-from saqsam.models.parts import DECODER_PARTS, ENCODER_PARTS, FLOAT_PARTS, PAPER_PARTS, PARTS
+from saqsam.models.parts import DECODER_PARTS, ENCODER_PARTS, FLOAT_PARTS, PARTS
 from saqsam.models.registry import structure_of
 from saqsam.models.structure import replace_module
+from support.tiny_quantized import PARTS_OF_SAM
 from support.tiny_sam import tiny_config, tiny_pixels, tiny_sam
 
 
@@ -75,7 +76,7 @@ def test_each_site_has_a_part_and_each_part_a_site(config: Config) -> None:
     structure = structure_of(config())
     layer_parts = {site.part for site in structure.layers}
     attention_parts = {site.part for site in structure.attentions}
-    assert layer_parts == set(PAPER_PARTS) - {"encoder.attention"}
+    assert layer_parts == set(PARTS_OF_SAM) - {"encoder.attention"}
     assert attention_parts == {"encoder.attention", *DECODER_PARTS} - {"decoder.mlp"}
     assert {site.part for site in structure.float_layers} == set(FLOAT_PARTS) - {"position_embedding"}
     assert PARTS == ENCODER_PARTS + DECODER_PARTS + FLOAT_PARTS

@@ -48,9 +48,13 @@ def write_executorch(
         of `prompts` per call and `points` per prompt.
 
     Raises:
-        ExportError: XNNPACK's integer kernels cannot run the recipe, or a quantized layer was not delegated to them.
+        ExportError: XNNPACK's integer kernels cannot run the recipe, a quantized layer was not delegated to them, or
+            the model is not a SAM v1.
     """
-    spec = family_of(model.config).input_spec(model.config)
+    family = family_of(model.config)
+    if family.name != "sam":
+        raise ExportError(f"{family.label} models cannot be exported to ExecuTorch yet")
+    spec = family.input_spec(model.config)
     pixels = torch.zeros(spec.pixels)
     # Two prompts, because torch.export specializes on dimensions of size 1.
     example = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from saqsam.export.layouts import companions, inputs, outputs
+from saqsam.export.layouts import companions, inputs, outputs, prompts
 from saqsam.export.layouts.contract import OWN_LAYOUT, Contract, Input, Layout, Output, Part
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ _SAMEXPORTER = Contract(
     decoder=Part("{label}.decoder.onnx", _official_inputs(), _OFFICIAL_OUTPUTS),
     single_mask=True,
     sizes={"channels": 3, **_SIZES},
+    write_companions=companions.write_sam_yaml,
 )
 _OSAM = Contract(
     encoder=Part("encoder.onnx", (Input("x", "pixel_values"),), (_EMBEDDING,)),
@@ -55,19 +56,20 @@ _TRANSFORMERS_JS = Contract(
     decoder=Part(
         "onnx/prompt_encoder_mask_decoder{suffix}.onnx",
         (
-            Input("input_points", "point_coords", inputs.padded_points),
-            Input("input_labels", "point_labels", inputs.padded_labels),
-            Input("image_embeddings", "image_embeddings", inputs.repeated_embeddings),
+            Input("input_points", "point_coords", prompts.batched_points),
+            Input("input_labels", "point_labels", prompts.batched_labels),
+            Input("image_embeddings", "image_embeddings", inputs.repeated("image_embeddings")),
             Input("image_positional_embeddings", None, inputs.ignored_embeddings),
         ),
         (
             Output("iou_scores", "iou_predictions", outputs.three_scores),
             Output("pred_masks", "low_res_masks", outputs.three_masks),
         ),
-        absent={"mask_input": inputs.no_mask, "has_mask_input": inputs.without_mask},
+        computed={"mask_input": inputs.no_mask, "has_mask_input": inputs.without_mask},
     ),
     single_mask=False,
     free_batch=True,
+    write_companions=companions.write_sam_json,
 )
 _CVAT = Contract(
     encoder=Part(
@@ -89,23 +91,112 @@ _CVAT = Contract(
     sizes={"embedding_channels": 256, **_SIZES},
 )
 
+_FINEST, _FINE = "high_res_features_0", "high_res_features_1"
+_SAM2_SAMEXPORTER = Contract(
+    encoder=Part(
+        "{label}.encoder.onnx",
+        (Input("image", "pixel_values"),),
+        (
+            Output("high_res_feats_0", _FINEST),
+            Output("high_res_feats_1", _FINE),
+            Output("image_embed", "image_embeddings"),
+        ),
+    ),
+    decoder=Part(
+        "{label}.decoder.onnx",
+        (
+            Input("image_embed", "image_embeddings"),
+            Input("high_res_feats_0", _FINEST),
+            Input("high_res_feats_1", _FINE),
+            Input("point_coords", "point_coords", prompts.padded_points),
+            Input("point_labels", "point_labels", prompts.padded_labels),
+            Input("mask_input", "mask_input"),
+            # samexporter sends one value per prompt, AnyLabeling and X-AnyLabeling send one for all.
+            Input("has_mask_input", "has_mask_input", inputs.flag_of_each_mask),
+        ),
+        (
+            Output("masks", "low_res_masks", outputs.three_masks_of_image),
+            Output("iou_predictions", "iou_predictions", outputs.three_scores_of_image),
+        ),
+    ),
+    single_mask=False,
+    sizes={"channels": 3},
+    write_companions=companions.write_sam2_yaml,
+)
+_SAM2_OSAM = Contract(
+    encoder=Part(
+        "encoder.onnx",
+        (Input("input", "pixel_values"),),
+        (_EMBEDDING, Output("high_res_features1", _FINEST), Output("high_res_features2", _FINE)),
+    ),
+    decoder=Part(
+        "decoder.onnx",
+        (
+            Input("image_embeddings", "image_embeddings"),
+            Input("high_res_features1", _FINEST),
+            Input("high_res_features2", _FINE),
+            Input("point_coords", "point_coords", prompts.padded_points),
+            Input("point_labels", "point_labels", prompts.padded_labels),
+            Input("mask_input", "mask_input", inputs.resized_mask),
+            Input("has_mask_input", "has_mask_input"),
+            Input("orig_im_size", "orig_im_size", inputs.integer_size),
+        ),
+        _OFFICIAL_OUTPUTS,
+    ),
+    single_mask=False,
+)
+_LEVELS = {
+    "image_embeddings.0": _FINEST,
+    "image_embeddings.1": _FINE,
+    "image_embeddings.2": "image_embeddings",
+}
+_SAM2_TRANSFORMERS_JS = Contract(
+    encoder=Part(
+        "onnx/vision_encoder{suffix}.onnx",
+        (Input("pixel_values", "pixel_values"),),
+        tuple(Output(name, feature) for name, feature in _LEVELS.items()),
+    ),
+    decoder=Part(
+        "onnx/prompt_encoder_mask_decoder{suffix}.onnx",
+        (
+            Input("input_points", None, prompts.points_beside_boxes),
+            Input("input_labels", None, prompts.labels_beside_boxes),
+            Input("input_boxes", None, prompts.boxes),
+            *(Input(name, feature, inputs.repeated(feature)) for name, feature in _LEVELS.items()),
+        ),
+        (
+            Output("iou_scores", "iou_predictions", outputs.three_scores),
+            Output("pred_masks", "low_res_masks", outputs.three_masks),
+            Output("object_score_logits", "object_score_logits", outputs.object_scores),
+        ),
+        computed={
+            "point_coords": prompts.points_and_corners,
+            "point_labels": prompts.labels_and_corners,
+            "mask_input": inputs.no_mask,
+            "has_mask_input": inputs.without_mask,
+        },
+    ),
+    single_mask=False,
+    free_batch=True,
+    write_companions=companions.write_sam2_json,
+)
+
 LAYOUTS = {
     layout.name: layout
     for layout in (
         Layout(
             "samexporter",
             "AnyLabeling, X-AnyLabeling",
-            {"sam": _SAMEXPORTER},
-            write_companions=companions.write_anylabeling_yaml,
+            {"sam": _SAMEXPORTER, "sam2": _SAM2_SAMEXPORTER},
         ),
-        Layout("osam", "osam, labelme", {"sam": _OSAM}),
+        Layout("osam", "osam, labelme", {"sam": _OSAM, "sam2": _SAM2_OSAM}),
         Layout(
             "transformers-js",
             "transformers.js",
-            {"sam": _TRANSFORMERS_JS},
+            {"sam": _TRANSFORMERS_JS, "sam2": _SAM2_TRANSFORMERS_JS},
             suffix=companions.transformers_js_suffix,
-            write_companions=companions.write_transformers_js_json,
         ),
+        # CVAT runs SAM 2 on its own servers; no release has a decoder for the browser.
         Layout("cvat", "CVAT", {"sam": _CVAT}),
     )
 }

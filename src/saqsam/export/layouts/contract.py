@@ -38,7 +38,8 @@ class Input:
 
     Attributes:
         name: Name in the file.
-        feeds: Input of the own graph that it feeds; None for an input that clients send and the graph does not need.
+        feeds: Input of the own graph that it feeds; None for an input that the graph does not need, or only together
+            with others.
         declare: Function that declares the input and returns the value to feed; None where both have the same shape and
             type.
     """
@@ -72,13 +73,13 @@ class Part:
             model.
         inputs: Inputs in the order of the file.
         outputs: Outputs in the order of the file.
-        absent: Values of inputs of the own graph that the client does not have.
+        computed: Values of inputs of the own graph that no single input of the client feeds.
     """
 
     file: str
     inputs: tuple[Input, ...]
     outputs: tuple[Output, ...]
-    absent: Mapping[str, Callable[[Graph, Context], Value]] = field(default_factory=dict)
+    computed: Mapping[str, Callable[[Graph, Context], Value]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ class Contract:
         single_mask: Whether the decoder returns one mask per prompt, as the official export chooses it.
         free_batch: Whether the encoder takes any number of images per call.
         sizes: Values of `InputSpec` that are fixed in the source of a client.
+        write_companions: Function that writes the files beside the graphs into a folder, from the description of the
+            model and the names of the graphs' files by part; None if there are none.
     """
 
     encoder: Part
@@ -98,6 +101,7 @@ class Contract:
     single_mask: bool
     free_batch: bool = False
     sizes: Mapping[str, int] = field(default_factory=dict)
+    write_companions: Callable[[Path, Description, Mapping[str, str]], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -138,12 +142,9 @@ class Layout:
         clients: Clients that load the files, for help texts and messages.
         contracts: Contract by name of the model family.
         suffix: Function from the bits of the weights, None for float, to the suffix of the graphs' names.
-        write_companions: Function that writes the files beside the graphs into a folder, from the description of the
-            model and the names of the graphs' files by part; None if there are none.
     """
 
     name: str
     clients: str
     contracts: Mapping[str, Contract]
     suffix: Callable[[int | None], str] = no_suffix
-    write_companions: Callable[[Path, Description, Mapping[str, str]], None] | None = None

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from saqsam.export.layouts.contract import Context
+from saqsam.export.layouts.prompts import IMAGES, PROMPTS, undeclared
 
 if TYPE_CHECKING:  # an extra
     from saqsam.export.onnx.graph import Graph, Value
 
-IMAGES, _PROMPTS = ("images",), ("prompts",)
-"""Keys of the numbers of images and of prompts per image, int64 [1], in the cache of a graph."""
-_PADDING_LABEL = -1.0
-_FLOAT, _INT64 = 1, 7
-"""Values of `onnx.TensorProto.DataType`."""
+_INT64 = 7
+"""Value of `onnx.TensorProto.DataType`."""
 
 
 def unprepared_image(graph: Graph, context: Context, name: str) -> Value:
@@ -45,50 +44,39 @@ def resized_mask(graph: Graph, context: Context, name: str) -> Value:
     return graph.op("Reshape", resized, graph.ints(-1, 1, size, size))
 
 
-def padded_points(graph: Graph, context: Context, name: str) -> Value:
-    """Declare points [B, P, N, 2] of B images and append a padding point: [B * P, N + 1, 2]."""
-    points = graph.input(name, ("images", "prompts", "points", 2))
-    shape = graph.op("Shape", points)
-    graph.cached(IMAGES, lambda: graph.op("Slice", shape, graph.ints(0), graph.ints(1)))
-    graph.cached(_PROMPTS, lambda: graph.op("Slice", shape, graph.ints(1), graph.ints(2)))
-    target = graph.op(
-        "Concat", graph.ints(-1), graph.op("Slice", shape, graph.ints(2), graph.ints(4)), axis=0
-    )
-    rows = graph.op("Reshape", points, target)
-    return graph.op("Pad", rows, graph.ints(0, 0, 0, 0, 1, 0), graph.scalar(0.0))
+def repeated(feature: str) -> Callable[[Graph, Context, str], Value]:
+    """Return a function that declares a feature map [B, C, h, w], and repeats each for its prompts; one stays alone.
 
-
-def padded_labels(graph: Graph, context: Context, name: str) -> Value:
-    """Declare labels [B, P, N], int64, and append that of the padding point: float32 [B * P, N + 1].
-
-    Labels below -1 become -1: transformers uses -10 for points that do not count.
+    Args:
+        feature: Name of the feature map in `InputSpec.features`.
     """
-    labels = graph.input(name, ("images", "prompts", "points"), _INT64)
-    count = graph.op("Slice", graph.op("Shape", labels), graph.ints(2), graph.ints(3))
-    target = graph.op("Concat", graph.ints(-1), count, axis=0)
-    rows = graph.op("Cast", graph.op("Reshape", labels, target), to=_FLOAT)
-    known = graph.op("Max", rows, graph.scalar(_PADDING_LABEL))
-    return graph.op("Pad", known, graph.ints(0, 0, 0, 1), graph.scalar(_PADDING_LABEL))
 
+    def declare(graph: Graph, context: Context, name: str) -> Value:
+        size = context.spec.features[feature][1:]
+        maps = graph.input(name, ("images", *size))
+        images, prompts = (graph.cached(key, undeclared) for key in (IMAGES, PROMPTS))
+        times = graph.op("Where", graph.op("Greater", images, graph.ints(1)), prompts, graph.ints(1))
+        apart = graph.op("Unsqueeze", maps, graph.ints(1))
+        target = graph.op("Concat", images, times, graph.ints(*size), axis=0)
+        return graph.op("Reshape", graph.op("Expand", apart, target), graph.ints(-1, *size))
 
-def repeated_embeddings(graph: Graph, context: Context, name: str) -> Value:
-    """Declare embeddings [B, C, h, w], and repeat each for its P prompts; a single one stays alone."""
-    size = context.spec.embedding[1:]
-    embeddings = graph.input(name, ("images", *size))
-    images, prompts = (graph.cached(key, _undeclared) for key in (IMAGES, _PROMPTS))
-    times = graph.op("Where", graph.op("Greater", images, graph.ints(1)), prompts, graph.ints(1))
-    apart = graph.op("Unsqueeze", embeddings, graph.ints(1))
-    target = graph.op("Concat", images, times, graph.ints(*size), axis=0)
-    return graph.op("Reshape", graph.op("Expand", apart, target), graph.ints(-1, *size))
-
-
-def _undeclared() -> Value:
-    raise AssertionError("points are declared first")
+    return declare
 
 
 def ignored_embeddings(graph: Graph, context: Context, name: str) -> Value:
     """Declare embeddings [B, C, h, w] that clients send and the graph does not read."""
     return graph.input(name, ("images", *context.spec.embedding[1:]))
+
+
+def integer_size(graph: Graph, context: Context, name: str) -> Value:
+    """Declare height and width of the original image, int64 [2]."""
+    return graph.input(name, (2,), _INT64)
+
+
+def flag_of_each_mask(graph: Graph, context: Context, name: str) -> Value:
+    """Declare whether there is a mask, float32 [M]: one value for all prompts, or one per prompt."""
+    flags = graph.input(name, ("flags",))
+    return graph.op("Reshape", flags, graph.ints(-1, 1, 1))
 
 
 def no_mask(graph: Graph, context: Context) -> Value:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from saqsam.export.layouts.contract import Context
-from saqsam.export.layouts.inputs import IMAGES
+from saqsam.export.layouts.prompts import IMAGES
 
 if TYPE_CHECKING:  # an extra
     from saqsam.export.onnx.graph import Graph, Value
@@ -17,20 +17,40 @@ _UINT8, _INT64 = 2, 7
 def three_masks(graph: Graph, context: Context, masks: Value, name: str) -> None:
     """Declare the masks for ambiguous prompts, [B, P, 3, 4h, 4w], of all masks [B * P, 4, 4h, 4w]."""
     shape = (context.spec.masks - 1, context.spec.mask_size, context.spec.mask_size)
-    graph.output(_ambiguous(graph, masks, shape), name, ("images", "prompts", *shape))
+    graph.output(_by_image(graph, _without_first(graph, masks), shape), name, ("images", "prompts", *shape))
 
 
 def three_scores(graph: Graph, context: Context, scores: Value, name: str) -> None:
     """Declare the predicted IoUs of the masks for ambiguous prompts, [B, P, 3], of all IoUs [B * P, 4]."""
     shape = (context.spec.masks - 1,)
-    graph.output(_ambiguous(graph, scores, shape), name, ("images", "prompts", *shape))
+    graph.output(_by_image(graph, _without_first(graph, scores), shape), name, ("images", "prompts", *shape))
 
 
-def _ambiguous(graph: Graph, values: Value, shape: tuple[int, ...]) -> Value:
-    """Drop the first mask of each prompt, and sort prompts by image: [B * P, 4, ...] to [B, P, *shape]."""
-    kept = graph.op("Slice", values, graph.ints(1), graph.ints(2**31 - 1), graph.ints(1))
+def object_scores(graph: Graph, context: Context, scores: Value, name: str) -> None:
+    """Declare the logits of the prompted objects' presence, [B, P, 1], of [B * P, 1]."""
+    graph.output(_by_image(graph, scores, (1,)), name, ("images", "prompts", 1))
+
+
+def three_masks_of_image(graph: Graph, context: Context, masks: Value, name: str) -> None:
+    """Declare the masks for ambiguous prompts of one image, [P, 3, 4h, 4w], of all masks [P, 4, 4h, 4w]."""
+    shape = (context.spec.masks - 1, context.spec.mask_size, context.spec.mask_size)
+    graph.output(_without_first(graph, masks), name, ("prompts", *shape))
+
+
+def three_scores_of_image(graph: Graph, context: Context, scores: Value, name: str) -> None:
+    """Declare the predicted IoUs of the masks for ambiguous prompts of one image, [P, 3], of all IoUs [P, 4]."""
+    graph.output(_without_first(graph, scores), name, ("prompts", context.spec.masks - 1))
+
+
+def _without_first(graph: Graph, values: Value) -> Value:
+    """Drop the first mask of each prompt, the one for unambiguous prompts."""
+    return graph.op("Slice", values, graph.ints(1), graph.ints(2**31 - 1), graph.ints(1))
+
+
+def _by_image(graph: Graph, values: Value, shape: tuple[int, ...]) -> Value:
+    """Sort prompts by image: [B * P, *shape] to [B, P, *shape]."""
     images = graph.cached(IMAGES, lambda: graph.ints(1))
-    return graph.op("Reshape", kept, graph.op("Concat", images, graph.ints(-1, *shape), axis=0))
+    return graph.op("Reshape", values, graph.op("Concat", images, graph.ints(-1, *shape), axis=0))
 
 
 def cropped_mask(graph: Graph, context: Context, logits: Value, name: str) -> None:

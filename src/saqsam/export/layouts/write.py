@@ -40,7 +40,7 @@ def _mismatch(layout: str, config: Any) -> str | None:
     """Return why a layout does not fit a model; None if it does."""
     family, entry = family_of(config), LAYOUTS[layout]
     if family.name not in entry.contracts:
-        return f"no contract of {entry.clients} for {family.label} models"
+        return f"{entry.clients} cannot load ONNX files of {family.label} models"
     spec = family.input_spec(config)
     for name, expected in entry.contracts[family.name].sizes.items():
         actual = getattr(spec, name)
@@ -90,8 +90,8 @@ def write_layout(
         (folder / name).parent.mkdir(exist_ok=True)
         onnx.save(adapted(part, own, context).model(metadata), folder / name)
         files[own.name] = name
-    if entry.write_companions is not None:
-        entry.write_companions(folder, description, files)
+    if contract.write_companions is not None:
+        contract.write_companions(folder, description, files)
     return list(files.values()), graph_details(encoder, decoder)
 
 
@@ -114,7 +114,7 @@ def adapted(part: Part, own: Graph, context: Context) -> Graph:
                 value = graph.input(port.name, own.shape_of(port.feeds))
             if port.feeds is not None:
                 fed[port.feeds] = value
-        for name, make in part.absent.items():
+        for name, make in part.computed.items():
             fed[name] = make(graph, context)
     values = graph.include(own, fed, {output.reads for output in part.outputs})
     with graph.scope("outputs"):

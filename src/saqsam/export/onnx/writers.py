@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from saqsam.export.onnx.graph import Graph
+from saqsam.export.onnx.mobile_sam.writer import MobileSamGraphWriter
 from saqsam.export.onnx.sam.writer import SamGraphWriter
 from saqsam.export.onnx.sam2.writer import Sam2GraphWriter
+from saqsam.export.onnx.sam_hq.writer import SamHQGraphWriter
 from saqsam.models.registry import family_of
 
 
@@ -43,7 +45,12 @@ class GraphWriter(Protocol):
         ...
 
 
-_WRITERS: dict[str, GraphWriter] = {"sam": SamGraphWriter(), "sam2": Sam2GraphWriter()}
+_WRITERS: dict[str, GraphWriter] = {
+    "sam": SamGraphWriter(),
+    "sam_hq": SamHQGraphWriter(),
+    "sam2": Sam2GraphWriter(),
+    "mobile_sam": MobileSamGraphWriter(),
+}
 
 
 def graph_writer(config: Any) -> GraphWriter:

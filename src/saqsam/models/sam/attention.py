@@ -7,7 +7,7 @@ transformers' eager attentions.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,7 @@ class QuantDecoderAttention(TwoWayAttention, SamAttention):  # type: ignore[misc
 
 
 QuantAttention = QuantVisionAttention | QuantDecoderAttention
+_Kind = TypeVar("_Kind", bound=QuantAttention)
 
 
 def to_quant_attention(
@@ -91,16 +92,19 @@ def to_quant_attention(
         quantized_rel_pos_query: Compute relative positions from the quantized query; encoder attention only.
         row_scaled: Quantize the numerators of the softmax (`RowScaledAverage`) instead of the softmax.
     """
-    new: QuantAttention
     if isinstance(attention, SamVisionAttention):
-        new = QuantVisionAttention.__new__(QuantVisionAttention)
-    else:
-        assert isinstance(attention, SamAttention)
-        new = QuantDecoderAttention.__new__(QuantDecoderAttention)
+        vision = with_slots(QuantVisionAttention, attention, row_scaled=row_scaled)
+        vision.quantized_rel_pos_query = quantized_rel_pos_query
+        return vision
+    assert isinstance(attention, SamAttention)
+    return with_slots(QuantDecoderAttention, attention, row_scaled=row_scaled)
+
+
+def with_slots(kind: type[_Kind], attention: nn.Module, *, row_scaled: bool) -> _Kind:
+    """Return an attention of a class with empty slots that shares the layers of a transformers attention."""
+    new = kind.__new__(kind)
     new.__dict__ = {**attention.__dict__, "_modules": dict(attention._modules)}
     for slot in SLOTS:
         setattr(new, slot, nn.Identity())
     new.average = RowScaledAverage() if row_scaled else SoftmaxAverage()
-    if isinstance(new, QuantVisionAttention):
-        new.quantized_rel_pos_query = quantized_rel_pos_query
     return new

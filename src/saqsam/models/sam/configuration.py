@@ -54,7 +54,7 @@ _VISION_FIELDS: Mapping[str, Field] = {
     "global_attn_indexes": LAYER_INDEXES,
     "num_pos_feats": WIDTH,
 }
-_PROMPT_FIELDS: Mapping[str, Field] = {
+PROMPT_FIELDS: Mapping[str, Field] = {
     "hidden_size": WIDTH,
     "image_size": IMAGE_SIZE,
     "patch_size": IMAGE_SIZE,
@@ -66,7 +66,7 @@ _PROMPT_FIELDS: Mapping[str, Field] = {
     "hidden_act": choice(ACTIVATIONS),
     "layer_norm_eps": EPS,
 }
-_DECODER_FIELDS: Mapping[str, Field] = {
+DECODER_FIELDS: Mapping[str, Field] = {
     "hidden_size": integer(8, MAX_WIDTH),
     "hidden_act": choice(ACTIVATIONS),
     "mlp_dim": WIDTH,
@@ -78,9 +78,7 @@ _DECODER_FIELDS: Mapping[str, Field] = {
     "iou_head_hidden_dim": WIDTH,
     "layer_norm_eps": EPS,
 }
-_TYING = {
-    "tie_word_embeddings": Field("true: SAM encodes all positions with one matrix", lambda v: v is True)
-}
+TYING = {"tie_word_embeddings": Field("true: SAM encodes all positions with one matrix", lambda v: v is True)}
 
 
 def parse_sam_config(raw: Mapping[str, Any], source: str) -> SamConfig:
@@ -96,12 +94,12 @@ def parse_sam_config(raw: Mapping[str, Any], source: str) -> SamConfig:
         CheckpointError: A field has the wrong type or lies outside its limits, or two fields contradict each other.
             The message is one line that names the field, what was expected and what was found.
     """
-    take_fields(raw, {**GENERIC_FIELDS, **_TYING}, f"{source}: ")
+    take_fields(raw, {**GENERIC_FIELDS, **TYING}, f"{source}: ")
     parts = {}
     for name, fields, part in (
         ("vision_config", _VISION_FIELDS, SamVisionConfig),
-        ("prompt_encoder_config", _PROMPT_FIELDS, SamPromptEncoderConfig),
-        ("mask_decoder_config", _DECODER_FIELDS, SamMaskDecoderConfig),
+        ("prompt_encoder_config", PROMPT_FIELDS, SamPromptEncoderConfig),
+        ("mask_decoder_config", DECODER_FIELDS, SamMaskDecoderConfig),
     ):
         section = take_object(raw, name, f"{source}: ")
         where = f"{source}: {name}."
@@ -124,13 +122,13 @@ def sam_fields(config: SamConfig) -> dict[str, Any]:
     vision_fields = {name: getattr(vision, name) for name in _VISION_FIELDS if name not in training}
     layers = vision.num_hidden_layers
     vision_fields["global_attn_indexes"] = sorted({i for i in vision.global_attn_indexes if i < layers})
-    prompt_fields = {name: getattr(prompt, name) for name in _PROMPT_FIELDS}
+    prompt_fields = {name: getattr(prompt, name) for name in PROMPT_FIELDS}
     prompt_fields["image_embedding_size"] = prompt.image_embedding_size
     fields = {
         "model_type": SamConfig.model_type,
         "vision_config": vision_fields,
         "prompt_encoder_config": prompt_fields,
-        "mask_decoder_config": {name: getattr(decoder, name) for name in _DECODER_FIELDS},
+        "mask_decoder_config": {name: getattr(decoder, name) for name in DECODER_FIELDS},
     }
     for part in (vision_fields, prompt_fields, fields["mask_decoder_config"]):
         part["layer_norm_eps"] = float(part["layer_norm_eps"])  # JSON may say 0 for 0.0
@@ -152,13 +150,19 @@ def check_sam_config(config: SamConfig, source: str) -> None:
 
 def count_parameters(config: SamConfig) -> int:
     """Return the approximate number of parameters of a model, without building it; biases are not counted."""
-    vision, prompt, decoder = config.vision_config, config.prompt_encoder_config, config.mask_decoder_config
+    vision = config.vision_config
     width, neck, grid = vision.hidden_size, vision.output_channels, vision.image_size // vision.patch_size
     side = max(grid, vision.window_size)
     block = 4 * width**2 + 2 * width * vision.mlp_dim + 4 * side * width
     encoder = (
         vision.num_hidden_layers * block + (grid**2 + vision.num_channels * vision.patch_size**2) * width
     )
+    return int(encoder + neck * width + 9 * neck**2) + count_decoder_parameters(config)
+
+
+def count_decoder_parameters(config: Any) -> int:
+    """Return the approximate number of parameters of prompt encoder and mask decoder; biases are not counted."""
+    prompt, decoder = config.prompt_encoder_config, config.mask_decoder_config
     mid, tokens, iou_width = (
         decoder.hidden_size,
         decoder.num_multimask_outputs + 1,
@@ -167,7 +171,7 @@ def count_parameters(config: SamConfig) -> int:
     two_way = decoder.num_hidden_layers * (8 * mid**2 + 2 * mid * decoder.mlp_dim) + 4 * mid**2
     heads = tokens * 2 * mid**2 + mid * iou_width + decoder.iou_head_depth * iou_width**2
     masks = prompt.mask_input_channels * (prompt.mask_input_channels + prompt.hidden_size)
-    return int(encoder + neck * width + 9 * neck**2 + two_way + heads + masks)
+    return int(two_way + heads + masks)
 
 
 def _check_grid(config: SamConfig, raw: Mapping[str, Any], where: str) -> None:
@@ -191,17 +195,23 @@ def _check_grid(config: SamConfig, raw: Mapping[str, Any], where: str) -> None:
             f"{where}vision_config: expected at most {MAX_GRID} patches per side, got an image_size of "
             f"{vision.image_size} and a patch_size of {vision.patch_size}"
         )
-    stated = (raw.get("prompt_encoder_config") or {}).get("image_embedding_size")
-    if stated is not None and (type(stated) is not int or stated != grid):
-        raise CheckpointError(
-            f"{where}prompt_encoder_config.image_embedding_size: expected {grid}, the image_size of "
-            f"{vision.image_size} divided by the patch_size of {vision.patch_size}, got {shorten(stated)}"
-        )
+    check_embedding_size(raw, vision.image_size, vision.patch_size, where)
     largest = max(grid, MAX_SPARE_WINDOW)
     if vision.window_size > largest:
         raise CheckpointError(
             f"{where}vision_config.window_size: expected at most {largest} for a grid of {grid} patches per side, "
             f"got {vision.window_size}"
+        )
+
+
+def check_embedding_size(raw: Mapping[str, Any], image_size: int, patch_size: int, where: str) -> None:
+    """Raise CheckpointError if a file states another size of the embedding than the image's in patches."""
+    grid = image_size // patch_size
+    stated = (raw.get("prompt_encoder_config") or {}).get("image_embedding_size")
+    if stated is not None and (type(stated) is not int or stated != grid):
+        raise CheckpointError(
+            f"{where}prompt_encoder_config.image_embedding_size: expected {grid}, the image_size of {image_size} "
+            f"divided by the patch_size of {patch_size}, got {shorten(stated)}"
         )
 
 

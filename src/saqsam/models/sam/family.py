@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import SamConfig, SamModel
-from transformers.models.sam.modeling_sam import SamVisionAttention
 
 from saqsam.models.family import AttentionMacs, Features, State, unflatten_image
-from saqsam.models.sam.attention import QuantAttention, to_quant_attention
+from saqsam.models.format import ModelFormat
+from saqsam.models.sam.attention import to_quant_attention
 from saqsam.models.sam.format import SamFormat
 from saqsam.models.sam.structure import TRANSFORMER, sam_structure
 from saqsam.models.structure import InputSpec, ModelStructure
 from saqsam.models.two_way_family import TwoWayFamily, decoder_label
+
+# Other families have other modules under the same names.
+_BLOCK = re.compile(r"vision_encoder\.layers\.(\d+)\.((?:attn|mlp|layer_norm[12])(?:\..+)?)")
+_ENCODER_ENDS = re.compile(
+    r"vision_encoder\.(?:patch_embed\.projection|neck\.(?:conv|layer_norm)[12])(?:\..+)?"
+)
 
 
 class SamFamily(TwoWayFamily):
@@ -22,7 +29,7 @@ class SamFamily(TwoWayFamily):
 
     name = "sam"
     label = "SAM"
-    format = SamFormat()
+    format: ModelFormat = SamFormat()
     iou_token = 0
     mask_token = 1
 
@@ -53,7 +60,7 @@ class SamFamily(TwoWayFamily):
 
     def quantizable_attention(
         self, attention: nn.Module, *, quantized_rel_pos_query: bool, row_scaled: bool
-    ) -> QuantAttention:
+    ) -> nn.Module:
         """Return a `QuantVisionAttention` or `QuantDecoderAttention` with empty slots."""
         return to_quant_attention(
             attention, quantized_rel_pos_query=quantized_rel_pos_query, row_scaled=row_scaled
@@ -92,7 +99,7 @@ class SamFamily(TwoWayFamily):
 
     def attention_macs(self, attention: nn.Module, inputs: Mapping[str, Any]) -> AttentionMacs:
         """Count the MACs of a vision attention or a decoder attention."""
-        if not isinstance(attention, SamVisionAttention):
+        if "hidden_states" not in inputs:
             return super().attention_macs(attention, inputs)
         batch, height, width, channels = inputs["hidden_states"].shape
         tokens = height * width
@@ -101,7 +108,9 @@ class SamFamily(TwoWayFamily):
 
     def module_label(self, name: str) -> str:
         """Return a label such as `encoder block 3, attn.qkv` or `decoder layer 1, tokens to image, q_proj`."""
-        if name.startswith("vision_encoder.layers."):
-            index, _, module = name.removeprefix("vision_encoder.layers.").partition(".")
-            return f"encoder block {int(index) + 1}, {module}"
+        match = _BLOCK.fullmatch(name)
+        if match is not None:
+            return f"encoder block {int(match[1]) + 1}, {match[2]}"
+        if _ENCODER_ENDS.fullmatch(name):
+            return name.removeprefix("vision_encoder.")
         return decoder_label(name, TRANSFORMER)

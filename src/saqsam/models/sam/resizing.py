@@ -28,7 +28,7 @@ def resize_sam(
     """Return the configuration and the tensors of a model at another input size.
 
     Args:
-        config: Configuration with the `vision_config` and `prompt_encoder_config` of `SamConfig`.
+        config: Configuration with the `vision_config` and `prompt_encoder_config` of `SamConfig` or `SamHQConfig`.
         tensors: Tensors by their names in transformers. All but the position tables are passed on as they are.
         image_size: Side of the square input in pixels.
 
@@ -41,10 +41,16 @@ def resize_sam(
         image_size, multiple=vision.patch_size, largest=min(MAX_IMAGE_SIZE, MAX_GRID * vision.patch_size)
     )
     before, after = vision.image_size // vision.patch_size, size // vision.patch_size
+    return resized_config(config, size), {**tensors, **_resized_tables(config, tensors, before, after)}
+
+
+def resized_config(config: Any, size: int) -> Any:
+    """Return a copy of a configuration with a `vision_config` and SAM v1's `prompt_encoder_config` at another size."""
     resized = copy.deepcopy(config)
-    resized.vision_config.image_size = resized.prompt_encoder_config.image_size = size
-    resized.prompt_encoder_config.image_embedding_size = after
-    return resized, {**tensors, **_resized_tables(config, tensors, before, after)}
+    vision, prompt = resized.vision_config, resized.prompt_encoder_config
+    vision.image_size = prompt.image_size = size
+    prompt.image_embedding_size = size // vision.patch_size
+    return resized
 
 
 def _resized_tables(config: Any, tensors: Mapping[str, Tensor], before: int, after: int) -> dict[str, Tensor]:

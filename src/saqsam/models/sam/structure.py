@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from transformers import SamConfig
+from transformers import SamConfig, SamMaskDecoderConfig
 
 from saqsam.models.parts import DECODER_PARTS
 from saqsam.models.structure import AttentionSite, ModelStructure, NormalizedLayer, ReluMlp, Site
 from saqsam.models.two_way import two_way_attentions, two_way_layers
 
 TRANSFORMER = "mask_decoder.transformer"
-_NECK = "vision_encoder.neck"
-_RESIDUAL_READERS = ("q_proj", "k_proj", "v_proj", "lin1")
+NECK = "vision_encoder.neck"
+RESIDUAL_READERS = ("q_proj", "k_proj", "v_proj", "lin1")
 
 
 def sam_structure(config: SamConfig) -> ModelStructure:
@@ -25,21 +25,23 @@ def sam_structure(config: SamConfig) -> ModelStructure:
     layers = (*_encoder_layers(blocks), *two_way_layers(decoder_attentions, ("lin1", "lin2")))
     return ModelStructure(
         layers=layers,
-        float_layers=tuple(_float_layers(decoder.num_multimask_outputs + 1, decoder.iou_head_depth)),
+        float_layers=(
+            Site("vision_encoder.patch_embed.projection", "patch_embedding"),
+            *decoder_float_layers(decoder),
+        ),
         attentions=(*encoder_attentions, *decoder_attentions),
         residual_readers=tuple(
             site.name
             for site in layers
-            if site.part in DECODER_PARTS and site.name.rpartition(".")[2] in _RESIDUAL_READERS
+            if site.part in DECODER_PARTS and site.name.rpartition(".")[2] in RESIDUAL_READERS
         ),
         blocks=blocks,
         stages=_stages(vision.num_hidden_layers, vision.global_attn_indexes),
         skip_targets=(len(blocks),) * len(blocks),
-        neck=_NECK,
+        neck=NECK,
         decoder=TRANSFORMER,
         decoder_layers=decoder_layers,
         final_attention=decoder_attentions[-1].name,
-        patch_embedding="vision_encoder.patch_embed.projection",
         position_embedding="vision_encoder.pos_embed",
         normalized_layers=tuple(_normalized_layers(config, blocks)),
         relu_mlps=tuple(ReluMlp(f"{layer}.mlp.lin1", f"{layer}.mlp.lin2") for layer in decoder_layers),
@@ -67,18 +69,18 @@ def _encoder_layers(blocks: tuple[str, ...]) -> Iterator[Site]:
         yield Site(f"{block}.attn.proj", "encoder.proj")
         yield Site(f"{block}.mlp.lin1", "encoder.lin1")
         yield Site(f"{block}.mlp.lin2", "encoder.lin2")
-    yield Site(f"{_NECK}.conv1", "neck")
-    yield Site(f"{_NECK}.conv2", "neck")
+    yield Site(f"{NECK}.conv1", "neck")
+    yield Site(f"{NECK}.conv2", "neck")
 
 
-def _float_layers(mask_tokens: int, iou_depth: int) -> Iterator[Site]:
-    yield Site("vision_encoder.patch_embed.projection", "patch_embedding")
+def decoder_float_layers(decoder: SamMaskDecoderConfig) -> Iterator[Site]:
+    """Yield the layers of a mask decoder that the papers keep in floating point."""
     yield Site("mask_decoder.upscale_conv1", "upscaling")
     yield Site("mask_decoder.upscale_conv2", "upscaling")
-    for i in range(mask_tokens):
+    for i in range(decoder.num_multimask_outputs + 1):
         for layer in ("proj_in", "layers.0", "proj_out"):
             yield Site(f"mask_decoder.output_hypernetworks_mlps.{i}.{layer}", "hypernetworks")
-    hidden = [f"layers.{i}" for i in range(iou_depth - 2)]
+    hidden = [f"layers.{i}" for i in range(decoder.iou_head_depth - 2)]
     for layer in ("proj_in", *hidden, "proj_out"):
         yield Site(f"mask_decoder.iou_prediction_head.{layer}", "iou_head")
 
@@ -92,4 +94,4 @@ def _normalized_layers(config: SamConfig, blocks: tuple[str, ...]) -> Iterator[N
         is_padded = bool(window) and grid % window != 0
         yield NormalizedLayer(f"{block}.layer_norm1", (f"{block}.attn.qkv",), shifts=not is_padded)
         yield NormalizedLayer(f"{block}.layer_norm2", (f"{block}.mlp.lin1",))
-    yield NormalizedLayer(f"{_NECK}.layer_norm1", (f"{_NECK}.conv2",), shifts=False)
+    yield NormalizedLayer(f"{NECK}.layer_norm1", (f"{NECK}.conv2",), shifts=False)

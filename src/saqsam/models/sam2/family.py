@@ -167,4 +167,6 @@ class Sam2Family(TwoWayFamily):
             return f"encoder block {int(index) + 1}, {module}"
         if name.startswith(f"{NECK}.convs."):
             return f"neck, level {int(name.removeprefix(f'{NECK}.convs.').partition('.')[0]) + 1}"
+        if name.startswith(f"{BACKBONE}."):
+            return name.removeprefix("vision_encoder.")
         return decoder_label(name, TRANSFORMER)

@@ -49,7 +49,6 @@ def sam2_structure(config: Sam2Config) -> ModelStructure:
         decoder=TRANSFORMER,
         decoder_layers=decoder_layers,
         final_attention=decoder_attentions[-1].name,
-        patch_embedding=f"{BACKBONE}.patch_embed.projection",
         position_embedding=None,
         normalized_layers=tuple(_normalized_layers(config, blocks)),
         relu_mlps=tuple(ReluMlp(f"{layer}.mlp.proj_in", f"{layer}.mlp.proj_out") for layer in decoder_layers),

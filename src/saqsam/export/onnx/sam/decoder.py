@@ -11,6 +11,7 @@ very end, when each pixel has four values instead of 32 channels.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,18 +38,33 @@ _MAX_AMBIGUOUS_POINTS = 2.5
 """Number of points, padding included, above which `--single-mask` returns the mask for unambiguous prompts."""
 
 
-def write_decoder(graph: Graph, model: SamModel, *, single_mask: bool = False) -> None:
+_SAM = SamFamily()
+
+Heads = Callable[..., tuple[Value, Value]]
+"""Function with the arguments and results of `write_heads`, and the further feature maps of a family as arguments."""
+
+
+def write_decoder(
+    graph: Graph,
+    model: SamModel,
+    *,
+    single_mask: bool = False,
+    family: SamFamily = _SAM,
+    heads: Heads | None = None,
+) -> None:
     """Add prompt encoder, mask decoder and the resizing of masks to an empty graph.
 
     Args:
         graph: Empty graph.
         model: The model.
         single_mask: Return one mask per prompt, chosen as in the official export, instead of four.
+        family: Family of the model, SAM v1 or one that extends it.
+        heads: Writer of its heads; None for `write_heads`.
     """
-    config = model.config
+    config, spec = model.config, family.input_spec(model.config)
     channels, size = config.prompt_encoder_config.hidden_size, config.vision_config.image_size
     side = size // config.vision_config.patch_size
-    embedding = graph.input("image_embeddings", ("images", channels, side, side))
+    embedding, *extras = (graph.input(name, ("images", *shape[1:])) for name, shape in spec.features.items())
     coords = graph.input("point_coords", ("prompts", "points", 2))
     labels = graph.input("point_labels", ("prompts", "points"))
     mask_input = graph.input("mask_input", ("masks", 1, 4 * side, 4 * side))
@@ -63,7 +79,7 @@ def write_decoder(graph: Graph, model: SamModel, *, single_mask: bool = False) -
         dense = dense_embedding(graph, encoder, mask_input, has_mask, side)
     decoder = model.mask_decoder
     with graph.scope("mask_decoder"):
-        output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).detach()
+        output = family.output_tokens(model).detach()
         start = graph.op(
             "Expand",
             graph.parameter(output[None], "output_tokens"),
@@ -75,10 +91,10 @@ def write_decoder(graph: Graph, model: SamModel, *, single_mask: bool = False) -
         positions = grid_positions(graph, encoder, side)
         transformer = TwoWayTransformer(graph, decoder.transformer, positions)
         tokens, image = transformer.run(tokens, image)
-        masks, ious = _heads(graph, decoder, tokens, image, side)
+        masks, ious = (heads or write_heads)(graph, decoder, tokens, image, side, *extras)
     if single_mask:
         masks, ious = _select(graph, masks, ious, shape)
-    count = 1 if single_mask else decoder.num_mask_tokens
+    count = 1 if single_mask else spec.masks
     with graph.scope("postprocess"):
         large = _resize(graph, masks, original, size)
     graph.output(large, "masks", ("prompts", count, "height", "width"))
@@ -169,19 +185,26 @@ def dense_embedding(graph: Graph, encoder: Any, mask_input: Value, has_mask: Val
     return graph.op("Where", graph.op("Greater", has_mask, graph.scalar(0.5)), rows, none)
 
 
-def _heads(graph: Graph, decoder: Any, tokens: Value, image: Value, side: int) -> tuple[Value, Value]:
-    """Predict masks [P, M, 4h, 4w] and IoUs [P, M]."""
+def upscaled_embedding(graph: Graph, decoder: Any, image: Value, side: int) -> Value:
+    """Upscale image tokens [P, h * w, C] to [P, 16 * h * w, C / 8], each place with its 4 x 4 pixels."""
     with graph.scope("upscaling"):
         rows = graph.op("Reshape", image, graph.ints(-1, decoder.upscale_conv1.weight.shape[0]))
         fine = upscale(graph, decoder.upscale_conv1, rows, "mask_decoder.upscale_conv1")
         fine = activation(graph, decoder.activation, layer_norm(graph, decoder.upscale_layer_norm, fine))
         fine = upscale(graph, decoder.upscale_conv2, fine, "mask_decoder.upscale_conv2")
         fine = activation(graph, decoder.activation, fine)
-        fine = graph.op(
+        return graph.op(
             "Reshape", fine, graph.ints(-1, 16 * side * side, decoder.upscale_conv2.weight.shape[1])
         )
+
+
+def write_heads(graph: Graph, decoder: Any, tokens: Value, image: Value, side: int) -> tuple[Value, Value]:
+    """Predict masks [P, M, 4h, 4w] and IoUs [P, M]."""
+    fine = graph.cached(("upscaled", image), lambda: upscaled_embedding(graph, decoder, image, side))
     hyper = hypernetworks(graph, decoder, tokens, SamFamily.mask_token)
-    masks = masks_by_pixel(graph, graph.op("MatMul", fine, hyper), side, decoder.num_mask_tokens)
+    masks = masks_by_pixel(
+        graph, graph.op("MatMul", fine, hyper), side, len(decoder.output_hypernetworks_mlps)
+    )
     with graph.scope("iou_prediction_head"):
         where = "mask_decoder.iou_prediction_head"
         ious = mlp_of_head(graph, decoder.iou_prediction_head, tokens, SamFamily.iou_token, where)

@@ -26,10 +26,13 @@ from saqsam.export.windows import window_of
 from saqsam.quant.layers import PackedConv2d, PackedTensor
 
 
-def write_encoder(graph: Graph, model: SamModel, options: EncoderOptions) -> None:
+def write_encoder(graph: Graph, model: SamModel, options: EncoderOptions) -> tuple[list[Value], Value]:
     """Add the image encoder to an empty graph.
 
     Its input is `pixel_values` [B, 3, S, S], its output `image_embeddings` [B, C, h, w], both float32.
+
+    Returns:
+        Rows [B * h * w, C'] after each block, and the image embedding.
     """
     config, encoder = model.config.vision_config, model.vision_encoder
     side = config.image_size // config.patch_size
@@ -37,12 +40,15 @@ def write_encoder(graph: Graph, model: SamModel, options: EncoderOptions) -> Non
     pixels = graph.input("pixel_values", (images, config.num_channels, size, size))
     with graph.scope("patch_embed"):
         rows = _patches(graph, encoder, pixels, side)
+    blocks = []
     for index, layer in enumerate(encoder.layers):
         with graph.scope(f"layers.{index}"):
             rows = _block(graph, layer, rows, side, options, f"vision_encoder.layers.{index}")
+        blocks.append(rows)
     with graph.scope("neck"):
-        embedding = _neck(graph, encoder.neck, rows, side)
+        embedding = write_neck(graph, encoder.neck, rows, side)
     graph.output(embedding, "image_embeddings", (images, config.output_channels, side, side))
+    return blocks, embedding
 
 
 def _patches(graph: Graph, encoder: Any, pixels: Value, side: int) -> Value:
@@ -94,7 +100,7 @@ def _block(graph: Graph, layer: Any, rows: Value, side: int, options: EncoderOpt
         return graph.op("Add", rows, out)
 
 
-def _neck(graph: Graph, neck: Any, rows: Value, side: int) -> Value:
+def write_neck(graph: Graph, neck: Any, rows: Value, side: int) -> Value:
     """Apply the neck to rows [B * h * w, C]: embedding [B, C', h, w]."""
     hidden = convolution(graph, neck.conv1, rows, side, "neck.conv1")
     hidden = layer_norm(graph, neck.layer_norm1, hidden)

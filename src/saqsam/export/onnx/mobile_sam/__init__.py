@@ -1,0 +1,1 @@
+"""ONNX graphs of MobileSAM: its image encoder; prompt encoder and mask decoder are SAM v1's."""
