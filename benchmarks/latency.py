@@ -33,6 +33,7 @@ import torch
 from latency_models import (
     SUBJECTS,
     TOOLS,
+    WHOLE_SUBJECTS,
     Case,
     file_bytes,
     file_of,
@@ -162,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Measure exported models against what a user would otherwise run."
     )
-    parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
+    parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(WHOLE_SUBJECTS))
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=list(RUNTIMES))
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="all by default")

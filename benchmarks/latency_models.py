@@ -23,7 +23,7 @@ import torch
 from transformers import Sam2Model, SamModel
 
 import saqsam
-from random_models import pack_uncalibrated, random_sam2, random_sam_b
+from random_models import pack_uncalibrated, random_sam2, random_sam_b, random_sam_b_at
 from saqsam.export.manifest import LOW_RES_OUTPUTS
 from saqsam.export.onnx.graph import Graph
 from saqsam.export.onnx.writer import keep_outputs
@@ -35,10 +35,16 @@ from saqsam.recipes.recipe import Recipe
 SUBJECTS: dict[str, Callable[[], Any]] = {
     "sam-mini": lambda: saqsam.load("sam-mini")[0],
     "sam-b": random_sam_b,
+    "sam-b-512": lambda: random_sam_b_at(512),
+    "sam-b-768": lambda: random_sam_b_at(768),
     "sam2-tiny": partial(random_sam2, "tiny"),
     "sam2-small": partial(random_sam2, "small"),
     "sam2-base-plus": partial(random_sam2, "base_plus"),
 }
+RESIZED_SUBJECTS = {512: "sam-b-512", 768: "sam-b-768", 1024: "sam-b"}
+"""Subjects of `image_size.py` by input size."""
+WHOLE_SUBJECTS = tuple(name for name in SUBJECTS if not name.startswith("sam-b-"))
+"""Subjects of `latency.py` by default: every model at its own input size."""
 TOOLS = ("nncf", "int4")
 """Variants that `other_tools.py` makes of the default export; `int4` are 4-bit weights beside float activations."""
 BUILT_IN = ("default", "dynamic", "static", *TOOLS)

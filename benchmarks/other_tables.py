@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from budget_tables import allocations, bit_errors, budget
 from evaluation_tables import evaluate_cost, tasks
+from image_size_tables import image_size, image_size_latency
 from table_text import DATA, METHODS, listed, markdown, method_label, ordered, signed
 
 SAM_B_DECODER = ["SAM-B, published", "queries and keys", "177", "", "about 100"]
@@ -347,6 +348,8 @@ OTHER_TABLES: dict[str, tuple[str, Callable[[Sequence[Mapping[str, str]]], str]]
     "latency": ("latency.csv", latency),
     "gpulatency": ("gpu_latency.csv", gpu_latency),
     "speed": ("latency.csv", speed),
+    "imagesize": ("image_size.csv", image_size),
+    "imagesizelatency": ("image_size_latency.csv", image_size_latency),
     "deployed": ("deployed.csv", deployed),
     "evaluatecost": ("evaluate_cost.csv", evaluate_cost),
     "tasks": ("tasks.csv", tasks),

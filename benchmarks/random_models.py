@@ -17,6 +17,7 @@ from transformers import (
 from saqsam.convert.pack import pack
 from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import prepare
+from saqsam.models.building import build_model
 from saqsam.models.sam2.official import VARIANTS, config_of_variant
 from saqsam.models.structure import PROBABILITIES, replace_module
 from saqsam.quant.affine import AffineQuantizer
@@ -49,6 +50,12 @@ _VARIANTS: dict[str, dict[str, object]] = {
 def random_sam_b() -> SamModel:
     """ViT-B at 1024 px with weights of a sensible spread; the same each time."""
     return random_sam("b")
+
+
+def random_sam_b_at(image_size: int) -> SamModel:
+    """`random_sam_b`, resized to another input size."""
+    model = random_sam_b()
+    return build_model(model.config, model.state_dict(), source="SAM-B", image_size=image_size)
 
 
 def random_sam(variant: str) -> SamModel:

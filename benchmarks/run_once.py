@@ -76,12 +76,13 @@ def main() -> int:
     sys.path.insert(0, str(Path(__file__).parent))
     run = prepare(order)
     run()
-    seconds = []
+    seconds, cpu_seconds = [], []
     for _ in range(order["runs"]):
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         run()
         seconds.append(time.perf_counter() - start)
-    print(json.dumps({"seconds": seconds, "peak_gib": peak_gib()}))
+        cpu_seconds.append(time.process_time() - cpu_start)
+    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_gib": peak_gib()}))
     return 0
 
 

@@ -176,6 +176,7 @@ def segment(
     point: parameters.PointOption = None,
     everything: parameters.EverythingOption = False,
     generator: options.GeneratorOptions,
+    image_size: parameters.ImageSizeOption = None,
     out_png: parameters.MasksPictureOption = None,
     device: parameters.DeviceOption = "auto",
     runtime: parameters.RuntimeOption = None,
@@ -199,7 +200,7 @@ def segment(
     with library():
         from saqsam.cli.commands.segment import Machine, segment, segment_everything
 
-        machine = Machine(device, runtime, threads)
+        machine = Machine(device, runtime, threads, image_size)
         if everything:
             segment_everything(model, image, path, generator.values, machine, overwrite=overwrite)
         else:
@@ -225,6 +226,7 @@ def export(
     model: parameters.ModelArgument,
     *,
     out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
+    image_size: parameters.ImageSizeOption = None,
     format: parameters.ExportFormatOption = DEFAULT_FORMAT,
     layout: parameters.LayoutOption = OWN_LAYOUT,
     single_mask: parameters.SingleMaskOption = False,
@@ -247,6 +249,7 @@ def export(
         export(
             model,
             out_dir,
+            image_size=image_size,
             format=format,
             layout=layout,
             single_mask=single_mask,

@@ -19,6 +19,7 @@ from saqsam.data.types import Dataset
 from saqsam.export import is_export
 from saqsam.inference.backend import Backend
 from saqsam.models import load
+from saqsam.models.processing import input_side
 from saqsam.ptq.calibration_data import calibration_scenes
 from saqsam.runtimes import TORCH_INTEGER, load_runtime, use_integer_kernels
 from saqsam.utils.atomic_write import write_atomic
@@ -26,18 +27,27 @@ from saqsam.utils.errors import shorten
 
 
 def open_model(
-    model: str, device: str, runtime: str | None, threads: int | None
+    model: str, device: str, runtime: str | None, threads: int | None, image_size: int | None = None
 ) -> tuple[SamModel | Backend, SamProcessor, str]:
-    """Load a model of torch, or an exported folder in its runtime, with its processor and the name of its recipe."""
+    """Load a model of torch, or an exported folder in its runtime, with its processor and the name of its recipe.
+
+    Raises:
+        ValueError: The model cannot be loaded, or cannot have `image_size`.
+    """
     if runtime not in (None, "torch", TORCH_INTEGER) or is_export(model):
         if runtime in ("torch", TORCH_INTEGER):
             raise ValueError(f"{model} is an export; torch runs the checkpoint that it was made of")
         with busy(f"loading {model}"):
             backend, processor = load_runtime(model, runtime, device=device, threads=threads)
+        if image_size not in (None, input_side(processor)):
+            raise ValueError(
+                f"image_size: {model} is an export at {input_side(processor)} px; export the model at {image_size} px "
+                "instead"
+            )
         return backend, processor, backend.manifest.name
     if threads is not None:
         torch.set_num_threads(threads)
-    sam, processor = load_torch(model, device)
+    sam, processor = load_torch(model, device, image_size)
     if quantization_config_of(sam) is None:
         if runtime == TORCH_INTEGER:
             raise ValueError(f"--runtime {runtime}: {model} is float; quantize it first")
@@ -47,10 +57,10 @@ def open_model(
     return sam, processor, recipe_of(sam).name
 
 
-def load_torch(model: str, device: str) -> tuple[SamModel, SamProcessor]:
-    """Load a model of torch to a device, with its processor."""
+def load_torch(model: str, device: str, image_size: int | None = None) -> tuple[SamModel, SamProcessor]:
+    """Load a model of torch to a device, with its processor; a float model is resized to `image_size` pixels."""
     with busy(f"loading {model}"):
-        return load(model, device=usable_device(device))
+        return load(model, device=usable_device(device), image_size=image_size)
 
 
 def usable_device(name: str) -> str:

@@ -14,6 +14,7 @@ import typer
 
 from saqsam.cli.help_texts import DATA_HELP, IGNORE_LABEL_HELP, alternatives, default_tasks, described
 from saqsam.cli.option_groups import OptionGroup, TaskOptions, check_most
+from saqsam.cli.parameters import ImageSizeOption
 from saqsam.evaluation.registry import GENERATOR_OPTIONS, PROMPT, TASKS, TaskOption
 from saqsam.recipes.catalog import (
     AUTO_EFFORT,
@@ -59,6 +60,7 @@ class EvaluationOptions(OptionGroup):
         int | None,
         typer.Option(min=1, callback=check_most, metavar="N", help="Score the first N images only."),
     ] = None
+    image_size: ImageSizeOption = None
     memory: Annotated[
         str,
         typer.Option(metavar="SIZE", help="Memory for prompts that are decoded together, beside the model."),
@@ -115,6 +117,7 @@ class QuantizeOptions(OptionGroup):
             "commas.",
         ),
     ] = None
+    image_size: ImageSizeOption = None
     calibration: Annotated[
         str,
         typer.Option(

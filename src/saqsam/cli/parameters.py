@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from saqsam.cli.help_texts import MODEL_HELP, alternatives, described, runtime_devices
+from saqsam.cli.option_groups import check_most
 from saqsam.export.formats import FORMATS, OPSETS
 from saqsam.export.layouts.catalog import LAYOUTS
 from saqsam.runtimes.registry import RUNTIMES, TORCH, TORCH_INTEGER
@@ -36,6 +37,16 @@ RuntimeOption = Annotated[
 ThreadsOption = Annotated[
     int | None,
     typer.Option(min=1, max=1024, metavar="N", help="Threads of torch or the runtime.", show_default="all"),
+]
+ImageSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        callback=check_most,
+        metavar="PX",
+        help="Input size that a float model is resized to, such as 512. Checkpoints and exports of saqsam keep theirs.",
+        show_default="that of the model",
+    ),
 ]
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write all results to a JSON file.")

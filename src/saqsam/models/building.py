@@ -20,6 +20,7 @@ def build_model(
     *,
     source: str,
     device: str | torch.device = "cpu",
+    image_size: int | None = None,
 ) -> Any:
     """Return a model that holds exactly `tensors`.
 
@@ -29,6 +30,7 @@ def build_model(
             Tensors are copied, so that memory-mapped files can be closed or changed afterwards.
         source: Origin of the tensors, for error messages.
         device: Device of the model.
+        image_size: Side of the square input in pixels, to which the model is resized; by default, that of `config`.
 
     Returns:
         The model in float32 and eval mode.
@@ -36,9 +38,16 @@ def build_model(
     Raises:
         CheckpointError: No supported model has this configuration, or a tensor is missing, unknown, of the wrong
             shape, not floating point, or not finite.
+        ValueError: The model cannot have this input size.
     """
     check_config(config, source)
     family = family_of(config)
+    if image_size is not None and image_size != family.input_spec(config).image_size:
+        try:
+            config, tensors = family.format.resize(config, tensors, image_size)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source}: {error}") from error
+        check_config(config, source)
     with torch.device("meta"):
         model = family.build(config)
     tied = family.structure(config).tied

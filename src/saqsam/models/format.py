@@ -111,6 +111,24 @@ class ModelFormat(ABC):
         """Return the tensors of a file by the names of modules, where transformers saves other names."""
         return tensors
 
+    def resize(
+        self, config: Any, tensors: Mapping[str, Tensor], image_size: int
+    ) -> tuple[Any, Mapping[str, Tensor]]:
+        """Return the configuration and the tensors of a model at another input size.
+
+        By default, models of a family have one size.
+
+        Args:
+            config: Configuration of the model as stored.
+            tensors: Tensors by their names in transformers. Those that depend on the size are interpolated.
+            image_size: Side of the square input in pixels.
+
+        Raises:
+            ValueError: The model cannot have this size. The message names the sizes that it can have.
+            CheckpointError: A tensor to interpolate does not fit the configuration.
+        """
+        raise ValueError(f"image_size: models of type {self.model_types[0]!r} have one input size")
+
     def image_tensors(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the tensors of a state dict without those under `ignored_roots`."""
         return {

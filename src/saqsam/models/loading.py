@@ -17,7 +17,7 @@ from huggingface_hub import snapshot_download
 
 from saqsam.models.building import build_model
 from saqsam.models.configuration import max_weight_bytes, parse_config
-from saqsam.models.processing import build_processor, load_processor
+from saqsam.models.processing import build_processor, load_processor, resize_processor
 from saqsam.models.registry import family_of
 from saqsam.models.sam.inference import DECODER_HEADS
 from saqsam.models.state_dicts import ModelStateDict, find_model
@@ -38,7 +38,9 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _TENSOR_FILES = frozenset({".pth", ".pt", ".bin", ".ckpt", ".safetensors"})
 
 
-def load(model: str | Path = BUNDLED, *, device: str | torch.device = "cpu") -> tuple[Any, Any]:
+def load(
+    model: str | Path = BUNDLED, *, device: str | torch.device = "cpu", image_size: int | None = None
+) -> tuple[Any, Any]:
     """Load a Segment Anything model with the processor that prepares its inputs.
 
     Args:
@@ -53,6 +55,8 @@ def load(model: str | Path = BUNDLED, *, device: str | torch.device = "cpu") -> 
 
             A string is tried in this order; a `Path` is always a folder or a file.
         device: Device of the model.
+        image_size: Side of the square input in pixels. A float model is resized: its position tables are interpolated,
+            and the processor follows. By default, the model keeps its own size.
 
     Returns:
         The model in eval mode, in float32 or, for a packed checkpoint, quantized; and a `SamProcessor` that resizes
@@ -60,34 +64,34 @@ def load(model: str | Path = BUNDLED, *, device: str | torch.device = "cpu") -> 
         default processor of `build_processor`.
 
     Raises:
-        ValueError: There is no model of this name.
+        ValueError: There is no model of this name, or it cannot have this input size.
         CheckpointError: The model is not a `SamModel` that saqsam supports (RGB images, one of
             `configuration.ACTIVATIONS`); a file is damaged; the weights are incomplete, do not fit the configuration,
             or hold NaN or infinity; a pickle would run code; a file holds several models. Subclass of `ValueError`.
     """
     target = _device(device)
     if isinstance(model, str) and model == BUNDLED:
-        return _load_bundled(target)
+        return _load_bundled(target, image_size)
     path = Path(model).expanduser()
     if path.is_dir():
-        return _load_folder(path, target)
+        return _load_folder(path, target, image_size)
     if path.is_file():
-        return _load_file(path, target)
+        return _load_file(path, target, image_size)
     looks_like_hub = isinstance(model, str) and _HUB_ID.fullmatch(model) and path.suffix not in _TENSOR_FILES
     if not looks_like_hub:
         raise ValueError(
             f"no model {str(model)!r}: not {BUNDLED!r}, no such file or folder, not a hub id 'owner/name'"
         )
-    return _load_hub(str(model), target)
+    return _load_hub(str(model), target, image_size)
 
 
-def _load_bundled(device: torch.device) -> tuple[Any, Any]:
+def _load_bundled(device: torch.device, image_size: int | None) -> tuple[Any, Any]:
     folder = _bundled_folder()
     if not (folder / "model.safetensors").is_file():
         raise ValueError(
             f"this installation lacks the weights of {BUNDLED}: no {folder / 'model.safetensors'}"
         )
-    return _load_folder(folder, device)
+    return _load_folder(folder, device, image_size)
 
 
 def _bundled_folder() -> Path:
@@ -95,7 +99,7 @@ def _bundled_folder() -> Path:
     return Path(str(importlib.resources.files("saqsam.models") / "sam_mini"))
 
 
-def _load_folder(folder: Path, device: torch.device) -> tuple[Any, Any]:
+def _load_folder(folder: Path, device: torch.device, image_size: int | None) -> tuple[Any, Any]:
     raw = _read_config(folder)
     quantization = raw.get("quantization_config")
     if quantization is not None:
@@ -104,6 +108,8 @@ def _load_folder(folder: Path, device: torch.device) -> tuple[Any, Any]:
             raise CheckpointError(f"{folder}: expected a float model, got one quantized by {shorten(method)}")
         from saqsam.checkpoint import load_packed_folder
 
+        if image_size is not None:
+            _check_packed_size(parse_config(raw, str(folder / "config.json")), image_size, folder)
         return load_packed_folder(folder, raw, device=device)
     config = parse_config(raw, str(folder / "config.json"))
     processor = load_processor(folder, config)
@@ -114,8 +120,18 @@ def _load_folder(folder: Path, device: torch.device) -> tuple[Any, Any]:
         _plain_names(config, read_folder(folder, max_bytes=max_bytes), folder),
         source=str(folder),
         device=device,
+        image_size=image_size,
     )
-    return model, processor
+    return model, resize_processor(processor, model.config)
+
+
+def _check_packed_size(config: Any, image_size: int, folder: Path) -> None:
+    """Raise ValueError if a packed checkpoint has another size: its ranges and rounding belong to its own."""
+    own = family_of(config).input_spec(config).image_size
+    if image_size != own:
+        raise ValueError(
+            f"image_size: {folder} is quantized at {own} px; quantize the float model at {image_size} px instead"
+        )
 
 
 def _plain_names(
@@ -144,7 +160,7 @@ def _check_family(located: ModelStateDict, config: Any, path: Path) -> None:
         )
 
 
-def _load_file(path: Path, device: torch.device) -> tuple[Any, Any]:
+def _load_file(path: Path, device: torch.device, image_size: int | None) -> tuple[Any, Any]:
     folder = path.parent
     has_config = (folder / "config.json").is_file()
     if (
@@ -152,7 +168,7 @@ def _load_file(path: Path, device: torch.device) -> tuple[Any, Any]:
         and is_part_of_folder(path)
         and (is_shard(path) or "quantization_config" in _read_config(folder))
     ):
-        return _load_folder(folder, device)  # the file cannot be read without its folder
+        return _load_folder(folder, device, image_size)  # the file cannot be read without its folder
     content: Mapping[str, object]
     content = read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_torch(path)
     located = find_model(content, path)
@@ -172,9 +188,9 @@ def _load_file(path: Path, device: torch.device) -> tuple[Any, Any]:
         config = _infer_without_config(located, path)
         processor = build_processor(config)
     used = family_of(config).format.image_tensors(tensors)
-    model = build_model(config, used, source=str(path), device=device)
+    model = build_model(config, used, source=str(path), device=device, image_size=image_size)
     _warn_of_extra_tensors(located, path)
-    return model, processor
+    return model, resize_processor(processor, model.config)
 
 
 def _use_statistics(processor: Any, located: ModelStateDict, path: Path) -> None:
@@ -214,7 +230,7 @@ def _warn_of_extra_tensors(located: ModelStateDict, path: Path) -> None:
         )
 
 
-def _load_hub(model_id: str, device: torch.device) -> tuple[Any, Any]:
+def _load_hub(model_id: str, device: torch.device, image_size: int | None) -> tuple[Any, Any]:
     try:
         folder = Path(snapshot_download(model_id, allow_patterns=["*.json", "model*.safetensors"]))
         if not any(folder.glob("model*.safetensors")):
@@ -225,7 +241,7 @@ def _load_hub(model_id: str, device: torch.device) -> tuple[Any, Any]:
             f"no model {model_id!r}: no such file or folder, and not readable from the Hugging Face hub: "
             f"{shorten_message(first_line(error))}"
         ) from error
-    return _load_folder(folder, device)
+    return _load_folder(folder, device, image_size)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

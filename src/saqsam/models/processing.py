@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -85,6 +86,22 @@ def _kinds(family: ModelFamily) -> tuple[type, ...]:
     """Return the family's own class of image processors, if it has one."""
     kind = family.format.image_processor_class
     return () if kind is None else (kind,)
+
+
+def resize_processor(processor: Any, config: Any) -> Any:
+    """Return a processor at the image size of a configuration, with its other settings unchanged.
+
+    Args:
+        processor: Processor of the same model, perhaps at another size. One of this size is returned as it is.
+        config: Configuration of the model.
+    """
+    if input_side(processor) == family_of(config).input_spec(config).image_size:
+        return processor
+    default = build_processor(config).image_processor
+    image_processor = copy.deepcopy(processor.image_processor)
+    for name in ("size", "pad_size", "mask_size", "mask_pad_size"):
+        setattr(image_processor, name, getattr(default, name))
+    return family_of(config).format.processor_class(image_processor)
 
 
 def processor_fields(processor: Any) -> dict[str, Any]:

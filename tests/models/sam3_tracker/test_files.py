@@ -184,6 +184,23 @@ def test_official_files_and_detectors_are_refused_by_name(tmp_path: Path) -> Non
             convert({})
 
 
+def test_a_resized_model_is_one_of_that_configuration(tmp_path: Path) -> None:
+    tiny_sam3_tracker().save_pretrained(tmp_path)
+    model, processor = saqsam.load(tmp_path, image_size=42)  # 3 patches per side, fewer than a window has
+    config = tiny_sam3_tracker_config()
+    config.vision_config.backbone_config.image_size = config.prompt_encoder_config.image_size = 42
+    config.vision_config.backbone_feature_sizes = [[12, 12], [6, 6], [3, 3]]
+    reference = tiny_sam3_tracker(config=config)
+    assert processor.image_processor.size["height"] == 42
+    pixels, box = tiny_sam3_tracker_pixels()[..., :42, :42], torch.tensor([[[2.0, 3.0, 30.0, 34.0]]])
+    with torch.inference_mode():
+        found, expected = (one(pixel_values=pixels, input_boxes=box) for one in (model, reference))
+    assert found.pred_masks.shape[-1] == 12
+    assert torch.equal(found.pred_masks, expected.pred_masks)
+    with pytest.raises(ValueError, match="image_size: expected a multiple of 14 from 14 to 3584"):
+        saqsam.load(tmp_path, image_size=100)
+
+
 # Configurations
 
 
@@ -226,7 +243,7 @@ def test_the_base_of_rotations_of_earlier_files() -> None:
         (f"{BACKBONE}.num_attention_heads", 3, "expected a divisor"),
         (f"{BACKBONE}.num_attention_heads", 16, "expected heads of a multiple of 4 channels"),
         (f"{BACKBONE}.window_size", 0, "window_size: expected an integer from 1"),
-        (f"{BACKBONE}.window_size", 9, "window_size: expected at most 8, the patches per side"),
+        (f"{BACKBONE}.window_size", 65, "window_size: expected at most 64 for 8 patches per side"),
         (f"{BACKBONE}.pretrain_image_size", 7, "pretrain_image_size: expected from 14"),
         (f"{BACKBONE}.global_attn_indexes", [-1], "global_attn_indexes: expected"),
         (f"{BACKBONE}.rope_parameters", {"rope_type": "yarn"}, "rope_type: expected one of axial"),

@@ -78,7 +78,7 @@ def compare_models(
         named, subjects = [], []
         for number, text in enumerate(models):
             model, runtime = split_runtime(text)
-            sam, processor, recipe = open_model(model, device, runtime, threads)
+            sam, processor, recipe = open_model(model, device, runtime, threads, options.image_size)
             named.append(Named(_letter(number), text, recipe))
             subjects.append(Subject(sam, processor, prompts_within(memory, processor)))
         with process_group(), progress_phases("images") as progress:

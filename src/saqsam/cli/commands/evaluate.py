@@ -47,7 +47,7 @@ def evaluate(
     with claim_optional(json_file, overwrite=overwrite, rank=launched_rank()) as output:
         dataset = open_labeled(options.data, "--data", options.limit, options.ignore_label)
         tasks = create_tasks(dataset, options.task, **task_options)
-        sam, processor, recipe = open_model(model, device, runtime, threads)
+        sam, processor, recipe = open_model(model, device, runtime, threads, options.image_size)
         with process_group(), progress_phases("images") as progress:
             is_first = rank() == 0
             result = saqsam.evaluate(

@@ -34,6 +34,7 @@ def export(
     model_name: str,
     out_dir: Path,
     *,
+    image_size: int | None,
     format: str,
     layout: str,
     single_mask: bool,
@@ -56,7 +57,7 @@ def export(
     runtimes = runtimes_to_judge(format, None if runtime is None else [runtime], min_parity)
     with claim_output(out_dir, overwrite=overwrite) as output:
         folder = output.staged
-        model, processor = load_torch(model_name, "cpu")
+        model, processor = load_torch(model_name, "cpu", image_size)
         with busy(f"writing {out_dir}"):
             manifest = export_model(
                 model,

@@ -150,7 +150,7 @@ def _open(model: str, options: QuantizeOptions, device: str) -> tuple[SamModel, 
     detections = None if boxes is None else load_detections(boxes, data)
     check, check_images = options.check, options.check_images
     check_data = None if check == NO_CHECK else open_labeled(check, "--check", check_images)
-    float_model, processor = load_torch(model, device)
+    float_model, processor = load_torch(model, device, options.image_size)
     if quantization_config_of(float_model) is not None:
         raise ValueError(f"{model} is quantized already; quantize the float model")
     if check_images is None:

@@ -78,16 +78,13 @@ def _collect(
     quantized, processor = load_torch(str(folder), device)
     if quantization_config_of(quantized) is None:
         raise ValueError(f"{folder} is float; a report is on a checkpoint of saqsam quantize")
+    image_size = family_of(quantized.config).input_spec(quantized.config).image_size
     limit = options.limit
     if limit is None:
-        limit = (
-            IMAGES
-            if family_of(quantized.config).input_spec(quantized.config).image_size <= LARGE_INPUT
-            else IMAGES_IF_LARGE
-        )
+        limit = IMAGES if image_size <= LARGE_INPUT else IMAGES_IF_LARGE
     dataset = open_labeled(options.data, "--data", limit, options.ignore_label)
     (task,) = create_tasks(dataset, [PromptTask.name], keep_masks=True, **prompt_options)
-    float_model, why_not = _open_float(options, source, device)
+    float_model, why_not = _open_float(options, source, device, image_size)
     scored = _score(quantized, float_model, processor, dataset, task, options, limit)
     with busy("gathering"):
         content = collect(folder, quantized, scored, gallery=GALLERY)
@@ -97,13 +94,15 @@ def _collect(
     return replace(content, left_out={**content.left_out, **missing}), scored
 
 
-def _open_float(options: ReportOptions, source: Source | None, device: str) -> tuple[SamModel | None, str]:
-    """Load the float model, or return the reason why there is none."""
+def _open_float(
+    options: ReportOptions, source: Source | None, device: str, image_size: int
+) -> tuple[SamModel | None, str]:
+    """Load the float model at the input size of the checkpoint, or return the reason why there is none."""
     name = options.float_model or (None if source is None else source.model)
     if name is None:
         return None, "quantization.json does not name the float model: --float MODEL does"
     try:
-        model, _ = load_torch(name, device)
+        model, _ = load_torch(name, device, image_size)
     except (ValueError, OSError) as error:
         if options.float_model is not None:
             raise

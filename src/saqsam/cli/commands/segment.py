@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import SamModel, SamProcessor
 
 from saqsam.cli.inputs import open_model
 from saqsam.cli.integer_layers import measure_integers, print_integers
@@ -18,6 +19,7 @@ from saqsam.cli.terminal import print_table, result_table, say
 from saqsam.data.images import read_image
 from saqsam.evaluation.registry import GENERATOR_OPTIONS
 from saqsam.evaluation.task_inputs import generator_options
+from saqsam.inference.backend import Backend
 from saqsam.inference.mask_generator import MaskGenerator
 from saqsam.inference.predictor import Predictor
 from saqsam.runtimes import TORCH_INTEGER
@@ -30,11 +32,16 @@ Prompt = tuple[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class Machine:
-    """Device, runtime and threads that a model runs with, as in the options of these names."""
+    """Device, runtime, threads and input size that a model runs with, as in the options of these names."""
 
     device: str
     runtime: str | None
     threads: int | None
+    image_size: int | None
+
+    def open(self, model: str) -> tuple[SamModel | Backend, SamProcessor, str]:
+        """Load a model with its processor and the name of its recipe."""
+        return open_model(model, self.device, self.runtime, self.threads, self.image_size)
 
 
 def segment(
@@ -50,7 +57,7 @@ def segment(
     """Segment an image from boxes and points, and draw one mask per prompt to `path`."""
     picture = _read_picture(image, path)
     with claim_output(path, overwrite=overwrite) as output:
-        sam, processor, _ = open_model(model, machine.device, machine.runtime, machine.threads)
+        sam, processor, _ = machine.open(model)
         predictor = Predictor(sam, processor)
         with busy(f"segmenting {image}"):
             predictor.set_image(picture)
@@ -78,7 +85,7 @@ def segment_everything(
     generator = generator_options({option.name: options.get(option.name) for option in GENERATOR_OPTIONS})
     picture = _read_picture(image, path)
     with claim_output(path, overwrite=overwrite) as output:
-        sam, processor, _ = open_model(model, machine.device, machine.runtime, machine.threads)
+        sam, processor, _ = machine.open(model)
         with busy(f"segmenting {image}"):
             masks = MaskGenerator(Predictor(sam, processor), generator).generate(picture)
             if not masks:

@@ -9,7 +9,9 @@ from torch import Tensor
 from transformers import SamProcessor
 
 from saqsam.models.format import Canvas, ModelFormat
-from saqsam.models.mobile_sam.configuration import MobileSamConfig
+from saqsam.models.image_sizes import check_image_size
+from saqsam.models.limits import MAX_GRID, MAX_IMAGE_SIZE
+from saqsam.models.mobile_sam.configuration import PATCH_EMBEDDING_STRIDE, MobileSamConfig
 from saqsam.models.mobile_sam.official import from_official, infer_config
 from saqsam.models.mobile_sam.validation import (
     check_mobile_sam_config,
@@ -17,6 +19,7 @@ from saqsam.models.mobile_sam.validation import (
     mobile_sam_fields,
     parse_mobile_sam_config,
 )
+from saqsam.models.sam.resizing import resized_config
 
 
 class MobileSamFormat(ModelFormat):
@@ -57,3 +60,11 @@ class MobileSamFormat(ModelFormat):
     def infer_config(self, tensors: Mapping[str, Tensor]) -> MobileSamConfig:
         """Return the configuration by the shapes, for 1024-px images."""
         return infer_config({name: tuple(value.shape) for name, value in tensors.items()})
+
+    def resize(
+        self, config: MobileSamConfig, tensors: Mapping[str, Tensor], image_size: int
+    ) -> tuple[MobileSamConfig, Mapping[str, Tensor]]:
+        """Return the model at another input size, a multiple of the patch; no tensor depends on it."""
+        largest = min(MAX_IMAGE_SIZE, PATCH_EMBEDDING_STRIDE**2 * MAX_GRID)
+        size = check_image_size(image_size, multiple=config.vision_config.patch_size, largest=largest)
+        return resized_config(config, size), tensors

@@ -12,6 +12,7 @@ from saqsam.models.format import Canvas, ModelFormat
 from saqsam.models.sam.configuration import check_sam_config, count_parameters, parse_sam_config, sam_fields
 from saqsam.models.sam.inference import infer_sam_config
 from saqsam.models.sam.official import from_official, rename_state_dict
+from saqsam.models.sam.resizing import resize_sam
 
 
 class SamFormat(ModelFormat):
@@ -52,3 +53,9 @@ class SamFormat(ModelFormat):
     def infer_config(self, tensors: Mapping[str, Tensor]) -> SamConfig:
         """Return the configuration by the shapes; the decoder's heads are those of the official code."""
         return infer_sam_config({name: tuple(value.shape) for name, value in tensors.items()})
+
+    def resize(
+        self, config: SamConfig, tensors: Mapping[str, Tensor], image_size: int
+    ) -> tuple[SamConfig, Mapping[str, Tensor]]:
+        """Return the model at another input size, a multiple of the patch; its position tables are interpolated."""
+        return resize_sam(config, tensors, image_size)

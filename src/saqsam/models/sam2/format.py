@@ -16,6 +16,7 @@ from saqsam.models.sam2.configuration import (
     sam2_fields,
 )
 from saqsam.models.sam2.official import config_of_variant, find_variant, from_official, rename_official
+from saqsam.models.sam2.resizing import resize_sam2_config
 
 
 class Sam2Format(ModelFormat):
@@ -70,3 +71,9 @@ class Sam2Format(ModelFormat):
     def infer_config(self, tensors: Mapping[str, Tensor]) -> Sam2Config:
         """Return the configuration of the published variant with these widths and depths."""
         return config_of_variant(find_variant(tensors), tensors)
+
+    def resize(
+        self, config: Sam2Config, tensors: Mapping[str, Tensor], image_size: int
+    ) -> tuple[Sam2Config, Mapping[str, Tensor]]:
+        """Return the model at another input size; no tensor depends on it."""
+        return resize_sam2_config(config, image_size), tensors

@@ -27,6 +27,7 @@ from saqsam.models.limits import (
     MAX_GRID,
     MAX_HEADS,
     MAX_LAYERS,
+    MAX_SPARE_WINDOW,
     RGB,
     WIDTH,
     check_equal,
@@ -196,9 +197,10 @@ def _check_sizes(config: Sam3TrackerConfig, where: str, vision_where: str) -> No
             f"{vision_where}backbone_feature_sizes: expected {sides} for an image_size of {size}, got "
             f"{shorten(vision.backbone_feature_sizes)}"
         )
-    if backbone.window_size > grid:
+    if backbone.window_size > max(grid, MAX_SPARE_WINDOW):
         raise CheckpointError(
-            f"{name}window_size: expected at most {grid}, the patches per side, got {backbone.window_size}"
+            f"{name}window_size: expected at most {max(grid, MAX_SPARE_WINDOW)} for {grid} patches per side, got "
+            f"{backbone.window_size}"
         )
     if not patch <= backbone.pretrain_image_size <= patch * MAX_GRID:
         raise CheckpointError(

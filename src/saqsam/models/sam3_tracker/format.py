@@ -19,6 +19,7 @@ from saqsam.models.sam3_tracker.configuration import (
 )
 from saqsam.models.sam3_tracker.neck import UNREAD
 from saqsam.models.sam3_tracker.processor import Sam3StretchImageProcessor
+from saqsam.models.sam3_tracker.resizing import resize_sam3_tracker_config
 from saqsam.utils.errors import CheckpointError
 
 _BACKBONE = "vision_encoder.backbone"
@@ -101,6 +102,12 @@ class Sam3TrackerFormat(ModelFormat):
                 f"{backbone.num_hidden_layers}, got {width} and {len(blocks)}"
             )
         return config
+
+    def resize(
+        self, config: Sam3TrackerConfig, tensors: Mapping[str, Tensor], image_size: int
+    ) -> tuple[Sam3TrackerConfig, Mapping[str, Tensor]]:
+        """Return the configuration at another input size, and the tensors, which do not depend on it."""
+        return resize_sam3_tracker_config(config, image_size), tensors
 
     def module_names(self, tensors: dict[str, Value]) -> dict[str, Value]:
         """Return the tensors of a file by the names of the modules of a `Sam3TrackerModel`."""
