@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 from transformers import Sam2Model
 
+from saqsam.evaluation.fingerprint import encoder_identity
 from saqsam.inference.backend import TorchBackend
+from saqsam.inference.predictor import Predictor
 from saqsam.inference.prompts import Prompts
 from saqsam.models.family import flatten_image
 from saqsam.models.registry import family_of, structure_of
 from saqsam.models.sam2.family import Sam2Family
 from saqsam.models.structure import replace_module
-from support.tiny_sam2 import tiny_sam2, tiny_sam2_config, tiny_sam2_pixels
+from support.tiny_sam2 import tiny_sam2, tiny_sam2_config, tiny_sam2_pixels, tiny_sam2_processor
 
 FAMILY = Sam2Family()
 BOXES = torch.tensor([[10.0, 20.0, 90.0, 100.0], [0.0, 0.0, 127.0, 127.0], [40.0, 30.0, 60.0, 80.0]])
@@ -170,3 +172,16 @@ def test_attentions_with_empty_slots_are_transformers(model: Sam2Model) -> None:
         replace_module(quantizable, site.name, new)
     for found, expected in zip(in_parts(quantizable), in_parts(model), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["mask_decoder.conv_s0.weight", "mask_decoder.conv_s1.bias", "no_memory_embedding"]
+)
+def test_everything_that_features_depend_on_is_the_encoder(name: str) -> None:
+    one, other = tiny_sam2(), tiny_sam2()
+    processor = tiny_sam2_processor()
+    same = encoder_identity(Predictor(one, processor))
+    assert same == encoder_identity(Predictor(other, processor))
+    with torch.no_grad():
+        other.get_parameter(name).add_(1.0)
+    assert encoder_identity(Predictor(other, processor)) != same

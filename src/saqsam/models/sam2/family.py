@@ -60,6 +60,12 @@ class Sam2Family(TwoWayFamily):
             pads_boxes=True,
         )
 
+    def encoder(self, model: Sam2Model) -> nn.Module:
+        """Return the vision encoder and what else the features depend on."""
+        decoder = model.mask_decoder
+        no_memory = nn.ParameterList([model.no_memory_embedding])
+        return nn.ModuleList([model.vision_encoder, decoder.conv_s0, decoder.conv_s1, no_memory])
+
     def tie(self, model: Sam2Model) -> None:
         """Do nothing: no tensors are tied."""
 
