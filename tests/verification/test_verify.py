@@ -325,7 +325,7 @@ def test_the_command_fails_and_leaves_nothing(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "export"
-    negate = lambda self, pixels: -decode_encoder(self, pixels)  # noqa: E731
+    negate = lambda self, pixels: Features(-decode_encoder(self, pixels).embedding)  # noqa: E731
     decode_encoder = OnnxRuntimeBackend.encode
     monkeypatch.setattr(OnnxRuntimeBackend, "encode", negate)
     assert_refused(
