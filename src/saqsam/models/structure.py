@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -200,6 +200,18 @@ class InputSpec:
     def embedding(self) -> tuple[int, int, int, int]:
         """Shape of the embedding of one image."""
         return (1, self.embedding_channels, self.grid, self.grid)
+
+
+def ranges_ending_at(ends: Iterable[int], count: int) -> tuple[range, ...]:
+    """Cut the indexes from 0 to `count` - 1 into ranges.
+
+    Args:
+        ends: Last index of each range but the last; indexes outside of the sequence are ignored, as by models.
+        count: Number of indexes, at least 1.
+    """
+    ordered = sorted({*(end for end in ends if 0 <= end < count), count - 1})
+    begins = [0, *(end + 1 for end in ordered[:-1])]
+    return tuple(range(begin, end + 1) for begin, end in zip(begins, ordered, strict=True))
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:

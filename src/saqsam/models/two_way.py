@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from saqsam.models.average import RowScaledAverage, SoftmaxAverage
+from saqsam.models.parts import DECODER_PARTS
 from saqsam.models.structure import AttentionSite, Site
 
 
@@ -46,6 +47,19 @@ def two_way_layers(attentions: Sequence[AttentionSite], mlp: tuple[str, str]) ->
             block = attention.name.rpartition(".")[0]
             for name in mlp:
                 yield Site(f"{block}.mlp.{name}", "decoder.mlp")
+
+
+def residual_readers(layers: Iterable[Site], mlp_layer: str) -> tuple[str, ...]:
+    """Return the decoder layers that read a residual stream: all projections to heads, and the first layer of MLPs.
+
+    Args:
+        layers: Layers of the model.
+        mlp_layer: Name of the first layer of an MLP.
+    """
+    readers = ("q_proj", "k_proj", "v_proj", mlp_layer)
+    return tuple(
+        site.name for site in layers if site.part in DECODER_PARTS and site.name.rpartition(".")[2] in readers
+    )
 
 
 class TwoWayAttention(nn.Module):

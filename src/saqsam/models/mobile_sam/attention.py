@@ -8,12 +8,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saqsam.models.average import RowScaledAverage, SoftmaxAverage
 from saqsam.models.grid_attention import GridAttention
 from saqsam.models.mobile_sam.tiny_vit import MobileSamVisionAttention
 from saqsam.models.sam.attention import QuantDecoderAttention
 from saqsam.models.sam.attention import to_quant_attention as to_quant_decoder_attention
-from saqsam.models.structure import SLOTS
+from saqsam.models.slots import with_slots
 
 
 class QuantWindowAttention(GridAttention, MobileSamVisionAttention):
@@ -66,9 +65,4 @@ def to_quant_attention(
         new = to_quant_decoder_attention(attention, row_scaled=row_scaled)
         assert isinstance(new, QuantDecoderAttention)
         return new
-    windowed = QuantWindowAttention.__new__(QuantWindowAttention)
-    windowed.__dict__ = {**attention.__dict__, "_modules": dict(attention._modules)}
-    for slot in SLOTS:
-        setattr(windowed, slot, nn.Identity())
-    windowed.average = RowScaledAverage() if row_scaled else SoftmaxAverage()
-    return windowed
+    return with_slots(QuantWindowAttention, attention, row_scaled=row_scaled)

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from saqsam.models.mobile_sam.configuration import MobileSamConfig
 from saqsam.models.mobile_sam.model import block_names
-from saqsam.models.parts import DECODER_PARTS, DEPTHWISE, PATCH_EMBEDDING, POINTWISE, RELATIVE_POSITIONS
-from saqsam.models.sam.structure import NECK, RESIDUAL_READERS, TRANSFORMER, decoder_float_layers
+from saqsam.models.parts import DEPTHWISE, PATCH_EMBEDDING, POINTWISE, RELATIVE_POSITIONS
+from saqsam.models.sam.structure import NECK, TRANSFORMER, decoder_float_layers
 from saqsam.models.structure import AttentionSite, ModelStructure, NormalizedLayer, ReluMlp, Site
-from saqsam.models.two_way import two_way_attentions, two_way_layers
+from saqsam.models.two_way import residual_readers, two_way_attentions, two_way_layers
 
 
 def mobile_sam_structure(config: MobileSamConfig) -> ModelStructure:
@@ -39,11 +39,7 @@ def mobile_sam_structure(config: MobileSamConfig) -> ModelStructure:
             *(_encoder_attention(f"{block}.attn") for block in transformer_blocks),
             *decoder_attentions,
         ),
-        residual_readers=tuple(
-            site.name
-            for site in layers
-            if site.part in DECODER_PARTS and site.name.rpartition(".")[2] in RESIDUAL_READERS
-        ),
+        residual_readers=residual_readers(layers, "lin1"),
         blocks=blocks,
         stages=tuple(_ranges([len(stage) for stage in stages])),
         skip_targets=tuple(range(1, len(blocks) + 1)),

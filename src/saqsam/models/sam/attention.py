@@ -7,15 +7,14 @@ transformers' eager attentions.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.models.sam.modeling_sam import SamAttention, SamVisionAttention
 
-from saqsam.models.average import RowScaledAverage, SoftmaxAverage
 from saqsam.models.grid_attention import GridAttention, Positions
-from saqsam.models.structure import SLOTS
+from saqsam.models.slots import with_slots
 from saqsam.models.two_way import TwoWayAttention
 
 
@@ -79,7 +78,6 @@ class QuantDecoderAttention(TwoWayAttention, SamAttention):  # type: ignore[misc
 
 
 QuantAttention = QuantVisionAttention | QuantDecoderAttention
-_Kind = TypeVar("_Kind", bound=QuantAttention)
 
 
 def to_quant_attention(
@@ -90,7 +88,7 @@ def to_quant_attention(
     Args:
         attention: A `SamVisionAttention` or `SamAttention`.
         quantized_rel_pos_query: Compute relative positions from the quantized query; encoder attention only.
-        row_scaled: Quantize the numerators of the softmax (`RowScaledAverage`) instead of the softmax.
+        row_scaled: Quantize the numerators of the softmax (`average.RowScaledAverage`) instead of the softmax.
     """
     if isinstance(attention, SamVisionAttention):
         vision = with_slots(QuantVisionAttention, attention, row_scaled=row_scaled)
@@ -98,13 +96,3 @@ def to_quant_attention(
         return vision
     assert isinstance(attention, SamAttention)
     return with_slots(QuantDecoderAttention, attention, row_scaled=row_scaled)
-
-
-def with_slots(kind: type[_Kind], attention: nn.Module, *, row_scaled: bool) -> _Kind:
-    """Return an attention of a class with empty slots that shares the layers of a transformers attention."""
-    new = kind.__new__(kind)
-    new.__dict__ = {**attention.__dict__, "_modules": dict(attention._modules)}
-    for slot in SLOTS:
-        setattr(new, slot, nn.Identity())
-    new.average = RowScaledAverage() if row_scaled else SoftmaxAverage()
-    return new

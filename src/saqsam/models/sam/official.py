@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from transformers import SamConfig
 
+from saqsam.models.official_rules import PARAM, compile_rules, rename, shared_rules
 from saqsam.models.sam.inference import infer_sam_config
 from saqsam.utils.errors import CheckpointError, shorten, shorten_names
 
@@ -35,59 +36,48 @@ _GAUSSIAN = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 # Buffers of the official `Sam` that some tools save; the processor holds their values.
 _IGNORED = frozenset({"pixel_mean", "pixel_std"})
 
-_PARAM = r"(weight|bias)"
 # (official, transformers): whole keys; a key that no rule matches is unknown. `_HEAD` matches the MLP heads, whose
 # first and last layers have names of their own in transformers.
-_RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), name)
-    for pattern, name in (
-        (r"image_encoder\.pos_embed", r"vision_encoder.pos_embed"),
-        (rf"image_encoder\.patch_embed\.proj\.{_PARAM}", r"vision_encoder.patch_embed.projection.\1"),
-        (rf"image_encoder\.blocks\.(\d+)\.norm([12])\.{_PARAM}", r"vision_encoder.layers.\1.layer_norm\2.\3"),
+_RULES = (
+    *compile_rules(
         (
-            rf"image_encoder\.blocks\.(\d+)\.attn\.(qkv|proj)\.{_PARAM}",
-            r"vision_encoder.layers.\1.attn.\2.\3",
-        ),
-        (r"image_encoder\.blocks\.(\d+)\.attn\.(rel_pos_[hw])", r"vision_encoder.layers.\1.attn.\2"),
-        (rf"image_encoder\.blocks\.(\d+)\.mlp\.(lin[12])\.{_PARAM}", r"vision_encoder.layers.\1.mlp.\2.\3"),
-        (r"image_encoder\.neck\.0\.weight", r"vision_encoder.neck.conv1.weight"),
-        (rf"image_encoder\.neck\.1\.{_PARAM}", r"vision_encoder.neck.layer_norm1.\1"),
-        (r"image_encoder\.neck\.2\.weight", r"vision_encoder.neck.conv2.weight"),
-        (rf"image_encoder\.neck\.3\.{_PARAM}", r"vision_encoder.neck.layer_norm2.\1"),
-        # One matrix encodes prompts and image alike; transformers ties the prompt encoder's copy to it.
-        (re.escape(_GAUSSIAN), r"shared_image_embedding.positional_embedding"),
-        (r"prompt_encoder\.point_embeddings\.(\d+)\.weight", r"prompt_encoder.point_embed.\1.weight"),
-        (r"prompt_encoder\.(not_a_point_embed|no_mask_embed)\.weight", r"prompt_encoder.\1.weight"),
-        (rf"prompt_encoder\.mask_downscaling\.0\.{_PARAM}", r"prompt_encoder.mask_embed.conv1.\1"),
-        (rf"prompt_encoder\.mask_downscaling\.1\.{_PARAM}", r"prompt_encoder.mask_embed.layer_norm1.\1"),
-        (rf"prompt_encoder\.mask_downscaling\.3\.{_PARAM}", r"prompt_encoder.mask_embed.conv2.\1"),
-        (rf"prompt_encoder\.mask_downscaling\.4\.{_PARAM}", r"prompt_encoder.mask_embed.layer_norm2.\1"),
-        (rf"prompt_encoder\.mask_downscaling\.6\.{_PARAM}", r"prompt_encoder.mask_embed.conv3.\1"),
-        (r"mask_decoder\.(iou_token|mask_tokens)\.weight", r"mask_decoder.\1.weight"),
-        (
-            r"(mask_decoder\.transformer\.(?:layers\.\d+\.(?:self_attn|cross_attn_\w+)|final_attn_\w+))"
-            rf"\.([qkv]|out)_proj\.{_PARAM}",
-            r"\1.\2_proj.\3",
-        ),
-        (
-            rf"mask_decoder\.transformer\.layers\.(\d+)\.norm([1-4])\.{_PARAM}",
-            r"mask_decoder.transformer.layers.\1.layer_norm\2.\3",
-        ),
-        (
-            rf"mask_decoder\.transformer\.layers\.(\d+)\.mlp\.(lin[12])\.{_PARAM}",
-            r"mask_decoder.transformer.layers.\1.mlp.\2.\3",
-        ),
-        (
-            rf"mask_decoder\.transformer\.norm_final_attn\.{_PARAM}",
-            r"mask_decoder.transformer.layer_norm_final_attn.\1",
-        ),
-        (rf"mask_decoder\.output_upscaling\.0\.{_PARAM}", r"mask_decoder.upscale_conv1.\1"),
-        (rf"mask_decoder\.output_upscaling\.1\.{_PARAM}", r"mask_decoder.upscale_layer_norm.\1"),
-        (rf"mask_decoder\.output_upscaling\.3\.{_PARAM}", r"mask_decoder.upscale_conv2.\1"),
-    )
+            (r"image_encoder\.pos_embed", r"vision_encoder.pos_embed"),
+            (rf"image_encoder\.patch_embed\.proj\.{PARAM}", r"vision_encoder.patch_embed.projection.\1"),
+            (
+                rf"image_encoder\.blocks\.(\d+)\.norm([12])\.{PARAM}",
+                r"vision_encoder.layers.\1.layer_norm\2.\3",
+            ),
+            (
+                rf"image_encoder\.blocks\.(\d+)\.attn\.(qkv|proj)\.{PARAM}",
+                r"vision_encoder.layers.\1.attn.\2.\3",
+            ),
+            (r"image_encoder\.blocks\.(\d+)\.attn\.(rel_pos_[hw])", r"vision_encoder.layers.\1.attn.\2"),
+            (
+                rf"image_encoder\.blocks\.(\d+)\.mlp\.(lin[12])\.{PARAM}",
+                r"vision_encoder.layers.\1.mlp.\2.\3",
+            ),
+            (r"image_encoder\.neck\.0\.weight", r"vision_encoder.neck.conv1.weight"),
+            (rf"image_encoder\.neck\.1\.{PARAM}", r"vision_encoder.neck.layer_norm1.\1"),
+            (r"image_encoder\.neck\.2\.weight", r"vision_encoder.neck.conv2.weight"),
+            (rf"image_encoder\.neck\.3\.{PARAM}", r"vision_encoder.neck.layer_norm2.\1"),
+            # One matrix encodes prompts and image alike; transformers ties the prompt encoder's copy to it.
+            (re.escape(_GAUSSIAN), r"shared_image_embedding.positional_embedding"),
+            (r"prompt_encoder\.point_embeddings\.(\d+)\.weight", r"prompt_encoder.point_embed.\1.weight"),
+            (
+                r"(mask_decoder\.transformer\.(?:layers\.\d+\.(?:self_attn|cross_attn_\w+)|final_attn_\w+))"
+                rf"\.out_proj\.{PARAM}",
+                r"\1.out_proj.\2",
+            ),
+            (
+                rf"mask_decoder\.transformer\.layers\.(\d+)\.mlp\.(lin[12])\.{PARAM}",
+                r"mask_decoder.transformer.layers.\1.mlp.\2.\3",
+            ),
+        )
+    ),
+    *shared_rules("prompt_encoder", "mask_decoder"),
 )
 _HEAD = re.compile(
-    rf"(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))\.layers\.(\d+)\.{_PARAM}"
+    rf"(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))\.layers\.(\d+)\.{PARAM}"
 )
 
 
@@ -105,10 +95,9 @@ def rename_key(key: str, *, iou_head_depth: int = 3) -> str:
     Raises:
         CheckpointError: The official model has no such key.
     """
-    for pattern, name in _RULES:
-        match = pattern.fullmatch(key)
-        if match:
-            return match.expand(name)
+    renamed = rename(key, _RULES)
+    if renamed is not None:
+        return renamed
     match = _HEAD.fullmatch(key)
     if not match:
         raise CheckpointError(f"not a tensor of the official Segment Anything model: {shorten(key)}")

@@ -6,13 +6,18 @@ from collections.abc import Iterator
 
 from transformers import SamConfig, SamMaskDecoderConfig
 
-from saqsam.models.parts import DECODER_PARTS
-from saqsam.models.structure import AttentionSite, ModelStructure, NormalizedLayer, ReluMlp, Site
-from saqsam.models.two_way import two_way_attentions, two_way_layers
+from saqsam.models.structure import (
+    AttentionSite,
+    ModelStructure,
+    NormalizedLayer,
+    ReluMlp,
+    Site,
+    ranges_ending_at,
+)
+from saqsam.models.two_way import residual_readers, two_way_attentions, two_way_layers
 
 TRANSFORMER = "mask_decoder.transformer"
 NECK = "vision_encoder.neck"
-RESIDUAL_READERS = ("q_proj", "k_proj", "v_proj", "lin1")
 
 
 def sam_structure(config: SamConfig) -> ModelStructure:
@@ -30,13 +35,9 @@ def sam_structure(config: SamConfig) -> ModelStructure:
             *decoder_float_layers(decoder),
         ),
         attentions=(*encoder_attentions, *decoder_attentions),
-        residual_readers=tuple(
-            site.name
-            for site in layers
-            if site.part in DECODER_PARTS and site.name.rpartition(".")[2] in RESIDUAL_READERS
-        ),
+        residual_readers=residual_readers(layers, "lin1"),
         blocks=blocks,
-        stages=_stages(vision.num_hidden_layers, vision.global_attn_indexes),
+        stages=ranges_ending_at(vision.global_attn_indexes, len(blocks)),
         skip_targets=(len(blocks),) * len(blocks),
         neck=NECK,
         decoder=TRANSFORMER,
@@ -49,13 +50,6 @@ def sam_structure(config: SamConfig) -> ModelStructure:
             "prompt_encoder.shared_embedding.positional_embedding": "shared_image_embedding.positional_embedding"
         },
     )
-
-
-def _stages(blocks: int, global_indexes: list[int]) -> tuple[range, ...]:
-    # Ignore indexes beyond the last block, as the model itself does.
-    ends = sorted({*(i for i in global_indexes if 0 <= i < blocks), blocks - 1})
-    starts = [0, *(end + 1 for end in ends[:-1])]
-    return tuple(range(start, end + 1) for start, end in zip(starts, ends, strict=True))
 
 
 def _encoder_attention(name: str) -> AttentionSite:

@@ -11,9 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.models.sam2.modeling_sam2 import Sam2Attention, Sam2MultiScaleAttention, do_pool
 
-from saqsam.models.average import RowScaledAverage, SoftmaxAverage
 from saqsam.models.grid_attention import GridAttention
-from saqsam.models.structure import SLOTS
+from saqsam.models.slots import with_slots
 from saqsam.models.two_way import TwoWayAttention
 
 
@@ -59,14 +58,7 @@ def to_quant_attention(
         attention: A `Sam2MultiScaleAttention` or `Sam2Attention`.
         row_scaled: Quantize the numerators of the softmax (`RowScaledAverage`) instead of the softmax.
     """
-    new: QuantMultiScaleAttention | QuantTwoWayAttention
     if isinstance(attention, Sam2MultiScaleAttention):
-        new = QuantMultiScaleAttention.__new__(QuantMultiScaleAttention)
-    else:
-        assert isinstance(attention, Sam2Attention)
-        new = QuantTwoWayAttention.__new__(QuantTwoWayAttention)
-    new.__dict__ = {**attention.__dict__, "_modules": dict(attention._modules)}
-    for slot in SLOTS:
-        setattr(new, slot, nn.Identity())
-    new.average = RowScaledAverage() if row_scaled else SoftmaxAverage()
-    return new
+        return with_slots(QuantMultiScaleAttention, attention, row_scaled=row_scaled)
+    assert isinstance(attention, Sam2Attention)
+    return with_slots(QuantTwoWayAttention, attention, row_scaled=row_scaled)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from transformers import Sam2Config
 
+from saqsam.models.official_rules import PARAM, compile_rules, rename, shared_rules
 from saqsam.models.sam2.configuration import parse_sam2_config
 from saqsam.utils.errors import CheckpointError, shorten, shorten_names
 
@@ -49,62 +50,41 @@ VARIANTS = (
 )
 """The published encoders (`sam2/configs` of the official code)."""
 
-_PARAM = r"(weight|bias)"
 _TRUNK, _DECODER = r"image_encoder\.trunk", r"sam_mask_decoder"
 _BACKBONE = "vision_encoder.backbone"
-_RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), name)
-    for pattern, name in (
-        (rf"{_TRUNK}\.(pos_embed|pos_embed_window)", rf"{_BACKBONE}.\1"),
-        (rf"{_TRUNK}\.patch_embed\.proj\.{_PARAM}", rf"{_BACKBONE}.patch_embed.projection.\1"),
-        (rf"{_TRUNK}\.blocks\.(\d+)\.norm([12])\.{_PARAM}", rf"{_BACKBONE}.blocks.\1.layer_norm\2.\3"),
-        (rf"{_TRUNK}\.blocks\.(\d+)\.attn\.(qkv|proj)\.{_PARAM}", rf"{_BACKBONE}.blocks.\1.attn.\2.\3"),
-        (rf"{_TRUNK}\.blocks\.(\d+)\.proj\.{_PARAM}", rf"{_BACKBONE}.blocks.\1.proj.\2"),
-        (rf"{_TRUNK}\.blocks\.(\d+)\.mlp\.layers\.0\.{_PARAM}", rf"{_BACKBONE}.blocks.\1.mlp.proj_in.\2"),
-        (rf"{_TRUNK}\.blocks\.(\d+)\.mlp\.layers\.1\.{_PARAM}", rf"{_BACKBONE}.blocks.\1.mlp.proj_out.\2"),
-        (rf"image_encoder\.neck\.convs\.(\d)\.conv\.{_PARAM}", r"vision_encoder.neck.convs.\1.\2"),
-        (r"no_mem_embed", r"no_memory_embedding"),
-        (r"sam_prompt_encoder\.(not_a_point_embed|no_mask_embed)\.weight", r"prompt_encoder.\1.weight"),
-        (rf"sam_prompt_encoder\.mask_downscaling\.0\.{_PARAM}", r"prompt_encoder.mask_embed.conv1.\1"),
-        (rf"sam_prompt_encoder\.mask_downscaling\.1\.{_PARAM}", r"prompt_encoder.mask_embed.layer_norm1.\1"),
-        (rf"sam_prompt_encoder\.mask_downscaling\.3\.{_PARAM}", r"prompt_encoder.mask_embed.conv2.\1"),
-        (rf"sam_prompt_encoder\.mask_downscaling\.4\.{_PARAM}", r"prompt_encoder.mask_embed.layer_norm2.\1"),
-        (rf"sam_prompt_encoder\.mask_downscaling\.6\.{_PARAM}", r"prompt_encoder.mask_embed.conv3.\1"),
-        (rf"{_DECODER}\.(iou_token|mask_tokens|obj_score_token)\.weight", r"mask_decoder.\1.weight"),
-        (rf"{_DECODER}\.(conv_s[01])\.{_PARAM}", r"mask_decoder.\1.\2"),
+_RULES = (
+    *compile_rules(
         (
-            rf"{_DECODER}\.(transformer\.(?:layers\.\d+\.(?:self_attn|cross_attn_\w+)|final_attn_\w+))"
-            rf"\.([qkv])_proj\.{_PARAM}",
-            r"mask_decoder.\1.\2_proj.\3",
-        ),
-        (
-            rf"{_DECODER}\.(transformer\.(?:layers\.\d+\.(?:self_attn|cross_attn_\w+)|final_attn_\w+))"
-            rf"\.out_proj\.{_PARAM}",
-            r"mask_decoder.\1.o_proj.\2",
-        ),
-        (
-            rf"{_DECODER}\.transformer\.layers\.(\d+)\.norm([1-4])\.{_PARAM}",
-            r"mask_decoder.transformer.layers.\1.layer_norm\2.\3",
-        ),
-        (
-            rf"{_DECODER}\.transformer\.layers\.(\d+)\.mlp\.layers\.0\.{_PARAM}",
-            r"mask_decoder.transformer.layers.\1.mlp.proj_in.\2",
-        ),
-        (
-            rf"{_DECODER}\.transformer\.layers\.(\d+)\.mlp\.layers\.1\.{_PARAM}",
-            r"mask_decoder.transformer.layers.\1.mlp.proj_out.\2",
-        ),
-        (
-            rf"{_DECODER}\.transformer\.norm_final_attn\.{_PARAM}",
-            r"mask_decoder.transformer.layer_norm_final_attn.\1",
-        ),
-        (rf"{_DECODER}\.output_upscaling\.0\.{_PARAM}", r"mask_decoder.upscale_conv1.\1"),
-        (rf"{_DECODER}\.output_upscaling\.1\.{_PARAM}", r"mask_decoder.upscale_layer_norm.\1"),
-        (rf"{_DECODER}\.output_upscaling\.3\.{_PARAM}", r"mask_decoder.upscale_conv2.\1"),
-    )
+            (rf"{_TRUNK}\.(pos_embed|pos_embed_window)", rf"{_BACKBONE}.\1"),
+            (rf"{_TRUNK}\.patch_embed\.proj\.{PARAM}", rf"{_BACKBONE}.patch_embed.projection.\1"),
+            (rf"{_TRUNK}\.blocks\.(\d+)\.norm([12])\.{PARAM}", rf"{_BACKBONE}.blocks.\1.layer_norm\2.\3"),
+            (rf"{_TRUNK}\.blocks\.(\d+)\.attn\.(qkv|proj)\.{PARAM}", rf"{_BACKBONE}.blocks.\1.attn.\2.\3"),
+            (rf"{_TRUNK}\.blocks\.(\d+)\.proj\.{PARAM}", rf"{_BACKBONE}.blocks.\1.proj.\2"),
+            (rf"{_TRUNK}\.blocks\.(\d+)\.mlp\.layers\.0\.{PARAM}", rf"{_BACKBONE}.blocks.\1.mlp.proj_in.\2"),
+            (rf"{_TRUNK}\.blocks\.(\d+)\.mlp\.layers\.1\.{PARAM}", rf"{_BACKBONE}.blocks.\1.mlp.proj_out.\2"),
+            (rf"image_encoder\.neck\.convs\.(\d)\.conv\.{PARAM}", r"vision_encoder.neck.convs.\1.\2"),
+            (r"no_mem_embed", r"no_memory_embedding"),
+            (rf"{_DECODER}\.obj_score_token\.weight", r"mask_decoder.obj_score_token.weight"),
+            (rf"{_DECODER}\.(conv_s[01])\.{PARAM}", r"mask_decoder.\1.\2"),
+            (
+                rf"{_DECODER}\.(transformer\.(?:layers\.\d+\.(?:self_attn|cross_attn_\w+)|final_attn_\w+))"
+                rf"\.out_proj\.{PARAM}",
+                r"mask_decoder.\1.o_proj.\2",
+            ),
+            (
+                rf"{_DECODER}\.transformer\.layers\.(\d+)\.mlp\.layers\.0\.{PARAM}",
+                r"mask_decoder.transformer.layers.\1.mlp.proj_in.\2",
+            ),
+            (
+                rf"{_DECODER}\.transformer\.layers\.(\d+)\.mlp\.layers\.1\.{PARAM}",
+                r"mask_decoder.transformer.layers.\1.mlp.proj_out.\2",
+            ),
+        )
+    ),
+    *shared_rules("sam_prompt_encoder", _DECODER),
 )
 _HEAD = re.compile(
-    rf"{_DECODER}\.(output_hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head)\.layers\.([012])\.{_PARAM}"
+    rf"{_DECODER}\.(output_hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head)\.layers\.([012])\.{PARAM}"
 )
 _HEAD_LAYERS = ("proj_in", "layers.0", "proj_out")
 _GAUSSIAN = "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
@@ -212,10 +192,9 @@ def config_of_variant(variant: Variant, tensors: Mapping[str, torch.Tensor]) -> 
 
 
 def _rename_key(key: str) -> str | None:
-    for pattern, name in _RULES:
-        match = pattern.fullmatch(key)
-        if match:
-            return match.expand(name)
+    renamed = rename(key, _RULES)
+    if renamed is not None:
+        return renamed
     match = _HEAD.fullmatch(key)
     return f"mask_decoder.{match[1]}.{_HEAD_LAYERS[int(match[2])]}.{match[3]}" if match else None
 

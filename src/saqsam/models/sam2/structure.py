@@ -7,16 +7,21 @@ from itertools import accumulate
 
 from transformers import Sam2Config
 
-from saqsam.models.parts import DECODER_PARTS
-from saqsam.models.structure import AttentionSite, ModelStructure, NormalizedLayer, ReluMlp, Site
-from saqsam.models.two_way import two_way_attentions, two_way_layers
+from saqsam.models.structure import (
+    AttentionSite,
+    ModelStructure,
+    NormalizedLayer,
+    ReluMlp,
+    Site,
+    ranges_ending_at,
+)
+from saqsam.models.two_way import residual_readers, two_way_attentions, two_way_layers
 
 BACKBONE = "vision_encoder.backbone"
 NECK = "vision_encoder.neck"
 TRANSFORMER = "mask_decoder.transformer"
 SKIPPED_STAGE = 2
 """Resolution stage in which layer skipping leads to the end of the stage: the long one, with all global blocks."""
-RESIDUAL_READERS = ("q_proj", "k_proj", "v_proj", "proj_in")
 
 
 def sam2_structure(config: Sam2Config) -> ModelStructure:
@@ -37,11 +42,7 @@ def sam2_structure(config: Sam2Config) -> ModelStructure:
         layers=layers,
         float_layers=tuple(_float_layers(decoder.num_multimask_outputs + 1, decoder.iou_head_depth)),
         attentions=(*(_encoder_attention(f"{block}.attn") for block in blocks), *decoder_attentions),
-        residual_readers=tuple(
-            site.name
-            for site in layers
-            if site.part in DECODER_PARTS and site.name.rpartition(".")[2] in RESIDUAL_READERS
-        ),
+        residual_readers=residual_readers(layers, "proj_in"),
         blocks=blocks,
         stages=_units(count, starts, backbone.global_attention_blocks),
         skip_targets=tuple(_skip_target(index, starts, count) for index in range(count)),
@@ -75,10 +76,7 @@ def _units(count: int, starts: tuple[int, ...], global_blocks: list[int]) -> tup
 
     Every published model has six: two for the first two resolution stages, three within the third, one for the fourth.
     """
-    ends = {*(start - 1 for start in starts[1:]), *(i for i in global_blocks if i < count), count - 1}
-    ordered = sorted(ends)
-    begins = [0, *(end + 1 for end in ordered[:-1])]
-    return tuple(range(begin, end + 1) for begin, end in zip(begins, ordered, strict=True))
+    return ranges_ending_at([*(start - 1 for start in starts[1:]), *global_blocks], count)
 
 
 def _skip_target(index: int, starts: tuple[int, ...], count: int) -> int:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from transformers.models.sam3.modeling_sam3 import Sam3ViTRoPEAttention, apply_rotary_pos_emb_2d
 from transformers.models.sam3_tracker.modeling_sam3_tracker import Sam3TrackerAttention
 
-from saqsam.models.average import RowScaledAverage, SoftmaxAverage
 from saqsam.models.grid_attention import GridAttention
-from saqsam.models.structure import SLOTS
+from saqsam.models.slots import with_slots
 from saqsam.models.two_way import TwoWayAttention
 
 
@@ -74,16 +73,9 @@ def to_quant_attention(
         attention: A `Sam3ViTRoPEAttention` or `Sam3TrackerAttention`.
         row_scaled: Quantize the numerators of the softmax (`RowScaledAverage`) instead of the softmax.
     """
-    new: QuantRotaryAttention | QuantTrackerAttention
     if isinstance(attention, Sam3ViTRoPEAttention):
-        new = QuantRotaryAttention.__new__(QuantRotaryAttention)
-    else:
-        assert isinstance(attention, Sam3TrackerAttention)
-        new = QuantTrackerAttention.__new__(QuantTrackerAttention)
-    new.__dict__ = {**attention.__dict__, "_modules": dict(attention._modules)}
-    if isinstance(new, QuantRotaryAttention):
-        new.scale = new.scaling
-    for slot in SLOTS:
-        setattr(new, slot, nn.Identity())
-    new.average = RowScaledAverage() if row_scaled else SoftmaxAverage()
-    return new
+        rotary = with_slots(QuantRotaryAttention, attention, row_scaled=row_scaled)
+        rotary.scale = rotary.scaling
+        return rotary
+    assert isinstance(attention, Sam3TrackerAttention)
+    return with_slots(QuantTrackerAttention, attention, row_scaled=row_scaled)

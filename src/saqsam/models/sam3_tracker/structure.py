@@ -6,10 +6,16 @@ from collections.abc import Iterator
 
 from transformers import Sam3TrackerConfig
 
-from saqsam.models.parts import DECODER_PARTS
-from saqsam.models.sam2.structure import RESIDUAL_READERS, TRANSFORMER, head_layers
-from saqsam.models.structure import AttentionSite, ModelStructure, NormalizedLayer, ReluMlp, Site
-from saqsam.models.two_way import two_way_attentions, two_way_layers
+from saqsam.models.sam2.structure import TRANSFORMER, head_layers
+from saqsam.models.structure import (
+    AttentionSite,
+    ModelStructure,
+    NormalizedLayer,
+    ReluMlp,
+    Site,
+    ranges_ending_at,
+)
+from saqsam.models.two_way import residual_readers, two_way_attentions, two_way_layers
 
 BACKBONE = "vision_encoder.backbone"
 NECK = "vision_encoder.neck"
@@ -32,13 +38,9 @@ def sam3_tracker_structure(config: Sam3TrackerConfig) -> ModelStructure:
         layers=layers,
         float_layers=tuple(_float_layers(decoder.num_multimask_outputs + 1, decoder.iou_head_depth)),
         attentions=(*(_encoder_attention(f"{block}.attention") for block in blocks), *decoder_attentions),
-        residual_readers=tuple(
-            site.name
-            for site in layers
-            if site.part in DECODER_PARTS and site.name.rpartition(".")[2] in RESIDUAL_READERS
-        ),
+        residual_readers=residual_readers(layers, "proj_in"),
         blocks=blocks,
-        stages=_stages(len(blocks), backbone.global_attn_indexes),
+        stages=ranges_ending_at(backbone.global_attn_indexes, len(blocks)),
         skip_targets=(len(blocks),) * len(blocks),
         neck=NECK,
         decoder=TRANSFORMER,
@@ -50,12 +52,6 @@ def sam3_tracker_structure(config: Sam3TrackerConfig) -> ModelStructure:
         tied={},
         unquantized=(Site(f"{BACKBONE}.embeddings.position_embeddings", "position_embedding"),),
     )
-
-
-def _stages(count: int, global_blocks: list[int]) -> tuple[range, ...]:
-    ends = sorted({*(index for index in global_blocks if index < count), count - 1})
-    starts = [0, *(end + 1 for end in ends[:-1])]
-    return tuple(range(start, end + 1) for start, end in zip(starts, ends, strict=True))
 
 
 def _encoder_attention(name: str) -> AttentionSite:

@@ -9,8 +9,8 @@ from saqsam.models.sam.attention import (
     QuantAttention,
     QuantDecoderAttention,
     QuantVisionAttention,
-    with_slots,
 )
+from saqsam.models.slots import with_slots
 
 
 class QuantHQVisionAttention(QuantVisionAttention, SamHQVisionAttention):  # type: ignore[misc]
