@@ -17,7 +17,7 @@ T = TypeVar("T", "Placement", "Paste", "Picks")
 
 @dataclass(frozen=True)
 class Placement:
-    """How n pictures lie in their windows.
+    """Placement of n pictures in their windows.
 
     Attributes:
         image: int64 [n], the pictures.

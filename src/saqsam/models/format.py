@@ -13,11 +13,11 @@ from torch import Tensor
 
 Value = TypeVar("Value")
 Canvas = Literal["pad", "stretch"]
-"""How an image becomes square: resized to its longest side and padded, or stretched."""
+"""Method that makes an image square: resize its longest side and pad, or stretch."""
 
 
 class ModelFormat(ABC):
-    """How the models of a family are stored.
+    """Files of a family: configurations, tensor names and preprocessing.
 
     Attributes:
         model_types: Values of `model_type` in a `config.json`.

@@ -1,4 +1,4 @@
-"""What the processor can do, for settings of runtimes."""
+"""Capabilities of the processor, for settings of runtimes."""
 
 from __future__ import annotations
 

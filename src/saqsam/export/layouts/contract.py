@@ -1,4 +1,4 @@
-"""What a layout is made of: files, and the inputs and outputs of encoder and decoder."""
+"""Layouts for clients: files, and the inputs and outputs of encoder and decoder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OWN_LAYOUT = "saqsam"
 
 @dataclass(frozen=True)
 class Context:
-    """What adapters of inputs and outputs know of a model.
+    """Properties of a model for the adapters of its inputs and outputs.
 
     Attributes:
         spec: Sizes of its inputs and outputs.
@@ -84,7 +84,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Contract:
-    """What the clients of a layout expect of the models of one family.
+    """Encoder and decoder that the clients of a layout expect, for the models of one family.
 
     Attributes:
         encoder: The encoder.
@@ -106,7 +106,7 @@ class Contract:
 
 @dataclass(frozen=True)
 class Description:
-    """What the files beside the graphs say of a model.
+    """Description of a model for the files beside the graphs.
 
     Attributes:
         name: Name of the recipe, or `float`.

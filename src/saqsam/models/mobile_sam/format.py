@@ -1,4 +1,4 @@
-"""How MobileSAM is stored: configuration and state dict of `MobileSamModel`, and the official `mobile_sam.pt`."""
+"""Files of MobileSAM: configuration and state dict of `MobileSamModel`, and the official `mobile_sam.pt`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How SAM v1 is stored: transformers' `SamConfig` and state dict, and the official `sam_vit_*.pth`."""
+"""Files of SAM v1: transformers' `SamConfig` and state dict, and the official `sam_vit_*.pth`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How SAM 2 is stored: transformers' `Sam2Config` and `Sam2VideoConfig`, and the official `sam2*_hiera_*.pt`."""
+"""Files of SAM 2: transformers' `Sam2Config` and `Sam2VideoConfig`, and the official `sam2*_hiera_*.pt`."""
 
 from __future__ import annotations
 

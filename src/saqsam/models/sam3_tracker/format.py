@@ -1,4 +1,4 @@
-"""How SAM 3's tracker is stored by transformers; the official `sam3.pt` is refused by name."""
+"""Files of SAM 3's tracker in transformers; the official `sam3.pt` is refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How SAM-HQ is stored: transformers' `SamHQConfig` and state dict, and the official `sam_hq_vit_*.pth`."""
+"""Files of SAM-HQ: transformers' `SamHQConfig` and state dict, and the official `sam_hq_vit_*.pth`."""
 
 from __future__ import annotations
 

@@ -22,12 +22,11 @@ from saqsam.export.onnx.layers import (
     rearrange,
     weighted_average,
 )
-from saqsam.export.onnx.sam.encoder import convolution, packed_weight, write_neck
+from saqsam.export.onnx.sam.encoder import convolution, convolution_weight, write_mlp, write_neck
 from saqsam.export.onnx.sam.encoder_attention import operands_of, partition, project_part, unpartition
 from saqsam.export.windows import Window, window_of
 from saqsam.models.mobile_sam.model import MobileSamModel, block_names
 from saqsam.models.mobile_sam.tiny_vit import MobileSamMBConv, MobileSamPatchMerging
-from saqsam.quant.layers import PackedTensor
 
 _ENCODER = "vision_encoder."
 
@@ -91,12 +90,10 @@ def _block(graph: Graph, block: Any, rows: Value, side: int, where: str) -> Valu
     with graph.scope("local_conv"):
         rows, _ = _depthwise(graph, block.local_conv, rows, side)
     with graph.scope("mlp"):
-        mlp = block.mlp
-        normal = layer_norm(graph, block.layer_norm2, rows)
-        hidden = linear(graph, mlp.lin1, layer_input(graph, mlp.lin1, normal, f"{where}.mlp.lin1"), where)
-        hidden = activation(graph, mlp.act, hidden)
-        out = linear(graph, mlp.lin2, layer_input(graph, mlp.lin2, hidden, f"{where}.mlp.lin2"), where)
-        return graph.op("Add", rows, out)
+        mlp, name = block.mlp, f"{where}.mlp"
+        layers = (mlp.lin1, mlp.act, mlp.lin2)
+        names = (f"{name}.lin1", f"{name}.lin2")
+        return write_mlp(graph, layers, block.layer_norm2, rows, names)
 
 
 def _attend(graph: Graph, block: Any, rows: Value, side: int, where: str) -> Value:
@@ -191,8 +188,7 @@ def _depthwise(graph: Graph, layer: nn.Conv2d, rows: Value, side: int) -> tuple[
 
 def _spatial(graph: Graph, layer: Any, image: Value) -> Value:
     """Apply a convolution with float inputs to a map [B, K, h, w]: [B, C, h', w']."""
-    is_packed = isinstance(layer.weight, PackedTensor)
-    weight = packed_weight(graph, layer.weight) if is_packed else graph.parameter(layer.weight, "weight")
+    weight = convolution_weight(graph, layer)
     return graph.op(
         "Conv",
         image,

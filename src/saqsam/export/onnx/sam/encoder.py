@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 from transformers import SamModel
 
 from saqsam.export.onnx.graph import Graph, Value
@@ -23,7 +24,7 @@ from saqsam.export.onnx.layers import (
 from saqsam.export.onnx.sam.encoder_attention import EncoderOptions, write_attention
 from saqsam.export.packed import slot_module
 from saqsam.export.windows import window_of
-from saqsam.quant.layers import PackedConv2d, PackedTensor
+from saqsam.quant.layers import PackedTensor
 
 
 def write_encoder(graph: Graph, model: SamModel, options: EncoderOptions) -> tuple[list[Value], Value]:
@@ -54,10 +55,7 @@ def write_encoder(graph: Graph, model: SamModel, options: EncoderOptions) -> tup
 def _patches(graph: Graph, encoder: Any, pixels: Value, side: int) -> Value:
     """Embed patches and add the absolute positions: rows [B * h * w, C]."""
     projection = encoder.patch_embed.projection
-    if isinstance(projection, PackedConv2d):
-        weight = packed_weight(graph, projection.weight)
-    else:
-        weight = graph.parameter(projection.weight, "weight")
+    weight = convolution_weight(graph, projection)
     bias = () if projection.bias is None else (graph.parameter(projection.bias, "bias"),)
     size = encoder.patch_embed.patch_size
     patches = graph.op("Conv", pixels, weight, *bias, strides=list(size), kernel_shape=list(size))
@@ -77,6 +75,33 @@ def _patches(graph: Graph, encoder: Any, pixels: Value, side: int) -> Value:
     return graph.op("Reshape", placed, graph.ints(-1, channels))
 
 
+def convolution_weight(graph: Graph, layer: Any) -> Value:
+    """Add the weight of a convolution with float inputs, dequantized in the graph if it is packed."""
+    if isinstance(layer.weight, PackedTensor):
+        return packed_weight(graph, layer.weight)
+    return graph.parameter(layer.weight, "weight")
+
+
+def write_mlp(
+    graph: Graph, layers: tuple[Any, nn.Module, Any], norm: Any, rows: Value, where: tuple[str, str]
+) -> Value:
+    """Apply the MLP of an encoder block, with normalization and residual, to rows [B * h * w, C].
+
+    Args:
+        graph: The graph.
+        layers: First layer, activation and second layer.
+        norm: The normalization before it.
+        rows: Rows of the residual stream.
+        where: Module names of the two layers, for errors.
+    """
+    first, function, second = layers
+    normal = layer_norm(graph, norm, rows)
+    hidden = linear(graph, first, layer_input(graph, first, normal, where[0]), where[0])
+    hidden = activation(graph, function, hidden)
+    out = linear(graph, second, layer_input(graph, second, hidden, where[1]), where[1])
+    return graph.op("Add", rows, out)
+
+
 def packed_weight(graph: Graph, packed: PackedTensor) -> Value:
     """Add a packed tensor as codes that are dequantized to float32 in the graph."""
     codes = graph.unsigned_bytes(packed.unpack().cpu().numpy(), packed.bits, name="codes")
@@ -92,12 +117,10 @@ def _block(graph: Graph, layer: Any, rows: Value, side: int, options: EncoderOpt
         attended = write_attention(graph, layer.attn, normal, side, window, options, f"{where}.attn")
         rows = graph.op("Add", rows, attended)
     with graph.scope("mlp"):
-        mlp = layer.mlp
-        normal = layer_norm(graph, layer.layer_norm2, rows)
-        hidden = linear(graph, mlp.lin1, layer_input(graph, mlp.lin1, normal, f"{where}.mlp.lin1"), where)
-        hidden = activation(graph, mlp.act, hidden)
-        out = linear(graph, mlp.lin2, layer_input(graph, mlp.lin2, hidden, f"{where}.mlp.lin2"), where)
-        return graph.op("Add", rows, out)
+        mlp, name = layer.mlp, f"{where}.mlp"
+        layers = (mlp.lin1, mlp.act, mlp.lin2)
+        names = (f"{name}.lin1", f"{name}.lin2")
+        return write_mlp(graph, layers, layer.layer_norm2, rows, names)
 
 
 def write_neck(graph: Graph, neck: Any, rows: Value, side: int) -> Value:
@@ -106,8 +129,12 @@ def write_neck(graph: Graph, neck: Any, rows: Value, side: int) -> Value:
     hidden = layer_norm(graph, neck.layer_norm1, hidden)
     hidden = convolution(graph, neck.conv2, hidden, side, "neck.conv2")
     hidden = layer_norm(graph, neck.layer_norm2, hidden)
-    channels = neck.conv2.weight.shape[0]
-    by_image = graph.op("Reshape", hidden, graph.ints(-1, side * side, channels))
+    return to_map(graph, hidden, side, neck.conv2.weight.shape[0])
+
+
+def to_map(graph: Graph, rows: Value, side: int, channels: int) -> Value:
+    """Turn rows [B * h * w, C] into maps [B, C, h, w]."""
+    by_image = graph.op("Reshape", rows, graph.ints(-1, side * side, channels))
     turned = graph.op("Transpose", by_image, perm=[0, 2, 1])
     return graph.op("Reshape", turned, graph.ints(-1, channels, side, side))
 

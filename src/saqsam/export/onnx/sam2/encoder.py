@@ -8,8 +8,8 @@ from torch import nn
 from transformers import Sam2Model
 
 from saqsam.export.onnx.graph import Graph, Value
-from saqsam.export.onnx.layers import activation, layer_input, layer_norm, linear
-from saqsam.export.onnx.sam.encoder import convolution, packed_weight
+from saqsam.export.onnx.layers import layer_input, layer_norm, linear
+from saqsam.export.onnx.sam.encoder import convolution, convolution_weight, to_map, write_mlp
 from saqsam.export.onnx.sam.encoder_attention import (
     average,
     average_in_blocks,
@@ -20,7 +20,6 @@ from saqsam.export.onnx.sam.encoder_attention import (
 )
 from saqsam.export.windows import CACHED_BLOCK_LOGITS, Window, queries_per_block, window_of
 from saqsam.models.sam2.structure import BACKBONE, NECK, stage_starts
-from saqsam.quant.layers import PackedConv2d
 
 _CUBIC_COEFFICIENT = -0.75
 """Coefficient of torch's bicubic interpolation."""
@@ -58,10 +57,7 @@ def write_encoder(graph: Graph, model: Sam2Model, images: int | str = 1) -> None
 def _patches(graph: Graph, backbone: Any, pixels: Value, side: int) -> Value:
     """Embed patches and add the absolute positions: rows [B * h * w, C]."""
     projection = backbone.patch_embed.projection
-    if isinstance(projection, PackedConv2d):
-        weight = packed_weight(graph, projection.weight)
-    else:
-        weight = graph.parameter(projection.weight, "weight")
+    weight = convolution_weight(graph, projection)
     down, right = projection.padding
     patches = graph.op(
         "Conv",
@@ -107,12 +103,10 @@ def _block(graph: Graph, block: Any, rows: Value, side: int, where: str) -> tupl
         attended = _attend(graph, block, normal, side, stride, f"{where}.attn")
         rows = graph.op("Add", rows, attended)
     with graph.scope("mlp"):
-        mlp = block.mlp
-        normal = layer_norm(graph, block.layer_norm2, rows)
-        tensor = layer_input(graph, mlp.proj_in, normal, f"{where}.mlp.proj_in")
-        hidden = activation(graph, mlp.activation, linear(graph, mlp.proj_in, tensor, where))
-        tensor = layer_input(graph, mlp.proj_out, hidden, f"{where}.mlp.proj_out")
-        return graph.op("Add", rows, linear(graph, mlp.proj_out, tensor, where)), side // stride
+        mlp, name = block.mlp, f"{where}.mlp"
+        layers = (mlp.proj_in, mlp.activation, mlp.proj_out)
+        names = (f"{name}.proj_in", f"{name}.proj_out")
+        return write_mlp(graph, layers, block.layer_norm2, rows, names), side // stride
 
 
 def _attend(graph: Graph, block: Any, normal: Value, side: int, stride: int, where: str) -> Value:
@@ -186,7 +180,4 @@ def _neck(graph: Graph, model: Sam2Model, levels: list[tuple[Value, int]], image
 def write_map(graph: Graph, rows: Value, side: int, size: tuple[int | str, int], name: str) -> None:
     """Declare rows [B * h * w, C] as an output [B, C, h, w]; `size` is B and C."""
     images, channels = size
-    by_image = graph.op("Reshape", rows, graph.ints(-1, side * side, channels))
-    turned = graph.op("Transpose", by_image, perm=[0, 2, 1])
-    grid = graph.op("Reshape", turned, graph.ints(-1, channels, side, side))
-    graph.output(grid, name, (images, channels, side, side))
+    graph.output(to_map(graph, rows, side, channels), name, (images, channels, side, side))

@@ -8,14 +8,13 @@ from torch import nn
 from transformers import Sam3TrackerModel
 
 from saqsam.export.onnx.graph import Graph, Value
-from saqsam.export.onnx.layers import activation, layer_input, layer_norm, linear
+from saqsam.export.onnx.layers import activation, layer_norm
 from saqsam.export.onnx.sam.decoder import upscale
-from saqsam.export.onnx.sam.encoder import convolution, packed_weight
+from saqsam.export.onnx.sam.encoder import convolution, convolution_weight, write_mlp
 from saqsam.export.onnx.sam2.encoder import write_map
 from saqsam.export.onnx.sam3_tracker.attention import write_attention
 from saqsam.export.windows import window_of
 from saqsam.models.sam3_tracker.structure import BACKBONE, NECK
-from saqsam.quant.layers import PackedConv2d
 
 
 def write_encoder(graph: Graph, model: Sam3TrackerModel, images: int | str = 1) -> None:
@@ -42,10 +41,7 @@ def write_encoder(graph: Graph, model: Sam3TrackerModel, images: int | str = 1) 
 def _patches(graph: Graph, embeddings: Any, pixels: Value, side: int) -> Value:
     """Embed patches and add the absolute positions: rows [B * h * w, C]."""
     projection = embeddings.patch_embeddings.projection
-    if isinstance(projection, PackedConv2d):
-        weight = packed_weight(graph, projection.weight)
-    else:
-        weight = graph.parameter(projection.weight, "weight")
+    weight = convolution_weight(graph, projection)
     size = list(projection.weight.shape[2:])
     channels = projection.weight.shape[0]
     patches = graph.op("Conv", pixels, weight, strides=size, kernel_shape=size)
@@ -73,12 +69,10 @@ def _block(graph: Graph, block: Any, rows: Value, side: int, where: str) -> Valu
         attended = write_attention(graph, block, normal, side, window, f"{where}.attention")
         rows = graph.op("Add", rows, attended)
     with graph.scope("mlp"):
-        mlp = block.mlp
-        normal = layer_norm(graph, block.layer_norm2, rows)
-        tensor = layer_input(graph, mlp.fc1, normal, f"{where}.mlp.fc1")
-        hidden = activation(graph, mlp.activation_fn, linear(graph, mlp.fc1, tensor, where))
-        tensor = layer_input(graph, mlp.fc2, hidden, f"{where}.mlp.fc2")
-        return graph.op("Add", rows, linear(graph, mlp.fc2, tensor, where))
+        mlp, name = block.mlp, f"{where}.mlp"
+        layers = (mlp.fc1, mlp.activation_fn, mlp.fc2)
+        names = (f"{name}.fc1", f"{name}.fc2")
+        return write_mlp(graph, layers, block.layer_norm2, rows, names)
 
 
 def _neck(graph: Graph, model: Sam3TrackerModel, rows: Value, side: int, images: int | str) -> None:

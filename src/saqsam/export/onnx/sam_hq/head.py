@@ -7,10 +7,9 @@ from typing import Any
 from saqsam.export.onnx.graph import Graph, Value
 from saqsam.export.onnx.layers import activation, dequantized, layer_norm, quantized
 from saqsam.export.onnx.sam.decoder import masks_by_pixel, mlp_of_head, upscaled_embedding, write_heads
-from saqsam.export.onnx.sam.encoder import packed_weight
+from saqsam.export.onnx.sam.encoder import convolution_weight
 from saqsam.export.packed import slot_module
 from saqsam.models.sam_hq.family import SamHQFamily
-from saqsam.quant.layers import PackedConv2d
 
 
 def write_hq_heads(
@@ -55,10 +54,7 @@ def _convolution(graph: Graph, layer: Any, grid: Value, name: str) -> Value:
     with graph.scope(name):
         where = f"mask_decoder.{name}"
         values = dequantized(graph, quantized(graph, grid, slot_module(layer, "input_quantizer"), where))
-        if isinstance(layer, PackedConv2d):
-            weight = packed_weight(graph, layer.weight)
-        else:
-            weight = graph.parameter(layer.weight, "weight")
+        weight = convolution_weight(graph, layer)
         high, wide = layer.weight.shape[2:]
         return graph.op(
             "Conv",
