@@ -1,51 +1,30 @@
 """The forward pass of MobileSAM in parts is that of `MobileSamModel`."""
 
-import copy
-
 import pytest
 import torch
-from torch import Tensor
 
 from saqsam.analysis.macs import count_macs
-from saqsam.inference.backend import TorchBackend
-from saqsam.inference.prompts import Prompts
-from saqsam.models.family import flatten_image
 from saqsam.models.mobile_sam.configuration import MobileSamConfig
 from saqsam.models.mobile_sam.family import MobileSamFamily
 from saqsam.models.mobile_sam.model import MobileSamModel
 from saqsam.models.registry import family_of, module_label, structure_of
-from saqsam.models.structure import replace_module
 from saqsam.ptq.equalization import ChannelRange, equalize
+from support.family_checks import (
+    PROMPT_KINDS,
+    check_masks,
+    check_selected_masks,
+    in_parts,
+    with_quantizable_attentions,
+)
 from support.tiny_mobile_sam import pixels, tiny_config, tiny_mobile_sam
 
 FAMILY = MobileSamFamily()
 BOXES = torch.tensor([[10.0, 20.0, 90.0, 100.0], [0.0, 0.0, 127.0, 127.0], [40.0, 30.0, 60.0, 80.0]])
-POINTS, LABELS = torch.tensor([[[30.0, 40.0], [90.0, 20.0]]] * 3), torch.tensor([[1, 0]] * 3)
 
 
 @pytest.fixture(scope="module")
 def model() -> MobileSamModel:
     return tiny_mobile_sam()
-
-
-def with_quantizable_attentions(model: MobileSamModel, *, row_scaled: bool = False) -> MobileSamModel:
-    quantizable = copy.deepcopy(model)
-    for site in structure_of(model.config).attentions:
-        new = FAMILY.quantizable_attention(
-            quantizable.get_submodule(site.name), quantized_rel_pos_query=False, row_scaled=row_scaled
-        )
-        replace_module(quantizable, site.name, new)
-    return quantizable
-
-
-def in_parts(model: MobileSamModel) -> tuple[Tensor, Tensor]:
-    features = FAMILY.encode(model, pixels())
-    tokens, dense = FAMILY.embed_boxes(model, BOXES)
-    image = flatten_image(features.embedding + dense)
-    found = FAMILY.run_transformer(
-        model, 0, tokens, image, tokens, FAMILY.image_positions(model), with_final=True
-    )
-    return FAMILY.run_mask_head(model, *found, features.extras)
 
 
 def test_a_mobile_sam_belongs_to_its_family(model: MobileSamModel) -> None:
@@ -90,43 +69,14 @@ def test_blocks_in_parts_are_the_encoder(model: MobileSamModel) -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("multimask", [True, False])
-@pytest.mark.parametrize("kind", ["boxes", "points", "points and boxes", "masks"])
+@pytest.mark.parametrize("kind", PROMPT_KINDS)
 def test_masks_are_those_of_the_model(model: MobileSamModel, kind: str, multimask: bool) -> None:
-    boxes = BOXES if "boxes" in kind else None
-    points = POINTS if "points" in kind else None
-    given = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(3)) if kind == "masks" else None
-    if kind == "masks":
-        boxes = BOXES[:1]
-    expected = model(
-        pixel_values=pixels(),
-        input_points=None if points is None else points[None],
-        input_labels=None if points is None else LABELS[None],
-        input_boxes=None if boxes is None else boxes[None],
-        input_masks=given,
-        multimask_output=multimask,
-    )
-    backend = TorchBackend(model)
-    prompts = Prompts(
-        boxes=boxes,
-        points=points,
-        labels=None if points is None else LABELS,
-        mask_inputs=None if given is None else given[:, 0],
-    )
-    logits, ious = backend.decode(backend.encode(pixels()), prompts, multimask)
-    torch.testing.assert_close(logits, expected.pred_masks[0], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(ious, expected.iou_scores[0], rtol=1e-4, atol=1e-4)
+    check_masks(model, pixels(), BOXES, kind, multimask=multimask)
 
 
 @torch.inference_mode()
 def test_the_decoder_in_parts_gives_the_selected_masks(model: MobileSamModel) -> None:
-    logits, ious = in_parts(model)
-    assert logits.shape == (3, 4, 32, 32)
-    backend = TorchBackend(model)
-    for multimask in (False, True):
-        expected = backend.decode(backend.encode(pixels()), Prompts(boxes=BOXES), multimask)
-        found = FAMILY.select_masks(model.config, logits, ious, multimask)
-        for one, other in zip(found, expected, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    check_selected_masks(model, pixels(), BOXES)
 
 
 @torch.inference_mode()
@@ -137,7 +87,8 @@ def test_attentions_with_empty_slots_equal_the_originals(model: MobileSamModel) 
     )
     # Normalizing after the product instead of before it changes the last bits alone.
     row_scaled = with_quantizable_attentions(model, row_scaled=True)
-    for found, expected in zip(in_parts(row_scaled), in_parts(model), strict=True):
+    parts = (in_parts(one, pixels(), BOXES) for one in (row_scaled, model))
+    for found, expected in zip(*parts, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 

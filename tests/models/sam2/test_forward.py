@@ -4,22 +4,23 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import Sam2Model
 
 from saqsam.evaluation.fingerprint import encoder_identity
-from saqsam.inference.backend import TorchBackend
 from saqsam.inference.predictor import Predictor
-from saqsam.inference.prompts import Prompts
-from saqsam.models.family import flatten_image
 from saqsam.models.registry import family_of, structure_of
 from saqsam.models.sam2.family import Sam2Family
-from saqsam.models.structure import replace_module
+from support.family_checks import (
+    PROMPT_KINDS,
+    check_masks,
+    check_selected_masks,
+    in_parts,
+    with_quantizable_attentions,
+)
 from support.tiny_sam2 import tiny_sam2, tiny_sam2_config, tiny_sam2_pixels, tiny_sam2_processor
 
 FAMILY = Sam2Family()
 BOXES = torch.tensor([[10.0, 20.0, 90.0, 100.0], [0.0, 0.0, 127.0, 127.0], [40.0, 30.0, 60.0, 80.0]])
-POINTS, LABELS = torch.tensor([[[30.0, 40.0], [90.0, 20.0]]] * 3), torch.tensor([[1, 0]] * 3)
 
 
 @pytest.fixture(scope="module")
@@ -99,55 +100,16 @@ def test_skipping_leads_to_the_end_of_the_third_stage(model: Sam2Model) -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("multimask", [True, False])
-@pytest.mark.parametrize("kind", ["boxes", "points", "points and boxes", "masks"])
+@pytest.mark.parametrize("kind", PROMPT_KINDS)
 def test_masks_are_those_of_the_model(model: Sam2Model, kind: str, multimask: bool) -> None:
-    boxes = BOXES if "boxes" in kind else None
-    points = POINTS if "points" in kind else None
-    given = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(3)) if kind == "masks" else None
-    if kind == "masks":
-        boxes = BOXES[:1]
-    expected = model(
-        pixel_values=tiny_sam2_pixels(),
-        input_points=None if points is None else points[None],
-        input_labels=None if points is None else LABELS[None],
-        input_boxes=None if boxes is None else boxes[None],
-        input_masks=given,
-        multimask_output=multimask,
-    )
-    backend = TorchBackend(model)
-    prompts = Prompts(
-        boxes=boxes,
-        points=points,
-        labels=None if points is None else LABELS,
-        mask_inputs=None if given is None else given[:, 0],
-    )
-    logits, ious = backend.decode(backend.encode(tiny_sam2_pixels()), prompts, multimask)
-    torch.testing.assert_close(logits, expected.pred_masks[0], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(ious, expected.iou_scores[0], rtol=1e-4, atol=1e-4)
-
-
-def in_parts(model: Sam2Model) -> tuple[Tensor, Tensor]:
-    features = FAMILY.encode(model, tiny_sam2_pixels())
-    tokens, dense = FAMILY.embed_boxes(model, BOXES)
-    image = flatten_image(features.embedding + dense)
-    found = FAMILY.run_transformer(
-        model, 0, tokens, image, tokens, FAMILY.image_positions(model), with_final=True
-    )
-    return FAMILY.run_mask_head(model, *found, features.extras)
+    check_masks(model, tiny_sam2_pixels(), BOXES, kind, multimask=multimask)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("threshold", [0.0, 0.98, 1.0])
 def test_the_decoder_in_parts_gives_the_selected_masks(threshold: float) -> None:
     model = tiny_sam2(1, tiny_sam2_config(dynamic_multimask_stability_thresh=threshold))
-    logits, ious = in_parts(model)
-    assert logits.shape == (3, 4, 32, 32)
-    backend = TorchBackend(model)
-    for multimask in (False, True):
-        expected = backend.decode(backend.encode(tiny_sam2_pixels()), Prompts(boxes=BOXES), multimask)
-        found = FAMILY.select_masks(model.config, logits, ious, multimask)
-        for one, other in zip(found, expected, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    check_selected_masks(model, tiny_sam2_pixels(), BOXES)
 
 
 @torch.inference_mode()
@@ -164,13 +126,12 @@ def test_unstable_masks_are_replaced_by_the_best_of_the_others() -> None:
 
 @torch.inference_mode()
 def test_attentions_with_empty_slots_are_transformers(model: Sam2Model) -> None:
-    quantizable = copy.deepcopy(model)
-    for site in structure_of(model.config).attentions:
-        new = FAMILY.quantizable_attention(
-            quantizable.get_submodule(site.name), quantized_rel_pos_query=False, row_scaled=False
-        )
-        replace_module(quantizable, site.name, new)
-    for found, expected in zip(in_parts(quantizable), in_parts(model), strict=True):
+    quantizable = with_quantizable_attentions(model)
+    for found, expected in zip(
+        in_parts(quantizable, tiny_sam2_pixels(), BOXES),
+        in_parts(model, tiny_sam2_pixels(), BOXES),
+        strict=True,
+    ):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 

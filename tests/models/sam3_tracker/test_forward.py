@@ -5,17 +5,19 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import Sam3TrackerModel
 
-from saqsam.inference.backend import TorchBackend
-from saqsam.inference.prompts import Prompts
 from saqsam.models import grid_attention
-from saqsam.models.family import flatten_image
 from saqsam.models.registry import family_of, structure_of
 from saqsam.models.sam3_tracker.family import Sam3TrackerFamily
-from saqsam.models.structure import replace_module
 from saqsam.quant.layers import channel_axis
+from support.family_checks import (
+    PROMPT_KINDS,
+    check_masks,
+    check_selected_masks,
+    in_parts,
+    with_quantizable_attentions,
+)
 from support.tiny_sam3_tracker import (
     tiny_sam3_tracker,
     tiny_sam3_tracker_config,
@@ -24,7 +26,6 @@ from support.tiny_sam3_tracker import (
 
 FAMILY = Sam3TrackerFamily()
 BOXES = torch.tensor([[10.0, 20.0, 90.0, 100.0], [0.0, 0.0, 111.0, 111.0], [40.0, 30.0, 60.0, 80.0]])
-POINTS, LABELS = torch.tensor([[[30.0, 40.0], [90.0, 20.0]]] * 3), torch.tensor([[1, 0]] * 3)
 
 
 @pytest.fixture(scope="module")
@@ -129,39 +130,9 @@ def test_blocks_in_parts_are_the_encoder(model: Sam3TrackerModel) -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("multimask", [True, False])
-@pytest.mark.parametrize("kind", ["boxes", "points", "points and boxes", "masks"])
+@pytest.mark.parametrize("kind", PROMPT_KINDS)
 def test_masks_are_those_of_the_model(model: Sam3TrackerModel, kind: str, multimask: bool) -> None:
-    boxes = BOXES[:1] if kind == "masks" else BOXES if "boxes" in kind else None
-    points = POINTS if "points" in kind else None
-    given = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(3)) if kind == "masks" else None
-    expected = model(
-        pixel_values=tiny_sam3_tracker_pixels(),
-        input_points=None if points is None else points[None],
-        input_labels=None if points is None else LABELS[None],
-        input_boxes=None if boxes is None else boxes[None],
-        input_masks=given,
-        multimask_output=multimask,
-    )
-    backend = TorchBackend(model)
-    prompts = Prompts(
-        boxes=boxes,
-        points=points,
-        labels=None if points is None else LABELS,
-        mask_inputs=None if given is None else given[:, 0],
-    )
-    logits, ious = backend.decode(backend.encode(tiny_sam3_tracker_pixels()), prompts, multimask)
-    torch.testing.assert_close(logits, expected.pred_masks[0], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(ious, expected.iou_scores[0], rtol=1e-4, atol=1e-4)
-
-
-def in_parts(model: Sam3TrackerModel) -> tuple[Tensor, Tensor]:
-    features = FAMILY.encode(model, tiny_sam3_tracker_pixels())
-    tokens, dense = FAMILY.embed_boxes(model, BOXES)
-    image = flatten_image(features.embedding + dense)
-    found = FAMILY.run_transformer(
-        model, 0, tokens, image, tokens, FAMILY.image_positions(model), with_final=True
-    )
-    return FAMILY.run_mask_head(model, *found, features.extras)
+    check_masks(model, tiny_sam3_tracker_pixels(), BOXES, kind, multimask=multimask)
 
 
 @torch.inference_mode()
@@ -169,14 +140,7 @@ def in_parts(model: Sam3TrackerModel) -> tuple[Tensor, Tensor]:
 def test_the_decoder_in_parts_gives_the_selected_masks(threshold: float) -> None:
     config = tiny_sam3_tracker_config(dynamic_multimask_stability_thresh=threshold)
     model = tiny_sam3_tracker(1, config)
-    logits, ious = in_parts(model)
-    assert logits.shape == (3, 4, 32, 32)
-    backend = TorchBackend(model)
-    for multimask in (False, True):
-        expected = backend.decode(backend.encode(tiny_sam3_tracker_pixels()), Prompts(boxes=BOXES), multimask)
-        found = FAMILY.select_masks(model.config, logits, ious, multimask)
-        for one, other in zip(found, expected, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    check_selected_masks(model, tiny_sam3_tracker_pixels(), BOXES)
 
 
 @torch.inference_mode()
@@ -186,11 +150,10 @@ def test_attentions_with_empty_slots_are_transformers(
 ) -> None:
     limit: Callable[..., int] = lambda *_, **__: most  # noqa: E731
     monkeypatch.setattr(grid_attention, "max_chunk_logits", limit)
-    quantizable = copy.deepcopy(model)
-    for site in structure_of(model.config).attentions:
-        new = FAMILY.quantizable_attention(
-            quantizable.get_submodule(site.name), quantized_rel_pos_query=False, row_scaled=False
-        )
-        replace_module(quantizable, site.name, new)
-    for found, expected in zip(in_parts(quantizable), in_parts(model), strict=True):
+    quantizable = with_quantizable_attentions(model)
+    for found, expected in zip(
+        in_parts(quantizable, tiny_sam3_tracker_pixels(), BOXES),
+        in_parts(model, tiny_sam3_tracker_pixels(), BOXES),
+        strict=True,
+    ):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
