@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import importlib.resources
 import math
 import os
 import platform
@@ -29,7 +28,7 @@ from saqsam.convert.plan import plan_quantization
 from saqsam.data.detections import Detections, load_detections
 from saqsam.data.open import SCENES
 from saqsam.data.types import Dataset
-from saqsam.models.loading import BUNDLED
+from saqsam.models.loading import BUNDLED, BUNDLED_MODELS, bundled_folder
 from saqsam.ptq.calibration_data import calibration_scenes
 from saqsam.ptq.units import reconstruction_units
 from saqsam.recipes.catalog import EFFORTS
@@ -42,6 +41,7 @@ CACHE = ROOT / "work" / "benchmarks"
 DATA_ROOT = Path(os.environ.get("SAQSAM_DATA", ROOT.parent / "shared" / "data"))
 CALIBRATION = "coco_train"
 FLOAT_BITS = "w32a32"
+MODELS = " or ".join(BUNDLED_MODELS)
 
 
 class FloatModel:
@@ -56,7 +56,7 @@ class FloatModel:
         self.hash = digest.hexdigest()[:12]
         # Rows are published: the name of the folder or file, not where it lies.
         path = Path(source).resolve()
-        self.name = source if source == BUNDLED else path.name if path.is_dir() else path.stem
+        self.name = source if source in BUNDLED_MODELS else path.name if path.is_dir() else path.stem
 
     @cached_property
     def loaded(self) -> tuple[SamModel, SamProcessor]:
@@ -73,13 +73,15 @@ class FloatModel:
 
 def _weights_files(source: str) -> list[Path]:
     path = Path(source)
-    if source == BUNDLED:
-        path = Path(str(importlib.resources.files("saqsam.models") / "sam_mini"))
+    if source in BUNDLED_MODELS:
+        path = bundled_folder(source)
     if path.is_file():
         return [path]
     files = sorted(path.glob("*.safetensors"))
     if not files:
-        raise ValueError(f"no weights in {path}; --model takes {BUNDLED}, a local folder, or a .pth file")
+        raise ValueError(
+            f"no weights in {path}; --model takes {' or '.join(BUNDLED_MODELS)}, a local folder, or a .pth file"
+        )
     return files
 
 
@@ -267,7 +269,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     methods = [FILL_BOX, FLOAT, *METHODS]
     add = parser.add_argument
-    add("--model", default=BUNDLED, help=f"{BUNDLED}, a folder of transformers, or an official .pth")
+    add(
+        "--model",
+        default=BUNDLED,
+        help=f"{MODELS}, a folder of transformers, or an official .pth",
+    )
     add("--methods", nargs="+", choices=methods, default=methods, metavar="METHOD", help=", ".join(methods))
     add("--bits", nargs="+", default=["w8a8", "w6a6", "w4a8", "w4a4"], metavar="wXaY", help="for each method")
     data = [SCENES, "coco_val", "nuclei_val", "aerial_val"]

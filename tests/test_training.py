@@ -1,4 +1,4 @@
-"""The training of sam-mini goes on where it stopped, and starts from exported weights."""
+"""The training of sam-mini and sam2-mini goes on where it stopped, and starts from exported weights."""
 
 import itertools
 from collections.abc import Iterator
@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import SamModel
 
+import saqsam
 from saqsam.data.scenes.dataset import ScenesDataset
 from support.script_modules import scripts
 
-MODULES = ("train", "evaluation", "forward", "samples", "pack", "widen")
+MODULES = ("train", "trainees", "sam2_mini", "export", "evaluation", "forward", "samples", "pack", "widen")
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +24,33 @@ def training() -> Iterator[dict[str, ModuleType]]:
 
 
 @pytest.fixture(scope="module")
-def samples(training, tmp_path_factory):
-    """Windows of 64 px of three packed scenes."""
+def pack(training, tmp_path_factory):
+    """Three packed scenes."""
     path = tmp_path_factory.mktemp("packs") / "scenes.npz"
     read = training["pack"].read(ScenesDataset(count=3, seed=5), "scenes")
     np.savez(path, **training["pack"].pack(itertools.chain(read), 256, 80))
-    pack = training["samples"].Pack(path, {})
+    return training["samples"].Pack(path, {})
+
+
+@pytest.fixture(scope="module")
+def samples(training, pack):
+    """Windows of 64 px."""
     spec = training["samples"].SampleSpec(64, 256, 2, {"scenes": 1.0})
     return training["samples"].SampleSet([pack], spec, seed=1, length=100)
+
+
+@pytest.fixture(scope="module")
+def stretched_samples(training, pack):
+    """Windows of 128 px as sam2-mini sees them."""
+    spec = training["samples"].SampleSpec(128, 512, 2, {"scenes": 1.0}, canvas="stretch", mask_stride=4)
+    return training["samples"].SampleSet([pack], spec, seed=1, length=100)
+
+
+@pytest.fixture(scope="module")
+def teacher(training):
+    """sam-mini in float32."""
+    folder = training["train"].HERE.parent / "src" / "saqsam" / "models" / "sam_mini"
+    return SamModel.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def batch(samples, *numbers: int) -> dict[str, torch.Tensor]:
@@ -137,3 +157,130 @@ def test_logits_are_compared_on_a_fine_grid_over_the_object(training) -> None:
     assert share == pytest.approx(1 + 1 / (np.count_nonzero(mask) / (2 * fine) ** 2), rel=0.05)
     losses = training["train"].mask_loss(torch.cat([logits, far, -logits], 1), truth, balance=0.0)[0]
     assert losses[0] < losses[1] < losses[2]
+
+
+def sam2_mini(training, teacher):
+    torch.manual_seed(0)
+    model = training["trainees"].SAM2_MINI.build()
+    training["sam2_mini"].initialize(model, teacher)
+    return model.eval()
+
+
+@torch.inference_mode()
+def test_the_training_of_sam2_mini_computes_what_transformers_does(training, teacher) -> None:
+    module, model = training["sam2_mini"], sam2_mini(training, teacher)
+    assert sum(parameter.numel() for parameter in model.parameters()) < 8e6
+    for conv in (model.mask_decoder.conv_s0, model.mask_decoder.conv_s1):
+        torch.nn.init.normal_(conv.weight, std=0.1)
+    model.no_memory_embedding.normal_()
+    pixels = torch.randn(1, 3, module.FRAME, module.FRAME)
+    box = torch.tensor([[[30.0, 40, 200, 300], [5, 7, 90, 60]]])
+    expected = model(pixel_values=pixels, input_boxes=box, multimask_output=True)
+    sparse = module.embed_prompts(model, box.reshape(1, 2, 2, 2), torch.tensor([[[2, 3], [2, 3]]]))
+    positions = model.get_image_wide_positional_embeddings()
+    features = module.encode(module.prepare(model), pixels, 0, 0)
+    logits, ious = module.decode(model, features, positions, sparse, None)
+    torch.testing.assert_close(logits[:, :, 1:], expected.pred_masks, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ious[:, :, 1:], expected.iou_scores)
+
+
+@torch.inference_mode()
+def test_the_first_decoder_of_sam2_mini_is_sam_minis(training, teacher) -> None:
+    """Without the object token, which is new, masks are equal; the IoU keeps its order and its middle."""
+    model = sam2_mini(training, teacher)
+    features = torch.randn(1, 256, 32, 32), torch.zeros(1, 32, 128, 128), torch.zeros(1, 64, 64, 64)
+    sparse = torch.randn(1, 1, 3, 256)
+    positions = teacher.get_image_wide_positional_embeddings()
+    torch.testing.assert_close(model.get_image_wide_positional_embeddings(), positions)
+    expected, scores = training["forward"].decode(teacher, features[0], positions, sparse, None)
+    tokens = training["sam2_mini"].FAMILY.output_tokens(model)
+    logits, ious = training["sam2_mini"].decode(model, features, positions, sparse, None)
+    assert tokens.shape == (6, 256)
+    assert logits.shape == expected.shape
+    assert torch.corrcoef(torch.stack([logits.flatten(), expected.flatten()]))[0, 1] > 0.95
+    torch.testing.assert_close(ious, (4 * scores - 2).sigmoid(), atol=0.2, rtol=0.0)
+
+
+def test_a_window_of_sam2_mini_has_the_positions_of_its_place(training, teacher) -> None:
+    module, model = training["sam2_mini"], sam2_mini(training, teacher)
+    blocks = model.vision_encoder.backbone.blocks
+    seen = []
+    handle = blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    pixels = torch.randn(1, 3, module.FRAME, module.FRAME)
+    window = pixels[:, :, 64:192, 32:160]
+    with torch.inference_mode():
+        module.encode(model, pixels, 0, 0)
+        module.encode(model, window, 4, 2)
+    handle.remove()
+    inner = seen[1][:, 1:-1, 1:-1]  # the border's patches reach beyond the window
+    torch.testing.assert_close(inner, seen[0][:, 17:47, 9:39])
+
+
+def test_a_stretched_picture_fills_the_frame(training, pack) -> None:
+    """Turned or not, a picture of another aspect is placed as SAM 2's processor places it."""
+    module = training["samples"]
+    spec = module.SampleSpec(512, 512, 1, {"scenes": 1.0}, whole=1.0, canvas="stretch", mask_stride=4)
+    wide = module.Pack.__new__(module.Pack)
+    wide.__dict__.update(pack.__dict__)
+    wide.image = pack.image.copy()
+    wide.image[:, 0] //= 2  # twice as wide as high
+    samples = module.SampleSet([wide], spec, seed=0, length=10)
+    height, width = wide.image[0, :2]
+    for draw in range(8):
+        matrix, content = samples._placement(np.random.default_rng(draw), wide, 0, "scenes")
+        corners = matrix[:, :2] @ np.array([[0, width, 0, width], [0, 0, height, height]]) + matrix[:, 2:]
+        assert content == (512, 512)
+        assert corners.min() == pytest.approx(0, abs=1e-6)
+        assert corners.max() == pytest.approx(512, abs=1e-6)
+        assert np.abs(np.linalg.det(matrix[:, :2])) == pytest.approx(512**2 / (width * height))
+
+
+def test_a_click_lies_in_the_middle_of_a_wrong_cell(training) -> None:
+    logits, target = torch.full((1, 8, 8), -1.0), torch.zeros(1, 8, 8)
+    target[0, 3, 5] = 1
+    coords, labels = torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, dtype=torch.long)
+    for side in (2.0, 4.0):
+        points, signs, _ = training["train"].corrected_prompts(logits, target, coords, labels, side)
+        assert points[0, 0, 1].tolist() == [5.5 * side - 0.5, 3.5 * side - 0.5]
+        assert signs[0, 0].tolist() == [1, 1]
+
+
+def test_sam2_mini_learns_resumes_and_is_exported(
+    training, teacher, stretched_samples, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, trainee = training["train"], training["trainees"].SAM2_MINI
+    run = train.Run(tmp_path / "run", torch.device("cpu"), 1e-4, trainee, teacher)
+    one = batch(stretched_samples, 0)
+    assert one["targets"].shape == (1, 2, 32, 32)
+    before, _ = train.embedding_step(run, one, 1.0)
+    for _ in range(3):
+        after, _ = train.embedding_step(run, one, 1.0)
+    assert after < 0.8 * before
+    run.step, run.samples = 4, 4
+    run.update_average()
+    run.save()
+    resumed = train.Run(tmp_path / "run", torch.device("cpu"), 1e-4, trainee, teacher)
+    assert (resumed.step, resumed.samples) == (4, 4)
+    losses = [train.train_step(r, one, True, 1.0, 0.5) for r in (run, resumed)]
+    assert losses[0] == losses[1]
+    monkeypatch.setattr(
+        "sys.argv", ["export.py", str(run.folder), str(tmp_path / "out"), "--model", "sam2-mini"]
+    )
+    training["export"].main()
+    model, processor = saqsam.load(tmp_path / "out")
+    assert model.config.model_type == "sam2"
+    assert processor.image_processor.size["height"] == 512
+    weights, averaged = model.state_dict(), resumed.averaged_model().state_dict()
+    assert all(torch.equal(weights[name], value.half().float()) for name, value in averaged.items())
+
+
+def test_held_back_pictures_are_placed_as_the_processor_places_them(training, teacher, pack) -> None:
+    packs = [pack]
+    scores = training["evaluation"].held_back_scores(sam2_mini(training, teacher), packs, 2, canvas="stretch")
+    same = training["evaluation"].held_back_scores(teacher, packs, 2)
+    assert len(scores) == len(same) > 4
+    assert [score.box_fill for score in scores] == [score.box_fill for score in same]
+    height, width = pack.image[0, :2]
+    stretch = max(height, width) / (height * width) ** 0.5
+    ratios = [score.size / other.size for score, other in zip(scores[:4], same, strict=False)]
+    assert ratios == pytest.approx([2 * stretch] * 4)

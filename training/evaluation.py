@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import torch
-from transformers import SamModel
 
 from samples import MEAN, STD, Pack
 
@@ -36,9 +36,11 @@ class Score:
     size: float
 
 
-def held_back_iou(model: SamModel, packs: list[Pack], most_prompts: int = 24) -> dict[str, float]:
+def held_back_iou(
+    model: Any, packs: list[Pack], canvas: Literal["pad", "stretch"] = "pad"
+) -> dict[str, float]:
     """Return the mean IoU per source, for exact boxes (`SOURCE_box`) and for the innermost point (`SOURCE_point`)."""
-    return mean_iou(held_back_scores(model, packs, most_prompts))
+    return mean_iou(held_back_scores(model, packs, canvas=canvas))
 
 
 def mean_iou(scores: Iterable[Score]) -> dict[str, float]:
@@ -69,30 +71,35 @@ def iou_by_size(scores: Iterable[Score]) -> list[dict[str, object]]:
 
 
 @torch.inference_mode()
-def held_back_scores(model: SamModel, packs: list[Pack], most_prompts: int = 24) -> list[Score]:
+def held_back_scores(
+    model: Any, packs: list[Pack], most_prompts: int = 24, canvas: Literal["pad", "stretch"] = "pad"
+) -> list[Score]:
     """Score exact boxes and innermost points on the pictures of the packs.
 
-    Pictures are placed as `SamProcessor` places them (long side to the frame, padded at the bottom or right); masks
-    are compared at the pack's resolution. At most `most_prompts` objects of a picture count.
+    Pictures are placed as the model's processor places them: long side to the frame and padded at the bottom or right
+    ("pad", a `SamModel`), or stretched to the frame ("stretch", a `Sam2Model`). Masks are compared at the pack's
+    resolution. At most `most_prompts` objects of a picture count.
     """
     scores: list[Score] = []
     for pack in packs:
         for source, numbers in pack.images_of.items():
             for number in numbers.tolist():
                 instances = pack.instances_of[number][:most_prompts]
-                scores += _picture(model, pack, number, source, instances)
+                scores += _picture(model, pack, number, source, instances, canvas)
     return scores
 
 
-def _picture(model: SamModel, pack: Pack, number: int, source: str, instances: list[int]) -> list[Score]:
+def _picture(
+    model: Any, pack: Pack, number: int, source: str, instances: list[int], canvas: str
+) -> list[Score]:
     device = next(model.parameters()).device
-    frame = model.config.vision_config.image_size
+    frame = model.config.prompt_encoder_config.image_size
     image = pack.read(number)
     height, width = image.shape[:2]
-    scale = frame / max(height, width)
-    inner = (round(width * scale), round(height * scale))
+    scale = np.full(2, frame / max(height, width)) if canvas == "pad" else frame / np.array([width, height])
+    inner = (round(width * scale[0]), round(height * scale[1]))
     pixels = np.zeros((frame, frame, 3), np.float32)
-    resized = cv2.resize(image, inner, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    resized = cv2.resize(image, inner, interpolation=cv2.INTER_AREA if scale.min() < 1 else cv2.INTER_LINEAR)
     pixels[: inner[1], : inner[0]] = (resized.astype(np.float32) / 255 - MEAN) / STD
     embeddings = model.get_image_embeddings(torch.from_numpy(pixels.transpose(2, 0, 1))[None].to(device))
     truths, boxes, points = [], [], []
@@ -106,9 +113,13 @@ def _picture(model: SamModel, pack: Pack, number: int, source: str, instances: l
         distance = cv2.distanceTransform(np.pad(truth, 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
         row, column = np.unravel_index(int(distance.argmax()), distance.shape)
         points.append([[column, row]])
+
+    def to_frame(places: np.ndarray) -> torch.Tensor:
+        return torch.tensor(places[None] * scale, dtype=torch.float32, device=device)
+
     coords = {
-        "box": {"input_boxes": torch.tensor([boxes], dtype=torch.float32, device=device) * scale},
-        "point": {"input_points": torch.tensor([points], dtype=torch.float32, device=device) * scale},
+        "box": {"input_boxes": to_frame(np.array(boxes).reshape(-1, 2, 2)).flatten(2)},
+        "point": {"input_points": to_frame(np.array(points))},
     }
     scores = []
     for kind, prompt in coords.items():
@@ -124,5 +135,5 @@ def _picture(model: SamModel, pack: Pack, number: int, source: str, instances: l
             iou = float((mask & truth).sum() / max(1, (mask | truth).sum()))
             box_area = max(1, (x1 - x0) * (y1 - y0))
             box_fill = int(truth.sum()) / box_area
-            scores.append(Score(source, kind, iou, box_fill, scale * box_area**0.5))
+            scores.append(Score(source, kind, iou, box_fill, float(scale.prod() * box_area) ** 0.5))
     return scores

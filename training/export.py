@@ -10,11 +10,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from transformers import SamModel
-
-from forward import sam_mini_config
 from saqsam.models.processing import build_processor
 from state_files import load_state
+from trainees import SAM_MINI, TRAINEES
 
 
 def main() -> None:
@@ -22,11 +20,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", choices=list(TRAINEES), default=SAM_MINI.name)
     args = parser.parse_args()
     state = load_state(args.run)
     if state is None:
         parser.error(f"{args.run} holds no state of a training run")
-    model = SamModel(sam_mini_config())
+    model = TRAINEES[args.model].build()
     model.load_state_dict({**state["model"], **state["average"]})
     args.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.folder.parent) as partial:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -74,6 +75,8 @@ class SampleSpec:
         box_share: Share of box prompts; the rest are points.
         whole: Share of samples that show the whole picture, placed as the processor places it (windows as large as
             the frame only).
+        canvas: How the processor places a picture in the frame: "pad" keeps its aspect, "stretch" fills the frame.
+        mask_stride: Side of a cell of the low-resolution mask in pixels.
     """
 
     window: int
@@ -82,6 +85,8 @@ class SampleSpec:
     weights: dict[str, float]
     box_share: float = 0.65
     whole: float = 0.0
+    canvas: Literal["pad", "stretch"] = "pad"
+    mask_stride: int = 2
 
 
 class SampleSet(Dataset[dict[str, torch.Tensor]]):
@@ -130,7 +135,7 @@ class SampleSet(Dataset[dict[str, torch.Tensor]]):
         inside[:y1, :x1] = 1
         pixels *= inside  # the processor pads with zeros after normalization
         chosen = pick_instances(rng, masks, spec.prompts)
-        grid = spec.window // 2
+        grid = spec.window // spec.mask_stride
         targets = np.stack([cv2.resize(masks[i], (grid, grid), interpolation=cv2.INTER_AREA) for i in chosen])
         boxes = [subpixel_box(masks[i]) for i in chosen]
         prompts = [self._prompt(rng, masks[i], box) for i, box in zip(chosen, boxes, strict=True)]
@@ -157,11 +162,17 @@ class SampleSet(Dataset[dict[str, torch.Tensor]]):
         flip = rng.random() < 0.5
         turns = int(rng.integers(4)) if source in ("nuclei_train", "scenes") else 0
         angle = 90.0 * turns + (rng.normal(0, 8) if rng.random() < 0.35 else 0.0)
+        turned = (height, width) if turns % 2 == 0 else (width, height)
+        stretch = np.array([long_side / turned[1], long_side / turned[0]])
+        if spec.canvas == "pad":
+            stretch[:] = 1.0
         if rng.random() < spec.whole:
             angle = 90.0 * turns
             scale = spec.window / long_side
-            turned = (height, width) if turns % 2 == 0 else (width, height)
-            content = (max(1, round(turned[1] * scale)), max(1, round(turned[0] * scale)))
+            content = (
+                max(1, round(turned[1] * scale * stretch[0])),
+                max(1, round(turned[0] * scale * stretch[1])),
+            )
             center_to = (content[0] / 2, content[1] / 2)
             center_from = (width / 2, height / 2)
         else:
@@ -173,7 +184,9 @@ class SampleSet(Dataset[dict[str, torch.Tensor]]):
             shift = rng.uniform(-0.4, 0.4, 2) * spec.window
             center_to = (spec.window / 2 + shift[0], spec.window / 2 + shift[1])
         cos, sin = np.cos(np.deg2rad(angle)) * scale, np.sin(np.deg2rad(angle)) * scale
-        linear = np.array([[cos, -sin], [sin, cos]]) @ np.diag([-1.0 if flip else 1.0, 1.0])
+        linear = (
+            np.diag(stretch) @ np.array([[cos, -sin], [sin, cos]]) @ np.diag([-1.0 if flip else 1.0, 1.0])
+        )
         offset = np.array(center_to) - linear @ np.array(center_from)
         if content == (spec.window, spec.window):
             corners = linear @ np.array([[0, width, 0, width], [0, 0, height, height]]) + offset[:, None]

@@ -1,4 +1,4 @@
-"""Train sam-mini: resumable, stops by the clock, the same script on a CPU and on an accelerator.
+"""Train sam-mini or sam2-mini: resumable, stops by the clock, the same script on a CPU and on an accelerator.
 
     python training/train.py --packs photos.npz scenes.npz --out RUN --minutes 120 --window 128 --batch 8
     python training/train.py --packs ... --out RUN --minutes 60 --window 256 --batch 3 --decay   # to the end
@@ -32,10 +32,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from transformers import SamModel
 
+import forward
+import sam2_mini
 from evaluation import held_back_iou
-from forward import decode, embed_prompts, encode, initialize, sam_mini_config, use_folded_attention
 from samples import Pack, SampleSet, SampleSpec
 from state_files import load_state
+from trainees import SAM_MINI, TRAINEES, Trainee
 
 WEIGHTS = {"objects_train": 0.45, "coco_train": 0.18, "nuclei_train": 0.16, "scenes": 0.21}
 BALANCED_STEPS = 1500
@@ -132,16 +134,19 @@ def total_loss(
 
 
 def corrected_prompts(
-    logits: Tensor, target: Tensor, coords: Tensor, labels: Tensor
+    logits: Tensor, target: Tensor, coords: Tensor, labels: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the next round of prompts: the old ones, a click in the error region, and the current mask."""
+    """Return the next round of prompts: the old ones, a click in the error region, and the current mask.
+
+    `scale` is the side of a mask's cell in pixels of the window.
+    """
     wrong = (logits > 0) != (target > 0.5)
     weight = wrong.flatten(1).float() + 1e-6
     # As torch.multinomial draws, which waits for an accelerator to check its weights.
     pick = (weight / torch.empty_like(weight).exponential_()).argmax(1)
     width = target.shape[-1]
-    scale = 2.0  # mask cells are half the pixels of the window
-    point = torch.stack([pick % width, pick // width], -1).float() * scale + 0.5
+    # The model adds half a pixel to every point.
+    point = (torch.stack([pick % width, pick // width], -1) + 0.5) * scale - 0.5
     label = (target.flatten(1).gather(1, pick[:, None]) > 0.5).long()
     coords = torch.cat([coords, point.reshape(*coords.shape[:2], 1, 2)], 2)
     labels = torch.cat([labels, label.reshape(*labels.shape[:2], 1)], 2)
@@ -149,14 +154,24 @@ def corrected_prompts(
 
 
 class Run:
-    """A training run in its folder."""
+    """A training run in its folder.
 
-    def __init__(self, folder: Path, device: torch.device, lr: float) -> None:
+    Attributes:
+        teacher: sam-mini, whose embedding a sam2-mini is drawn towards, or None.
+    """
+
+    def __init__(
+        self, folder: Path, device: torch.device, lr: float, trainee: Trainee = SAM_MINI, teacher: Any = None
+    ) -> None:
         torch.manual_seed(0)
-        self.folder, self.device = folder, device
-        self.model = SamModel(sam_mini_config())
-        initialize(self.model)
-        use_folded_attention(self.model).to(device).train()
+        self.folder, self.device, self.trainee = folder, device, trainee
+        self.teacher = None if teacher is None else teacher.to(device).eval()
+        self.model = trainee.build()
+        if trainee is SAM_MINI:
+            forward.initialize(self.model)
+        else:
+            sam2_mini.initialize(self.model, teacher)
+        trainee.prepare(self.model).to(device).train()
         decayed = [p for p in self.model.parameters() if p.dim() > 1]
         others = [p for p in self.model.parameters() if p.dim() <= 1]
         groups: list[dict[str, Any]] = [
@@ -208,9 +223,9 @@ class Run:
         for name, parameter in self.model.named_parameters():
             self.average[name].lerp_(parameter, rate)
 
-    def averaged_model(self) -> SamModel:
-        """Return a plain SamModel with the averaged weights, in eval mode."""
-        model = SamModel(sam_mini_config())
+    def averaged_model(self) -> Any:
+        """Return a plain model of transformers with the averaged weights, in eval mode."""
+        model = self.trainee.build()
         model.load_state_dict({**self.model.state_dict(), **self.average})
         return model.to(self.device).eval()
 
@@ -233,20 +248,19 @@ def batch_loss(
     run: Run,
     batch: dict[str, Tensor],
     correct: bool,
-    encode: Callable[..., Tensor] = encode,
-    decode: Callable[..., tuple[Tensor, Tensor]] = decode,
+    encode: Callable[..., Any] | None = None,
+    decode: Callable[..., tuple[Tensor, Tensor]] | None = None,
+    teacher_weight: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of a batch on the run's device, summed over its rounds, and the mean IoU of the last round.
 
-    `correct` adds a second round, with a click in the error region. `encode` and `decode` are those of `forward.py` or
-    compiled ones. No value returns to the host.
+    `correct` adds a second round, with a click in the error region. `encode` and `decode` are the trainee's or
+    compiled ones. `teacher_weight` weighs the error of the embedding. No value returns to the host.
     """
-    device, model = run.device, run.model
-    patch = model.config.vision_config.patch_size
-    tokens, frame = batch["pixels"].shape[-1] // patch, model.config.vision_config.image_size // patch
-    torch.manual_seed(run.step)  # a resumed run draws what an unbroken one would
-    top, left = (int(torch.randint(0, frame - tokens + 1, ())) for _ in range(2))
-    shift = torch.stack([torch.full((), float(place * patch), device=device) for place in (left, top)])
+    device, model, trainee = run.device, run.model, run.trainee
+    encode, decode = encode or trainee.encode, decode or trainee.decode
+    top, left = window_place(run, batch)
+    shift = torch.stack([torch.full((), float(at * trainee.cell), device=device) for at in (left, top)])
     target = batch["targets"].flatten(0, 1).float() / 255
     cells = target.shape[-1] / batch["pixels"].shape[-1]
     truth = Truth(
@@ -254,17 +268,20 @@ def batch_loss(
     )
     coords, labels = batch["coords"] + shift, batch["labels"]
     is_point = (labels[..., 1] == -1).flatten()
+    tokens = batch["pixels"].shape[-1] // trainee.cell
     # The Fourier features need float32: their arguments span several turns.
     positions = model.get_image_wide_positional_embeddings()[:, :, top : top + tokens, left : left + tokens]
-    with torch.autocast(device.type, torch.bfloat16):
-        embeddings = encode(model, batch["pixels"], top, left)
+    with mixed_precision(device):
+        features = encode(model, batch["pixels"], top, left)
     mask_input = None
-    balance = max(0.0, 1 - run.step / BALANCED_STEPS)
+    balance = max(0.0, 1 - run.step / BALANCED_STEPS) if run.teacher is None else 0.0
     loss = torch.zeros((), device=device)
+    if teacher_weight > 0:
+        loss = loss + teacher_weight * embedding_loss(run, batch, features, top, left)
     for round_ in range(2 if correct else 1):
-        sparse = embed_prompts(model, coords, labels)
-        with torch.autocast(device.type, torch.bfloat16):
-            logits, predicted = decode(model, embeddings, positions, sparse, mask_input)
+        sparse = trainee.embed_prompts(model, coords, labels)
+        with mixed_precision(device):
+            logits, predicted = decode(model, features, positions, sparse, mask_input)
         logits, predicted = logits.flatten(0, 1).float(), predicted.flatten(0, 1).float()
         ambiguous = is_point if round_ == 0 else torch.zeros_like(is_point)
         part, iou = total_loss(logits, predicted, truth, ambiguous, balance)
@@ -275,9 +292,32 @@ def batch_loss(
             )
             so_far = logits.detach()[torch.arange(len(kept), device=device), kept]
             local = coords - shift
-            coords, labels, mask_input = corrected_prompts(so_far, target, local, labels)
+            coords, labels, mask_input = corrected_prompts(so_far, target, local, labels, 1 / cells)
             coords = coords + shift
     return loss, iou
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """Return bfloat16 autocast, without effect on processors that would emulate it."""
+    supported = device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=supported)
+
+
+def window_place(run: Run, batch: dict[str, Tensor]) -> tuple[int, int]:
+    """Draw the place (top, left) of a batch's windows in the frame, in cells of the embedding."""
+    trainee = run.trainee
+    torch.manual_seed(run.step)  # a resumed run draws what an unbroken one would
+    free = (trainee.frame - batch["pixels"].shape[-1]) // trainee.cell // trainee.step
+    top, left = (trainee.step * int(torch.randint(0, free + 1, ())) for _ in range(2))
+    return top, left
+
+
+def embedding_loss(run: Run, batch: dict[str, Tensor], features: Any, top: int, left: int) -> Tensor:
+    """Return the error of the embedding to the teacher's, which sees the same window at its own resolution."""
+    scale = run.trainee.frame // SAM_MINI.frame
+    with torch.no_grad(), mixed_precision(run.device):
+        target = forward.encode(run.teacher, F.avg_pool2d(batch["pixels"], scale), top, left)
+    return sam2_mini.teacher_loss(features, target)
 
 
 def update(run: Run, loss: Tensor, clip: float) -> None:
@@ -288,18 +328,39 @@ def update(run: Run, loss: Tensor, clip: float) -> None:
     run.optimizer.step()
 
 
-def train_step(run: Run, batch: dict[str, Tensor], correct: bool, clip: float) -> tuple[float, float]:
+def train_step(
+    run: Run, batch: dict[str, Tensor], correct: bool, clip: float, teacher_weight: float = 0.0
+) -> tuple[float, float]:
     """Take one optimizer step on a batch and return the loss and the mean IoU."""
     batch = {k: v.to(run.device, non_blocking=True) for k, v in batch.items()}
-    loss, iou = batch_loss(run, batch, correct)
+    loss, iou = batch_loss(run, batch, correct, teacher_weight=teacher_weight)
     update(run, loss, clip)
     return loss.item() / (2 if correct else 1), iou.item()
+
+
+def embedding_step(run: Run, batch: dict[str, Tensor], clip: float) -> tuple[float, float]:
+    """Take one optimizer step towards the teacher's embedding and return its loss; there is no IoU."""
+    batch = {k: v.to(run.device, non_blocking=True) for k, v in batch.items()}
+    top, left = window_place(run, batch)
+    with mixed_precision(run.device):
+        features = run.trainee.encode(run.model, batch["pixels"], top, left)
+    loss = embedding_loss(run, batch, features, top, left)
+    update(run, loss, clip)
+    return loss.item(), float("nan")
 
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = run_parser(__doc__, batch=8, evaluate_every=20, save_every=4)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--model", choices=list(TRAINEES), default="sam-mini")
+    parser.add_argument(
+        "--teacher", type=Path, help="folder of sam-mini, from which a sam2-mini starts and learns"
+    )
+    parser.add_argument("--teacher-weight", type=float, default=0.0, help="weight of the embedding's error")
+    parser.add_argument(
+        "--embedding-only", action="store_true", help="train the encoder towards the teacher alone"
+    )
     return parser.parse_args()
 
 
@@ -326,7 +387,9 @@ def run_parser(
     parser.add_argument(
         "--minutes", type=float, required=True, help="training time; on a GPU without loading and evaluation"
     )
-    parser.add_argument("--window", type=int, default=128, help="side of the training window, at most 256")
+    parser.add_argument(
+        "--window", type=int, default=128, help="side of the training window, at most the frame"
+    )
     parser.add_argument("--batch", type=int, default=batch, help="windows in a batch")
     parser.add_argument("--prompts", type=int, default=8, help="prompts a picture")
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -336,7 +399,10 @@ def run_parser(
         "--correct", type=float, default=0.15, help="share of steps with a second, corrected round"
     )
     parser.add_argument(
-        "--evaluate-every", type=float, default=evaluate_every, help="minutes between held-back evaluations"
+        "--evaluate-every",
+        type=float,
+        default=evaluate_every,
+        help="minutes between held-back evaluations; 0 for none",
     )
     parser.add_argument("--save-every", type=float, default=save_every, help="minutes between saved states")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -348,13 +414,23 @@ def main() -> None:
     args = parse_arguments()
     held_back = json.loads((HERE / "held_back.json").read_text())
     packs = [Pack(path, held_back) for path in args.packs]
-    run = Run(args.out, torch.device(args.device), args.lr)
+    trainee = TRAINEES[args.model]
+    teacher = None if args.teacher is None else SamModel.from_pretrained(args.teacher, dtype=torch.float32)
+    run = Run(args.out, torch.device(args.device), args.lr, trainee, teacher)
     if args.weights is not None and run.step == 0:
         run.start_from(args.weights, HERE / "log" / "curve.csv")
     first_step = run.step
     # The fused attention of a CPU is slow in its backward pass where sequences are short.
     torch.backends.cuda.enable_flash_sdp(args.window > 128 or args.device != "cpu")
-    spec = SampleSpec(args.window, 256, args.prompts, WEIGHTS, whole=0.5 if args.window == 256 else 0.0)
+    spec = SampleSpec(
+        args.window,
+        trainee.frame,
+        args.prompts,
+        WEIGHTS,
+        whole=0.5 if args.window == trainee.frame else 0.0,
+        canvas=trainee.canvas,
+        mask_stride=trainee.cell // 4,
+    )
     samples = SampleSet(packs, spec, seed=args.window, length=2**40)
     stream = Subset(samples, range(run.samples, 2**40))
     prefetch = 4 if args.workers else None
@@ -365,7 +441,7 @@ def main() -> None:
 
     def evaluate() -> None:
         pictures = [Pack(path, held_back, use_held_back=True) for path in args.packs]
-        scores = held_back_iou(run.averaged_model(), pictures)
+        scores = held_back_iou(run.averaged_model(), pictures, trainee.canvas)
         row = run.position() | {"window": args.window}
         run.log("curve.csv", {**row, **{k: round(v, 4) for k, v in scores.items()}})
         print(row, scores, flush=True)
@@ -380,7 +456,10 @@ def main() -> None:
         for group in run.optimizer.param_groups:
             group["lr"] = args.lr * factor
         correct = run.step % 100 < args.correct * 100
-        losses.append(train_step(run, batch, correct, clip=1.0))
+        if args.embedding_only:
+            losses.append(embedding_step(run, batch, clip=1.0))
+        else:
+            losses.append(train_step(run, batch, correct, 1.0, args.teacher_weight))
         run.step += 1
         run.samples += args.batch
         run.seconds = before + time.monotonic() - start
@@ -396,11 +475,12 @@ def main() -> None:
         if now - last_save > args.save_every * 60:
             run.save()
             last_save = now
-        if now - last_evaluation > args.evaluate_every * 60:
+        if args.evaluate_every and now - last_evaluation > args.evaluate_every * 60:
             evaluate()
             last_evaluation = time.monotonic()
     run.save()
-    evaluate()
+    if args.evaluate_every:
+        evaluate()
 
 
 if __name__ == "__main__":

@@ -387,19 +387,21 @@ def test_nothing_under_this_name(name: str) -> None:
 
 def test_a_path_is_never_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "snapshot_download", None)
-    with pytest.raises(ValueError, match="no model 'owner/name': not 'sam-mini', no such file or folder"):
+    with pytest.raises(
+        ValueError, match="no model 'owner/name': not sam-mini or sam2-mini, no such file or folder"
+    ):
         load(Path("owner/name"))
 
 
 def test_bundled_model_without_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "model.safetensors").unlink()
-    monkeypatch.setattr(loading, "_bundled_folder", lambda: folder)
+    monkeypatch.setattr(loading, "bundled_folder", lambda _: folder)
     with pytest.raises(ValueError, match="this installation lacks the weights of sam-mini"):
         load("sam-mini")
 
 
 def test_bundled_model_with_weights(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_bundled_folder", lambda: saved)
+    monkeypatch.setattr(loading, "bundled_folder", lambda _: saved)
     assert_same_model(load()[0])
     assert_same_model(load("sam-mini")[0])
 

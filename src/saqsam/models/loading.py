@@ -33,6 +33,8 @@ from saqsam.utils.errors import CheckpointError, shorten, shorten_message, short
 from saqsam.utils.strict_json import read_json_object
 
 BUNDLED = "sam-mini"
+BUNDLED_MODELS = {BUNDLED: "sam_mini", "sam2-mini": "sam2_mini"}
+"""Names of the models inside this package, and their folders."""
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _TENSOR_FILES = frozenset({".pth", ".pt", ".bin", ".ckpt", ".safetensors"})
@@ -46,7 +48,7 @@ def load(
     Args:
         model: One of
 
-            - ``"sam-mini"``, the model inside this package;
+            - ``"sam-mini"`` or ``"sam2-mini"``, the models inside this package;
             - a folder written by `save_pretrained`: safetensors or ``pytorch_model.bin``, whole or in shards; or a
               packed checkpoint written by saqsam;
             - a file: an official ``sam_vit_{b,l,h}_*.pth``, ``sam2*_hiera_*.pt`` or ``mobile_sam.pt``, a training
@@ -70,8 +72,8 @@ def load(
             or hold NaN or infinity; a pickle would run code; a file holds several models. Subclass of `ValueError`.
     """
     target = _device(device)
-    if isinstance(model, str) and model == BUNDLED:
-        return _load_bundled(target, image_size)
+    if isinstance(model, str) and model in BUNDLED_MODELS:
+        return _load_bundled(model, target, image_size)
     path = Path(model).expanduser()
     if path.is_dir():
         return _load_folder(path, target, image_size)
@@ -80,23 +82,23 @@ def load(
     looks_like_hub = isinstance(model, str) and _HUB_ID.fullmatch(model) and path.suffix not in _TENSOR_FILES
     if not looks_like_hub:
         raise ValueError(
-            f"no model {str(model)!r}: not {BUNDLED!r}, no such file or folder, not a hub id 'owner/name'"
+            f"no model {str(model)!r}: not {' or '.join(BUNDLED_MODELS)}, no such file or folder, not a hub id "
+            "'owner/name'"
         )
     return _load_hub(str(model), target, image_size)
 
 
-def _load_bundled(device: torch.device, image_size: int | None) -> tuple[Any, Any]:
-    folder = _bundled_folder()
-    if not (folder / "model.safetensors").is_file():
-        raise ValueError(
-            f"this installation lacks the weights of {BUNDLED}: no {folder / 'model.safetensors'}"
-        )
-    return _load_folder(folder, device, image_size)
-
-
-def _bundled_folder() -> Path:
+def bundled_folder(name: str) -> Path:
+    """Return the folder of one of `BUNDLED_MODELS`."""
     # Packages with weights are installed as files and never run from a zip archive.
-    return Path(str(importlib.resources.files("saqsam.models") / "sam_mini"))
+    return Path(str(importlib.resources.files("saqsam.models") / BUNDLED_MODELS[name]))
+
+
+def _load_bundled(name: str, device: torch.device, image_size: int | None) -> tuple[Any, Any]:
+    folder = bundled_folder(name)
+    if not (folder / "model.safetensors").is_file():
+        raise ValueError(f"this installation lacks the weights of {name}: no {folder / 'model.safetensors'}")
+    return _load_folder(folder, device, image_size)
 
 
 def _load_folder(folder: Path, device: torch.device, image_size: int | None) -> tuple[Any, Any]:
