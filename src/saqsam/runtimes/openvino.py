@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from saqsam.export.manifest import LOW_RES_OUTPUTS, Manifest
-from saqsam.export.openvino_core import openvino_core
+from saqsam.export.openvino_core import make_exact, openvino_core
 from saqsam.inference.prompts import Prompts
 from saqsam.models.family import Features
 from saqsam.models.registry import family_of
@@ -31,6 +31,8 @@ from saqsam.utils.errors import CheckpointError, shorten_message
 
 class OpenVinoBackend:
     """Backend that runs an exported folder. Threads may share it; their calls are serialized.
+
+    On processors where OpenVINO's integer products saturate, which changes masks, layers compute in float32.
 
     Args:
         folder: The exported folder.
@@ -112,8 +114,10 @@ class _Compiled:
         if part == "encoder":
             # With a free batch, OpenVINO (2026.4) computes other embeddings of quantized models, and is slower.
             model.reshape(family_of(manifest.sam_config).input_spec(manifest.sam_config).pixels)
+        kept = keep_results(model, outputs)
+        exact = make_exact(kept) if device == "CPU" else {}
         try:
-            self._compiled = core.compile_model(keep_results(model, outputs), device, dict(settings))
+            self._compiled = core.compile_model(kept, device, {**settings, **exact})
         except RuntimeError as error:
             if device != "CPU":
                 raise ValueError(f"device {device} cannot be used: {_reason(error)}") from error

@@ -180,7 +180,7 @@ def _run_session(session: Any, inputs: Mapping[str, Array]) -> Array:
 def _openvino_values(path: Path, types: onnx.ModelProto, inputs: Mapping[str, Array]) -> Compute:
     """Return a function that computes a tensor of an ONNX or OpenVINO file in OpenVINO, optimized."""
     from saqsam.export.onnx.reader import read_onnx
-    from saqsam.export.openvino_core import openvino_core
+    from saqsam.export.openvino_core import make_exact, openvino_core
     from saqsam.runtimes.openvino import keep_results, read_model
 
     core = openvino_core()
@@ -195,7 +195,7 @@ def _openvino_values(path: Path, types: onnx.ModelProto, inputs: Mapping[str, Ar
             if name not in {own for value in whole.outputs for own in value.get_names()}:
                 whole.add_outputs(name)
             cut = keep_results(whole, [name])
-        compiled = core.compile_model(cut, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = core.compile_model(cut, "CPU", {"INFERENCE_PRECISION_HINT": "f32"} | make_exact(cut))
         taken = {own for value in compiled.inputs for own in value.get_names()}
         outputs = compiled({own: array for own, array in inputs.items() if own in taken})
         return np.array(outputs[0])

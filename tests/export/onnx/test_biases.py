@@ -14,7 +14,7 @@ from saqsam.export.manifest import LOW_RES_OUTPUTS
 from saqsam.export.onnx.graph import Graph
 from saqsam.export.onnx.sam.decoder import write_decoder
 from saqsam.export.onnx.writer import keep_outputs
-from saqsam.export.openvino_core import openvino_core
+from saqsam.export.openvino_core import make_exact, openvino_core
 from saqsam.inference.backend import TorchBackend
 from saqsam.inference.prompts import Prompts
 from saqsam.models.family import Features
@@ -85,8 +85,9 @@ def relative(found: np.ndarray, wanted: np.ndarray) -> float:
 
 def run_openvino(written: onnx.ModelProto, inputs: dict[str, Any]) -> list[np.ndarray]:
     core = openvino_core()
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    found = core.compile_model(core.read_model(written.SerializeToString()), "CPU", settings)(inputs)
+    model = core.read_model(written.SerializeToString())
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1} | make_exact(model)
+    found = core.compile_model(model, "CPU", settings)(inputs)
     return [found[name] for name in LOW_RES_OUTPUTS]
 
 
