@@ -158,9 +158,17 @@ def grid_positions(graph: Graph, encoder: Any, side: int) -> Value:
 
 
 def dense_embedding(graph: Graph, encoder: Any, mask_input: Value, has_mask: Value, side: int) -> Value:
-    """Embed masks [M, 1, 4h, 4w] as rows [M, h * w, C], or return the "no mask" embedding if `has_mask` is 0."""
+    """Embed masks [M, 1, 4h, 4w] as rows [M, h * w, C], or return the "no mask" embedding where `has_mask` is 0.
+
+    `has_mask` has one value, or is [M, 1, 1]. Without any mask, the rows are [M, 1, C], and only one cell of the unused
+    input is computed.
+    """
     embed = encoder.mask_embed
-    grid = mask_input
+    is_given = graph.op("Greater", has_mask, graph.scalar(0.5))
+    most = graph.maximum(graph.op("Reshape", has_mask, graph.ints(-1)), 0, keepdims=True)
+    is_any_given = graph.op("Greater", most, graph.scalar(0.5))
+    ends = graph.op("Where", is_any_given, graph.ints(4 * side, 4 * side), graph.ints(4, 4))
+    grid = graph.op("Slice", mask_input, graph.ints(0, 0), ends, graph.ints(2, 3))
     hidden: Value = ""
     for conv, norm in (
         (embed.conv1, embed.layer_norm1),
@@ -179,10 +187,10 @@ def dense_embedding(graph: Graph, encoder: Any, mask_input: Value, has_mask: Val
         if norm is not None:
             hidden = activation(graph, embed.activation, layer_norm(graph, norm, hidden))
             grid = graph.op("Transpose", hidden, perm=[0, 3, 1, 2])
-    rows = graph.op("Reshape", hidden, graph.ints(0, side * side, -1))
+    rows = graph.op("Reshape", hidden, graph.ints(0, -1, encoder.no_mask_embed.weight.shape[1]))
     none = graph.parameter(encoder.no_mask_embed.weight.detach()[None], "no_mask")
     # Where, not Mul by 0: an unused mask input may hold NaN.
-    return graph.op("Where", graph.op("Greater", has_mask, graph.scalar(0.5)), rows, none)
+    return graph.op("Where", is_given, rows, none)
 
 
 def upscaled_embedding(graph: Graph, decoder: Any, image: Value, side: int) -> Value:
