@@ -88,7 +88,7 @@ LAYERS = (
     ("checkpoint", "inference"),
     ("analysis", "evaluation", "export", "ptq"),
     ("allocation", "runtimes", "viz"),
-    ("report", "verification"),
+    ("report", "segmentation", "verification"),
     ("cli",),
 )
 """Folders from the lowest up: a module imports from its own folder and from lower layers."""

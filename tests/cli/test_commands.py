@@ -823,9 +823,18 @@ def test_segment_tells_the_size_and_the_quality_of_each_mask(
     assert_done(result)
     predictor = saqsam.Predictor(*saqsam.load(packed))
     predictor.set_image(read_image(bare / "0.png"))
-    masks, ious, _ = predictor.predict(box=np.array([-5, 2, 28, 15]), multimask_output=False)
+    box = np.array([-5, 2, 28, 15])
+    masks, ious, _ = predictor.predict(box=box, multimask_output=False)
+    logits, _, _ = predictor.predict(box=box, multimask_output=False, return_logits=True)
+    stability = (logits > 1).sum() / (logits > -1).sum()
     row = next(line for line in result.stdout.splitlines() if line.startswith("box"))
-    assert row.split() == ["box", "-5,2,28,15", f"{ious[0]:.3f}", f"{int(masks[0].sum()):,}"]
+    assert row.split() == [
+        "box",
+        "-5,2,28,15",
+        f"{ious[0]:.3f}",
+        f"{stability:.3f}",
+        f"{int(masks[0].sum()):,}",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -834,7 +843,7 @@ def test_segment_tells_the_size_and_the_quality_of_each_mask(
         ([], ["--box", "--point", "--everything"]),
         (["--box", "1,2,3"], ["--box", "x0,y0,x1,y1", "1,2,3"]),
         (["--box", "a,b,c,d"], ["--box", "a,b,c,d"]),
-        (["--point", "1,2,3"], ["--point", "x,y"]),
+        (["--point", "1,2,3"], ["--point", "x,y,0"]),
         (["--point", "nan,1"], ["finite"]),
         (["--point", "60,3"], ["60 x 40", "(60, 3)"]),
         (["--box", "20,2,10,15"], ["x0 < x1", "(20, 2, 10, 15)"]),

@@ -16,10 +16,9 @@ from saqsam.cli.checks import (
     check_choice,
     check_new,
     check_png,
+    check_segment_prompts,
     check_share,
     check_tasks,
-    default_masks_path,
-    parse_numbers,
     report_form,
 )
 from saqsam.cli.guard import guarded
@@ -29,6 +28,7 @@ from saqsam.cli.option_groups import TaskOptions, expand_groups
 from saqsam.cli.terminal import say
 from saqsam.export.formats import DEFAULT_FORMAT
 from saqsam.export.layouts.contract import OWN_LAYOUT
+from saqsam.segmentation.formats.registry import format_of
 from saqsam.utils.allocator import keep_freed_memory
 
 
@@ -170,41 +170,31 @@ def report(
 
 def segment(
     model: parameters.ModelArgument,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image to segment.")],
+    images: parameters.ImagesArgument,
     *,
-    box: parameters.BoxOption = None,
-    point: parameters.PointOption = None,
-    everything: parameters.EverythingOption = False,
+    prompts: options.SegmentPrompts,
     generator: options.GeneratorOptions,
+    outputs: options.SegmentOutputs,
     image_size: parameters.ImageSizeOption = None,
-    out_png: parameters.MasksPictureOption = None,
     device: parameters.DeviceOption = "auto",
     runtime: parameters.RuntimeOption = None,
     threads: parameters.ThreadsOption = None,
     overwrite: parameters.OverwriteOption = False,
 ) -> None:
-    """Segment objects of an image from boxes and points, or everything in it."""
-    boxes = [(text, parse_numbers(text, 4, "--box", "x0,y0,x1,y1")) for text in box or []]
-    points = [(text, parse_numbers(text, 2, "--point", "x,y")) for text in point or []]
-    if everything and (boxes or points):
-        raise ValueError("give --everything or prompts, not both")
-    if not everything and not boxes and not points:
-        raise ValueError("give at least one --box x0,y0,x1,y1 or --point x,y, or --everything")
-    if not everything and generator.values:
-        raise ValueError("--points-per-side, --pred-iou and --stability need --everything")
-    path = out_png or default_masks_path(image)
-    check_png(path)
-    if path.exists() and image.exists() and path.samefile(image):
-        raise ValueError(f"--out: {path} is the picture to segment; choose another name")
-    check_new(path, overwrite=overwrite)
+    """Segment objects of images from boxes, points and masks, or everything in them.
+
+    Images are files, folders, patterns ('photos/*.jpg'), lists of paths (.txt), URLs, standard input (-), or an
+    annotation file of COCO or LVIS, whose boxes are the prompts.
+    """
+    check_segment_prompts(prompts, has_generator_options=bool(generator.values))
+    form = format_of(outputs.out_path, outputs.format)
+    if outputs.overlap is not None and outputs.tile is None:
+        raise ValueError("--overlap needs --tile")
     with library():
-        from saqsam.cli.commands.segment import Machine, segment, segment_everything
+        from saqsam.cli.commands.segment import Machine, segment
 
         machine = Machine(device, runtime, threads, image_size)
-        if everything:
-            segment_everything(model, image, path, generator.values, machine, overwrite=overwrite)
-        else:
-            segment(model, image, path, boxes, points, machine, overwrite=overwrite)
+        segment(model, images, prompts, generator.values, form, outputs, machine, overwrite=overwrite)
 
 
 def inspect(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from saqsam.cli.help_texts import alternatives
 from saqsam.cli.option_groups import TaskOptions, option_name
+from saqsam.cli.options import SegmentPrompts
 from saqsam.evaluation.registry import check_task_options
 from saqsam.report.choices import FORMS
 
@@ -88,12 +89,42 @@ def parse_numbers(text: str, count: int, option: str, form: str) -> list[float]:
     return values
 
 
-def default_masks_path(image: Path) -> Path:
-    """Return the default output of `segment`, `PHOTO.masks.png` beside `PHOTO.jpg`.
+def parse_point(text: str, option: str) -> tuple[float, float, int]:
+    """Parse a point `x,y` on an object, or `x,y,0` beside it; returns x, y and label.
 
     Raises:
-        ValueError: `image` is a folder, such as `.`, `..` or `/`, from whose name no other can be made.
+        ValueError: The text has another form.
     """
-    if image.is_dir():
-        raise ValueError(f"IMAGE: expected an image file, got the folder {image}")
-    return image.with_name(f"{image.stem}.masks.png")
+    count = 3 if text.count(",") == 2 else 2
+    values = parse_numbers(text, count, option, "x,y or x,y,0")
+    if count == 3 and values[2] not in (0, 1):
+        raise ValueError(f"{option} must look like x,y or x,y,0, got {text!r}")
+    return values[0], values[1], int(values[2]) if count == 3 else 1
+
+
+def check_segment_prompts(prompts: SegmentPrompts, *, has_generator_options: bool) -> None:
+    """Check the prompts of `segment` as far as that needs no image.
+
+    Raises:
+        ValueError: A prompt has the wrong form, or options exclude each other.
+    """
+    for text in prompts.box or ():
+        parse_numbers(text, 4, "--box", "x0,y0,x1,y1")
+    labels = [parse_point(text, "--point")[2] for text in prompts.point or ()]
+    for text in prompts.points or ():
+        own = [parse_point(point, "--points")[2] for point in text.split(";")]
+        if not any(own):
+            raise ValueError(f"--points needs a point on the object, got {text!r}")
+        labels += own
+    objects = bool(prompts.box or prompts.mask or any(labels))
+    elsewhere = prompts.prompt_file is not None or prompts.detections is not None
+    if prompts.everything and (objects or labels or elsewhere):
+        raise ValueError("give --everything or prompts, not both")
+    if labels and not objects:
+        raise ValueError("--point x,y,0 is beside objects; give a box, a mask or a point on one too")
+    if objects and elsewhere:
+        raise ValueError("give prompts for every image, or --prompts or --detections, not both")
+    if prompts.prompt_file is not None and prompts.detections is not None:
+        raise ValueError("give --prompts or --detections, not both")
+    if not prompts.everything and has_generator_options:
+        raise ValueError("--points-per-side, --pred-iou and --stability need --everything")

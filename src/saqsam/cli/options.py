@@ -30,6 +30,7 @@ from saqsam.recipes.catalog import (
     EFFORTS,
     METHOD_SUMMARIES,
 )
+from saqsam.segmentation.formats.registry import FORMATS as MASK_FORMATS
 
 SCENES = "scenes"
 NO_CHECK = "none"
@@ -90,6 +91,97 @@ class GeneratorOptions(TaskOptions):
     def declared(cls) -> Sequence[TaskOption]:
         """Return the options of the group."""
         return GENERATOR_OPTIONS
+
+
+@dataclass(frozen=True)
+class SegmentPrompts(OptionGroup):
+    """What to segment in every image."""
+
+    box: Annotated[
+        list[str] | None,
+        typer.Option(metavar="x0,y0,x1,y1", help="Box around an object, in pixels; repeatable."),
+    ] = None
+    point: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="x,y[,0]",
+            help="Point on an object, in pixels, or with ,0 beside all objects; repeatable.",
+        ),
+    ] = None
+    points: Annotated[
+        list[str] | None,
+        typer.Option(metavar="'x,y;x,y,0'", help="Points on one object, or with ,0 beside it; repeatable."),
+    ] = None
+    mask: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PNG", help="Picture of an earlier mask of an object, not 0 on it; repeatable."),
+    ] = None
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help="Prompts of each image, JSON or CSV; see the guide Segment images.",
+        ),
+    ] = None
+    detections: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Boxes of a detector for the images of an annotation file, as COCO results."
+        ),
+    ] = None
+    everything: Annotated[
+        bool, typer.Option("--everything", help="Segment everything from a grid of points instead.")
+    ] = False
+
+
+@dataclass(frozen=True)
+class SegmentOutputs(OptionGroup):
+    """How images are cut, and where masks are written in which form."""
+
+    out_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="PATH",
+            help="File or folder to write; a folder for several images, except in COCO's form.",
+            show_default="beside a single image, *.masks.png",
+        ),
+    ] = None
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"Form: {described((entry.name, entry.description) for entry in MASK_FORMATS.values())}.",
+            show_default="by the name of --out, or overlay",
+        ),
+    ] = None
+    simplify: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1000, metavar="PX", help="Largest distance of polygons from the outline; 0 is exact."
+        ),
+    ] = 1.0
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            min=64,
+            callback=check_most,
+            metavar="PX",
+            help="Segment tiles of this side at full resolution, and join masks across seams.",
+            show_default="whole images",
+        ),
+    ] = None
+    overlap: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            callback=check_most,
+            metavar="PX",
+            help="Pixels that neighboring tiles share.",
+            show_default="an eighth of --tile",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

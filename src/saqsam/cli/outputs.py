@@ -46,6 +46,13 @@ class Output:
         write_atomic(self.staged, content)
         replace_file(self.staged, self.target)
 
+    def place(self, *, is_folder: bool) -> None:
+        """Move the file or folder that was made at `staged` to its name."""
+        if is_folder:
+            self.place_folder()
+        else:
+            replace_file(self.staged, self.target)
+
     def place_folder(self) -> None:
         """Move the folder that was made at `staged` to its name."""
         replace_folder(self.staged, self.target, self.unfinished / _REPLACED)

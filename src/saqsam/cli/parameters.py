@@ -54,19 +54,11 @@ JsonOption = Annotated[
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 
 # Of segment.
-BoxOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="x0,y0,x1,y1", help="Box around an object, in pixels; repeatable."),
-]
-PointOption = Annotated[
-    list[str] | None, typer.Option(metavar="x,y", help="Point on an object, in pixels; repeatable.")
-]
-EverythingOption = Annotated[
-    bool, typer.Option("--everything", help="Segment everything from a grid of points instead.")
-]
-MasksPictureOption = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="PNG", help="Picture to write.", show_default="beside IMAGE, *.masks.png"),
+ImagesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IMAGE...", help="Images to segment, or an annotation file or folder whose boxes are prompts."
+    ),
 ]
 
 # Of compare.

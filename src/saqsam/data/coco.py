@@ -169,6 +169,11 @@ class CocoDataset:
         stated = self._records[image_id].size
         return read_size(self._images_dir / self._files[image_id]) if stated is None else stated
 
+    def file_of(self, image_id: int) -> tuple[str, Path]:
+        """Return the name of a kept image, relative to the folder of the images, and its path."""
+        name = self._files[image_id]
+        return name, self._images_dir / name
+
     def has_image(self, image_id: int) -> bool:
         """Return whether the annotation file lists this image, kept or not."""
         return image_id in self._records

@@ -29,6 +29,32 @@ def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
     return rle
 
 
+def encode_part(mask: NDArray[np.bool_], x: int, y: int, size: tuple[int, int]) -> dict[str, Any]:
+    """Encode a mask of a part of an image at the size of the image, without a mask of that size in memory.
+
+    Args:
+        mask: [h, w] bool.
+        x: Column of the image at which the part begins.
+        y: Its row.
+        size: (height, width) of the image.
+
+    Returns:
+        COCO compressed run-length encoding `{"size": [H, W], "counts": bytes}`.
+    """
+    height, width = size
+    columns = np.pad(mask, ((1, 1), (0, 0))).T.astype(np.int8)
+    places = np.argwhere(np.diff(columns, axis=1))  # column and row at which a run begins or ends, in turn
+    edges = (places[:, 0] + x) * height + places[:, 1] + y
+    # A run to the bottom of the image goes on at the top of the next column.
+    meets = np.flatnonzero(edges[1:-1:2] == edges[2::2])
+    edges = np.delete(edges, np.concatenate([2 * meets + 1, 2 * meets + 2]))
+    is_last = bool(edges.size) and edges[-1] == height * width
+    ends = [0, *edges.tolist()] if is_last else [0, *edges.tolist(), height * width]
+    counts = np.diff(ends).tolist()
+    rle: dict[str, Any] = rle_codec.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    return rle
+
+
 def run_lengths(rle: dict[str, Any]) -> list[int]:
     """Return the uncompressed counts of run lengths, which go down the columns and start with background.
 

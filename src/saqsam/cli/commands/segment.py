@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +11,33 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import SamModel, SamProcessor
 
+from saqsam.cli.checks import parse_numbers, parse_point
 from saqsam.cli.inputs import open_model
 from saqsam.cli.integer_layers import measure_integers, print_integers
-from saqsam.cli.outputs import claim_output
-from saqsam.cli.progress import busy
-from saqsam.cli.terminal import print_table, result_table, say
-from saqsam.data.images import read_image
+from saqsam.cli.options import SegmentOutputs, SegmentPrompts
+from saqsam.cli.outputs import Output, claim_output
+from saqsam.cli.progress import busy, progress_phases
+from saqsam.cli.terminal import print_table, result_table, say, warn
+from saqsam.data.mask_pairs import read_mask
 from saqsam.evaluation.registry import GENERATOR_OPTIONS
 from saqsam.evaluation.task_inputs import generator_options
 from saqsam.inference.backend import Backend
-from saqsam.inference.mask_generator import MaskGenerator
+from saqsam.inference.generator_options import GeneratorOptions
 from saqsam.inference.predictor import Predictor
 from saqsam.runtimes import TORCH_INTEGER
-from saqsam.utils.atomic_write import check_file_writable, png_bytes
-from saqsam.viz.overlays import overlay_masks
+from saqsam.segmentation.formats.registry import OVERLAY, YOLO, MaskFormat
+from saqsam.segmentation.objects import SegmentedImage
+from saqsam.segmentation.prompt_files import read_prompts
+from saqsam.segmentation.prompts import Prompt
+from saqsam.segmentation.run import Outcome, Task, segment_images
+from saqsam.segmentation.sources import ImageSource, default_output, find_sources
+from saqsam.segmentation.tiling import Tiling
+from saqsam.segmentation.writer import CLASSES, MaskWriter
+from saqsam.utils.atomic_write import check_file_writable
+from saqsam.utils.counts import count_phrase
 
-Prompt = tuple[str, Sequence[float]]
-"""Coordinates in pixels, xyxy or x, y, with the text that gave them."""
+SHOWN_FAILURES = 5
+"""Images of which the reason is shown why they were left out."""
 
 
 @dataclass(frozen=True)
@@ -46,63 +56,178 @@ class Machine:
 
 def segment(
     model: str,
-    image: Path,
-    path: Path,
-    boxes: Sequence[Prompt],
-    points: Sequence[Prompt],
+    images: Sequence[str],
+    prompts: SegmentPrompts,
+    generator: Mapping[str, Any],
+    form: MaskFormat,
+    outputs: SegmentOutputs,
     machine: Machine,
     *,
     overwrite: bool,
 ) -> None:
-    """Segment an image from boxes and points, and draw one mask per prompt to `path`."""
-    picture = _read_picture(image, path)
-    with claim_output(path, overwrite=overwrite) as output:
+    """Segment images and write their masks."""
+    sources = find_sources(images, prompts.detections)
+    task = _task(prompts, generator, outputs)
+    has_prompts = task.prompts or task.prompt_file or task.generator or sources[0].has_prompts
+    if not has_prompts:
+        raise ValueError(
+            "give at least one --box x0,y0,x1,y1 or --point x,y, another kind of prompt, or --everything"
+        )
+    target, is_folder = _target(sources, form, outputs.out_path)
+    _check_target(target, is_folder, form, sources)
+    if len(sources) == 1 and sources[0].path is not None:
+        sources[0].read()  # a bad image ends the command before the model is loaded
+    results: list[SegmentedImage] = []
+    with claim_output(target, overwrite=overwrite) as output:
         sam, processor, _ = machine.open(model)
         predictor = Predictor(sam, processor)
-        with busy(f"segmenting {image}"):
-            predictor.set_image(picture)
-            results = [predictor.predict(box=np.array(b), multimask_output=False) for _, b in boxes]
-            results += [
-                predictor.predict(np.array([p]), np.array([1]), multimask_output=True) for _, p in points
-            ]
-            best = [int(ious.argmax()) for _, ious, _ in results]
-            masks = np.stack([masks[i] for (masks, _, _), i in zip(results, best, strict=True)]).astype(bool)
-            output.write(png_bytes(overlay_masks(picture, masks)))
-    table = result_table("prompt", "predicted IoU", "pixels", right=2)
-    prompts = [f"box {text}" for text, _ in boxes] + [f"point {text}" for text, _ in points]
-    for name, mask, (_, ious, _), i in zip(prompts, masks, results, best, strict=True):
-        table.add_row(name, f"{ious[i]:.3f}", f"{mask.sum():,}")
-    print_table(table)
-    say(f"picture: {path}")
+        outcome = _run(predictor, sources, task, form, outputs, output, results, is_folder=is_folder)
+    _report(outcome, results, sources, task)
+    what = "picture" if form.name == OVERLAY and not is_folder else "masks"
+    say(f"{what}: {target}")
     if machine.runtime == TORCH_INTEGER:
         print_integers(measure_integers(sam))
 
 
-def segment_everything(
-    model: str, image: Path, path: Path, options: Mapping[str, Any], machine: Machine, *, overwrite: bool
+def _task(prompts: SegmentPrompts, generator: Mapping[str, Any], outputs: SegmentOutputs) -> Task:
+    tiling = None
+    if outputs.tile is not None:
+        tiling = Tiling(outputs.tile, outputs.tile // 8 if outputs.overlap is None else outputs.overlap)
+    if prompts.everything:
+        options = generator_options({option.name: generator.get(option.name) for option in GENERATOR_OPTIONS})
+        return Task(generator=options, tiling=tiling)
+    prompt_file = None if prompts.prompt_file is None else read_prompts(prompts.prompt_file)
+    return Task(tuple(_parse_prompts(prompts)), prompt_file, tiling=tiling)
+
+
+def _parse_prompts(given: SegmentPrompts) -> list[Prompt]:
+    """Return the prompts for every image; points beside all objects are added to each."""
+    prompts = []
+    for text in given.box or ():
+        x0, y0, x1, y1 = parse_numbers(text, 4, "--box", "x0,y0,x1,y1")
+        prompts.append(Prompt(box=(x0, y0, x1, y1)))
+    single = [parse_point(text, "--point") for text in given.point or ()]
+    prompts += [Prompt(points=((x, y),), labels=(1,)) for x, y, label in single if label]
+    for text in given.points or ():
+        points = [parse_point(point, "--points") for point in text.split(";")]
+        prompts.append(
+            Prompt(points=tuple((x, y) for x, y, _ in points), labels=tuple(label for _, _, label in points))
+        )
+    prompts += [Prompt(mask=read_mask(path)) for path in given.mask or ()]
+    beside = [(x, y) for x, y, label in single if not label]
+    return [
+        replace(one, points=(*one.points, *beside), labels=(*one.labels, *(0 for _ in beside)))
+        for one in prompts
+    ]
+
+
+def _target(sources: Sequence[ImageSource], form: MaskFormat, out: Path | None) -> tuple[Path, bool]:
+    """Return the path to write, and whether it is a folder."""
+    has_many = len(sources) > 1
+    if out is None:
+        path = sources[0].path
+        if has_many or path is None:
+            raise ValueError(
+                "--out: expected where to write the masks of several images, or of one without a file"
+            )
+        return default_output(path, "" if form.is_folder else form.suffix), form.is_folder
+    if form.files is None:
+        return (out if out.suffix else out / f"masks{form.suffix}"), False
+    is_file = out.suffix.lower() == form.suffix and not form.is_folder
+    if is_file and has_many:
+        raise ValueError(f"--out: expected a folder for {len(sources)} images, got the file {out}")
+    return out, not is_file
+
+
+def _check_target(target: Path, is_folder: bool, form: MaskFormat, sources: Sequence[ImageSource]) -> None:
+    """Refuse a target that would replace an image, or a folder with other files than masks."""
+    if not is_folder:
+        check_file_writable(target)
+        taken = [one.path for one in sources if one.path is not None and one.path.exists()]
+        if target.exists() and any(path.samefile(target) for path in taken):
+            raise ValueError(f"--out: {target} is the picture to segment; choose another name")
+        return
+    if not target.is_dir():
+        return
+    allowed = {form.suffix}
+    for path in target.rglob("*"):
+        is_mask = path.suffix.lower() in allowed or (form.name == YOLO and path.name == CLASSES)
+        if path.is_file() and not is_mask:
+            raise ValueError(f"--out: {target} holds {path.name}, which is no mask; choose another folder")
+    inside = {path.resolve() for path in target.rglob("*")}
+    if any(one.path is not None and one.path.resolve() in inside for one in sources):
+        raise ValueError(f"--out: {target} holds the pictures to segment; choose another folder")
+
+
+def _run(
+    predictor: Predictor,
+    sources: Sequence[ImageSource],
+    task: Task,
+    form: MaskFormat,
+    outputs: SegmentOutputs,
+    output: Output,
+    results: list[SegmentedImage],
+    *,
+    is_folder: bool,
+) -> Outcome:
+    """Segment all images and write the masks; keep those of a single image in `results`."""
+    writer = MaskWriter(
+        form,
+        output.staged,
+        [source.name for source in sources],
+        is_folder=is_folder,
+        tolerance=outputs.simplify,
+        final=output.target,
+    )
+
+    def handle(image: SegmentedImage, read: Callable[[], NDArray[np.uint8]]) -> None:
+        if len(sources) == 1:
+            results.append(image)
+            if task.generator is not None and not image.objects:
+                raise ValueError(_nothing_found(task.generator))
+        writer.add(image, read)
+
+    if len(sources) == 1:
+        with busy(f"segmenting {sources[0].path or sources[0].name}"):
+            outcome = segment_images(predictor, sources, task, handle)
+    else:
+        with progress_phases("images") as progress:
+            outcome = segment_images(predictor, sources, task, handle, progress)
+    writer.finish()
+    output.place(is_folder=is_folder)
+    return outcome
+
+
+def _nothing_found(options: GeneratorOptions) -> str:
+    return (
+        f"no mask is rated above --pred-iou {options.pred_iou_thresh} with a stability above --stability "
+        f"{options.stability_score_thresh}; lower them"
+    )
+
+
+def _report(
+    outcome: Outcome, results: Sequence[SegmentedImage], sources: Sequence[ImageSource], task: Task
 ) -> None:
-    """Generate automatic masks of an image, and draw them to `path`, smaller ones on top."""
-    generator = generator_options({option.name: options.get(option.name) for option in GENERATOR_OPTIONS})
-    picture = _read_picture(image, path)
-    with claim_output(path, overwrite=overwrite) as output:
-        sam, processor, _ = machine.open(model)
-        with busy(f"segmenting {image}"):
-            masks = MaskGenerator(Predictor(sam, processor), generator).generate(picture)
-            if not masks:
-                raise ValueError(
-                    f"no mask is rated above --pred-iou {generator.pred_iou_thresh} with a stability above --stability "
-                    f"{generator.stability_score_thresh}; lower them"
-                )
-            masks.sort(key=lambda one: -one.area)
-            output.write(png_bytes(overlay_masks(picture, np.stack([one.mask() for one in masks]))))
-    say(f"{len(masks)} masks from {generator.points_per_side}^2 points")
-    say(f"picture: {path}")
-    if machine.runtime == TORCH_INTEGER:
-        print_integers(measure_integers(sam))
-
-
-def _read_picture(image: Path, path: Path) -> NDArray[np.uint8]:
-    """Read the image to segment, after checking that a picture can be written to `path`."""
-    picture = read_image(image)
-    check_file_writable(path)
-    return picture
+    """Print the masks of a single image, or counts for several."""
+    for note, count in outcome.notes.items():
+        warn(note if len(sources) == 1 else f"{note} ({count_phrase(count, 'images')})")
+    for name, message in list(outcome.failures.items())[:SHOWN_FAILURES]:
+        warn(f"left out {name}: {message}")
+    if len(outcome.failures) > SHOWN_FAILURES:
+        warn(f"left out {len(outcome.failures) - SHOWN_FAILURES} more images")
+    if len(sources) == 1 and task.generator is not None:
+        say(f"{len(results[0].objects)} masks from {task.generator.points_per_side}^2 points")
+    elif len(sources) == 1:
+        table = result_table("prompt", "predicted IoU", "stability", "pixels", right=3)
+        for one in results[0].objects:
+            table.add_row(
+                one.prompt, f"{one.predicted_iou:.3f}", f"{one.stability_score:.3f}", f"{one.area:,}"
+            )
+        print_table(table)
+    else:
+        parts = [count_phrase(outcome.masks, "masks"), f"in {count_phrase(outcome.images, 'images')}"]
+        if outcome.without_prompts:
+            parts.append(f"({outcome.without_prompts} without prompts)")
+        if outcome.failures:
+            parts.append(f"({count_phrase(len(outcome.failures), 'images')} left out)")
+        say(" ".join(parts))

@@ -19,8 +19,8 @@ from saqsam.evaluation.record_schema import MASK_COUNTS, AtLeast, Nullable, Sche
 from saqsam.evaluation.registry import DEFAULT_TILE
 from saqsam.evaluation.task import ImageSession, Metrics, Record, Task, mean
 from saqsam.evaluation.task_inputs import category_names
-from saqsam.evaluation.tiles import Tile, assign_tiles
 from saqsam.inference.predictor import Predictor, check_finite
+from saqsam.inference.tiles import Tile, assign_tiles
 
 OVERLAP = 200 / 1024
 """Overlap of neighboring tiles as a share of their side, as DOTA's images are cut."""

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saqsam.evaluation.tiles import Tile, assign_tiles
+from saqsam.inference.tiles import Tile, assign_tiles
 
 
 def assign(*boxes: tuple[float, ...], size: tuple[int, int] = (2000, 3000)) -> dict[Tile, list[int]]:

@@ -1,0 +1,1 @@
+"""Formats of masks: one module for each, all listed in `registry`."""
