@@ -9,7 +9,8 @@ All methods that learn get the same number of optimizer steps in all, whatever t
 fewer of its default. Calibrated on 32 images of `coco_train` with box prompts, evaluated with box prompts and, on
 `coco_val`, with the boxes of a detector. Each row is made by `ptq.py`, from a checkpoint reloaded from disk. Groups but
 `methods` hold what departs from the methods' rows; `substitutions` also the methods as they are, so that its
-differences are of one machine. `outliers` is of `sam-mini-outliers`, which `outlier_twin.py` makes on demand.
+differences are of one machine. `outliers` is of `sam-mini-outliers`, which `outlier_twin.py` makes on demand; `sam2` of
+`sam2-mini`.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ CURVE = (150, 1000, 400)
 
 OUTLIER_METHODS = ("mse", "ptq4sam-s", "saq-sam-s", "saq-sam", "saq-sam-plus")
 TWIN_GROUP = "outliers"
+SAM2_GROUP = "sam2"
+SAM2_MODEL = "sam2-mini"
+SAM2_SEEDS = {"w4a4": (0, 1), "w6a6": (0, 1)}
 
 ROW_SCALED = ("equalized=true", "probabilities.scale=row")
 # Each line adds to or changes the parts of SAQ-SAM, or what goes beyond it: method and settings.
@@ -168,6 +172,15 @@ def outliers() -> Iterator[Experiment]:
                 yield Experiment(method, bits, seed, data=("coco_val",))
 
 
+def sam2() -> Iterator[Experiment]:
+    """Return the runs of every method on `sam2-mini`, the small SAM 2.1."""
+    yield Experiment(FLOAT, "w4a4", data=("coco_val",))
+    for bits in BITS:
+        for seed in SAM2_SEEDS.get(bits, (0,)):
+            for method in METHODS:
+                yield Experiment(method, bits, seed, data=("coco_val",))
+
+
 GROUPS = {
     "methods": methods,
     "ablation": ablation,
@@ -176,6 +189,7 @@ GROUPS = {
     "precision": precision,
     "substitutions": substitutions,
     TWIN_GROUP: outliers,
+    SAM2_GROUP: sam2,
 }
 
 
@@ -193,11 +207,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plans = [("methods", reference)]
     plans += [(name, experiment.arguments()) for name in options.groups for experiment in GROUPS[name]()]
     calls = [["--out", str(RESULTS / f"{group}.csv"), *plan, *others] for group, plan in plans]
+    models = {SAM2_GROUP: SAM2_MODEL}
     if TWIN_GROUP in options.groups:
-        twin = cached_twin(parse_arguments(others).data_root)
-        for (group, _), call in zip(plans, calls, strict=True):
-            if group == TWIN_GROUP:
-                call += ["--model", str(twin), "--detections", "0"]
+        models[TWIN_GROUP] = str(cached_twin(parse_arguments(others).data_root))
+    for (group, _), call in zip(plans, calls, strict=True):
+        if group in models:
+            call += ["--model", models[group], "--detections", "0"]
     return run_calls(calls, options.jobs)
 
 

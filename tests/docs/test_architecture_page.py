@@ -41,7 +41,7 @@ def test_the_tree_lists_every_folder_once(page: str) -> None:
 
 
 def test_the_layers_are_those_of_the_test(page: str) -> None:
-    rows = re.findall(r"^\| (\d) \| (.+) \|$", page, re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) \| (.+) \|$", page, re.MULTILINE)
     assert {int(number): re.findall(r"`(\w+)`", cell) for number, cell in rows} == {
         number: list(layer) for number, layer in enumerate(architecture.LAYERS, 1)
     }

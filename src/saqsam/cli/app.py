@@ -197,6 +197,25 @@ def segment(
         segment(model, images, prompts, generator.values, form, outputs, machine, overwrite=overwrite)
 
 
+def serve(
+    models: parameters.ServedModelsArgument,
+    *,
+    host: parameters.HostOption = "127.0.0.1",
+    port: parameters.PortOption = 8000,
+    image_size: parameters.ImageSizeOption = None,
+    device: parameters.DeviceOption = "auto",
+    threads: parameters.ThreadsOption = None,
+) -> None:
+    """Open a page to click on: models answer the same points and boxes side by side.
+
+    The page offers all models; the first two are shown at the start. Nothing leaves the machine.
+    """
+    with library():
+        from saqsam.cli.commands.serve import serve
+
+        serve(models, host=host, port=port, device=device, threads=threads, image_size=image_size)
+
+
 def inspect(
     folder: parameters.CheckpointArgument,
     *,
@@ -272,7 +291,7 @@ def _help_text(command: Callable[..., None]) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
-COMMANDS = (quantize, evaluate, compare, report, segment, inspect, export)
+COMMANDS = (quantize, evaluate, compare, report, segment, serve, inspect, export)
 
 
 def create_app() -> typer.Typer:

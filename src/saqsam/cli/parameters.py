@@ -61,6 +61,25 @@ ImagesArgument = Annotated[
     ),
 ]
 
+# Of serve.
+ServedModelsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL...",
+        help="Models to choose from, each as for evaluate; DIR@NAME selects a runtime, such as out/onnx@openvino.",
+    ),
+]
+HostOption = Annotated[
+    str,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Address to listen on. For another than this machine's own, the page needs a token, which is printed.",
+    ),
+]
+PortOption = Annotated[
+    int, typer.Option(min=0, max=65535, metavar="N", help="Port to listen on; 0 takes a free one.")
+]
+
 # Of compare.
 ModelsArgument = Annotated[
     list[str],

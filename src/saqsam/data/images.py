@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -85,6 +86,26 @@ def read_image_with_notes(path: str | Path) -> tuple[NDArray[np.uint8], tuple[st
         if _has_several_frames(image):
             notes = (*notes, FIRST_OF_SEVERAL)
     return rgb, notes
+
+
+def read_image_bytes(content: bytes, name: str) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """Read an image from memory as `read_image_with_notes` reads a file.
+
+    Args:
+        content: The bytes of an image file.
+        name: Name of the image for error messages.
+
+    Raises:
+        ValueError: As `read_image`.
+    """
+    # Decoders read a file several times, each as it needs it.
+    with tempfile.TemporaryDirectory(prefix="saqsam-") as folder:
+        path = Path(folder) / "image"
+        path.write_bytes(content)
+        try:
+            return read_image_with_notes(path)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), name)) from None
 
 
 def _has_several_frames(image: Image.Image) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import sys
-import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from saqsam.data.coco import CocoDataset
 from saqsam.data.coco_folders import find_annotations
 from saqsam.data.detections import Detections, load_detections
-from saqsam.data.images import list_images, read_image_with_notes
+from saqsam.data.images import list_images, read_image_bytes, read_image_with_notes
 from saqsam.data.open import SCENES, open_dataset
 from saqsam.data.paths import expand_home
 from saqsam.data.types import Dataset, Sample
@@ -242,11 +241,4 @@ def _download(url: str) -> bytes:
 
 
 def _decode(content: bytes, name: str) -> Pixels:
-    # Decoders read a file several times, each as it needs it.
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "image"
-        path.write_bytes(content)
-        try:
-            return (*read_image_with_notes(path), ())
-        except ValueError as error:
-            raise ValueError(str(error).replace(str(path), name)) from None
+    return (*read_image_bytes(content, name), ())
