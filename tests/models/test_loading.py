@@ -406,6 +406,15 @@ def test_bundled_model_with_weights(saved: Path, monkeypatch: pytest.MonkeyPatch
     assert_same_model(load("sam-mini")[0])
 
 
+def test_the_bundled_sam_2_is_small_and_finite() -> None:
+    model, processor = load("sam2-mini")
+    assert model.config.model_type == "sam2"
+    assert processor.image_processor.size["height"] == 512
+    assert sum(parameter.numel() for parameter in model.parameters()) < 8e6
+    folders = [loading.bundled_folder(name) for name in loading.BUNDLED_MODELS]
+    assert sum((folder / "model.safetensors").stat().st_size for folder in folders) < 32e6
+
+
 def test_unknown_device(saved: Path) -> None:
     with pytest.raises(ValueError, match="not a device of torch: 'gpuu'"):
         load(saved, device="gpuu")
