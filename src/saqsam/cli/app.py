@@ -16,6 +16,7 @@ from saqsam.cli.checks import (
     check_choice,
     check_new,
     check_png,
+    check_segment_output,
     check_segment_prompts,
     check_share,
     check_tasks,
@@ -170,7 +171,7 @@ def report(
 
 def segment(
     model: parameters.ModelArgument,
-    images: parameters.ImagesArgument,
+    inputs: parameters.ImagesArgument,
     *,
     prompts: options.SegmentPrompts,
     generator: options.GeneratorOptions,
@@ -190,15 +191,16 @@ def segment(
     form = format_of(outputs.out_path, outputs.format)
     if outputs.overlap is not None and outputs.tile is None:
         raise ValueError("--overlap needs --tile")
+    check_segment_output(inputs, form, outputs.out_path, overwrite=overwrite)
     with library():
         from saqsam.cli.commands.segment import Machine, segment
 
         machine = Machine(device, runtime, threads, image_size)
-        segment(model, images, prompts, generator.values, form, outputs, machine, overwrite=overwrite)
+        segment(model, inputs, prompts, generator.values, form, outputs, machine, overwrite=overwrite)
 
 
 def serve(
-    models: parameters.ServedModelsArgument,
+    served: parameters.ServedModelsArgument,
     *,
     host: parameters.HostOption = "127.0.0.1",
     port: parameters.PortOption = 8000,
@@ -213,7 +215,7 @@ def serve(
     with library():
         from saqsam.cli.commands.serve import serve
 
-        serve(models, host=host, port=port, device=device, threads=threads, image_size=image_size)
+        serve(served, host=host, port=port, device=device, threads=threads, image_size=image_size)
 
 
 def inspect(

@@ -11,6 +11,7 @@ from saqsam.cli.option_groups import TaskOptions, option_name
 from saqsam.cli.options import SegmentPrompts
 from saqsam.evaluation.registry import check_task_options
 from saqsam.report.choices import FORMS
+from saqsam.segmentation.formats.registry import MaskFormat, output_path
 
 
 def check_tasks(names: Sequence[str] | None, options: TaskOptions) -> None:
@@ -100,6 +101,21 @@ def parse_point(text: str, option: str) -> tuple[float, float, int]:
     if count == 3 and values[2] not in (0, 1):
         raise ValueError(f"{option} must look like x,y or x,y,0, got {text!r}")
     return values[0], values[1], int(values[2]) if count == 3 else 1
+
+
+def check_segment_output(
+    inputs: Sequence[str], form: MaskFormat, out: Path | None, *, overwrite: bool
+) -> None:
+    """Check what `segment` writes as far as that needs no image.
+
+    Raises:
+        ValueError: The output is one of the images, or exists and must not be replaced.
+    """
+    files = [path for path in map(Path, inputs) if path.is_file()]
+    target = output_path(form, out, files[0] if len(inputs) == len(files) == 1 else None)
+    if target is not None and target.exists() and any(path.samefile(target) for path in files):
+        raise ValueError(f"--out: {target} is the picture to segment; choose another name")
+    check_new(target, overwrite=overwrite)
 
 
 def check_segment_prompts(prompts: SegmentPrompts, *, has_generator_options: bool) -> None:

@@ -21,6 +21,7 @@ from saqsam.data.images import list_images, read_image_bytes, read_image_with_no
 from saqsam.data.open import SCENES, open_dataset
 from saqsam.data.paths import expand_home
 from saqsam.data.types import Dataset, Sample
+from saqsam.segmentation.formats.registry import MASKS
 from saqsam.segmentation.objects import NO_CATEGORIES
 from saqsam.segmentation.prompts import Prompt
 from saqsam.utils.errors import shorten, shorten_message
@@ -29,7 +30,6 @@ STDIN = "-"
 LIST_SUFFIX = ".txt"
 MAX_DOWNLOAD = 2**28
 """Largest image that is read from a URL or from standard input, in bytes."""
-_MASKS = ".masks"
 _TIMEOUT = 30.0
 """Seconds that a server may stay silent."""
 
@@ -156,14 +156,9 @@ def _find_plain(name: str) -> list[tuple[str, Path | None, Callable[[], Pixels]]
     ]
 
 
-def default_output(image: Path, suffix: str) -> Path:
-    """Return where the masks of an image go by default: `PHOTO.masks.png` beside `PHOTO.jpg`."""
-    return image.with_name(f"{image.stem}{_MASKS}{suffix}")
-
-
 def _is_masks_of(relative: str, stems: set[str]) -> bool:
     stem = str(PurePosixPath(relative).with_suffix(""))
-    return stem.endswith(_MASKS) and stem.removesuffix(_MASKS) in stems
+    return stem.endswith(MASKS) and stem.removesuffix(MASKS) in stems
 
 
 def _find_files(name: str) -> list[tuple[str, Path]]:

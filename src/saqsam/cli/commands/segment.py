@@ -25,12 +25,12 @@ from saqsam.inference.backend import Backend
 from saqsam.inference.generator_options import GeneratorOptions
 from saqsam.inference.predictor import Predictor
 from saqsam.runtimes import TORCH_INTEGER
-from saqsam.segmentation.formats.registry import OVERLAY, YOLO, MaskFormat
+from saqsam.segmentation.formats.registry import OVERLAY, YOLO, MaskFormat, output_path
 from saqsam.segmentation.objects import SegmentedImage
 from saqsam.segmentation.prompt_files import read_prompts
 from saqsam.segmentation.prompts import Prompt
 from saqsam.segmentation.run import Outcome, Task, segment_images
-from saqsam.segmentation.sources import ImageSource, default_output, find_sources
+from saqsam.segmentation.sources import ImageSource, find_sources
 from saqsam.segmentation.tiling import Tiling
 from saqsam.segmentation.writer import CLASSES, MaskWriter
 from saqsam.utils.atomic_write import check_file_writable
@@ -56,7 +56,7 @@ class Machine:
 
 def segment(
     model: str,
-    images: Sequence[str],
+    inputs: Sequence[str],
     prompts: SegmentPrompts,
     generator: Mapping[str, Any],
     form: MaskFormat,
@@ -66,7 +66,7 @@ def segment(
     overwrite: bool,
 ) -> None:
     """Segment images and write their masks."""
-    sources = find_sources(images, prompts.detections)
+    sources = find_sources(inputs, prompts.detections)
     task = _task(prompts, generator, outputs)
     has_prompts = task.prompts or task.prompt_file or task.generator or sources[0].has_prompts
     if not has_prompts:
@@ -124,28 +124,23 @@ def _parse_prompts(given: SegmentPrompts) -> list[Prompt]:
 def _target(sources: Sequence[ImageSource], form: MaskFormat, out: Path | None) -> tuple[Path, bool]:
     """Return the path to write, and whether it is a folder."""
     has_many = len(sources) > 1
-    if out is None:
-        path = sources[0].path
-        if has_many or path is None:
-            raise ValueError(
-                "--out: expected where to write the masks of several images, or of one without a file"
-            )
-        return default_output(path, "" if form.is_folder else form.suffix), form.is_folder
+    target = output_path(form, out, None if has_many else sources[0].path)
+    if target is None:
+        raise ValueError(
+            "--out: expected where to write the masks of several images, or of one without a file"
+        )
     if form.files is None:
-        return (out if out.suffix else out / f"masks{form.suffix}"), False
-    is_file = out.suffix.lower() == form.suffix and not form.is_folder
+        return target, False
+    is_file = not form.is_folder and (out is None or target.suffix.lower() == form.suffix)
     if is_file and has_many:
         raise ValueError(f"--out: expected a folder for {len(sources)} images, got the file {out}")
-    return out, not is_file
+    return target, not is_file
 
 
 def _check_target(target: Path, is_folder: bool, form: MaskFormat, sources: Sequence[ImageSource]) -> None:
     """Refuse a target that would replace an image, or a folder with other files than masks."""
     if not is_folder:
         check_file_writable(target)
-        taken = [one.path for one in sources if one.path is not None and one.path.exists()]
-        if target.exists() and any(path.samefile(target) for path in taken):
-            raise ValueError(f"--out: {target} is the picture to segment; choose another name")
         return
     if not target.is_dir():
         return

@@ -94,6 +94,8 @@ def _geojson(image: SegmentedImage, context: Context) -> Files:
     yield ".geojson", geojson(image, tolerance=context.tolerance)
 
 
+MASKS = ".masks"
+"""What the name of an image's masks has after that of the image, by default."""
 OVERLAY = "overlay"
 COCO, COCO_POLYGONS = "coco", "coco-polygons"
 YOLO = "yolo"
@@ -112,6 +114,20 @@ FORMATS: Mapping[str, MaskFormat] = {
         MaskFormat("geojson", "GeoJSON, in degrees for a georeferenced TIFF", ".geojson", _geojson),
     )
 }
+
+
+def output_path(form: MaskFormat, out: Path | None, image: Path | None) -> Path | None:
+    """Return the file or folder of a format that is written; None where nothing tells.
+
+    Args:
+        form: The format.
+        out: What the command line names, or None for the default: `PHOTO.masks.png` beside `PHOTO.jpg`.
+        image: The only image, or None if there are several, or it is no file.
+    """
+    if out is not None:
+        return out / f"masks{form.suffix}" if form.files is None and not out.suffix else out
+    suffix = "" if form.is_folder else form.suffix
+    return None if image is None else image.with_name(f"{image.stem}{MASKS}{suffix}")
 
 
 def format_of(path: Path | None, name: str | None) -> MaskFormat:
