@@ -14,7 +14,18 @@ import saqsam
 from saqsam.data.scenes.dataset import ScenesDataset
 from support.script_modules import scripts
 
-MODULES = ("train", "trainees", "sam2_mini", "export", "evaluation", "forward", "samples", "pack", "widen")
+MODULES = (
+    "train",
+    "losses",
+    "trainees",
+    "sam2_mini",
+    "export",
+    "evaluation",
+    "forward",
+    "samples",
+    "pack",
+    "widen",
+)
 
 
 @pytest.fixture(scope="module")
@@ -143,19 +154,19 @@ def test_logits_are_compared_on_a_fine_grid_over_the_object(training) -> None:
     region, samples = module.cut_region(np.random.default_rng(0), mask, box)
     cells = window // 2
     covered = torch.from_numpy(mask).float().reshape(cells, 2 * fine, cells, 2 * fine).mean((1, 3)) / 255
-    truth = training["train"].Truth(
+    truth = training["losses"].Truth(
         covered[None], torch.from_numpy(region)[None] / 2, torch.from_numpy(samples)[None].float() / 255
     )
     y, x = torch.meshgrid(*[(torch.arange(cells) + 0.5) * 2 * fine - 0.5] * 2, indexing="ij")
     logits = (12 - ((x - 30) ** 2 + (y - 26) ** 2).sqrt())[None, None]
     found = truth.sample(logits) > 0
     assert (found == (truth.samples > 0.5)).float().mean() > 0.97
-    assert training["train"].true_iou(logits, truth).item() > 0.93
+    assert training["losses"].true_iou(logits, truth).item() > 0.93
     far = logits.clone()
     far[..., 0, 0] = 9.0  # a cell beyond the region counts with its area
-    share = float(training["train"].true_iou(logits, truth) / training["train"].true_iou(far, truth))
+    share = float(training["losses"].true_iou(logits, truth) / training["losses"].true_iou(far, truth))
     assert share == pytest.approx(1 + 1 / (np.count_nonzero(mask) / (2 * fine) ** 2), rel=0.05)
-    losses = training["train"].mask_loss(torch.cat([logits, far, -logits], 1), truth, balance=0.0)[0]
+    losses = training["losses"].mask_loss(torch.cat([logits, far, -logits], 1), truth, balance=0.0)[0]
     assert losses[0] < losses[1] < losses[2]
 
 
@@ -240,7 +251,7 @@ def test_a_click_lies_in_the_middle_of_a_wrong_cell(training) -> None:
     target[0, 3, 5] = 1
     coords, labels = torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, dtype=torch.long)
     for side in (2.0, 4.0):
-        points, signs, _ = training["train"].corrected_prompts(logits, target, coords, labels, side)
+        points, signs, _ = training["losses"].corrected_prompts(logits, target, coords, labels, side)
         assert points[0, 0, 1].tolist() == [5.5 * side - 0.5, 3.5 * side - 0.5]
         assert signs[0, 0].tolist() == [1, 1]
 

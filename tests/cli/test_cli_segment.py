@@ -120,6 +120,28 @@ def test_annotated_images_bring_their_prompts(packed: Path, tmp_path: Path) -> N
     assert {one["id"]: one["name"] for one in document["categories"]} == {3: "cat", 9: "dog"}
 
 
+@pytest.mark.parametrize("prompt", [("--box", "2,2,20,20"), ("--everything", *EVERYTHING)])
+def test_other_prompts_replace_annotated_boxes(packed: Path, tmp_path: Path, prompt: tuple[str, ...]) -> None:
+    coco = make_coco(tmp_path / "coco")
+    out = tmp_path / "masks.json"
+    assert_done(run("segment", packed, coco, *prompt, "--out", out))
+    document = json.loads(out.read_text())
+    assert document["categories"] == [{"id": 1, "name": "object"}]
+    assert {one["category_id"] for one in document["annotations"]} == {1}
+    if prompt[0] == "--box":
+        assert [one["image_id"] for one in document["annotations"]] == [1, 7]
+    assert_done(run("segment", packed, coco, *prompt, "--format", "yolo", "--out", tmp_path / "yolo"))
+
+
+def test_ids_without_names_are_one_category(packed: Path, tmp_path: Path) -> None:
+    coco = make_coco(tmp_path / "coco")
+    content = json.loads((coco / "annotations.json").read_text())
+    del content["categories"]
+    (coco / "annotations.json").write_text(json.dumps(content))
+    assert_done(run("segment", packed, coco, "--format", "yolo", "--out", tmp_path / "yolo"))
+    assert (tmp_path / "yolo" / "classes.txt").read_text() == "object\n"
+
+
 def test_prompts_of_single_images(packed: Path, photos: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.csv"
     prompts.write_text("image,category,x0,y0,x1,y1\nb.png,cat,1,2,30,20\n")

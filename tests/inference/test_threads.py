@@ -154,16 +154,17 @@ def test_reset_leaves_its_own_thread_without_an_image(predictor: Predictor) -> N
 def test_tasks_of_one_event_loop_keep_their_images_apart(model: SamModel, predictor: Predictor) -> None:
     expected = truth(model)
 
-    async def request(name: str) -> None:
+    async def request(name: str, all_tasks: asyncio.Barrier) -> None:
         predictor.set_image(IMAGES[name])
-        await asyncio.sleep(0.01)
+        await all_tasks.wait()
         np.testing.assert_allclose(ask(predictor), expected[name], atol=1e-4)
         with pytest.raises(RuntimeError, match="several threads"):
             await asyncio.to_thread(ask, predictor)
-        await asyncio.sleep(0.01)
+        await all_tasks.wait()  # the images of ended tasks would not count
 
     async def serve() -> None:
-        await asyncio.gather(*(request(name) for name in IMAGES))
+        all_tasks = asyncio.Barrier(len(IMAGES))
+        await asyncio.gather(*(request(name, all_tasks) for name in IMAGES))
 
     asyncio.run(serve())
 

@@ -45,10 +45,8 @@ def segmented(name: str = "photo.jpg", image_id: int = 5, path: Path | None = No
 
 
 def files(form: str, *, tolerance: float = 0.0, image: SegmentedImage | None = None) -> dict[str, bytes]:
-    make = FORMATS[form].files
-    assert make is not None
-    context = Context(lambda: picture(SIZE), "../photo.jpg", tolerance)
-    return dict(make(segmented() if image is None else image, context))
+    context = Context(picture(SIZE), "../photo.jpg", tolerance)
+    return dict(FORMATS[form].make_files(segmented() if image is None else image, context))
 
 
 def iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
@@ -74,7 +72,7 @@ def test_coco_files_are_read_by_pycocotools_and_by_saqsam(
         FORMATS[form], tmp_path / "annotations.json", names, is_folder=False, tolerance=tolerance
     )
     for number, name in enumerate(names):
-        writer.add(segmented(name, image_id=5 + number), lambda: picture(SIZE))
+        writer.add(segmented(name, image_id=5 + number), picture(SIZE))
         (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
         Image.fromarray(picture(SIZE)).save(tmp_path / "images" / name)
     writer.finish()
@@ -170,7 +168,7 @@ def test_labelme_itself_reads_the_file(tmp_path: Path) -> None:
     writer = MaskWriter(
         FORMATS["labelme"], tmp_path / "photo.json", ["photo.jpg"], is_folder=False, tolerance=1.0
     )
-    writer.add(segmented(path=image), lambda: picture(SIZE))
+    writer.add(segmented(path=image), picture(SIZE))
     writer.finish()
     read = label_file.read_label_file(str(tmp_path / "photo.json"))
     assert [shape["label"] for shape in read.shapes] == ["cat", "dog", "cat", "cat"]
@@ -241,7 +239,7 @@ def test_files_are_named_by_their_images(tmp_path: Path) -> None:
         output_stems(["a.jpg", "b.jpg", "a.jpg"])
     writer = MaskWriter(FORMATS["yolo"], tmp_path / "out", names, is_folder=True, tolerance=1.0)
     for name in names:
-        writer.add(segmented(name), lambda: picture(SIZE))
+        writer.add(segmented(name), picture(SIZE))
     writer.finish()
     written = sorted(
         path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.txt")

@@ -95,7 +95,7 @@ class GeneratorOptions(TaskOptions):
 
 @dataclass(frozen=True)
 class SegmentPrompts(OptionGroup):
-    """What to segment in every image."""
+    """Prompts, or segmenting everything."""
 
     box: Annotated[
         list[str] | None,
@@ -137,7 +137,7 @@ class SegmentPrompts(OptionGroup):
 
 @dataclass(frozen=True)
 class SegmentOutputs(OptionGroup):
-    """How images are cut, and where masks are written in which form."""
+    """Target and format of the masks, and tiling."""
 
     out_path: Annotated[
         Path | None,

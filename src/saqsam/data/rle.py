@@ -16,6 +16,25 @@ _MOST_DIGITS = 8
 """Characters of one number in compressed counts: 40 bits, well beyond the pixels of any image."""
 
 
+class EncodedMask:
+    """Base of classes that hold a mask as run lengths.
+
+    Attributes:
+        rle: COCO compressed run-length encoding `{"size": [H, W], "counts": bytes}`.
+    """
+
+    rle: dict[str, Any]
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Decode the mask: HW bool at image resolution."""
+        return decode_mask(self.rle)
+
+    @property
+    def area(self) -> int:
+        """Number of pixels of the mask, from the run lengths alone."""
+        return int(rle_codec.area(self.rle))
+
+
 def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
     """Encode a mask.
 

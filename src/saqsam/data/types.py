@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import pycocotools.mask as rle_codec
 from numpy.typing import NDArray
 
-from saqsam.data.rle import decode_mask
+from saqsam.data.rle import EncodedMask, decode_mask
 
 
 @dataclass(frozen=True)
-class Instance:
+class Instance(EncodedMask):
     """One object of one image.
 
     Attributes:
@@ -33,15 +32,6 @@ class Instance:
     is_crowd: bool = False
     corners: tuple[tuple[float, float], ...] | None = None
     is_difficult: bool = False
-
-    def mask(self) -> NDArray[np.bool_]:
-        """Decode the mask: HW bool at image resolution."""
-        return decode_mask(self.rle)
-
-    @property
-    def area(self) -> int:
-        """Number of pixels of the mask, from the run lengths alone."""
-        return int(rle_codec.area(self.rle))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from saqsam.data.tight_box import tight_box
 from saqsam.data.types import Instance
 
 
@@ -24,14 +25,14 @@ def interior_point(mask: NDArray[np.bool_]) -> tuple[int, int]:
     Raises:
         ValueError: The mask is empty.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if len(rows) == 0:
+    box = tight_box(mask)
+    if box is None:
         raise ValueError(
             f"mask: expected at least one pixel, got an empty {mask.shape[0]} x {mask.shape[1]} mask"
         )
-    top, left = int(rows[0]), int(columns[0])
+    left, top, right, bottom = box
     # All that lies outside the bounding box is outside the mask too, so one ring of zeros stands for it.
-    crop = np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1], 1).astype(np.uint8)
+    crop = np.pad(mask[top:bottom, left:right], 1).astype(np.uint8)
     distance = cv2.distanceTransform(crop, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     y, x = np.unravel_index(int(np.argmax(distance)), distance.shape)
     return (left + int(x) - 1, top + int(y) - 1)

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-import pycocotools.mask as rle_codec
 from numpy.typing import NDArray
 
-from saqsam.data.rle import decode_mask, rle_text, run_lengths
+from saqsam.data.rle import EncodedMask, rle_text, run_lengths
 
 Box = tuple[int, int, int, int]
 """xyxy in pixels of the image, with exclusive ends."""
@@ -22,7 +21,7 @@ OUTPUT_MODES: tuple[OutputMode, ...] = get_args(OutputMode)
 
 
 @dataclass(frozen=True)
-class GeneratedMask(Mapping[str, Any]):
+class GeneratedMask(EncodedMask, Mapping[str, Any]):
     """A mask, its scores and its origin.
 
     A mask is also a read-only mapping with the keys of `SamAutomaticMaskGenerator`: `segmentation`, `area`, `bbox`,
@@ -46,15 +45,6 @@ class GeneratedMask(Mapping[str, Any]):
     point: tuple[float, float]
     crop_box: Box
     output_mode: OutputMode = "binary_mask"
-
-    def mask(self) -> NDArray[np.bool_]:
-        """Decode the mask: HW bool at image resolution."""
-        return decode_mask(self.rle)
-
-    @property
-    def area(self) -> int:
-        """Number of pixels, from the run lengths alone."""
-        return int(rle_codec.area(self.rle))
 
     @property
     def segmentation(self) -> NDArray[np.bool_] | dict[str, Any]:

@@ -27,6 +27,7 @@ from transformers import SamImageProcessorPil, SamModel, SamProcessor
 from saqsam.data.image_input import ImageInput, as_rgb
 from saqsam.data.images import ImageNote
 from saqsam.data.rle import encode_mask, segmentation_to_rle
+from saqsam.data.tight_box import tight_box
 from saqsam.inference.backend import Backend
 from saqsam.inference.encoded_image import EncodedImage
 from saqsam.inference.generated_mask import OUTPUT_MODES, Box, GeneratedMask, OutputMode
@@ -162,7 +163,9 @@ class MaskGenerator:
         cleaned, unchanged = [], []
         for one in masks:
             mask, is_changed = remove_small_regions(one.mask(), self.options.min_mask_region_area)
-            cleaned.append(replace(one, rle=encode_mask(mask), box=_box_around(mask)) if is_changed else one)
+            box = tight_box(mask)
+            assert box is not None  # of a mask's regions, the largest stays
+            cleaned.append(replace(one, rle=encode_mask(mask), box=box) if is_changed else one)
             unchanged.append(float(not is_changed))
         return _distinct(cleaned, unchanged, max(self.options.box_nms_thresh, self.options.crop_nms_thresh))
 
@@ -231,11 +234,6 @@ def _distinct(
     # Boxes end at their last pixel here, as in the official code, which matters for small masks.
     boxes = np.array([mask.box for mask in masks], dtype=np.float64).reshape(-1, 4) - (0, 0, 1, 1)
     return [masks[place] for place in suppress(boxes, scores, threshold)]
-
-
-def _box_around(mask: NDArray[np.bool_]) -> Box:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
 
 
 def _area(box: Box) -> int:

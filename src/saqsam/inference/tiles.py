@@ -52,11 +52,16 @@ def assign_tiles(
     return assigned
 
 
+def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Return where tiles start along an axis: every `tile - overlap` pixels, and the last one ends with the axis."""
+    return [0] if length <= tile else [*range(0, length - tile, tile - overlap), length - tile]
+
+
 def _interval(low: float, high: float, length: int, tile: int, overlap: int) -> tuple[int, int]:
     """Return start and end of a tile along an axis for a box from `low` to `high`."""
     if length <= tile:
         return 0, length
-    starts = [*range(0, length - tile, tile - overlap), length - tile]
+    starts = tile_starts(length, tile, overlap)
     center = (low + high) / 2
     holding = [start for start in starts if start <= low and high <= start + tile]
     if holding:

@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pycocotools.mask as rle_codec
-from numpy.typing import NDArray
 
-from saqsam.data.rle import decode_mask
+from saqsam.data.rle import EncodedMask
 
 Box = tuple[float, float, float, float]
 """xyxy in pixels of the image, with exclusive ends."""
@@ -23,7 +21,7 @@ NO_CATEGORIES: Mapping[int, str] = {OBJECT: "object"}
 
 
 @dataclass(frozen=True)
-class SegmentedObject:
+class SegmentedObject(EncodedMask):
     """One mask.
 
     Attributes:
@@ -41,15 +39,6 @@ class SegmentedObject:
     prompt: str
     category_id: int = OBJECT
     score: float | None = None
-
-    def mask(self) -> NDArray[np.bool_]:
-        """Decode the mask: HW bool."""
-        return decode_mask(self.rle)
-
-    @property
-    def area(self) -> int:
-        """Number of pixels."""
-        return int(rle_codec.area(self.rle))
 
     @property
     def box(self) -> Box:

@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from saqsam.data.tight_box import tight_box
+
 Ring = NDArray[np.float64]
 """[K, 2] corners x, y, without the first one repeated."""
 
@@ -37,11 +39,11 @@ def outlines(mask: NDArray[np.bool_], tolerance: float = 0.0) -> list[Outline]:
         tolerance: Largest distance in pixels by which corners may be left out (Douglas and Peucker, 1973); 0 keeps the
             exact outline. A ring that would have no area keeps its corners.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
+    box = tight_box(mask)
+    if box is None:
         return []
-    y, x = int(rows[0]), int(columns[0])
-    part = mask[y : rows[-1] + 1, x : columns[-1] + 1]
+    x, y, right, bottom = box
+    part = mask[y:bottom, x:right]
     _, labels = cv2.connectedComponents(part.astype(np.uint8), connectivity=4)
     outer: dict[int, Ring] = {}
     holes: dict[int, list[Ring]] = {}

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from saqsam.data.rle import encode_mask
+from saqsam.data.tight_box import tight_box
 from saqsam.inference.encoded_image import EncodedImage
 from saqsam.inference.predictor import Predictor, check_finite
 from saqsam.inference.processing import MASK_THRESHOLD
@@ -30,7 +31,7 @@ _PIXELS_AT_ONCE = 2**24
 
 @dataclass(frozen=True)
 class Prompt:
-    """What tells a model which object to segment. One kind at least is given; several kinds describe one object.
+    """A prompt for one object: a box, points, a mask, or several of these.
 
     Attributes:
         box: Box around the object, which may reach over the border of the image, or None.
@@ -63,10 +64,14 @@ class Prompt:
             parts.append(f"mask of {np.count_nonzero(self.mask):,} pixels")
         return ", ".join(parts)
 
+    def mask_box(self) -> Box | None:
+        """Return the bounding box of the mask, or None without one or for an empty one."""
+        return None if self.mask is None else tight_box(self.mask)
+
     def extent(self) -> Box:
         """Return the box around all that is given."""
         boxes = [(x, y, x, y) for x, y in self.points]
-        boxes += [box for box in (self.box, mask_box(self.mask)) if box is not None]
+        boxes += [box for box in (self.box, self.mask_box()) if box is not None]
         low, high = np.array(boxes)[:, :2].min(0), np.array(boxes)[:, 2:].max(0)
         return (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
 
@@ -85,16 +90,6 @@ class Prompt:
         mask = None if self.mask is None else self.mask[y : y + height, x : x + width]
         points, labels = tuple(point for point, _ in kept), tuple(label for _, label in kept)
         return replace(self, box=box, points=points, labels=labels, mask=mask)
-
-
-def mask_box(mask: NDArray[np.bool_] | None) -> Box | None:
-    """Return the box around a mask HW, or None without one or for an empty one."""
-    if mask is None:
-        return None
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return None
-    return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
 
 
 def segment_prompts(
@@ -143,7 +138,7 @@ def _segment_alike(
         side = input_side(predictor.processor)
         given["mask_inputs"] = np.stack([_mask_logits(prompt, image, side) for prompt in prompts])
         if first.box is None and not first.points:
-            given["boxes"] = [mask_box(prompt.mask) for prompt in prompts]
+            given["boxes"] = [prompt.mask_box() for prompt in prompts]
     is_ambiguous = first.box is None and first.mask is None and len(first.points) == 1
     height, width = image.original_size
     at_once = max(1, _PIXELS_AT_ONCE // (height * width))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,19 +19,19 @@ from saqsam.segmentation.sources import ImageSource
 from saqsam.segmentation.tiling import Tiling, segment_everything_in_tiles, segment_prompts_in_tiles
 from saqsam.utils.progress import Progress
 
-Handler = Callable[[SegmentedImage, Callable[[], NDArray[np.uint8]]], None]
-"""Takes an image with its masks, and a function that returns its pixels."""
+Handler = Callable[[SegmentedImage, NDArray[np.uint8]], None]
+"""Takes the masks of an image, and the image itself, HWC uint8 RGB."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What to segment in each image.
+    """Prompts or generator options of a run, and its tiling.
 
     Attributes:
         prompts: Prompts for every image.
         prompt_file: Prompts of single images, or None.
         generator: Options for segmenting everything, or None for prompts.
-        tiling: How to cut images, or None to take them whole.
+        tiling: Tiles of an image, or None for whole images.
     """
 
     prompts: tuple[Prompt, ...] = ()
@@ -42,14 +42,14 @@ class Task:
 
 @dataclass
 class Outcome:
-    """What became of the images.
+    """Counts, failures and notes of a run.
 
     Attributes:
         images: Images that were segmented.
         masks: Their masks.
         without_prompts: Images among them without any prompt.
-        failures: Messages about images that were left out, by name.
-        notes: Number of images by what was assumed when they were read.
+        failures: Error messages of skipped images, by name.
+        notes: Number of images by assumption that was made when they were read.
     """
 
     images: int = 0
@@ -68,14 +68,14 @@ def segment_images(
 ) -> Outcome:
     """Segment images and hand each to `handle`.
 
-    An image that cannot be read, or whose prompts do not fit it, is left out where there are several.
+    Where there are several, an image that cannot be read, or whose prompts do not fit it, is skipped.
 
     Args:
         predictor: The predictor; its current image does not change, except for segmenting everything.
         sources: The images.
-        task: What to segment.
+        task: The task.
         handle: Takes each image with its masks.
-        progress: Callback of progress, see `Progress`.
+        progress: Progress callback.
 
     Raises:
         ValueError: The only image cannot be segmented, or none can; prompts of the file fit no image.
@@ -89,19 +89,16 @@ def segment_images(
             progress("segmenting", number, len(sources), source.name)
         try:
             picture, notes, brought = source.read()
-            prompts = (*task.prompts, *given, *brought)
+            prompts, categories = _choose_prompts(task, given, source, brought)
             objects = _segment(predictor, picture, prompts, task)
         except ValueError as error:
             if len(sources) == 1:
                 raise
             outcome.failures[source.name] = str(error)
             continue
-        categories = source.categories if task.prompt_file is None else task.prompt_file.categories
         size = (picture.shape[0], picture.shape[1])
-        image = SegmentedImage(
-            source.image_id, source.name, size, tuple(objects), source.path, categories or NO_CATEGORIES
-        )
-        handle(image, lambda picture=picture: picture)  # type: ignore[misc]
+        image = SegmentedImage(source.image_id, source.name, size, tuple(objects), source.path, categories)
+        handle(image, picture)
         outcome.images += 1
         outcome.masks += len(objects)
         outcome.without_prompts += task.generator is None and not prompts
@@ -112,6 +109,17 @@ def segment_images(
         name, message = next(iter(outcome.failures.items()))
         raise ValueError(f"none of {len(sources)} images could be segmented; the first: {name}: {message}")
     return outcome
+
+
+def _choose_prompts(
+    task: Task, given: tuple[Prompt, ...], source: ImageSource, brought: tuple[Prompt, ...]
+) -> tuple[tuple[Prompt, ...], Mapping[int, str]]:
+    """Return the prompts of an image and the names of their categories. Annotated boxes give way to all others."""
+    if task.prompt_file is not None:
+        return given, task.prompt_file.categories
+    if task.prompts or task.generator is not None:
+        return task.prompts, NO_CATEGORIES
+    return brought, source.categories
 
 
 def _segment(

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -22,7 +22,7 @@ from saqsam.data.open import SCENES, open_dataset
 from saqsam.data.paths import expand_home
 from saqsam.data.types import Dataset, Sample
 from saqsam.segmentation.formats.registry import MASKS
-from saqsam.segmentation.objects import NO_CATEGORIES
+from saqsam.segmentation.objects import NO_CATEGORIES, OBJECT
 from saqsam.segmentation.prompts import Prompt
 from saqsam.utils.errors import shorten, shorten_message
 
@@ -109,7 +109,10 @@ def _of_dataset(dataset: Dataset, detections: Detections | None) -> list[ImageSo
     def reader(index: int) -> Callable[[], Pixels]:
         def read() -> Pixels:
             sample = dataset[index]
-            return sample.image, tuple(sample.notes), _prompts_of(sample, detections)
+            prompts = _prompts_of(sample, detections)
+            if not categories:  # ids without names are those of no list
+                prompts = tuple(replace(prompt, category_id=OBJECT) for prompt in prompts)
+            return sample.image, tuple(sample.notes), prompts
 
         return read
 

@@ -13,11 +13,11 @@ import numpy as np
 import pycocotools.mask as rle_codec
 from numpy.typing import NDArray
 
-from saqsam.data.rle import decode_mask, encode_part
+from saqsam.data.rle import encode_part
 from saqsam.inference.generated_mask import GeneratedMask
 from saqsam.inference.mask_generator import MaskGenerator
 from saqsam.inference.predictor import Predictor
-from saqsam.inference.tiles import Tile, assign_tiles
+from saqsam.inference.tiles import Tile, assign_tiles, tile_starts
 from saqsam.segmentation.objects import SegmentedObject
 from saqsam.segmentation.prompts import Prompt, segment_prompts
 
@@ -27,7 +27,7 @@ LEAST_AGREEMENT = 0.5
 
 @dataclass(frozen=True)
 class Tiling:
-    """How to cut an image.
+    """Size and overlap of the tiles of an image.
 
     Attributes:
         side: Side of a tile in pixels.
@@ -48,16 +48,11 @@ class Tiling:
 
     def tiles(self, size: tuple[int, int]) -> list[Tile]:
         """Return the tiles of an image of `size` (height, width), row by row."""
-        rows, columns = (self._starts(length) for length in size)
+        rows, columns = (tile_starts(length, self.side, self.overlap) for length in size)
         height, width = size
         return [
             Tile(x, y, min(x + self.side, width), min(y + self.side, height)) for y in rows for x in columns
         ]
-
-    def _starts(self, length: int) -> list[int]:
-        if length <= self.side:
-            return [0]
-        return [*range(0, length - self.side, self.side - self.overlap), length - self.side]
 
 
 def segment_prompts_in_tiles(
@@ -187,7 +182,7 @@ def _agree(first: _Part, second: _Part) -> bool:
 
 def _join(group: Sequence[_Part], size: tuple[int, int]) -> SegmentedObject:
     """Return the object of which each mask shows a part."""
-    rles = [encode_part(decode_mask(part.mask.rle), part.tile.x0, part.tile.y0, size) for part in group]
+    rles = [encode_part(part.mask.mask(), part.tile.x0, part.tile.y0, size) for part in group]
     areas = [part.mask.area for part in group]
 
     def mean(values: Sequence[float]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -23,11 +23,11 @@ class MaskWriter:
 
     Args:
         form: The format.
-        target: File or folder to write; a folder has the files of each image under the image's name.
-        names: Names of all images that may come, by which the files are named.
+        target: File or folder to write; in a folder, files have the name of their image.
+        names: Names of all images.
         is_folder: Whether the target is a folder.
-        tolerance: Of polygons in pixels, see `outlines`.
-        final: Where the target will lie in the end, from which paths of images are relative; None for there.
+        tolerance: Tolerance of polygons in pixels, see `outlines`.
+        final: Final place of the target, for paths of images relative to it; None if it stays where it is.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class MaskWriter:
         if is_folder:
             target.mkdir(parents=True, exist_ok=True)
 
-    def add(self, image: SegmentedImage, read: Callable[[], NDArray[np.uint8]]) -> None:
-        """Write an image, or keep its masks for the file of all.
+    def add(self, image: SegmentedImage, picture: NDArray[np.uint8]) -> None:
+        """Write the masks of an image, or keep them for the file of all images.
 
         Args:
-            image: The image.
-            read: Reads its pixels, HWC uint8 RGB.
+            image: The masks.
+            picture: The image itself, HWC uint8 RGB.
         """
         self._last = image
         if self.form.files is None:
@@ -63,8 +63,8 @@ class MaskWriter:
         stem = self._stems[image.name]
         folder = (self.final / f"{stem}.x" if self.is_folder else self.final).parent
         path = image.name if image.path is None else os.path.relpath(image.path.resolve(), folder.resolve())
-        context = Context(read, Path(path).as_posix(), self.tolerance)
-        for ending, content in self.form.files(image, context):
+        context = Context(picture, Path(path).as_posix(), self.tolerance)
+        for ending, content in self.form.make_files(image, context):
             if not self.is_folder:
                 write_atomic(self.target, content)
             elif self.form.is_folder and len(self._stems) == 1:
@@ -73,7 +73,7 @@ class MaskWriter:
                 write_atomic(self.target / f"{stem}{ending}", content)
 
     def finish(self) -> None:
-        """Write what belongs to all images."""
+        """Write the file of all images, or the names of classes."""
         if self.form.files is None:
             from saqsam.segmentation.formats.coco import coco_document
 

@@ -147,8 +147,8 @@ def _lock_new(handle: int, partial: Path) -> bool:
     return False
 
 
-def png_bytes(picture: NDArray[np.uint8]) -> bytes:
-    """Encode an HWC uint8 RGB picture as PNG."""
+def png_bytes(picture: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
+    """Encode a picture as PNG: HWC uint8 RGB, or HW uint8 or uint16 gray."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -47,10 +47,14 @@ def overlay_masks(
     if not colors:
         raise ValueError("colors: expected at least one, got none")
     canvas = image.copy()
-    thickness = max(1, round(max(image.shape[:2]) / 300))
     for index, mask in enumerate(masks):
-        color = colors[index % len(colors)]
-        canvas[mask] = np.rint((1 - alpha) * canvas[mask] + alpha * np.array(color)).astype(np.uint8)
-        outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(canvas, outlines, -1, color, thickness, cv2.LINE_AA)
+        draw_mask(canvas, mask, colors[index % len(colors)], alpha)
     return canvas
+
+
+def draw_mask(canvas: NDArray[np.uint8], mask: NDArray[np.bool_], color: Color, alpha: float = 0.5) -> None:
+    """Draw one mask HW, with a solid outline, over an image HWC uint8 RGB of its size, in place."""
+    thickness = max(1, round(max(canvas.shape[:2]) / 300))
+    canvas[mask] = np.rint((1 - alpha) * canvas[mask] + alpha * np.array(color)).astype(np.uint8)
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(canvas, outlines, -1, color, thickness, cv2.LINE_AA)

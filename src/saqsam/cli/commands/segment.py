@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from saqsam.utils.atomic_write import check_file_writable
 from saqsam.utils.counts import count_phrase
 
 SHOWN_FAILURES = 5
-"""Images of which the reason is shown why they were left out."""
+"""Skipped images whose error is shown."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,9 @@ def segment(
         )
     target, is_folder = _target(sources, form, outputs.out_path)
     _check_target(target, is_folder, form, sources)
-    if len(sources) == 1 and sources[0].path is not None:
-        sources[0].read()  # a bad image ends the command before the model is loaded
+    if len(sources) == 1:
+        pixels = sources[0].read()  # a bad image ends the command before the model is loaded
+        sources = [replace(sources[0], read=lambda: pixels)]
     results: list[SegmentedImage] = []
     with claim_output(target, overwrite=overwrite) as output:
         sam, processor, _ = machine.open(model)
@@ -175,12 +176,12 @@ def _run(
         final=output.target,
     )
 
-    def handle(image: SegmentedImage, read: Callable[[], NDArray[np.uint8]]) -> None:
+    def handle(image: SegmentedImage, picture: NDArray[np.uint8]) -> None:
         if len(sources) == 1:
             results.append(image)
             if task.generator is not None and not image.objects:
                 raise ValueError(_nothing_found(task.generator))
-        writer.add(image, read)
+        writer.add(image, picture)
 
     if len(sources) == 1:
         with busy(f"segmenting {sources[0].path or sources[0].name}"):

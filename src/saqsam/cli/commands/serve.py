@@ -77,7 +77,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _names(models: Sequence[str]) -> list[str]:
     """Return the names on the page: the last part of a path, or the whole text where two are equal."""
-    short = [Path(text).name if not text.startswith("/") or Path(text).name else text for text in models]
+    short = [Path(text).name or text for text in models]
     names = [one if short.count(one) == 1 else text for one, text in zip(short, models, strict=True)]
     if len(set(names)) < len(names):
         raise ValueError("serve: expected different models, got one twice")

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from saqsam.data.rle import encode_mask
 from saqsam.data.scenes.generate import CATEGORIES, check_int, check_size, generate_scene
+from saqsam.data.tight_box import tight_box
 from saqsam.data.types import Instance, Sample
 
 
 def _instance(index: int, mask: NDArray[np.bool_], kind: str) -> Instance:
-    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    box = (float(cols[0]), float(rows[0]), float(cols[-1] + 1), float(rows[-1] + 1))
+    box = tight_box(mask)
+    assert box is not None  # every object of a scene is visible
     return Instance(id=index, rle=encode_mask(mask), box=box, category_id=CATEGORIES[kind])
 
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from saqsam.data.rle import rle_from_text
+from saqsam.data.tight_box import tight_box
 
 
 def mask_iou(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
@@ -68,10 +69,10 @@ def boundary_iou(
 def _boundary(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
     """Return the pixels of a mask at most `reach` pixels from one outside it."""
     boundary = np.zeros_like(mask)
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if len(rows) == 0:
+    box = tight_box(mask)
+    if box is None:
         return boundary
-    inside = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    inside = np.s_[box[1] : box[3], box[0] : box[2]]
     # All beyond the bounding box is outside, so a ring of zeros stands for it.
     crop = np.pad(mask[inside].astype(np.uint8), reach)
     square = np.ones((2 * reach + 1, 2 * reach + 1), dtype=np.uint8)

@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 
+from saqsam.segmentation.formats.registry import Context, Files
 from saqsam.segmentation.objects import SegmentedImage
 
 
@@ -27,3 +28,8 @@ def npz_bytes(image: SegmentedImage) -> bytes:
         prompts=np.array([one.prompt for one in objects], dtype=np.str_),
     )
     return buffer.getvalue()
+
+
+def npz_files(image: SegmentedImage, _: Context) -> Files:
+    """Yield the archive."""
+    yield ".npz", npz_bytes(image)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from saqsam.segmentation.formats.registry import Context, Files
 from saqsam.segmentation.objects import SegmentedImage
 from saqsam.segmentation.outlines import Ring, outlines
 
@@ -99,3 +100,8 @@ def _georeference(path: Path) -> Callable[[Geometry], Geometry] | None:
         return {"type": turned["type"], "coordinates": turned["coordinates"]}
 
     return place
+
+
+def geojson_files(image: SegmentedImage, context: Context) -> Files:
+    """Yield the collection."""
+    yield ".geojson", geojson(image, tolerance=context.tolerance)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from saqsam.segmentation.formats.registry import Context, Files
 from saqsam.segmentation.objects import SegmentedImage
 from saqsam.segmentation.outlines import outlines
 
@@ -48,3 +49,8 @@ def labelme_json(image: SegmentedImage, image_path: str, *, tolerance: float) ->
         "imageWidth": image.size[1],
     }
     return (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def labelme_files(image: SegmentedImage, context: Context) -> Files:
+    """Yield the annotations."""
+    yield ".json", labelme_json(image, context.image_path, tolerance=context.tolerance)

@@ -1,8 +1,9 @@
-"""The formats of masks, by name and by the suffix of a file."""
+"""The formats of masks, by name and by the suffix of a file; imports none of them, nor NumPy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import pkgutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,21 +17,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """What the files of an image depend on besides its masks.
+    """Inputs of a format besides the masks of an image.
 
     Attributes:
-        read: Reads the image, HWC uint8 RGB.
+        picture: The image, HWC uint8 RGB.
         image_path: Path of the image relative to the file.
-        tolerance: Of polygons in pixels, see `outlines`.
+        tolerance: Tolerance of polygons in pixels, see `outlines`.
     """
 
-    read: Callable[[], NDArray[np.uint8]]
+    picture: NDArray[np.uint8]
     image_path: str
     tolerance: float
 
 
 Files = Iterator[tuple[str, bytes]]
-"""Names of files, relative to that of the image without its suffix, and their contents."""
+"""Endings of file names, behind the name of the image without its suffix, and contents."""
 
 
 @dataclass(frozen=True)
@@ -39,63 +40,27 @@ class MaskFormat:
 
     Attributes:
         name: Its name.
-        description: What it is, for help texts.
+        description: Description for help texts.
         suffix: Suffix of its files.
-        files: Makes the files of an image; None for a format with one file for all images.
+        files: `module:function` that makes the files of an image; None for a format with one file for all images.
         is_folder: Whether an image has several files.
     """
 
     name: str
     description: str
     suffix: str
-    files: Callable[[SegmentedImage, Context], Files] | None
+    files: str | None
     is_folder: bool = False
 
-
-def _overlay(image: SegmentedImage, context: Context) -> Files:
-    from saqsam.segmentation.formats.pictures import overlay_png
-
-    yield ".png", overlay_png(image, context.read)
-
-
-def _labels(image: SegmentedImage, _: Context) -> Files:
-    from saqsam.segmentation.formats.pictures import label_map_png
-
-    yield ".png", label_map_png(image)
-
-
-def _masks(image: SegmentedImage, _: Context) -> Files:
-    from saqsam.segmentation.formats.pictures import mask_pngs
-
-    yield from ((f"/{name}", content) for name, content in mask_pngs(image))
-
-
-def _npz(image: SegmentedImage, _: Context) -> Files:
-    from saqsam.segmentation.formats.arrays import npz_bytes
-
-    yield ".npz", npz_bytes(image)
-
-
-def _labelme(image: SegmentedImage, context: Context) -> Files:
-    from saqsam.segmentation.formats.labelme import labelme_json
-
-    yield ".json", labelme_json(image, context.image_path, tolerance=context.tolerance)
-
-
-def _yolo(image: SegmentedImage, context: Context) -> Files:
-    from saqsam.segmentation.formats.yolo import yolo_text
-
-    yield ".txt", yolo_text(image, tolerance=context.tolerance)
-
-
-def _geojson(image: SegmentedImage, context: Context) -> Files:
-    from saqsam.segmentation.formats.geojson import geojson
-
-    yield ".geojson", geojson(image, tolerance=context.tolerance)
+    def make_files(self, image: SegmentedImage, context: Context) -> Files:
+        """Yield the files of an image."""
+        assert self.files is not None
+        files: Files = pkgutil.resolve_name(f"saqsam.segmentation.formats.{self.files}")(image, context)
+        return files
 
 
 MASKS = ".masks"
-"""What the name of an image's masks has after that of the image, by default."""
+"""Ending of the default name of masks, behind the name of the image."""
 OVERLAY = "overlay"
 COCO, COCO_POLYGONS = "coco", "coco-polygons"
 YOLO = "yolo"
@@ -103,15 +68,19 @@ YOLO = "yolo"
 FORMATS: Mapping[str, MaskFormat] = {
     entry.name: entry
     for entry in (
-        MaskFormat(OVERLAY, "the image with its masks drawn over it", ".png", _overlay),
+        MaskFormat(OVERLAY, "the image with its masks drawn over it", ".png", "pictures:overlay_files"),
         MaskFormat(COCO, "COCO JSON of all images, run lengths", ".json", None),
         MaskFormat(COCO_POLYGONS, "the same with polygons", ".json", None),
-        MaskFormat("labels", "a PNG whose pixels are the number of their object", ".png", _labels),
-        MaskFormat("masks", "a PNG for each mask", ".png", _masks, is_folder=True),
-        MaskFormat("npz", "NumPy arrays", ".npz", _npz),
-        MaskFormat("labelme", "labelme's polygons", ".json", _labelme),
-        MaskFormat(YOLO, "YOLO's segmentation text", ".txt", _yolo),
-        MaskFormat("geojson", "GeoJSON, in degrees for a georeferenced TIFF", ".geojson", _geojson),
+        MaskFormat(
+            "labels", "a PNG whose pixels are the number of their object", ".png", "pictures:label_files"
+        ),
+        MaskFormat("masks", "a PNG for each mask", ".png", "pictures:mask_files", is_folder=True),
+        MaskFormat("npz", "NumPy arrays", ".npz", "arrays:npz_files"),
+        MaskFormat("labelme", "labelme's polygons", ".json", "labelme:labelme_files"),
+        MaskFormat(YOLO, "YOLO's segmentation text", ".txt", "yolo:yolo_files"),
+        MaskFormat(
+            "geojson", "GeoJSON, in degrees for a georeferenced TIFF", ".geojson", "geojson:geojson_files"
+        ),
     )
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from saqsam.segmentation.formats.registry import Context, Files
 from saqsam.segmentation.objects import SegmentedImage
 from saqsam.segmentation.outlines import Ring, outlines
 
@@ -43,3 +44,8 @@ def _joined(rings: list[Ring]) -> Ring:
         turned = np.roll(ring, -there, axis=0)
         joined = np.concatenate([joined[: here + 1], turned, turned[:1], joined[here:]])
     return joined
+
+
+def yolo_files(image: SegmentedImage, context: Context) -> Files:
+    """Yield the text."""
+    yield ".txt", yolo_text(image, tolerance=context.tolerance)
