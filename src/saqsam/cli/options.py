@@ -105,16 +105,16 @@ class SegmentPrompts(OptionGroup):
         list[str] | None,
         typer.Option(
             metavar="x,y[,0]",
-            help="Point on an object, in pixels, or with ,0 beside all objects; repeatable.",
+            help="Point on an object, in pixels; with ,0 a negative point for all objects; repeatable.",
         ),
     ] = None
     points: Annotated[
         list[str] | None,
-        typer.Option(metavar="'x,y;x,y,0'", help="Points on one object, or with ,0 beside it; repeatable."),
+        typer.Option(metavar="'x,y;x,y,0'", help="Points of one object, negative with ,0; repeatable."),
     ] = None
     mask: Annotated[
         list[Path] | None,
-        typer.Option(metavar="PNG", help="Picture of an earlier mask of an object, not 0 on it; repeatable."),
+        typer.Option(metavar="PNG", help="Earlier mask of an object, nonzero inside; repeatable."),
     ] = None
     prompt_file: Annotated[
         Path | None,
@@ -144,7 +144,7 @@ class SegmentOutputs(OptionGroup):
         typer.Option(
             "--out",
             metavar="PATH",
-            help="File or folder to write; a folder for several images, except in COCO's form.",
+            help="File to write, or folder for several images; COCO is one file.",
             show_default="beside a single image, *.masks.png",
         ),
     ] = None
@@ -152,15 +152,13 @@ class SegmentOutputs(OptionGroup):
         str | None,
         typer.Option(
             metavar="NAME",
-            help=f"Form: {described((entry.name, entry.description) for entry in MASK_FORMATS.values())}.",
+            help=f"Format: {described((entry.name, entry.description) for entry in MASK_FORMATS.values())}.",
             show_default="by the name of --out, or overlay",
         ),
     ] = None
     simplify: Annotated[
         float,
-        typer.Option(
-            min=0, max=1000, metavar="PX", help="Largest distance of polygons from the outline; 0 is exact."
-        ),
+        typer.Option(min=0, max=1000, metavar="PX", help="Tolerance of polygons; 0 follows the pixel edges."),
     ] = 1.0
     tile: Annotated[
         int | None,
@@ -168,7 +166,7 @@ class SegmentOutputs(OptionGroup):
             min=64,
             callback=check_most,
             metavar="PX",
-            help="Segment tiles of this side at full resolution, and join masks across seams.",
+            help="Side of tiles that are segmented at full resolution and merged across seams.",
             show_default="whole images",
         ),
     ] = None

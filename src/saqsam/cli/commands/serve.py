@@ -14,6 +14,7 @@ from saqsam.cli.commands.compare import split_runtime
 from saqsam.cli.inputs import open_model
 from saqsam.cli.terminal import say
 from saqsam.inference.predictor import Predictor
+from saqsam.runtimes.registry import default_runtime
 from saqsam.serve.session import ServedModel, Session
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -88,7 +89,7 @@ def _load(text: str, name: str, device: str, threads: int | None, image_size: in
     path, runtime = split_runtime(text)
     model, processor, recipe = open_model(path, device, runtime, threads, image_size)
     manifest = getattr(model, "manifest", None)
-    kind = recipe if manifest is None else f"{recipe}, {type(model).__name__.removesuffix('Backend')}"
+    kind = recipe if manifest is None else f"{recipe}, {runtime or default_runtime(manifest.format)}"
     return ServedModel(name, kind, _bytes(path, model), Predictor(model, processor))
 
 
