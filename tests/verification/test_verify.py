@@ -19,6 +19,7 @@ from saqsam.export import export_model
 from saqsam.export.onnx.layers import layer_input, linear, rearrange
 from saqsam.export.onnx.sam import encoder
 from saqsam.export.onnx.sam.two_way_transformer import TwoWayTransformer
+from saqsam.export.openvino_core import saturates_integers
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.prompts import Prompts
 from saqsam.models.family import Features
@@ -105,7 +106,10 @@ def test_the_layer_that_differs_is_named(
 
 
 def old_linear(self: Any, layer: Any, value: str, where: str) -> str:
-    """A layer whose Reshape states all sizes: OpenVINO gets it wrong after a layer without biases."""
+    """A layer whose Reshape states all sizes.
+
+    OpenVINO's transformations to low precision get it wrong after a layer without biases.
+    """
     graph = self.graph
     given = layer_input(graph, layer, value, where)
     rows = rearrange(graph, given, "Reshape", graph.ints(-1, layer.in_features))
@@ -123,6 +127,9 @@ def without_biases(model: SamModel) -> SamModel:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    saturates_integers(), reason="OpenVINO's transformations to low precision are off on this processor"
+)
 def test_a_fault_of_a_runtimes_own_optimizations_is_found(
     model: SamModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
