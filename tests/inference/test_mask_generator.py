@@ -111,13 +111,13 @@ def test_masks_of_crops_come_first() -> None:
         assert y0 <= one.point[1] < y1
 
 
-def test_an_image_that_is_set_is_not_encoded_again_and_stays_set() -> None:
+def test_an_encoded_image_is_not_encoded_again_and_the_current_one_stays_set() -> None:
     backend = Blobs()
     predictor = Predictor(backend, tiny_processor())
     generator = MaskGenerator(predictor, GeneratorOptions(4, 0.6, 0.5, crop_n_layers=1))
     first = generator.generate(IMAGE)
     assert backend.encoded == 5
-    assert generator.generate(IMAGE, is_set=True) == first
+    assert generator.generate(IMAGE, encoded=predictor.image) == first
     assert backend.encoded == 9
     assert predictor.original_size == IMAGE.shape[:2]
 

@@ -451,3 +451,14 @@ def test_masks_that_are_not_finite_are_refused() -> None:
     predictor.set_image(np.zeros((20, 20, 3), np.uint8))
     with pytest.raises(ValueError, match="expected finite masks"):
         predictor.predict(box=[2, 2, 10, 10])
+
+
+def test_a_batch_of_images_of_different_sizes_is_encoded_as_one_by_one() -> None:
+    predictor = Predictor(tiny_sam(), tiny_processor())
+    images = [picture(size) for size in ((40, 60), (60, 40), (33, 33))]
+    together = predictor.encode_batch(images)
+    for one, image in zip(together, images, strict=True):
+        alone = predictor.encode(image)
+        assert (one.original_size, one.input_size) == (alone.original_size, alone.input_size)
+        torch.testing.assert_close(one.features, alone.features, rtol=1e-4, atol=1e-5)
+    assert predictor.encode_batch([]) == []

@@ -54,3 +54,18 @@ def test_threads_share_a_backend(predictor: Predictor) -> None:
     with ThreadPoolExecutor(len(IMAGES)) as pool:
         for future in [pool.submit(work, number) for number in range(len(IMAGES))]:
             future.result()
+
+
+def test_an_encoder_of_one_image_encodes_a_batch_one_by_one(predictor: Predictor) -> None:
+    together = predictor.encode_batch(IMAGES)
+    for one, image in zip(together, IMAGES, strict=True):
+        np.testing.assert_allclose(one.features, predictor.encode(image).features, atol=1e-6)
+
+
+def test_an_encoder_of_any_number_of_images_encodes_a_batch_at_once(tmp_path: Path) -> None:
+    model = quantize_tiny(deployable(tiny_recipe(bits="w8a8")))
+    export_model(model, tiny_processor(), tmp_path / "free", format="onnx", free_batch=True)
+    predictor = Predictor(*load_runtime(tmp_path / "free"))
+    together = predictor.encode_batch(IMAGES)
+    for one, image in zip(together, IMAGES, strict=True):
+        np.testing.assert_allclose(one.features, predictor.encode(image).features, atol=1e-3)

@@ -56,7 +56,7 @@ class ImageSession:
         """Return automatic masks of the image, generated once per set of options for all tasks."""
         if options not in self._everything:
             generator = MaskGenerator(self.predictor, options)
-            self._everything[options] = generator.generate(self.sample.image, is_set=True)
+            self._everything[options] = generator.generate(self.sample.image, encoded=self.predictor.image)
         return self._everything[options]
 
     def new_predictor(self) -> Predictor:

@@ -18,13 +18,13 @@ class Backend(Protocol):
     """
 
     def encode(self, pixel_values: torch.Tensor) -> Features:
-        """Encode an image.
+        """Encode images.
 
         Args:
-            pixel_values: [1, 3, S, S] float32, normalized and made square by the processor.
+            pixel_values: [B, 3, S, S] float32, normalized and made square by the processor.
 
         Returns:
-            The image embedding [1, C, h, w] after the neck, and the further feature maps of the family.
+            The image embeddings [B, C, h, w] after the neck, and the further feature maps of the family.
         """
         ...
 
@@ -53,7 +53,7 @@ class TorchBackend:
 
     @torch.no_grad()
     def encode(self, pixel_values: torch.Tensor) -> Features:
-        """Encode an image, as `Backend.encode`."""
+        """Encode images, as `Backend.encode`."""
         pixel_values = pixel_values.to(self.model.device, self.model.dtype)
         return self._family.encode(self.model, pixel_values)
 

@@ -16,6 +16,21 @@ _Caller = threading.Thread | asyncio.Task[Any]
 
 
 @dataclass(frozen=True, eq=False)
+class PreparedImage:
+    """An image that is resized and normalized for the encoder.
+
+    Attributes:
+        pixel_values: [1, 3, S, S] float32.
+        original_size: (height, width) of the image.
+        input_size: (height, width) of the resized image within the square input.
+    """
+
+    pixel_values: torch.Tensor
+    original_size: tuple[int, int]
+    input_size: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
 class EncodedImage:
     """The output of the image encoder for one image: immutable, and safe to share among threads.
 

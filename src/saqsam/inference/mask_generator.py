@@ -92,12 +92,13 @@ class MaskGenerator:
         self.point_grids = None if point_grids is None else check_grids(point_grids, self.options)
         self.output_mode: OutputMode = output_mode
 
-    def generate(self, image: ImageInput, *, is_set: bool = False) -> list[GeneratedMask]:
+    def generate(self, image: ImageInput, *, encoded: EncodedImage | None = None) -> list[GeneratedMask]:
         """Generate the masks of an image.
 
         Args:
-            image: As `Predictor.set_image` takes it. It becomes the current image of the predictor.
-            is_set: The image is the predictor's current one already.
+            image: As `Predictor.set_image` takes it. It becomes the current image of the predictor, unless it comes
+                encoded.
+            encoded: The same image from `predictor.encode`, so that it is not encoded again.
 
         Returns:
             The masks, those of smaller crops first, and within a crop by descending predicted IoU.
@@ -108,9 +109,9 @@ class MaskGenerator:
         picture, notes = as_rgb(image)
         if notes:
             warnings.warn(f"image: {'; '.join(notes)}", ImageNote, stacklevel=2)
-        if not is_set:
+        if encoded is None:
             self.predictor.set_image(picture)
-        whole = self.predictor.image
+        whole = encoded or self.predictor.image
         size = whole.original_size
         crops = [
             (crop, points)

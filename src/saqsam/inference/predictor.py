@@ -8,7 +8,7 @@ as a handle that the same calls accept, for programs that work on several images
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, SamModel, SamProcessor
 from saqsam.data.image_input import ImageInput, as_rgb
 from saqsam.data.images import ImageNote
 from saqsam.inference.backend import Backend, TorchBackend
-from saqsam.inference.encoded_image import CurrentImage, EncodedImage
+from saqsam.inference.encoded_image import CurrentImage, EncodedImage, PreparedImage
 from saqsam.inference.official_model import OfficialModel
 from saqsam.inference.processing import preprocess, preprocess_resized, upscale_logits
 from saqsam.inference.prompts import Prompts
@@ -86,6 +86,31 @@ class Predictor:
         """
         return self._encode(image, image_format)
 
+    def encode_batch(self, images: Sequence[ImageInput], image_format: str = "RGB") -> list[EncodedImage]:
+        """Encode several images of any sizes in one call of the encoder, and return a handle for each.
+
+        Arguments, errors and warnings are those of `set_image`, for each image. The image that is set does not change.
+        """
+        return self.encode_prepared([self._prepare(image, image_format, stacklevel=4) for image in images])
+
+    def prepare(self, image: ImageInput, image_format: str = "RGB") -> PreparedImage:
+        """Resize and normalize an image for `encode_prepared`; this does not use the model.
+
+        Arguments, errors and warnings are those of `set_image`.
+        """
+        return self._prepare(image, image_format, stacklevel=3)
+
+    @torch.no_grad()
+    def encode_prepared(self, images: Sequence[PreparedImage]) -> list[EncodedImage]:
+        """Encode images from `prepare` in one call of the encoder, and return a handle for each."""
+        if not images:
+            return []
+        features = self.backend.encode(torch.cat([image.pixel_values for image in images]))
+        return [
+            EncodedImage(one, image.original_size, image.input_size)
+            for one, image in zip(features.split(), images, strict=True)
+        ]
+
     def set_image(self, image: ImageInput, image_format: str = "RGB") -> None:
         """Encode an image and make it the current one of this thread. After an error there is no current image.
 
@@ -107,13 +132,17 @@ class Predictor:
         self._current.set(self._encode(image, image_format))
 
     def _encode(self, image: ImageInput, image_format: str) -> EncodedImage:
+        prepared = self._prepare(image, image_format, stacklevel=4)
+        with torch.no_grad():
+            features = self.backend.encode(prepared.pixel_values)
+        return EncodedImage(features, prepared.original_size, prepared.input_size)
+
+    def _prepare(self, image: ImageInput, image_format: str, stacklevel: int) -> PreparedImage:
         rgb, notes = as_rgb(image, image_format)
         if notes:
-            warnings.warn(f"image: {'; '.join(notes)}", ImageNote, stacklevel=3)
-        pixel_values, (height, width) = preprocess(self.processor, rgb)
-        with torch.no_grad():
-            features = self.backend.encode(pixel_values)
-        return EncodedImage(features, (rgb.shape[0], rgb.shape[1]), (height, width))
+            warnings.warn(f"image: {'; '.join(notes)}", ImageNote, stacklevel=stacklevel)
+        pixel_values, input_size = preprocess(self.processor, rgb)
+        return PreparedImage(pixel_values, (rgb.shape[0], rgb.shape[1]), input_size)
 
     def set_torch_image(self, transformed_image: torch.Tensor, original_image_size: tuple[int, ...]) -> None:
         """Encode an image that was resized before, and make it the current one of this thread.

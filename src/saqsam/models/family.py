@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from saqsam.models.format import ModelFormat
@@ -39,6 +40,19 @@ class Features:
     def maps(self) -> tuple[Tensor, ...]:
         """The embedding and the further feature maps, in this order."""
         return self.embedding, *self.extras
+
+    def split(self) -> list[Features]:
+        """Return the features of each image, as views with B = 1."""
+        return [
+            Features(first, tuple(rest))
+            for first, *rest in zip(*(torch.split(one, 1) for one in self.maps), strict=True)
+        ]
+
+    @classmethod
+    def join(cls, several: Sequence[Features]) -> Features:
+        """Return the features of several images, in order, as one batch."""
+        first, *rest = (torch.cat(maps) for maps in zip(*(one.maps for one in several), strict=True))
+        return cls(first, tuple(rest))
 
 
 class DecoderAttention(Protocol):

@@ -16,8 +16,8 @@ from saqsam.inference.prompts import Prompts
 from saqsam.models.family import Features
 from saqsam.runtimes.inputs import (
     check_interface,
-    check_pixels,
     choose_masks,
+    encode_each,
     exported_inputs,
 )
 from saqsam.utils.errors import CheckpointError, shorten_message
@@ -69,10 +69,8 @@ class ExecuTorchBackend:
             check_interface(path, self.manifest, part, shapes, (*LOW_RES_OUTPUTS, "image_embeddings"))
 
     def encode(self, pixel_values: torch.Tensor) -> Features:
-        """Encode an image, as `Backend.encode`."""
-        check_pixels(self.manifest, pixel_values)
-        (embedding,) = self._encoder(pixel_values)
-        return Features(embedding)
+        """Encode images, as `Backend.encode`, one after the other."""
+        return encode_each(self.manifest, pixel_values, lambda one: Features(self._encoder(one)[0]))
 
     def decode(
         self, features: Features, prompts: Prompts, multimask_output: bool

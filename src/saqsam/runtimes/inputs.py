@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +76,31 @@ def feature_names(manifest: Manifest) -> tuple[str, ...]:
     return tuple(family_of(manifest.sam_config).input_spec(manifest.sam_config).features)
 
 
+def encode_each(
+    manifest: Manifest, pixel_values: torch.Tensor, encode: Callable[[torch.Tensor], Features]
+) -> Features:
+    """Encode images by an encoder that was exported for one image per call.
+
+    Args:
+        manifest: Manifest of the export.
+        pixel_values: [B, 3, S, S] float32.
+        encode: Takes [1, 3, S, S] and returns the features of that image.
+
+    Raises:
+        ValueError: The pixel values have another shape.
+    """
+    check_pixels(manifest, pixel_values)
+    if len(pixel_values) == 1:
+        return encode(pixel_values)
+    return Features.join([encode(one) for one in torch.split(pixel_values, 1)])
+
+
 def check_pixels(manifest: Manifest, pixel_values: torch.Tensor) -> None:
-    """Raise ValueError unless pixel values have the shape that an encoder was exported for."""
+    """Raise ValueError unless pixel values have the shape that an encoder was exported for, of at least one image."""
     expected = family_of(manifest.sam_config).input_spec(manifest.sam_config).pixels
-    if tuple(pixel_values.shape) != expected:
-        raise ValueError(f"pixel_values: this encoder takes {expected}, got {tuple(pixel_values.shape)}")
+    actual = tuple(pixel_values.shape)
+    if actual[1:] != tuple(expected[1:]) or not actual[0]:
+        raise ValueError(f"pixel_values: this encoder takes {expected}, got {actual}")
 
 
 def check_interface(

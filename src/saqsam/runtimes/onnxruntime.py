@@ -24,6 +24,7 @@ from saqsam.runtimes.inputs import (
     check_interface,
     check_pixels,
     choose_masks,
+    encode_each,
     exported_inputs,
     feature_names,
     to_features,
@@ -55,10 +56,15 @@ class OnnxRuntimeBackend:
         self._decoder = _Session(manifest, folder, "decoder", LOW_RES_OUTPUTS, threads, device)
 
     def encode(self, pixel_values: torch.Tensor) -> Features:
-        """Encode an image, as `Backend.encode`."""
+        """Encode images, as `Backend.encode`; one after the other unless the export leaves their number free."""
+        if not self._encoder.has_free_batch:
+            return encode_each(self.manifest, pixel_values, self._encode)
         check_pixels(self.manifest, pixel_values)
-        outputs = self._encoder.run(feature_names(self.manifest), {"pixel_values": as_array(pixel_values)})
-        return to_features(outputs)
+        return self._encode(pixel_values)
+
+    def _encode(self, pixel_values: torch.Tensor) -> Features:
+        inputs = {"pixel_values": as_array(pixel_values)}
+        return to_features(self._encoder.run(feature_names(self.manifest), inputs))
 
     def decode(
         self, features: Features, prompts: Prompts, multimask_output: bool
@@ -79,6 +85,9 @@ class _Session:
         outputs: Outputs to compute; None for all.
         threads: Threads of the session; None for all cores.
         device: `cpu` or `cuda:N`.
+
+    Attributes:
+        has_free_batch: Whether the encoder takes any number of images.
     """
 
     def __init__(
@@ -92,13 +101,9 @@ class _Session:
     ) -> None:
         self._path = manifest.model_file(folder, part)
         model = read_onnx(self._path)
-        check_interface(
-            self._path,
-            manifest,
-            part,
-            {value.name: _shape(value) for value in model.graph.input},
-            {value.name for value in model.graph.output},
-        )
+        shapes = {value.name: _shape(value) for value in model.graph.input}
+        check_interface(self._path, manifest, part, shapes, {value.name for value in model.graph.output})
+        self.has_free_batch = part == "encoder" and shapes["pixel_values"][0] is None
         if outputs is not None:
             keep_outputs(model, set(outputs))
         fold_weights(model)

@@ -20,8 +20,8 @@ from saqsam.models.registry import family_of
 from saqsam.runtimes.inputs import (
     as_array,
     check_interface,
-    check_pixels,
     choose_masks,
+    encode_each,
     exported_inputs,
     feature_names,
     to_features,
@@ -65,9 +65,12 @@ class OpenVinoBackend:
         self._decoder = _Compiled(manifest, folder, "decoder", LOW_RES_OUTPUTS, settings, device)
 
     def encode(self, pixel_values: torch.Tensor) -> Features:
-        """Encode an image, as `Backend.encode`."""
-        check_pixels(self.manifest, pixel_values)
-        return to_features(self._encoder.run({"pixel_values": as_array(pixel_values)}))
+        """Encode images, as `Backend.encode`, one after the other."""
+        return encode_each(
+            self.manifest,
+            pixel_values,
+            lambda one: to_features(self._encoder.run({"pixel_values": as_array(one)})),
+        )
 
     def decode(
         self, features: Features, prompts: Prompts, multimask_output: bool

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from saqsam.inference.encoded_image import EncodedImage
 from saqsam.inference.generator_options import GeneratorOptions
 from saqsam.inference.mask_generator import MaskGenerator
 from saqsam.inference.predictor import Predictor
@@ -89,8 +90,8 @@ def segment_images(
             progress("segmenting", number, len(sources), source.name)
         try:
             picture, notes, brought = source.read()
-            prompts, categories = _choose_prompts(task, given, source, brought)
-            objects = _segment(predictor, picture, prompts, task)
+            prompts, categories = choose_prompts(task, given, source, brought)
+            objects = segment_image(predictor, picture, prompts, task)
         except ValueError as error:
             if len(sources) == 1:
                 raise
@@ -111,7 +112,7 @@ def segment_images(
     return outcome
 
 
-def _choose_prompts(
+def choose_prompts(
     task: Task, given: tuple[Prompt, ...], source: ImageSource, brought: tuple[Prompt, ...]
 ) -> tuple[tuple[Prompt, ...], Mapping[int, str]]:
     """Return the prompts of an image and the names of their categories. Annotated boxes give way to all others."""
@@ -122,15 +123,31 @@ def _choose_prompts(
     return brought, source.categories
 
 
-def _segment(
-    predictor: Predictor, picture: NDArray[np.uint8], prompts: Sequence[Prompt], task: Task
+def segment_image(
+    predictor: Predictor,
+    picture: NDArray[np.uint8],
+    prompts: Sequence[Prompt],
+    task: Task,
+    encoded: EncodedImage | None = None,
 ) -> list[SegmentedObject]:
+    """Segment one image.
+
+    Args:
+        predictor: The predictor; its current image does not change, except for segmenting everything.
+        picture: HWC uint8 RGB.
+        prompts: The prompts of the image.
+        task: The task.
+        encoded: The image from `predictor.encode`, unless the task has tiles; None to encode it here.
+
+    Raises:
+        ValueError: The prompts do not fit the image, or the model's outputs are not finite.
+    """
     if task.generator is None:
         if not prompts:
             return []
         if task.tiling is not None:
             return segment_prompts_in_tiles(predictor, picture, prompts, task.tiling)
-        return segment_prompts(predictor, predictor.encode(picture), prompts)
+        return segment_prompts(predictor, encoded or predictor.encode(picture), prompts)
     generator = MaskGenerator(predictor, task.generator)
     tiling = task.tiling or Tiling(max(picture.shape[:2]), 0)
-    return segment_everything_in_tiles(generator, picture, tiling)
+    return segment_everything_in_tiles(generator, picture, tiling, encoded)

