@@ -126,6 +126,15 @@ FreeBatchOption = Annotated[
     bool,
     typer.Option("--free-batch", help="Let an ONNX encoder take any number of images per call."),
 ]
+WebRuntimeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--onnxruntime-web",
+        metavar="DIR",
+        help="npm package of onnxruntime-web to copy into a web export, such as node_modules/onnxruntime-web.",
+        show_default="the page loads it from a CDN",
+    ),
+]
 ExportRuntimeOption = Annotated[
     str | None,
     typer.Option(

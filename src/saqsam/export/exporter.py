@@ -37,6 +37,7 @@ def export_model(
     single_mask: bool = False,
     opset: int | None = None,
     free_batch: bool = False,
+    web_runtime: str | Path | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Write a model as files that other runtimes run.
@@ -47,7 +48,7 @@ def export_model(
         model: Quantized or float model, as `saqsam.load` returns it.
         processor: Processor of the model, saved beside the files.
         folder: Folder to write, atomically: it appears when it is complete.
-        format: One of `FORMATS`: `onnx`, `openvino` or `executorch`.
+        format: One of `FORMATS`: `onnx`, `openvino`, `executorch` or `web`.
         layout: Files, names and shapes: `saqsam`, or those of other clients, one of
             `saqsam.export.layouts.catalog.LAYOUTS`, which saqsam itself does not load.
         single_mask: Let the decoder return one mask per prompt, chosen as the official export chooses it.
@@ -55,6 +56,8 @@ def export_model(
             up to 4 bits need.
         free_batch: Let the encoder of the format `onnx` take any number of images per call instead of one. The decoder
             always takes one embedding for all prompts, or one per prompt.
+        web_runtime: Unpacked npm package of onnxruntime-web, which the format `web` copies into the folder. None lets
+            the page load the same files from a CDN.
         overwrite: Replace an existing export.
 
     Returns:
@@ -63,9 +66,10 @@ def export_model(
     Raises:
         ValueError: The target's integer kernels cannot run the recipe (the message names the field to change), the
             format takes no float models, the layout does not fit the model or the other options, a package is missing,
-            or the folder exists and `overwrite` is false.
+            `web_runtime` is not the expected version, or the folder exists and `overwrite` is false.
     """
     folder = Path(folder)
+    web_runtime = None if web_runtime is None else Path(web_runtime)
     check_export(
         format,
         folder,
@@ -73,6 +77,7 @@ def export_model(
         single_mask=single_mask,
         opset=opset,
         free_batch=free_batch,
+        web_runtime=web_runtime,
         overwrite=overwrite,
     )
     source = _check_source(model, processor, format)
@@ -84,11 +89,13 @@ def export_model(
     options: dict[str, Any] = {} if opset is None else {"opset": opset}
     if free_batch:
         options["free_batch"] = True
+    if web_runtime is not None:
+        options["web_runtime"] = web_runtime
     with atomic_folder(folder) as partial:
         if layout == OWN_LAYOUT:
             write = FORMATS[format].load_writer()
             details = write(model, partial, metadata, single_mask=single_mask, **options)
-            names = sorted(path.name for path in partial.iterdir())
+            names = sorted(FORMATS[format].file_names())
             processor.save_pretrained(partial)
         else:
             from saqsam.export.layouts.write import contract_of, write_layout
@@ -171,13 +178,14 @@ def check_export(
     single_mask: bool = False,
     opset: int | None = None,
     free_batch: bool = False,
+    web_runtime: Path | None = None,
     overwrite: bool,
 ) -> None:
     """Check that `export_model` can write a format to a folder; call it before a model is loaded.
 
     Raises:
-        ValueError: The format or the layout is unknown, both do not fit together, a package is missing, or the folder
-            must not be replaced.
+        ValueError: The format or the layout is unknown, both do not fit together, a package is missing, `web_runtime`
+            is not the expected version, or the folder must not be replaced.
     """
     if format not in FORMATS:
         raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
@@ -187,9 +195,17 @@ def check_export(
         raise ValueError(f"opset: {expected}, got {opset}")
     if free_batch and not FORMATS[format].has_free_batch:
         raise ValueError(f"free_batch: the encoder of the format {format} takes one image per call")
+    if web_runtime is not None:
+        if not FORMATS[format].has_web_runtime:
+            raise ValueError(f"web_runtime: the format {format} has no page")
+        from saqsam.export.web.runtime import check_runtime_files
+
+        check_runtime_files(web_runtime)
     check_layout(layout, format, single_mask=single_mask, free_batch=free_batch)
     for package in FORMATS[format].missing_packages():
-        raise ValueError(f"{format} needs the package {package}: pip install 'saqsam[{format}]'")
+        raise ValueError(
+            f"{format} needs the package {package}: pip install 'saqsam[{FORMATS[format].extra or format}]'"
+        )
     if not folder.exists():
         return
     if not overwrite:

@@ -31,7 +31,7 @@ class Writer(Protocol):
             folder: Existing folder.
             metadata: Texts to store in the files, where the format has a place for them.
             single_mask: Let the decoder return one mask per prompt.
-            **options: `opset` and `free_batch`, for formats that have them; absent for their defaults.
+            **options: `opset`, `free_batch` and `web_runtime`, for formats that have them; absent for their defaults.
 
         Returns:
             What `export.json` records of the files beside their hashes, as JSON types.
@@ -47,7 +47,7 @@ class FormatEntry:
     """An export format.
 
     Attributes:
-        name: Name of the format, and of the extra that installs its packages.
+        name: Name of the format, and of the extra that installs its packages unless `extra` names another.
         suffixes: Suffixes of the files of a part; a runtime opens the first.
         packages: Packages that writing needs.
         writer: `module:function` of its `Writer`.
@@ -55,6 +55,8 @@ class FormatEntry:
         accepts_float: Whether float models can be written, too.
         opsets: ONNX operator sets to choose from; empty for formats without.
         has_free_batch: Whether the encoder may take any number of images per call.
+        has_web_runtime: Whether an export may hold a copy of onnxruntime-web.
+        extra: Extra that installs its packages; empty for one of the same name.
     """
 
     name: str
@@ -65,6 +67,8 @@ class FormatEntry:
     accepts_float: bool = True
     opsets: tuple[int, ...] = ()
     has_free_batch: bool = False
+    has_web_runtime: bool = False
+    extra: str = ""
 
     def load_writer(self) -> Writer:
         """Import the function that writes the format."""
@@ -105,6 +109,14 @@ FORMATS = {
             "saqsam.export.executorch.writer:write_executorch",
             has_node_names=False,
             accepts_float=False,
+        ),
+        FormatEntry(
+            "web",
+            ("onnx",),
+            ("onnx",),
+            "saqsam.export.web.writer:write_web",
+            has_web_runtime=True,
+            extra="onnx",
         ),
     )
 }

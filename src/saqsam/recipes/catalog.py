@@ -73,6 +73,6 @@ QLINEAR = Kernels("deploy")
 XNNPACK = Kernels("executorch", activation_bits=8)
 """Products with float outputs that quantize each row of their inputs, as ExecuTorch delegates them to XNNPACK."""
 
-DEPLOY_TARGETS = {"onnx": QLINEAR, "openvino": QLINEAR, "executorch": XNNPACK}
+DEPLOY_TARGETS = {"onnx": QLINEAR, "openvino": QLINEAR, "executorch": XNNPACK, "web": QLINEAR}
 """Export formats that a recipe can be deployed for, and the kernels that run them."""
 DEFAULT_TARGET = "onnx"

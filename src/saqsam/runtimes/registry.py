@@ -25,7 +25,7 @@ class RuntimeEntry:
     Attributes:
         name: Name of the runtime, and of the package that it is in.
         extra: Extra of saqsam that installs the package.
-        formats: Formats that it runs, the one it is the default runtime of first.
+        formats: Formats that it runs. The first entry of `RUNTIMES` that runs a format is its default runtime.
         backend: `module:class` of its `Runtime`, called as `backend(folder, manifest, **settings)`.
         settings: Keyword arguments of the class: `device`, `threads`, `precision`.
         device_resolver: `module:function` from a device as users name it to the runtime's name of it.
@@ -64,7 +64,7 @@ RUNTIMES = {
         RuntimeEntry(
             name="onnxruntime",
             extra="onnx",
-            formats=("onnx",),
+            formats=("onnx", "web"),
             backend="saqsam.runtimes.onnxruntime:OnnxRuntimeBackend",
             settings=("device", "threads"),
             device_resolver="saqsam.runtimes.devices:resolve_onnxruntime",
@@ -73,7 +73,7 @@ RUNTIMES = {
         RuntimeEntry(
             name="openvino",
             extra="openvino",
-            formats=("openvino", "onnx"),
+            formats=("openvino", "onnx", "web"),
             backend="saqsam.runtimes.openvino:OpenVinoBackend",
             settings=("device", "threads", "precision"),
             device_resolver="saqsam.runtimes.devices:resolve_openvino",
@@ -126,7 +126,7 @@ def check_version(runtime: str, least: str | None) -> None:
 
 def default_runtime(format: str) -> str:
     """Return the runtime that runs exports of a format unless another is named."""
-    return next(entry.name for entry in RUNTIMES.values() if entry.formats[0] == format)
+    return next(entry.name for entry in RUNTIMES.values() if format in entry.formats)
 
 
 def installed_runtimes(format: str) -> list[str]:

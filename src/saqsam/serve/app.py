@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from saqsam.export.web.page import SAMPLES, read_page
 from saqsam.segmentation.formats.coco import coco_document
 from saqsam.segmentation.formats.pictures import mask_pngs
 from saqsam.serve.session import (
@@ -43,7 +44,7 @@ PAGE = {
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
 }
-SAMPLES = ("cat.jpg", "coffee.jpg", "astronaut.jpg")
+"""Files of the page that web exports have too, by path, and their types."""
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; "
     "base-uri 'none'; frame-ancestors 'none'",
@@ -69,8 +70,11 @@ def create_app(
     """
     limiter = anyio.CapacityLimiter(workers)
     api = _Api(session, limiter)
-    routes = [Route(path, _static(name, kind)) for path, (name, kind) in PAGE.items()]
-    routes += [Route(f"/samples/{name}", _static(f"samples/{name}", "image/jpeg")) for name in SAMPLES]
+    routes = [Route(path, _static(read_page(name), kind)) for path, (name, kind) in PAGE.items()]
+    routes.append(Route("/models.js", _static(_own_models(), PAGE["/page.js"][1])))
+    routes += [
+        Route(f"/samples/{name}", _static(read_page(f"samples/{name}"), "image/jpeg")) for name in SAMPLES
+    ]
     routes += [
         Route("/api/state", api.state),
         Route("/api/images", _answering(api.upload), methods=["POST"]),
@@ -244,9 +248,12 @@ async def _json(request: Request) -> dict[str, Any]:
     return parsed
 
 
-def _static(name: str, kind: str) -> Handler:
-    content = (importlib.resources.files("saqsam.serve") / "page" / name).read_bytes()
+def _own_models() -> bytes:
+    """Return the module with which the page asks this server."""
+    return (importlib.resources.files("saqsam.serve") / "page" / "models.js").read_bytes()
 
+
+def _static(content: bytes, kind: str) -> Handler:
     async def answer(_: Request) -> Response:
         return Response(content, media_type=kind)
 

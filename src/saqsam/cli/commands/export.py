@@ -20,7 +20,9 @@ from saqsam.cli.result_tables import print_export
 from saqsam.cli.terminal import say
 from saqsam.data.open import open_dataset
 from saqsam.export import check_export, export_model
+from saqsam.export.formats import FORMATS
 from saqsam.export.layouts.contract import OWN_LAYOUT
+from saqsam.export.manifest import Manifest
 from saqsam.verification.verify import parity_content, runtimes_to_judge, verify_export
 
 PARITY_IMAGES = 4
@@ -40,6 +42,7 @@ def export(
     single_mask: bool,
     opset: int | None,
     free_batch: bool,
+    web_runtime: Path | None,
     runtime: str | None,
     min_parity: float,
     overwrite: bool,
@@ -52,6 +55,7 @@ def export(
         single_mask=single_mask,
         opset=opset,
         free_batch=free_batch,
+        web_runtime=web_runtime,
         overwrite=overwrite,
     )
     runtimes = runtimes_to_judge(format, None if runtime is None else [runtime], min_parity)
@@ -68,6 +72,7 @@ def export(
                 single_mask=single_mask,
                 opset=opset,
                 free_batch=free_batch,
+                web_runtime=web_runtime,
             )
         inventory = None if quantization_config_of(model) is None else take_inventory(model)
         images = parity_images(count_macs(model.config).parts.total())
@@ -90,6 +95,22 @@ def export(
     sizes = {name: (out_dir / name).stat().st_size for name in manifest.files}
     print_export(manifest, sizes, _float32_bytes(model, inventory), inventory, parities)
     say(f"export: {out_dir}")
+    for line in _next_steps(manifest, out_dir):
+        say(line)
+
+
+def _next_steps(manifest: Manifest, folder: Path) -> Iterator[str]:
+    """Yield what remains to be done with an export that is a web page; nothing for other formats."""
+    if not FORMATS[manifest.format].has_web_runtime:
+        return
+    from saqsam.export.web.runtime import CDN, VERSION
+
+    if manifest.details["runtime"]["base"] == CDN:
+        yield (
+            f"the page loads onnxruntime-web {VERSION} from {CDN}; to serve it from the folder instead: npm install "
+            f"onnxruntime-web@{VERSION}, and export again with --onnxruntime-web node_modules/onnxruntime-web"
+        )
+    yield f"to open it: python -m http.server --directory {folder}, and http://localhost:8000 in a browser"
 
 
 @contextmanager

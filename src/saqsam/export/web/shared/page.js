@@ -1,8 +1,12 @@
-// The page of `saqsam serve`: prompts from pointer and keyboard, answers of two models, and their comparison.
+// The page of `saqsam serve` and of web exports: prompts from pointer and keyboard, answers of two models and their
+// comparison, or of one. `models.js` answers: a server's in one case, computed in the browser in the other.
+
+import * as backend from "./models.js";
 
 const COLORS = [[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [204, 121, 167], [0, 114, 178], [213, 94, 0]];
 const DRAG = 6; // pixels of the screen from which a press is a box
 const LONG_PRESS = 550; // milliseconds
+const WELCOME = "Open, drop or paste an image, or choose a sample.";
 const byId = (id) => document.getElementById(id);
 const stage = byId("stage");
 const sides = [...document.querySelectorAll(".side")].map((element) => ({
@@ -27,18 +31,9 @@ function say(text, isError = false) {
   byId("message").classList.toggle("error", isError);
 }
 
-async function ask(path, body) {
-  let response;
-  try {
-    response = await fetch(path, { method: "POST", body });
-  } catch {
-    throw new Error("the server does not answer");
-  }
-  if (!response.ok) {
-    const content = await response.json().catch(() => ({}));
-    throw new Error(content.error || `the server answered ${response.status}`);
-  }
-  return response;
+// Answers about an image that is no longer open are of no interest.
+function fail(error) {
+  if (!error.isStale) say(error.message, true);
 }
 
 const chosen = () => sides.map((side) => side.select.value);
@@ -52,13 +47,15 @@ async function open(blob, name) {
   try {
     bitmap = await createImageBitmap(blob, { imageOrientation: "from-image" });
   } catch {
-    bitmap = null; // the server may know formats that the browser does not
+    bitmap = null; // a server may know formats that the browser does not
   }
+  let size;
   try {
-    const answer = await (await ask(`api/images?name=${encodeURIComponent(name)}`, blob)).json();
+    const opened = await backend.open(blob, name);
     if (number !== opening) return;
     if (!bitmap) throw new Error(`${name}: this browser cannot show it`);
-    image = { id: answer.image, name, width: answer.width, height: answer.height, bitmap };
+    image = { id: opened.id, name, width: opened.width, height: opened.height, bitmap };
+    size = [`${opened.width} × ${opened.height}`, opened.note].filter(Boolean).join(", ");
   } catch (error) {
     if (number === opening) say(error.message, true);
     return;
@@ -70,14 +67,14 @@ async function open(blob, name) {
   stage.classList.remove("empty");
   byId("everything").disabled = false;
   draw();
-  say(`${name}, ${image.width} × ${image.height}: encoding …`);
-  // The first answer waits for both encoders. The middle of the image stands in for the pointer.
+  say(`${name}, ${size}: encoding …`);
+  // The first answer waits for the encoders. The middle of the image stands in for the pointer.
   try {
     const middle = { points: [[image.width / 2, image.height / 2]], labels: [1] };
     const result = await predict(middle);
     if (number !== opening) return;
     showEncoding(result);
-    say(`${name}, ${image.width} × ${image.height}. Move over the image, click, or drag a box.`);
+    say(`${name}, ${size}. Move over the image, click, or drag a box.`);
   } catch (error) {
     if (number === opening) say(error.message, true);
   }
@@ -85,8 +82,8 @@ async function open(blob, name) {
 
 function clearMasks() {
   for (const side of sides) side.masks = [];
-  for (const field of ["decode", "predicted", "pixels"]) for (const i of [0, 1]) byId(field + i).textContent = "";
-  byId("iou").textContent = "–";
+  for (const field of ["decode", "predicted", "pixels"]) sides.forEach((_, i) => (byId(field + i).textContent = ""));
+  showIou();
   update();
 }
 
@@ -104,10 +101,7 @@ function current() {
   return prompt;
 }
 
-async function predict(prompt) {
-  const body = JSON.stringify({ image: image.id, models: chosen(), prompt });
-  return (await ask("api/predict", body)).json();
-}
+const predict = (prompt) => backend.predict({ image: image.id, models: chosen(), prompt });
 
 // One request at a time; whatever happened meanwhile is asked once more afterwards.
 async function refresh() {
@@ -139,7 +133,7 @@ async function refresh() {
       draw();
     } while (again);
   } catch (error) {
-    say(error.message, true);
+    fail(error);
   } finally {
     asking = false;
   }
@@ -151,8 +145,7 @@ async function segmentEverything() {
   say("Segmenting everything …");
   byId("everything").disabled = true;
   try {
-    const body = JSON.stringify({ image: image.id, models: chosen() });
-    const result = await (await ask("api/everything", body)).json();
+    const result = await backend.everything({ image: image.id, models: chosen() }, say);
     if (asked !== image) return;
     prompts = [];
     hover = null;
@@ -165,7 +158,7 @@ async function segmentEverything() {
     say(`Everything: ${result.answers.map((answer) => answer.masks.length).join(" and ")} masks.`);
     draw();
   } catch (error) {
-    say(error.message, true);
+    fail(error);
   } finally {
     byId("everything").disabled = false;
   }
@@ -204,7 +197,11 @@ function showNumbers(result) {
     const scale = (image.width * image.height) / (answer.size[0] * answer.size[1]);
     byId(`pixels${i}`).textContent = Math.round(answer.pixels * scale).toLocaleString("en");
   });
-  byId("iou").textContent = result.iou === undefined ? "–" : result.iou.toFixed(3);
+  showIou(result.iou);
+}
+
+function showIou(value) {
+  if (sides.length > 1) byId("iou").textContent = value === undefined ? "–" : value.toFixed(3);
 }
 
 function showModels() {
@@ -212,7 +209,6 @@ function showModels() {
     const model = models.find((one) => one.name === side.select.value);
     byId(`name${i}`).textContent = model.name;
     byId(`bytes${i}`).textContent = [bytes(model.bytes), model.kind].filter(Boolean).join(", ");
-    byId(`encode${i}`).textContent = "";
   });
 }
 
@@ -406,6 +402,7 @@ document.addEventListener("keydown", (event) => {
 });
 
 function toggleWipe() {
+  if (sides.length < 2) return;
   const isWipe = stage.classList.toggle("wipe");
   byId("wipe").setAttribute("aria-pressed", String(isWipe));
   draw();
@@ -417,15 +414,14 @@ async function download(side, format) {
   const prompt = current();
   if (!prompt || !image) return;
   try {
-    const body = JSON.stringify({ image: image.id, models: [sides[side].select.value], prompt, format });
-    const blob = await (await ask("api/mask", body)).blob();
+    const blob = await backend.mask({ image: image.id, models: [sides[side].select.value], prompt, format });
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
     link.download = `${image.name.replace(/\.[^.]*$/, "")}.${format === "png" ? "mask.png" : "coco.json"}`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   } catch (error) {
-    say(error.message, true);
+    fail(error);
   }
 }
 
@@ -457,28 +453,54 @@ for (const button of document.querySelectorAll("[data-format]")) {
   button.addEventListener("click", () => download(Number(button.dataset.side), button.dataset.format));
 }
 
-const state = await (await fetch("api/state")).json();
-models = state.models;
-sides.forEach((side, i) => {
-  for (const model of models) side.select.add(new Option(model.name, model.name));
-  side.select.value = models[Math.min(i, models.length - 1)].name;
-  side.select.addEventListener("change", () => {
-    showModels();
-    everything = false;
-    clearMasks();
-    refresh();
-  });
-});
-for (const name of state.samples) {
-  const button = document.createElement("button");
-  button.type = "button";
-  button.title = button.ariaLabel = `Open the sample ${name}`;
-  const picture = document.createElement("img");
-  picture.src = `samples/${name}`;
-  picture.alt = "";
-  button.append(picture);
-  button.addEventListener("click", async () => open(await (await fetch(picture.src)).blob(), name));
-  byId("samples").append(button);
+// One model has one picture, and nothing to compare with.
+function keepOneSide() {
+  for (const element of document.querySelectorAll(".pair")) element.remove();
+  stage.classList.add("single");
+  sides.splice(1);
+  sides[0].canvas.ariaLabel = "Image with the mask of the model";
+  document.title = "saqsam: click, and segment";
 }
-showModels();
-document.body.dataset.ready = "true";
+
+async function start() {
+  const state = await backend.connect(say);
+  models = state.models;
+  if (state.sides === 1) keepOneSide();
+  sides.forEach((side, i) => {
+    for (const model of models) side.select.add(new Option(model.name, model.name));
+    side.select.value = models[Math.min(i, models.length - 1)].name;
+    side.select.addEventListener("change", () => {
+      showModels();
+      byId(`encode${i}`).textContent = "";
+      everything = false;
+      clearMasks();
+      refresh();
+    });
+  });
+  for (const name of state.samples) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.title = button.ariaLabel = `Open the sample ${name}`;
+    const picture = document.createElement("img");
+    picture.src = `samples/${name}`;
+    picture.alt = "";
+    button.append(picture);
+    button.addEventListener("click", async () => open(await (await fetch(picture.src)).blob(), name));
+    byId("samples").append(button);
+  }
+  showModels();
+  document.body.dataset.ready = "true";
+  if (state.ready) {
+    const notice = await state.ready;
+    showModels();
+    if (notice) byId("notice").textContent = notice;
+  }
+  document.body.dataset.loaded = "true";
+  if (!opening) say(WELCOME);
+}
+
+try {
+  await start();
+} catch (error) {
+  say(error.message, true);
+}
