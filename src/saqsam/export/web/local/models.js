@@ -63,7 +63,8 @@ async function loadModel(manifest, notify) {
     try {
       return await start("webgpu");
     } catch (error) {
-      reason = error.message;
+      // Errors of onnxruntime-web go on with places in its source.
+      reason = error.message.length > 120 ? "onnxruntime-web cannot run these graphs on it" : error.message;
     }
     // onnxruntime-web starts once per thread.
     worker.terminate();

@@ -21,9 +21,13 @@ function bicubic(distance) {
 
 // For each place of the output: the first place of the input that it reads, and the weights from there on.
 function weightsOf(from, to, number) {
-  if (number === 0) return Array.from({ length: to }, (_, i) => [Math.floor(((i + 0.5) * from) / to), [1 << PRECISION]]);
-  const { support, at } = FILTERS[number];
   const scale = from / to;
+  if (number === 0) {
+    // Nearest neighbors, by coordinates with 16 bits of fraction.
+    const [first, step] = [scale / 2, scale].map((value) => Math.floor(value * 65536 + 0.5));
+    return Array.from({ length: to }, (_, i) => [Math.floor((first + i * step) / 65536), [1 << PRECISION]]);
+  }
+  const { support, at } = FILTERS[number];
   const stretch = Math.max(scale, 1);
   const reach = support * stretch;
   return Array.from({ length: to }, (_, i) => {
@@ -37,40 +41,55 @@ function weightsOf(from, to, number) {
   });
 }
 
-const level = (sum) => Math.min(255, Math.max(0, sum >> PRECISION));
 const HALF = 1 << (PRECISION - 1);
+const level = (sum) => Math.min(255, Math.max(0, sum >> PRECISION));
 
-// Resize RGBA to RGB, uint8, first along the rows and then along the columns.
-export function resize(rgba, width, height, newWidth, newHeight, number = 2) {
+// Resize rows of pixels with some channels, of which the first three are kept.
+function resizeRows(source, channels, width, height, newWidth, number) {
   const columns = weightsOf(width, newWidth, number);
-  const narrow = new Uint8Array(newWidth * height * 3);
+  const result = new Uint8Array(3 * newWidth * height);
   for (let y = 0, out = 0; y < height; y++) {
     for (const [first, weights] of columns) {
       let [red, green, blue] = [HALF, HALF, HALF];
-      let at = 4 * (y * width + first);
-      for (let i = 0; i < weights.length; i++, at += 4) {
+      let at = channels * (y * width + first);
+      for (let i = 0; i < weights.length; i++, at += channels) {
         const weight = weights[i];
-        red += rgba[at] * weight;
-        green += rgba[at + 1] * weight;
-        blue += rgba[at + 2] * weight;
+        red += source[at] * weight;
+        green += source[at + 1] * weight;
+        blue += source[at + 2] * weight;
       }
-      narrow[out++] = level(red);
-      narrow[out++] = level(green);
-      narrow[out++] = level(blue);
+      result[out++] = level(red);
+      result[out++] = level(green);
+      result[out++] = level(blue);
     }
   }
-  const row = 3 * newWidth;
+  return result;
+}
+
+// Resize columns of rows of `row` bytes.
+function resizeColumns(source, row, height, newHeight, number) {
   const result = new Uint8Array(row * newHeight);
   const sums = new Int32Array(row);
   weightsOf(height, newHeight, number).forEach(([first, weights], y) => {
     sums.fill(HALF);
     weights.forEach((weight, i) => {
       const from = (first + i) * row;
-      for (let x = 0; x < row; x++) sums[x] += narrow[from + x] * weight;
+      for (let x = 0; x < row; x++) sums[x] += source[from + x] * weight;
     });
     for (let x = 0; x < row; x++) result[y * row + x] = level(sums[x]);
   });
   return result;
+}
+
+// Resize RGBA to RGB, uint8, with one of Pillow's filters by its number.
+export function resize(rgba, width, height, newWidth, newHeight, number = 2) {
+  // The order decides which pass is rounded to bytes first; Pillow 13 chooses it like this.
+  if (newHeight < height && height - newHeight > 2 * (width - newWidth)) {
+    const low = resizeColumns(rgba, 4 * width, height, newHeight, number);
+    return resizeRows(low, 4, width, newHeight, newWidth, number);
+  }
+  const narrow = resizeRows(rgba, 4, width, height, newWidth, number);
+  return resizeColumns(narrow, 3 * newWidth, height, newHeight, number);
 }
 
 // Size [width, height] of a picture within the square input.

@@ -18,14 +18,14 @@ class Stale extends Error {}
 
 // Loading
 
-async function fetched(path, what, integrity) {
+async function fetched(path, what, remedy = "export the model again", integrity = "") {
   let response;
   try {
     response = await fetch(path, integrity ? { integrity } : {});
   } catch {
-    throw new Error(`${what} cannot be loaded from ${path}: not reachable, or altered`);
+    throw new Error(`${what} cannot be loaded from ${new URL(path, self.location.href).host}: not reachable, or altered`);
   }
-  if (response.status === 404) throw new Error(`${what} is missing; export the model again`);
+  if (response.status === 404) throw new Error(`${what} is missing; ${remedy}`);
   if (!response.ok) throw new Error(`${what} cannot be loaded: the server answered ${response.status}`);
   return response;
 }
@@ -38,13 +38,13 @@ async function importRuntime({ base, version, files, integrity }, backend) {
   const what = `onnxruntime-web ${version}`;
   if (isOwn) {
     // A failed import does not say why, so the file is asked for before.
-    await fetched(address(script), `${base}${script} of ${what}`);
+    await fetched(address(script), `${base}${script}`, `copy it from the npm package of ${what}`);
     ort = await import(address(script));
     ort.env.wasm.wasmPaths = { wasm: address(binary) };
     return;
   }
   const [code, program] = await Promise.all(
-    [script, binary].map(async (name) => (await fetched(address(name), what, integrity[name])).blob()),
+    [script, binary].map(async (name) => (await fetched(address(name), what, "", integrity[name])).blob()),
   );
   ort = await import(URL.createObjectURL(new Blob([code], { type: "text/javascript" })));
   ort.env.wasm.wasmBinary = await program.arrayBuffer();
@@ -66,6 +66,7 @@ async function load({ manifest: content, backend, threads }, progress) {
     return ort.InferenceSession.create(new Uint8Array(content), {
       executionProviders: [backend],
       graphOptimizationLevel: "all",
+      logSeverityLevel: 4, // errors are thrown, too
     });
   };
   sessions = { encoder: await open("encoder.onnx"), decoder: await open("decoder.onnx") };
@@ -167,8 +168,9 @@ async function features() {
 
 // Logits of the mask of a prompt, in pixels of the picture, and its predicted IoU.
 async function logitsOf(prompt) {
+  const embedded = await features();
   const { points, labels, box } = labelledPoints(prompt, picture);
-  const output = await decode(await features(), [points], [labels], box && [box]);
+  const output = await decode(embedded, [points], [labels], box && [box]);
   const [logits, ious] = [output.low_res_masks.data, output.iou_predictions.data];
   const area = manifest.details.mask_side ** 2;
   const chosen = choose(logits, ious, !box && points.length === 1);
