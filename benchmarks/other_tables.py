@@ -339,6 +339,34 @@ def _speed_rows(lines: Sequence[Mapping[str, str]]) -> list[list[str]] | None:
     return rows
 
 
+def bulk(lines: Sequence[Mapping[str, str]]) -> str:
+    """Tabulate images per second and memory of bulk runs."""
+    heading = [
+        "model",
+        "prompts",
+        "options",
+        "images",
+        "images/s",
+        "outside the model",
+        "peak MiB",
+        "growth MiB",
+    ]
+    rows = []
+    for line in lines:
+        outside = f"{float(line['outside_model']):.0%}" if line["outside_model"] else ""
+        cells = [line["images_per_s"], outside, line["peak_mib"], line["growth_mib"]]
+        rows.append(
+            [
+                f"`{line['model']}`",
+                line["prompts"],
+                f"`{line['options']}`",
+                f"{int(line['images']):,}",
+                *cells,
+            ]
+        )
+    return markdown(heading, rows, right=5) if rows else ""
+
+
 OTHER_TABLES: dict[str, tuple[str, Callable[[Sequence[Mapping[str, str]]], str]]] = {
     "ranges": ("ranges.csv", ranges),
     "outliererrors": ("outlier_errors.csv", outlier_errors),
@@ -353,6 +381,7 @@ OTHER_TABLES: dict[str, tuple[str, Callable[[Sequence[Mapping[str, str]]], str]]
     "deployed": ("deployed.csv", deployed),
     "evaluatecost": ("evaluate_cost.csv", evaluate_cost),
     "tasks": ("tasks.csv", tasks),
+    "bulk": ("bulk.csv", bulk),
     "budget": ("allocations.csv", budget),
     "allocations": ("allocations.csv", allocations),
     "biterrors": ("bit_errors.csv", bit_errors),

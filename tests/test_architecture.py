@@ -89,7 +89,7 @@ LAYERS = (
     ("analysis", "evaluation", "export", "ptq"),
     ("allocation", "runtimes", "viz"),
     ("report", "segmentation", "verification"),
-    ("serve",),
+    ("bulk", "serve"),
     ("cli",),
 )
 """Folders from the lowest up: a module imports from its own folder and from lower layers."""

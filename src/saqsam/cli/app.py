@@ -12,6 +12,7 @@ import typer
 
 from saqsam.cli import options, parameters
 from saqsam.cli.checks import (
+    check_bulk,
     check_checkpoint,
     check_choice,
     check_new,
@@ -23,13 +24,14 @@ from saqsam.cli.checks import (
     report_form,
 )
 from saqsam.cli.guard import guarded
+from saqsam.cli.help_texts import alternatives
 from saqsam.cli.library import library
 from saqsam.cli.log_options import with_log_options
 from saqsam.cli.option_groups import TaskOptions, expand_groups
 from saqsam.cli.terminal import say
 from saqsam.export.formats import DEFAULT_FORMAT
 from saqsam.export.layouts.contract import OWN_LAYOUT
-from saqsam.segmentation.formats.registry import format_of
+from saqsam.segmentation.formats.registry import MERGED_FORMATS, PARQUET, format_of
 from saqsam.utils.allocator import keep_freed_memory
 
 
@@ -176,6 +178,7 @@ def segment(
     prompts: options.SegmentPrompts,
     generator: options.GeneratorOptions,
     outputs: options.SegmentOutputs,
+    bulk: options.BulkOptions,
     image_size: parameters.ImageSizeOption = None,
     device: parameters.DeviceOption = "auto",
     runtime: parameters.RuntimeOption = None,
@@ -185,18 +188,64 @@ def segment(
     """Segment objects of images from boxes, points and masks, or everything in them.
 
     Images are files, folders, patterns ('photos/*.jpg'), lists of paths (.txt), URLs, standard input (-), or an
-    annotation file of COCO or LVIS, whose boxes are the prompts.
+    annotation file of COCO or LVIS, whose boxes are the prompts. With --format parquet, also tar archives and Parquet
+    files, in any number.
     """
     check_segment_prompts(prompts, has_generator_options=bool(generator.values))
     form = format_of(outputs.out_path, outputs.format)
     if outputs.overlap is not None and outputs.tile is None:
         raise ValueError("--overlap needs --tile")
+    if form.name == PARQUET:
+        check_bulk(outputs, bulk, overwrite=overwrite)
+        with library():
+            from saqsam.cli.commands.bulk import segment_bulk
+            from saqsam.cli.commands.segment import Machine
+
+            machine = Machine(device, runtime, threads, image_size)
+            segment_bulk(
+                model, inputs, prompts, generator.values, outputs, bulk, machine, overwrite=overwrite
+            )
+        return
+    if bulk.is_given:
+        raise ValueError("--shard, --engine and the other options of a bulk run need --format parquet")
     check_segment_output(inputs, form, outputs.out_path, overwrite=overwrite)
     with library():
         from saqsam.cli.commands.segment import Machine, segment
 
         machine = Machine(device, runtime, threads, image_size)
         segment(model, inputs, prompts, generator.values, form, outputs, machine, overwrite=overwrite)
+
+
+def merge(
+    folder: parameters.BulkFolderArgument,
+    *,
+    out_file: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write.")],
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar=alternatives(MERGED_FORMATS),
+            help="Format of the file.",
+            show_default="by the name of --out",
+        ),
+    ] = None,
+    simplify: parameters.SimplifyOption = 1.0,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Merge what is there, although parts are missing.")
+    ] = False,
+    overwrite: parameters.OverwriteOption = False,
+) -> None:
+    """Merge the Parquet files of a bulk run into one file.
+
+    Any number of masks needs little memory.
+    """
+    form = format_of(out_file, format)
+    if form.name not in MERGED_FORMATS:
+        raise ValueError(f"--format: expected {alternatives(MERGED_FORMATS)}, got {form.name}")
+    check_new(out_file, overwrite=overwrite)
+    with library():
+        from saqsam.cli.commands.merge import merge
+
+        merge(folder, out_file, form, simplify=simplify, partial=partial, overwrite=overwrite)
 
 
 def serve(
@@ -295,7 +344,7 @@ def _help_text(command: Callable[..., None]) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
-COMMANDS = (quantize, evaluate, compare, report, segment, serve, inspect, export)
+COMMANDS = (quantize, evaluate, compare, report, segment, merge, serve, inspect, export)
 
 
 def create_app() -> typer.Typer:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from saqsam.cli.help_texts import alternatives
 from saqsam.cli.option_groups import TaskOptions, option_name
-from saqsam.cli.options import SegmentPrompts
+from saqsam.cli.options import ENGINES, RAY, BulkOptions, SegmentOutputs, SegmentPrompts
 from saqsam.evaluation.registry import check_task_options
 from saqsam.report.choices import FORMS
 from saqsam.segmentation.formats.registry import MaskFormat, output_path
@@ -116,6 +117,30 @@ def check_segment_output(
     if target is not None and target.exists() and any(path.samefile(target) for path in files):
         raise ValueError(f"--out: {target} is the picture to segment; choose another name")
     check_new(target, overwrite=overwrite)
+
+
+def check_bulk(outputs: SegmentOutputs, bulk: BulkOptions, *, overwrite: bool) -> None:
+    """Check the options of a bulk run as far as that needs no image.
+
+    Raises:
+        ValueError: There is no folder to write, options exclude each other, or packages are not installed.
+    """
+    if outputs.out_path is None:
+        raise ValueError("--out: expected a folder for the Parquet files")
+    engine = bulk.engine or ENGINES[0]
+    check_choice("--engine", engine, ENGINES)
+    if bulk.shard is not None and overwrite:
+        raise ValueError(
+            "--shard: expected no --overwrite, since it would remove what other processes have written"
+        )
+    if bulk.shard is not None and engine == RAY:
+        raise ValueError("--shard: expected --engine local; Ray shares the images itself")
+    if bulk.actors is not None and engine != RAY:
+        raise ValueError("--actors needs --engine ray")
+    extra = "ray" if engine == RAY else "bulk"
+    for package in ("ray", "pyarrow") if engine == RAY else ("pyarrow",):
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"{package} is not installed: pip install 'saqsam[{extra}]'")
 
 
 def check_segment_prompts(prompts: SegmentPrompts, *, has_generator_options: bool) -> None:

@@ -6,15 +6,15 @@ Choices, defaults and help texts come from the registries of tasks, methods and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from saqsam.cli.help_texts import DATA_HELP, IGNORE_LABEL_HELP, alternatives, default_tasks, described
 from saqsam.cli.option_groups import OptionGroup, TaskOptions, check_most
-from saqsam.cli.parameters import ImageSizeOption
+from saqsam.cli.parameters import ImageSizeOption, SimplifyOption
 from saqsam.evaluation.registry import GENERATOR_OPTIONS, PROMPT, TASKS, TaskOption
 from saqsam.recipes.catalog import (
     AUTO_EFFORT,
@@ -34,6 +34,8 @@ from saqsam.segmentation.formats.registry import FORMATS as MASK_FORMATS
 
 SCENES = "scenes"
 NO_CHECK = "none"
+LOCAL, RAY = ENGINES = ("local", "ray")
+IMAGES_PER_FILE = 256
 
 
 ScoredDataOption = Annotated[str, typer.Option(metavar="DATA", help=f"Dataset to score: {DATA_HELP}")]
@@ -156,10 +158,7 @@ class SegmentOutputs(OptionGroup):
             show_default="by the name of --out, or overlay",
         ),
     ] = None
-    simplify: Annotated[
-        float,
-        typer.Option(min=0, max=1000, metavar="PX", help="Tolerance of polygons; 0 follows the pixel edges."),
-    ] = 1.0
+    simplify: SimplifyOption = 1.0
     tile: Annotated[
         int | None,
         typer.Option(
@@ -180,6 +179,67 @@ class SegmentOutputs(OptionGroup):
             show_default="an eighth of --tile",
         ),
     ] = None
+
+
+def _bulk_option(**settings: Any) -> Any:
+    return typer.Option(rich_help_panel="Options of --format parquet", **settings)
+
+
+@dataclass(frozen=True)
+class BulkOptions(OptionGroup):
+    """Parts, engine and parallelism of a bulk run."""
+
+    shard: Annotated[
+        str | None,
+        _bulk_option(metavar="i/n", help="Segment the share i of n, i from 0, so that n processes do all."),
+    ] = None
+    images_per_file: Annotated[
+        int | None,
+        _bulk_option(
+            min=1,
+            callback=check_most,
+            metavar="N",
+            help="Images per Parquet file; a tar archive is one file.",
+            show_default=str(IMAGES_PER_FILE),
+        ),
+    ] = None
+    engine: Annotated[
+        str | None,
+        _bulk_option(
+            metavar="local|ray", help="Engine: this process, or a Ray cluster.", show_default=ENGINES[0]
+        ),
+    ] = None
+    workers: Annotated[
+        int | None,
+        _bulk_option(
+            min=1, max=256, metavar="N", help="Threads that run the model.", show_default="as the cores allow"
+        ),
+    ] = None
+    batch: Annotated[
+        int | None,
+        _bulk_option(
+            min=1,
+            max=256,
+            metavar="N",
+            help="Images per call of the encoder.",
+            show_default="8 on a GPU, else 1",
+        ),
+    ] = None
+    actors: Annotated[
+        int | None,
+        _bulk_option(
+            min=1,
+            callback=check_most,
+            metavar="N",
+            help="Ray actors.",
+            show_default="as many as there is room for",
+        ),
+    ] = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether any option of the group is given."""
+        return any(getattr(self, field.name) is not None for field in fields(self))
 
 
 @dataclass(frozen=True)

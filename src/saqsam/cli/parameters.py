@@ -61,6 +61,16 @@ ImagesArgument = Annotated[
     ),
 ]
 
+SimplifyOption = Annotated[
+    float,
+    typer.Option(min=0, max=1000, metavar="PX", help="Tolerance of polygons; 0 follows the pixel edges."),
+]
+
+# Of merge.
+BulkFolderArgument = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Folder that saqsam segment --format parquet wrote.")
+]
+
 # Of serve.
 ServedModelsArgument = Annotated[
     list[str],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -39,6 +40,17 @@ class PromptFile:
     categories: Mapping[int, str]
     path: Path
 
+    def of(self, name: str) -> tuple[Prompt, ...]:
+        """Return the prompts of an image by its name or, where that is unique in the file, the last part of it."""
+        if name in self.prompts:
+            return self.prompts[name]
+        given = self._by_last_part.get(PurePosixPath(name).name, [])
+        return self.prompts[given[0]] if len(given) == 1 else ()
+
+    @functools.cached_property
+    def _by_last_part(self) -> Mapping[str, Sequence[str]]:
+        return _by_last_part(self.prompts)
+
     def match(self, names: Sequence[str]) -> list[tuple[Prompt, ...]]:
         """Return the prompts of each of the images, none for images that the file does not list.
 
@@ -50,10 +62,9 @@ class PromptFile:
         """
         found: dict[str, tuple[Prompt, ...]] = {}
         missing = []
+        whole, last_parts = set(names), _by_last_part(names)
         for given, prompts in self.prompts.items():
-            wanted = PurePosixPath(given)
-            fits = [name for name in names if name == given]
-            fits = fits or [name for name in names if PurePosixPath(name).name == wanted.name]
+            fits = [given] if given in whole else last_parts.get(PurePosixPath(given).name, [])
             if len(set(fits)) > 1:
                 raise ValueError(f"{self.path}: {shorten(given)} fits several images: {shorten_names(fits)}")
             if not fits:
@@ -65,6 +76,14 @@ class PromptFile:
                 f"{self.path}: has prompts for images that are not given: {shorten_names(missing)}"
             )
         return [found.get(name, ()) for name in names]
+
+
+def _by_last_part(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return names by their last part."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(PurePosixPath(name).name, []).append(name)
+    return found
 
 
 def read_prompts(path: str | Path) -> PromptFile:
@@ -88,15 +107,40 @@ def read_prompts(path: str | Path) -> PromptFile:
     if path.suffix.lower() not in (".json", ".csv"):
         raise ValueError(f"{path}: expected prompts as .json or .csv")
     reader = _read_json if path.suffix.lower() == ".json" else _read_csv
-    names: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     prompts: dict[str, list[Prompt]] = {}
     for image, category, prompt in reader(path):
-        number = names.setdefault(category, len(names) + 1)
-        prompts.setdefault(image, []).append(replace(prompt, category_id=number))
+        prompts.setdefault(image, []).append(_numbered(prompt, category, numbers))
     if not prompts:
         raise ValueError(f"{path}: expected at least one prompt, found none")
-    categories = {number: name for name, number in names.items()}
+    categories = {number: name for name, number in numbers.items()}
     return PromptFile({image: tuple(several) for image, several in prompts.items()}, categories, path)
+
+
+def parse_prompts(entries: Sequence[Any], where: str) -> tuple[tuple[Prompt, ...], Mapping[int, str]]:
+    """Parse the prompts of one image, in the form of a JSON file's list for it, without masks.
+
+    Args:
+        entries: Plain values of JSON.
+        where: Where they come from, for messages.
+
+    Returns:
+        The prompts, and the names of their categories by id.
+
+    Raises:
+        ValueError: A prompt has another form, or is a mask.
+    """
+    numbers: dict[str, int] = {}
+    prompts = []
+    for number, entry in enumerate(entries, 1):
+        category, prompt = _parse_prompt(entry, None, f"{where}, prompt {number}")
+        prompts.append(_numbered(prompt, category, numbers))
+    return tuple(prompts), {number: name for name, number in numbers.items()} or NO_CATEGORIES
+
+
+def _numbered(prompt: Prompt, category: str, numbers: dict[str, int]) -> Prompt:
+    """Return a prompt with the number of its category, which gets the next number if it is new."""
+    return replace(prompt, category_id=numbers.setdefault(category, len(numbers) + 1))
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, str, Prompt]]:
@@ -124,7 +168,7 @@ def _read_json(path: Path) -> Iterator[tuple[str, str, Prompt]]:
         yield (image, *_parse_prompt(one, path.parent, where))
 
 
-def _parse_prompt(content: Any, folder: Path, where: str) -> tuple[str, Prompt]:
+def _parse_prompt(content: Any, folder: Path | None, where: str) -> tuple[str, Prompt]:
     if not isinstance(content, dict):
         raise ValueError(f"{where}: expected an object, got {type(content).__name__}")
     unknown = sorted(set(content) - set(_FIELDS))
@@ -166,7 +210,9 @@ def _parse_points(value: Any, where: str) -> list[tuple[float, float, int]]:
     return parsed
 
 
-def _read_mask(value: Any, folder: Path, where: str) -> NDArray[np.bool_]:
+def _read_mask(value: Any, folder: Path | None, where: str) -> NDArray[np.bool_]:
+    if folder is None:
+        raise ValueError(f"{where}: expected a box or points, got a mask")
     if not isinstance(value, str):
         raise ValueError(f"{where}: expected the path of a mask, got {shorten(value)}")
     return read_mask(folder / expand_home(value))

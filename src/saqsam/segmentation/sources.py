@@ -149,7 +149,7 @@ def _find_plain(name: str) -> list[tuple[str, Path | None, Callable[[], Pixels]]
     if urllib.parse.urlsplit(name).scheme in ("http", "https"):
         last = PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(name).path)).name
         return [(last or "image", None, lambda: _decode(_download(name), shorten(name)))]
-    files = _find_files(name)
+    files = find_files(name)
     # Pictures of masks that were written beside their images are no images to segment.
     stems = {str(PurePosixPath(relative).with_suffix("")) for relative, _ in files}
     return [
@@ -164,7 +164,7 @@ def _is_masks_of(relative: str, stems: set[str]) -> bool:
     return stem.endswith(MASKS) and stem.removesuffix(MASKS) in stems
 
 
-def _find_files(name: str) -> list[tuple[str, Path]]:
+def find_files(name: str) -> list[tuple[str, Path]]:
     """Return the image files of a path, pattern or list, each with its name relative to that."""
     path = expand_home(name)
     if path.is_dir():

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,12 +50,22 @@ def check_file_writable(path: Path) -> None:
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file atomically and create missing parent folders; on any failure an existing file is unchanged."""
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a new file, open for writing, that replaces `path` when the block ends, or is removed if the block raises.
+
+    Missing parent folders are created.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(path)
     handle, partial = _new_partial_file(path)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             partial.chmod(0o644)  # mkstemp's files are for their owner alone
             sync_file(handle)

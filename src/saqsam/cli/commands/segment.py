@@ -36,6 +36,7 @@ from saqsam.segmentation.writer import CLASSES, MaskWriter
 from saqsam.utils.atomic_write import check_file_writable
 from saqsam.utils.counts import count_phrase
 
+NO_PROMPTS = "give at least one --box x0,y0,x1,y1 or --point x,y, another kind of prompt, or --everything"
 SHOWN_FAILURES = 5
 """Skipped images whose error is shown."""
 
@@ -67,12 +68,10 @@ def segment(
 ) -> None:
     """Segment images and write their masks."""
     sources = find_sources(inputs, prompts.detections)
-    task = _task(prompts, generator, outputs)
+    task = make_task(prompts, generator, outputs)
     has_prompts = task.prompts or task.prompt_file or task.generator or sources[0].has_prompts
     if not has_prompts:
-        raise ValueError(
-            "give at least one --box x0,y0,x1,y1 or --point x,y, another kind of prompt, or --everything"
-        )
+        raise ValueError(NO_PROMPTS)
     target, is_folder = _target(sources, form, outputs.out_path)
     _check_target(target, is_folder, form, sources)
     if len(sources) == 1:
@@ -90,7 +89,12 @@ def segment(
         print_integers(measure_integers(sam))
 
 
-def _task(prompts: SegmentPrompts, generator: Mapping[str, Any], outputs: SegmentOutputs) -> Task:
+def make_task(prompts: SegmentPrompts, generator: Mapping[str, Any], outputs: SegmentOutputs) -> Task:
+    """Return what the options ask of every image.
+
+    Raises:
+        ValueError: A value is out of its range, or a file of prompts or masks cannot be read.
+    """
     tiling = None
     if outputs.tile is not None:
         tiling = Tiling(outputs.tile, outputs.tile // 8 if outputs.overlap is None else outputs.overlap)
@@ -207,10 +211,7 @@ def _report(
     """Print the masks of a single image, or counts for several."""
     for note, count in outcome.notes.items():
         warn(note if len(sources) == 1 else f"{note} ({count_phrase(count, 'images')})")
-    for name, message in list(outcome.failures.items())[:SHOWN_FAILURES]:
-        warn(f"left out {name}: {message}")
-    if len(outcome.failures) > SHOWN_FAILURES:
-        warn(f"left out {len(outcome.failures) - SHOWN_FAILURES} more images")
+    warn_of_failures(list(outcome.failures.items()))
     if len(sources) == 1 and task.generator is not None:
         say(f"{len(results[0].objects)} masks from {task.generator.points_per_side}^2 points")
     elif len(sources) == 1:
@@ -227,3 +228,11 @@ def _report(
         if outcome.failures:
             parts.append(f"({count_phrase(len(outcome.failures), 'images')} left out)")
         say(" ".join(parts))
+
+
+def warn_of_failures(failures: Sequence[tuple[str, str]]) -> None:
+    """Print name and error of the first images that failed, and the number of the others."""
+    for name, message in failures[:SHOWN_FAILURES]:
+        warn(f"left out {name}: {message}")
+    if len(failures) > SHOWN_FAILURES:
+        warn(f"left out {len(failures) - SHOWN_FAILURES} more images")

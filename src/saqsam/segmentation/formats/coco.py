@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from saqsam.data.rle import rle_text
@@ -15,37 +15,55 @@ _DIGITS = 6
 
 
 def coco_document(images: Sequence[SegmentedImage], *, polygons: bool, tolerance: float) -> bytes:
-    """Return an annotation file.
+    """Return an annotation file as `coco_pieces` yields it."""
+    pieces = coco_pieces(lambda: images, lambda: images, polygons=polygons, tolerance=tolerance)
+    return "".join(pieces).encode()
+
+
+def coco_pieces(
+    images: Callable[[], Iterable[SegmentedImage]],
+    masks: Callable[[], Iterable[SegmentedImage]],
+    *,
+    polygons: bool,
+    tolerance: float,
+) -> Iterator[str]:
+    """Yield an annotation file piece by piece, so that any number of images needs the memory of one.
 
     Each annotation has the fields of COCO, and `score`, `predicted_iou`, `stability_score` and `prompt`. `score` is the
     predicted IoU, times the confidence of the detector where there was one, so that `COCO.loadRes` takes the list of
     annotations as results.
 
     Args:
-        images: The images.
+        images: Yields the images; their objects are not read.
+        masks: Yields the images with their objects.
         polygons: Write polygons instead of run lengths. Holes are lost, since COCO's polygons have none.
         tolerance: Of polygons, see `outlines`.
     """
-    categories = {number: name for image in images for number, name in image.categories.items()}
-    annotations: list[dict[str, Any]] = []
-    for image in images:
+    categories: dict[int, str] = {}
+    yield '{"info":{"description":"Masks predicted by saqsam"},"images":['
+    for number, image in enumerate(images()):
+        categories |= image.categories
+        height, width = image.size
+        entry = {"id": image.image_id, "file_name": image.name, "height": height, "width": width}
+        yield _json(entry, is_first=not number)
+    yield '],"annotations":['
+    count = 0
+    for image in masks():
         for one in image.objects:
             form = _polygons(one, tolerance) if polygons else _run_lengths(one)
-            annotations.append(
-                {"id": len(annotations) + 1, "image_id": image.image_id, **_fields(one), **form}
-            )
-    document = {
-        "info": {"description": "Masks predicted by saqsam"},
-        "images": [
-            {"id": image.image_id, "file_name": image.name, "height": image.size[0], "width": image.size[1]}
-            for image in images
-        ],
-        "annotations": annotations,
-        "categories": [
-            {"id": number, "name": name} for number, name in sorted((categories or NO_CATEGORIES).items())
-        ],
-    }
-    return (json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+            count += 1
+            entry = {"id": count, "image_id": image.image_id, **_fields(one), **form}
+            yield _json(entry, is_first=count == 1)
+    yield '],"categories":['
+    for number, (category, name) in enumerate(sorted((categories or NO_CATEGORIES).items())):
+        yield _json({"id": category, "name": name}, is_first=not number)
+    yield "]}\n"
+
+
+def _json(entry: Mapping[str, Any], *, is_first: bool) -> str:
+    """Return an element of a list, behind a comma unless it is the first."""
+    text = json.dumps(entry, ensure_ascii=False, separators=(",", ":"))
+    return text if is_first else f",{text}"
 
 
 def _fields(one: SegmentedObject) -> dict[str, Any]:

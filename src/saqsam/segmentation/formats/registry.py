@@ -64,6 +64,7 @@ MASKS = ".masks"
 OVERLAY = "overlay"
 COCO, COCO_POLYGONS = "coco", "coco-polygons"
 YOLO = "yolo"
+PARQUET = "parquet"
 
 FORMATS: Mapping[str, MaskFormat] = {
     entry.name: entry
@@ -75,6 +76,7 @@ FORMATS: Mapping[str, MaskFormat] = {
             "labels", "a PNG whose pixels are the number of their object", ".png", "pictures:label_files"
         ),
         MaskFormat("masks", "a PNG for each mask", ".png", "pictures:mask_files", is_folder=True),
+        MaskFormat(PARQUET, "Parquet files of a bulk run, for many images", ".parquet", None, is_folder=True),
         MaskFormat("npz", "NumPy arrays", ".npz", "arrays:npz_files"),
         MaskFormat("labelme", "labelme's polygons", ".json", "labelme:labelme_files"),
         MaskFormat(YOLO, "YOLO's segmentation text", ".txt", "yolo:yolo_files"),
@@ -83,6 +85,10 @@ FORMATS: Mapping[str, MaskFormat] = {
         ),
     )
 }
+
+
+MERGED_FORMATS = (COCO, COCO_POLYGONS, PARQUET)
+"""Formats of the file that a bulk run is merged into."""
 
 
 def output_path(form: MaskFormat, out: Path | None, image: Path | None) -> Path | None:

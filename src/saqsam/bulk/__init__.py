@@ -1,0 +1,5 @@
+"""Masks of very many images: parts that are segmented apart, each into one Parquet file, and merged afterwards.
+
+A part is a fixed slice of the images. Its file appears when it is complete, and equal runs write equal files, so that
+any number of processes may share the parts and any of them may be repeated. May import everything but `cli`.
+"""

@@ -1,0 +1,217 @@
+"""Segment a stream of images: threads read ahead, others encode and decode, and results keep the order of images."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from saqsam.bulk.attempts import Attempts
+from saqsam.bulk.table import Failure, Result
+from saqsam.inference.backend import Backend
+from saqsam.inference.encoded_image import EncodedImage, PreparedImage
+from saqsam.inference.predictor import Predictor
+from saqsam.inference.prompts import Prompts
+from saqsam.models.family import Features
+from saqsam.segmentation.objects import SegmentedImage
+from saqsam.segmentation.prompts import Prompt
+from saqsam.segmentation.run import Task, choose_prompts, segment_image
+from saqsam.segmentation.sources import ImageSource
+from saqsam.utils.errors import shorten_message
+
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
+
+POISON = (ValueError, MemoryError, torch.OutOfMemoryError)
+"""Errors that are an image's own fault: it is set aside, and the others go on."""
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Numbers of threads and images of a pipeline.
+
+    Attributes:
+        workers: Threads that run the model, each with its own images.
+        readers: Threads that read and resize images ahead.
+        batch: Images per call of the encoder.
+
+    Raises:
+        ValueError: A number is below 1.
+    """
+
+    workers: int = 1
+    readers: int = 2
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "readers", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class _Read:
+    """An image that was read, with its prompts."""
+
+    source: ImageSource
+    picture: NDArray[np.uint8]
+    prompts: tuple[Prompt, ...]
+    categories: dict[int, str]
+    prepared: PreparedImage | None
+
+
+class Pipeline:
+    """Segments streams of images.
+
+    Args:
+        predictor: The predictor. Its current image may change.
+        task: The task.
+        lanes: Numbers of threads and images.
+
+    Attributes:
+        clock: Time that the model has taken.
+    """
+
+    def __init__(self, predictor: Predictor, task: Task, lanes: Lanes) -> None:
+        self.clock = ModelClock(predictor.backend)
+        self._predictor = Predictor(
+            self.clock, predictor.processor, prompts_at_once=predictor.prompts_at_once
+        )
+        self._task, self._lanes = task, lanes
+        self._readers = ThreadPoolExecutor(lanes.readers, "saqsam-read")
+        self._workers = ThreadPoolExecutor(lanes.workers, "saqsam-segment")
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in (self._readers, self._workers):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def segment(self, images: Iterable[ImageSource], attempts: Attempts) -> Iterator[Result]:
+        """Yield the result of each image, in order; a few images are in memory at a time.
+
+        Args:
+            images: The images.
+            attempts: Journal in which images in hand are recorded, and which names those that kill a process.
+        """
+        lanes = self._lanes
+
+        def read(source: ImageSource) -> _Read | Failure:
+            if attempts.is_deadly(source.image_id):
+                return Failure(
+                    source.image_id, source.name, "the process was killed each time it had this image"
+                )
+            attempts.begin(source.image_id)
+            return _guard(source, lambda: self._read(source))
+
+        ahead = lanes.readers + lanes.workers * lanes.batch
+        read_images = _map_ahead(self._readers, read, images, ahead)
+        batches = iter(lambda: tuple(itertools.islice(read_images, lanes.batch)), ())
+        for results in _map_ahead(self._workers, self._segment_batch, batches, 2 * lanes.workers):
+            for result in results:
+                attempts.end(result.image_id)
+                yield result
+
+    def _read(self, source: ImageSource) -> _Read:
+        given = () if self._task.prompt_file is None else self._task.prompt_file.of(source.name)
+        picture, _, brought = source.read()
+        prompts, categories = choose_prompts(self._task, given, source, brought)
+        is_encoded = self._task.tiling is None and (prompts or self._task.generator is not None)
+        prepared = self._predictor.prepare(picture) if is_encoded else None
+        return _Read(source, picture, prompts, dict(categories), prepared)
+
+    def _segment_batch(self, batch: Sequence[_Read | Failure]) -> list[Result]:
+        encodings = self._encode([one for one in batch if isinstance(one, _Read)])
+
+        def finish(one: _Read) -> SegmentedImage | Failure:
+            return _guard(one.source, lambda: self._segment(one, encodings.get(one.source.image_id)))
+
+        return [finish(one) if isinstance(one, _Read) else one for one in batch]
+
+    def _encode(self, images: Sequence[_Read]) -> dict[int, EncodedImage]:
+        """Encode the images that need it in one call; if that fails, leave each to its own call."""
+        needed = [one for one in images if one.prepared is not None]
+        try:
+            encoded = self._predictor.encode_prepared(
+                [one.prepared for one in needed if one.prepared is not None]
+            )
+        except POISON:
+            return {}
+        return {one.source.image_id: encoding for one, encoding in zip(needed, encoded, strict=True)}
+
+    def _segment(self, one: _Read, encoded: EncodedImage | None) -> SegmentedImage:
+        objects = segment_image(self._predictor, one.picture, one.prompts, self._task, encoded)
+        size = (one.picture.shape[0], one.picture.shape[1])
+        source = one.source
+        return SegmentedImage(source.image_id, source.name, size, tuple(objects), source.path, one.categories)
+
+
+class ModelClock(Backend):
+    """A backend that adds up the time spent in it, over all threads.
+
+    Attributes:
+        seconds: The sum.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._lock = threading.Lock()
+        self.seconds = 0.0
+
+    def encode(self, pixel_values: torch.Tensor) -> Features:
+        """Encode images, as `Backend.encode`."""
+        with self._timed():
+            return self._backend.encode(pixel_values)
+
+    def decode(
+        self, features: Features, prompts: Prompts, multimask_output: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predict masks, as `Backend.decode`."""
+        with self._timed():
+            return self._backend.decode(features, prompts, multimask_output)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.seconds += time.perf_counter() - start
+
+
+def _guard(source: ImageSource, make: Callable[[], _Made]) -> _Made | Failure:
+    """Return what is made of an image, or its failure."""
+    try:
+        return make()
+    except POISON as error:
+        message = shorten_message(error) or type(error).__name__
+        return Failure(source.image_id, source.name, message)
+
+
+def _map_ahead(
+    pool: ThreadPoolExecutor, function: Callable[[_Item], _Made], items: Iterable[_Item], ahead: int
+) -> Iterator[_Made]:
+    """Yield the function's values in order, with up to `ahead` calls begun before their turn."""
+    waiting: deque[Future[_Made]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
