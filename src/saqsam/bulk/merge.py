@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,8 @@ class BulkFolder:
         partial: Accept missing parts.
 
     Attributes:
-        failures: Images that failed, among those read so far by `count`.
+        plan: Plan of the run.
+        missing: Numbers of the parts that are not there.
 
     Raises:
         ValueError: The folder is not that of a run, or parts are missing.
@@ -51,7 +53,7 @@ class BulkFolder:
 
     def images(self, *, masks: bool = True) -> Iterator[SegmentedImage]:
         """Yield the images that did not fail, with the categories of the whole run."""
-        numbers = self._category_numbers()
+        numbers = self._category_numbers
         for result in self.results(masks=masks):
             if isinstance(result, Failure):
                 continue
@@ -65,11 +67,9 @@ class BulkFolder:
             categories = {numbers[name]: name for name in result.categories.values()}
             yield replace(result, objects=objects, categories=categories)
 
+    @functools.cached_property
     def _category_numbers(self) -> Mapping[str, int] | None:
-        """Return a number for each category if images use the same number for different ones; else None."""
-        if not hasattr(self, "_numbers"):
-            self._numbers = _number_categories(self.results(masks=False))
-        return self._numbers
+        return _number_categories(self.results(masks=False))
 
     def write_parquet(self, file: BinaryIO) -> None:
         """Write all rows as one Parquet file, a group of rows at a time."""
@@ -95,6 +95,7 @@ class BulkFolder:
 
 
 def _number_categories(results: Iterable[Result]) -> Mapping[str, int] | None:
+    """Return a number for each category if images use one number for different ones; else None."""
     names: dict[int, str] = {}
     seen: set[str] = set()
     is_unique = True
