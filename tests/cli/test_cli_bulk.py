@@ -151,6 +151,15 @@ def test_bad_images_are_set_aside_with_their_error(packed: Path, photos: Path, t
     assert len(json.loads((tmp_path / "masks.json").read_text())["images"]) == 4
 
 
+def test_assumptions_on_images_are_counted(packed: Path, photos: Path, tmp_path: Path) -> None:
+    pages = [Image.fromarray(picture((40, 60), seed)) for seed in range(2)]
+    for name in ("x.tif", "y.tif"):
+        pages[0].save(photos / name, save_all=True, append_images=pages[1:])
+    result = run("segment", packed, photos, *BOX, *BULK, "--out", tmp_path / "masks")
+    assert_done(result)
+    assert "first of several pages or frames read (2 images)" in result.stderr
+
+
 def test_a_damaged_archive_fails_alone(packed: Path, photos: Path, tmp_path: Path) -> None:
     import tarfile
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -80,10 +80,13 @@ class Pipeline:
 
     Attributes:
         clock: Time that the model has taken.
+        notes: Number of images by assumption that was made when they were read.
     """
 
     def __init__(self, predictor: Predictor, task: Task, lanes: Lanes) -> None:
         self.clock = ModelClock(predictor.backend)
+        self.notes: Counter[str] = Counter()
+        self._lock = threading.Lock()
         self._predictor = Predictor(
             self.clock, predictor.processor, prompts_at_once=predictor.prompts_at_once
         )
@@ -125,7 +128,9 @@ class Pipeline:
 
     def _read(self, source: ImageSource) -> _Read:
         given = () if self._task.prompt_file is None else self._task.prompt_file.of(source.name)
-        picture, _, brought = source.read()
+        picture, notes, brought = source.read()
+        with self._lock:
+            self.notes.update(notes)
         prompts, categories = choose_prompts(self._task, given, source, brought)
         is_encoded = self._task.tiling is None and (prompts or self._task.generator is not None)
         prepared = self._predictor.prepare(picture) if is_encoded else None

@@ -71,5 +71,5 @@ def run_on_ray(
     )
     for row in outcomes.iter_rows():
         fields = json.loads(row[_OUTCOME])
-        failures = tuple((name, error) for name, error in fields["failures"])
-        yield PartOutcome(**{**fields, "failures": failures})
+        pairs = {name: tuple(map(tuple, fields[name])) for name in ("failures", "notes")}
+        yield PartOutcome(**{**fields, **pairs})

@@ -57,6 +57,7 @@ class PartOutcome:
         masks: Its masks.
         without_masks: Images without a mask that did not fail.
         failures: Name and error of images that failed.
+        notes: Assumptions that were made when images were read, each with their number.
         seconds: Time that the part took.
         model_seconds: Time that all threads have spent in the model.
         workers: Threads that ran the model.
@@ -68,6 +69,7 @@ class PartOutcome:
     masks: int = 0
     without_masks: int = 0
     failures: tuple[tuple[str, str], ...] = ()
+    notes: tuple[tuple[str, int], ...] = ()
     seconds: float = 0.0
     model_seconds: float = 0.0
     workers: int = 1
@@ -129,6 +131,7 @@ class PartWorker:
                 counts.masks,
                 counts.without_masks,
                 tuple(counts.failures),
+                tuple(pipeline.notes.items()),
                 seconds,
                 pipeline.clock.seconds,
                 self._lanes.workers,

@@ -6,6 +6,7 @@ import functools
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from saqsam.cli.commands.segment import NO_PROMPTS, Machine, make_task, warn_of_
 from saqsam.cli.inputs import usable_device
 from saqsam.cli.options import IMAGES_PER_FILE, RAY, BulkOptions, SegmentOutputs, SegmentPrompts
 from saqsam.cli.progress import progress_phases
-from saqsam.cli.terminal import say
+from saqsam.cli.terminal import say, warn
 from saqsam.evaluation.fingerprint import model_identity
 from saqsam.export import is_export
 from saqsam.export.manifest import parse_manifest
@@ -200,6 +201,11 @@ def _report(outcomes: Sequence[PartOutcome], folder: Path) -> None:
         ValueError: A part has failed.
     """
     failures = [failure for one in outcomes for failure in one.failures]
+    notes: Counter[str] = Counter()
+    for one in outcomes:
+        notes.update(dict(one.notes))
+    for note, count in notes.items():
+        warn(f"{note} ({count_phrase(count, 'images')})")
     warn_of_failures(failures)
     images, masks = sum(one.images for one in outcomes), sum(one.masks for one in outcomes)
     parts = [f"{count_phrase(masks, 'masks')} in {count_phrase(images - len(failures), 'images')}"]
