@@ -8,7 +8,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,19 @@ from saqsam.data.rle import decode_mask
 from saqsam.data.scenes.dataset import ScenesDataset
 from saqsam.export import export_model
 from saqsam.export.web.page import read_page
+from saqsam.export.web.runtime import CDN
 from saqsam.inference.encoded_image import EncodedImage
 from saqsam.inference.predictor import Predictor
+from saqsam.models.processing import build_processor
 from saqsam.ptq.pipeline import quantize
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.presets import recipe_for
 from saqsam.recipes.recipe import Calibration
 from saqsam.runtimes import load_runtime
 from saqsam.segmentation.prompts import Prompt, segment_prompts
+from support.tiny_mobile_sam import tiny_mobile_sam
+from support.tiny_sam3_tracker import tiny_sam3_tracker
+from support.tiny_sam_hq import tiny_sam_hq
 from support.web_page import CHROMIUM, FLAGS, ISOLATION, onnxruntime_web, served
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -166,9 +171,18 @@ def segment_on_page(page: Any, name: str) -> Iterator[tuple[Prompt, dict[str, An
     playwright.expect(page.locator("#undo")).to_be_disabled()
 
 
-@pytest.mark.parametrize("name", ["sam-mini", "sam2-mini"])
+MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "sam-mini": lambda: saqsam.load("sam-mini"),
+    "sam2-mini": lambda: saqsam.load("sam2-mini"),
+    "tiny SAM-HQ": lambda: (tiny_sam_hq(), build_processor(tiny_sam_hq().config)),
+    "tiny MobileSAM": lambda: (tiny_mobile_sam(), build_processor(tiny_mobile_sam().config)),
+    "tiny SAM 3 tracker": lambda: (tiny_sam3_tracker(), build_processor(tiny_sam3_tracker().config)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_float_masks_are_those_of_onnxruntime(page: Any, tmp_path: Path, name: str) -> None:
-    model, processor = saqsam.load(name)
+    model, processor = MODELS[name]()
     export_model(model, processor, tmp_path / "out", format="web", web_runtime=RUNTIME)
     predictor = Predictor(*load_runtime(tmp_path / "out", "onnxruntime", device="cpu", threads=1))
     with served(tmp_path / "out") as address:
@@ -272,6 +286,52 @@ def test_nothing_leaves_the_machine(page: Any, export: Path) -> None:
     assert all(one.startswith((f"GET {address}", "GET blob:", "GET data:")) for one in asked)
 
 
+def route_cdn(page: Any, change: Callable[[bytes], bytes]) -> list[str]:
+    """Answer requests to the CDN with local files, and return the list of their names as it grows."""
+    asked: list[str] = []
+
+    def answer(route: Any) -> None:
+        assert RUNTIME is not None
+        asked.append(route.request.url.rpartition("/")[2])
+        content = change((RUNTIME / "dist" / asked[-1]).read_bytes())
+        route.fulfill(body=content, headers={"Access-Control-Allow-Origin": "*"})
+
+    page.context.route("https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/*", answer)
+    return asked
+
+
+def without_copy(export: Path, folder: Path) -> Path:
+    """Export the same checkpoint without a copy of onnxruntime-web: only the address differs."""
+    shutil.copytree(export, folder, ignore=shutil.ignore_patterns("onnxruntime-web"))
+    manifest = json.loads((folder / "export.json").read_text())
+    manifest["details"]["runtime"]["base"] = CDN
+    (folder / "export.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize("headers", [{}, ISOLATION], ids=["plain", "isolated"])
+def test_onnxruntime_web_from_the_cdn(
+    browser: Any, export: Path, tmp_path: Path, headers: dict[str, str]
+) -> None:
+    page = browser.new_context().new_page()
+    asked = route_cdn(page, lambda content: content)
+    with served(without_copy(export, tmp_path / "out"), headers) as address:
+        load(page, address)
+        open_sample(page, "coffee.jpg")
+    assert sorted(asked) == ["ort-wasm-simd-threaded.wasm", "ort.wasm.bundle.min.mjs"]
+    page.context.close()
+
+
+def test_altered_files_of_the_cdn_are_refused(browser: Any, export: Path, tmp_path: Path) -> None:
+    page = browser.new_context().new_page()
+    route_cdn(page, lambda content: content + b" ")
+    with served(without_copy(export, tmp_path / "out")) as address:
+        page.goto(address)
+        message = "onnxruntime-web 1.30.0 cannot be loaded from cdn.jsdelivr.net: not reachable, or altered"
+        expect_message(page, message, is_error=True)
+    page.context.close()
+
+
 def test_isolated_pages_use_threads(page: Any, export: Path) -> None:
     with served(export, ISOLATION) as address:
         load(page, address)
@@ -312,6 +372,25 @@ def test_a_file_that_was_cut_short_is_named(page: Any, export: Path, tmp_path: P
     with served(folder) as address:
         page.goto(address)
         expect_message(page, "encoder.onnx: expected", is_error=True)
+
+
+def test_other_pages_import_the_module(page: Any, export: Path, tmp_path: Path) -> None:
+    shutil.copytree(export, tmp_path / "part")
+    (tmp_path / "index.html").write_text("<!doctype html><title>Another page</title>")
+    script = """async () => {
+        const { connect, open, predict } = await import(new URL("part/models.js", location.href));
+        await (await connect(() => {})).ready;
+        const image = await open(await (await fetch("part/samples/coffee.jpg")).blob(), "coffee.jpg");
+        const prompt = { box: [100, 20, 350, 200] };
+        const [answer] = (await predict({ image: image.id, prompt })).answers;
+        return { ...answer, runs: [...answer.runs] };
+    }"""
+    with served(tmp_path) as address:
+        page.goto(address)
+        answer = page.evaluate(script)
+    assert answer["size"] == [320, 480]
+    assert sum(answer["runs"]) == 320 * 480
+    assert sum(answer["runs"][1::2]) == answer["pixels"] > 0
 
 
 def test_browsers_without_simd_get_one_message(page: Any, export: Path) -> None:

@@ -1,6 +1,6 @@
 // The model behind the page, computed in this browser. Other pages may import this module, too:
 //
-//     const { state } = await connect((text, isError) => console.log(text));
+//     await (await connect((text) => console.log(text))).ready;
 //     const image = await open(blob, "photo.jpg");
 //     const { answers } = await predict({ image: image.id, prompt: { points: [[x, y]], labels: [1] } });
 
@@ -74,7 +74,7 @@ async function loadModel(manifest, notify) {
 }
 
 async function readManifest() {
-  const response = await fetch("export.json");
+  const response = await fetch(new URL("export.json", import.meta.url));
   if (!response.ok) throw new Error("export.json is missing; export the model again");
   return response.json();
 }

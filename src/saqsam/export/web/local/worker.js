@@ -221,6 +221,8 @@ async function everything({ shownSide }, progress) {
   const found = await findEverything(decodePoints, side, input, async (share) => {
     progress(`Segmenting everything: ${Math.round(100 * share)} % …`);
     await nextTurn();
+    // A mask under the pointer does not wait for all of them.
+    while (waiting[0]?.kind === "predict") await answer(waiting.shift());
     if (number !== newest) throw new Stale("another image was opened");
   });
   const answers = found.map(({ logits, predicted }) => answerOf(upscaled(logits, size), size, predicted, 0));
@@ -236,19 +238,22 @@ const ACTIONS = { load, open: readPicture, predict, everything, mask: downloaded
 // Lets the messages in that arrived while WebAssembly held the thread.
 const nextTurn = () => new Promise((resolve) => setTimeout(resolve));
 
+async function answer(request) {
+  const { number, kind, image } = request;
+  try {
+    if (image !== undefined && image !== newest) throw new Stale("another image was opened");
+    const progress = (text) => postMessage({ number, progress: text });
+    postMessage({ number, result: await ACTIONS[kind](request, progress) });
+  } catch (error) {
+    postMessage({ number, error: error.message || String(error), isStale: error instanceof Stale });
+  }
+}
+
 async function work() {
   if (isBusy) return;
   isBusy = true;
   while (waiting.length) {
-    const request = waiting.shift();
-    const { number, kind, image } = request;
-    try {
-      if (image !== undefined && image !== newest) throw new Stale("another image was opened");
-      const progress = (text) => postMessage({ number, progress: text });
-      postMessage({ number, result: await ACTIONS[kind](request, progress) });
-    } catch (error) {
-      postMessage({ number, error: error.message || String(error), isStale: error instanceof Stale });
-    }
+    await answer(waiting.shift());
     await nextTurn();
   }
   isBusy = false;
