@@ -128,6 +128,12 @@ def test_a_damaged_archive_is_named(tmp_path: Path, damage: Any) -> None:
         list(images.images(0))
 
 
+def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
+    folders = [str(make_images(tmp_path / name, 1)) for name in ("x", "y")]
+    with pytest.raises(ValueError, match=r"different names, got 0\.png twice"):
+        Inputs(tuple(folders)).open()
+
+
 def test_two_archives_of_one_name_are_refused(tmp_path: Path) -> None:
     paths = []
     for folder in ("x", "y"):

@@ -151,6 +151,14 @@ def test_bad_images_are_set_aside_with_their_error(packed: Path, photos: Path, t
     assert len(json.loads((tmp_path / "masks.json").read_text())["images"]) == 4
 
 
+def test_a_run_without_any_image_that_can_be_read_is_an_error(packed: Path, tmp_path: Path) -> None:
+    data = make_coco(tmp_path)
+    for path in [*data.rglob("*.png"), *data.rglob("*.jpg")]:
+        path.write_bytes(b"elsewhere")
+    result = run("segment", packed, data, "--format", "parquet", "--out", tmp_path / "masks")
+    assert_refused(result, "none of 2 images could be segmented", "--overwrite")
+
+
 def test_assumptions_on_images_are_counted(packed: Path, photos: Path, tmp_path: Path) -> None:
     pages = [Image.fromarray(picture((40, 60), seed)) for seed in range(2)]
     for name in ("x.tif", "y.tif"):

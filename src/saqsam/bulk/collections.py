@@ -13,6 +13,7 @@ from saqsam.bulk.tar_images import TarImages
 from saqsam.data.images import has_images
 from saqsam.data.paths import expand_home
 from saqsam.segmentation.sources import ImageSource, find_files, find_sources
+from saqsam.segmentation.writer import check_names
 
 TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz")
 PARQUET_SUFFIXES = (".parquet",)
@@ -47,9 +48,14 @@ class Collection(Protocol):
 
 
 class ListedImages:
-    """Images that are listed one by one: slices of `images_per_file`."""
+    """Images that are listed one by one: slices of `images_per_file`.
+
+    Raises:
+        ValueError: Two images have the same name.
+    """
 
     def __init__(self, sources: Sequence[ImageSource], images_per_file: int) -> None:
+        check_names([source.name for source in sources])
         self._sources = sources
         self._size = images_per_file
         self.names: Sequence[str] | None = [source.name for source in sources]

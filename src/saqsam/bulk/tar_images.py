@@ -6,7 +6,6 @@ import hashlib
 import json
 import tarfile
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +16,7 @@ from saqsam.segmentation.objects import NO_CATEGORIES
 from saqsam.segmentation.prompt_files import parse_prompts
 from saqsam.segmentation.prompts import Prompt
 from saqsam.segmentation.sources import ImageSource, Pixels
+from saqsam.segmentation.writer import check_names
 from saqsam.utils.errors import shorten, shorten_message
 
 IDS_PER_ARCHIVE = 10_000_000
@@ -43,9 +43,7 @@ class TarImages:
     has_prompts = True
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        twice = [name for name, count in Counter(path.name for path in paths).items() if count > 1]
-        if twice:
-            raise ValueError(f"images: expected archives with different names, got {twice[0]} twice")
+        check_names([path.name for path in paths])
         self._paths = paths
 
     def __len__(self) -> int:

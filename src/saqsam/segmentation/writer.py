@@ -94,9 +94,14 @@ def output_stems(names: Sequence[str]) -> dict[str, str]:
     Raises:
         ValueError: Two images have the same name.
     """
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ValueError(f"images: expected different names, got {twice[0]} twice")
+    check_names(names)
     stems = {name: str(PurePosixPath(name).with_suffix("")) for name in names}
     counts = Counter(stems.values())
     return {name: name if counts[stem] > 1 else stem for name, stem in stems.items()}
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise ValueError if two images have the same name."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"images: expected different names, got {twice[0]} twice")

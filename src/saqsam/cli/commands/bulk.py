@@ -229,4 +229,10 @@ def _report(outcomes: Sequence[PartOutcome], folder: Path) -> None:
             f"{len(broken)} of {count_phrase(len(outcomes), 'parts')} failed, the others are in {folder}; the first: "
             f"{broken[0].error}"
         )
+    if images and images == len(failures):
+        name, message = failures[0]
+        raise ValueError(
+            f"none of {count_phrase(images, 'images')} could be segmented, the first: {name}: {message}; mend the "
+            "cause, and run again with --overwrite"
+        )
     say(f"masks: {folder}")
