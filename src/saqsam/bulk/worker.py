@@ -124,6 +124,11 @@ class PartWorker:
                     write_part(part_path(folder, part), counts.count(results, on_image), self.checkpoint)
             except ValueError as error:  # a damaged archive; single images do not raise
                 return PartOutcome(part, error=str(error))
+            except OSError as error:
+                error.add_note(
+                    f"{part_path(folder, part)} was not written; finished parts are kept, and the same command resumes"
+                )
+                raise
             seconds = time.perf_counter() - start
             return PartOutcome(
                 part,
