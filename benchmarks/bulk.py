@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "images_per_s": "" if options.memory else speed[1],
         "outside_model": "" if options.memory else f"{int(speed[2]) / 100:.2f}",
         "peak_mib": round(max(resident)),
-        "growth_mib": round(growth),
+        "growth_mib": round(growth) if options.memory else "",  # short runs are still warming up
     }
     append_plain(OUT, COLUMNS, [common | row])
     print(row, resident[:: max(1, len(resident) // 20)])

@@ -339,31 +339,30 @@ def _speed_rows(lines: Sequence[Mapping[str, str]]) -> list[list[str]] | None:
     return rows
 
 
+def agreement(lines: Sequence[Mapping[str, str]]) -> str:
+    """Tabulate the IoU between the masks of exports and those of their float model."""
+    heading = ["model", "export", "mean IoU", "change (95 % interval)", "IoU with float masks", ">= 0.9"]
+    rows = []
+    for line in lines:
+        change = float(line["miou"]) - float(line["float_miou"])
+        interval = f"{signed(float(line['change_low']))} to {signed(float(line['change_high']))}"
+        cells = [
+            f"{float(line['miou']):.3f}",
+            f"{signed(change)} ({interval})",
+            f"{float(line['mask_iou']):.3f}",
+        ]
+        rows.append([line["model"], f"`{line['recipe']}`", *cells, f"{float(line['share_above_90']):.1%}"])
+    return markdown(heading, rows, right=4) if rows else ""
+
+
 def bulk(lines: Sequence[Mapping[str, str]]) -> str:
     """Tabulate images per second and memory of bulk runs."""
-    heading = [
-        "model",
-        "prompts",
-        "options",
-        "images",
-        "images/s",
-        "outside the model",
-        "peak MiB",
-        "growth MiB",
-    ]
+    heading = ["export", "prompts", "images", "images/s", "outside the model", "peak MiB", "growth MiB"]
     rows = []
     for line in lines:
         outside = f"{float(line['outside_model']):.0%}" if line["outside_model"] else ""
         cells = [line["images_per_s"], outside, line["peak_mib"], line["growth_mib"]]
-        rows.append(
-            [
-                f"`{line['model']}`",
-                line["prompts"],
-                f"`{line['options']}`",
-                f"{int(line['images']):,}",
-                *cells,
-            ]
-        )
+        rows.append([f"`{line['model']}`", line["prompts"], f"{int(line['images']):,}", *cells])
     return markdown(heading, rows, right=5) if rows else ""
 
 
@@ -382,6 +381,7 @@ OTHER_TABLES: dict[str, tuple[str, Callable[[Sequence[Mapping[str, str]]], str]]
     "evaluatecost": ("evaluate_cost.csv", evaluate_cost),
     "tasks": ("tasks.csv", tasks),
     "bulk": ("bulk.csv", bulk),
+    "agreement": ("agreement.csv", agreement),
     "budget": ("allocations.csv", budget),
     "allocations": ("allocations.csv", allocations),
     "biterrors": ("bit_errors.csv", bit_errors),

@@ -215,6 +215,11 @@ def outliers(variants: Sequence[Row], plain: Sequence[Row]) -> str:
     return markdown(heading, lines, right=len(columns)) if lines else ""
 
 
+def sam2(variants: Sequence[Row], _plain: Sequence[Row]) -> str:
+    """Tabulate methods on the small SAM 2.1."""
+    return accuracy(variants)
+
+
 def _number(value: float | None, reference: float | None = None) -> str:
     if value is None:
         return ""
@@ -228,6 +233,7 @@ VARIANT_TABLES: dict[str, Callable[[Sequence[Row], Sequence[Row]], str]] = {
     "precision": precision,
     "substitutions": substitutions,
     "outliers": outliers,
+    "sam2": sam2,
 }
 """Tables of rows with a changed recipe, by result file, beside the unchanged methods."""
 

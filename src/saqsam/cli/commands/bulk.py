@@ -221,7 +221,7 @@ def _report(outcomes: Sequence[PartOutcome], folder: Path) -> None:
             one.seconds * one.workers for one in outcomes
         )
         say(
-            f"{images / seconds:.1f} images per second and process; {outside:.0%} of the time outside the model"
+            f"{_speed_text(images / seconds)} images per second and process; {outside:.0%} of the time outside the model"
         )
     broken = [one for one in outcomes if one.error is not None]
     if broken:
@@ -236,3 +236,7 @@ def _report(outcomes: Sequence[PartOutcome], folder: Path) -> None:
             "cause, and run again with --overwrite"
         )
     say(f"masks: {folder}")
+
+
+def _speed_text(value: float) -> str:
+    return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
