@@ -1,13 +1,16 @@
 """What layers cost, measured by exchanging them; what activations look like; and the form both are in."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import saqsam
 from saqsam.convert.plan import plan_quantization
 from saqsam.evaluation import evaluate
+from saqsam.models.processing import build_processor
 from saqsam.quant.layers import PackedTensor
 from saqsam.quant.range_observers import HistogramObserver
 from saqsam.recipes.presets import recipe_for
@@ -21,6 +24,7 @@ from saqsam.report.distributions import (
 )
 from saqsam.report.reference import Reference, check_reference, make_reference
 from saqsam.report.sensitivity import exchanged, find_groups, measure_sensitivity
+from support.tiny_mobile_sam import tiny_mobile_sam
 from support.tiny_quantized import (
     assert_same_outputs,
     outputs,
@@ -31,6 +35,9 @@ from support.tiny_quantized import (
     tiny_recipe,
 )
 from support.tiny_sam import tiny_processor, tiny_sam
+from support.tiny_sam2 import tiny_sam2, tiny_sam2_processor
+from support.tiny_sam3_tracker import tiny_sam3_tracker, tiny_sam3_tracker_processor
+from support.tiny_sam_hq import tiny_sam_hq, tiny_sam_hq_processor
 
 
 @pytest.fixture(scope="module", params=["min-max", "saq-sam-plus"])
@@ -190,3 +197,26 @@ def test_dynamic_and_logarithmic_ranges_have_no_distribution() -> None:
     found = find_distributions(quantized_tiny("saq-sam-plus"), recipe, made.observers)
     assert not [entry for entry in found if entry.slot.endswith("probability_quantizer")]
     assert recipe_for("mse").calibration == Calibration()
+
+
+@pytest.mark.parametrize(
+    ("model", "processor"),
+    [
+        (tiny_sam2, tiny_sam2_processor),
+        (tiny_sam_hq, tiny_sam_hq_processor),
+        (tiny_sam3_tracker, tiny_sam3_tracker_processor),
+        (tiny_mobile_sam, None),
+    ],
+    ids=["sam2", "sam_hq", "sam3_tracker", "mobile_sam"],
+)
+@pytest.mark.parametrize("method", ["mse", "saq-sam-plus"])
+def test_every_family_has_a_reference(model: Any, processor: Any, method: str) -> None:
+    # Families that are simplified before they are quantized have other weights than their float models.
+    made, recipe = model(), tiny_recipe(method)
+    fitting = build_processor(made.config) if processor is None else processor()
+    quantized = saqsam.quantize(made, fitting, recipe, calibration=tiny_data(2)).model
+    reference = make_reference(made, fitting, recipe, tiny_data(2)).model
+    check_reference(reference, quantized, recipe)
+    found = measure_sensitivity(reference, quantized, fitting, recipe, tiny_data(1), images=1)
+    assert {"neck", "decoder.mlp"} <= {group.name for group in found.groups}
+    assert all(0 <= group.alone <= 1 for group in found.groups)

@@ -58,6 +58,7 @@ def make_reference(
     """Prepare a float model as `quantize` does before it rounds anything; arguments are those of `quantize`."""
     plan = plan_quantization(model.config, recipe)
     made = copy.deepcopy(model).eval().float()
+    plan.family.simplify(made)
     round_float_parameters(made, plan)
     images = choose_calibration_images(
         made, processor, calibration, recipe.calibration, detections=detections, progress=progress
