@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from budget_tables import allocations, bit_errors, budget
 from evaluation_tables import evaluate_cost, tasks
 from image_size_tables import image_size, image_size_latency
+from saqsam.models.parts import PART_LABELS
 from table_text import DATA, METHODS, listed, markdown, method_label, ordered, signed
 
 SAM_B_DECODER = ["SAM-B, published", "queries and keys", "177", "", "about 100"]
@@ -339,6 +340,22 @@ def _speed_rows(lines: Sequence[Mapping[str, str]]) -> list[list[str]] | None:
     return rows
 
 
+def sensitivity(lines: Sequence[Mapping[str, str]]) -> str:
+    """Tabulate the IoU with the float masks of each part alone, and of all but the part, the worst alone first."""
+    if not lines:
+        return ""
+    first = lines[0]
+    title = (
+        f"**{first['model']}**, `{first['recipe']}`, {first['objects']} objects in {first['images']} images of "
+        f"{first['data']}; IoU with the float masks of all parts together: {float(first['all']):.3f}"
+    )
+    rows = [
+        [PART_LABELS[line["part"]], f"{float(line['alone']):.3f}", f"{float(line['without']):.3f}"]
+        for line in sorted(lines, key=lambda line: float(line["alone"]))
+    ]
+    return f"{title}\n\n{markdown(['part', 'quantized alone', 'all but this quantized'], rows, right=2)}"
+
+
 def agreement(lines: Sequence[Mapping[str, str]]) -> str:
     """Tabulate the IoU between the masks of exports and those of their float model."""
     heading = ["model", "export", "mean IoU", "change (95 % interval)", "IoU with float masks", ">= 0.9"]
@@ -381,6 +398,7 @@ OTHER_TABLES: dict[str, tuple[str, Callable[[Sequence[Mapping[str, str]]], str]]
     "evaluatecost": ("evaluate_cost.csv", evaluate_cost),
     "tasks": ("tasks.csv", tasks),
     "bulk": ("bulk.csv", bulk),
+    "sensitivity": ("sensitivity.csv", sensitivity),
     "agreement": ("agreement.csv", agreement),
     "budget": ("allocations.csv", budget),
     "allocations": ("allocations.csv", allocations),

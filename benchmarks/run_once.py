@@ -36,7 +36,9 @@ def prepare(order: dict[str, Any]) -> Callable[[], object]:
     if order["runtime"] == "openvino":
         settings["INFERENCE_PRECISION_HINT"] = "f32"
     compiled = openvino.Core().compile_model(order["model"], "CPU", settings)
-    feed = {value.get_any_name(): arrays[value.get_any_name()] for value in compiled.inputs}
+    # Compiling may give an input further names.
+    names = [next(name for name in value.get_names() if name in arrays) for value in compiled.inputs]
+    feed = {name: arrays[name] for name in names}
     request = compiled.create_infer_request()
     return lambda: request.infer(feed)
 
