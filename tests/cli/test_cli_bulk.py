@@ -96,6 +96,17 @@ def test_another_run_does_not_add_to_a_folder(
     assert contents(out) != before
 
 
+def test_other_boxes_in_the_annotation_file_are_another_run(packed: Path, tmp_path: Path) -> None:
+    data = make_coco(tmp_path)
+    arguments = ("segment", packed, data, "--format", "parquet", "--out", tmp_path / "masks")
+    assert_done(run(*arguments))
+    file = data / "annotations.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["bbox"][2] += 1
+    file.write_text(json.dumps(content))
+    assert_refused(run(*arguments), "its prompts differ")
+
+
 def test_merged_masks_are_those_of_the_format_coco(packed: Path, tmp_path: Path) -> None:
     data = make_coco(tmp_path)
     out = tmp_path / "masks"

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from saqsam.bulk.parquet_images import ParquetImages
 from saqsam.bulk.tar_images import TarImages
+from saqsam.data.coco_folders import find_annotations
 from saqsam.data.images import has_images
 from saqsam.data.paths import expand_home
 from saqsam.segmentation.sources import ImageSource, find_files, find_sources
@@ -89,6 +90,19 @@ class Inputs:
     names: tuple[str, ...]
     detections: Path | None = None
     images_per_file: int = 256
+
+    def annotations_digest(self) -> str:
+        """Return hexadecimal digits of the files whose boxes are prompts: annotation files, and detections."""
+        digest = hashlib.sha256()
+        for name in self.names:
+            path = expand_home(name)
+            folder = find_annotations(path) if path.is_dir() else None
+            file = path if folder is None else folder.annotations
+            if file.suffix.lower() == ".json" and file.is_file():
+                digest.update(file.read_bytes())
+        if self.detections is not None:
+            digest.update(self.detections.read_bytes())
+        return digest.hexdigest()[:12]
 
     def open(self) -> Collection:
         """Find the images.

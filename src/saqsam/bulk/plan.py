@@ -6,12 +6,11 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saqsam.bulk.collections import Collection
+from saqsam.bulk.collections import Collection, Inputs
 from saqsam.segmentation.prompts import Prompt
 from saqsam.segmentation.run import Task
 from saqsam.utils.atomic_write import write_atomic
@@ -36,7 +35,7 @@ class Plan:
         model: Its name on the command line.
         inputs: What the command line names as images.
         listing: Digits of the images and their order.
-        prompts: Digits of prompts, options of everything-mode and tiling.
+        prompts: Digits of prompts, of files that hold them, of options of everything-mode, and of tiling.
         images: Number of images, or None where only reading tells.
         parts: Number of parts.
     """
@@ -50,10 +49,8 @@ class Plan:
     parts: int
 
     @classmethod
-    def of(
-        cls, checkpoint: str, model: str, inputs: Sequence[str], collection: Collection, task: Task
-    ) -> Plan:
-        """Return the plan of a run.
+    def of(cls, checkpoint: str, model: str, inputs: Inputs, collection: Collection, task: Task) -> Plan:
+        """Return the plan of a run, whose `collection` is that of its `inputs`.
 
         Raises:
             ValueError: There are more parts than their files have numbers.
@@ -62,11 +59,9 @@ class Plan:
             raise ValueError(
                 f"images: expected at most {MOST_PARTS:,} parts, got {len(collection):,}; raise --images-per-file"
             )
-        names = collection.names
-        images = None if names is None else len(names)
-        return cls(
-            checkpoint, model, tuple(inputs), collection.digest(), task_digest(task), images, len(collection)
-        )
+        images = None if collection.names is None else len(collection.names)
+        prompts = f"{task_digest(task)}{inputs.annotations_digest()}"
+        return cls(checkpoint, model, inputs.names, collection.digest(), prompts, images, len(collection))
 
 
 def task_digest(task: Task) -> str:

@@ -51,6 +51,7 @@ def segment_bulk(
     """Segment the parts of this process that are not there yet, and write a Parquet file for each."""
     assert outputs.out_path is not None
     folder = outputs.out_path.resolve()
+    model = _absolute(model)
     named = Inputs(
         tuple(_absolute(name) for name in inputs),
         None if prompts.detections is None else prompts.detections.resolve(),
@@ -69,7 +70,7 @@ def segment_bulk(
         machine = replace(machine, threads=max(1, _cores() // workers))
     open_predictor = functools.partial(_open_predictor, machine, model)
     predictor = open_predictor()
-    plan = Plan.of(model_identity(predictor), model, inputs, collection, task)
+    plan = Plan.of(model_identity(predictor), model, named, collection, task)
     if overwrite and folder.is_dir():
         _remove_run(folder)
     claim_folder(folder, plan)
@@ -220,9 +221,9 @@ def _report(outcomes: Sequence[PartOutcome], folder: Path) -> None:
         outside = 1 - sum(one.model_seconds for one in outcomes) / sum(
             one.seconds * one.workers for one in outcomes
         )
-        say(
-            f"{_speed_text(images / seconds)} images per second and process; {outside:.0%} of the time outside the model"
-        )
+        speed = images / seconds
+        text = f"{speed:.1f}" if speed >= 1 else f"{speed:.2f}"
+        say(f"{text} images per second and process; {outside:.0%} of the time outside the model")
     broken = [one for one in outcomes if one.error is not None]
     if broken:
         raise ValueError(
@@ -236,7 +237,3 @@ def _report(outcomes: Sequence[PartOutcome], folder: Path) -> None:
             "cause, and run again with --overwrite"
         )
     say(f"masks: {folder}")
-
-
-def _speed_text(value: float) -> str:
-    return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
