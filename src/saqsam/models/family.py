@@ -79,6 +79,18 @@ class DecoderAttention(Protocol):
         ...
 
 
+class StabilityRule(NamedTuple):
+    """When a single mask is replaced by the best of the others: where its stability is below the threshold.
+
+    Attributes:
+        delta: The stability is the IoU of the masks at the thresholds `delta` and `-delta`.
+        threshold: Least stability.
+    """
+
+    delta: float
+    threshold: float
+
+
 class AttentionMacs(NamedTuple):
     """Multiply-accumulate operations (MACs) of one call of an attention.
 
@@ -141,6 +153,10 @@ class ModelFamily(ABC):
         before a model is quantized, and on the empty model that a packed checkpoint is loaded into. A model that is
         simplified already stays as it is.
         """
+
+    def stability_rule(self, config: Any) -> StabilityRule | None:
+        """Return when `select_masks` replaces a single mask by the best of the others; None if never."""
+        return None
 
     def plain_tensors(self, config: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the state dict of the model that `build` makes from that of a simplified one."""

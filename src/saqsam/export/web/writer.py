@@ -64,17 +64,11 @@ def write_web(
 
 def _model_details(config: Any) -> dict[str, Any]:
     """Return the sizes and rules of a model that the page needs beside its processor."""
-    spec = family_of(config).input_spec(config)
-    decoder = config.mask_decoder_config
-    stability = None
-    if getattr(decoder, "dynamic_multimask_via_stability", False):
-        stability = {
-            "delta": float(decoder.dynamic_multimask_stability_delta),
-            "threshold": float(decoder.dynamic_multimask_stability_thresh),
-        }
+    family = family_of(config)
+    spec, rule = family.input_spec(config), family.stability_rule(config)
     return {
         "side": spec.image_size,
         "mask_side": spec.mask_size,
         "pads_boxes": spec.pads_boxes,
-        "stability": stability,
+        "stability": None if rule is None else {name: float(value) for name, value in rule._asdict().items()},
     }

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Sam2Config, Sam2Model
 from transformers.models.sam2.modeling_sam2 import Sam2MultiScaleAttention
 
-from saqsam.models.family import AttentionMacs, Features, State, unflatten_image
+from saqsam.models.family import AttentionMacs, Features, StabilityRule, State, unflatten_image
 from saqsam.models.format import ModelFormat
 from saqsam.models.sam2.attention import to_quant_attention
 from saqsam.models.sam2.folding import fold, unfold
@@ -119,14 +119,18 @@ class Sam2Family(TwoWayFamily):
         self, config: Sam2Config, logits: Tensor, ious: Tensor, multimask_output: bool
     ) -> tuple[Tensor, Tensor]:
         """Select the single mask, or the best of the others where it is unstable, as the decoder's options say."""
-        decoder = config.mask_decoder_config
-        if multimask_output or not decoder.dynamic_multimask_via_stability:
+        rule = self.stability_rule(config)
+        if multimask_output or rule is None:
             return super().select_masks(config, logits, ious, multimask_output)
-        return select_by_stability(
-            logits,
-            ious,
-            decoder.dynamic_multimask_stability_delta,
-            decoder.dynamic_multimask_stability_thresh,
+        return select_by_stability(logits, ious, rule.delta, rule.threshold)
+
+    def stability_rule(self, config: Sam2Config) -> StabilityRule | None:
+        """Return the decoder's options of the dynamic multimask."""
+        decoder = config.mask_decoder_config
+        if not decoder.dynamic_multimask_via_stability:
+            return None
+        return StabilityRule(
+            decoder.dynamic_multimask_stability_delta, decoder.dynamic_multimask_stability_thresh
         )
 
     def output_tokens(self, model: Sam2Model) -> Tensor:
