@@ -7,9 +7,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from budget_tables import allocations, bit_errors, budget
-from evaluation_tables import evaluate_cost, tasks
+from evaluation_tables import agreement, bulk, evaluate_cost, sensitivity, tasks
 from image_size_tables import image_size, image_size_latency
-from saqsam.models.parts import PART_LABELS
 from table_text import DATA, METHODS, listed, markdown, method_label, ordered, signed
 
 SAM_B_DECODER = ["SAM-B, published", "queries and keys", "177", "", "about 100"]
@@ -338,49 +337,6 @@ def _speed_rows(lines: Sequence[Mapping[str, str]]) -> list[list[str]] | None:
         label = _VARIANTS.get(variant, f"saqsam `{variant}`")
         rows.append([_RUNTIMES[runtime], label, *times, encoder["peak_gib"], f"{size:.0f}" if size else ""])
     return rows
-
-
-def sensitivity(lines: Sequence[Mapping[str, str]]) -> str:
-    """Tabulate the IoU with the float masks of each part alone, and of all but the part, the worst alone first."""
-    if not lines:
-        return ""
-    first = lines[0]
-    title = (
-        f"**{first['model']}**, `{first['recipe']}`, {first['objects']} objects in {first['images']} images of "
-        f"{first['data']}; IoU with the float masks of all parts together: {float(first['all']):.3f}"
-    )
-    rows = [
-        [PART_LABELS[line["part"]], f"{float(line['alone']):.3f}", f"{float(line['without']):.3f}"]
-        for line in sorted(lines, key=lambda line: float(line["alone"]))
-    ]
-    return f"{title}\n\n{markdown(['part', 'quantized alone', 'all but this quantized'], rows, right=2)}"
-
-
-def agreement(lines: Sequence[Mapping[str, str]]) -> str:
-    """Tabulate the IoU between the masks of exports and those of their float model."""
-    heading = ["model", "export", "mean IoU", "change (95 % interval)", "IoU with float masks", ">= 0.9"]
-    rows = []
-    for line in lines:
-        change = float(line["miou"]) - float(line["float_miou"])
-        interval = f"{signed(float(line['change_low']))} to {signed(float(line['change_high']))}"
-        cells = [
-            f"{float(line['miou']):.3f}",
-            f"{signed(change)} ({interval})",
-            f"{float(line['mask_iou']):.3f}",
-        ]
-        rows.append([line["model"], f"`{line['recipe']}`", *cells, f"{float(line['share_above_90']):.1%}"])
-    return markdown(heading, rows, right=4) if rows else ""
-
-
-def bulk(lines: Sequence[Mapping[str, str]]) -> str:
-    """Tabulate images per second and memory of bulk runs."""
-    heading = ["export", "prompts", "images", "images/s", "outside the model", "peak MiB", "growth MiB"]
-    rows = []
-    for line in lines:
-        outside = f"{float(line['outside_model']):.0%}" if line["outside_model"] else ""
-        cells = [line["images_per_s"], outside, line["peak_mib"], line["growth_mib"]]
-        rows.append([f"`{line['model']}`", line["prompts"], f"{int(line['images']):,}", *cells])
-    return markdown(heading, rows, right=5) if rows else ""
 
 
 OTHER_TABLES: dict[str, tuple[str, Callable[[Sequence[Mapping[str, str]]], str]]] = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from saqsam.bulk.attempts import MOST_DEATHS, Attempts
-from saqsam.bulk.pipeline import Lanes, Pipeline
+from saqsam.bulk.pipeline import Parallelism, Pipeline
 from saqsam.inference.generator_options import GeneratorOptions
 from saqsam.inference.predictor import Predictor
 from saqsam.segmentation.objects import SegmentedImage
@@ -21,7 +21,7 @@ from support.coco_folder import picture
 from support.tiny_sam import tiny_processor, tiny_sam
 
 PROMPTS = (Prompt(box=(2.0, 2.0, 14.0, 12.0)), Prompt(points=((5.0, 6.0),), labels=(1,)))
-LANES = [Lanes(), Lanes(workers=3, readers=2), Lanes(workers=1, readers=3, batch=4), Lanes(2, 2, 3)]
+SETTINGS = [Parallelism(*numbers) for numbers in ((1, 2, 1), (3, 2, 1), (1, 3, 4), (2, 2, 3))]
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +49,11 @@ def no_attempts(tmp_path: Path) -> Attempts:
     return Attempts(tmp_path / "attempts")
 
 
-@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("parallelism", SETTINGS)
 def test_results_are_those_of_one_image_after_another(
-    predictor: Predictor, tmp_path: Path, lanes: Lanes
+    predictor: Predictor, tmp_path: Path, parallelism: Parallelism
 ) -> None:
-    with Pipeline(predictor, Task(PROMPTS), lanes) as pipeline:
+    with Pipeline(predictor, Task(PROMPTS), parallelism) as pipeline:
         found = list(pipeline.segment(sources(9, bad=(4, 5)), no_attempts(tmp_path)))
     assert [result.image_id for result in found] == [*range(1, 10)]
     for result in found:
@@ -71,14 +71,14 @@ def test_results_are_those_of_one_image_after_another(
 @pytest.mark.parametrize("tiling", [None, Tiling(16, 4)])
 def test_everything_in_images(predictor: Predictor, tmp_path: Path, tiling: Tiling | None) -> None:
     task = Task(generator=GeneratorOptions(2, 0.0, 0.0), tiling=tiling)
-    with Pipeline(predictor, task, Lanes(2, 2, 2)) as pipeline:
+    with Pipeline(predictor, task, Parallelism(2, 2, 2)) as pipeline:
         found = list(pipeline.segment(sources(4), no_attempts(tmp_path)))
     assert all(isinstance(result, SegmentedImage) and result.objects for result in found)
 
 
 def test_a_prompt_outside_its_image_fails_that_image_alone(predictor: Predictor, tmp_path: Path) -> None:
     task = Task((Prompt(points=((5.0, 21.5),), labels=(1,)),))
-    with Pipeline(predictor, task, Lanes(batch=3)) as pipeline:
+    with Pipeline(predictor, task, Parallelism(batch=3)) as pipeline:
         found = list(pipeline.segment(sources(3), no_attempts(tmp_path)))
     assert [isinstance(result, SegmentedImage) for result in found] == [False, True, True]
     assert "expected one inside" in found[0].error
@@ -93,8 +93,8 @@ def test_few_images_are_in_memory(predictor: Predictor, tmp_path: Path) -> None:
             begun += 1
             yield source
 
-    lanes = Lanes(workers=2, readers=2, batch=2)
-    with Pipeline(predictor, Task(PROMPTS), lanes) as pipeline:
+    parallelism = Parallelism(workers=2, readers=2, batch=2)
+    with Pipeline(predictor, Task(PROMPTS), parallelism) as pipeline:
         for number, _ in enumerate(pipeline.segment(counted(), no_attempts(tmp_path)), 1):
             assert begun - number <= 20
 
@@ -103,7 +103,10 @@ def test_a_reader_that_has_a_bug_ends_the_run(predictor: Predictor, tmp_path: Pa
     def read() -> Pixels:
         raise TypeError("a bug")
 
-    with Pipeline(predictor, Task(PROMPTS), Lanes()) as pipeline, pytest.raises(TypeError, match="a bug"):
+    with (
+        Pipeline(predictor, Task(PROMPTS), Parallelism()) as pipeline,
+        pytest.raises(TypeError, match="a bug"),
+    ):
         list(pipeline.segment([*sources(2), ImageSource(3, "3.png", read)], no_attempts(tmp_path)))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("saqsam-")]
 
@@ -131,13 +134,13 @@ def test_only_a_killed_process_leaves_suspects(tmp_path: Path) -> None:
 def test_an_image_that_kills_the_process_is_set_aside(predictor: Predictor, tmp_path: Path) -> None:
     path = tmp_path / "attempts"
     path.write_text("begin\n+1\n-1\n+2\n" * MOST_DEATHS)
-    with Pipeline(predictor, Task(PROMPTS), Lanes()) as pipeline:
+    with Pipeline(predictor, Task(PROMPTS), Parallelism()) as pipeline:
         found = list(pipeline.segment(sources(3), Attempts(path)))
     assert [isinstance(result, SegmentedImage) for result in found] == [True, False, True]
     assert "killed" in found[1].error
 
 
 @pytest.mark.parametrize("wrong", [{"workers": 0}, {"readers": 0}, {"batch": -1}])
-def test_lanes_of_none_are_refused(wrong: dict[str, int]) -> None:
+def test_parallelism_of_none_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="expected at least 1"):
-        Lanes(**wrong)
+        Parallelism(**wrong)

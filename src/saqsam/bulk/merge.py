@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow.parquet as pq
 
 from saqsam.bulk.plan import finished_parts, part_path, read_plan
-from saqsam.bulk.table import SCHEMA, Failure, Result, read_part
+from saqsam.bulk.table import SCHEMA, Failure, Result, open_part, read_part
 from saqsam.segmentation.formats.coco import coco_pieces
-from saqsam.segmentation.objects import NO_CATEGORIES, SegmentedImage
+from saqsam.segmentation.objects import OBJECT, SegmentedImage
 from saqsam.utils.errors import shorten_names
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Counts and categories of a run.
+
+    Attributes:
+        images: Images that did not fail.
+        failures: Images that failed.
+        category_numbers: A number for each category by name, where images use one number for different ones; else None.
+    """
+
+    images: int
+    failures: int
+    category_numbers: Mapping[str, int] | None
 
 
 class BulkFolder:
@@ -53,30 +68,21 @@ class BulkFolder:
 
     def images(self, *, masks: bool = True) -> Iterator[SegmentedImage]:
         """Yield the images that did not fail, with the categories of the whole run."""
-        numbers = self._category_numbers
+        numbers = self.survey.category_numbers
         for result in self.results(masks=masks):
-            if isinstance(result, Failure):
-                continue
-            if numbers is None:
-                yield result
-                continue
-            own = {number: numbers[name] for number, name in result.categories.items()}
-            objects = tuple(
-                replace(one, category_id=own.get(one.category_id, one.category_id)) for one in result.objects
-            )
-            categories = {numbers[name]: name for name in result.categories.values()}
-            yield replace(result, objects=objects, categories=categories)
+            if isinstance(result, SegmentedImage):
+                yield result if numbers is None else _renumbered(result, numbers)
 
     @functools.cached_property
-    def _category_numbers(self) -> Mapping[str, int] | None:
-        return _number_categories(self.results(masks=False))
+    def survey(self) -> Survey:
+        """Counts and categories of all parts."""
+        return _survey(self.results(masks=False))
 
     def write_parquet(self, file: BinaryIO) -> None:
         """Write all rows as one Parquet file, a group of rows at a time."""
         with pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
             for path in self._paths:
-                next(read_part(path, masks=False), None)  # checks the columns
-                with pq.ParquetFile(path) as part:
+                with open_part(path) as part:
                     for group in range(part.num_row_groups):
                         writer.write_table(part.read_row_group(group))
 
@@ -88,23 +94,30 @@ class BulkFolder:
         for piece in pieces:
             file.write(piece.encode())
 
-    def count(self) -> tuple[int, int]:
-        """Return the number of images that did not fail, and of those that did."""
-        failed = [isinstance(result, Failure) for result in self.results(masks=False)]
-        return len(failed) - sum(failed), sum(failed)
 
-
-def _number_categories(results: Iterable[Result]) -> Mapping[str, int] | None:
-    """Return a number for each category if images use one number for different ones; else None."""
+def _survey(results: Iterable[Result]) -> Survey:
     names: dict[int, str] = {}
     seen: set[str] = set()
-    is_unique = True
+    images, failures, is_unique = 0, 0, True
     for result in results:
-        if isinstance(result, SegmentedImage):
-            for number, name in result.categories.items():
-                is_unique &= names.setdefault(number, name) == name
-                seen.add(name)
+        if isinstance(result, Failure):
+            failures += 1
+            continue
+        images += 1
+        for number, name in result.categories.items():
+            is_unique &= names.setdefault(number, name) == name
+            seen.add(name)
     is_unique &= len(set(names.values())) == len(names)
-    if is_unique:
-        return None
-    return {name: number for number, name in enumerate(sorted(seen), min(NO_CATEGORIES))}
+    numbers = None if is_unique else {name: number for number, name in enumerate(sorted(seen), OBJECT)}
+    return Survey(images, failures, numbers)
+
+
+def _renumbered(image: SegmentedImage, numbers: Mapping[str, int]) -> SegmentedImage:
+    """Return an image with other numbers for its categories, by name."""
+    own = {number: numbers[name] for number, name in image.categories.items()}
+    objects = tuple(
+        replace(one, category_id=own.get(one.category_id, one.category_id)) for one in image.objects
+    )
+    return replace(
+        image, objects=objects, categories={numbers[name]: name for name in image.categories.values()}
+    )

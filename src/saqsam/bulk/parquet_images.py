@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from saqsam.bulk.tar_images import box_prompt
 from saqsam.data.images import read_image_bytes
+from saqsam.segmentation.prompt_files import parse_coco_box
 from saqsam.segmentation.prompts import Prompt
 from saqsam.segmentation.sources import ImageSource, Pixels
 from saqsam.utils.errors import shorten_message, shorten_names
@@ -108,7 +108,7 @@ def _reader(content: Any, name: str, objects: Any) -> Callable[[], Pixels]:
         if not isinstance(content, bytes):
             raise ValueError(f"{name}: expected the bytes of an image file, got {type(content).__name__}")
         boxes = objects.get("bbox") if isinstance(objects, dict) else None
-        prompts: tuple[Prompt, ...] = tuple(box_prompt(box, name) for box in boxes or ())
+        prompts: tuple[Prompt, ...] = tuple(parse_coco_box(box, name) for box in boxes or ())
         return (*read_image_bytes(content, name), prompts)
 
     return read

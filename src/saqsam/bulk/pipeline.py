@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -28,8 +28,8 @@ from saqsam.segmentation.prompts import Prompt
 from saqsam.segmentation.run import Task, choose_prompts, segment_image
 from saqsam.segmentation.sources import ImageSource
 from saqsam.utils.errors import shorten_message
+from saqsam.utils.map_ahead import map_ahead
 
-_Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
 
 POISON = (ValueError, MemoryError, torch.OutOfMemoryError)
@@ -37,7 +37,7 @@ POISON = (ValueError, MemoryError, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True)
-class Lanes:
+class Parallelism:
     """Numbers of threads and images of a pipeline.
 
     Attributes:
@@ -76,23 +76,23 @@ class Pipeline:
     Args:
         predictor: The predictor. Its current image may change.
         task: The task.
-        lanes: Numbers of threads and images.
+        parallelism: Numbers of threads and images.
 
     Attributes:
         clock: Time that the model has taken.
         notes: Number of images by assumption that was made when they were read.
     """
 
-    def __init__(self, predictor: Predictor, task: Task, lanes: Lanes) -> None:
+    def __init__(self, predictor: Predictor, task: Task, parallelism: Parallelism) -> None:
         self.clock = ModelClock(predictor.backend)
         self.notes: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._predictor = Predictor(
             self.clock, predictor.processor, prompts_at_once=predictor.prompts_at_once
         )
-        self._task, self._lanes = task, lanes
-        self._readers = ThreadPoolExecutor(lanes.readers, "saqsam-read")
-        self._workers = ThreadPoolExecutor(lanes.workers, "saqsam-segment")
+        self._task, self._parallelism = task, parallelism
+        self._readers = ThreadPoolExecutor(parallelism.readers, "saqsam-read")
+        self._workers = ThreadPoolExecutor(parallelism.workers, "saqsam-segment")
 
     def __enter__(self) -> Pipeline:
         return self
@@ -108,7 +108,7 @@ class Pipeline:
             images: The images.
             attempts: Journal in which images in hand are recorded, and which names those that kill a process.
         """
-        lanes = self._lanes
+        parallelism = self._parallelism
 
         def read(source: ImageSource) -> _Read | Failure:
             if attempts.is_deadly(source.image_id):
@@ -118,10 +118,10 @@ class Pipeline:
             attempts.begin(source.image_id)
             return _guard(source, lambda: self._read(source))
 
-        ahead = lanes.readers + lanes.workers * lanes.batch
-        read_images = _map_ahead(self._readers, read, images, ahead)
-        batches = iter(lambda: tuple(itertools.islice(read_images, lanes.batch)), ())
-        for results in _map_ahead(self._workers, self._segment_batch, batches, 2 * lanes.workers):
+        ahead = parallelism.readers + parallelism.workers * parallelism.batch
+        read_images = map_ahead(self._readers, read, images, ahead)
+        batches = iter(lambda: tuple(itertools.islice(read_images, parallelism.batch)), ())
+        for results in map_ahead(self._workers, self._segment_batch, batches, 2 * parallelism.workers):
             for result in results:
                 attempts.end(result.image_id)
                 yield result
@@ -162,7 +162,7 @@ class Pipeline:
         return SegmentedImage(source.image_id, source.name, size, tuple(objects), source.path, one.categories)
 
 
-class ModelClock(Backend):
+class ModelClock:
     """A backend that adds up the time spent in it, over all threads.
 
     Attributes:
@@ -203,20 +203,3 @@ def _guard(source: ImageSource, make: Callable[[], _Made]) -> _Made | Failure:
     except POISON as error:
         message = shorten_message(error) or type(error).__name__
         return Failure(source.image_id, source.name, message)
-
-
-def _map_ahead(
-    pool: ThreadPoolExecutor, function: Callable[[_Item], _Made], items: Iterable[_Item], ahead: int
-) -> Iterator[_Made]:
-    """Yield the function's values in order, with up to `ahead` calls begun before their turn."""
-    waiting: deque[Future[_Made]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()

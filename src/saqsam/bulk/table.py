@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ SCHEMA = pa.schema(
 """Columns. `counts` are COCO's compressed run lengths of an image of `height` x `width`, `bbox` is [x, y, width,
 height], and `score` the confidence of a detector. An image without masks has one row, with null from `category_id` to
 `stability_score`; `error` says why if it failed."""
+
+_LIGHT_COLUMNS = ["image_id", "image", "height", "width", "category_id", "category", "error"]
+"""Columns that suffice for images without their masks."""
 
 ROWS_PER_GROUP = 4096
 
@@ -124,18 +128,25 @@ def read_part(path: Path, *, masks: bool = True) -> Iterator[Result]:
     Raises:
         CheckpointError: The file is damaged or has other columns.
     """
-    columns = (
-        list(SCHEMA.names)
-        if masks
-        else ["image_id", "image", "height", "width", "category_id", "category", "error"]
-    )
+    columns = list(SCHEMA.names) if masks else _LIGHT_COLUMNS
+    with open_part(path) as file:
+        rows = (row for batch in file.iter_batches(1024, columns=columns) for row in batch.to_pylist())
+        yield from _results(rows, masks=masks)
+
+
+@contextmanager
+def open_part(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open the file of a part.
+
+    Raises:
+        CheckpointError: The file is damaged or has other columns.
+    """
     try:
         with pq.ParquetFile(path) as file:
             if not file.schema_arrow.equals(SCHEMA):
                 raise CheckpointError(f"{path}: expected the columns of saqsam segment, got others")
-            rows = (row for batch in file.iter_batches(1024, columns=columns) for row in batch.to_pylist())
-            yield from _results(rows, masks=masks)
-    except (pa.ArrowException, OSError) as error:
+            yield file
+    except pa.ArrowException as error:
         raise CheckpointError(f"{path}: damaged Parquet file: {shorten_message(error)}") from error
 
 

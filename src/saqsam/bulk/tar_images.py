@@ -8,16 +8,14 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from saqsam.data.images import IMAGE_SUFFIXES, read_image_bytes
-from saqsam.data.json_fields import is_finite
 from saqsam.segmentation.objects import NO_CATEGORIES
-from saqsam.segmentation.prompt_files import parse_prompts
+from saqsam.segmentation.prompt_files import parse_coco_box, parse_prompts
 from saqsam.segmentation.prompts import Prompt
 from saqsam.segmentation.sources import ImageSource, Pixels
 from saqsam.segmentation.writer import check_names
-from saqsam.utils.errors import shorten, shorten_message
+from saqsam.utils.errors import shorten_message
 
 IDS_PER_ARCHIVE = 10_000_000
 """Distance of the image ids of two archives, since only reading one tells how many images it holds."""
@@ -133,7 +131,7 @@ class _Prompts:
         if not isinstance(annotations, list):
             raise ValueError(f"{where}: expected a list of prompts, or an object with annotations")
         boxes = [one.get("bbox") if isinstance(one, dict) else None for one in annotations]
-        self._prompts = tuple(box_prompt(box, where) for box in boxes)
+        self._prompts = tuple(parse_coco_box(box, where) for box in boxes)
 
 
 def _reader(content: bytes, name: str, prompts: _Prompts) -> Callable[[], Pixels]:
@@ -144,19 +142,3 @@ def _reader(content: bytes, name: str, prompts: _Prompts) -> Callable[[], Pixels
         return (*read_image_bytes(content, name), found)
 
     return read
-
-
-def box_prompt(bbox: Any, where: str) -> Prompt:
-    """Return the prompt of a COCO box.
-
-    Args:
-        bbox: [x, y, width, height] in pixels.
-        where: What the box belongs to, for messages.
-
-    Raises:
-        ValueError: It has another form.
-    """
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_finite, bbox)):
-        raise ValueError(f"{where}: expected a bbox [x, y, width, height], got {shorten(bbox)}")
-    x, y, width, height = map(float, bbox)
-    return Prompt(box=(x, y, x + width, y + height))

@@ -12,7 +12,7 @@ import torch
 
 from saqsam.bulk.attempts import Attempts
 from saqsam.bulk.collections import Inputs
-from saqsam.bulk.pipeline import Lanes, Pipeline
+from saqsam.bulk.pipeline import Parallelism, Pipeline
 from saqsam.bulk.plan import Plan, attempts_path, part_path
 from saqsam.bulk.table import Failure, Result, write_part
 from saqsam.evaluation.fingerprint import model_identity
@@ -99,8 +99,8 @@ class PartWorker:
             raise ValueError("images: expected those that the run was begun with, found others here")
         is_gpu = self._predictor.device.type != "cpu"
         readers = max(2, min(MOST_READERS, os.cpu_count() or 1))
-        self._lanes = Lanes(job.workers, readers, job.batch or (GPU_BATCH if is_gpu else 1))
-        if self._lanes.workers > 1:
+        self._parallelism = Parallelism(job.workers, readers, job.batch or (GPU_BATCH if is_gpu else 1))
+        if self._parallelism.workers > 1:
             torch.set_num_threads(1)  # each worker resizes its masks itself
 
     def run(self, part: int, on_image: Callable[[Result], None] | None = None) -> PartOutcome:
@@ -117,7 +117,7 @@ class PartWorker:
         counts = _Counts()
         attempts = Attempts(attempts_path(folder, part))
         start = time.perf_counter()
-        with Pipeline(self._predictor, job.task, self._lanes) as pipeline:
+        with Pipeline(self._predictor, job.task, self._parallelism) as pipeline:
             try:
                 with attempts.recording():
                     results = pipeline.segment(self._collection.images(part), attempts)
@@ -139,7 +139,7 @@ class PartWorker:
                 tuple(pipeline.notes.items()),
                 seconds,
                 pipeline.clock.seconds,
-                self._lanes.workers,
+                self._parallelism.workers,
             )
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from saqsam.cli import options, parameters
+from saqsam.cli import options, parameters, segment_options
 from saqsam.cli.checks import (
     check_bulk,
     check_checkpoint,
@@ -175,10 +175,10 @@ def segment(
     model: parameters.ModelArgument,
     inputs: parameters.ImagesArgument,
     *,
-    prompts: options.SegmentPrompts,
-    generator: options.GeneratorOptions,
-    outputs: options.SegmentOutputs,
-    bulk: options.BulkOptions,
+    prompts: segment_options.SegmentPrompts,
+    generator: segment_options.GeneratorOptions,
+    outputs: segment_options.SegmentOutputs,
+    bulk: segment_options.BulkOptions,
     image_size: parameters.ImageSizeOption = None,
     device: parameters.DeviceOption = "auto",
     runtime: parameters.RuntimeOption = None,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from saqsam.cli.help_texts import alternatives
 from saqsam.cli.option_groups import TaskOptions, option_name
-from saqsam.cli.options import ENGINES, RAY, BulkOptions, SegmentOutputs, SegmentPrompts
+from saqsam.cli.segment_options import ENGINES, RAY, BulkOptions, SegmentOutputs, SegmentPrompts
 from saqsam.evaluation.registry import check_task_options
 from saqsam.report.choices import FORMS
 from saqsam.segmentation.formats.registry import MaskFormat, output_path

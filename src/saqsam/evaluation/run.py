@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from saqsam.inference.backend import Backend
 from saqsam.inference.predictor import Predictor
 from saqsam.utils import ranks
 from saqsam.utils.arithmetic import float32_arithmetic
+from saqsam.utils.map_ahead import map_ahead
 from saqsam.utils.progress import Progress
 
 WORKERS = 2
@@ -213,15 +214,7 @@ def _read_ahead(dataset: Dataset, indices: Sequence[int], workers: int) -> Itera
             yield index, dataset[index]
         return
     with ThreadPoolExecutor(workers) as pool:
-        waiting: list[Future[Sample]] = []
-        try:
-            for place, index in enumerate(indices):
-                for ahead in indices[place + len(waiting) : place + 1 + workers]:
-                    waiting.append(pool.submit(dataset.__getitem__, ahead))
-                yield index, waiting.pop(0).result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        yield from zip(indices, map_ahead(pool, dataset.__getitem__, indices, workers), strict=True)
 
 
 def count_images(dataset: Dataset, limit: int | None) -> int:

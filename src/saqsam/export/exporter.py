@@ -86,15 +86,12 @@ def export_model(
     metadata = {"saqsam_checkpoint": source.checkpoint}
     if source.recipe is not None:
         metadata = {"saqsam_recipe": source.recipe.to_json(), **metadata}
-    options: dict[str, Any] = {} if opset is None else {"opset": opset}
-    if free_batch:
-        options["free_batch"] = True
-    if web_runtime is not None:
-        options["web_runtime"] = web_runtime
+    options: dict[str, Any] = {"opset": opset, "free_batch": free_batch or None, "web_runtime": web_runtime}
+    given = {name: value for name, value in options.items() if value is not None}
     with atomic_folder(folder) as partial:
         if layout == OWN_LAYOUT:
             write = FORMATS[format].load_writer()
-            details = write(model, partial, metadata, single_mask=single_mask, **options)
+            details = write(model, partial, metadata, single_mask=single_mask, **given)
             names = sorted(FORMATS[format].file_names())
             processor.save_pretrained(partial)
         else:
@@ -102,7 +99,7 @@ def export_model(
 
             single_mask = contract_of(layout, model.config).single_mask
             description = source.describe(plain, processor_fields(processor))
-            names, details = write_layout(model, partial, layout, description, metadata, **options)
+            names, details = write_layout(model, partial, layout, description, metadata, **given)
         manifest = Manifest(
             format=format,
             layout=layout,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
 import torch
@@ -134,14 +132,16 @@ def upscale_logits(
         [P, C, H, W], bool (logit > `MASK_THRESHOLD`) or float32.
     """
     height, width = original_size
-    if low_res_masks.device.type == "cpu" and max(height, width) <= _MOST_OPENCV_PIXELS:
-        return _upscale_by_opencv(
-            processor, low_res_masks, original_size, input_size, return_logits=return_logits
-        )
-    at_once = max(1, MAX_UPSCALED_PIXELS // max(height * width, input_side(processor) ** 2))
     flat = low_res_masks.flatten(0, 1)[:, None]  # [P * C, 1, 4h, 4w]
     dtype = torch.float32 if return_logits else torch.bool
     result = torch.empty((len(flat), height, width), dtype=dtype, device=flat.device)
+    if flat.device.type == "cpu" and max(height, width) <= _MOST_OPENCV_PIXELS:
+        side = None if is_stretched(processor) else input_side(processor)
+        for one, upscaled in zip(flat[:, 0].detach().float().numpy(), result.numpy(), strict=True):
+            logits = _upscale_by_opencv(one, side, input_size, original_size)
+            upscaled[:] = logits if return_logits else logits > MASK_THRESHOLD
+        return result.reshape(*low_res_masks.shape[:2], height, width)
+    at_once = max(1, MAX_UPSCALED_PIXELS // max(height * width, input_side(processor) ** 2))
     for start in range(0, len(flat), at_once):
         (masks,) = processor.image_processor.post_process_masks(
             [flat[start : start + at_once]],
@@ -155,29 +155,19 @@ def upscale_logits(
 
 
 def _upscale_by_opencv(
-    processor: SamProcessor,
-    low_res_masks: torch.Tensor,
-    original_size: tuple[int, int],
-    input_size: tuple[int, int],
-    *,
-    return_logits: bool,
-) -> torch.Tensor:
-    """Upscale logits on the CPU, as `upscale_logits`."""
+    logits: NDArray[np.float32], side: int | None, input_size: tuple[int, int], original_size: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Upscale the logits [4h, 4w] of one mask to [H, W].
+
+    Args:
+        logits: The logits.
+        side: Side of the square input that they cover; None where images are stretched to it.
+        input_size: (height, width) of the resized image within the square input.
+        original_size: (height, width) of the image.
+    """
+    if side is not None:
+        square = cv2.resize(logits, (side, side), interpolation=cv2.INTER_LINEAR)
+        logits = square[: input_size[0], : input_size[1]]
     height, width = original_size
-    side = input_side(processor)
-    flat = low_res_masks.flatten(0, 1).float().numpy()
-    result: NDArray[Any] = np.empty((len(flat), height, width), np.float32 if return_logits else np.bool_)
-    for one, upscaled in zip(flat, result, strict=True):
-        logits = one
-        if not is_stretched(processor):
-            square = cv2.resize(logits, (side, side), interpolation=cv2.INTER_LINEAR)
-            logits = square[: input_size[0], : input_size[1]]
-        if return_logits:
-            cv2.resize(logits, (width, height), dst=upscaled, interpolation=cv2.INTER_LINEAR)
-        else:
-            np.greater(
-                cv2.resize(logits, (width, height), interpolation=cv2.INTER_LINEAR),
-                MASK_THRESHOLD,
-                out=upscaled,
-            )
-    return torch.from_numpy(result).reshape(*low_res_masks.shape[:2], height, width)
+    upscaled: NDArray[np.float32] = cv2.resize(logits, (width, height), interpolation=cv2.INTER_LINEAR)
+    return upscaled

@@ -8,7 +8,6 @@ derived again, as it was at first, from the float model and the calibration imag
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,7 +23,7 @@ from saqsam.models.structure import PROBABILITIES
 from saqsam.ptq.bimodal import find_signs, integrate_bimodal, merged_observers
 from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_images import choose_calibration_images
-from saqsam.ptq.pipeline import prepare_equalized
+from saqsam.ptq.pipeline import prepare_equalized, working_copy
 from saqsam.quant.layers import PackedTensor
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.progress import Progress
@@ -57,8 +56,7 @@ def make_reference(
 ) -> Reference:
     """Prepare a float model as `quantize` does before it rounds anything; arguments are those of `quantize`."""
     plan = plan_quantization(model.config, recipe)
-    made = copy.deepcopy(model).eval().float()
-    plan.family.simplify(made)
+    made = working_copy(model, recipe)
     round_float_parameters(made, plan)
     images = choose_calibration_images(
         made, processor, calibration, recipe.calibration, detections=detections, progress=progress

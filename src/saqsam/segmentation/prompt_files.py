@@ -138,6 +138,22 @@ def parse_prompts(entries: Sequence[Any], where: str) -> tuple[tuple[Prompt, ...
     return tuple(prompts), {number: name for name, number in numbers.items()} or NO_CATEGORIES
 
 
+def parse_coco_box(bbox: Any, where: str) -> Prompt:
+    """Parse the `bbox` of a COCO annotation as a prompt.
+
+    Args:
+        bbox: [x, y, width, height] in pixels.
+        where: What the box belongs to, for messages.
+
+    Raises:
+        ValueError: The box has another form.
+    """
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_finite, bbox)):
+        raise ValueError(f"{where}: expected a bbox [x, y, width, height], got {shorten(bbox)}")
+    x, y, width, height = map(float, bbox)
+    return Prompt(box=(x, y, x + width, y + height))
+
+
 def _numbered(prompt: Prompt, category: str, numbers: dict[str, int]) -> Prompt:
     """Return a prompt with the number of its category, which gets the next number if it is new."""
     return replace(prompt, category_id=numbers.setdefault(category, len(numbers) + 1))

@@ -18,8 +18,8 @@ from saqsam.bulk.table import Result
 from saqsam.bulk.worker import Job, PartOutcome, PartWorker
 from saqsam.cli.commands.segment import NO_PROMPTS, Machine, make_task, warn_of_failures
 from saqsam.cli.inputs import usable_device
-from saqsam.cli.options import IMAGES_PER_FILE, RAY, BulkOptions, SegmentOutputs, SegmentPrompts
 from saqsam.cli.progress import progress_phases
+from saqsam.cli.segment_options import IMAGES_PER_FILE, RAY, BulkOptions, SegmentOutputs, SegmentPrompts
 from saqsam.cli.terminal import say, warn
 from saqsam.evaluation.fingerprint import model_identity
 from saqsam.export import is_export

@@ -21,7 +21,7 @@ def merge(
     if run.missing:
         warn(f"{len(run.missing)} of {run.plan.parts} parts are missing")
     with claim_output(target, overwrite=overwrite) as output, busy(f"merging {folder}"):
-        images, failed = run.count()
+        images, failed = run.survey.images, run.survey.failures
         with atomic_file(output.staged) as file:
             if form.name == PARQUET:
                 run.write_parquet(file)

@@ -14,9 +14,9 @@ from transformers import SamModel, SamProcessor
 from saqsam.cli.checks import parse_numbers, parse_point
 from saqsam.cli.inputs import open_model
 from saqsam.cli.integer_layers import measure_integers, print_integers
-from saqsam.cli.options import SegmentOutputs, SegmentPrompts
 from saqsam.cli.outputs import Output, claim_output
 from saqsam.cli.progress import busy, progress_phases
+from saqsam.cli.segment_options import SegmentOutputs, SegmentPrompts
 from saqsam.cli.terminal import print_table, result_table, say, warn
 from saqsam.data.mask_pairs import read_mask
 from saqsam.evaluation.registry import GENERATOR_OPTIONS

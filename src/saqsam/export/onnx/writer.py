@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def write_onnx(
     single_mask: bool,
     opset: int = OPSET,
     free_batch: bool = False,
+    decoder_outputs: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Write encoder and decoder into a folder.
 
@@ -35,6 +37,7 @@ def write_onnx(
         single_mask: Let the decoder return one mask per prompt.
         opset: ONNX operator set.
         free_batch: Let the encoder take any number of images per call.
+        decoder_outputs: Outputs to keep of the decoder; None for all.
 
     Returns:
         The operator set, and the least versions of runtimes, for the manifest.
@@ -47,7 +50,10 @@ def write_onnx(
     writer.write_encoder(encoder, model, free_batch=free_batch)
     writer.write_decoder(decoder, model, single_mask=single_mask)
     onnx.save(encoder.model(metadata), folder / "encoder.onnx")
-    onnx.save(decoder.model(metadata), folder / "decoder.onnx")
+    made = decoder.model(metadata)
+    onnx.save(
+        made if decoder_outputs is None else keep_outputs(made, set(decoder_outputs)), folder / "decoder.onnx"
+    )
     return graph_details(encoder, decoder)
 
 

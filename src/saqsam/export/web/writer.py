@@ -6,12 +6,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import onnx
 from transformers import SamModel
 
 from saqsam.export.formats import PARTS
 from saqsam.export.manifest import LOW_RES_OUTPUTS
-from saqsam.export.onnx.writer import keep_outputs, write_onnx
+from saqsam.export.onnx.writer import write_onnx
 from saqsam.export.web.page import SAMPLES, local_page
 from saqsam.export.web.runtime import check_runtime_files, copy_runtime, runtime_details
 from saqsam.models.registry import family_of
@@ -42,10 +41,8 @@ def write_web(
         ValueError: The package is another version, or not onnxruntime-web.
     """
     runtime = None if web_runtime is None else check_runtime_files(web_runtime)
-    details = write_onnx(model, folder, metadata, single_mask=single_mask)
     # The page resizes the mask that it shows; the graph would resize all four.
-    decoder = folder / "decoder.onnx"
-    onnx.save(keep_outputs(onnx.load(decoder), set(LOW_RES_OUTPUTS)), decoder)
+    details = write_onnx(model, folder, metadata, single_mask=single_mask, decoder_outputs=LOW_RES_OUTPUTS)
     page = local_page()
     (folder / "samples").mkdir()
     for name, content in page.items():
