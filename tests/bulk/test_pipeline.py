@@ -3,13 +3,15 @@
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from saqsam.bulk.attempts import MOST_DEATHS, Attempts
+from saqsam.bulk.attempts import Attempts
 from saqsam.bulk.pipeline import Parallelism, Pipeline
+from saqsam.bulk.table import Failure, Result
 from saqsam.inference.generator_options import GeneratorOptions
 from saqsam.inference.predictor import Predictor
 from saqsam.segmentation.objects import SegmentedImage
@@ -111,33 +113,53 @@ def test_a_reader_that_has_a_bug_ends_the_run(predictor: Predictor, tmp_path: Pa
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("saqsam-")]
 
 
-def test_only_a_killed_process_leaves_suspects(tmp_path: Path) -> None:
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def test_only_a_killed_process_leaves_its_journal(tmp_path: Path) -> None:
     path = tmp_path / "attempts"
     with pytest.raises(KeyboardInterrupt), Attempts(path).recording():
         raise KeyboardInterrupt
     assert not path.exists()
-    for death in range(MOST_DEATHS):
+    assert not Attempts(path).has_crashed
+
+
+def test_the_image_that_crashes_the_process_is_skipped_and_none_of_those_read_ahead(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    path, begun = tmp_path / "attempts", []
+    found: list[Result] = []
+
+    def read_ahead() -> Iterator[ImageSource]:
+        for source in sources(12):
+
+            def read(source: ImageSource = source) -> Pixels:
+                if source.image_id == 6:
+                    at_death.write_bytes(path.read_bytes())
+                    raise Killed
+                return source.read()
+
+            yield replace(source, read=read)
+
+    at_death = tmp_path / "at_death"
+    for _ in range(6):
         attempts = Attempts(path)
-        assert not attempts.is_deadly(7)
-        with attempts.recording():
-            for number in (7, 8 + death):
-                attempts.begin(number)
-            attempts.begin(1)
-            attempts.end(1)
-            at_death = path.read_bytes()  # what a killed process leaves
-        path.write_bytes(at_death)
-    assert Attempts(path).is_deadly(7)
-    assert not Attempts(path).is_deadly(8)
-    assert not Attempts(path).is_deadly(1)
-
-
-def test_an_image_that_kills_the_process_is_set_aside(predictor: Predictor, tmp_path: Path) -> None:
-    path = tmp_path / "attempts"
-    path.write_text("begin\n+1\n-1\n+2\n" * MOST_DEATHS)
-    with Pipeline(predictor, Task(PROMPTS), Parallelism()) as pipeline:
-        found = list(pipeline.segment(sources(3), Attempts(path)))
-    assert [isinstance(result, SegmentedImage) for result in found] == [True, False, True]
-    assert "killed" in found[1].error
+        begun.append(attempts.has_crashed)
+        found = []
+        try:
+            with Pipeline(predictor, Task(PROMPTS), Parallelism(2, 3, 2)) as pipeline, attempts.recording():
+                found.extend(pipeline.segment(read_ahead(), attempts))
+        except Killed:
+            path.write_bytes(at_death.read_bytes())  # what a killed process leaves
+        else:
+            break
+    # The first attempt reads ahead; the two after it have this image alone in flight.
+    assert begun == [False, True, True, True]
+    assert [result.image_id for result in found] == [*range(1, 13)]
+    assert [result.image_id for result in found if isinstance(result, Failure)] == [6]
+    assert "crashed" in found[5].error
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("wrong", [{"workers": 0}, {"readers": 0}, {"batch": -1}])

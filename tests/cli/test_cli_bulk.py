@@ -278,3 +278,28 @@ def test_a_killed_run_is_resumed_to_the_same_files(packed: Path, photos: Path, t
     assert sorted(contents(out)) == [".part-000001.attempts", "part-000000.parquet", PLAN_FILE]
     assert_done(run(*arguments))
     assert contents(out) == contents(whole)
+
+
+@pytest.mark.slow
+def test_an_image_that_kills_the_process_is_skipped(packed: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "masks"
+    script = (
+        "import os, signal\n"
+        "from saqsam.cli.app import main\n"
+        "from saqsam.segmentation import sources\n"
+        "real = sources.read_image_with_notes\n"
+        "def read(path):\n"
+        "    if path.name == '3.png':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(path)\n"
+        "sources.read_image_with_notes = read\n"
+        "main()\n"
+    )
+    arguments = ["segment", packed, photos, *BOX, "--format", "parquet", "--out", out]
+    codes = [
+        subprocess.run([sys.executable, "-c", script, *map(str, arguments)], check=False).returncode
+        for _ in range(4)
+    ]
+    assert codes == [-9, -9, -9, 0]
+    failed = [one for one in read_part(out / "part-000000.parquet") if isinstance(one, Failure)]
+    assert [(one.name, "crashed" in one.error) for one in failed] == [("3.png", True)]

@@ -1,4 +1,4 @@
-"""What a process had in hand when it died, so that an image that kills it every time is set aside."""
+"""Journal of the images in flight, which finds the image that crashes the process."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-MOST_DEATHS = 3
-"""Deaths with an image in hand after which the image is set aside."""
+MOST_CRASHES = 2
+"""Crashes with no other image in flight after which an image is skipped."""
 
 _BEGIN = "begin"
 
@@ -18,22 +18,26 @@ _BEGIN = "begin"
 class Attempts:
     """Journal of one part: a line when an image is begun, and one when it is done.
 
-    Only a killed process leaves images begun and not done: an exception, such as that of Ctrl-C, closes the journal.
-    The images of a dead process are suspects. The one that kills is in hand at every death.
+    A killed process leaves the images that were in flight. Several may be, because images are read ahead, and the next
+    attempt would find the same ones in flight again. After a crash, a part should therefore be processed one image at a
+    time; an image that crashes the process alone is the cause. Exceptions, such as that of Ctrl-C, close the journal.
 
     Args:
-        path: The journal. It is removed with the part's last image, and kept for the next attempt otherwise.
+        path: The journal. Only a killed process leaves it behind.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
         self._handle: int | None = None
-        self._deaths = Counter(number for numbers in _in_hand(path) for number in numbers)
+        crashes = _crashes(path)
+        self.has_crashed = bool(crashes)
+        """Whether an earlier attempt was killed."""
+        self._alone = Counter(number for numbers in crashes if len(numbers) == 1 for number in numbers)
 
-    def is_deadly(self, image_id: int) -> bool:
-        """Return whether processes died with an image in hand `MOST_DEATHS` times."""
-        return self._deaths[image_id] >= MOST_DEATHS
+    def is_poison(self, image_id: int) -> bool:
+        """Return whether an image has crashed the process `MOST_CRASHES` times with no other in flight."""
+        return self._alone[image_id] >= MOST_CRASHES
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -62,8 +66,8 @@ class Attempts:
                 os.write(self._handle, f"{line}\n".encode())
 
 
-def _in_hand(path: Path) -> list[set[int]]:
-    """Return the images that each attempt had in hand at its end."""
+def _crashes(path: Path) -> list[set[int]]:
+    """Return the images that were in flight at the end of each attempt."""
     try:
         lines = path.read_text().splitlines()
     except (FileNotFoundError, UnicodeDecodeError):

@@ -79,7 +79,7 @@ class ListedImages:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a command line names as images; unlike a `Collection`, it can be sent to other processes.
+    """Names of images, archives and files on a command line; picklable, unlike a `Collection`.
 
     Attributes:
         names: As for `find_sources`, or archives (`.tar`, `.tar.gz`), Parquet files, patterns and folders of them.

@@ -106,22 +106,24 @@ class Pipeline:
 
         Args:
             images: The images.
-            attempts: Journal in which images in hand are recorded, and which names those that kill a process.
+            attempts: Journal of the images in flight. After a crash, images are processed one at a time.
         """
-        parallelism = self._parallelism
+        several = self._parallelism
+        batch = 1 if attempts.has_crashed else several.batch
+        reads_ahead = 0 if attempts.has_crashed else several.readers + several.workers * batch
+        runs_ahead = 0 if attempts.has_crashed else 2 * several.workers
 
         def read(source: ImageSource) -> _Read | Failure:
-            if attempts.is_deadly(source.image_id):
+            if attempts.is_poison(source.image_id):
                 return Failure(
-                    source.image_id, source.name, "the process was killed each time it had this image"
+                    source.image_id, source.name, "the process crashed each time it reached this image"
                 )
             attempts.begin(source.image_id)
             return _guard(source, lambda: self._read(source))
 
-        ahead = parallelism.readers + parallelism.workers * parallelism.batch
-        read_images = map_ahead(self._readers, read, images, ahead)
-        batches = iter(lambda: tuple(itertools.islice(read_images, parallelism.batch)), ())
-        for results in map_ahead(self._workers, self._segment_batch, batches, 2 * parallelism.workers):
+        read_images = map_ahead(self._readers, read, images, reads_ahead)
+        batches = iter(lambda: tuple(itertools.islice(read_images, batch)), ())
+        for results in map_ahead(self._workers, self._segment_batch, batches, runs_ahead):
             for result in results:
                 attempts.end(result.image_id)
                 yield result

@@ -1,4 +1,4 @@
-"""What a bulk run consists of, recorded beside its files so that no other run adds to them."""
+"""Plan of a bulk run, recorded beside its files so that no other run adds to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Segment one part after another into its file: the work of one process, whatever the engine."""
+"""Segment parts, one file each: the work of one process, whatever the engine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOST_READERS = 8
 
 @dataclass(frozen=True)
 class Job:
-    """What a process needs to segment parts; it can be sent to other processes.
+    """Description of a run for the processes that segment its parts; picklable.
 
     Attributes:
         open_predictor: Loads the model.
@@ -49,7 +49,7 @@ class Job:
 
 @dataclass(frozen=True)
 class PartOutcome:
-    """What became of a part.
+    """Outcome of one part.
 
     Attributes:
         part: Its number.
