@@ -44,7 +44,7 @@ class Collection(Protocol):
         ...
 
     def digest(self) -> str:
-        """Return hexadecimal digits that change with the images or the parts."""
+        """Return a digest, which changes with the images or the parts."""
         ...
 
 
@@ -70,7 +70,7 @@ class ListedImages:
         yield from self._sources[part * self._size : (part + 1) * self._size]
 
     def digest(self) -> str:
-        """Return hexadecimal digits, as `Collection.digest`."""
+        """Return a digest, as `Collection.digest`."""
         digest = hashlib.sha256(str(self._size).encode())
         for source in self._sources:
             digest.update(f"\0{source.image_id}\0{source.name}".encode())
@@ -92,7 +92,7 @@ class Inputs:
     images_per_file: int = 256
 
     def annotations_digest(self) -> str:
-        """Return hexadecimal digits of the files whose boxes are prompts: annotation files, and detections."""
+        """Return a digest of the files whose boxes are prompts: annotation files, and detections."""
         digest = hashlib.sha256()
         for name in self.names:
             path = expand_home(name)

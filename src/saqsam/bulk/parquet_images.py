@@ -92,7 +92,7 @@ class ParquetImages:
             raise ValueError(f"{path}: damaged Parquet file: {shorten_message(error)}") from error
 
     def digest(self) -> str:
-        """Return hexadecimal digits, as `Collection.digest`."""
+        """Return a digest, as `Collection.digest`."""
         return self._digest
 
 

@@ -33,12 +33,12 @@ from saqsam.utils.map_ahead import map_ahead
 _Made = TypeVar("_Made")
 
 POISON = (ValueError, MemoryError, torch.OutOfMemoryError)
-"""Errors that are an image's own fault: it is set aside, and the others go on."""
+"""Errors that an image causes: it is skipped, and the others go on."""
 
 
 @dataclass(frozen=True)
 class Parallelism:
-    """Numbers of threads and images of a pipeline.
+    """Threads and batch size of a pipeline.
 
     Attributes:
         workers: Threads that run the model, each with its own images.
@@ -76,7 +76,7 @@ class Pipeline:
     Args:
         predictor: The predictor. Its current image may change.
         task: The task.
-        parallelism: Numbers of threads and images.
+        parallelism: Threads and batch size.
 
     Attributes:
         clock: Time that the model has taken.

@@ -31,11 +31,11 @@ class Plan:
     """All that the rows of a run depend on.
 
     Attributes:
-        checkpoint: Digits that identify the model with its settings.
+        checkpoint: Identity of the model with its settings, see `model_identity`.
         model: Its name on the command line.
         inputs: What the command line names as images.
-        listing: Digits of the images and their order.
-        prompts: Digits of prompts, of files that hold them, of options of everything-mode, and of tiling.
+        listing: Digest of the images and their order.
+        prompts: Digest of prompts, of files that hold them, of generator options and of tiling.
         images: Number of images, or None where only reading tells.
         parts: Number of parts.
     """
@@ -65,7 +65,7 @@ class Plan:
 
 
 def task_digest(task: Task) -> str:
-    """Return hexadecimal digits of all that a task asks of an image."""
+    """Return a digest of prompts, generator options and tiling."""
     content: dict[str, Any] = {
         "prompts": [_prompt_text(prompt) for prompt in task.prompts],
         "file": None,

@@ -63,7 +63,7 @@ class TarImages:
                 yield ImageSource(image_id, full, read, categories=prompts.categories)
 
     def digest(self) -> str:
-        """Return hexadecimal digits of the names and sizes of the archives, as `Collection.digest`."""
+        """Return a digest of the names and sizes of the archives, as `Collection.digest`."""
         files = "\0".join(f"{path.name} {path.stat().st_size}" for path in self._paths)
         return hashlib.sha256(files.encode()).hexdigest()[:12]
 

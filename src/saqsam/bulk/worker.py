@@ -144,7 +144,7 @@ class PartWorker:
 
 
 class _Counts:
-    """Counts of results that pass by."""
+    """Counts of the results of a part."""
 
     def __init__(self) -> None:
         self.images = self.masks = self.without_masks = 0

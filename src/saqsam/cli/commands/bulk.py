@@ -1,4 +1,4 @@
-"""Implementation of `saqsam segment --format parquet`: very many images, in parts."""
+"""Implementation of `saqsam segment --format parquet`."""
 
 from __future__ import annotations
 
