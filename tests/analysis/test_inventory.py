@@ -68,7 +68,8 @@ def test_multiply_accumulates_of_the_tiny_sam_are_those_counted_by_hand() -> Non
         "decoder.image_to_token": 2 * cross,
         "decoder.final_attention": cross,
         "decoder.mlp": 2 * 2 * queries * width * 64,
-        "upscaling": (2 * grid) ** 2 * 8 * width + low_res**2 * 4 * 8,
+        "upscaling.hidden": (2 * grid) ** 2 * 8 * width,
+        "upscaling.output": low_res**2 * 4 * 8,
         "hypernetworks": 4 * (2 * width**2 + width * 4),
         "iou_head": 2 * 32**2 + 32 * 4,
         "mask_product": 4 * low_res**2 * 4,
@@ -173,12 +174,13 @@ def test_a_mixed_recipe_is_named_with_its_mean_bits(mixed: Inventory) -> None:
     mean = sum(m.bits * m.shape.numel() for m in layers) / sum(m.shape.numel() for m in layers)
     macs = {part.part: part.macs for part in mixed.parts}
     # Activations have 8 bits in the papers' set and those of `extra` elsewhere; embeddings' stay float.
-    bits = dict.fromkeys(PARTS_OF_SAM, 8) | {"upscaling": 6, "hypernetworks": 5, "iou_head": 8}
+    bits = dict.fromkeys(PARTS_OF_SAM, 8) | {"hypernetworks": 5, "iou_head": 8}
+    bits |= {"upscaling.hidden": 6, "upscaling.output": 6}
     activations = sum(bits[p] * macs[p] for p in bits) / sum(macs[p] for p in bits)
     assert mixed.name == f"min-max-w3a8-mixed-w{mean:.2f}a{activations:.2f}"
     widths = {part.part: mac_width(part) for part in mixed.parts}
     assert (widths["patch_embedding"], widths["position_embedding"]) == ("w8", "w7")
-    assert (widths["upscaling"], widths["relative_positions"]) == ("w6a6", "float")
+    assert (widths["upscaling.output"], widths["relative_positions"]) == ("w6a6", "float")
 
 
 def test_an_override_moves_the_mean() -> None:

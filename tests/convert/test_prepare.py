@@ -72,7 +72,13 @@ ATTENTIONS = {
     "decoder.image_to_token": 2,
     "decoder.final_attention": 1,
 }
-FLOAT_LAYERS = {"patch_embedding": 1, "upscaling": 2, "hypernetworks": 12, "iou_head": 3}
+FLOAT_LAYERS = {
+    "patch_embedding": 1,
+    "upscaling.hidden": 1,
+    "upscaling.output": 1,
+    "hypernetworks": 12,
+    "iou_head": 3,
+}
 PROMPT_ENCODER_LAYERS = 3
 
 

@@ -115,9 +115,12 @@ def test_each_part_and_group_can_be_overridden(group: str) -> None:
     assert again.overrides == {group: Override(None, 6)}
 
 
-@pytest.mark.parametrize("part", FLOAT_PARTS)
-def test_each_float_part_can_be_added(part: str) -> None:
-    assert with_overrides(recipe_for("mse"), [f"extra.{part}=7"]).extra == {part: 7}
+@pytest.mark.parametrize("name", [*FLOAT_PARTS, "upscaling"])
+def test_each_float_part_can_be_added_and_taken_away(name: str) -> None:
+    added = with_overrides(recipe_for("mse"), [f"extra.{name}=7"])
+    assert added.extra == {name: 7}
+    assert with_overrides(added, [f"extra.{name}=none"]).extra == {}
+    assert with_overrides(recipe_for("mse"), [f"extra.{name}=none"]).extra == {}
 
 
 def test_parts_of_a_method_are_added_and_taken_away() -> None:
@@ -222,7 +225,8 @@ def test_fields_of_what_a_method_lacks_are_refused_with_what_to_do(key: str) -> 
         ),
         ("reconstruction=on", "reconstruction must be none or default, got 'on'"),
         ("overrides.neck.weights=16", "weights must be an integer from 2 to 8, got 16"),
-        ("extra.iou_head=none", "extra.iou_head must be an integer from 2 to 8, got None"),
+        ("extra.iou_head=9", "extra.iou_head must be an integer from 2 to 8, got 9"),
+        ("extra.upscaling.first=8", "no recipe field 'extra.upscaling.first'"),
         ("bimodal=1", "bimodal must be bool, got 1"),
     ],
 )

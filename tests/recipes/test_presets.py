@@ -180,7 +180,7 @@ def test_what_is_deployable_has_signed_bytes_integer_biases_and_row_scaled_proba
     assert [made.weights.is_symmetric(bits) for bits in (4, 7, 8)] == [False, False, True]
     assert made.probabilities == ProbabilitySpec("uniform", 8, scale="row")
     assert made.integer_biases
-    assert set(made.extra) == set(FLOAT_PARTS) - {"upscaling"}
+    assert set(made.extra) == set(FLOAT_PARTS) - {"upscaling.output"}
     kept = {"method": recipe.method, "weights": recipe.weights, "probabilities": recipe.probabilities}
     kept |= {"integer_biases": False, "encoder_products": "quantized", "extra": {}}
     assert dataclasses.replace(made, **kept) == recipe

@@ -346,10 +346,24 @@ def test_embeddings_have_bits_for_weights_alone() -> None:
     assert {part: made.bits_of(part) for part in FLOAT_PARTS} == {
         "patch_embedding": (8, None),
         "position_embedding": (8, None),
-        "upscaling": (8, 8),
+        "upscaling.hidden": (8, 8),
+        "upscaling.output": (8, 8),
         "hypernetworks": (8, 8),
         "iou_head": (8, 8),
     }
+
+
+def test_a_part_that_the_papers_keep_float_can_be_addressed_by_its_prefix() -> None:
+    made = recipe(extra={"upscaling": 6, "upscaling.output": 8})
+    assert [made.bits_of(part)[0] for part in ("upscaling.hidden", "upscaling.output", "iou_head")] == [
+        6,
+        8,
+        None,
+    ]
+    # Checkpoints from before the two parts were told apart.
+    assert recipe(extra={"upscaling": 8}).bits_of("upscaling.output") == (8, 8)
+    with pytest.raises(ValueError, match=r"no extra part 'upscaling\.out'"):
+        recipe(extra={"upscaling.out": 8})
 
 
 def test_unknown_parts_are_refused() -> None:

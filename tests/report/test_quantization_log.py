@@ -105,7 +105,7 @@ def test_every_method_is_described_by_what_it_does() -> None:
     deployed = " ".join(describe(deployable(recipe_for("mse", "w8a8")), None))
     assert "symmetric" in deployed
     assert "iou_head 8" in deployed
-    assert "Left in float16: mask upscaling;" in deployed
+    assert "Left in float16: mask upscaling, output layers;" in deployed
     dynamic = dataclasses.replace(recipe_for("mse"), activations=QuantSpec(8, dynamic=True))
     assert "a dynamic range per row" in " ".join(describe(dynamic, None))
     assert all(part in PARTS for part in PAPER_PARTS)

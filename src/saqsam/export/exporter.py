@@ -22,6 +22,7 @@ from saqsam.export.layouts.catalog import check_layout
 from saqsam.export.layouts.contract import OWN_LAYOUT, Description
 from saqsam.export.manifest import FLOAT_NAME, MANIFEST, Manifest, file_hash, is_export
 from saqsam.models.processing import processor_fields
+from saqsam.models.registry import family_of
 from saqsam.recipes.deployment import check_uniform_inputs
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.atomic_write import atomic_folder
@@ -98,7 +99,8 @@ def export_model(
             from saqsam.export.layouts.write import contract_of, write_layout
 
             single_mask = contract_of(layout, model.config).single_mask
-            description = source.describe(plain, processor_fields(processor))
+            fields = family_of(model.config).format.client_fields(plain)
+            description = source.describe(fields, processor_fields(processor))
             names, details = write_layout(model, partial, layout, description, metadata, **given)
         manifest = Manifest(
             format=format,

@@ -64,6 +64,14 @@ class ModelFormat(ABC):
         configurations that build the same model return the same fields.
         """
 
+    def client_fields(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of a `config.json` for clients outside of Python, which know fewer families.
+
+        Args:
+            fields: All fields of a configuration, as JSON types.
+        """
+        return dict(fields)
+
     @abstractmethod
     def check_config(self, config: Any, source: str) -> None:
         """Check a configuration that transformers parsed against the rules of `parse_config`.

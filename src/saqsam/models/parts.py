@@ -6,6 +6,8 @@ their prefix: `decoder` covers `decoder.mlp`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 ENCODER_ATTENTION = "encoder.attention"
 POINTWISE = "encoder.pointwise"
 """Pointwise convolutions of a convolutional stage, or between two stages; SAM v1 has none."""
@@ -31,10 +33,15 @@ POST_GELU_PARTS = ("encoder.lin2",)
 PATCH_EMBEDDING = "patch_embedding"
 EMBEDDING_PARTS = (PATCH_EMBEDDING, "position_embedding")
 """Parts whose weights alone can be quantized."""
-FLOAT_PARTS = (*EMBEDDING_PARTS, "upscaling", "hypernetworks", "iou_head")
+UPSCALING_HIDDEN = "upscaling.hidden"
+"""Convolutions that upscale features which further layers read."""
+UPSCALING_OUTPUT = "upscaling.output"
+"""Convolutions whose output the hypernetworks multiply: an error that all pixels share shifts all mask logits."""
+UPSCALING_PARTS = (UPSCALING_HIDDEN, UPSCALING_OUTPUT)
+FLOAT_PARTS = (*EMBEDDING_PARTS, *UPSCALING_PARTS, "hypernetworks", "iou_head")
 """Parts with weights that the papers leave in floating point."""
 PARTS = PAPER_PARTS + FLOAT_PARTS
-CONVOLUTIONS = (POINTWISE, "neck", PATCH_EMBEDDING, "upscaling")
+CONVOLUTIONS = (POINTWISE, "neck", PATCH_EMBEDDING, *UPSCALING_PARTS)
 """Parts whose layers are convolutions."""
 DEPTHWISE = "depthwise"
 """Depthwise convolutions of the encoder, with one input per output channel; they always stay in floating point."""
@@ -61,7 +68,8 @@ PART_LABELS = {
     "decoder.mlp": "decoder: MLP",
     PATCH_EMBEDDING: "patch embedding",
     "position_embedding": "position embedding",
-    "upscaling": "mask upscaling",
+    UPSCALING_HIDDEN: "mask upscaling, hidden layers",
+    UPSCALING_OUTPUT: "mask upscaling, output layers",
     "hypernetworks": "mask hypernetworks",
     "iou_head": "IoU head",
     DEPTHWISE: "depthwise convolutions",
@@ -69,3 +77,14 @@ PART_LABELS = {
     MASK_PRODUCT: "mask product",
 }
 """Display names of parts."""
+
+
+def covers(name: str, part: str) -> bool:
+    """Return whether a name addresses a part: it is the part, or its prefix."""
+    return part == name or part.startswith(name + ".")
+
+
+def names_of(parts: Iterable[str]) -> list[str]:
+    """Return every name that addresses one of the parts, sorted: the parts and their prefixes."""
+    parts = tuple(parts)
+    return sorted({*parts, *(part.split(".")[0] for part in parts)})

@@ -7,7 +7,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
-from saqsam.models.parts import FLOAT_PARTS
+from saqsam.models.parts import FLOAT_PARTS, UPSCALING_OUTPUT
 from saqsam.recipes.catalog import DEFAULT_TARGET, DEPLOY_TARGETS, QLINEAR, XNNPACK, Kernels
 from saqsam.recipes.methods import METHODS
 from saqsam.recipes.recipe import Recipe
@@ -16,8 +16,9 @@ from saqsam.utils.suggestions import suggestion
 
 CUSTOM_SUFFIX = "-custom"
 """Suffix of the method's name in a recipe with overrides; it may precede or follow the suffix of the kernels."""
-# Without the upscaling: the mean error of its last weights shifts all mask logits, which cost sam-mini 0.02 mean IoU.
-_EXTRA = {part: 8 for part in FLOAT_PARTS if part != "upscaling"}
+# Without the last upscaling layers: the mean error of their weights shifts all mask logits, which cost sam-mini 0.02
+# mean IoU.
+_EXTRA = {part: 8 for part in FLOAT_PARTS if part != UPSCALING_OUTPUT}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saqsam.models.parts import FLOAT_PARTS, PAPER_PARTS
+from saqsam.models.parts import FLOAT_PARTS, PAPER_PARTS, names_of
 from saqsam.recipes.compensation import Compensation
 from saqsam.recipes.later_fields import restore_defaults
 from saqsam.recipes.recipe import Recipe
@@ -66,6 +66,12 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     path = key.split(".")
     if path[0] == "overrides":  # names of parts contain dots
         values["overrides"].setdefault(".".join(path[1:-1]), {})[path[-1]] = value
+    elif path[0] == "extra":
+        part = key.partition(".")[2]
+        if value is None:
+            values["extra"].pop(part, None)
+        else:
+            values["extra"][part] = value
     elif len(path) == 2:
         values[path[0]][path[1]] = value
     else:
@@ -84,8 +90,8 @@ def _keys(values: Mapping[str, Any]) -> set[str]:
             keys.add(name)
     if values["activations"] is None:
         keys.add("weights.group_size")
-    keys |= {f"extra.{part}" for part in FLOAT_PARTS}
-    groups = {*PAPER_PARTS, *(part.split(".")[0] for part in PAPER_PARTS)}
+    keys |= {f"extra.{name}" for name in names_of(FLOAT_PARTS)}
+    groups = names_of(PAPER_PARTS)
     return keys | {f"overrides.{g}.{f.name}" for g in groups for f in dataclasses.fields(Override)}
 
 

@@ -13,7 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
-from saqsam.models.parts import EMBEDDING_PARTS, ENCODER_ATTENTION, FLOAT_PARTS, PAPER_PARTS, PARTS
+from saqsam.models.parts import (
+    EMBEDDING_PARTS,
+    ENCODER_ATTENTION,
+    FLOAT_PARTS,
+    PAPER_PARTS,
+    PARTS,
+    covers,
+    names_of,
+)
 from saqsam.quant.affine import check_bits
 from saqsam.recipes.compensation import Compensation
 from saqsam.recipes.equalization import Equalization
@@ -70,8 +78,9 @@ class Recipe:
         compensation: Closed-form compensation of quantization errors, or None.
         reconstruction: Learned rounding and scales, or None.
         overrides: Other bits for single parts or groups of parts, by name (`models.parts.PARTS`) or prefix.
-        extra: Bits (weights and inputs) of parts that the papers keep float: `patch_embedding` and
-            `position_embedding` (weights only), `upscaling`, `hypernetworks`, `iou_head`.
+        extra: Bits (weights and inputs) of parts that the papers keep float, by name or prefix: `patch_embedding` and
+            `position_embedding` (weights only), `upscaling.hidden`, `upscaling.output` (or `upscaling` for both),
+            `hypernetworks`, `iou_head`.
         quantized_rel_pos_query: Compute relative positions from the quantized query; the papers use the float query.
         encoder_products: `float` keeps the operands of the encoder's attentions float, for runtimes whose integer
             kernels are no faster there; the papers quantize them.
@@ -127,11 +136,11 @@ class Recipe:
             check_mapping(where, getattr(self, where))
         for name, override in self.overrides.items():
             check_type(f"overrides.{name}", override, Override)
-            if not any(_covers(name, part) for part in PAPER_PARTS):
-                raise ValueError(f"no part {name!r} to override{suggestion(name, _prefixes(PAPER_PARTS))}")
+            if not any(covers(name, part) for part in PAPER_PARTS):
+                raise ValueError(f"no part {name!r} to override{suggestion(name, names_of(PAPER_PARTS))}")
         for name, bits in self.extra.items():
-            if name not in FLOAT_PARTS:
-                raise ValueError(f"no extra part {name!r}{suggestion(name, FLOAT_PARTS)}")
+            if not any(covers(name, part) for part in FLOAT_PARTS):
+                raise ValueError(f"no extra part {name!r}{suggestion(name, names_of(FLOAT_PARTS))}")
             check_bits(bits, f"extra.{name}")
         if self.activations is None:
             self._check_weight_only()
@@ -211,13 +220,13 @@ class Recipe:
         if part not in PARTS:
             raise ValueError(f"no part {part!r}{suggestion(part, PARTS)}")
         if part in FLOAT_PARTS:
-            bits = self.extra.get(part)
+            bits = self.extra.get(part, self.extra.get(part.split(".")[0]))
             is_weight_only = self.activations is None or part in EMBEDDING_PARTS
             return bits, None if is_weight_only else bits
         weights = self.weights.bits
         activations = None if self.activations is None else self.activations.bits
         for name in sorted(self.overrides, key=len):
-            if _covers(name, part):
+            if covers(name, part):
                 weights = self.overrides[name].weights or weights
                 activations = self.overrides[name].activations or activations
         if part == ENCODER_ATTENTION and self.encoder_products == "float":
@@ -309,11 +318,3 @@ def _build(kind: type[_Spec], values: Any, where: str) -> _Spec:
         return kind(**values)
     except TypeError as error:
         raise ValueError(f"{where}: {error}") from error
-
-
-def _covers(name: str, part: str) -> bool:
-    return part == name or part.startswith(name + ".")
-
-
-def _prefixes(parts: tuple[str, ...]) -> list[str]:
-    return sorted({*parts, *(part.split(".")[0] for part in parts)})

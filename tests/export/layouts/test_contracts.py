@@ -17,7 +17,7 @@ from saqsam.models.processing import build_processor
 from saqsam.models.registry import family_of
 from saqsam.runtimes import load_runtime
 from saqsam.utils.errors import CheckpointError
-from support.published_sizes import published_sam, published_sam2
+from support.published_sizes import published_mobile_sam, published_sam, published_sam2, published_sam_hq
 from support.tiny_sam import tiny_processor, tiny_sam
 from support.tiny_sam2 import tiny_sam2, tiny_sam2_processor
 
@@ -168,8 +168,29 @@ SAM2 = {
         ),
     ),
 }
-CONTRACTS = {("sam", name): contract for name, contract in SAM.items()} | {
-    ("sam2", name): contract for name, contract in SAM2.items()
+HQ_FEATURES = [1, 32, 256, 256]
+SAM_HQ = {
+    "samexporter": (
+        (
+            SAM["samexporter"][0][0],
+            [("image_embeddings", FLOAT, EMBEDDING), ("interm_embeddings", FLOAT, HQ_FEATURES)],
+        ),
+        (
+            [*OFFICIAL_INPUTS, ("interm_embeddings", FLOAT, [1, "images", *HQ_FEATURES[1:]])],
+            OFFICIAL_OUTPUTS,
+        ),
+    )
+}
+FAMILIES = {
+    "sam": (published_sam, SAM),
+    "mobile_sam": (published_mobile_sam, SAM),
+    "sam_hq": (published_sam_hq, SAM_HQ),
+    "sam2": (published_sam2, SAM2),
+}
+CONTRACTS = {
+    (family, name): contract
+    for family, (_, layouts) in FAMILIES.items()
+    for name, contract in layouts.items()
 }
 
 
@@ -186,12 +207,15 @@ def interface(values: list[onnx.ValueInfoProto]) -> list[tuple[str, int, list[in
 
 def test_every_layout_is_listed_here() -> None:
     listed = {(family, name) for name, layout in LAYOUTS.items() for family in layout.contracts}
-    assert CONTRACTS.keys() == listed
+    # The decoder of SAM 3's tracker is that of SAM 2.
+    assert {*CONTRACTS, ("sam3_tracker", "transformers-js")} == listed
+    both = LAYOUTS["transformers-js"].contracts
+    assert both["sam3_tracker"] is both["sam2"]
 
 
 @pytest.mark.parametrize(("family", "layout"), CONTRACTS)
 def test_names_types_and_shapes(family: str, layout: str, tmp_path: Path) -> None:
-    model = published_sam() if family == "sam" else published_sam2()
+    model = FAMILIES[family][0]()
     written = export_model(model, build_processor(model.config), tmp_path / "out", layout=layout)
     for name, (inputs, outputs) in zip(written.files, CONTRACTS[family, layout], strict=True):
         model = onnx.load(tmp_path / "out" / name)

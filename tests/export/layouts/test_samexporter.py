@@ -5,6 +5,8 @@ and feed it as HWC floats to the encoder's only input; samexporter 0.5.0 feeds t
 point themselves, and read the outputs of the decoder by position.
 """
 
+from typing import Any
+
 import cv2
 import numpy as np
 import onnxruntime
@@ -14,7 +16,7 @@ import yaml
 from saqsam.inference.backend import TorchBackend
 from saqsam.inference.predictor import Predictor
 from support.client_steps import Exports, official_feeds, picture, run, write_exports
-from support.published_sizes import published_processor, published_sam
+from support.published_sizes import published_mobile_sam, published_processor, published_sam
 
 CANVAS = (684, 1024)
 SIZE = (90, 120)
@@ -25,11 +27,14 @@ MARKS = {
 }
 
 
+@pytest.fixture(scope="module", params=[published_sam, published_mobile_sam], ids=["sam", "mobile_sam"])
+def model(request: pytest.FixtureRequest) -> Any:
+    return request.param()
+
+
 @pytest.fixture(scope="module")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
-    return write_exports(
-        published_sam(), published_processor(), tmp_path_factory.mktemp("exports"), "samexporter"
-    )
+def exports(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    return write_exports(model, published_processor(), tmp_path_factory.mktemp("exports"), "samexporter")
 
 
 def test_the_yaml_names_the_files(exports: Exports) -> None:
@@ -80,7 +85,7 @@ def test_images_of_any_shape_are_padded(exports: Exports) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", MARKS)
-def test_samexporter_itself_gets_torchs_masks(exports: Exports, kind: str) -> None:
+def test_samexporter_itself_gets_torchs_masks(model: Any, exports: Exports, kind: str) -> None:
     """Run where `pip install --no-deps samexporter==0.5.0` has put its code; its dependencies pin another torch."""
     client = pytest.importorskip("samexporter.sam_onnx").SegmentAnythingONNX(
         str(exports.encoder), str(exports.decoder), providers="cpu"
@@ -98,7 +103,7 @@ def test_samexporter_itself_gets_torchs_masks(exports: Exports, kind: str) -> No
     expected = exports.own_masks(feeds)["masks"]
     np.testing.assert_allclose(masks, expected, atol=1e-3 * np.abs(expected).max())
     if kind == "points":  # a prompt without padding after a box, and without a choice among three masks
-        predictor = Predictor(TorchBackend(published_sam()), published_processor())
+        predictor = Predictor(TorchBackend(model), published_processor())
         predictor.set_image(image)
         torchs, _, _ = predictor.predict(
             np.array(points), np.array(labels), multimask_output=False, return_logits=True

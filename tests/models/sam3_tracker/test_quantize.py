@@ -165,12 +165,14 @@ def test_the_inventory_counts_every_parameter() -> None:
     assert sum(part.parameters for part in inventory.parts) == sum(
         p.numel() for p in tiny_sam3_tracker().parameters()
     )
-    assert (parts["upscaling"].weight_bits, parts["upscaling"].activation_bits) == (6, 6)
+    for part in ("upscaling.hidden", "upscaling.output"):
+        assert (parts[part].weight_bits, parts[part].activation_bits) == (6, 6)
     finest = quantized("everything").vision_encoder.neck.fpn_layers[0].scale_layers[2]
     assert isinstance(finest, PackedConvTranspose2d)
     tokens, width = 64, 32
     own = 4 * tokens * 32 * 16 + 16 * tokens * 16 * 8 + 4 * tokens * 32 * 16
-    assert parts["upscaling"].macs == own + 4 * tokens * 32 * 8 + 16 * tokens * 8 * 4
+    assert parts["upscaling.hidden"].macs == own + 4 * tokens * 32 * 8
+    assert parts["upscaling.output"].macs == 16 * tokens * 8 * 4
     assert parts["encoder.attention"].macs == 2 * width * (2 * 4 * 16**2 + 2 * tokens**2)
 
 

@@ -89,10 +89,15 @@ def test_layers_of_the_high_quality_mask_can_be_quantized() -> None:
     assert isinstance(decoder.mask_conv1, PackedConv2d)
     assert isinstance(decoder.mask_conv2, PackedConv2d)
     assert isinstance(decoder.hq_mask_mlp.proj_out, PackedLinear)
-    # For integer kernels, the hypernetworks are quantized and the upscaling stays float, as for SAM v1.
+    # For integer kernels, all but the convolutions that the hypernetworks multiply is quantized, as for SAM v1.
     deployed = quantized("deploy").mask_decoder
     assert isinstance(deployed.hq_mask_mlp.proj_out, PackedLinear)
-    assert isinstance(deployed.compress_vit_conv1, torch.nn.ConvTranspose2d)
+    for name in ("compress_vit_conv1", "encoder_conv1", "upscale_conv1"):
+        assert isinstance(getattr(deployed, name), PackedConvTranspose2d)
+    for name in ("compress_vit_conv2", "encoder_conv2", "upscale_conv2"):
+        assert type(getattr(deployed, name)) is torch.nn.ConvTranspose2d
+    assert isinstance(deployed.mask_conv1, PackedConv2d)
+    assert type(deployed.mask_conv2) is torch.nn.Conv2d
 
 
 def test_the_inventory_counts_the_layers_of_the_high_quality_mask() -> None:
@@ -110,13 +115,15 @@ def test_the_inventory_counts_the_layers_of_the_high_quality_mask() -> None:
         "mask_conv1",
         "mask_conv2",
     )
-    counted = sum(p.numel() for name in (*plain, *own) for p in getattr(decoder, name).parameters())
-    assert parts["upscaling"].parameters == counted
-    assert (parts["upscaling"].weight_bits, parts["upscaling"].activation_bits) == (6, 6)
+    for part, suffix in (("upscaling.hidden", "conv1"), ("upscaling.output", "conv2")):
+        names = [name for name in (*plain, *own) if name.endswith(suffix)]
+        counted = sum(p.numel() for name in names for p in getattr(decoder, name).parameters())
+        assert parts[part].parameters == counted
+        assert (parts[part].weight_bits, parts[part].activation_bits) == (6, 6)
     grid = 8 * 8
     fusion = 2 * (grid * 32 * 32 * 4) - grid * 32 * 24 * 4 + 2 * (4 * grid * 4 * 4) * 20
     head = grid * 32 * 8 * 4 + 4 * grid * 8 * 4 * 4 + 2 * 16 * grid * 4 * 8 * 9
-    assert parts["upscaling"].macs == fusion + head
+    assert parts["upscaling.hidden"].macs + parts["upscaling.output"].macs == fusion + head
     assert parts["mask_product"].macs == 16 * grid * 5 * 4
 
 
@@ -173,4 +180,6 @@ def test_sensitivity_encodes_again_for_layers_that_fuse_features() -> None:
     decoder = {group.name: group.is_decoder for group in find_groups(plan, "layers")}
     assert not decoder["mask_decoder.encoder_conv1"]
     assert decoder["mask_decoder.mask_conv1"]
-    assert not {group.name: group.is_decoder for group in find_groups(plan, "parts")}["upscaling"]
+    parts = {group.name: group.is_decoder for group in find_groups(plan, "parts")}
+    assert not parts["upscaling.hidden"]
+    assert not parts["upscaling.output"]

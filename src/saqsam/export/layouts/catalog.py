@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from saqsam.export.layouts import companions, inputs, outputs, prompts
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from saqsam.export.layouts.contract import Context
     from saqsam.export.onnx.graph import Graph, Value  # an extra
 
+_HQ_FEATURES = "hq_features"
 _SIZES = {"image_size": 1024, "mask_size": 256}
 """Sizes of the published models of SAM v1, which most clients have in their source."""
 _EMBEDDING = Output("image_embeddings", "image_embeddings")
@@ -41,6 +43,19 @@ _SAMEXPORTER = Contract(
     single_mask=True,
     sizes={"channels": 3, **_SIZES},
     write_companions=companions.write_sam_yaml,
+)
+# X-AnyLabeling stacks all outputs of the encoder but the first, and passes them on as one input.
+_SAM_HQ_SAMEXPORTER = replace(
+    _SAMEXPORTER,
+    encoder=replace(_SAMEXPORTER.encoder, outputs=(_EMBEDDING, Output("interm_embeddings", _HQ_FEATURES))),
+    decoder=replace(
+        _SAMEXPORTER.decoder,
+        inputs=(
+            *_official_inputs(),
+            Input("interm_embeddings", _HQ_FEATURES, inputs.stacked(_HQ_FEATURES)),
+        ),
+    ),
+    write_companions=companions.write_sam_hq_yaml,
 )
 _OSAM = Contract(
     encoder=Part("encoder.onnx", (Input("x", "pixel_values"),), (_EMBEDDING,)),
@@ -187,17 +202,27 @@ LAYOUTS = {
         Layout(
             "samexporter",
             "AnyLabeling, X-AnyLabeling",
-            {"sam": _SAMEXPORTER, "sam2": _SAM2_SAMEXPORTER},
+            {
+                "sam": _SAMEXPORTER,
+                "mobile_sam": _SAMEXPORTER,
+                "sam_hq": _SAM_HQ_SAMEXPORTER,
+                "sam2": _SAM2_SAMEXPORTER,
+            },
         ),
-        Layout("osam", "osam, labelme", {"sam": _OSAM, "sam2": _SAM2_OSAM}),
+        Layout("osam", "osam, labelme", {"sam": _OSAM, "mobile_sam": _OSAM, "sam2": _SAM2_OSAM}),
         Layout(
             "transformers-js",
             "transformers.js",
-            {"sam": _TRANSFORMERS_JS, "sam2": _SAM2_TRANSFORMERS_JS},
+            {
+                "sam": _TRANSFORMERS_JS,
+                "mobile_sam": _TRANSFORMERS_JS,
+                "sam2": _SAM2_TRANSFORMERS_JS,
+                "sam3_tracker": _SAM2_TRANSFORMERS_JS,
+            },
             suffix=companions.transformers_js_suffix,
         ),
         # CVAT runs SAM 2 on its own servers; no release has a decoder for the browser.
-        Layout("cvat", "CVAT", {"sam": _CVAT}),
+        Layout("cvat", "CVAT", {"sam": _CVAT, "mobile_sam": _CVAT}),
     )
 }
 """The layouts for other clients by name; `OWN_LAYOUT` is not among them."""

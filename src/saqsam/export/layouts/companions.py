@@ -25,6 +25,12 @@ def write_sam_yaml(folder: Path, model: Description, files: Mapping[str, str]) -
     _write_yaml(folder / "config.yaml", {"type": "segment_anything", **fields, **_ANYLABELING_SIZES})
 
 
+def write_sam_hq_yaml(folder: Path, model: Description, files: Mapping[str, str]) -> None:
+    """Write `x_anylabeling.yaml`, with which X-AnyLabeling loads a custom model; AnyLabeling has no type for it."""
+    fields = _anylabeling_fields(model, files, "SAM-HQ")
+    _write_yaml(folder / "x_anylabeling.yaml", {"type": "sam_hq", **fields, **_ANYLABELING_SIZES})
+
+
 def write_sam2_yaml(folder: Path, model: Description, files: Mapping[str, str]) -> None:
     """Write `config.yaml`, with which AnyLabeling loads a custom model, and `x_anylabeling.yaml` for X-AnyLabeling.
 

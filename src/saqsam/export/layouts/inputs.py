@@ -63,6 +63,20 @@ def repeated(feature: str) -> Callable[[Graph, Context, str], Value]:
     return declare
 
 
+def stacked(feature: str) -> Callable[[Graph, Context, str], Value]:
+    """Return a function that declares a feature map in a stack of one, [1, B, C, h, w].
+
+    Args:
+        feature: Name of the feature map in `InputSpec.features`.
+    """
+
+    def declare(graph: Graph, context: Context, name: str) -> Value:
+        size = context.spec.features[feature][1:]
+        return graph.op("Reshape", graph.input(name, (1, "images", *size)), graph.ints(-1, *size))
+
+    return declare
+
+
 def ignored_embeddings(graph: Graph, context: Context, name: str) -> Value:
     """Declare embeddings [B, C, h, w] that clients send and the graph does not read."""
     return graph.input(name, ("images", *context.spec.embedding[1:]))

@@ -41,6 +41,10 @@ class MobileSamFormat(ModelFormat):
         """Return the fields that affect a mask; entries of stage 0 that nothing reads are 1."""
         return mobile_sam_fields(config)
 
+    def client_fields(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields with SAM v1's `model_type`: to clients of an export, only the encoder's file differs."""
+        return {**fields, "model_type": "sam"}
+
     def check_config(self, config: MobileSamConfig, source: str) -> None:
         """Check a `MobileSamConfig`."""
         check_mobile_sam_config(config, source)

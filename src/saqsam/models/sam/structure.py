@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from transformers import SamConfig, SamMaskDecoderConfig
 
+from saqsam.models.parts import UPSCALING_HIDDEN, UPSCALING_OUTPUT
 from saqsam.models.structure import (
     AttentionSite,
     ModelStructure,
@@ -69,8 +70,8 @@ def _encoder_layers(blocks: tuple[str, ...]) -> Iterator[Site]:
 
 def decoder_float_layers(decoder: SamMaskDecoderConfig) -> Iterator[Site]:
     """Yield the layers of a mask decoder that the papers keep in floating point."""
-    yield Site("mask_decoder.upscale_conv1", "upscaling")
-    yield Site("mask_decoder.upscale_conv2", "upscaling")
+    yield Site("mask_decoder.upscale_conv1", UPSCALING_HIDDEN)
+    yield Site("mask_decoder.upscale_conv2", UPSCALING_OUTPUT)
     for i in range(decoder.num_multimask_outputs + 1):
         for layer in ("proj_in", "layers.0", "proj_out"):
             yield Site(f"mask_decoder.output_hypernetworks_mlps.{i}.{layer}", "hypernetworks")

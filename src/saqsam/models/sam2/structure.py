@@ -7,6 +7,7 @@ from itertools import accumulate
 
 from transformers import Sam2Config
 
+from saqsam.models.parts import UPSCALING_HIDDEN, UPSCALING_OUTPUT
 from saqsam.models.structure import (
     AttentionSite,
     ModelStructure,
@@ -108,8 +109,8 @@ def _float_layers(mask_tokens: int, iou_depth: int) -> Iterator[Site]:
 
 def head_layers(mask_tokens: int, iou_depth: int) -> Iterator[Site]:
     """Yield the layers of the mask decoder that the papers keep in floating point."""
-    yield Site("mask_decoder.upscale_conv1", "upscaling")
-    yield Site("mask_decoder.upscale_conv2", "upscaling")
+    yield Site("mask_decoder.upscale_conv1", UPSCALING_HIDDEN)
+    yield Site("mask_decoder.upscale_conv2", UPSCALING_OUTPUT)
     for i in range(mask_tokens):
         for layer in ("proj_in", "layers.0", "proj_out"):
             yield Site(f"mask_decoder.output_hypernetworks_mlps.{i}.{layer}", "hypernetworks")

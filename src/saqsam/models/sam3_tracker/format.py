@@ -20,6 +20,7 @@ from saqsam.models.sam3_tracker.configuration import (
 from saqsam.models.sam3_tracker.neck import UNREAD
 from saqsam.models.sam3_tracker.processor import Sam3StretchImageProcessor
 from saqsam.models.sam3_tracker.resizing import resize_sam3_tracker_config
+from saqsam.models.sam3_tracker.structure import LEVELS
 from saqsam.utils.errors import CheckpointError
 
 _BACKBONE = "vision_encoder.backbone"
@@ -61,6 +62,10 @@ class Sam3TrackerFormat(ModelFormat):
     def config_fields(self, config: Sam3TrackerConfig) -> dict[str, Any]:
         """Return the fields that affect a mask; the indexes of global blocks are sorted."""
         return sam3_tracker_fields(config)
+
+    def client_fields(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields with the number of feature levels, which SAM 2 has in its configuration."""
+        return {**fields, "vision_config": {**fields["vision_config"], "num_feature_levels": len(LEVELS)}}
 
     def check_config(self, config: Sam3TrackerConfig, source: str) -> None:
         """Check a `Sam3TrackerConfig`."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from transformers import Sam3TrackerConfig
 
+from saqsam.models.parts import UPSCALING_HIDDEN
 from saqsam.models.sam2.structure import TRANSFORMER, head_layers
 from saqsam.models.structure import (
     AttentionSite,
@@ -75,7 +76,7 @@ def _float_layers(mask_tokens: int, iou_depth: int) -> Iterator[Site]:
     yield Site(_PATCHES, "patch_embedding")
     # Transposed convolutions, with a GELU between the two of the finest level.
     for level, layer in ((0, 0), (0, 2), (1, 0)):
-        yield Site(f"{NECK}.fpn_layers.{level}.scale_layers.{layer}", "upscaling")
+        yield Site(f"{NECK}.fpn_layers.{level}.scale_layers.{layer}", UPSCALING_HIDDEN)
     yield from head_layers(mask_tokens, iou_depth)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from transformers import SamHQConfig
 
+from saqsam.models.parts import UPSCALING_HIDDEN, UPSCALING_OUTPUT
 from saqsam.models.sam.structure import sam_structure
 from saqsam.models.structure import ModelStructure, Site
 
@@ -22,11 +23,12 @@ def sam_hq_structure(config: SamHQConfig) -> ModelStructure:
     base = sam_structure(config)
     fusion = tuple(f"mask_decoder.{name}" for name in FUSION if "conv" in name)
     convolutions = (*fusion, "mask_decoder.mask_conv1", "mask_decoder.mask_conv2")
+    outputs = [name for name in convolutions if name.endswith("conv2")]
     return replace(
         base,
         float_layers=(
             *base.float_layers,
-            *(Site(name, "upscaling") for name in convolutions),
+            *(Site(name, UPSCALING_OUTPUT if name in outputs else UPSCALING_HIDDEN) for name in convolutions),
             *(Site(f"mask_decoder.hq_mask_mlp.{layer}", "hypernetworks") for layer in _HYPERNETWORK),
         ),
         encoding_layers=fusion,
