@@ -35,6 +35,13 @@ class Window:
         """Tokens of one window."""
         return self.size[0] * self.size[1]
 
+    def pooled(self, stride: int) -> Window:
+        """Return the layout of the windows after their tokens were pooled, by a stride that divides their size."""
+        (high, wide), (down, right) = self.size, self.pad
+        return Window(
+            (high // stride, wide // stride), self.rows, self.columns, (down // stride, right // stride)
+        )
+
 
 def window_of(size: int, side: int) -> Window:
     """Return the window layout of a block.

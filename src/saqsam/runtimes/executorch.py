@@ -19,6 +19,7 @@ from saqsam.runtimes.inputs import (
     choose_masks,
     encode_each,
     exported_inputs,
+    feature_names,
 )
 from saqsam.utils.errors import CheckpointError, shorten_message
 from saqsam.utils.quiet_logging import quiet_logging
@@ -27,7 +28,7 @@ with quiet_logging():
     from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
     from executorch.runtime import Runtime
 
-_DECODER_INPUTS = ("image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input")
+_PROMPT_INPUTS = ("point_coords", "point_labels", "mask_input", "has_mask_input")
 _DYNAMIC_DIMENSIONS = {"point_coords": 2, "point_labels": 2, "mask_input": 1}
 """Number of leading dimensions of an input that may vary between calls or be split over several calls."""
 
@@ -45,19 +46,19 @@ class ExecuTorchBackend:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int | None = None) -> None:
-        self.manifest = manifest
+        self.manifest, self._features = manifest, feature_names(manifest)
         if threads is not None:
             _unsafe_reset_threadpool(threads)
         self._encoder = _Method(manifest.model_file(folder, "encoder"))
         self._decoder = _Method(manifest.model_file(folder, "decoder"))
         self._check(folder)
-        self._max_prompts, self._max_points, _ = self._decoder.largest(1)
+        self._max_prompts, self._max_points, _ = self._decoder.largest(len(self._features))
 
     def _check(self, folder: Path) -> None:
         """Compare the programs' inputs with the manifest. Programs store neither input names nor outputs."""
         for part, method, names in (
             ("encoder", self._encoder, ("pixel_values",)),
-            ("decoder", self._decoder, _DECODER_INPUTS),
+            ("decoder", self._decoder, (*self._features, *_PROMPT_INPUTS)),
         ):
             path = self.manifest.model_file(folder, part)
             if method.inputs != len(names):
@@ -66,11 +67,15 @@ class ExecuTorchBackend:
             for index, name in enumerate(names):
                 shape, dynamic = method.largest(index), _DYNAMIC_DIMENSIONS.get(name, 0)
                 shapes[name] = (None,) * dynamic + shape[dynamic:]
-            check_interface(path, self.manifest, part, shapes, (*LOW_RES_OUTPUTS, "image_embeddings"))
+            check_interface(path, self.manifest, part, shapes, (*LOW_RES_OUTPUTS, *self._features))
 
     def encode(self, pixel_values: torch.Tensor) -> Features:
         """Encode images, as `Backend.encode`, one after the other."""
-        return encode_each(self.manifest, pixel_values, lambda one: Features(self._encoder(one)[0]))
+        return encode_each(self.manifest, pixel_values, self._encode_one)
+
+    def _encode_one(self, pixel_values: torch.Tensor) -> Features:
+        embedding, *extras = self._encoder(pixel_values)
+        return Features(embedding, tuple(extras))
 
     def decode(
         self, features: Features, prompts: Prompts, multimask_output: bool
@@ -89,8 +94,10 @@ class ExecuTorchBackend:
         for start in range(0, len(prompts), step):
             part = slice(start, start + step)
             mask = masks[part] if prompts.mask_inputs is not None else masks
-            chunk = (inputs["image_embeddings"], coords[part], labels[part], mask, has_mask)
-            outputs.append(self._decoder(*(torch.from_numpy(value) for value in chunk)))
+            maps = (inputs[name] for name in self._features)
+            chunk = (*maps, coords[part], labels[part], mask, has_mask)
+            # Outputs of further heads follow the IoUs and masks.
+            outputs.append(self._decoder(*(torch.from_numpy(value) for value in chunk))[:2])
         ious, logits = (torch.cat(parts).numpy() for parts in zip(*outputs, strict=True))
         return choose_masks(self.manifest, logits, ious, multimask_output)
 

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
-from transformers import SamModel
 
 from saqsam.export.executorch.delegation import Delegation, inspect_delegation
-from saqsam.export.executorch.layers import RowLinear, StoredTensor
-from saqsam.export.executorch.sam.decoder import EMPTY_LABEL, TracedDecoder
-from saqsam.export.executorch.sam.encoder import TracedEncoder
+from saqsam.export.executorch.layers import FloatConvolution, RowLinear, StoredTensor
+from saqsam.export.executorch.modules import traced_family
+from saqsam.export.executorch.sam.decoder import EMPTY_LABEL
 from saqsam.export.packed import ExportError
 from saqsam.models.registry import family_of
 from saqsam.quant.layers import PackedTensor
@@ -28,12 +27,10 @@ MAX_PROMPTS = 32
 """Largest number of prompts per call, for which the program plans its memory."""
 MAX_POINTS = 16
 """Number of points per prompt in the trace, including corners of its box and padding."""
-XNNPACK_BLOCK_LOGITS = 2**24
-"""Logits of one block of a global attention: one head of SAM-B at 1024 px. Smaller blocks make lowering slow."""
 
 
 def write_executorch(
-    model: SamModel, folder: Path, metadata: dict[str, str], *, single_mask: bool
+    model: Any, folder: Path, metadata: dict[str, str], *, single_mask: bool
 ) -> dict[str, Any]:
     """Write both programs into a folder.
 
@@ -49,25 +46,22 @@ def write_executorch(
 
     Raises:
         ExportError: XNNPACK's integer kernels cannot run the recipe, a quantized layer was not delegated to them, or
-            the model is not a SAM v1.
+            the model's family has no modules to be traced.
     """
-    family = family_of(model.config)
-    if family.name != "sam":
-        raise ExportError(f"{family.label} models cannot be exported to ExecuTorch yet")
-    spec = family.input_spec(model.config)
+    modules, spec = traced_family(model.config), family_of(model.config).input_spec(model.config)
     pixels = torch.zeros(spec.pixels)
     # Two prompts, because torch.export specializes on dimensions of size 1.
     example = (
-        torch.zeros(spec.embedding),
+        *(torch.zeros(shape) for shape in spec.features.values()),
         torch.zeros(2, MAX_POINTS, 2),
         torch.full((2, MAX_POINTS), float(EMPTY_LABEL)),
         torch.zeros(1, 1, spec.mask_size, spec.mask_size),
         torch.zeros(1),
     )
     prompts = {0: Dim("prompts", min=1, max=MAX_PROMPTS)}
-    dynamic = (None, prompts, prompts, None, None)
-    encoder = TracedEncoder(model, XNNPACK_BLOCK_LOGITS)
-    decoder = TracedDecoder(model, single_mask=single_mask)
+    dynamic = (*(None for _ in spec.features), prompts, prompts, None, None)
+    encoder = modules.encoder(model)
+    decoder = modules.decoder(model, single_mask=single_mask)
     programs = {"encoder": (encoder, (pixels,), None), "decoder": (decoder, example, dynamic)}
     delegations = {}
     for part, (module, inputs, shapes) in programs.items():
@@ -109,7 +103,7 @@ def _check(part: str, module: nn.Module, delegation: Delegation) -> None:
         )
 
 
-def substitutions(model: SamModel, traced: tuple[nn.Module, ...]) -> list[str]:
+def substitutions(model: Any, traced: tuple[nn.Module, ...]) -> list[str]:
     """Describe what the files store in another form than the checkpoint, without any effect on the outputs."""
     notes = []
     widths = Counter(m.bits for m in model.modules() if isinstance(m, PackedTensor) and m.bits not in (4, 8))
@@ -120,7 +114,9 @@ def substitutions(model: SamModel, traced: tuple[nn.Module, ...]) -> list[str]:
         notes.append(
             "packed embeddings are stored in 8 bits and dequantized when the program runs, as in torch"
         )
-    notes.append("convolutions are matrix products on rows; float tensors are stored in float32")
+    if any(isinstance(module, FloatConvolution) and module.is_packed for module in modules):
+        notes.append("packed weights of float convolutions are stored in float32, with their rounded values")
+    notes.append("quantized convolutions are matrix products on rows; float tensors are stored in float32")
     notes.append(
         f"prompts are padded to {MAX_POINTS} points with the label {EMPTY_LABEL}, which attention masks out"
     )

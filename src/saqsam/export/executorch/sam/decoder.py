@@ -13,10 +13,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import SamModel
 
 from saqsam.export.executorch.layers import RowLinear, normalize, traced_linear
-from saqsam.export.executorch.sam.two_way_transformer import TwoWayTransformer
+from saqsam.export.executorch.sam.two_way_transformer import LayerNames, TwoWayTransformer
+from saqsam.models.registry import family_of
+from saqsam.models.sam.family import SamFamily
+from saqsam.models.two_way_family import TwoWayFamily
 
 EMPTY_LABEL = -2
 """Label of padding points that attention masks out."""
@@ -32,19 +34,33 @@ class TracedDecoder(nn.Module):
     Args:
         model: The quantized model.
         single_mask: Return one mask per prompt, chosen as in the official export, instead of four.
+
+    Attributes:
+        layer_names: Names of the decoder's layers.
+        output_tokens: Buffer, float32 [T', C]: tokens that precede those of the points.
     """
 
-    def __init__(self, model: SamModel, *, single_mask: bool = False) -> None:
+    output_tokens: Tensor
+
+    layer_names = LayerNames()
+
+    def __init__(self, model: Any, *, single_mask: bool = False) -> None:
         super().__init__()
-        size = model.config.vision_config.image_size
-        self.side, self.single_mask = size // model.config.vision_config.patch_size, single_mask
+        family = family_of(model.config)
+        assert isinstance(family, TwoWayFamily)
+        spec = family.input_spec(model.config)
+        self.side, self.single_mask = spec.grid, single_mask
         decoder = model.mask_decoder
-        self.points = _Points(model.prompt_encoder, size)
+        self.points = _Points(model.prompt_encoder, spec.image_size)
         self.mask_embed = _MaskEmbedding(model.prompt_encoder, self.side)
         self.positions = _GridPositions(model.prompt_encoder, self.side)
-        self.iou_token, self.mask_tokens = decoder.iou_token.weight, decoder.mask_tokens.weight
-        self.transformer = TwoWayTransformer(decoder.transformer)
-        self.heads = _Heads(decoder, self.side)
+        self.register_buffer("output_tokens", family.output_tokens(model).detach().clone())
+        self.transformer = TwoWayTransformer(decoder.transformer, self.layer_names)
+        self.heads = self.make_heads(decoder)
+
+    def make_heads(self, decoder: Any) -> nn.Module:
+        """Return the module that turns tokens and image tokens into masks and predicted IoUs."""
+        return Heads(decoder, self.side)
 
     def forward(
         self,
@@ -53,7 +69,7 @@ class TracedDecoder(nn.Module):
         point_labels: Tensor,
         mask_input: Tensor,
         has_mask_input: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Predict the masks of P prompts.
 
         Args:
@@ -67,9 +83,26 @@ class TracedDecoder(nn.Module):
         Returns:
             Predicted IoUs [P, M] and logits [P, M, 4h, 4w].
         """
+        dense = self.mask_embed(mask_input, has_mask_input)
+        tokens, image = self.attend(image_embeddings, point_coords, point_labels, dense)
+        masks, ious = self.heads(tokens, image)
+        if self.single_mask:
+            masks, ious = _select(masks, ious, point_labels)
+        return ious, masks
+
+    def attend(
+        self, image_embeddings: Tensor, point_coords: Tensor, point_labels: Tensor, dense: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return tokens [P, T, C] and image tokens [P, h * w, C] after the two-way transformer.
+
+        Args:
+            image_embeddings: As for `forward`.
+            point_coords: As for `forward`.
+            point_labels: As for `forward`.
+            dense: Embedding of the mask, [1, h * w, C].
+        """
         points = self.points(point_coords, point_labels)
-        output = torch.cat([self.iou_token, self.mask_tokens])
-        count = points.shape[0]
+        output, count = self.output_tokens, points.shape[0]
         tokens = torch.cat(
             [output.reshape(1, *output.shape).expand(count, -1, -1), points], dim=1
         )  # [P, T, C]
@@ -77,12 +110,8 @@ class TracedDecoder(nn.Module):
         key_mask = (point_labels + 1.0).clamp(max=0.0) * _MASKED_LOGIT
         key_mask = F.pad(key_mask, (len(output), 0)).reshape(count, 1, 1, -1)
         image = image_embeddings.reshape(1, image_embeddings.shape[1], -1).transpose(1, 2)
-        image = image + self.mask_embed(mask_input, has_mask_input)  # [1, h * w, C]
-        tokens, image = self.transformer(tokens, image, self.positions(), key_mask)
-        masks, ious = self.heads(tokens, image)
-        if self.single_mask:
-            masks, ious = _select(masks, ious, point_labels)
-        return ious, masks
+        found: tuple[Tensor, Tensor] = self.transformer(tokens, image + dense, self.positions(), key_mask)
+        return found
 
 
 class _Points(nn.Module):
@@ -99,7 +128,9 @@ class _Points(nn.Module):
     def __init__(self, encoder: Any, size: int) -> None:
         super().__init__()
         self.size = size
-        kinds = [encoder.not_a_point_embed.weight, *(embed.weight for embed in encoder.point_embed)]
+        embed = encoder.point_embed
+        points = [embed.weight] if isinstance(embed, nn.Embedding) else [kind.weight for kind in embed]
+        kinds = [encoder.not_a_point_embed.weight, *points]
         self.register_buffer("labels", torch.cat([torch.zeros_like(kinds[0]), *kinds]).detach())
         self.register_buffer("frequencies", encoder.shared_embedding.positional_embedding.detach().clone())
 
@@ -163,36 +194,55 @@ class _MaskEmbedding(nn.Module):
         return torch.where(has_mask_input.reshape(1, 1, 1) > 0.5, rows, self.none.reshape(1, 1, -1))
 
 
-class _Heads(nn.Module):
-    """Prediction heads: masks [P, M, 4h, 4w] and IoUs [P, M]."""
+class Heads(nn.Module):
+    """Prediction heads: masks [P, M, 4h, 4w] and IoUs [P, M].
+
+    Args:
+        decoder: The mask decoder.
+        side: Side of the embedding's grid.
+
+    Attributes:
+        iou_token: Index of the token of the predicted IoU.
+        mask_token: Index of the single mask's token.
+    """
+
+    iou_token, mask_token = SamFamily.iou_token, SamFamily.mask_token
 
     def __init__(self, decoder: Any, side: int) -> None:
         super().__init__()
         self.side, self.count = side, decoder.num_mask_tokens
-        self.upscale1 = _Upscale(decoder.upscale_conv1, "mask_decoder.upscale_conv1")
-        self.upscale2 = _Upscale(decoder.upscale_conv2, "mask_decoder.upscale_conv2")
+        self.upscale1 = Upscale(decoder.upscale_conv1, "mask_decoder.upscale_conv1")
+        self.upscale2 = Upscale(decoder.upscale_conv2, "mask_decoder.upscale_conv2")
         self.norm, self.activation = decoder.upscale_layer_norm, decoder.activation
         self.hypernetworks = nn.ModuleList(
-            _Mlp(mlp, f"mask_decoder.output_hypernetworks_mlps.{index}")
+            HeadMlp(mlp, f"mask_decoder.output_hypernetworks_mlps.{index}")
             for index, mlp in enumerate(decoder.output_hypernetworks_mlps)
         )
-        self.iou_head = _Mlp(decoder.iou_prediction_head, "mask_decoder.iou_prediction_head")
+        self.iou_head = HeadMlp(decoder.iou_prediction_head, "mask_decoder.iou_prediction_head")
 
     def forward(self, tokens: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        side, prompts = self.side, tokens.shape[0]
+        """Predict masks and IoUs from tokens [P, T, C] and image tokens [P, h * w, C]."""
         fine = self.activation(normalize(self.norm, self.upscale1(image)))
-        fine = self.activation(self.upscale2(fine))  # [P, 16 * h * w, C / 8]
+        return self.multiply(tokens, self.activation(self.upscale2(fine)))
+
+    def multiply(self, tokens: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
+        """Multiply upscaled rows [P, 16 * h * w, C / 8] by the hypernetworks' outputs; predict the IoUs."""
+        side, prompts = self.side, tokens.shape[0]
         weights = [
-            mlp(tokens[:, 1 + index : 2 + index]) for index, mlp in enumerate(self.hypernetworks)
+            mlp(self._token(tokens, self.mask_token + index)) for index, mlp in enumerate(self.hypernetworks)
         ]  # each [P, 1, C / 8]
         masks = torch.bmm(torch.cat(weights, dim=1), fine.transpose(1, 2))
         # Sort the 2 x 2 pixels of the 2 x 2 pixels of each token by rows and columns.
         masks = masks.reshape(prompts * self.count * side, side, 2, 2, 2, 2).permute(0, 2, 4, 1, 3, 5)
         masks = masks.reshape(prompts, self.count, 4 * side, 4 * side)
-        return masks, self.iou_head(tokens[:, :1]).reshape(prompts, self.count)
+        return masks, self.iou_head(self._token(tokens, self.iou_token)).reshape(prompts, self.count)
+
+    @staticmethod
+    def _token(tokens: Tensor, index: int) -> Tensor:
+        return tokens[:, index : index + 1]
 
 
-class _Upscale(nn.Module):
+class Upscale(nn.Module):
     """Transposed 2 x 2 convolution with stride 2 of rows [P, R, K]: rows [P, 4R, C], in groups of 4 per input."""
 
     def __init__(self, layer: Any, where: str) -> None:
@@ -202,12 +252,13 @@ class _Upscale(nn.Module):
         self.linear = RowLinear(layer, where, lambda w: w.permute(2, 3, 1, 0).reshape(-1, inputs), bias)
 
     def forward(self, rows: Tensor) -> Tensor:
+        """Upscale rows [P, R, K] to [P, 4R, C]."""
         pixels: Tensor = self.linear(rows)
         return pixels.reshape(pixels.shape[0], 4 * pixels.shape[1], self.channels)
 
 
-class _Mlp(nn.Module):
-    """MLP on rows [P, 1, C]."""
+class HeadMlp(nn.Module):
+    """MLP of a head, on one token of each prompt."""
 
     def __init__(self, mlp: Any, where: str) -> None:
         super().__init__()
@@ -222,6 +273,7 @@ class _Mlp(nn.Module):
         self.activation, self.has_sigmoid = mlp.activation, mlp.sigmoid_output
 
     def forward(self, rows: Tensor) -> Tensor:
+        """Map rows [P, 1, C] to [P, 1, K]."""
         for layer in self.inner:
             rows = self.activation(layer(rows))
         rows = self.last(rows)

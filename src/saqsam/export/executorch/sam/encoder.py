@@ -14,7 +14,9 @@ from saqsam.export.executorch.layers import (
     StoredTensor,
     check_float_attention,
     normalize,
+    partition,
     traced_linear,
+    unpartition,
 )
 from saqsam.export.packed import ExportError
 from saqsam.export.windows import CACHED_BLOCK_LOGITS, Window, queries_per_block, window_of
@@ -39,7 +41,7 @@ class TracedEncoder(nn.Module):
             _Block(layer, side, max_block_logits, f"vision_encoder.layers.{index}")
             for index, layer in enumerate(encoder.layers)
         )
-        self.neck = _Neck(encoder.neck, side)
+        self.neck = Neck(encoder.neck, side)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Embed pixel values [1, 3, S, S]: [1, C, h, w]."""
@@ -115,7 +117,7 @@ class _Attention(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         count, tokens, heads = self.window.count, self.window.tokens, self.heads
-        qkv = self.qkv(self._partition(rows))  # [W, L, 3 * C]
+        qkv = self.qkv(partition(rows, self.window, self.side))  # [W, L, 3 * C]
         width = qkv.shape[-1] // 3
         thirds = [qkv[..., start : start + width] for start in (0, width, 2 * width)]
         parts = [part.reshape(count, tokens, heads, -1).transpose(1, 2) for part in thirds]
@@ -127,7 +129,7 @@ class _Attention(nn.Module):
         else:
             average = self._average_in_blocks(query, key, value, added, self.queries)
         average = average.reshape(count, heads, tokens, -1).transpose(1, 2).reshape(count, tokens, -1)
-        output: Tensor = self.proj(self._unpartition(average))
+        output: Tensor = self.proj(unpartition(average, self.window, self.side))
         return output
 
     def _average(self, query: Tensor, key: Tensor, value: Tensor, added: list[Tensor]) -> Tensor:
@@ -170,27 +172,6 @@ class _Attention(nn.Module):
         by_column = torch.bmm(columns, self.by_column()).reshape(wide, count, high, wide).permute(1, 2, 0, 3)
         return [part.reshape(count, high * wide, -1) for part in (by_row, by_column)]
 
-    def _partition(self, rows: Tensor) -> Tensor:
-        """Sort rows [1, h * w, C] by window, with zero padding: [W, L, C]."""
-        window, channels = self.window, rows.shape[-1]
-        if window.count == 1 and not any(window.pad):
-            return rows
-        (high, wide), (down, right) = window.size, window.pad
-        grid = rows.reshape(self.side, self.side, channels)
-        if down or right:
-            grid = F.pad(grid, (0, 0, 0, right, 0, down))
-        grid = grid.reshape(window.rows, high, window.columns, wide, channels).transpose(1, 2)
-        return grid.reshape(window.count, window.tokens, channels)
-
-    def _unpartition(self, rows: Tensor) -> Tensor:
-        """Undo `_partition`: [W, L, C] to [1, h * w, C]."""
-        window, channels = self.window, rows.shape[-1]
-        if window.count == 1 and not any(window.pad):
-            return rows
-        grid = rows.reshape(window.rows, window.columns, *window.size, channels).transpose(1, 2)
-        grid = grid.reshape(self.side + window.pad[0], self.side + window.pad[1], channels)
-        return grid[: self.side, : self.side].reshape(1, self.side * self.side, channels)
-
 
 class _DistanceTable(nn.Module):
     """Table of learned vectors by distance [2 S - 1, D], expanded in each call to all queries and keys [S, D, S].
@@ -215,7 +196,7 @@ class _DistanceTable(nn.Module):
         return F.embedding(self.index, self.table).transpose(1, 2)
 
 
-class _Neck(nn.Module):
+class Neck(nn.Module):
     """Neck: rows [1, h * w, C] to the embedding [1, C', h, w]."""
 
     def __init__(self, neck: Any, side: int) -> None:
@@ -226,6 +207,7 @@ class _Neck(nn.Module):
         self.norm1, self.norm2 = neck.layer_norm1, neck.layer_norm2
 
     def forward(self, rows: Tensor) -> Tensor:
+        """Turn rows [1, h * w, C] into the embedding [1, C', h, w]."""
         rows = normalize(self.norm1, self.conv1(rows))
         rows = normalize(self.norm2, self.conv2(rows))
         return rows.transpose(1, 2).reshape(1, -1, self.side, self.side)

@@ -1,4 +1,4 @@
-"""The two-way transformer of SAM v1's mask decoder as a torch module to be traced.
+"""The two-way transformer of a mask decoder as a torch module to be traced.
 
 Computation that all prompts share is done once: as long as image tokens do not depend on the prompts, they are
 projected for one image instead of P, and the queries of all prompts are multiplied by the keys in one product.
@@ -6,7 +6,7 @@ projected for one image instead of P, and the queries of all prompts are multipl
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +14,31 @@ from torch import Tensor, nn
 from saqsam.export.executorch.layers import check_float_attention, normalize, traced_linear
 
 
-class TwoWayTransformer(nn.Module):
-    """Two-way transformer for tokens [P, T, C] and image tokens, first [1, h * w, C] and then [P, h * w, C]."""
+class LayerNames(NamedTuple):
+    """Names of a decoder's layers that differ between families."""
 
-    def __init__(self, transformer: Any) -> None:
+    mlp_first: str = "lin1"
+    mlp_second: str = "lin2"
+    mlp_activation: str = "act"
+    attention_output: str = "out_proj"
+
+
+class TwoWayTransformer(nn.Module):
+    """Two-way transformer for tokens [P, T, C] and image tokens, first [1, h * w, C] and then [P, h * w, C].
+
+    Args:
+        transformer: The two-way transformer of a model.
+        names: Names of its layers.
+    """
+
+    def __init__(self, transformer: Any, names: LayerNames) -> None:
         super().__init__()
         where = "mask_decoder.transformer"
         self.layers = nn.ModuleList(
-            _Layer(layer, f"{where}.layers.{index}") for index, layer in enumerate(transformer.layers)
+            _Layer(layer, names, f"{where}.layers.{index}") for index, layer in enumerate(transformer.layers)
         )
         name = "final_attn_token_to_image"
-        self.final = _Attention(transformer.final_attn_token_to_image, f"{where}.{name}")
+        self.final = _Attention(transformer.final_attn_token_to_image, names, f"{where}.{name}")
         self.norm = transformer.layer_norm_final_attn
 
     def forward(
@@ -51,15 +65,18 @@ class TwoWayTransformer(nn.Module):
 class _Layer(nn.Module):
     """Two-way layer: self-attention, attention of tokens to the image, MLP, attention of the image to tokens."""
 
-    def __init__(self, layer: Any, where: str) -> None:
+    def __init__(self, layer: Any, names: LayerNames, where: str) -> None:
         super().__init__()
         self.is_first = layer.skip_first_layer_pe
-        self.self_attn = _Attention(layer.self_attn, f"{where}.self_attn")
-        self.to_image = _Attention(layer.cross_attn_token_to_image, f"{where}.cross_attn_token_to_image")
-        self.to_tokens = _Attention(layer.cross_attn_image_to_token, f"{where}.cross_attn_image_to_token")
-        self.lin1 = traced_linear(layer.mlp.lin1, f"{where}.mlp.lin1")
-        self.lin2 = traced_linear(layer.mlp.lin2, f"{where}.mlp.lin2")
-        self.activation = layer.mlp.act
+        self.self_attn, self.to_image, self.to_tokens = (
+            _Attention(getattr(layer, name), names, f"{where}.{name}")
+            for name in ("self_attn", "cross_attn_token_to_image", "cross_attn_image_to_token")
+        )
+        self.lin1, self.lin2 = (
+            traced_linear(getattr(layer.mlp, name), f"{where}.mlp.{name}")
+            for name in (names.mlp_first, names.mlp_second)
+        )
+        self.activation = getattr(layer.mlp, names.mlp_activation)
         self.norms = nn.ModuleList(getattr(layer, f"layer_norm{number}") for number in (1, 2, 3, 4))
 
     def forward(
@@ -82,14 +99,15 @@ class _Layer(nn.Module):
 class _Attention(nn.Module):
     """Attention from queries [B, Q, C] to keys and values [B', K, C], where B and B' are 1 or P: [P, Q, C]."""
 
-    def __init__(self, attention: Any, where: str) -> None:
+    def __init__(self, attention: Any, names: LayerNames, where: str) -> None:
         super().__init__()
         check_float_attention(attention, where, "decoder")
         self.heads, self.scaling = attention.num_attention_heads, float(attention.scaling)
         self.q_proj = traced_linear(attention.q_proj, f"{where}.q_proj")
         self.k_proj = traced_linear(attention.k_proj, f"{where}.k_proj")
         self.v_proj = traced_linear(attention.v_proj, f"{where}.v_proj")
-        self.out_proj = traced_linear(attention.out_proj, f"{where}.out_proj")
+        output = names.attention_output
+        self.out_proj = traced_linear(getattr(attention, output), f"{where}.{output}")
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:
         q, k, v = self.q_proj(query) * self.scaling, self.k_proj(key), self.v_proj(value)

@@ -18,7 +18,7 @@ from saqsam.export.onnx.sam.encoder_attention import (
     project_part,
     unpartition,
 )
-from saqsam.export.windows import CACHED_BLOCK_LOGITS, Window, queries_per_block, window_of
+from saqsam.export.windows import CACHED_BLOCK_LOGITS, queries_per_block, window_of
 from saqsam.models.sam2.structure import BACKBONE, NECK, stage_starts
 
 _CUBIC_COEFFICIENT = -0.75
@@ -135,7 +135,7 @@ def _attend(graph: Graph, block: Any, normal: Value, side: int, stride: int, whe
     flat = graph.op("Reshape", turned, graph.ints(-1, attention.dim_out))
     tensor = layer_input(graph, attention.proj, flat, f"{where}.proj")
     grid = (side // stride, side // stride, attention.dim_out)
-    tensor = unpartition(graph, tensor, grid, _pooled(window, stride))
+    tensor = unpartition(graph, tensor, grid, window.pooled(stride))
     return linear(graph, attention.proj, tensor, f"{where}.proj")
 
 
@@ -145,14 +145,6 @@ def _pool(graph: Graph, rows: Value, side: int, channels: int, stride: int) -> V
     grid = graph.op("Reshape", rows, graph.ints(-1, half, stride, half, stride, channels))
     largest = graph.maximum(grid, 2, 4, keepdims=False)
     return graph.op("Reshape", largest, graph.ints(-1, channels))
-
-
-def _pooled(window: Window, stride: int) -> Window:
-    """Return the layout of windows whose tokens were pooled."""
-    (high, wide), (down, right) = window.size, window.pad
-    return Window(
-        (high // stride, wide // stride), window.rows, window.columns, (down // stride, right // stride)
-    )
 
 
 def _neck(graph: Graph, model: Sam2Model, levels: list[tuple[Value, int]], images: int | str) -> None:

@@ -1,0 +1,1 @@
+"""Traceable modules of SAM 2: image encoder, prompt encoder and mask decoder."""
