@@ -87,6 +87,13 @@ def test_the_encoder_is_torchs(models: dict[str, Sam2Model], name: str) -> None:
         assert relative(found[feature], expected) < TOLERANCE.get(name, CHAOS), feature
 
 
+def test_positions_are_interpolated_by_products(models: dict[str, Sam2Model]) -> None:
+    """OpenVINO folded the bicubic operator in two minutes when it loaded SAM 2.1 tiny."""
+    graph = Graph("encoder")
+    write_encoder(graph, models["float"])
+    assert "Resize" not in {node.op_type for node in graph.model({}).graph.node}
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("prompts", PROMPTS)

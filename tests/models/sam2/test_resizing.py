@@ -12,7 +12,7 @@ from saqsam.inference.predictor import Predictor
 from saqsam.models.processing import build_processor, input_side
 from saqsam.models.sam2.configuration import sam2_fields
 from saqsam.models.sam2.official import VARIANTS, config_of_variant
-from saqsam.models.sam2.resizing import resize_sam2_config
+from saqsam.models.sam2.resizing import bicubic_matrix, resize_sam2_config
 from support.tiny_quantized import tiny_data, tiny_recipe
 from support.tiny_sam2 import tiny_sam2, tiny_sam2_config, tiny_sam2_processor
 
@@ -94,3 +94,10 @@ def test_windows_of_the_first_stage_divide_every_size() -> None:
     with pytest.raises(ValueError, match=r"a multiple of 96 from 96 to 4032, such as 384 and 480; got 416"):
         resize_sam2_config(config, 416)
     assert resize_sam2_config(config, 480).prompt_encoder_config.image_size == 480
+
+
+def test_bicubic_interpolation_is_a_product_along_each_axis() -> None:
+    table = torch.randn(1, 3, 7, 5, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.interpolate(table, size=(32, 24), mode="bicubic")
+    found = bicubic_matrix(7, 32) @ table @ bicubic_matrix(5, 24).T
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

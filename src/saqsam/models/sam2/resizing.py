@@ -6,6 +6,10 @@ import copy
 import math
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from saqsam.models.image_sizes import check_image_size
 from saqsam.models.limits import MAX_GRID, MAX_IMAGE_SIZE
 from saqsam.models.sam2.configuration import LEAST_SIDE, STAGES, STRIDE
@@ -29,3 +33,13 @@ def resize_sam2_config(config: Any, image_size: int) -> Any:
     sides = [size // (STRIDE << level) for level in range(STAGES - 1)]
     resized.vision_config.backbone_feature_sizes = [[side, side] for side in sides]
     return resized
+
+
+def bicubic_matrix(size: int, larger: int) -> Tensor:
+    """Return the matrix, float32 [larger, size], by which torch's bicubic interpolation resizes one axis.
+
+    The interpolation of a map is the product with one such matrix along each axis.
+    """
+    units = torch.eye(size)[None, None]
+    resized = F.interpolate(units, size=(larger, size), mode="bicubic", align_corners=False)
+    return resized[0, 0].contiguous()

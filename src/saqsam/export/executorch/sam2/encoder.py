@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Sam2Model
 
@@ -19,6 +18,7 @@ from saqsam.export.executorch.layers import (
     unpartition,
 )
 from saqsam.export.windows import CACHED_BLOCK_LOGITS, queries_per_block, window_of
+from saqsam.models.sam2.resizing import bicubic_matrix
 from saqsam.models.sam2.structure import BACKBONE, NECK, stage_starts
 
 
@@ -69,21 +69,20 @@ class _Patches(nn.Module):
     with one matrix along each axis.
 
     Attributes:
-        resize: Buffer, float32 [h, h'], from the rows of the table to those of the grid.
+        by_row: Buffer, float32 [h, h'], from the rows of the table to those of the grid.
+        by_column: Buffer, float32 [w, w'].
     """
 
-    resize: Tensor
+    by_row: Tensor
+    by_column: Tensor
 
     def __init__(self, backbone: Any, side: int) -> None:
         super().__init__()
         self.side, self.projection = side, FloatConvolution(backbone.patch_embed.projection)
         self.table, self.window = backbone.pos_embed, backbone.pos_embed_window
         high, wide = self.table.shape[2:]
-        if high != wide:
-            raise ValueError(f"{BACKBONE}.pos_embed: expected a square table, got {high} x {wide}")
-        units = torch.eye(high).reshape(1, 1, high, high)
-        resize = F.interpolate(units, size=(side, high), mode="bicubic", align_corners=False)
-        self.register_buffer("resize", resize[0, 0].contiguous())
+        self.register_buffer("by_row", bicubic_matrix(high, side))
+        self.register_buffer("by_column", bicubic_matrix(wide, side))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         image = self.projection(pixel_values)
@@ -93,11 +92,10 @@ class _Patches(nn.Module):
 
     def _positions(self) -> Tensor:
         """Return the absolute positions [1, h * w, C]."""
-        side, small, channels = self.side, self.table.shape[-1], self.table.shape[1]
-        table = self.table.permute(0, 2, 3, 1).reshape(1, small, small * channels)
-        resize = self.resize.reshape(1, side, small)
-        tall = torch.bmm(resize, table).reshape(side, small, channels)
-        large = torch.bmm(resize.expand(side, -1, -1), tall)  # [h, w, C]
+        side, (channels, high, wide) = self.side, self.table.shape[1:]
+        table = self.table.permute(0, 2, 3, 1).reshape(1, high, wide * channels)
+        tall = torch.bmm(self.by_row[None], table).reshape(side, wide, channels)
+        large = torch.bmm(self.by_column.expand(side, -1, -1), tall)  # [h, w, C]
         size = self.window.shape[-1]
         tile = self.window.permute(0, 2, 3, 1).reshape(1, size, 1, size, channels)
         repeats = side // size
