@@ -225,6 +225,44 @@ def test_the_joint_unit_reads_the_embedding_and_answers_the_masks() -> None:
     torch.testing.assert_close(found[1][:, :1], ious, rtol=1e-4, atol=1e-4)
 
 
+def gradient_of_masks(recipe: Recipe) -> Tensor:
+    """Return the gradient of the joint unit's loss for the biases and normalizations of the two-way transformer."""
+    model, reference, images = calibrated(recipe)
+    _, prompts = first_state(reference, images)
+    plan = tiny_plan(recipe)
+    unit = JointUnit(plan, relative_steps=1)
+    names = [
+        name for name, p in model.named_parameters() if name.startswith(unit.modules[0]) and p.dim() == 1
+    ]
+    slots = tuple(slot.name for slot in plan.slots if slot.name.startswith(unit.modules[0]))
+    parts = UnitParameters((), slots, tuple(names), head_slots=unit.head_slots)
+    embedding = flatten_image(TorchBackend(reference).encode(images[0][0]).embedding).detach()
+    before = kinds(model)
+    with torch.no_grad():  # far from the response, so that rounding errors do not decide about the gradient
+        target = tuple(map(torch.zeros_like, unit.response(reference, reference, (embedding,), prompts)))
+    with relaxed(model, parts, recipe, 0.0, torch.Generator()) as learned:
+        unit.error(unit.response(model, reference, (embedding,), prompts), target).backward()
+        found = torch.cat([learned.float_parameters[name].grad.flatten() for name in names])
+    assert kinds(model) == before
+    return found
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_joint_unit_learns_through_a_quantized_mask_head(dynamic: bool) -> None:
+    """Rounding stops gradients: learning with an 8-bit mask head moved nothing, or anything with dynamic ranges."""
+    head = {"upscaling": 8, "hypernetworks": 8, "iou_head": 8}
+    recipe = dataclasses.replace(learned_recipe(bits="w8a8", affine=True), clipping=None)
+    activations = dataclasses.replace(recipe.activations, dynamic=dynamic)
+    products = "float" if dynamic else "quantized"
+    recipe = dataclasses.replace(
+        recipe, activations=activations, bimodal=False, encoder_products=products, decoder_products=products
+    )
+    wanted = gradient_of_masks(recipe)
+    found = gradient_of_masks(dataclasses.replace(recipe, extra=head))
+    assert torch.cosine_similarity(found, wanted, dim=0) > 0.9
+    assert 0.8 < found.norm() / wanted.norm() < 1.25
+
+
 @pytest.mark.slow
 def test_the_joint_unit_brings_the_masks_nearer_to_float_and_leaves_the_codes() -> None:
     few = {"steps": 2, "scale_rate": 0.01, "affine_rate": 3e-3, "affine": True}

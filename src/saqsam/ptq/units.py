@@ -41,6 +41,7 @@ class Unit(ABC):
         reads_embedding: Whether its input is the image embedding, kept since the neck, not the output of the unit
             before it.
         sees_prompts: Whether it runs on each prompt; if not, its output is the image's.
+        head_slots: Activation slots after it that `run` passes through, those of the mask head.
     """
 
     family: ModelFamily
@@ -54,6 +55,7 @@ class Unit(ABC):
     gives_embedding: bool = False
     reads_embedding: bool = False
     sees_prompts: bool = True
+    head_slots: tuple[str, ...] = ()
 
     def steps(self, spec: Reconstruction) -> int:
         """Return the number of optimizer steps; 0 if the unit is not learned."""
@@ -326,6 +328,12 @@ class JointUnit(Unit):
     def __init__(self, plan: QuantizationPlan, *, relative_steps: float) -> None:
         self.family, self.relative_steps, self.loss = plan.family, relative_steps, MaskLoss()
         self.modules = (plan.structure.decoder,)
+        self.head_slots = tuple(
+            slot.name
+            for slot in plan.slots
+            if not plan.structure.is_encoder(slot.name)
+            and not slot.name.startswith(f"{plan.structure.decoder}.")
+        )
 
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
         """Return mask logits [P, M, 4 h, 4 w] and predicted IoUs [P, M] from the state after the neck."""
