@@ -15,6 +15,7 @@ _SET: dict[str, tuple[str, ...]] = {
         "extra.position_embedding=8",
         "extra.hypernetworks=8",
         "extra.iou_head=8",
+        "extra.upscaling.hidden=8",
     ),
 }
 _ALL = tuple(setting for settings in _SET.values() for setting in settings)
