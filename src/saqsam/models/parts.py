@@ -34,9 +34,9 @@ PATCH_EMBEDDING = "patch_embedding"
 EMBEDDING_PARTS = (PATCH_EMBEDDING, "position_embedding")
 """Parts whose weights alone can be quantized."""
 UPSCALING_HIDDEN = "upscaling.hidden"
-"""Convolutions that upscale features which further layers read."""
+"""Convolutions that upscale features, below the resolution of the masks."""
 UPSCALING_OUTPUT = "upscaling.output"
-"""Convolutions whose output the hypernetworks multiply: an error that all pixels share shifts all mask logits."""
+"""Convolutions at the resolution of the masks: an error that all pixels of their output share shifts all mask logits."""
 UPSCALING_PARTS = (UPSCALING_HIDDEN, UPSCALING_OUTPUT)
 FLOAT_PARTS = (*EMBEDDING_PARTS, *UPSCALING_PARTS, "hypernetworks", "iou_head")
 """Parts with weights that the papers leave in floating point."""

@@ -23,12 +23,12 @@ def sam_hq_structure(config: SamHQConfig) -> ModelStructure:
     base = sam_structure(config)
     fusion = tuple(f"mask_decoder.{name}" for name in FUSION if "conv" in name)
     convolutions = (*fusion, "mask_decoder.mask_conv1", "mask_decoder.mask_conv2")
-    outputs = [name for name in convolutions if name.endswith("conv2")]
+    hidden = [name for name in fusion if name.endswith("conv1")]
     return replace(
         base,
         float_layers=(
             *base.float_layers,
-            *(Site(name, UPSCALING_OUTPUT if name in outputs else UPSCALING_HIDDEN) for name in convolutions),
+            *(Site(name, UPSCALING_HIDDEN if name in hidden else UPSCALING_OUTPUT) for name in convolutions),
             *(Site(f"mask_decoder.hq_mask_mlp.{layer}", "hypernetworks") for layer in _HYPERNETWORK),
         ),
         encoding_layers=fusion,
