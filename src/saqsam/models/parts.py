@@ -36,7 +36,7 @@ EMBEDDING_PARTS = (PATCH_EMBEDDING, "position_embedding")
 UPSCALING_HIDDEN = "upscaling.hidden"
 """Convolutions that upscale features, below the resolution of the masks."""
 UPSCALING_OUTPUT = "upscaling.output"
-"""Convolutions at the resolution of the masks: an error that all pixels of their output share shifts all mask logits."""
+"""Convolutions at the resolution of the masks: an error that all their pixels share shifts all mask logits."""
 UPSCALING_PARTS = (UPSCALING_HIDDEN, UPSCALING_OUTPUT)
 FLOAT_PARTS = (*EMBEDDING_PARTS, *UPSCALING_PARTS, "hypernetworks", "iou_head")
 """Parts with weights that the papers leave in floating point."""
