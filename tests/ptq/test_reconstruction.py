@@ -235,7 +235,7 @@ def gradient_of_masks(recipe: Recipe) -> Tensor:
         name for name, p in model.named_parameters() if name.startswith(unit.modules[0]) and p.dim() == 1
     ]
     slots = tuple(slot.name for slot in plan.slots if slot.name.startswith(unit.modules[0]))
-    parts = UnitParameters((), slots, tuple(names), head_slots=unit.head_slots)
+    parts = UnitParameters((), slots, tuple(names), passed_slots=unit.passed_slots)
     embedding = flatten_image(TorchBackend(reference).encode(images[0][0]).embedding).detach()
     before = kinds(model)
     with torch.no_grad():  # far from the response, so that rounding errors do not decide about the gradient

@@ -91,7 +91,7 @@ class _Snapshot:
     def __init__(self, model: SamModel, parameters: UnitParameters) -> None:
         self.model, self.layers = model, [site.name for site, _ in parameters.layers]
         # Layers first, since slots are restored in them.
-        names = (*parameters.packed_layers, *parameters.slots, *parameters.head_slots)
+        names = (*parameters.packed_layers, *parameters.slots, *parameters.passed_slots)
         self.modules = {name: model.get_submodule(name) for name in names}
         self.float_parameters = {name: model.get_parameter(name) for name in parameters.float_parameters}
         self.values = {name: parameter.detach().clone() for name, parameter in self.float_parameters.items()}
@@ -124,7 +124,7 @@ def _relax_activations(
         if learned is not None:
             unit.scales[name] = learned
         replace_module(model, name, RandomDrop(learned or StraightThrough(quantizer), drop, generator))
-    for name in parameters.head_slots:
+    for name in parameters.passed_slots:
         # Rounding has no gradient of its own, which would leave nothing to learn from.
         replace_module(model, name, StraightThrough(model.get_submodule(name)))
 
@@ -157,7 +157,7 @@ def _harden(model: SamModel, parameters: UnitParameters, snapshot: _Snapshot, un
     for name in parameters.slots:
         quantizer = unit.scales[name].fixed() if name in unit.scales else snapshot.modules[name]
         replace_module(model, name, quantizer.to(model.device))
-    for name in parameters.head_slots:
+    for name in parameters.passed_slots:
         replace_module(model, name, snapshot.modules[name])
     for name, scale_layer in unit.scale_layers.items():
         replace_module(model, name, scale_layer.fixed())

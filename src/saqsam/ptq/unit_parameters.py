@@ -24,15 +24,14 @@ class UnitParameters:
         slots: Activation slots, whose scales are learned.
         float_parameters: Biases, normalization parameters and channel scales, which stay float.
         packed_layers: Linear layers that are packed already and whose weight scales are learned.
-        head_slots: Activation slots after the unit, in the layers of the model itself that its loss passes through.
-            Nothing is learned in them.
+        passed_slots: Activation slots outside of the unit that its loss passes through. Nothing is learned in them.
     """
 
     layers: tuple[tuple[Site, int], ...]
     slots: tuple[str, ...]
     float_parameters: tuple[str, ...] = ()
     packed_layers: tuple[str, ...] = ()
-    head_slots: tuple[str, ...] = ()
+    passed_slots: tuple[str, ...] = ()
 
 
 def unit_parameters(unit: Unit, model: SamModel, plan: QuantizationPlan) -> UnitParameters:
@@ -56,9 +55,9 @@ def unit_parameters(unit: Unit, model: SamModel, plan: QuantizationPlan) -> Unit
         # parameter is left.
         floats = tuple(n for n, p in model.named_parameters() if is_inside(n) and p.dim() == 1)
     if unit.learns_codes:
-        return UnitParameters(layers, slots, floats)
+        return UnitParameters(layers, slots, floats, passed_slots=unit.passed_slots)
     packed = tuple(site.name for site, _ in layers)
-    return UnitParameters((), slots, floats, packed, unit.head_slots)
+    return UnitParameters((), slots, floats, packed, unit.passed_slots)
 
 
 def unit_tensors(model: SamModel, parameters: UnitParameters) -> dict[str, Tensor]:

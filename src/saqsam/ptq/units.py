@@ -41,7 +41,8 @@ class Unit(ABC):
         reads_embedding: Whether its input is the image embedding, kept since the neck, not the output of the unit
             before it.
         sees_prompts: Whether it runs on each prompt; if not, its output is the image's.
-        head_slots: Activation slots after it that `run` passes through, those of the mask head.
+        passed_slots: Activation slots outside of it that `run` passes through: of the mask head, or of layers that fuse
+            features after the neck.
     """
 
     family: ModelFamily
@@ -55,7 +56,7 @@ class Unit(ABC):
     gives_embedding: bool = False
     reads_embedding: bool = False
     sees_prompts: bool = True
-    head_slots: tuple[str, ...] = ()
+    passed_slots: tuple[str, ...] = ()
 
     def steps(self, spec: Reconstruction) -> int:
         """Return the number of optimizer steps; 0 if the unit is not learned."""
@@ -213,6 +214,8 @@ class NeckUnit(Unit):
     def __init__(self, plan: QuantizationPlan, loss: Loss, *, relative_steps: float) -> None:
         self.family, self.loss, self.modules = plan.family, loss, (plan.structure.neck,)
         self.relative_steps = relative_steps
+        fusion = plan.structure.encoding_layers
+        self.passed_slots = tuple(s.name for s in plan.slots if s.name.rpartition(".")[0] in fusion)
 
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
         """Return image tokens [1, 1, h * w, C'] and the extra features."""
@@ -328,10 +331,10 @@ class JointUnit(Unit):
     def __init__(self, plan: QuantizationPlan, *, relative_steps: float) -> None:
         self.family, self.relative_steps, self.loss = plan.family, relative_steps, MaskLoss()
         self.modules = (plan.structure.decoder,)
-        self.head_slots = tuple(
+        self.passed_slots = tuple(
             slot.name
             for slot in plan.slots
-            if not plan.structure.is_encoder(slot.name)
+            if not plan.structure.is_encoder(slot.name.rpartition(".")[0])
             and not slot.name.startswith(f"{plan.structure.decoder}.")
         )
 

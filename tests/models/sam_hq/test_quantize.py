@@ -22,6 +22,7 @@ from saqsam.models.sam_hq.mask_head import CorrectedMaskDecoder
 from saqsam.ptq.calibration_images import choose_calibration_images
 from saqsam.ptq.equalization import equalize, observe_channels
 from saqsam.ptq.pipeline import quantize
+from saqsam.ptq.units import JointUnit, NeckUnit, reconstruction_units
 from saqsam.quant.layers import PackedConv2d, PackedConvTranspose2d, PackedLinear
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.recipe import Calibration
@@ -185,3 +186,14 @@ def test_sensitivity_encodes_again_for_layers_that_fuse_features() -> None:
     parts = {group.name: group.is_decoder for group in find_groups(plan, "parts")}
     assert not parts["upscaling.hidden"]
     assert not parts["upscaling.output"]
+
+
+def test_the_neck_is_learned_through_the_fusion_of_features() -> None:
+    plan = plan_quantization(tiny_sam_hq_config(), tiny_recipe("saq-sam", extra={"upscaling": 8}))
+    units = reconstruction_units(plan)
+    (neck,) = (unit for unit in units if isinstance(unit, NeckUnit))
+    fusion = ("compress_vit_conv1", "compress_vit_conv2", "encoder_conv1", "encoder_conv2")
+    assert set(neck.passed_slots) == {f"mask_decoder.{name}.input_quantizer" for name in fusion}
+    assert not any(
+        unit.passed_slots for unit in units if unit is not neck and not isinstance(unit, JointUnit)
+    )
