@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import SamHQConfig
+from transformers import Sam3TrackerConfig, SamHQConfig
 
 import saqsam
 from plain_rows import append_plain
@@ -45,6 +45,7 @@ MODELS: dict[str, Callable[[], Any]] = {
         for name in ("tiny", "small", "base plus", "large")
     },
     "TinyViT": lambda: random_model(MobileSamConfig()),
+    "tracker": lambda: random_model(Sam3TrackerConfig()),
 }
 
 
