@@ -104,7 +104,8 @@ def sensitivity(lines: Sequence[Mapping[str, str]]) -> str:
 
 def agreement(lines: Sequence[Mapping[str, str]]) -> str:
     """Tabulate the IoU between the masks of exports and those of their float model."""
-    heading = ["model", "export", "mean IoU", "change (95 % interval)", "IoU with float masks", ">= 0.9"]
+    runtimes = {"onnxruntime": "ONNX Runtime", "executorch": "ExecuTorch"}
+    heading = ["export", "runtime", "mean IoU", "change (95 % interval)", "IoU with float masks", ">= 0.9"]
     rows = []
     for line in lines:
         change = float(line["miou"]) - float(line["float_miou"])
@@ -114,7 +115,8 @@ def agreement(lines: Sequence[Mapping[str, str]]) -> str:
             f"{signed(change)} ({interval})",
             f"{float(line['mask_iou']):.3f}",
         ]
-        rows.append([line["model"], f"`{line['recipe']}`", *cells, f"{float(line['share_above_90']):.1%}"])
+        share = f"{float(line['share_above_90']):.1%}"
+        rows.append([f"`{line['recipe']}`", runtimes[line["runtime"]], *cells, share])
     return markdown(heading, rows, right=4) if rows else ""
 
 
