@@ -7,7 +7,10 @@ from pathlib import Path
 import saqsam
 
 ROOT = Path(saqsam.__file__).parent
-ALLOWED = ("models", "export/onnx/sam", "export/onnx/mobile_sam", "export/executorch/sam")
+ALLOWED = (
+    "models",
+    *(f"export/{format_}/{family}" for format_ in ("onnx", "executorch") for family in ("sam", "mobile_sam")),
+)
 FORBIDDEN = {
     *("vision_encoder", "prompt_encoder", "mask_decoder", "shared_image_embedding", "shared_embedding"),
     *("vision_config", "prompt_encoder_config", "mask_decoder_config", "global_attn_indexes"),
