@@ -15,7 +15,6 @@ _SET: dict[str, tuple[str, ...]] = {
         "extra.position_embedding=8",
         "extra.hypernetworks=8",
         "extra.iou_head=8",
-        "extra.upscaling.hidden=8",
     ),
 }
 _ALL = tuple(setting for settings in _SET.values() for setting in settings)
@@ -24,7 +23,12 @@ SUBSTITUTIONS: dict[str, tuple[str, ...]] = {
     "symmetric weights at every width": ("weights.symmetric=true",),
     **_SET,
     "all combined, symmetric weights at every width": ("weights.symmetric=true", *_ALL),
-    "all combined: `--deploy`": ("weights.symmetric_bytes=true", *_ALL),
+    "all combined": ("weights.symmetric_bytes=true", *_ALL),
+    "and 8-bit hidden upscaling layers: `--deploy`": (
+        "weights.symmetric_bytes=true",
+        *_ALL,
+        "extra.upscaling.hidden=8",
+    ),
 }
 """Overrides of each row of the table, by its label; the unchanged method comes first.
 
