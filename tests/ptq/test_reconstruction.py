@@ -249,7 +249,7 @@ def gradient_of_masks(recipe: Recipe) -> Tensor:
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_the_joint_unit_learns_through_a_quantized_mask_head(dynamic: bool) -> None:
-    """Rounding stops gradients: learning with an 8-bit mask head moved nothing, or anything with dynamic ranges."""
+    """Rounding has no useful gradient: the head's static quantizers stopped it, its dynamic ones misdirected it."""
     head = {"upscaling": 8, "hypernetworks": 8, "iou_head": 8}
     recipe = dataclasses.replace(learned_recipe(bits="w8a8", affine=True), clipping=None)
     activations = dataclasses.replace(recipe.activations, dynamic=dynamic)

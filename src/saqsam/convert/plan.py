@@ -40,6 +40,11 @@ class Slot:
     kind: SlotKind = "affine"
     channel_axis: int | None = None
 
+    @property
+    def owner(self) -> str:
+        """Name of the layer or attention that it belongs to."""
+        return self.name.rpartition(".")[0]
+
 
 class PlannedWeight(NamedTuple):
     """A layer whose weight is quantized, and the bits of the weight."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -12,13 +12,33 @@ from saqsam.models.parts import DECODER_PARTS
 from saqsam.models.structure import AttentionSite, Site
 
 
-def two_way_attentions(transformer: str, layers: Sequence[str], *, output: str) -> list[AttentionSite]:
+class TwoWayNames(NamedTuple):
+    """Names of the layers of a two-way transformer that differ between families.
+
+    Attributes:
+        mlp: Names of the two layers of an MLP.
+        activation: Name of an MLP's activation.
+        output: Name of an attention's output projection.
+    """
+
+    mlp: tuple[str, str]
+    activation: str
+    output: str
+
+
+SAM_NAMES = TwoWayNames(("lin1", "lin2"), "act", "out_proj")
+"""Names in SAM v1, and in the families that reuse its decoder."""
+SAM2_NAMES = TwoWayNames(("proj_in", "proj_out"), "activation", "o_proj")
+"""Names in SAM 2 and SAM 3's tracker."""
+
+
+def two_way_attentions(transformer: str, layers: Sequence[str], names: TwoWayNames) -> list[AttentionSite]:
     """Return the attentions of a two-way transformer in the order of computation.
 
     Args:
         transformer: Name of the transformer.
         layers: Names of its layers.
-        output: Name of an attention's output projection.
+        names: Names within a layer.
     """
     parts = {
         "self_attn": "decoder.self_attention",
@@ -28,35 +48,37 @@ def two_way_attentions(transformer: str, layers: Sequence[str], *, output: str) 
     sites = [(f"{layer}.{name}", part) for layer in layers for name, part in parts.items()]
     sites.append((f"{transformer}.final_attn_token_to_image", "decoder.final_attention"))
     return [
-        AttentionSite(name, part, f"{name}.q_proj", f"{name}.k_proj", f"{name}.v_proj", f"{name}.{output}")
+        AttentionSite(
+            name, part, f"{name}.q_proj", f"{name}.k_proj", f"{name}.v_proj", f"{name}.{names.output}"
+        )
         for name, part in sites
     ]
 
 
-def two_way_layers(attentions: Sequence[AttentionSite], mlp: tuple[str, str]) -> Iterator[Site]:
+def two_way_layers(attentions: Sequence[AttentionSite], names: TwoWayNames) -> Iterator[Site]:
     """Yield the linear layers of a two-way transformer in the order of computation.
 
     Args:
         attentions: Its attentions, from `two_way_attentions`.
-        mlp: Names of the two layers of an MLP.
+        names: Names within a layer.
     """
     for attention in attentions:
         for layer in (attention.query, attention.key, attention.value, attention.output):
             yield Site(layer, attention.part)
         if attention.part == "decoder.token_to_image":
             block = attention.name.rpartition(".")[0]
-            for name in mlp:
+            for name in names.mlp:
                 yield Site(f"{block}.mlp.{name}", "decoder.mlp")
 
 
-def residual_readers(layers: Iterable[Site], mlp_layer: str) -> tuple[str, ...]:
+def residual_readers(layers: Iterable[Site], names: TwoWayNames) -> tuple[str, ...]:
     """Return the decoder layers that read a residual stream: all projections to heads, and the first layer of MLPs.
 
     Args:
         layers: Layers of the model.
-        mlp_layer: Name of the first layer of an MLP.
+        names: Names within a two-way layer.
     """
-    readers = ("q_proj", "k_proj", "v_proj", mlp_layer)
+    readers = ("q_proj", "k_proj", "v_proj", names.mlp[0])
     return tuple(
         site.name for site in layers if site.part in DECODER_PARTS and site.name.rpartition(".")[2] in readers
     )

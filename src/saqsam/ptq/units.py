@@ -214,8 +214,7 @@ class NeckUnit(Unit):
     def __init__(self, plan: QuantizationPlan, loss: Loss, *, relative_steps: float) -> None:
         self.family, self.loss, self.modules = plan.family, loss, (plan.structure.neck,)
         self.relative_steps = relative_steps
-        fusion = plan.structure.encoding_layers
-        self.passed_slots = tuple(s.name for s in plan.slots if s.name.rpartition(".")[0] in fusion)
+        self.passed_slots = tuple(s.name for s in plan.slots if s.owner in plan.structure.encoding_layers)
 
     def run(self, model: SamModel, state: State, prompts: PromptTokens) -> State:
         """Return image tokens [1, 1, h * w, C'] and the extra features."""
@@ -334,7 +333,7 @@ class JointUnit(Unit):
         self.passed_slots = tuple(
             slot.name
             for slot in plan.slots
-            if not plan.structure.is_encoder(slot.name.rpartition(".")[0])
+            if not plan.structure.is_encoder(slot.owner)
             and not slot.name.startswith(f"{plan.structure.decoder}.")
         )
 

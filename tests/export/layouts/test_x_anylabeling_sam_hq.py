@@ -4,22 +4,14 @@ It scales images into a canvas of 684 x 1024 pixels, stacks all outputs of the e
 padding point itself, and reads the outputs of the decoder by position.
 """
 
-import cv2
 import numpy as np
 import onnxruntime
 import pytest
 import yaml
 
+from support.anylabeling_client import CANVAS, MARKS, SCALE, SIZE, canvas_of
 from support.client_steps import Exports, official_feeds, picture, write_exports
 from support.published_sizes import published_processor, published_sam_hq
-
-CANVAS = (684, 1024)
-SIZE = (90, 120)
-MARKS = {
-    "point": ([[50.0, 37.0]], [1]),
-    "points": ([[50.0, 37.0], [10.0, 80.0]], [1, 0]),
-    "box": ([[10.0, 12.0], [80.0, 60.0]], [2, 3]),
-}
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +31,7 @@ def test_the_yaml_names_the_files(exports: Exports) -> None:
 
 @pytest.mark.parametrize("kind", MARKS)
 def test_x_anylabeling_gets_the_masks_of_its_canvas(exports: Exports, kind: str) -> None:
-    scale = min(CANVAS[1] / SIZE[1], CANVAS[0] / SIZE[0])
-    matrix = np.array([[scale, 0, 0], [0, scale, 0]])
-    canvas = cv2.warpAffine(picture(SIZE), matrix, CANVAS[::-1], flags=cv2.INTER_LINEAR)
+    canvas = canvas_of(picture(SIZE))
     encoder = onnxruntime.InferenceSession(exports.encoder, providers=["CPUExecutionProvider"])
     outputs = encoder.run(None, {encoder.get_inputs()[0].name: canvas.astype(np.float32)})
     stacked = np.stack(outputs[1:])
@@ -50,7 +40,7 @@ def test_x_anylabeling_gets_the_masks_of_its_canvas(exports: Exports, kind: str)
         np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
     points, labels = MARKS[kind]
-    feeds = official_feeds(outputs[0], np.array(points) * scale, labels, CANVAS, 1024)
+    feeds = official_feeds(outputs[0], np.array(points) * SCALE, labels, CANVAS, 1024)
     decoder = onnxruntime.InferenceSession(exports.decoder, providers=["CPUExecutionProvider"])
     masks, scores, low_res = decoder.run(None, {**feeds, "interm_embeddings": stacked})
     assert masks.shape == (1, 1, *CANVAS)

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saqsam.export.packed import ExportError, signed_codes, slot_module
-from saqsam.export.windows import Window
 from saqsam.quant.affine import DynamicQuantizer
 from saqsam.quant.layers import ChannelScale, PackedTensor
 
@@ -117,29 +116,6 @@ class RowConvolution(nn.Module):
             ]
             output = sum(parts[1:], start=parts[0]).reshape(1, side * side, self.channels)
         return output if self.bias is None else output + self.bias
-
-
-def partition(rows: Tensor, window: Window, side: int) -> Tensor:
-    """Sort rows [1, h * w, C] of a square grid by window, with zero padding: [W, L, C]."""
-    channels = rows.shape[-1]
-    if window.count == 1 and not any(window.pad):
-        return rows
-    (high, wide), (down, right) = window.size, window.pad
-    grid = rows.reshape(side, side, channels)
-    if down or right:
-        grid = F.pad(grid, (0, 0, 0, right, 0, down))
-    grid = grid.reshape(window.rows, high, window.columns, wide, channels).transpose(1, 2)
-    return grid.reshape(window.count, window.tokens, channels)
-
-
-def unpartition(rows: Tensor, window: Window, side: int) -> Tensor:
-    """Undo `partition`: [W, L, C] to [1, h * w, C]."""
-    channels = rows.shape[-1]
-    if window.count == 1 and not any(window.pad):
-        return rows
-    grid = rows.reshape(window.rows, window.columns, *window.size, channels).transpose(1, 2)
-    grid = grid.reshape(side + window.pad[0], side + window.pad[1], channels)
-    return grid[:side, :side].reshape(1, side * side, channels)
 
 
 class FloatConvolution(nn.Module):

@@ -9,7 +9,7 @@ from saqsam.models.mobile_sam.model import block_names
 from saqsam.models.parts import DEPTHWISE, PATCH_EMBEDDING, POINTWISE, RELATIVE_POSITIONS
 from saqsam.models.sam.structure import NECK, TRANSFORMER, decoder_float_layers
 from saqsam.models.structure import AttentionSite, ModelStructure, NormalizedLayer, ReluMlp, Site
-from saqsam.models.two_way import residual_readers, two_way_attentions, two_way_layers
+from saqsam.models.two_way import SAM_NAMES, residual_readers, two_way_attentions, two_way_layers
 
 
 def mobile_sam_structure(config: MobileSamConfig) -> ModelStructure:
@@ -23,11 +23,11 @@ def mobile_sam_structure(config: MobileSamConfig) -> ModelStructure:
     blocks = tuple(name for stage in stages for name in stage)
     transformer_blocks = [name for stage in stages[1:] for name in stage if ".blocks." in name]
     decoder_layers = tuple(f"{TRANSFORMER}.layers.{index}" for index in range(decoder.num_hidden_layers))
-    decoder_attentions = two_way_attentions(TRANSFORMER, decoder_layers, output="out_proj")
+    decoder_attentions = two_way_attentions(TRANSFORMER, decoder_layers, SAM_NAMES)
     layers = (
         *(site for block in blocks for site in _block_layers(block, block in transformer_blocks)),
         *(Site(f"{NECK}.{name}", "neck") for name in ("conv1", "conv2")),
-        *two_way_layers(decoder_attentions, ("lin1", "lin2")),
+        *two_way_layers(decoder_attentions, SAM_NAMES),
     )
     return ModelStructure(
         layers=layers,
@@ -39,7 +39,7 @@ def mobile_sam_structure(config: MobileSamConfig) -> ModelStructure:
             *(_encoder_attention(f"{block}.attn") for block in transformer_blocks),
             *decoder_attentions,
         ),
-        residual_readers=residual_readers(layers, "lin1"),
+        residual_readers=residual_readers(layers, SAM_NAMES),
         blocks=blocks,
         stages=tuple(_ranges([len(stage) for stage in stages])),
         skip_targets=tuple(range(1, len(blocks) + 1)),

@@ -15,7 +15,7 @@ from saqsam.models.structure import (
     Site,
     ranges_ending_at,
 )
-from saqsam.models.two_way import residual_readers, two_way_attentions, two_way_layers
+from saqsam.models.two_way import SAM_NAMES, residual_readers, two_way_attentions, two_way_layers
 
 TRANSFORMER = "mask_decoder.transformer"
 NECK = "vision_encoder.neck"
@@ -27,8 +27,8 @@ def sam_structure(config: SamConfig) -> ModelStructure:
     blocks = tuple(f"vision_encoder.layers.{index}" for index in range(vision.num_hidden_layers))
     decoder_layers = tuple(f"{TRANSFORMER}.layers.{index}" for index in range(decoder.num_hidden_layers))
     encoder_attentions = [_encoder_attention(f"{block}.attn") for block in blocks]
-    decoder_attentions = two_way_attentions(TRANSFORMER, decoder_layers, output="out_proj")
-    layers = (*_encoder_layers(blocks), *two_way_layers(decoder_attentions, ("lin1", "lin2")))
+    decoder_attentions = two_way_attentions(TRANSFORMER, decoder_layers, SAM_NAMES)
+    layers = (*_encoder_layers(blocks), *two_way_layers(decoder_attentions, SAM_NAMES))
     return ModelStructure(
         layers=layers,
         float_layers=(
@@ -36,7 +36,7 @@ def sam_structure(config: SamConfig) -> ModelStructure:
             *decoder_float_layers(decoder),
         ),
         attentions=(*encoder_attentions, *decoder_attentions),
-        residual_readers=residual_readers(layers, "lin1"),
+        residual_readers=residual_readers(layers, SAM_NAMES),
         blocks=blocks,
         stages=ranges_ending_at(vision.global_attn_indexes, len(blocks)),
         skip_targets=(len(blocks),) * len(blocks),

@@ -16,7 +16,7 @@ from saqsam.models.structure import (
     Site,
     ranges_ending_at,
 )
-from saqsam.models.two_way import residual_readers, two_way_attentions, two_way_layers
+from saqsam.models.two_way import SAM2_NAMES, residual_readers, two_way_attentions, two_way_layers
 
 BACKBONE = "vision_encoder.backbone"
 NECK = "vision_encoder.neck"
@@ -32,18 +32,18 @@ def sam2_structure(config: Sam2Config) -> ModelStructure:
     count = sum(backbone.blocks_per_stage)
     blocks = tuple(f"{BACKBONE}.blocks.{index}" for index in range(count))
     decoder_layers = tuple(f"{TRANSFORMER}.layers.{index}" for index in range(decoder.num_hidden_layers))
-    decoder_attentions = two_way_attentions(TRANSFORMER, decoder_layers, output="o_proj")
+    decoder_attentions = two_way_attentions(TRANSFORMER, decoder_layers, SAM2_NAMES)
     levels = len(backbone.blocks_per_stage)
     layers = (
         *_encoder_layers(blocks, widening_blocks(config)),
         *(Site(f"{NECK}.convs.{level}", "neck") for level in range(levels)),
-        *two_way_layers(decoder_attentions, ("proj_in", "proj_out")),
+        *two_way_layers(decoder_attentions, SAM2_NAMES),
     )
     return ModelStructure(
         layers=layers,
         float_layers=tuple(_float_layers(decoder.num_multimask_outputs + 1, decoder.iou_head_depth)),
         attentions=(*(_encoder_attention(f"{block}.attn") for block in blocks), *decoder_attentions),
-        residual_readers=residual_readers(layers, "proj_in"),
+        residual_readers=residual_readers(layers, SAM2_NAMES),
         blocks=blocks,
         stages=_units(count, starts, backbone.global_attention_blocks),
         skip_targets=tuple(_skip_target(index, starts, count) for index in range(count)),

@@ -16,7 +16,7 @@ from saqsam.models.structure import (
     Site,
     ranges_ending_at,
 )
-from saqsam.models.two_way import residual_readers, two_way_attentions, two_way_layers
+from saqsam.models.two_way import SAM2_NAMES, residual_readers, two_way_attentions, two_way_layers
 
 BACKBONE = "vision_encoder.backbone"
 NECK = "vision_encoder.neck"
@@ -30,16 +30,16 @@ def sam3_tracker_structure(config: Sam3TrackerConfig) -> ModelStructure:
     backbone, decoder = config.vision_config.backbone_config, config.mask_decoder_config
     blocks = tuple(f"{BACKBONE}.layers.{index}" for index in range(backbone.num_hidden_layers))
     decoder_layers = tuple(f"{TRANSFORMER}.layers.{index}" for index in range(decoder.num_hidden_layers))
-    decoder_attentions = two_way_attentions(TRANSFORMER, decoder_layers, output="o_proj")
+    decoder_attentions = two_way_attentions(TRANSFORMER, decoder_layers, SAM2_NAMES)
     layers = (
         *_encoder_layers(blocks),
-        *two_way_layers(decoder_attentions, ("proj_in", "proj_out")),
+        *two_way_layers(decoder_attentions, SAM2_NAMES),
     )
     return ModelStructure(
         layers=layers,
         float_layers=tuple(_float_layers(decoder.num_multimask_outputs + 1, decoder.iou_head_depth)),
         attentions=(*(_encoder_attention(f"{block}.attention") for block in blocks), *decoder_attentions),
-        residual_readers=residual_readers(layers, "proj_in"),
+        residual_readers=residual_readers(layers, SAM2_NAMES),
         blocks=blocks,
         stages=ranges_ending_at(backbone.global_attn_indexes, len(blocks)),
         skip_targets=(len(blocks),) * len(blocks),

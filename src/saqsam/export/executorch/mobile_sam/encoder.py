@@ -17,8 +17,15 @@ from saqsam.export.executorch.layers import (
     RowConvolution,
     check_float_attention,
     normalize,
-    partition,
     traced_linear,
+)
+from saqsam.export.executorch.rows import (
+    merge_heads,
+    partition,
+    split_heads,
+    split_qkv,
+    to_map,
+    to_rows,
     unpartition,
 )
 from saqsam.export.executorch.sam.encoder import Neck
@@ -55,7 +62,7 @@ class TracedMobileSamEncoder(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Embed pixel values [1, 3, S, S]: [1, C, h, w]."""
-        rows = _to_rows(self.conv2(self.activation(self.conv1(pixel_values))))
+        rows = to_rows(self.conv2(self.activation(self.conv1(pixel_values))))
         for block in self.blocks:
             rows = block(rows)
         embedding: Tensor = self.neck(rows)
@@ -78,8 +85,8 @@ class _Separable(nn.Module):
         self.activation = block.act
 
     def forward(self, rows: Tensor) -> Tensor:
-        image = _to_map(self.activation(self.pointwise1(rows)), self.side)
-        mixed: Tensor = self.pointwise2(self.activation(_to_rows(self.depthwise(image))))
+        image = to_map(self.activation(self.pointwise1(rows)), self.side)
+        mixed: Tensor = self.pointwise2(self.activation(to_rows(self.depthwise(image))))
         return mixed
 
 
@@ -106,7 +113,7 @@ class _Block(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         rows = rows + self.attention(rows)
-        rows = _to_rows(self.local_conv(_to_map(rows, self.side)))
+        rows = to_rows(self.local_conv(to_map(rows, self.side)))
         hidden: Tensor = self.lin2(self.activation(self.lin1(normalize(self.norm, rows))))
         return rows + hidden
 
@@ -124,11 +131,8 @@ class _Attention(nn.Module):
         super().__init__()
         attention = block.attn
         check_float_attention(attention, where, "encoder")
-        self.side, self.window, self.heads = (
-            side,
-            window_of(block.window_size, side),
-            attention.num_attention_heads,
-        )
+        self.side, self.heads = side, attention.num_attention_heads
+        self.window = window_of(block.window_size, side)
         self.scale, self.norm = float(attention.scale), block.layer_norm1
         self.qkv = traced_linear(attention.qkv, f"{where}.qkv")
         self.proj = traced_linear(attention.proj, f"{where}.proj")
@@ -140,14 +144,11 @@ class _Attention(nn.Module):
         count, tokens, heads = self.window.count, self.window.tokens, self.heads
         # Windows are padded before the normalization.
         qkv = self.qkv(normalize(self.norm, partition(rows, self.window, self.side)))  # [W, L, 3 * C]
-        width = qkv.shape[-1] // 3
-        thirds = [qkv[..., start : start + width] for start in (0, width, 2 * width)]
-        parts = [part.reshape(count, tokens, heads, -1).transpose(1, 2) for part in thirds]
-        query, key, value = (part.reshape(count * heads, tokens, -1) for part in parts)
+        query, key, value = (split_heads(part, heads) for part in split_qkv(qkv))
         logits = torch.bmm(query * self.scale, key.transpose(1, 2)).reshape(count, heads, tokens, tokens)
         weights = (logits + self._position_bias()).softmax(-1).reshape(count * heads, tokens, tokens)
-        average = torch.bmm(weights, value).reshape(count, heads, tokens, -1).transpose(1, 2)
-        output: Tensor = self.proj(unpartition(average.reshape(count, tokens, -1), self.window, self.side))
+        average = merge_heads(torch.bmm(weights, value), heads)
+        output: Tensor = self.proj(unpartition(average, self.window, self.side))
         return output
 
     def _position_bias(self) -> Tensor:
@@ -158,13 +159,3 @@ class _Attention(nn.Module):
         both = F.embedding(self.distances, by_row.transpose(0, 1))  # [x, x', y * y' * N]
         both = both.reshape(size, size, size, size, heads).permute(4, 2, 0, 3, 1)
         return both.reshape(1, heads, size * size, size * size)
-
-
-def _to_map(rows: Tensor, side: int) -> Tensor:
-    """Turn rows [1, h * w, C] into a map [1, C, h, w]."""
-    return rows.reshape(1, side, side, -1).permute(0, 3, 1, 2)
-
-
-def _to_rows(image: Tensor) -> Tensor:
-    """Turn a map [1, C, h, w] into rows [1, h * w, C]."""
-    return image.permute(0, 2, 3, 1).reshape(1, image.shape[2] * image.shape[3], image.shape[1])

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saqsam.export.executorch.layers import RowLinear, normalize, traced_linear
-from saqsam.export.executorch.sam.two_way_transformer import LayerNames, TwoWayTransformer
+from saqsam.export.executorch.sam.two_way_transformer import TwoWayTransformer
 from saqsam.models.registry import family_of
 from saqsam.models.sam.family import SamFamily
+from saqsam.models.two_way import SAM_NAMES
 from saqsam.models.two_way_family import TwoWayFamily
 
 EMPTY_LABEL = -2
@@ -41,8 +42,7 @@ class TracedDecoder(nn.Module):
     """
 
     output_tokens: Tensor
-
-    layer_names = LayerNames()
+    layer_names = SAM_NAMES
 
     def __init__(self, model: Any, *, single_mask: bool = False) -> None:
         super().__init__()
@@ -83,23 +83,23 @@ class TracedDecoder(nn.Module):
         Returns:
             Predicted IoUs [P, M] and logits [P, M, 4h, 4w].
         """
-        dense = self.mask_embed(mask_input, has_mask_input)
-        tokens, image = self.attend(image_embeddings, point_coords, point_labels, dense)
+        tokens, image = self.attend(image_embeddings, point_coords, point_labels, mask_input, has_mask_input)
         masks, ious = self.heads(tokens, image)
         if self.single_mask:
             masks, ious = _select(masks, ious, point_labels)
         return ious, masks
 
     def attend(
-        self, image_embeddings: Tensor, point_coords: Tensor, point_labels: Tensor, dense: Tensor
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+        has_mask_input: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Return tokens [P, T, C] and image tokens [P, h * w, C] after the two-way transformer.
 
-        Args:
-            image_embeddings: As for `forward`.
-            point_coords: As for `forward`.
-            point_labels: As for `forward`.
-            dense: Embedding of the mask, [1, h * w, C].
+        The arguments are those of `forward`.
         """
         points = self.points(point_coords, point_labels)
         output, count = self.output_tokens, points.shape[0]
@@ -110,7 +110,8 @@ class TracedDecoder(nn.Module):
         key_mask = (point_labels + 1.0).clamp(max=0.0) * _MASKED_LOGIT
         key_mask = F.pad(key_mask, (len(output), 0)).reshape(count, 1, 1, -1)
         image = image_embeddings.reshape(1, image_embeddings.shape[1], -1).transpose(1, 2)
-        found: tuple[Tensor, Tensor] = self.transformer(tokens, image + dense, self.positions(), key_mask)
+        image = image + self.mask_embed(mask_input, has_mask_input)  # [1, h * w, C]
+        found: tuple[Tensor, Tensor] = self.transformer(tokens, image, self.positions(), key_mask)
         return found
 
 
@@ -211,8 +212,8 @@ class Heads(nn.Module):
     def __init__(self, decoder: Any, side: int) -> None:
         super().__init__()
         self.side, self.count = side, decoder.num_mask_tokens
-        self.upscale1 = Upscale(decoder.upscale_conv1, "mask_decoder.upscale_conv1")
-        self.upscale2 = Upscale(decoder.upscale_conv2, "mask_decoder.upscale_conv2")
+        self.upscale1 = _Upscale(decoder.upscale_conv1, "mask_decoder.upscale_conv1")
+        self.upscale2 = _Upscale(decoder.upscale_conv2, "mask_decoder.upscale_conv2")
         self.norm, self.activation = decoder.upscale_layer_norm, decoder.activation
         self.hypernetworks = nn.ModuleList(
             HeadMlp(mlp, f"mask_decoder.output_hypernetworks_mlps.{index}")
@@ -242,7 +243,7 @@ class Heads(nn.Module):
         return tokens[:, index : index + 1]
 
 
-class Upscale(nn.Module):
+class _Upscale(nn.Module):
     """Transposed 2 x 2 convolution with stride 2 of rows [P, R, K]: rows [P, 4R, C], in groups of 4 per input."""
 
     def __init__(self, layer: Any, where: str) -> None:
@@ -252,7 +253,7 @@ class Upscale(nn.Module):
         self.linear = RowLinear(layer, where, lambda w: w.permute(2, 3, 1, 0).reshape(-1, inputs), bias)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Upscale rows [P, R, K] to [P, 4R, C]."""
+        """_Upscale rows [P, R, K] to [P, 4R, C]."""
         pixels: Tensor = self.linear(rows)
         return pixels.reshape(pixels.shape[0], 4 * pixels.shape[1], self.channels)
 
@@ -285,6 +286,10 @@ def _select(masks: Tensor, ious: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
     points = (labels - EMPTY_LABEL).clamp(0.0, 1.0).sum(1, keepdim=True)  # without masked points
     first = torch.tensor([[1000.0] + [0.0] * (ious.shape[1] - 1)])
     best = (ious + (points - _MAX_AMBIGUOUS_POINTS) * first).argmax(1, keepdim=True)
-    high, wide = masks.shape[2:]
-    index = best.reshape(-1, 1, 1, 1).expand(-1, 1, high, wide)
-    return masks.gather(1, index), ious.gather(1, best)
+    return take_mask(masks, ious, best)
+
+
+def take_mask(masks: Tensor, ious: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return one of the masks [P, M, 4h, 4w] and IoUs [P, M] of each prompt, by its index [P, 1]."""
+    by_pixel = index.reshape(-1, 1, 1, 1).expand(-1, 1, *masks.shape[2:])
+    return masks.gather(1, by_pixel), ious.gather(1, index)

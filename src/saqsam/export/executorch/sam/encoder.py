@@ -14,8 +14,15 @@ from saqsam.export.executorch.layers import (
     StoredTensor,
     check_float_attention,
     normalize,
-    partition,
     traced_linear,
+)
+from saqsam.export.executorch.rows import (
+    average_in_blocks,
+    merge_heads,
+    partition,
+    split_heads,
+    split_qkv,
+    to_map,
     unpartition,
 )
 from saqsam.export.packed import ExportError
@@ -116,23 +123,18 @@ class _Attention(nn.Module):
             self.by_column = _DistanceTable(attention.rel_pos_w, window.size[1], f"{where}.rel_pos_w")
 
     def forward(self, rows: Tensor) -> Tensor:
-        count, tokens, heads = self.window.count, self.window.tokens, self.heads
         qkv = self.qkv(partition(rows, self.window, self.side))  # [W, L, 3 * C]
-        width = qkv.shape[-1] // 3
-        thirds = [qkv[..., start : start + width] for start in (0, width, 2 * width)]
-        parts = [part.reshape(count, tokens, heads, -1).transpose(1, 2) for part in thirds]
-        query, key, value = (part.reshape(count * heads, tokens, -1) for part in parts)
+        query, key, value = (split_heads(part, self.heads) for part in split_qkv(qkv))
         key = key.transpose(1, 2)
         added = self._relative_positions(query)
         if self.queries is None:
-            average = self._average(query, key, value, added)
+            average = self._average(query, key, value, *added)
         else:
-            average = self._average_in_blocks(query, key, value, added, self.queries)
-        average = average.reshape(count, heads, tokens, -1).transpose(1, 2).reshape(count, tokens, -1)
-        output: Tensor = self.proj(unpartition(average, self.window, self.side))
+            average = average_in_blocks(self._average, query, key, value, *added, block=self.queries)
+        output: Tensor = self.proj(unpartition(merge_heads(average, self.heads), self.window, self.side))
         return output
 
-    def _average(self, query: Tensor, key: Tensor, value: Tensor, added: list[Tensor]) -> Tensor:
+    def _average(self, query: Tensor, key: Tensor, value: Tensor, *added: Tensor) -> Tensor:
         """Average values [B, L, D] for queries [B, Q, D] and keys [B, D, L]; `added` are relative positions."""
         logits = torch.bmm(query * self.scale, key)
         if added:
@@ -140,25 +142,6 @@ class _Attention(nn.Module):
             logits = logits.reshape(*shape[:2], high, wide) + added[0].reshape(*shape[:2], high, 1)
             logits = (logits + added[1].reshape(*shape[:2], 1, wide)).reshape(shape)
         return torch.bmm(logits.softmax(-1), value)
-
-    def _average_in_blocks(
-        self, query: Tensor, key: Tensor, value: Tensor, added: list[Tensor], queries: int
-    ) -> Tensor:
-        """Run `_average` on one window head by head, some queries at a time, so that all logits are never in memory."""
-        joined = []
-        for head in range(self.heads):
-            own = slice(head, head + 1)
-            blocks = [
-                self._average(
-                    query[own, start : start + queries],
-                    key[own],
-                    value[own],
-                    [part[own, start : start + queries] for part in added],
-                )
-                for start in range(0, self.window.tokens, queries)
-            ]
-            joined.append(torch.cat(blocks, dim=1))
-        return torch.cat(joined)
 
     def _relative_positions(self, query: Tensor) -> list[Tensor]:
         """Return the relative positions of queries [B, L, D] by key row [B, L, h] and by key column [B, L, w]."""
@@ -210,4 +193,4 @@ class Neck(nn.Module):
         """Turn rows [1, h * w, C] into the embedding [1, C', h, w]."""
         rows = normalize(self.norm1, self.conv1(rows))
         rows = normalize(self.norm2, self.conv2(rows))
-        return rows.transpose(1, 2).reshape(1, -1, self.side, self.side)
+        return to_map(rows, self.side)

@@ -6,21 +6,13 @@ projected for one image instead of P, and the queries of all prompts are multipl
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from saqsam.export.executorch.layers import check_float_attention, normalize, traced_linear
-
-
-class LayerNames(NamedTuple):
-    """Names of a decoder's layers that differ between families."""
-
-    mlp_first: str = "lin1"
-    mlp_second: str = "lin2"
-    mlp_activation: str = "act"
-    attention_output: str = "out_proj"
+from saqsam.models.two_way import TwoWayNames
 
 
 class TwoWayTransformer(nn.Module):
@@ -31,7 +23,7 @@ class TwoWayTransformer(nn.Module):
         names: Names of its layers.
     """
 
-    def __init__(self, transformer: Any, names: LayerNames) -> None:
+    def __init__(self, transformer: Any, names: TwoWayNames) -> None:
         super().__init__()
         where = "mask_decoder.transformer"
         self.layers = nn.ModuleList(
@@ -65,7 +57,7 @@ class TwoWayTransformer(nn.Module):
 class _Layer(nn.Module):
     """Two-way layer: self-attention, attention of tokens to the image, MLP, attention of the image to tokens."""
 
-    def __init__(self, layer: Any, names: LayerNames, where: str) -> None:
+    def __init__(self, layer: Any, names: TwoWayNames, where: str) -> None:
         super().__init__()
         self.is_first = layer.skip_first_layer_pe
         self.self_attn, self.to_image, self.to_tokens = (
@@ -73,10 +65,9 @@ class _Layer(nn.Module):
             for name in ("self_attn", "cross_attn_token_to_image", "cross_attn_image_to_token")
         )
         self.lin1, self.lin2 = (
-            traced_linear(getattr(layer.mlp, name), f"{where}.mlp.{name}")
-            for name in (names.mlp_first, names.mlp_second)
+            traced_linear(getattr(layer.mlp, name), f"{where}.mlp.{name}") for name in names.mlp
         )
-        self.activation = getattr(layer.mlp, names.mlp_activation)
+        self.activation = getattr(layer.mlp, names.activation)
         self.norms = nn.ModuleList(getattr(layer, f"layer_norm{number}") for number in (1, 2, 3, 4))
 
     def forward(
@@ -99,15 +90,14 @@ class _Layer(nn.Module):
 class _Attention(nn.Module):
     """Attention from queries [B, Q, C] to keys and values [B', K, C], where B and B' are 1 or P: [P, Q, C]."""
 
-    def __init__(self, attention: Any, names: LayerNames, where: str) -> None:
+    def __init__(self, attention: Any, names: TwoWayNames, where: str) -> None:
         super().__init__()
         check_float_attention(attention, where, "decoder")
         self.heads, self.scaling = attention.num_attention_heads, float(attention.scaling)
         self.q_proj = traced_linear(attention.q_proj, f"{where}.q_proj")
         self.k_proj = traced_linear(attention.k_proj, f"{where}.k_proj")
         self.v_proj = traced_linear(attention.v_proj, f"{where}.v_proj")
-        output = names.attention_output
-        self.out_proj = traced_linear(getattr(attention, output), f"{where}.{output}")
+        self.out_proj = traced_linear(getattr(attention, names.output), f"{where}.{names.output}")
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:
         q, k, v = self.q_proj(query) * self.scaling, self.k_proj(key), self.v_proj(value)

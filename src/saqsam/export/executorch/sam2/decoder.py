@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from saqsam.export.executorch.layers import normalize
-from saqsam.export.executorch.sam.decoder import HeadMlp, Heads, TracedDecoder
-from saqsam.export.executorch.sam.two_way_transformer import LayerNames
+from saqsam.export.executorch.sam.decoder import HeadMlp, Heads, TracedDecoder, take_mask
 from saqsam.models.family import StabilityRule
 from saqsam.models.registry import family_of
 from saqsam.models.sam2.family import Sam2Family
+from saqsam.models.two_way import SAM2_NAMES
 
 _OBJECT_TOKEN = 0
 
@@ -25,7 +25,7 @@ class TracedSam2Decoder(TracedDecoder):
         single_mask: Return one mask per prompt, chosen by its stability if the model says so, instead of four.
     """
 
-    layer_names = LayerNames("proj_in", "proj_out", "activation", "o_proj")
+    layer_names = SAM2_NAMES
 
     def __init__(self, model: Any, *, single_mask: bool = False) -> None:
         super().__init__(model, single_mask=single_mask)
@@ -61,8 +61,7 @@ class TracedSam2Decoder(TracedDecoder):
         Returns:
             Predicted IoUs [P, M], logits [P, M, 4h, 4w] and logits of the object scores [P, 1].
         """
-        dense = self.mask_embed(mask_input, has_mask_input)
-        tokens, image = self.attend(image_embeddings, point_coords, point_labels, dense)
+        tokens, image = self.attend(image_embeddings, point_coords, point_labels, mask_input, has_mask_input)
         masks, ious = self.heads(tokens, image, high_res_features_0, high_res_features_1)
         score = self.object_score(tokens[:, _OBJECT_TOKEN : _OBJECT_TOKEN + 1]).reshape(-1, 1)
         if self.single_mask:
@@ -108,7 +107,4 @@ def _select(masks: Tensor, ious: Tensor, rule: StabilityRule | None) -> tuple[Te
     # An empty mask counts as stable.
     is_stable = (inner >= rule.threshold * outer).to(torch.int64)
     best = 1 + ious[:, 1:].argmax(1)
-    chosen = (best * (1 - is_stable)).reshape(-1, 1)
-    high, wide = masks.shape[2:]
-    index = chosen.reshape(-1, 1, 1, 1).expand(-1, 1, high, wide)
-    return masks.gather(1, index), ious.gather(1, chosen)
+    return take_mask(masks, ious, (best * (1 - is_stable)).reshape(-1, 1))

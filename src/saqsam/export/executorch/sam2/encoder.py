@@ -13,8 +13,16 @@ from saqsam.export.executorch.layers import (
     RowConvolution,
     check_float_attention,
     normalize,
-    partition,
     traced_linear,
+)
+from saqsam.export.executorch.rows import (
+    average_in_blocks,
+    merge_heads,
+    partition,
+    split_heads,
+    split_qkv,
+    to_map,
+    to_rows,
     unpartition,
 )
 from saqsam.export.windows import CACHED_BLOCK_LOGITS, queries_per_block, window_of
@@ -85,9 +93,7 @@ class _Patches(nn.Module):
         self.register_buffer("by_column", bicubic_matrix(wide, side))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        image = self.projection(pixel_values)
-        rows = image.permute(0, 2, 3, 1).reshape(1, self.side * self.side, -1)
-        placed: Tensor = rows + self._positions()
+        placed: Tensor = to_rows(self.projection(pixel_values)) + self._positions()
         return placed
 
     def _positions(self) -> Tensor:
@@ -148,47 +154,22 @@ class _Attention(nn.Module):
         self.queries = queries_per_block(self.heads, self.window, max_block_logits) if stride == 1 else None
 
     def forward(self, rows: Tensor) -> Tensor:
-        window = self.window
-        qkv = self.qkv(partition(rows, window, self.side))  # [W, L, 3 * C]
-        width = qkv.shape[-1] // 3
-        query, key, value = (qkv[..., start : start + width] for start in (0, width, 2 * width))
-        if self.stride > 1:
-            query = _pool(query, window.size[0], self.stride)
-        query, key, value = (self._separate_heads(part) for part in (query, key, value))
+        window, stride = self.window, self.stride
+        query, key, value = split_qkv(self.qkv(partition(rows, window, self.side)))  # each [W, L, C]
+        if stride > 1:
+            query = _pool(query, window.size[0], stride)
+        query, key, value = (split_heads(part, self.heads) for part in (query, key, value))
         if self.queries is None:
             average = self._average(query, key, value)
         else:
-            average = self._average_in_blocks(query, key, value, self.queries)
-        tokens = window.tokens // self.stride**2
-        average = average.reshape(window.count, self.heads, tokens, -1).transpose(1, 2)
-        average = average.reshape(window.count, tokens, width)
-        output: Tensor = self.proj(unpartition(average, window.pooled(self.stride), self.side // self.stride))
+            average = average_in_blocks(self._average, query, key, value, block=self.queries)
+        joined = merge_heads(average, self.heads)
+        output: Tensor = self.proj(unpartition(joined, window.pooled(stride), self.side // stride))
         return output
-
-    def _separate_heads(self, rows: Tensor) -> Tensor:
-        """Separate the heads: [W, L, N * D] to [W * N, L, D]."""
-        count, tokens, _ = rows.shape
-        return (
-            rows.reshape(count, tokens, self.heads, -1)
-            .transpose(1, 2)
-            .reshape(count * self.heads, tokens, -1)
-        )
 
     def _average(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Average values [B, L, D] for queries [B, Q, D] and keys [B, L, D]."""
         return torch.bmm(torch.bmm(query * self.scale, key.transpose(1, 2)).softmax(-1), value)
-
-    def _average_in_blocks(self, query: Tensor, key: Tensor, value: Tensor, queries: int) -> Tensor:
-        """Run `_average` on one window head by head, some queries at a time, so that all logits are never in memory."""
-        joined = []
-        for head in range(self.heads):
-            own = slice(head, head + 1)
-            starts = range(0, self.window.tokens, queries)
-            blocks = [
-                self._average(query[own, start : start + queries], key[own], value[own]) for start in starts
-            ]
-            joined.append(torch.cat(blocks, dim=1))
-        return torch.cat(joined)
 
 
 def _pool(rows: Tensor, side: int, stride: int) -> Tensor:
@@ -229,16 +210,8 @@ class _Neck(nn.Module):
         top, side = self.levels[0](coarse), self.sides[3]
         top = top.reshape(side, 1, side, 1, -1).expand(-1, 2, -1, 2, -1).reshape(1, 4 * side * side, -1)
         embedding = self.levels[1](middle) + top + self.no_memory.reshape(1, 1, -1)
-        features = [
-            self.readers[index](self.levels[3 - index](rows)) for index, rows in enumerate((finest, fine))
-        ]
-        maps = (
-            rows.transpose(1, 2).reshape(1, -1, size, size)
-            for rows, size in (
-                (embedding, self.sides[2]),
-                (features[0], self.sides[0]),
-                (features[1], self.sides[1]),
-            )
+        first, second = (
+            to_map(self.readers[index](self.levels[3 - index](rows)), self.sides[index])
+            for index, rows in enumerate((finest, fine))
         )
-        one, two, three = maps
-        return one, two, three
+        return to_map(embedding, self.sides[2]), first, second

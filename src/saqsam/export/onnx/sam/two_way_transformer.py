@@ -24,6 +24,7 @@ from saqsam.export.onnx.layers import (
     weighted_average,
 )
 from saqsam.export.packed import slot_module
+from saqsam.models.two_way import SAM_NAMES, TwoWayNames
 
 
 class TwoWayTransformer:
@@ -33,19 +34,13 @@ class TwoWayTransformer:
         graph: The graph.
         transformer: The quantized `SamTwoWayTransformer`.
         positions: Positional embedding of the image tokens, [h * w, C].
-
-    Attributes:
-        mlp_layers: Names of the two layers of an MLP.
-        mlp_activation: Name of its activation.
-        output_projection: Name of the output projection of an attention.
+        names: Names of the layers.
     """
 
-    mlp_layers = ("lin1", "lin2")
-    mlp_activation = "act"
-    output_projection = "out_proj"
-
-    def __init__(self, graph: Graph, transformer: Any, positions: Value) -> None:
-        self.graph, self.transformer, self.positions = graph, transformer, positions
+    def __init__(
+        self, graph: Graph, transformer: Any, positions: Value, names: TwoWayNames = SAM_NAMES
+    ) -> None:
+        self.graph, self.transformer, self.positions, self.names = graph, transformer, positions, names
         self.where = "mask_decoder.transformer"
 
     def run(self, tokens: Value, image: Value) -> tuple[Value, Value]:
@@ -86,9 +81,9 @@ class TwoWayTransformer:
             tokens = layer_norm(graph, layer.layer_norm2, graph.op("Add", tokens, attended))
         with graph.scope("mlp"):
             mlp = layer.mlp
-            first, second = self.mlp_layers
+            first, second = self.names.mlp
             hidden = self._linear(getattr(mlp, first), tokens, f"{where}.mlp.{first}")
-            hidden = activation(graph, getattr(mlp, self.mlp_activation), hidden)
+            hidden = activation(graph, getattr(mlp, self.names.activation), hidden)
             out = self._linear(getattr(mlp, second), hidden, f"{where}.mlp.{second}")
             tokens = layer_norm(graph, layer.layer_norm3, graph.op("Add", tokens, out))
         with graph.scope("cross_attn_image_to_token"):
@@ -143,5 +138,5 @@ class TwoWayTransformer:
         average = weighted_average(graph, attention, logits, v_read, where)
         joined = graph.op("Reshape", graph.op("Transpose", average, perm=[0, 2, 1, 3]), graph.ints(0, 0, -1))
         with graph.scope("out_proj"):
-            layer = getattr(attention, self.output_projection)
-            return self._linear(layer, joined, f"{where}.{self.output_projection}")
+            layer = getattr(attention, self.names.output)
+            return self._linear(layer, joined, f"{where}.{self.names.output}")

@@ -26,14 +26,9 @@ from saqsam.export.onnx.sam.decoder import (
 )
 from saqsam.export.onnx.sam.two_way_transformer import TwoWayTransformer
 from saqsam.models.sam2.family import Sam2Family
+from saqsam.models.two_way import SAM2_NAMES
 
 _OBJECT_TOKEN, _IOU_TOKEN, _MASK_TOKEN = 0, Sam2Family.iou_token, Sam2Family.mask_token
-
-
-class _TwoWayTransformer(TwoWayTransformer):
-    mlp_layers = ("proj_in", "proj_out")
-    mlp_activation = "activation"
-    output_projection = "o_proj"
 
 
 def write_decoder(graph: Graph, model: Sam2Model, *, single_mask: bool = False) -> None:
@@ -73,7 +68,8 @@ def write_decoder(graph: Graph, model: Sam2Model, *, single_mask: bool = False) 
         flat = graph.op("Reshape", embedding, graph.ints(-1, channels, side * side))
         image = graph.op("Add", dense, graph.op("Transpose", flat, perm=[0, 2, 1]))  # [M, h * w, C]
         positions = grid_positions(graph, model.prompt_encoder, side)
-        tokens, image = _TwoWayTransformer(graph, decoder.transformer, positions).run(tokens, image)
+        transformer = TwoWayTransformer(graph, decoder.transformer, positions, SAM2_NAMES)
+        tokens, image = transformer.run(tokens, image)
         masks = _masks(graph, decoder, tokens, image, (finest, fine), side)
         with graph.scope("heads"):
             ious = mlp_of_head(
