@@ -24,7 +24,7 @@ SUBSTITUTIONS: dict[str, tuple[str, ...]] = {
     **_SET,
     "all combined, symmetric weights at every width": ("weights.symmetric=true", *_ALL),
     "all combined": ("weights.symmetric_bytes=true", *_ALL),
-    "and 8-bit hidden upscaling layers: `--deploy`": (
+    "all combined, and 8-bit hidden upscaling layers: `--deploy`": (
         "weights.symmetric_bytes=true",
         *_ALL,
         "extra.upscaling.hidden=8",

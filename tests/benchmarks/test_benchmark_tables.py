@@ -380,7 +380,9 @@ def test_substitutions_are_compared_with_the_method_as_it_is(rows, row_tables):
 
 
 def test_all_substitutions_together_are_the_deployable_recipe(modules):
-    settings = modules["deploy_fields"].SUBSTITUTIONS["and 8-bit hidden upscaling layers: `--deploy`"]
+    settings = modules["deploy_fields"].SUBSTITUTIONS[
+        "all combined, and 8-bit hidden upscaling layers: `--deploy`"
+    ]
     for method in ("mse", "saq-sam-s"):
         plain = recipe_for(method, "w4a8")
         deployed, together = deployable(plain), with_overrides(plain, settings)
