@@ -100,7 +100,7 @@ class _Patches(nn.Module):
         """Return the absolute positions [1, h * w, C]."""
         side, (channels, high, wide) = self.side, self.table.shape[1:]
         table = self.table.permute(0, 2, 3, 1).reshape(1, high, wide * channels)
-        tall = torch.bmm(self.by_row[None], table).reshape(side, wide, channels)
+        tall = torch.bmm(self.by_row.reshape(1, side, high), table).reshape(side, wide, channels)
         large = torch.bmm(self.by_column.expand(side, -1, -1), tall)  # [h, w, C]
         size = self.window.shape[-1]
         tile = self.window.permute(0, 2, 3, 1).reshape(1, size, 1, size, channels)
