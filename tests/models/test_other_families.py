@@ -21,7 +21,10 @@ FILES: dict[str, tuple[str, dict[str, Any]]] = {
         "an EdgeTAM",
         {"model": {"image_encoder.trunk.body.stem.weight": ONE, "sam_mask_decoder.iou_token.weight": ONE}},
     ),
-    "sam3.pt": ("a SAM 3", {"detector.backbone.vision_backbone.trunk.patch_embed.proj.weight": ONE}),
+    "sam3.1.pt": (
+        "a SAM 3.1",
+        {"detector.backbone.vision_backbone.interactive_convs.0.conv_1x1.weight": ONE},
+    ),
 }
 
 
@@ -38,9 +41,9 @@ def test_a_file_is_refused_by_its_name(file: str, tmp_path: Path) -> None:
 
 
 def test_safetensors_are_recognized_alike(tmp_path: Path) -> None:
-    save_file(dict(FILES["sam3.pt"][1]), tmp_path / "sam3.safetensors")
-    with pytest.raises(CheckpointError, match="this is a SAM 3 checkpoint"):
-        load(tmp_path / "sam3.safetensors")
+    save_file(dict(FILES["sam3.1.pt"][1]), tmp_path / "sam3.1.safetensors")
+    with pytest.raises(CheckpointError, match=r"this is a SAM 3\.1 checkpoint"):
+        load(tmp_path / "sam3.1.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Official SAM 2 checkpoints made from a `Sam2Model`, tensor by tensor from the names of the official code."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from transformers import Sam2Model
@@ -15,11 +17,16 @@ MEMORY = (
 
 def official_state_dict(model: Sam2Model) -> dict[str, Tensor]:
     """Return the state dict of a model under the names of the official code, with a few tensors of the memory."""
-    named = {_official_name(name): value for name, value in model.state_dict().items()}
+    return {**rename_decoder(model.state_dict()), **{name: torch.ones(1) for name in MEMORY}}
+
+
+def rename_decoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors under official names, those of the prompt encoder and mask decoder among them."""
+    named = {_official_name(name): value for name, value in tensors.items()}
     points = named.pop("sam_prompt_encoder.point_embed.weight")
     for index in range(4):
         named[f"sam_prompt_encoder.point_embeddings.{index}.weight"] = points[index : index + 1].clone()
-    return {**named, **{name: torch.ones(1) for name in MEMORY}}
+    return named
 
 
 def _official_name(name: str) -> str:

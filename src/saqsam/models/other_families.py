@@ -8,9 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-SUPPORTED = (
-    "saqsam supports SAM v1, SAM-HQ, SAM 2, MobileSAM, and SAM 3's tracker in the format of transformers"
-)
+SUPPORTED = "saqsam supports SAM v1, SAM-HQ, SAM 2, MobileSAM, and SAM 3's tracker"
 
 _MODEL_TYPES = {
     "edgetam": "EdgeTAM",
@@ -20,7 +18,7 @@ _MODEL_TYPES = {
 """Names by the `model_type` of transformers' configurations."""
 
 _OFFICIAL_KEYS = (
-    ("SAM 3", r"backbone\.vision_backbone\."),
+    ("SAM 3.1", r"backbone\.vision_backbone\.interactive_convs\."),
     ("EdgeTAM", r"image_encoder\.trunk\.body\."),
 )
 """Model names with a pattern of tensor names each, in order of precedence; tensor names may have prefixes."""

@@ -8,13 +8,13 @@ shapes, so the variant is looked up by its widths and depths in `VARIANTS`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from transformers import Sam2Config
 
-from saqsam.models.official_rules import PARAM, compile_rules, rename, shared_rules
+from saqsam.models.official_rules import PARAM, Rule, compile_rules, rename, shared_rules
 from saqsam.models.sam2.configuration import parse_sam2_config
 from saqsam.utils.errors import CheckpointError, shorten, shorten_names
 
@@ -52,6 +52,31 @@ VARIANTS = (
 
 _TRUNK, _DECODER = r"image_encoder\.trunk", r"sam_mask_decoder"
 _BACKBONE = "vision_encoder.backbone"
+DECODER_RULES = (
+    *compile_rules(
+        (
+            (r"no_mem_embed", r"no_memory_embedding"),
+            (rf"{_DECODER}\.obj_score_token\.weight", r"mask_decoder.obj_score_token.weight"),
+            (rf"{_DECODER}\.(conv_s[01])\.{PARAM}", r"mask_decoder.\1.\2"),
+            (
+                rf"{_DECODER}\.(transformer\.(?:layers\.\d+\.(?:self_attn|cross_attn_\w+)|final_attn_\w+))"
+                rf"\.out_proj\.{PARAM}",
+                r"mask_decoder.\1.o_proj.\2",
+            ),
+            # SAM 2 numbers the layers of its MLPs, SAM 3 names them as SAM v1 does.
+            (
+                rf"{_DECODER}\.transformer\.layers\.(\d+)\.mlp\.(?:layers\.0|lin1)\.{PARAM}",
+                r"mask_decoder.transformer.layers.\1.mlp.proj_in.\2",
+            ),
+            (
+                rf"{_DECODER}\.transformer\.layers\.(\d+)\.mlp\.(?:layers\.1|lin2)\.{PARAM}",
+                r"mask_decoder.transformer.layers.\1.mlp.proj_out.\2",
+            ),
+        )
+    ),
+    *shared_rules("sam_prompt_encoder", _DECODER),
+)
+"""Rules for the prompt encoder and mask decoder, which the trackers of SAM 2 and SAM 3 share."""
 _RULES = (
     *compile_rules(
         (
@@ -63,25 +88,9 @@ _RULES = (
             (rf"{_TRUNK}\.blocks\.(\d+)\.mlp\.layers\.0\.{PARAM}", rf"{_BACKBONE}.blocks.\1.mlp.proj_in.\2"),
             (rf"{_TRUNK}\.blocks\.(\d+)\.mlp\.layers\.1\.{PARAM}", rf"{_BACKBONE}.blocks.\1.mlp.proj_out.\2"),
             (rf"image_encoder\.neck\.convs\.(\d)\.conv\.{PARAM}", r"vision_encoder.neck.convs.\1.\2"),
-            (r"no_mem_embed", r"no_memory_embedding"),
-            (rf"{_DECODER}\.obj_score_token\.weight", r"mask_decoder.obj_score_token.weight"),
-            (rf"{_DECODER}\.(conv_s[01])\.{PARAM}", r"mask_decoder.\1.\2"),
-            (
-                rf"{_DECODER}\.(transformer\.(?:layers\.\d+\.(?:self_attn|cross_attn_\w+)|final_attn_\w+))"
-                rf"\.out_proj\.{PARAM}",
-                r"mask_decoder.\1.o_proj.\2",
-            ),
-            (
-                rf"{_DECODER}\.transformer\.layers\.(\d+)\.mlp\.layers\.0\.{PARAM}",
-                r"mask_decoder.transformer.layers.\1.mlp.proj_in.\2",
-            ),
-            (
-                rf"{_DECODER}\.transformer\.layers\.(\d+)\.mlp\.layers\.1\.{PARAM}",
-                r"mask_decoder.transformer.layers.\1.mlp.proj_out.\2",
-            ),
         )
     ),
-    *shared_rules("sam_prompt_encoder", _DECODER),
+    *DECODER_RULES,
 )
 _HEAD = re.compile(
     rf"{_DECODER}\.(output_hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head)\.layers\.([012])\.{PARAM}"
@@ -105,6 +114,22 @@ def rename_official(tensors: Mapping[str, object]) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: A key is unknown, or has no tensor under it, or an embedding of points is missing.
     """
+    return rename_tracker(tensors, _RULES, "SAM 2")
+
+
+def rename_tracker(
+    tensors: Mapping[str, object], rules: Iterable[Rule], model: str
+) -> dict[str, torch.Tensor]:
+    """Return the state dict of an official SAM 2, or of SAM 3's tracker, under transformers' names.
+
+    Args:
+        tensors: Official state dict without the tensors of the memory.
+        rules: Rules for single tensors, `DECODER_RULES` among them.
+        model: The model's name in error messages.
+
+    Raises:
+        CheckpointError: As for `rename_official`.
+    """
     renamed: dict[str, torch.Tensor] = {}
     points: dict[int, torch.Tensor] = {}
     unknown: list[str] = []
@@ -117,13 +142,13 @@ def rename_official(tensors: Mapping[str, object]) -> dict[str, torch.Tensor]:
         elif key == _GAUSSIAN:
             renamed.update(dict.fromkeys(_GAUSSIAN_COPIES, value))
         else:
-            name = _rename_key(key)
+            name = _rename_key(key, rules)
             unknown += [key] if name is None else []
             if name is not None:
                 renamed[name] = value
     if unknown:
         raise CheckpointError(
-            f"{len(unknown)} unknown tensors in an official checkpoint, which a SAM 2 does not have: "
+            f"{len(unknown)} unknown tensors in an official checkpoint, which a {model} does not have: "
             f"{shorten_names(unknown)}"
         )
     if points.keys() != set(range(_POINTS)) or len({tuple(value.shape) for value in points.values()}) != 1:
@@ -191,8 +216,8 @@ def config_of_variant(variant: Variant, tensors: Mapping[str, torch.Tensor]) -> 
     return parse_sam2_config(raw, "the shapes of the tensors")
 
 
-def _rename_key(key: str) -> str | None:
-    renamed = rename(key, _RULES)
+def _rename_key(key: str, rules: Iterable[Rule]) -> str | None:
+    renamed = rename(key, rules)
     if renamed is not None:
         return renamed
     match = _HEAD.fullmatch(key)

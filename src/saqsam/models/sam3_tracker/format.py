@@ -1,16 +1,15 @@
-"""Files of SAM 3's tracker in transformers; the official `sam3.pt` is refused by name."""
+"""Files of SAM 3's tracker: folders of transformers and the official `sam3.pt`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor
 from transformers import Sam3TrackerConfig, Sam3TrackerProcessor
 
 from saqsam.models.format import Canvas, ModelFormat, Value
-from saqsam.models.other_families import refusal
 from saqsam.models.sam3_tracker.configuration import (
     check_sam3_tracker_config,
     count_parameters,
@@ -18,6 +17,13 @@ from saqsam.models.sam3_tracker.configuration import (
     sam3_tracker_fields,
 )
 from saqsam.models.sam3_tracker.neck import UNREAD
+from saqsam.models.sam3_tracker.official import (
+    DETECTOR_ROOTS,
+    OFFICIAL_ANCHOR,
+    OFFICIAL_ROOTS,
+    rename_official,
+    without_prefixes,
+)
 from saqsam.models.sam3_tracker.processor import Sam3StretchImageProcessor
 from saqsam.models.sam3_tracker.resizing import resize_sam3_tracker_config
 from saqsam.models.sam3_tracker.structure import LEVELS
@@ -40,7 +46,7 @@ class Sam3TrackerFormat(ModelFormat):
     image_processor_class = Sam3StretchImageProcessor
     processor_class = Sam3TrackerProcessor
     anchor = f"{_BACKBONE}.embeddings.patch_embeddings.projection.weight"
-    official_anchor = "backbone.vision_backbone.trunk.patch_embed.proj.weight"
+    official_anchor = OFFICIAL_ANCHOR
     roots = (
         "vision_encoder",
         "prompt_encoder",
@@ -48,8 +54,9 @@ class Sam3TrackerFormat(ModelFormat):
         "shared_image_embedding",
         "no_memory_embedding",
     )
-    official_roots = ("backbone",)
+    official_roots = OFFICIAL_ROOTS
     ignored_roots = (
+        *DETECTOR_ROOTS,
         *("detector_model", "memory_attention", "memory_encoder", "mask_downsample", "object_pointer_proj"),
         *("memory_temporal_positional_encoding", "no_memory_positional_encoding", "no_object_pointer"),
         *("temporal_positional_encoding_projection_layer", "occlusion_spatial_embedding_parameter"),
@@ -75,21 +82,14 @@ class Sam3TrackerFormat(ModelFormat):
         """Return the approximate number of parameters; biases are not counted."""
         return count_parameters(config)
 
-    def from_official(self, tensors: Mapping[str, object]) -> NoReturn:
-        """Refuse official checkpoints.
+    def from_official(self, tensors: Mapping[str, object]) -> tuple[Sam3TrackerConfig, dict[str, Tensor]]:
+        """Convert the tracker in the state dict of `sam3.pt`."""
+        renamed = rename_official(tensors)
+        return self.infer_config(renamed), renamed
 
-        Raises:
-            CheckpointError: Always.
-        """
-        raise CheckpointError(refusal("SAM 3"))
-
-    def rename_official(self, tensors: Mapping[str, object]) -> NoReturn:
-        """Refuse official checkpoints.
-
-        Raises:
-            CheckpointError: Always.
-        """
-        raise CheckpointError(refusal("SAM 3"))
+    def rename_official(self, tensors: Mapping[str, object]) -> dict[str, Tensor]:
+        """Return an official state dict under the names of `Sam3TrackerModel`."""
+        return rename_official(tensors)
 
     def infer_config(self, tensors: Mapping[str, Tensor]) -> Sam3TrackerConfig:
         """Return the configuration of the published model, if the tensors have its width and number of blocks.
@@ -99,7 +99,8 @@ class Sam3TrackerFormat(ModelFormat):
         """
         config = parse_sam3_tracker_config({}, "the shapes of the tensors")
         backbone = config.vision_config.backbone_config
-        width = len(tensors[self.anchor])
+        patches = tensors.get(self.anchor)
+        width = len(patches) if patches is not None and patches.dim() else 0
         blocks = {name.split(".")[3] for name in tensors if name.startswith(f"{_BACKBONE}.layers.")}
         if (width, len(blocks)) != (backbone.hidden_size, backbone.num_hidden_layers):
             raise CheckpointError(
@@ -115,7 +116,9 @@ class Sam3TrackerFormat(ModelFormat):
         return resize_sam3_tracker_config(config, image_size), tensors
 
     def module_names(self, tensors: dict[str, Value]) -> dict[str, Value]:
-        """Return the tensors of a file by the names of the modules of a `Sam3TrackerModel`."""
+        """Return the tensors of a file by the names of modules, and official ones without prefixes."""
+        if any(name.endswith(OFFICIAL_ANCHOR) for name in tensors):
+            return {without_prefixes(name): value for name, value in tensors.items()}
         if not any("tracker_model." in name for name in tensors):
             return tensors
         renamed = {}
