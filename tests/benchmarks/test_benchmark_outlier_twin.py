@@ -60,7 +60,7 @@ def projected(model: SamModel, images: CalibrationImages) -> dict[str, Tensor]:
     ]
     with torch.inference_mode():
         for index in range(len(images)):
-            run_image(model, *images[index], with_mask_head=False)
+            run_image(model, images, index, {})
     for handle in handles:
         handle.remove()
     return {name: torch.cat(parts) for name, parts in found.items()}

@@ -23,6 +23,7 @@ from saqsam.recipes.compensation import Compensation
 from saqsam.recipes.recipe import Recipe
 from support.tiny_quantized import tiny_data, tiny_recipe
 from support.tiny_sam import tiny_processor, tiny_sam
+from support.tiny_sam2 import tiny_sam2, tiny_sam2_processor
 
 RIVALS = ("gptq", "erq", "car-sam-s", "car-sam")
 
@@ -158,14 +159,36 @@ def test_weight_only_recipes_have_no_inputs_to_compensate_for() -> None:
         replace(saqsam.recipe_for("weight-only", "w4"), compensation=Compensation())
 
 
-def test_learning_gets_the_embeddings_that_it_would_compute(monkeypatch: pytest.MonkeyPatch) -> None:
-    def without_embeddings(*arguments: Any) -> None:
+@pytest.mark.parametrize(
+    ("build", "processor"),
+    [(tiny_sam, tiny_processor), (tiny_sam2, tiny_sam2_processor)],
+    ids=["sam", "sam2"],
+)
+def test_learning_gets_the_embeddings_that_it_would_compute(
+    build: Any, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def quantized() -> tuple[dict[str, torch.Tensor], set[str]]:
+        phases: set[str] = set()
+        result = saqsam.quantize(
+            build(), processor(), recipe, tiny_data(), progress=lambda phase, *_: phases.add(phase)
+        )
+        return result.model.state_dict(), phases
+
+    def without_known(*arguments: Any, floats: Any) -> Any:
+        return compensate(*arguments)
+
+    def without_any(*arguments: Any, floats: Any) -> None:
         compensate(*arguments)
 
     recipe = tiny_recipe("saq-sam-plus")
-    shared = saqsam.quantize(tiny_sam(), tiny_processor(), recipe, tiny_data()).model.state_dict()
-    monkeypatch.setattr(pipeline, "compensate", without_embeddings)
-    computed = saqsam.quantize(tiny_sam(), tiny_processor(), recipe, tiny_data()).model.state_dict()
+    shared, phases = quantized()
+    assert "embedding images" not in phases  # calibration has embedded them
+    monkeypatch.setattr(pipeline, "compensate", without_known)
+    computed, phases = quantized()
+    assert "embedding images" in phases
+    assert all(torch.equal(shared[name], computed[name]) for name in shared)
+    monkeypatch.setattr(pipeline, "compensate", without_any)
+    computed, _ = quantized()
     assert all(torch.equal(shared[name], computed[name]) for name in shared)
 
 

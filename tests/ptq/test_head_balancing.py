@@ -1,14 +1,22 @@
 """Balanced heads: the same masks in a basis that has no outliers."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from saqsam.convert.pack import round_float_parameters
 from saqsam.convert.plan import plan_quantization
-from saqsam.convert.prepare import prepared_copy
+from saqsam.convert.prepare import prepare, prepared_copy
+from saqsam.models.family import Features
 from saqsam.models.registry import family_of
+from saqsam.ptq import calibration
+from saqsam.ptq.calibration import encode_image
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
+from saqsam.ptq.equalization import equalize, observe_channels, scale_inputs
 from saqsam.ptq.head_balancing import HeadMoments, balance_heads, balancing_matrices, observe_heads
+from saqsam.ptq.pipeline import prepare_equalized
 from support.tiny_quantized import tiny_data, tiny_recipe
 from support.tiny_sam import tiny_pixels, tiny_processor, tiny_sam
 
@@ -97,3 +105,29 @@ def test_moments_of_parts_add_up() -> None:
     centered = values.double().movedim(1, 0).flatten(1, 2)
     centered = centered - centered.mean(1, keepdim=True)
     assert torch.allclose(whole.second(centered=True), centered.mT @ centered / 10, atol=1e-5)
+
+
+def test_balancing_and_equalizing_share_the_runs_of_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+
+    def counted(*arguments: Any) -> Features:
+        calls.append(arguments)
+        return encode_image(*arguments)
+
+    plan = plan_quantization(tiny_sam().config, RECIPE)
+    assert plan.recipe.balanced_heads
+    assert plan.recipe.equalized
+    images = images_of(tiny_sam())
+    apart = tiny_sam()
+    balance_heads(apart, plan.structure, observe_heads(prepared_copy(apart, plan), plan.structure, images))
+    ranges = observe_channels(prepared_copy(apart, plan), plan.structure, images)
+    equalize(apart, plan.structure, ranges, plan.recipe.equalization)
+    prepare(apart, plan)
+    scale_inputs(apart, plan.structure, ranges)
+    round_float_parameters(apart, plan)
+    monkeypatch.setattr(calibration, "encode_image", counted)
+    shared = tiny_sam()
+    prepare_equalized(shared, plan, images)
+    assert len(calls) == len(images)
+    expected = apart.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in shared.state_dict().items())

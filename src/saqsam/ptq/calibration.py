@@ -17,6 +17,8 @@ from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
 from saqsam.models.registry import family_of
 from saqsam.models.structure import replace_module
 from saqsam.ptq.calibration_images import CalibrationImages
+from saqsam.ptq.states import image_state
+from saqsam.ptq.tensor_store import TensorStore
 from saqsam.quant.logarithmic import GranularityObserver, ValueTap
 from saqsam.quant.range_observers import ChannelHistogramObserver, HistogramObserver
 from saqsam.utils import ranks
@@ -74,7 +76,7 @@ _BIMODAL_SLOTS = ("query_quantizer", "key_quantizer")
 """Slots that bimodal integration changes the sign of, by channel."""
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not in inference mode: learning reads the features
 def calibrate(
     model: SamModel,
     plan: QuantizationPlan,
@@ -82,6 +84,7 @@ def calibrate(
     progress: Progress | None = None,
     *,
     slots: Iterable[Slot] | None = None,
+    features: TensorStore | None = None,
 ) -> dict[str, Observer]:
     """Observe the float activations of a prepared model on all calibration images, which several ranks share.
 
@@ -91,12 +94,14 @@ def calibrate(
         images: Calibration images.
         progress: Progress callback.
         slots: Slots to observe; None for all slots of the recipe.
+        features: Empty store that gets the float features of each image as a state; those of other ranks' images
+            stay empty.
 
     Returns:
         Observers by slot name.
 
     Raises:
-        ValueError: An activation is not finite.
+        ValueError: An activation is not finite, or the features of one image exceed the memory of `features`.
     """
     with observing(model, plan, slots) as observers:
         if observers:
@@ -105,10 +110,16 @@ def calibrate(
             own = ranks.share(len(images))
             if progress is not None:
                 progress("calibrating", 0, len(own))
+            if features is not None:
+                features.append_empty(len(images))
             with ranks.agreement():
                 for step, index in enumerate(own):
                     _number_calls(observers.values(), index)
-                    run_image(model, *images[index], with_mask_head=with_mask_head)
+                    pixel_values, prompts = images[index]
+                    found = encode_image(model, pixel_values)
+                    if features is not None:
+                        features.fill(index, image_state(found))
+                    run_decoder(model, found, prompts, with_mask_head=with_mask_head)
                     if progress is not None:
                         progress("calibrating", step + 1, len(own))
     return merge_over_ranks(observers)
@@ -137,16 +148,19 @@ def merge_over_ranks(observers: Mapping[str, Observer]) -> dict[str, Observer]:
     return merged
 
 
-def run_image(model: SamModel, pixel_values: Tensor, prompts: Prompts, *, with_mask_head: bool) -> None:
-    """Run a model on one image and its box prompts, for observers or hooks that are in place.
+def run_image(model: SamModel, images: CalibrationImages, index: int, features: dict[int, Features]) -> None:
+    """Run a model without its mask head on one image and its box prompts, for observers or hooks that are in place.
 
     Args:
         model: Model to run.
-        pixel_values: [1, 3, S, S] float32.
-        prompts: P box prompts in pixels of the S x S input.
-        with_mask_head: Run the mask head, too, in which the papers quantize nothing.
+        images: Calibration images.
+        index: Index of the image.
+        features: Features of images by index. The encoder runs if the image has none, which are added then.
     """
-    run_decoder(model, encode_image(model, pixel_values), prompts, with_mask_head=with_mask_head)
+    pixel_values, prompts = images[index]
+    if index not in features:
+        features[index] = encode_image(model, pixel_values)
+    run_decoder(model, features[index], prompts, with_mask_head=False)
 
 
 @torch.no_grad()
@@ -157,7 +171,7 @@ def encode_image(model: SamModel, pixel_values: Tensor) -> Features:
 
 @torch.no_grad()
 def run_decoder(model: SamModel, features: Features, prompts: Prompts, *, with_mask_head: bool) -> None:
-    """Run the decoder on the features of one image and its box prompts.
+    """Run the decoder on the features of one image and its box prompts, for observers or hooks that are in place.
 
     Until prompts change them, image tokens are computed once for all prompts.
 

@@ -22,7 +22,7 @@ from saqsam.convert.plan import PlannedWeight, QuantizationPlan
 from saqsam.models.parts import DECODER_PARTS, ENCODER_PARTS, PAPER_PARTS
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.ptq.compensation_sums import CompensatedLayer, CompensationRun, Embeddings, layer_of
-from saqsam.ptq.tensor_store import MemoryBudget
+from saqsam.ptq.tensor_store import MemoryBudget, TensorStore
 from saqsam.ptq.units import Unit, reconstruction_units
 from saqsam.quant.compensation import (
     InputSums,
@@ -33,6 +33,7 @@ from saqsam.quant.compensation import (
 )
 from saqsam.quant.layers import Grid, GridRounding
 from saqsam.recipes.compensation import Compensation
+from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Reconstruction
 from saqsam.utils.progress import Progress
 
@@ -51,6 +52,8 @@ def compensate(
     images: CalibrationImages,
     budget: MemoryBudget,
     progress: Progress | None = None,
+    *,
+    floats: TensorStore | None = None,
 ) -> Embeddings | None:
     """Compensate the layers of a calibrated model in place, as the recipe says.
 
@@ -64,6 +67,7 @@ def compensate(
         images: Calibration images; evenly spaced ones are used.
         budget: Memory for the states between units.
         progress: Progress callback; it counts layers.
+        floats: Image embeddings of the float encoder, where `needs_float_embeddings` and they are known.
 
     Returns:
         The image embeddings of the compensated encoder and of the float one; None if images were left out.
@@ -78,7 +82,7 @@ def compensate(
         progress(PHASE, 0, len(wanted))
     done = 0
     with _rounding_weights(model, plan, wanted):
-        run = CompensationRun(model, reference, plan, images, budget)
+        run = CompensationRun(model, reference, plan, images, budget, floats)
         units = reconstruction_units(plan, _BLOCKS)
         for unit in units:
             for group in _groups(unit, wanted, plan):
@@ -89,6 +93,14 @@ def compensate(
             if unit is not units[-1]:
                 run.advance(unit)
     return run.embeddings(progress) if plan.recipe.reconstruction is not None else None
+
+
+def needs_float_embeddings(recipe: Recipe, images: int) -> bool:
+    """Return whether `compensate` returns the float encoder's embeddings of that many images without computing them."""
+    spec = recipe.compensation
+    if spec is None or recipe.reconstruction is None:
+        return False
+    return spec.target != "float" and images <= spec.images
 
 
 def _is_wanted(planned: PlannedWeight, spec: Compensation) -> bool:

@@ -60,6 +60,7 @@ class CompensationRun:
         plan: Quantization plan of the run, whose recipe has a `compensation`.
         images: Calibration images.
         budget: Memory for the states.
+        floats: Image embeddings of the float encoder, if they are known.
 
     Attributes:
         model: The calibrated model.
@@ -72,6 +73,7 @@ class CompensationRun:
         plan: QuantizationPlan,
         images: CalibrationImages,
         budget: MemoryBudget,
+        floats: TensorStore | None = None,
     ) -> None:
         spec = plan.recipe.compensation
         assert spec is not None
@@ -80,7 +82,7 @@ class CompensationRun:
         tokens = plan.family.input_spec(model.config).grid ** 2
         self._count = min(len(images), spec.images)
         self._encoder_images = min(self._count, max(1, -(-spec.tokens // tokens)))
-        self._embeddings: dict[SamModel, TensorStore] = {}
+        self._embeddings: dict[SamModel, TensorStore] = {} if floats is None else {reference: floats}
         self._prompts: dict[int, PromptTokens] = {}
         self._targets_from_float = spec.target == "float"
         runs = (self.model, reference) if self._targets_from_float else (self.model,)

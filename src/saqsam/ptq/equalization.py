@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 from transformers import SamModel
 
+from saqsam.models.family import Features
 from saqsam.models.structure import AttentionSite, ModelStructure
 from saqsam.ptq.calibration import run_image
 from saqsam.ptq.calibration_images import CalibrationImages
@@ -89,7 +90,12 @@ class ChannelRange:
 
 @torch.inference_mode()
 def observe_channels(
-    model: SamModel, structure: ModelStructure, images: CalibrationImages, progress: Progress | None = None
+    model: SamModel,
+    structure: ModelStructure,
+    images: CalibrationImages,
+    progress: Progress | None = None,
+    *,
+    features: dict[int, Features] | None = None,
 ) -> dict[str, ChannelRange]:
     """Observe the channel ranges that `equalize` and `scale_inputs` need, on at most `MAX_IMAGES` images.
 
@@ -100,6 +106,8 @@ def observe_channels(
         structure: Structure of the model.
         images: Calibration images; evenly spaced ones are used.
         progress: Progress callback.
+        features: Features of images by index. Of an image that has some, the decoder alone is run and observed; those
+            of other images are added.
 
     Returns:
         Ranges by `<layer> input` or `<layer> output`.
@@ -108,7 +116,7 @@ def observe_channels(
 
     def observe(number: int) -> list[tuple[str, Tensor, Tensor]]:
         with _observing(model, structure) as calls:
-            run_image(model, *images[number * len(images) // count], with_mask_head=False)
+            run_image(model, images, number * len(images) // count, {} if features is None else features)
         return [(name, low.cpu(), high.cpu()) for name, low, high in calls]
 
     ranges: dict[str, ChannelRange] = {}

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from transformers import SamModel
 
-from saqsam.models.family import DecoderAttention
+from saqsam.models.family import DecoderAttention, Features
 from saqsam.models.structure import ModelStructure
 from saqsam.ptq.calibration import run_image
 from saqsam.ptq.calibration_images import CalibrationImages
@@ -79,7 +79,12 @@ class HeadMoments:
 
 @torch.inference_mode()
 def observe_heads(
-    model: SamModel, structure: ModelStructure, images: CalibrationImages, progress: Progress | None = None
+    model: SamModel,
+    structure: ModelStructure,
+    images: CalibrationImages,
+    progress: Progress | None = None,
+    *,
+    features: dict[int, Features] | None = None,
 ) -> dict[str, HeadMoments]:
     """Return the moments of queries and keys in the decoder's attentions, by name of the projection.
 
@@ -90,11 +95,13 @@ def observe_heads(
         structure: Structure of the model.
         images: Calibration images; evenly spaced ones are used.
         progress: Progress callback.
+        features: Features of images by index, which need no run of the encoder; those of other images are added.
     """
     count = min(len(images), MAX_IMAGES)
+    known = {} if features is None else features
 
     def observe(number: int) -> dict[str, HeadMoments]:
-        return _observe(model, structure, images, number * len(images) // count)
+        return _observe(model, structure, images, number * len(images) // count, known)
 
     moments: dict[str, HeadMoments] = {}
     # Sums depend on the order, which is that of the images for any number of ranks.
@@ -105,7 +112,11 @@ def observe_heads(
 
 
 def _observe(
-    model: SamModel, structure: ModelStructure, images: CalibrationImages, index: int
+    model: SamModel,
+    structure: ModelStructure,
+    images: CalibrationImages,
+    index: int,
+    features: dict[int, Features],
 ) -> dict[str, HeadMoments]:
     """Return the moments on one image."""
     found: dict[str, HeadMoments] = {}
@@ -122,7 +133,7 @@ def _observe(
         for name in (site.query, site.key):
             handles.append(model.get_submodule(name).register_forward_hook(hook(name, attention)))
     try:
-        run_image(model, *images[index], with_mask_head=False)
+        run_image(model, images, index, features)
     finally:
         for handle in handles:
             handle.remove()

@@ -16,6 +16,7 @@ from saqsam.convert.plan import QuantizationPlan, plan_quantization
 from saqsam.convert.prepare import fill_slots, prepare, prepared_copy, shared_copy
 from saqsam.data.detections import Detections
 from saqsam.data.open import DatasetSource
+from saqsam.models.family import Features
 from saqsam.models.processing import build_processor
 from saqsam.models.registry import family_of
 from saqsam.ptq.bimodal import find_signs, integrate_bimodal, merged_observers
@@ -23,14 +24,14 @@ from saqsam.ptq.calibration import calibrate
 from saqsam.ptq.calibration_data import open_calibration
 from saqsam.ptq.calibration_images import CalibrationImages, choose_calibration_images
 from saqsam.ptq.clipping import clip_attentions
-from saqsam.ptq.compensation import compensate
-from saqsam.ptq.equalization import equalize, observe_channels, scale_inputs
+from saqsam.ptq.compensation import compensate, needs_float_embeddings
+from saqsam.ptq.equalization import ChannelRange, equalize, observe_channels, scale_inputs
 from saqsam.ptq.head_balancing import balance_heads, observe_heads
 from saqsam.ptq.log import QuantizationLog
 from saqsam.ptq.reconstruction import reconstruct
 from saqsam.ptq.result import QuantizationResult
 from saqsam.ptq.resume import FinishedSteps, identify_run
-from saqsam.ptq.tensor_store import MemoryBudget
+from saqsam.ptq.tensor_store import MemoryBudget, TensorStore
 from saqsam.recipes.catalog import DEFAULT_CALIBRATION, DEFAULT_MEMORY, DEFAULT_METHOD
 from saqsam.recipes.presets import recipe_for
 from saqsam.recipes.recipe import Recipe
@@ -118,13 +119,16 @@ def quantize(
 
     # Range setting: bimodal integration (BIG), adaptive granularity (AGQ), perceptual-consistency clipping (PCC).
     prepare_equalized(quantized, plan, images, progress)
-    reference = _set_ranges(quantized, plan, images, steps, log, progress)
-    pack_embeddings(quantized, plan)
+    with MemoryBudget(memory) as budget:
+        # The float encoder does not change from here on, so one pass gives ranges and the targets of learning.
+        keeps_features = needs_float_embeddings(recipe, len(images))
+        features = TensorStore(budget, "the image embedding") if keeps_features else None
+        reference = _set_ranges(quantized, plan, images, steps, log, features, progress)
+        pack_embeddings(quantized, plan)
 
-    # Compensation in closed form, then prompt-aware reconstruction (PAR): learned rounding and scales.
-    if reference is not None:
-        with MemoryBudget(memory) as budget:
-            _adapt_weights(quantized, reference, plan, images, budget, steps, log, progress)
+        # Compensation in closed form, then prompt-aware reconstruction (PAR): learned rounding and scales.
+        if reference is not None:
+            _adapt_weights(quantized, reference, plan, images, budget, steps, log, features, progress)
 
     # Packing: integer codes take the place of float weights.
     pack(quantized, plan, progress)
@@ -170,22 +174,24 @@ def prepare_equalized(
         images: Calibration images.
         progress: Progress callback.
     """
-    recipe = plan.recipe
+    recipe, structure = plan.recipe, plan.structure
+    ranges: dict[str, ChannelRange] = {}
+    features: dict[int, Features] = {}
+    if recipe.equalized or recipe.input_scales:
+        ranges = observe_channels(prepared_copy(model, plan), structure, images, progress, features=features)
     if recipe.balanced_heads:
-        moments = observe_heads(prepared_copy(model, plan), plan.structure, images, progress)
-        balance_heads(model, plan.structure, moments)
-    if not (recipe.equalized or recipe.input_scales):
-        prepare(model, plan)
-        if recipe.balanced_heads:
-            round_float_parameters(model, plan)
-        return
-    ranges = observe_channels(prepared_copy(model, plan), plan.structure, images, progress)
+        moments = observe_heads(prepared_copy(model, plan), structure, images, progress, features=features)
+        balance_heads(model, structure, moments)
+        if ranges:
+            # Only the decoder has changed.
+            ranges |= observe_channels(prepared_copy(model, plan), structure, images, features=features)
     if recipe.equalized:
-        equalize(model, plan.structure, ranges, recipe.equalization)
+        equalize(model, structure, ranges, recipe.equalization)
     prepare(model, plan)
     if recipe.input_scales:
-        scale_inputs(model, plan.structure, ranges)
-    round_float_parameters(model, plan)
+        scale_inputs(model, structure, ranges)
+    if ranges or recipe.balanced_heads:
+        round_float_parameters(model, plan)
 
 
 def _set_ranges(
@@ -194,16 +200,19 @@ def _set_ranges(
     images: CalibrationImages,
     steps: FinishedSteps,
     log: QuantizationLog,
+    features: TensorStore | None,
     progress: Progress | None,
 ) -> SamModel | None:
     """Set the ranges of all activations of a prepared model in place, and log it.
+
+    `features` gets the float features of the images, unless the ranges are those of an earlier run.
 
     Returns:
         The float reference: the model after bimodal integration, with empty slots. None if no step compares with it.
     """
     saved = ranks.on_first(lambda: steps.load_ranges(quantized, plan.structure))
     if saved is None:
-        observers = calibrate(quantized, plan, images, progress)
+        observers = calibrate(quantized, plan, images, progress, features=features)
         signs = find_signs(plan.structure, observers)
     else:
         signs = saved.signs
@@ -229,12 +238,14 @@ def _adapt_weights(
     budget: MemoryBudget,
     steps: FinishedSteps,
     log: QuantizationLog,
+    features: TensorStore | None,
     progress: Progress | None,
 ) -> None:
     """Compensate and learn the weights of a calibrated model in place, as the recipe says, and log it."""
     embeddings = None
     if plan.recipe.compensation is not None:
-        embeddings = compensate(quantized, reference, plan, images, budget, progress)
+        floats = features if features is not None and len(features) else None
+        embeddings = compensate(quantized, reference, plan, images, budget, progress, floats=floats)
     if plan.recipe.reconstruction is not None:
         log.units = reconstruct(
             quantized,

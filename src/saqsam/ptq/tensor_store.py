@@ -78,6 +78,10 @@ class TensorStore:
         """
         self._items.append(self._hold(tensors))
 
+    def append_empty(self, count: int) -> None:
+        """Append empty items, which `fill` may replace."""
+        self._items += [()] * count
+
     def fill(self, index: int, tensors: tuple[Tensor, ...]) -> None:
         """Replace an empty item; arguments and errors are those of `append`."""
         assert not self._items[index], "only an empty item can be filled"
