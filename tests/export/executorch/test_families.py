@@ -1,7 +1,7 @@
-"""MobileSAM and SAM 2: traced modules compute what torch computes, and ExecuTorch's programs give torch's masks."""
+"""Families but SAM v1: traced modules compute what torch computes, and ExecuTorch's programs give torch's masks."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,25 +12,29 @@ from torch import Tensor
 
 import saqsam
 from saqsam.export import export_model, read_manifest
+from saqsam.export.executorch import modules
 from saqsam.export.executorch.layers import RowLinear
-from saqsam.export.executorch.modules import traced_family
+from saqsam.export.executorch.modules import TRACED_FAMILIES, traced_family
 from saqsam.export.executorch.sam.decoder import EMPTY_LABEL
 from saqsam.export.executorch.sam2.encoder import TracedSam2Encoder
+from saqsam.export.executorch.sam3_tracker.encoder import TracedSam3TrackerEncoder
 from saqsam.export.packed import ExportError
 from saqsam.inference.backend import TorchBackend
 from saqsam.inference.predictor import Predictor
 from saqsam.inference.prompts import Prompts
 from saqsam.models.family import Features
 from saqsam.models.processing import build_processor
-from saqsam.models.registry import family_of, structure_of
+from saqsam.models.registry import FAMILIES, family_of, structure_of
 from saqsam.recipes.deployment import deployable
 from saqsam.runtimes import load_runtime
 from saqsam.runtimes.inputs import decoder_inputs
 from support.tiny_mobile_sam import pixels as tiny_mobile_sam_pixels
 from support.tiny_mobile_sam import tiny_mobile_sam
 from support.tiny_quantized import tiny_data, tiny_recipe
+from support.tiny_sam import tiny_pixels, tiny_processor
 from support.tiny_sam2 import tiny_sam2, tiny_sam2_config, tiny_sam2_pixels
-from support.tiny_sam3_tracker import tiny_sam3_tracker
+from support.tiny_sam3_tracker import tiny_sam3_tracker, tiny_sam3_tracker_pixels
+from support.tiny_sam_hq import tiny_sam_hq
 
 needs_executorch = pytest.mark.skipif(
     find_spec("executorch") is None, reason="executorch is not installed: pip install '.[executorch]'"
@@ -58,8 +62,10 @@ class Case:
 
 
 CASES = {
+    "sam_hq": Case(tiny_sam_hq, tiny_pixels),
     "mobile_sam": Case(tiny_mobile_sam, tiny_mobile_sam_pixels),
     "sam2": Case(tiny_sam2, tiny_sam2_pixels),
+    "sam3_tracker": Case(tiny_sam3_tracker, tiny_sam3_tracker_pixels),
 }
 cases = pytest.mark.parametrize("name", CASES)
 
@@ -93,24 +99,28 @@ def filled_up(model: Any, features: Features, prompts: Prompts, points: int = 8)
 def test_the_traced_modules_are_torchs(name: str, bits: str | None) -> None:
     model = CASES[name].model() if bits is None else quantized(name, bits)
     tolerance = EXACT if bits is None else CHAOS
-    modules, backend = traced_family(model.config), TorchBackend(model)
+    traced, backend = traced_family(model.config), TorchBackend(model)
     features = backend.encode(CASES[name].pixels())
-    found = modules.encoder(model)(CASES[name].pixels())
+    found = traced.encoder(model)(CASES[name].pixels())
     found = found if isinstance(found, tuple) else (found,)
     for one, other in zip(found, features.maps, strict=True):
         assert one.shape == other.shape
         assert relative(one, other) < tolerance
     for prompts in PROMPTS.values():
-        ious, masks, *_ = modules.decoder(model)(*filled_up(model, features, prompts))
+        ious, masks, *_ = traced.decoder(model)(*filled_up(model, features, prompts))
+        masks, ious = family_of(model.config).select_masks(model.config, masks, ious, True)
         wanted, scores = backend.decode(features, prompts, True)
-        assert relative(masks[:, 1:], wanted) < tolerance
-        assert relative(ious[:, 1:], scores) < tolerance
+        assert relative(masks, wanted) < tolerance
+        assert relative(ious, scores) < tolerance
 
 
+@pytest.mark.parametrize(
+    ("name", "encoder"), [("sam2", TracedSam2Encoder), ("sam3_tracker", TracedSam3TrackerEncoder)]
+)
 @torch.inference_mode()
-def test_global_attention_in_blocks_is_the_same() -> None:
-    model, pixels = tiny_sam2(), tiny_sam2_pixels()
-    whole, blocks = TracedSam2Encoder(model, None), TracedSam2Encoder(model, 16)
+def test_global_attention_in_blocks_is_the_same(name: str, encoder: Any) -> None:
+    model, pixels = CASES[name].model(), CASES[name].pixels()
+    whole, blocks = encoder(model, None), encoder(model, 16)
     assert any(block.attention.queries for block in blocks.blocks)
     for one, other in zip(blocks(pixels), whole(pixels), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
@@ -143,8 +153,8 @@ def test_sam2s_single_mask_is_chosen_by_its_stability(threshold: float | None) -
 @cases
 def test_each_quantized_layer_is_one_product_of_its_width(name: str) -> None:
     model = quantized(name, "w4a8")
-    modules = traced_family(model.config)
-    parts = (modules.encoder(model), modules.decoder(model))
+    traced = traced_family(model.config)
+    parts = (traced.encoder(model), traced.decoder(model))
     layers = [m for part in parts for m in part.modules() if isinstance(m, RowLinear) and m.is_quantized]
     sites = [site.name for site in structure_of(model.config).weighted_sites]
     packed = [site for site in sites if hasattr(model.get_submodule(site).weight, "bits")]
@@ -153,8 +163,18 @@ def test_each_quantized_layer_is_one_product_of_its_width(name: str) -> None:
     assert {layer.packed.bits for layer in layers} == {4, 8}
 
 
-def test_other_families_are_refused() -> None:
-    with pytest.raises(ExportError, match=r"SAM 3.* models cannot be exported to ExecuTorch yet"):
+def test_long_rows_of_quantized_convolutions_are_refused() -> None:
+    recipe = replace(deployable(tiny_recipe(bits="w8a8"), "executorch"), extra={"upscaling": 8})
+    model = saqsam.quantize(tiny_sam_hq(), tiny_processor(), recipe, tiny_data()).model
+    with pytest.raises(ExportError, match=r"mask_conv1: .*--set extra\.upscaling\.output=none") as error:
+        traced_family(model.config).decoder(model)
+    assert "\n" not in str(error.value)
+
+
+def test_a_family_without_modules_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {family.name for family in FAMILIES} == TRACED_FAMILIES.keys()
+    monkeypatch.setattr(modules, "TRACED_FAMILIES", {})
+    with pytest.raises(ExportError, match=r"SAM 3 tracker models cannot be exported to ExecuTorch yet"):
         traced_family(tiny_sam3_tracker().config)
 
 

@@ -192,13 +192,3 @@ def test_predictor_and_evaluation() -> None:
     assert (found.shape, low.shape) == ((1, 60, 90), (1, 32, 32))
     result = saqsam.evaluate(quantized("mse"), tiny_sam3_tracker_processor(), tiny_data(count=2))
     assert 0 <= result.metrics["prompt"]["miou"] <= 1
-
-
-def test_executorch_refuses_by_name(tmp_path: Path) -> None:
-    pytest.importorskip("executorch")
-    model, processor = quantized("mse"), tiny_sam3_tracker_processor()
-    with pytest.raises(
-        ValueError, match="SAM 3 tracker models cannot be exported to ExecuTorch yet"
-    ) as error:
-        saqsam.export_model(model, processor, tmp_path / "exported", format="executorch")
-    assert "\n" not in str(error.value)

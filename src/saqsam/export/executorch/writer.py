@@ -23,8 +23,6 @@ with quiet_logging():
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-MAX_PROMPTS = 32
-"""Largest number of prompts per call, for which the program plans its memory."""
 MAX_POINTS = 16
 """Number of points per prompt in the trace, including corners of its box and padding."""
 
@@ -58,7 +56,7 @@ def write_executorch(
         torch.zeros(1, 1, spec.mask_size, spec.mask_size),
         torch.zeros(1),
     )
-    prompts = {0: Dim("prompts", min=1, max=MAX_PROMPTS)}
+    prompts = {0: Dim("prompts", min=1, max=modules.prompts)}
     dynamic = (*(None for _ in spec.features), prompts, prompts, None, None)
     encoder = modules.encoder(model)
     decoder = modules.decoder(model, single_mask=single_mask)
@@ -72,7 +70,7 @@ def write_executorch(
     return {
         "delegation": delegations,
         "substitutions": substitutions(model, (encoder, decoder)),
-        "prompts": MAX_PROMPTS,
+        "prompts": modules.prompts,
         "points": MAX_POINTS,
     }
 

@@ -85,6 +85,10 @@ class TracedDecoder(nn.Module):
         """
         tokens, image = self.attend(image_embeddings, point_coords, point_labels, mask_input, has_mask_input)
         masks, ious = self.heads(tokens, image)
+        return self.choose(masks, ious, point_labels)
+
+    def choose(self, masks: Tensor, ious: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return predicted IoUs [P, M] and masks [P, M, 4h, 4w]: one of each prompt if `single_mask`, else all."""
         if self.single_mask:
             masks, ious = _select(masks, ious, point_labels)
         return ious, masks
@@ -211,9 +215,9 @@ class Heads(nn.Module):
 
     def __init__(self, decoder: Any, side: int) -> None:
         super().__init__()
-        self.side, self.count = side, decoder.num_mask_tokens
-        self.upscale1 = _Upscale(decoder.upscale_conv1, "mask_decoder.upscale_conv1")
-        self.upscale2 = _Upscale(decoder.upscale_conv2, "mask_decoder.upscale_conv2")
+        self.side, self.count = side, len(decoder.output_hypernetworks_mlps)
+        self.upscale1 = Upscale(decoder.upscale_conv1, "mask_decoder.upscale_conv1")
+        self.upscale2 = Upscale(decoder.upscale_conv2, "mask_decoder.upscale_conv2")
         self.norm, self.activation = decoder.upscale_layer_norm, decoder.activation
         self.hypernetworks = nn.ModuleList(
             HeadMlp(mlp, f"mask_decoder.output_hypernetworks_mlps.{index}")
@@ -223,27 +227,33 @@ class Heads(nn.Module):
 
     def forward(self, tokens: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """Predict masks and IoUs from tokens [P, T, C] and image tokens [P, h * w, C]."""
+        return self.multiply(tokens, self.upscale(image))
+
+    def upscale(self, image: Tensor) -> Tensor:
+        """Upscale image tokens [P, h * w, C] to [P, 16 * h * w, C / 8]."""
         fine = self.activation(normalize(self.norm, self.upscale1(image)))
-        return self.multiply(tokens, self.activation(self.upscale2(fine)))
+        upscaled: Tensor = self.activation(self.upscale2(fine))
+        return upscaled
 
     def multiply(self, tokens: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
         """Multiply upscaled rows [P, 16 * h * w, C / 8] by the hypernetworks' outputs; predict the IoUs."""
         side, prompts = self.side, tokens.shape[0]
         weights = [
-            mlp(self._token(tokens, self.mask_token + index)) for index, mlp in enumerate(self.hypernetworks)
+            mlp(self.token(tokens, self.mask_token + index)) for index, mlp in enumerate(self.hypernetworks)
         ]  # each [P, 1, C / 8]
         masks = torch.bmm(torch.cat(weights, dim=1), fine.transpose(1, 2))
         # Sort the 2 x 2 pixels of the 2 x 2 pixels of each token by rows and columns.
         masks = masks.reshape(prompts * self.count * side, side, 2, 2, 2, 2).permute(0, 2, 4, 1, 3, 5)
         masks = masks.reshape(prompts, self.count, 4 * side, 4 * side)
-        return masks, self.iou_head(self._token(tokens, self.iou_token)).reshape(prompts, self.count)
+        return masks, self.iou_head(self.token(tokens, self.iou_token)).reshape(prompts, self.count)
 
     @staticmethod
-    def _token(tokens: Tensor, index: int) -> Tensor:
+    def token(tokens: Tensor, index: int) -> Tensor:
+        """Return one token of each prompt, [P, 1, C]."""
         return tokens[:, index : index + 1]
 
 
-class _Upscale(nn.Module):
+class Upscale(nn.Module):
     """Transposed 2 x 2 convolution with stride 2 of rows [P, R, K]: rows [P, 4R, C], in groups of 4 per input."""
 
     def __init__(self, layer: Any, where: str) -> None:
@@ -253,9 +263,18 @@ class _Upscale(nn.Module):
         self.linear = RowLinear(layer, where, lambda w: w.permute(2, 3, 1, 0).reshape(-1, inputs), bias)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """_Upscale rows [P, R, K] to [P, 4R, C]."""
+        """Upscale rows [P, R, K] to [P, 4R, C]."""
         pixels: Tensor = self.linear(rows)
         return pixels.reshape(pixels.shape[0], 4 * pixels.shape[1], self.channels)
+
+
+def pixels_in_order(rows: Tensor, side: int) -> Tensor:
+    """Sort twice upscaled rows [P, 16 * h * w, C] into a map [P, C, 4h, 4w]."""
+    count, _, channels = rows.shape
+    # By cell, row of the 2 x 2 quarter, its column, row in it, column in it.
+    cells = rows.reshape(-1, 2, 2, 2, 2 * channels).transpose(2, 3)
+    grid = cells.reshape(count * side, side, 4, 4 * channels).transpose(1, 2)
+    return grid.reshape(count, 4 * side, 4 * side, channels).permute(0, 3, 1, 2)
 
 
 class HeadMlp(nn.Module):
