@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from saqsam.models.processing import build_processor
 from support.client_steps import Exports, official_feeds, picture, run, write_exports
 from support.osam_client import osam_mask
-from support.tiny_sam import IMAGE_SIZE, tiny_processor, tiny_sam
+from support.tiny_mobile_sam import tiny_mobile_sam
+from support.tiny_sam import tiny_sam
 
 SIZE = (45, 60)
 MARKS = {
@@ -17,16 +19,22 @@ MARKS = {
 }
 
 
-@pytest.fixture(scope="module")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
-    return write_exports(tiny_sam(), tiny_processor(), tmp_path_factory.mktemp("exports"), "osam")
+@pytest.fixture(scope="module", params=[tiny_sam, tiny_mobile_sam], ids=["sam", "mobile_sam"])
+def exports(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    model = request.param()
+    return write_exports(model, build_processor(model.config), tmp_path_factory.mktemp("exports"), "osam")
+
+
+def feeds_of(exports: Exports, image: np.ndarray, kind: str) -> dict[str, np.ndarray]:
+    """Return the inputs of the official decoder for marks on an image."""
+    size = exports.processor.image_processor.size["longest_edge"]
+    return official_feeds(exports.own_embedding(image), *MARKS[kind], SIZE, size)
 
 
 @pytest.mark.parametrize("kind", MARKS)
 def test_a_mask_of_256_pixels_is_taken_and_ignored(exports: Exports, kind: str) -> None:
     """osam sends zeros of 256 x 256 for any model, and -1 as has_mask_input."""
-    image, (points, labels) = picture(SIZE), MARKS[kind]
-    feeds = official_feeds(exports.own_embedding(image), points, labels, SIZE, IMAGE_SIZE)
+    feeds = feeds_of(exports, picture(SIZE), kind)
     changed = {
         "mask_input": np.zeros((1, 1, 256, 256), np.float32),
         "has_mask_input": np.array([-1], np.float32),
@@ -38,8 +46,7 @@ def test_a_mask_of_256_pixels_is_taken_and_ignored(exports: Exports, kind: str) 
 
 
 def test_a_mask_of_another_size_is_resized(exports: Exports) -> None:
-    points, labels = MARKS["point"]
-    feeds = official_feeds(exports.own_embedding(picture(SIZE)), points, labels, SIZE, IMAGE_SIZE)
+    feeds = feeds_of(exports, picture(SIZE), "point")
     given = np.linspace(-3, 3, 32, dtype=np.float32)[None, None, None].repeat(32, axis=2)
     with_mask = {**feeds, "mask_input": given, "has_mask_input": np.ones(1, np.float32)}
     expected = exports.own_masks(with_mask)["low_res_masks"]
@@ -59,6 +66,5 @@ def test_osam_itself_gets_the_masks(
 ) -> None:
     image, (points, labels) = picture(SIZE), MARKS[kind]
     found = osam_mask(exports, "sam:100m", image, points, labels, tmp_path, monkeypatch)
-    feeds = official_feeds(exports.own_embedding(image), points, labels, SIZE, IMAGE_SIZE)
-    expected = exports.own_masks(feeds)["masks"][0, 0] > 0
+    expected = exports.own_masks(feeds_of(exports, image, kind))["masks"][0, 0] > 0
     assert (found & expected).sum() / (found | expected).sum() > 0.99
