@@ -106,8 +106,8 @@ class _Attention(nn.Module):
     all pairs before the second ones, which changes no product of a query and a key.
 
     Attributes:
-        cosine: Buffer, float32 [1, 1, L, D / 2].
-        sine: Buffer, float32 [1, 1, L, D / 2].
+        cosine: Buffer, float32 [1, L, D / 2].
+        sine: Buffer, float32 [1, L, D / 2].
     """
 
     cosine: Tensor
