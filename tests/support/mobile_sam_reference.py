@@ -6,9 +6,8 @@ by stand-ins during the import: neither is a dependency.
 
 import importlib
 import importlib.util
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import nn
 
 from saqsam.models.mobile_sam.model import MobileSamModel
 from saqsam.models.mobile_sam.official import from_official
+from support.stand_ins import stand_ins
 from support.tiny_sam import fill_random
 from support.torchvision_stub import torchvision_stub
 
@@ -51,19 +51,9 @@ _TIMM: dict[str, dict[str, Any]] = {
 }
 
 
-@contextmanager
-def timm_stub() -> Iterator[None]:
+def timm_stub() -> AbstractContextManager[None]:
     """Inside the block `import timm...` finds the stand-in; on exit `sys.modules` is as before."""
-    before = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "timm"}
-    for name, content in _TIMM.items():
-        sys.modules[name] = ModuleType(name)
-        sys.modules[name].__dict__.update(content)
-    try:
-        yield
-    finally:
-        for name in _TIMM:
-            del sys.modules[name]
-        sys.modules.update(before)
+    return stand_ins(_TIMM)
 
 
 def import_mobile_sam() -> ModuleType:

@@ -6,10 +6,7 @@ Its own imports beyond torch are replaced by stand-ins.
 
 import importlib
 import importlib.util
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import ModuleType
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -19,6 +16,7 @@ from transformers import Sam3TrackerModel
 
 from support import sam2_official
 from support.mobile_sam_reference import DropPath
+from support.stand_ins import stand_ins
 from support.tiny_sam import fill_random
 
 OTHERS = (
@@ -95,34 +93,20 @@ class Mlp(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
-@contextmanager
-def _stand_ins() -> Iterator[None]:
+def _official_imports() -> AbstractContextManager[None]:
+    """Inside the block, modules of `sam3` can be imported; skip the test if it is not installed."""
     spec = importlib.util.find_spec("sam3")
     if spec is None or spec.submodule_search_locations is None:
         pytest.skip("needs the official code: pip install --no-deps sam3")
-    layers = {"DropPath": DropPath, "Mlp": Mlp, "trunc_normal_": nn.init.trunc_normal_}
-    modules: dict[str, dict[str, Any]] = {
-        # The package itself imports its detector, and with it much that is not needed here.
-        "sam3": {"__path__": list(spec.submodule_search_locations)},
-        "timm": {},
-        "timm.layers": layers,
-        "einops": {"rearrange": None, "repeat": None},
-    }
-    before = {
-        name: sys.modules.pop(name)
-        for name in list(sys.modules)
-        if name.partition(".")[0] in ("sam3", "timm", "einops")
-    }
-    for name, content in modules.items():
-        sys.modules[name] = ModuleType(name)
-        sys.modules[name].__dict__.update(content)
-    try:
-        yield
-    finally:
-        for name in list(sys.modules):
-            if name.partition(".")[0] in ("sam3", "timm", "einops"):
-                del sys.modules[name]
-        sys.modules.update(before)
+    return stand_ins(
+        {
+            # The package itself imports its detector, and with it much that is not needed here.
+            "sam3": {"__path__": list(spec.submodule_search_locations)},
+            "timm": {},
+            "timm.layers": {"DropPath": DropPath, "Mlp": Mlp, "trunc_normal_": nn.init.trunc_normal_},
+            "einops": {"rearrange": None, "repeat": None},
+        }
+    )
 
 
 class OfficialSam3(nn.Module):
@@ -130,7 +114,7 @@ class OfficialSam3(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        with _stand_ins():
+        with _official_imports():
             vit = importlib.import_module("sam3.model.vitdet")
             necks = importlib.import_module("sam3.model.necks")
             sam = importlib.import_module("sam3.sam")

@@ -5,15 +5,16 @@ originals do, for the types that the callers pass, so that the official code can
 """
 
 import importlib
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.machinery import ModuleSpec
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+
+from support.stand_ins import stand_ins
 
 
 def batched_nms(
@@ -53,7 +54,7 @@ def _iou(box: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     return shared / (box_area(box[None]) + box_area(others) - shared)
 
 
-_CONTENT = {
+_CONTENT: Mapping[str, Mapping[str, Any]] = {
     "torchvision": {},
     "torchvision.ops": {"batched_nms": batched_nms},
     "torchvision.ops.boxes": {"batched_nms": batched_nms, "box_area": box_area},
@@ -62,27 +63,9 @@ _CONTENT = {
 }
 
 
-@contextmanager
-def torchvision_stub() -> Iterator[None]:
+def torchvision_stub() -> AbstractContextManager[None]:
     """Inside the block `import torchvision...` finds the stand-in; on exit `sys.modules` is as before."""
-    before = {name: sys.modules[name] for name in sys.modules if name.split(".")[0] == "torchvision"}
-    for name in before:
-        del sys.modules[name]
-    for name, content in _CONTENT.items():
-        module = ModuleType(name)
-        module.__spec__ = ModuleSpec(name, loader=None, is_package=True)
-        module.__path__ = []
-        module.__dict__.update(content)
-        sys.modules[name] = module
-        parent, _, child = name.rpartition(".")
-        if parent:
-            setattr(sys.modules[parent], child, module)
-    try:
-        yield
-    finally:
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        sys.modules.update(before)
+    return stand_ins(_CONTENT)
 
 
 def import_segment_anything() -> ModuleType:

@@ -67,7 +67,7 @@ def compensate(
         images: Calibration images; evenly spaced ones are used.
         budget: Memory for the states between units.
         progress: Progress callback; it counts layers.
-        floats: Image embeddings of the float encoder, where `needs_float_embeddings` and they are known.
+        floats: Image embeddings of the float encoder; None or empty if they are not known.
 
     Returns:
         The image embeddings of the compensated encoder and of the float one; None if images were left out.
@@ -96,7 +96,7 @@ def compensate(
 
 
 def needs_float_embeddings(recipe: Recipe, images: int) -> bool:
-    """Return whether `compensate` returns the float encoder's embeddings of that many images without computing them."""
+    """Return whether learning needs embeddings of that many images that `compensate` does not compute on its way."""
     spec = recipe.compensation
     if spec is None or recipe.reconstruction is None:
         return False

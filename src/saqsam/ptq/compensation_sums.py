@@ -60,7 +60,7 @@ class CompensationRun:
         plan: Quantization plan of the run, whose recipe has a `compensation`.
         images: Calibration images.
         budget: Memory for the states.
-        floats: Image embeddings of the float encoder, if they are known.
+        floats: Image embeddings of the float encoder; None or empty if they are not known.
 
     Attributes:
         model: The calibrated model.
@@ -82,7 +82,7 @@ class CompensationRun:
         tokens = plan.family.input_spec(model.config).grid ** 2
         self._count = min(len(images), spec.images)
         self._encoder_images = min(self._count, max(1, -(-spec.tokens // tokens)))
-        self._embeddings: dict[SamModel, TensorStore] = {} if floats is None else {reference: floats}
+        self._embeddings: dict[SamModel, TensorStore] = {reference: floats} if floats else {}
         self._prompts: dict[int, PromptTokens] = {}
         self._targets_from_float = spec.target == "float"
         runs = (self.model, reference) if self._targets_from_float else (self.model,)

@@ -244,8 +244,7 @@ def _adapt_weights(
     """Compensate and learn the weights of a calibrated model in place, as the recipe says, and log it."""
     embeddings = None
     if plan.recipe.compensation is not None:
-        floats = features if features is not None and len(features) else None
-        embeddings = compensate(quantized, reference, plan, images, budget, progress, floats=floats)
+        embeddings = compensate(quantized, reference, plan, images, budget, progress, floats=features)
     if plan.recipe.reconstruction is not None:
         log.units = reconstruct(
             quantized,

@@ -17,10 +17,9 @@ from saqsam.models.official_rules import PARAM, compile_rules
 from saqsam.models.sam2.official import DECODER_RULES, rename_tracker
 from saqsam.utils.errors import CheckpointError
 
-_VISION = "backbone.vision_backbone"
-OFFICIAL_ANCHOR = f"{_VISION}.trunk.patch_embed.proj.weight"
+OFFICIAL_ANCHOR = "backbone.vision_backbone.trunk.patch_embed.proj.weight"
 OFFICIAL_ROOTS = ("backbone", "sam_prompt_encoder", "sam_mask_decoder", "no_mem_embed")
-"""First components of the names of the tracker's tensors, without `PREFIXES`."""
+"""First components of the names of the tracker's tensors, see `without_prefixes`."""
 DETECTOR_ROOTS = (
     *("detector", "tracker", "inst_interactive_predictor"),
     *("transformer", "geometry_encoder", "segmentation_head", "dot_prod_scoring"),
@@ -82,12 +81,13 @@ def rename_official(tensors: Mapping[str, object]) -> dict[str, Tensor]:
         CheckpointError: A key is unknown, or has no tensor under it, or the tracker or a part of it is missing.
     """
     kept = {key: value for key, value in tensors.items() if not _UNUSED.fullmatch(key)}
-    for start in (f"{_VISION}.sam2_convs.", "sam_mask_decoder."):
+    for start in ("backbone.vision_backbone.sam2_convs.", "sam_mask_decoder."):
         if not any(key.startswith(start) for key in kept):
             raise CheckpointError(
-                f"not a complete SAM 3: no tensor of its tracker under {start[:-1]}; the detector alone cannot be used"
+                f"not a complete SAM 3: no tensor of its tracker under {start[:-1]}; saqsam needs the tracker, which "
+                "the published sam3.pt contains"
             )
-    renamed = rename_tracker(dict(_split_joint(kept)), _RULES, "SAM 3 tracker")
+    renamed = rename_tracker(_split_joint(kept), _RULES, "SAM 3 tracker")
     position = f"{_BACKBONE}.embeddings.position_embeddings"
     if position in renamed:
         renamed[position] = _without_class_token(renamed[position])
