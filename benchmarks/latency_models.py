@@ -238,6 +238,23 @@ def export_default(model: Any, part: str, prompts: int, path: Path) -> None:
     example = tuple(torch.from_numpy(arrays[name]) for name in names)
     module = wrapped(model, part)
     torch.onnx.export(module, example, str(path), input_names=names, opset_version=OPSET, dynamo=False)
+    if part == "encoder":
+        fold_constants(path)
+
+
+def fold_constants(path: Path) -> None:
+    """Replace what depends on no input by constants, as ONNX Runtime does for itself whenever it loads a file.
+
+    OpenVINO would compute SAM 2's position embedding, a bicubic resize, for two minutes at each compilation.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    folded = path.with_suffix(".folded")
+    options.optimized_model_filepath = str(folded)
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    folded.replace(path)
 
 
 def quantize_default(case: Case, folder: Path, path: Path) -> None:
