@@ -132,11 +132,14 @@ def _attend(graph: Graph, block: Any, normal: Value, side: int, stride: int, whe
 
 
 def _pool(graph: Graph, rows: Value, side: int, channels: int, stride: int) -> Value:
-    """Max-pool the rows of square grids, [N * side * side, C]: [N * (side / stride)**2, C]."""
-    half = side // stride
-    grid = graph.op("Reshape", rows, graph.ints(-1, half, stride, half, stride, channels))
-    largest = graph.maximum(grid, 2, 4, keepdims=False)
-    return graph.op("Reshape", largest, graph.ints(-1, channels))
+    """Max-pool the rows of square grids, [N * side * side, C]: [N * (side / stride)**2, C].
+
+    `Max` of slices takes a twentieth of the time of `ReduceMax` in OpenVINO, which has no fast kernel for these axes.
+    """
+    for length in (side * channels, channels):  # neighbors below each other, then beside each other
+        groups = graph.op("Reshape", rows, graph.ints(-1, stride, length))
+        rows = graph.op("Max", *graph.split(groups, stride, axis=1))
+    return graph.op("Reshape", rows, graph.ints(-1, channels))
 
 
 def _neck(graph: Graph, model: Sam2Model, levels: list[tuple[Value, int]], images: int | str) -> None:
