@@ -79,6 +79,17 @@ def test_a_sample_depends_on_its_number_alone(samples) -> None:
     assert first["targets"].flatten(1).any(1).all()
 
 
+def test_small_objects_are_favored(training, pack) -> None:
+    module = training["samples"]
+    shares = []
+    for small in (0.0, 1.0):
+        spec = module.SampleSpec(128, 256, 3, {"scenes": 1.0}, small=small)
+        samples = module.SampleSet([pack], spec, seed=1, length=100)
+        covered = batch(samples, *range(24))["targets"].float().sum((2, 3)) / 255
+        shares.append((4 * covered <= 12**2).float().mean().item())
+    assert shares[1] > shares[0] + 0.15
+
+
 def test_a_run_goes_on_as_if_it_had_not_stopped(training, samples, tmp_path) -> None:
     train = training["train"]
     run = train.Run(tmp_path / "run", torch.device("cpu"), 1e-3)
@@ -238,7 +249,8 @@ def test_a_stretched_picture_fills_the_frame(training, pack) -> None:
     samples = module.SampleSet([wide], spec, seed=0, length=10)
     height, width = wide.image[0, :2]
     for draw in range(8):
-        matrix, content = samples._placement(np.random.default_rng(draw), wide, 0, "scenes")
+        choice = module.Choice(wide, 0, wide.instances_of[0])
+        matrix, content = samples._placement(np.random.default_rng(draw), choice, "scenes")
         corners = matrix[:, :2] @ np.array([[0, width, 0, width], [0, 0, height, height]]) + matrix[:, 2:]
         assert content == (512, 512)
         assert corners.min() == pytest.approx(0, abs=1e-6)

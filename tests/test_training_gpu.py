@@ -54,8 +54,8 @@ def pictures(training, pack):
 
 
 def sampler(training, pictures, *, batch=4, small=0.0, window=WINDOW, **spec):
-    spec = training["samples"].SampleSpec(window, 256, 3, {"scenes": 1.0}, **spec)
-    return training["device_samples"].DeviceSampler(pictures, spec, batch, seed=3, small=small)
+    spec = training["samples"].SampleSpec(window, 256, 3, {"scenes": 1.0}, small=small, **spec)
+    return training["device_samples"].DeviceSampler(pictures, spec, batch, seed=3)
 
 
 def placements(training, pictures, side: int) -> Iterator[tuple[int, np.ndarray]]:

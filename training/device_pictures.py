@@ -17,13 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samples import MIN_PIXELS, Pack
+from samples import MIN_PIXELS, SMALL, Pack
 
 LEVELS = 6
 """Levels of a pyramid, each half as large as the one before."""
-
-SMALL = (6.0, 12.0)
-"""Sizes in input pixels up to which objects count as small; the size is the square root of the area of the box."""
 
 
 def interpolate(

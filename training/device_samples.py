@@ -19,9 +19,9 @@ from torch import Tensor
 
 from device_batches import CROP, Crops, Draw, Objects, Paste, Picks, Placement, repeat_usable, rows_of
 from device_images import area_scale, fill_windows, photometric, warp_images
-from device_pictures import SMALL, DevicePictures
+from device_pictures import DevicePictures
 from device_prompts import cell_centers, innermost, profile_ends, random_inside, surroundings
-from samples import BOX_LABELS, FINE, MEAN, MIN_PIXELS, NOT_A_POINT, STD, SampleSpec
+from samples import BOX_LABELS, FINE, MEAN, MIN_PIXELS, NOT_A_POINT, SMALL, STD, SampleSpec
 
 SPARE = 1.25
 """Placements drawn per sample: those without an object of sufficient size are dropped."""
@@ -44,14 +44,10 @@ class DeviceSampler:
         spec: Options of the augmentation, as for `SampleSet`.
         batch: Samples in a batch.
         seed: Seed of all batches.
-        small: Share of samples that favor small objects: a picture with some, at most its usual scale, around one of
-            them, and small ones are prompted first. With 0 the distribution is that of `SampleSet`.
     """
 
-    def __init__(
-        self, pictures: DevicePictures, spec: SampleSpec, batch: int, seed: int, small: float = 0.0
-    ) -> None:
-        self.pictures, self.spec, self.size, self.seed, self.small = pictures, spec, batch, seed, small
+    def __init__(self, pictures: DevicePictures, spec: SampleSpec, batch: int, seed: int) -> None:
+        self.pictures, self.spec, self.size, self.seed = pictures, spec, batch, seed
         self.device = device = pictures.device
         known = [s for s in spec.weights if s in pictures.sources]
         shares = torch.zeros(len(pictures.sources))
@@ -130,7 +126,7 @@ class DeviceSampler:
         middle = pictures.instance_first[image] + draw.index(pictures.instance_count[image])
         small = torch.zeros(count, device=self.device)
         kind = draw.uniform(count) * len(SMALL)
-        favored = draw.chance(self.small, count)
+        favored = draw.chance(spec.small, count)
         for k, limit in enumerate(SMALL):
             lists = pictures.small_lists[k]
             use = favored & (kind >= k) & (kind < k + 1) & (lists.count[source] > 0)

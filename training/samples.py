@@ -7,6 +7,7 @@ same sample, so a resumed run continues exactly where it stopped and workers nee
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,11 +23,14 @@ STD = np.array([0.229, 0.224, 0.225], np.float32)
 BOX_LABELS = (2, 3)
 NOT_A_POINT = -1
 
-MIN_PIXELS = 6.0
+MIN_PIXELS = 3.0
 """Area in window pixels below which objects are skipped."""
 
 FINE = 2
 """Masks are made at this multiple of the window's resolution: objects of a few pixels have edges between them."""
+
+SMALL = (6.0, 12.0)
+"""Upper ends of the sizes of small objects: square roots of their boxes' areas, in pixels of the model's input."""
 
 REGION = 28
 """Samples on each side of the grid over an object's surroundings, see `Region`."""
@@ -77,6 +81,8 @@ class SampleSpec:
             the frame only).
         canvas: How the processor places a picture in the frame: "pad" keeps its aspect, "stretch" fills the frame.
         mask_stride: Side of a cell of the low-resolution mask in pixels.
+        small: Share of samples that favor small objects: a picture with some, at most its usual scale, around one of
+            them, and small ones are prompted first.
     """
 
     window: int
@@ -87,6 +93,24 @@ class SampleSpec:
     whole: float = 0.0
     canvas: Literal["pad", "stretch"] = "pad"
     mask_stride: int = 2
+    small: float = 0.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Picture of a sample.
+
+    Attributes:
+        pack: Pack that holds it.
+        number: Its number there.
+        centers: Instances that a window may be placed around.
+        limit: Size up to which objects are prompted first, in pixels of the input; 0 if all are alike.
+    """
+
+    pack: Pack
+    number: int
+    centers: list[int]
+    limit: float = 0.0
 
 
 class SampleSet(Dataset[dict[str, torch.Tensor]]):
@@ -98,6 +122,11 @@ class SampleSet(Dataset[dict[str, torch.Tensor]]):
         self.sources = [s for s in spec.weights if s in known]
         shares = np.array([spec.weights[s] for s in self.sources])
         self.shares = shares / shares.sum()
+        self.small: dict[tuple[str, float], list[Choice]] = {}
+        for source in self.sources if spec.small > 0 else []:
+            pack = self._pack_of(source)
+            for limit in SMALL:
+                self.small[source, limit] = small_choices(pack, pack.images_of[source], spec.frame, limit)
 
     def __len__(self) -> int:
         return self.length
@@ -111,18 +140,26 @@ class SampleSet(Dataset[dict[str, torch.Tensor]]):
                 return made
         raise RuntimeError(f"no sample with an object in it after 20 attempts (sample {index})")
 
-    def _pick(self, rng: np.random.Generator, source: str) -> tuple[Pack, int]:
-        pack = next(p for p in self.packs if source in p.images_of)
-        return pack, int(rng.choice(pack.images_of[source]))
+    def _pack_of(self, source: str) -> Pack:
+        return next(pack for pack in self.packs if source in pack.images_of)
+
+    def _pick(self, rng: np.random.Generator, source: str) -> Choice:
+        if self.spec.small > 0 and rng.random() < self.spec.small:
+            choices = self.small[source, SMALL[int(rng.integers(len(SMALL)))]]
+            if choices:
+                return choices[int(rng.integers(len(choices)))]
+        pack = self._pack_of(source)
+        number = int(rng.choice(pack.images_of[source]))
+        return Choice(pack, number, pack.instances_of[number])
 
     def _make(self, rng: np.random.Generator) -> dict[str, torch.Tensor] | None:
         spec = self.spec
         source = str(rng.choice(self.sources, p=self.shares))
-        pack, number = self._pick(rng, source)
-        instances = pack.instances_of[number]
-        matrix, content = self._placement(rng, pack, number, source)
+        choice = self._pick(rng, source)
+        pack, number = choice.pack, choice.number
+        matrix, content = self._placement(rng, choice, source)
         image = warp_image(pack.read(number), matrix, spec.window)
-        masks = warp_masks(pack, instances, matrix * FINE, content, spec.window)
+        masks = warp_masks(pack, pack.instances_of[number], matrix * FINE, content, spec.window)
         if rng.random() < 0.3 and source != "nuclei_train":
             image, masks = self._paste(rng, image, masks, content)
         masks = [m for m in masks if np.count_nonzero(m > 127) >= MIN_PIXELS * FINE**2]
@@ -134,7 +171,7 @@ class SampleSet(Dataset[dict[str, torch.Tensor]]):
         x1, y1 = content
         inside[:y1, :x1] = 1
         pixels *= inside  # the processor pads with zeros after normalization
-        chosen = pick_instances(rng, masks, spec.prompts)
+        chosen = pick_instances(rng, masks, spec.prompts, choice.limit)
         grid = spec.window // spec.mask_stride
         targets = np.stack([cv2.resize(masks[i], (grid, grid), interpolation=cv2.INTER_AREA) for i in chosen])
         boxes = [subpixel_box(masks[i]) for i in chosen]
@@ -150,14 +187,15 @@ class SampleSet(Dataset[dict[str, torch.Tensor]]):
         }
 
     def _placement(
-        self, rng: np.random.Generator, pack: Pack, number: int, source: str
+        self, rng: np.random.Generator, choice: Choice, source: str
     ) -> tuple[np.ndarray, tuple[int, int]]:
         """Return a 2x3 matrix from picture to window, and the (width, height) of the window that the picture covers.
 
         Coordinates are continuous: the first pixel spans 0 to 1, as for prompts and for boxes.
         """
         spec = self.spec
-        height, width = (int(v) for v in pack.image[number, :2])
+        pack = choice.pack
+        height, width = (int(v) for v in pack.image[choice.number, :2])
         long_side = max(height, width)
         flip = rng.random() < 0.5
         turns = int(rng.integers(4)) if source in ("nuclei_train", "scenes") else 0
@@ -177,9 +215,11 @@ class SampleSet(Dataset[dict[str, torch.Tensor]]):
             center_from = (width / 2, height / 2)
         else:
             low, high = (0.6, 1.7) if source != "objects_train" else (0.4, 1.5)
+            if choice.limit > 0:
+                high = 1.0
             scale = spec.frame / long_side * float(np.exp(rng.uniform(np.log(low), np.log(high))))
             content = (spec.window, spec.window)
-            row = pack.instance[rng.choice(pack.instances_of[number])]
+            row = pack.instance[rng.choice(choice.centers)]
             center_from = (row[1] + row[3] / 2, row[2] + row[4] / 2)
             shift = rng.uniform(-0.4, 0.4, 2) * spec.window
             center_to = (spec.window / 2 + shift[0], spec.window / 2 + shift[1])
@@ -197,9 +237,9 @@ class SampleSet(Dataset[dict[str, torch.Tensor]]):
         self, rng: np.random.Generator, image: np.ndarray, masks: list[np.ndarray], content: tuple[int, int]
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """Paste an object of another picture over this one (copy-paste augmentation, arXiv 2012.07177)."""
-        pack, number = self._pick(
-            rng, "objects_train" if "objects_train" in self.sources else self.sources[0]
-        )
+        source = "objects_train" if "objects_train" in self.sources else self.sources[0]
+        pack = self._pack_of(source)
+        number = int(rng.choice(pack.images_of[source]))
         instance = int(rng.choice(pack.instances_of[number]))
         x, y, w, h = (int(v) for v in pack.instance[instance, 1:])
         side = float(np.exp(rng.uniform(np.log(12), np.log(self.spec.window * 0.6))))
@@ -367,9 +407,31 @@ def photometric(rng: np.random.Generator, image: np.ndarray, *, microscopy: bool
     return np.clip(x, 0, 255).astype(np.uint8)
 
 
-def pick_instances(rng: np.random.Generator, masks: list[np.ndarray], count: int) -> list[int]:
-    """Draw `count` indices into masks: each once in random order, then again."""
+def pick_instances(
+    rng: np.random.Generator, masks: list[np.ndarray], count: int, limit: float = 0.0
+) -> list[int]:
+    """Draw `count` indices into fine masks: each once in random order, those up to `limit` pixels first, then again."""
+    is_large = [mask_side(mask) > limit for mask in masks] if limit > 0 else [False] * len(masks)
     order: list[int] = []
     while len(order) < count:
-        order += rng.permutation(len(masks)).tolist()
+        order += sorted(rng.permutation(len(masks)).tolist(), key=is_large.__getitem__)
     return order[:count]
+
+
+def mask_side(mask: np.ndarray) -> float:
+    """Return the square root of the area of a fine mask's box, in pixels of the window."""
+    _, _, width, height = cv2.boundingRect((mask > 127).astype(np.uint8))
+    return (width * height) ** 0.5 / FINE
+
+
+def small_choices(pack: Pack, pictures: Collection[int], frame: int, limit: float) -> list[Choice]:
+    """Return the pictures with objects of at most `limit` pixels in the frame, with these objects as centers."""
+    choices = []
+    for number in map(int, pictures):
+        scale = frame / int(pack.image[number, :2].max())
+        instances = pack.instances_of[number]
+        sides = [scale * float(pack.instance[i, 3:5].prod()) ** 0.5 for i in instances]
+        small = [i for i, side in zip(instances, sides, strict=True) if MIN_PIXELS**0.5 <= side <= limit]
+        if small:
+            choices.append(Choice(pack, number, small, limit))
+    return choices

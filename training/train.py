@@ -238,7 +238,7 @@ def embedding_step(run: Run, batch: dict[str, Tensor], clip: float) -> tuple[flo
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = run_parser(__doc__, batch=8, evaluate_every=20, save_every=4)
+    parser = run_parser(__doc__, batch=8, evaluate_every=20, save_every=4, small=0.0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--model", choices=list(TRAINEES), default="sam-mini")
     parser.add_argument(
@@ -252,7 +252,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run_parser(
-    documentation: str, *, batch: int, evaluate_every: float, save_every: float
+    documentation: str, *, batch: int, evaluate_every: float, save_every: float, small: float
 ) -> argparse.ArgumentParser:
     """Return a parser with the options that the training loops share.
 
@@ -261,6 +261,7 @@ def run_parser(
         batch: Default of `--batch`.
         evaluate_every: Default of `--evaluate-every`.
         save_every: Default of `--save-every`.
+        small: Default of `--small`.
     """
     parser = argparse.ArgumentParser(description=documentation.split("\n\n")[0])
     parser.add_argument("--packs", type=Path, nargs="+", required=True, help="packs of one source are joined")
@@ -279,6 +280,9 @@ def run_parser(
     )
     parser.add_argument("--batch", type=int, default=batch, help="windows in a batch")
     parser.add_argument("--prompts", type=int, default=8, help="prompts a picture")
+    parser.add_argument(
+        "--small", type=float, default=small, help="share of samples that favor small objects"
+    )
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--warmup", type=int, default=300, help="steps")
     parser.add_argument("--decay", action="store_true", help="let the learning rate fall to 0 over this call")
@@ -296,7 +300,7 @@ def run_parser(
     return parser
 
 
-def sample_spec(trainee: Trainee, window: int, prompts: int) -> SampleSpec:
+def sample_spec(trainee: Trainee, window: int, prompts: int, small: float = 0.0) -> SampleSpec:
     """Return the samples of a trainee; half of those as large as the frame show the whole picture."""
     return SampleSpec(
         window,
@@ -306,6 +310,7 @@ def sample_spec(trainee: Trainee, window: int, prompts: int) -> SampleSpec:
         whole=0.5 if window == trainee.frame else 0.0,
         canvas=trainee.canvas,
         mask_stride=trainee.cell // 4,
+        small=small,
     )
 
 
@@ -322,7 +327,7 @@ def main() -> None:
     first_step = run.step
     # The fused attention of a CPU is slow in its backward pass where sequences are short.
     torch.backends.cuda.enable_flash_sdp(args.window > 128 or args.device != "cpu")
-    spec = sample_spec(trainee, args.window, args.prompts)
+    spec = sample_spec(trainee, args.window, args.prompts, args.small)
     samples = SampleSet(packs, spec, seed=args.window, length=2**40)
     stream = Subset(samples, range(run.samples, 2**40))
     prefetch = 4 if args.workers else None

@@ -128,7 +128,7 @@ def check_finite(losses: list[Tensor]) -> Tensor:
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = run_parser(__doc__, batch=128, evaluate_every=4, save_every=2)
+    parser = run_parser(__doc__, batch=128, evaluate_every=4, save_every=2, small=0.3)
     parser.add_argument(
         "--held-back",
         type=Path,
@@ -137,7 +137,6 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--frames", type=float, default=0.5, help="share of steps on whole frames")
     parser.add_argument("--frame-batch", type=int, default=64, help="frames in a batch")
-    parser.add_argument("--small", type=float, default=0.3, help="share of samples that favor small objects")
     parser.add_argument("--compile", action="store_true", help="compile the network and the sampling")
     return parser.parse_args()
 
@@ -146,11 +145,11 @@ def make_samplers(args: argparse.Namespace, pictures: DevicePictures) -> dict[bo
     """Return the samplers of windows (False) and of whole frames (True) that the options ask for."""
     samplers = {}
     if args.frames < 1:
-        spec = SampleSpec(args.window, FRAME, args.prompts, WEIGHTS)
-        samplers[False] = DeviceSampler(pictures, spec, args.batch, seed=args.window, small=args.small)
+        spec = SampleSpec(args.window, FRAME, args.prompts, WEIGHTS, small=args.small)
+        samplers[False] = DeviceSampler(pictures, spec, args.batch, seed=args.window)
     if args.frames > 0:
-        spec = SampleSpec(FRAME, FRAME, args.prompts, WEIGHTS, whole=0.5)
-        samplers[True] = DeviceSampler(pictures, spec, args.frame_batch, seed=FRAME, small=args.small)
+        spec = SampleSpec(FRAME, FRAME, args.prompts, WEIGHTS, whole=0.5, small=args.small)
+        samplers[True] = DeviceSampler(pictures, spec, args.frame_batch, seed=FRAME)
     return samplers
 
 
