@@ -134,7 +134,7 @@ def _attend(graph: Graph, block: Any, normal: Value, side: int, stride: int, whe
 def _pool(graph: Graph, rows: Value, side: int, channels: int, stride: int) -> Value:
     """Max-pool the rows of square grids, [N * side * side, C]: [N * (side / stride)**2, C].
 
-    `Max` of slices takes a twentieth of the time of `ReduceMax` in OpenVINO, which has no fast kernel for these axes.
+    `Max` of slices takes a tenth of the time of `ReduceMax` in OpenVINO, which has no fast kernel for these axes.
     """
     for length in (side * channels, channels):  # neighbors below each other, then beside each other
         groups = graph.op("Reshape", rows, graph.ints(-1, stride, length))
