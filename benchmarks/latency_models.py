@@ -243,9 +243,9 @@ def export_default(model: Any, part: str, prompts: int, path: Path) -> None:
 
 
 def fold_constants(path: Path) -> None:
-    """Replace what depends on no input by constants, as ONNX Runtime does for itself whenever it loads a file.
+    """Fold the constants of an ONNX file in place, as ONNX Runtime does at load time.
 
-    OpenVINO would compute SAM 2's position embedding, a bicubic resize, for two minutes at each compilation.
+    Otherwise OpenVINO spends two minutes of each compilation on SAM 2's position embedding, a bicubic resize.
     """
     import onnxruntime
 

@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samples import MIN_PIXELS, SMALL, Pack
+from augmentation import MIN_PIXELS
+from packs import Pack
+from samples import SMALL
 
 LEVELS = 6
 """Levels of a pyramid, each half as large as the one before."""

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from augmentation import REGION
 from device_batches import CROP, Crops, Draw
-from samples import REGION
 
 
 def profile_ends(profile: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from augmentation import FINE, MEAN, MIN_PIXELS, STD
 from device_batches import CROP, Crops, Draw, Objects, Paste, Picks, Placement, repeat_usable, rows_of
 from device_images import area_scale, fill_windows, photometric, warp_images
 from device_pictures import DevicePictures
 from device_prompts import cell_centers, innermost, profile_ends, random_inside, surroundings
-from samples import BOX_LABELS, FINE, MEAN, MIN_PIXELS, NOT_A_POINT, SMALL, STD, SampleSpec
+from samples import BOX_LABELS, NOT_A_POINT, SMALL, SampleSpec
 
 SPARE = 1.25
 """Placements drawn per sample: those without an object of sufficient size are dropped."""

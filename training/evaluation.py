@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 import torch
 
-from samples import MEAN, STD, Pack
+from augmentation import MEAN, STD
+from packs import Pack
 
 SIZES = (6, 12, 24, 48, math.inf)
 """Upper ends of the size classes of `iou_by_size`, in pixels of the model's input."""

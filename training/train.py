@@ -31,7 +31,8 @@ import forward
 import sam2_mini
 from evaluation import held_back_iou
 from losses import Truth, corrected_prompts, total_loss
-from samples import Pack, SampleSet, SampleSpec
+from packs import Pack
+from samples import SampleSet, SampleSpec
 from state_files import load_state
 from trainees import SAM_MINI, TRAINEES, Trainee
 
@@ -281,13 +282,13 @@ def run_parser(
     parser.add_argument("--batch", type=int, default=batch, help="windows in a batch")
     parser.add_argument("--prompts", type=int, default=8, help="prompts a picture")
     parser.add_argument(
-        "--small", type=float, default=small, help="share of samples that favor small objects"
+        "--small", type=share, default=small, help="share of samples that favor small objects"
     )
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--warmup", type=int, default=300, help="steps")
     parser.add_argument("--decay", action="store_true", help="let the learning rate fall to 0 over this call")
     parser.add_argument(
-        "--correct", type=float, default=0.15, help="share of steps with a second, corrected round"
+        "--correct", type=share, default=0.15, help="share of steps with a second, corrected round"
     )
     parser.add_argument(
         "--evaluate-every",
@@ -298,6 +299,21 @@ def run_parser(
     parser.add_argument("--save-every", type=float, default=save_every, help="minutes between saved states")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
+
+
+def share(text: str) -> float:
+    """Return a share from 0 to 1.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value
 
 
 def sample_spec(trainee: Trainee, window: int, prompts: int, small: float = 0.0) -> SampleSpec:

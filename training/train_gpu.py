@@ -26,9 +26,10 @@ import forward
 from device_pictures import DevicePictures, interpolate
 from device_samples import DeviceSampler
 from evaluation import Score, held_back_scores, iou_by_size, mean_iou
-from samples import Pack, SampleSpec
+from packs import Pack
+from samples import SampleSpec
 from state_files import save_split
-from train import HERE, WEIGHTS, Run, batch_loss, run_parser, update
+from train import HERE, WEIGHTS, Run, batch_loss, run_parser, share, update
 
 FRAME = 256
 LOG_EVERY = 50
@@ -135,7 +136,7 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         help="packs with the held-back pictures, by default those of --packs",
     )
-    parser.add_argument("--frames", type=float, default=0.5, help="share of steps on whole frames")
+    parser.add_argument("--frames", type=share, default=0.5, help="share of steps on whole frames")
     parser.add_argument("--frame-batch", type=int, default=64, help="frames in a batch")
     parser.add_argument("--compile", action="store_true", help="compile the network and the sampling")
     return parser.parse_args()
