@@ -33,7 +33,7 @@ def print_summary(
     if scores is not None:
         before, _ = scores
         one, other = (result.metrics["prompt"]["miou"] or 0.0 for result in scores)
-        table.add_row("mean IoU, box prompts", f"{one:.4f}", f"{other:.4f}", f"{other - one:+.4f}")
+        table.add_row("mean IoU, box prompts", f"{one:.4f}", f"{other:.4f}", f"{other - one:+z.4f}")
     print_table(table)
     if scores is not None:
         say(

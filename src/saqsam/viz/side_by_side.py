@@ -60,7 +60,7 @@ def draw_side_by_side(
     changes = {image.index: image.difference for image in difference.images}
     rows = []
     for index, name in chosen.items():
-        caption = f"{name}: its mean {task.unit} changes by {changes[index]:+.3f}"
+        caption = f"{name}: its mean {task.unit} changes by {changes[index]:+z.3f}"
         rows.append(
             image_row(dataset[index], task, first.records[index], other.records[index], caption=caption)
         )

@@ -179,8 +179,8 @@ def interval_text(interval: Interval | None) -> tuple[str, str]:
     if interval is None:
         return "-", "-"
     if interval.low is None or interval.high is None:
-        return f"{interval.mean:+.4f}", "-"
-    return f"{interval.mean:+.4f}", f"{interval.low:+.4f} to {interval.high:+.4f}"
+        return f"{interval.mean:+z.4f}", "-"
+    return f"{interval.mean:+z.4f}", f"{interval.low:+z.4f} to {interval.high:+z.4f}"
 
 
 def _print_worst(difference: TaskDifference, first: Named, other: Named) -> None:
@@ -191,7 +191,7 @@ def _print_worst(difference: TaskDifference, first: Named, other: Named) -> None
     table = result_table(f"{other.letter} lost most on", *headings, right=4)
     for image in losses:
         means = f"{image.first:.4f}", f"{image.other:.4f}"
-        table.add_row(image.file_name, str(image.objects), *means, f"{image.difference:+.4f}")
+        table.add_row(image.file_name, str(image.objects), *means, f"{image.difference:+z.4f}")
     print_table(table)
 
 
