@@ -75,6 +75,7 @@ def pack(model: SamModel, plan: QuantizationPlan, progress: Progress | None = No
     pack_embeddings(model, plan)
     if plan.recipe.integer_biases:
         round_biases(model, plan)
+    plan.family.share_image(model)
     model.requires_grad_(False)
 
 
@@ -200,6 +201,7 @@ def build_packed_skeleton(model: SamModel, plan: QuantizationPlan) -> None:
             tuple(values.shape), plan.position_bits, CHANNEL_AXIS, plan.recipe.weights.group_size
         )
         place_position_embedding(model, plan.structure, packed.to(model.device))
+    plan.family.share_image(model)
     model.requires_grad_(False)
 
 

@@ -240,6 +240,10 @@ class ModelFamily(ABC):
         return logits[:, chosen], ious[:, chosen]
 
     @abstractmethod
+    def share_image(self, model: Any) -> None:
+        """Let the decoder of a packed model project the image tokens of its first layer once for all prompts."""
+
+    @abstractmethod
     def embed_boxes(self, model: Any, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Return the decoder's inputs for box prompts.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from saqsam.models.average import RowScaledAverage, SoftmaxAverage
@@ -147,3 +148,31 @@ class TwoWayAttention(nn.Module):
         output, probabilities = self.average(logits, v, self.probability_quantizer)
         output = output.transpose(1, 2).reshape(-1, prompts, tokens, output.shape[1] * output.shape[3])
         return self.output_projection(output), probabilities
+
+
+def share_image(
+    transformer: Any, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Pass image tokens that are equal for all prompts to a two-way transformer once; a forward pre-hook.
+
+    The first layer then projects the image once instead of once per prompt. Only prompts with mask inputs, or of
+    several images, have image tokens of their own. Masks stay the same bit for bit.
+    """
+    image = options.get("image_embeddings")
+    if (
+        image is None
+        or len(image) == 1
+        or torch.is_grad_enabled()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        or torch.compiler.is_compiling()
+        or not image.is_cpu  # comparing values would wait for an accelerator
+        or not isinstance(transformer.layers[0].cross_attn_token_to_image, TwoWayAttention)
+        or not torch.equal(image, image[:1].expand_as(image))
+    ):
+        return None
+    positions = options["image_positional_embeddings"]
+    return arguments, {
+        **options,
+        "image_embeddings": image[:1],
+        "image_positional_embeddings": positions[:1],
+    }

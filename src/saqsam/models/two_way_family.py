@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from saqsam.models.family import AttentionMacs, Features, ModelFamily, flatten_image
+from saqsam.models.two_way import share_image
 
 _ATTENTION_LABELS = {
     "cross_attn_token_to_image": "tokens to image",
@@ -103,6 +104,10 @@ class TwoWayFamily(ModelFamily):
     def extra_inputs(self, features: Features, count: int) -> Mapping[str, Any]:
         """Return further arguments of the mask decoder for P prompts, from `Features.extras`."""
         return {}
+
+    def share_image(self, model: Any) -> None:
+        """Let the decoder project the image tokens of its first layer once for all prompts."""
+        model.mask_decoder.transformer.register_forward_pre_hook(share_image, with_kwargs=True)
 
     def embed_boxes(self, model: Any, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Return the output tokens and the corners of each box."""

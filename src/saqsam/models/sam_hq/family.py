@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import SamHQConfig, SamHQModel
 
-from saqsam.models.family import Features, ModelFamily, State, flatten_image, unflatten_image
+from saqsam.models.family import Features, ModelFamily, State, unflatten_image
 from saqsam.models.sam.attention import QuantAttention
 from saqsam.models.sam.family import SamFamily
 from saqsam.models.sam_hq import mask_head
@@ -102,11 +102,14 @@ class SamHQFamily(SamFamily):
         tokens = self.output_tokens(model).expand(len(dense), 1, -1, -1)
         if sparse is not None:
             tokens = torch.cat([tokens, sparse], 2)
-        image = flatten_image(features.embedding + dense)
-        found = self.run_transformer(
-            model, 0, tokens, image, tokens, self.image_positions(model), with_final=True
+        image = features.embedding + dense
+        tokens, image = model.mask_decoder.transformer(
+            point_embeddings=tokens,
+            image_embeddings=image,
+            image_positional_embeddings=model.get_image_wide_positional_embeddings().expand_as(image),
+            attention_similarity=None,
         )
-        logits, ious = self.run_mask_head(model, *found, features.extras)
+        logits, ious = self.run_mask_head(model, tokens, image, features.extras)
         return self.select_masks(model.config, logits, ious, multimask_output)
 
     def run_mask_head(
