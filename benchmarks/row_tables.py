@@ -13,6 +13,9 @@ BUNDLED = "sam-mini"
 HEADLINE_BITS = "w4a4"
 HEADLINE_METHODS = (FILL_BOX, FLOAT, "mse", "qdrop", "ptq4sam", "saq-sam", "saq-sam-plus")
 """Rows of the first table of README.md."""
+GOALS = {"w8a8": 0.003, "w6a6": 0.01, "w4a4": 0.03}
+"""Largest loss of mean IoU that the project aims at, by bits."""
+GOAL_METHODS = ("saq-sam-plus", "saq-sam", "saq-sam-s")
 
 
 def accuracy(rows: Sequence[Row]) -> str:
@@ -83,6 +86,62 @@ def methods(rows: Sequence[Row]) -> str:
     return f"{markdown(['mean IoU on', *data], lines, right=len(data))}\n\n{note}"
 
 
+def widths(rows: Sequence[Row]) -> str:
+    """Tabulate the default method by bits: size on disk, compression, and mean IoU on each set of photographs."""
+    rows = [row for row in rows if row.prompt == "box" and row.data != "scenes"]
+    shown = [row for row in rows if row.model == BUNDLED and row.method == "saq-sam-plus"]
+    data = ordered({row.data for row in shown}, DATA)
+    lines = []
+    for bits in ordered({row.bits for row in shown}, BITS):
+        here = [row for row in shown if row.bits == bits]
+        size, float32 = here[0].checkpoint_bytes, here[0].float32_bytes
+        assert size is not None
+        assert float32 is not None
+        cells = []
+        for name in data:
+            reference = _float_score([row for row in rows if row.data == name], _miou)
+            cells.append(_cell([row for row in here if row.data == name], _miou, reference))
+        lines.append([f"`{bits}`", f"{size / 1e6:.1f} MB", f"{float32 / size:.1f}x", *cells])
+    heading = ["bits", "size on disk", "compression", *data]
+    return markdown(heading, lines, right=2 + len(data)) if lines else ""
+
+
+def baseline(rows: Sequence[Row]) -> str:
+    """Tabulate the float model and the box-fill baseline on every dataset, and the float model with points."""
+    shown = [row for row in rows if row.model in ("", BUNDLED) and row.method in (FILL_BOX, FLOAT)]
+    data = ordered({row.data for row in shown}, DATA)
+    lines = []
+    for method, prompt, name in (
+        (FLOAT, "box", f"{BUNDLED}, box"),
+        (FILL_BOX, "box", "box-fill baseline"),
+        (FLOAT, "point", f"{BUNDLED}, one point"),
+    ):
+        scores = {row.data: row.miou for row in shown if (row.method, row.prompt) == (method, prompt)}
+        if scores:
+            lines.append([name, *(_number(scores.get(d)) for d in data)])
+    return markdown(["mean IoU", *data], lines, right=len(data)) if lines else ""
+
+
+def goals(rows: Sequence[Row]) -> str:
+    """Tabulate where methods meet the project's goals, and by how much they miss them."""
+    rows = [row for row in rows if row.prompt == "box" and row.model == BUNDLED]
+    references = {row.data: row.miou for row in rows if row.method == FLOAT}
+    lines = []
+    for method in GOAL_METHODS:
+        cells = []
+        for bits, limit in GOALS.items():
+            of_bits = [row for row in rows if (row.method, row.bits) == (method, bits)]
+            losses = {
+                name: references[name] - statistics.fmean(row.miou for row in of_bits if row.data == name)
+                for name in ordered({row.data for row in of_bits} & references.keys(), DATA)
+            }
+            missed = [f"{name} ({signed(-loss)})" for name, loss in losses.items() if round(loss, 3) > limit]
+            cells.append("" if not losses else f"missed on {', '.join(missed)}" if missed else "met")
+        lines.append([method_label(method), *cells])
+    heading = ["", *(f"`{bits}`: at most {limit}" for bits, limit in GOALS.items())]
+    return markdown(heading, lines) if any("".join(line[1:]) for line in lines) else ""
+
+
 def provenance(rows: Sequence[Row]) -> str:
     """Return machine, date and versions of the measurements."""
     if not rows:
@@ -105,6 +164,9 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "sizes": sizes,
     "headline": headline,
     "methods": methods,
+    "widths": widths,
+    "baseline": baseline,
+    "goals": goals,
     "provenance": provenance,
 }
 

@@ -22,7 +22,11 @@ from rows import RESULTS, Row, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = (RESULTS / "ptq.csv", RESULTS / "methods.csv")
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+PAGES = (
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "src").rglob("README.md")),
+)
 NOTHING_YET = "*Not measured yet: run `python benchmarks/ptq.py`, then `python benchmarks/tables.py`.*"
 
 _BLOCK = re.compile(r"<!-- table:(\w+)(?: (\w+))? -->\n(.*?)<!-- /table -->", re.DOTALL)

@@ -202,15 +202,59 @@ def test_provenance_names_machine_and_versions(tables, made):
     assert "| weights (SHA-256) | sam-mini aaaa |" in text
 
 
-@pytest.mark.parametrize("name", ["ptq", "detections", "sizes", "headline", "methods", "provenance"])
+@pytest.fixture
+def defaults(rows, made):
+    """Float, filled box, a point, and the default method at two widths, with two seeds at the narrow one."""
+    plus = {"method": "saq-sam-plus", "recipe": "saq-sam-plus"}
+    return [
+        *made,
+        rows.Row(**values(**FLOAT | {"prompt": "point", "miou": 0.3})),
+        rows.Row(**values(**plus, miou=0.56)),
+        rows.Row(**values(**plus, miou=0.58, seed=1)),
+        rows.Row(**values(**plus, bits="w8a8", miou=0.598, checkpoint_bytes=1_900_000)),
+    ]
+
+
+def test_the_default_method_has_a_line_a_width(tables, defaults):
+    assert lines(tables.fill_tables(page("widths"), defaults))[2:-2] == [
+        "| bits | size on disk | compression | coco_val |",
+        "| --- | ---: | ---: | ---: |",
+        "| `w8a8` | 1.9 MB | 3.4x | 0.598 (−0.002) |",
+        "| `w4a4` | 1.0 MB | 6.5x | 0.570 ± 0.014 (−0.030) |",
+    ]
+
+
+def test_the_float_model_stands_beside_its_box(tables, defaults):
+    assert lines(tables.fill_tables(page("baseline"), defaults))[2:-2] == [
+        "| mean IoU | coco_val |",
+        "| --- | ---: |",
+        "| sam-mini, box | 0.600 |",
+        "| box-fill baseline | 0.589 |",
+        "| sam-mini, one point | 0.300 |",
+    ]
+
+
+def test_goals_are_met_by_the_mean_over_seeds(tables, rows, defaults):
+    def shown(miou: float) -> str:
+        row = rows.Row(**values(method="saq-sam-plus", bits="w6a6", miou=miou))
+        return lines(tables.fill_tables(page("goals"), [*defaults, row]))[4]
+
+    assert shown(0.592) == "| `saq-sam-plus` | met | met | met |"
+    assert shown(0.585) == "| `saq-sam-plus` | met | missed on coco_val (−0.015) | met |"
+
+
+BLOCKS = ["ptq", "detections", "sizes", "headline", "methods", "provenance", "widths", "baseline", "goals"]
+
+
+@pytest.mark.parametrize("name", BLOCKS)
 def test_without_rows_every_table_says_how_to_get_them(tables, name):
     assert tables.NOTHING_YET in tables.fill_tables(page(name), [])
 
 
-@pytest.mark.parametrize("name", ["ptq", "detections", "sizes", "headline", "methods", "provenance"])
-def test_filling_twice_changes_nothing(tables, made, name):
-    once = tables.fill_tables(page(name), made)
-    assert tables.fill_tables(once, made) == once
+@pytest.mark.parametrize("name", BLOCKS)
+def test_filling_twice_changes_nothing(tables, defaults, name):
+    once = tables.fill_tables(page(name), defaults)
+    assert tables.fill_tables(once, defaults) == once
     assert "old" not in once
 
 
