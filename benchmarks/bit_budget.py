@@ -22,7 +22,7 @@ import numpy as np
 import saqsam
 from methods import run_calls
 from plain_rows import append_plain, read_plain
-from plan import DATA_ROOT, circumstances
+from plan import DATA_ROOT, FloatModel, circumstances
 from rows import RESULTS
 from saqsam.allocation.allocate import WIDTHS, Allocation
 from saqsam.models.loading import BUNDLED
@@ -36,12 +36,21 @@ CURVE = ("w4.3b,a4.3b", "3.5b", "w4a4-mixed", "w4a4", "w3.5b", "w6a6", "w5a5", "
 """Every point of the curve without learning: `FIXED` bits and budgets, those that say most first."""
 LEARNED = ("w4.3b,a4.3b", "w3.5b", "w4a4-mixed")
 SUMS = RESULTS / "bit_errors.csv"
-SUM_COLUMNS = ("date", "commit", "machine", "allocation", "mean_bits", "predicted_loss", "measured_loss")
+SUM_COLUMNS = (
+    "date",
+    "commit",
+    "machine",
+    "model_hash",
+    "allocation",
+    "mean_bits",
+    "predicted_loss",
+    "measured_loss",
+)
 RANDOM = 20
 ALLOCATIONS = RESULTS / "allocations.csv"
 OUT = RESULTS / "budget.csv"
 COLUMNS = (
-    *("date", "commit", "machine", "budget", "bits", "settings"),
+    *("date", "commit", "machine", "model_hash", "budget", "bits", "settings"),
     *("mean_bits", "mean_weight_bits", "mean_activation_bits", "bytes", "predicted_loss", "measured_loss"),
 )
 
@@ -72,11 +81,12 @@ def point_of(allocation: Allocation) -> Point:
 
 def allocate(budgets: Sequence[str], root: Path) -> dict[str, Point]:
     """Return the allocation for each budget; those that were made before are read from their rows."""
-    known = {row["budget"]: row for row in read_plain(ALLOCATIONS)}
+    weights = FloatModel(BUNDLED, "cpu").hash
+    known = {row["budget"]: row for row in read_plain(ALLOCATIONS) if row["model_hash"] == weights}
     missing = [budget for budget in budgets if budget not in known]
     if missing:
         allocator = saqsam.BitAllocator(*saqsam.load(BUNDLED), METHOD, root / CALIBRATION)
-        if not SUMS.exists():
+        if all(row["model_hash"] != weights for row in read_plain(SUMS)):
             append_plain(SUMS, SUM_COLUMNS, compare_sums(allocator))
     for budget in missing:
         found = allocator.allocate(budget)
@@ -86,7 +96,7 @@ def allocate(budgets: Sequence[str], root: Path) -> dict[str, Point]:
             "budget": budget,
             "bits": point.bits,
             "settings": " ".join(point.settings),
-            **{name: round(getattr(log, name), 4) for name in COLUMNS[6:]},
+            **{name: round(getattr(log, name), 4) for name in COLUMNS[7:]},
         }
         append_plain(ALLOCATIONS, COLUMNS, [row])
         print(f"{budget}: {found.recipe.name}, {log.mean_bits:.2f} bits, {log.measured_loss:.4f}", flush=True)
@@ -97,12 +107,13 @@ def allocate(budgets: Sequence[str], root: Path) -> dict[str, Point]:
 
 
 def conditions() -> dict[str, str]:
-    """Return the columns that say when and where a row was measured."""
+    """Return the columns that say when, where and on what weights a row was measured."""
     known = circumstances("cpu")
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "commit": known["commit"],
         "machine": known["machine"],
+        "model_hash": FloatModel(BUNDLED, "cpu").hash,
     }
 
 

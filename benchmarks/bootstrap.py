@@ -3,7 +3,8 @@
     python benchmarks/bootstrap.py                    # saq-sam against every rival, at all bits and on all data
 
 Pairs are the IoUs of two methods on the same object, each the mean over the seeds that both were measured with. The
-scores of single objects lie in results/scores. Comparisons of rows that have none there stay as they were.
+scores of single objects lie in results/scores. Comparisons of rows that have none there stay as they were; those of
+earlier weights go.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from rows import FILL_BOX, RESULTS, Row, read_rows
+from rows import FILL_BOX, RESULTS, Row, current, read_rows
 from saqsam.utils.atomic_write import write_atomic
 from scores import read_scores, scores_file
 
@@ -126,8 +127,10 @@ def read_csv(path: Path) -> list[Comparison]:
 
 
 def merge(old: Sequence[Comparison], new: Sequence[Comparison]) -> list[Comparison]:
-    """Return new comparisons and the old ones that they do not replace, in a fixed order."""
-    merged = {astuple(comparison)[:7]: comparison for comparison in [*old, *new]}
+    """Return new comparisons and the old ones of the same weights that they do not replace, in a fixed order."""
+    weights = {comparison.model_hash for comparison in new}
+    kept = [comparison for comparison in old if comparison.model_hash in weights]
+    merged = {astuple(comparison)[:7]: comparison for comparison in [*kept, *new]}
     return [merged[key] for key in sorted(merged)]
 
 
@@ -150,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS / "bootstrap.csv")
     options = parser.parse_args(arguments)
     try:
-        rows = read_rows(options.csv)
+        rows = current(read_rows(options.csv))
         comparisons = [c for method in options.methods for c in compare(rows, options.csv, method)]
         if not comparisons:
             raise ValueError(f"{options.csv}: nothing to compare {' or '.join(options.methods)} with")

@@ -7,11 +7,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 import saqsam
-from rows import FLOAT, RESULTS, Row, read_rows
+from rows import FLOAT, RESULTS, Row, current, read_rows
 from saqsam.allocation.costs import BitCosts, bit_costs
 from saqsam.recipes.overrides import with_overrides
 from saqsam.recipes.presets import MIXED_SUFFIX
-from tables import current
 
 LABELS = ("same bits everywhere", "decoder at 8 bits", "budget")
 
@@ -22,7 +21,7 @@ def draw_bits(config: Any) -> Figure:
     Args:
         config: Configuration of the bundled model.
     """
-    rows = read_rows(RESULTS / "budget.csv")
+    rows = current(read_rows(RESULTS / "budget.csv"))
     floats = {
         row.data: row.miou for row in current(read_rows(RESULTS / "methods.csv")) if row.method == FLOAT
     }

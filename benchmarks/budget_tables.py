@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from rows import FLOAT, RESULTS, Row, read_rows
+from plain_rows import of_newest_weights
+from rows import FLOAT, RESULTS, Row, current, read_rows
 from table_text import markdown, signed
 
 _MEANS = re.compile(r"-w([\d.]+)a([\d.]+)$")
@@ -18,8 +19,9 @@ def budget(lines: Sequence[Mapping[str, str]]) -> str:
     Args:
         lines: Rows of allocations.csv.
     """
-    rows = read_rows(RESULTS / "budget.csv")
-    reference = {row.data: row.miou for row in read_rows(RESULTS / "methods.csv") if row.method == FLOAT}
+    lines, rows = of_newest_weights(lines), current(read_rows(RESULTS / "budget.csv"))
+    floats = (row for row in current(read_rows(RESULTS / "methods.csv")) if row.method == FLOAT)
+    reference = {row.data: row.miou for row in floats}
     names = {line["settings"]: f"`--budget {line['budget']}`" for line in lines}
     data = list(dict.fromkeys(row.data for row in rows))
     by_checkpoint: dict[str, dict[str, Row]] = {}
@@ -64,7 +66,7 @@ def allocations(lines: Sequence[Mapping[str, str]]) -> str:
             f"{float(line['predicted_loss']):.3f}",
             f"{float(line['measured_loss']):.3f}",
         ]
-        for line in lines
+        for line in of_newest_weights(lines)
     ]
     heading = ["budget", "mean bits", "size", "bits", "predicted loss", "measured"]
     return markdown(heading, cells) if cells else ""
@@ -88,6 +90,6 @@ def bit_errors(lines: Sequence[Mapping[str, str]]) -> str:
             line["allocation"],
             *(f"{float(line[name]):.3f}" for name in ("mean_bits", "predicted_loss", "measured_loss")),
         ]
-        for line in sorted(lines, key=lambda line: float(line["measured_loss"]))
+        for line in sorted(of_newest_weights(lines), key=lambda line: float(line["measured_loss"]))
     ]
     return markdown(["bits", "mean", "predicted loss", "measured"], cells, right=3) if cells else ""

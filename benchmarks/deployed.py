@@ -26,7 +26,7 @@ import saqsam
 from nncf_model import NAME as NNCF_NAME
 from nncf_model import nncf_backend
 from plain_rows import append_plain, read_plain
-from plan import CACHE, circumstances
+from plan import CACHE, FloatModel, circumstances
 from ptq import bar
 from rows import RESULTS
 from saqsam.cli.terminal import progress_bars
@@ -35,6 +35,7 @@ from saqsam.export import export_model, read_manifest
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.prompts import Prompts
 from saqsam.models.family import Features
+from saqsam.models.loading import BUNDLED
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.methods import METHODS
 from saqsam.recipes.overrides import with_overrides
@@ -60,6 +61,7 @@ COLUMNS = (
         "commit",
         "torch",
         "machine",
+        "model_hash",
         "recipe",
         "settings",
         "checkpoint",
@@ -146,9 +148,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_checkpoint(method: str, bits: str, options: argparse.Namespace, bars: Progress) -> Path:
     """Return the folder of a deployed checkpoint, quantized if it is missing."""
-    folder: Path = options.cache / "-".join([method, bits, *options.settings])
+    weights = FloatModel(BUNDLED, "cpu").hash
+    folder: Path = options.cache / "-".join([method, bits, *options.settings, weights])
     if not folder.exists():
-        model, processor = saqsam.load("sam-mini")
+        model, processor = saqsam.load(BUNDLED)
         recipe = with_overrides(deployable(saqsam.recipe_for(method, bits, "standard")), options.settings)
         recipe = replace(recipe, calibration=replace(recipe.calibration, seed=SEED))
         calibration = saqsam.open_dataset(options.data_root / CALIBRATION)
@@ -195,7 +198,7 @@ def measure_nncf(runtime: str, data: Dataset, options: argparse.Namespace, bars:
     row = new_row(NNCF_NAME, "", runtime, data, options)
     if row is None:
         return
-    folder = options.cache / NNCF_NAME
+    folder = options.cache / f"{NNCF_NAME}-{row['model_hash']}"
     subject, processor = nncf_backend(
         folder,
         saqsam.open_dataset(options.data_root / CALIBRATION),
@@ -215,6 +218,7 @@ def new_row(
     conditions = circumstances("cpu")
     settings = "" if recipe == NNCF_NAME else " ".join(options.settings)
     key = {
+        "model_hash": FloatModel(BUNDLED, "cpu").hash,
         "recipe": recipe,
         "settings": settings,
         "checkpoint": checkpoint,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from plain_rows import of_newest_weights
 from rows import FLOAT
 from saqsam.models.parts import PART_LABELS
 from table_text import DATA, METHODS, markdown, ordered, rank, signed
@@ -30,6 +31,7 @@ FIGURES = {
 
 def tasks(lines: Sequence[Mapping[str, str]]) -> str:
     """Tabulate the metrics: one row per metric, case and dataset, one column per model, from the last result rows."""
+    lines = of_newest_weights(lines)
     cells = {
         tuple(line[key] for key in ("case", "data", "metric", "method", "bits")): line["value"]
         for line in lines

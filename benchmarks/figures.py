@@ -30,7 +30,7 @@ import ptq
 import saqsam
 from budget_figure import draw_bits
 from plan import ROOT, Plan, make_plan, parse_arguments
-from rows import FLOAT, RESULTS, Row, read_rows
+from rows import FLOAT, RESULTS, Row, current, read_rows
 from saqsam.cli.terminal import progress_bars
 from saqsam.data.open import open_dataset
 from saqsam.data.types import Sample
@@ -41,7 +41,6 @@ from saqsam.report import focus
 from saqsam.report.log import LOG_PICTURE, write_log
 from saqsam.utils.atomic_write import write_atomic
 from saqsam.viz.overlays import overlay_masks
-from tables import current
 
 FIGURES = ("learning", "masks", "focus", "steps", "bits")
 IMAGES = ROOT / "docs" / "assets"

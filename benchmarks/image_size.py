@@ -27,14 +27,24 @@ import saqsam
 from latency import in_process, make_files
 from latency_models import RESIZED_SUBJECTS, Case
 from plain_rows import append_plain, read_plain
-from plan import CACHE, DATA_ROOT, FLOAT_BITS, circumstances
+from plan import CACHE, DATA_ROOT, FLOAT_BITS, FloatModel, circumstances
 from rows import FLOAT, RESULTS
 from saqsam.evaluation import PromptTask
 from saqsam.utils.allocator import keep_freed_memory
 
 OUT, LATENCY_OUT = RESULTS / "image_size.csv", RESULTS / "image_size_latency.csv"
 KEY = (
-    *("model", "image_size", "method", "bits", "effort", "calibration", "calibration_images", "seed"),
+    *(
+        "model",
+        "model_hash",
+        "image_size",
+        "method",
+        "bits",
+        "effort",
+        "calibration",
+        "calibration_images",
+        "seed",
+    ),
     *("data", "images"),
 )
 COLUMNS = ("date", "commit", "torch", "machine", *KEY, "miou", "instances")
@@ -56,12 +66,14 @@ def measure_accuracy(options: argparse.Namespace, common: dict[str, str]) -> Non
     known = {tuple(row[column] for column in KEY) for row in read_plain(options.out)}
     data = {name: saqsam.open_dataset(options.data_root / name, limit=options.limit) for name in options.data}
     calibration = saqsam.open_dataset(options.data_root / options.calibration)
+    weights = FloatModel(MODEL, "cpu").hash
     for size in options.sizes:
         for method, bits, effort in VARIANTS:
             is_float = method == FLOAT
             keys = {
                 name: {
                     "model": MODEL,
+                    "model_hash": weights,
                     "image_size": size,
                     "method": method,
                     "bits": bits,

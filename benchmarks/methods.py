@@ -129,7 +129,7 @@ def methods() -> Iterator[Experiment]:
     """
     for bits in BITS:
         for method in METHODS:
-            yield Experiment(method, bits)
+            yield Experiment(method, bits, data=("scenes", *DATA) if bits == "w4a4" else DATA)
     for method in RIVALS:
         yield Experiment(method, "w4a4", detections=False)
     for bits, seeds in SEEDS.items():

@@ -24,3 +24,8 @@ def append_plain(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str,
         if is_new:
             writer.writeheader()
         writer.writerows(rows)
+
+
+def of_newest_weights(lines: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """Return the rows of the weights that were measured last, by the column `model_hash`; the others are history."""
+    return [line for line in lines if line["model_hash"] == lines[-1]["model_hash"]]

@@ -21,13 +21,12 @@ from huggingface_hub import snapshot_download
 import ptq
 import saqsam
 from plan import CACHE, FLOAT_BITS, ROOT, FloatModel, Plan, circumstances
-from rows import FLOAT, Row, read_rows
+from rows import FLOAT, Row, current, read_rows
 from saqsam.data.detections import load_detections
 from saqsam.models.weights import first_line
 from saqsam.recipes.catalog import EFFORTS
 from saqsam.recipes.methods import METHODS
 from table_text import markdown, method_label
-from tables import current
 
 VALIDATION, CALIBRATION = "val2017", "train2017"
 BITS = ("w6a6", "w4a4")

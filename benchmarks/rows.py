@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -135,6 +136,22 @@ def read_rows(path: Path) -> list[Row]:
             raise ValueError(f"{path}, line {reader.line_num}: this was measured already: {row.key}")
         rows[row.key] = row
     return list(rows.values())
+
+
+def current(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows that the tables show.
+
+    Of each model those of the weights that were measured last; of each data set, with each prompt, those of the
+    largest number of images. The others are trials (`--limit`) and history.
+    """
+    newest: dict[str, Row] = {}
+    most: dict[tuple[str, str], int] = {}
+    for row in sorted(rows, key=lambda row: row.date):
+        newest[row.model] = row
+    kept = [row for row in rows if row.model_hash == newest[row.model].model_hash]
+    for row in kept:
+        most[row.data, row.prompt] = max(row.images_evaluated, most.get((row.data, row.prompt), 0))
+    return [row for row in kept if row.images_evaluated == most[row.data, row.prompt]]
 
 
 def append_row(path: Path, row: Row) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from other_tables import OTHER_TABLES
 from plain_rows import read_plain
 from row_tables import TABLES, VARIANT_TABLES
-from rows import RESULTS, Row, read_rows
+from rows import RESULTS, Row, current, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = (RESULTS / "ptq.csv", RESULTS / "methods.csv")
@@ -98,22 +98,6 @@ def fill_tables(text: str, rows: Sequence[Row]) -> str:
     if any(_MARKER.search(block[3]) for block in blocks) or len(_MARKER.findall(text)) != 2 * len(blocks):
         raise ValueError("every <!-- table:NAME --> needs a <!-- /table --> of its own")
     return _BLOCK.sub(fill, text)
-
-
-def current(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows that the tables show.
-
-    Of each model those of the weights that were measured last; of each data set, with each prompt, those of the
-    largest number of images. The others are trials (`--limit`) and history.
-    """
-    newest: dict[str, Row] = {}
-    most: dict[tuple[str, str], int] = {}
-    for row in sorted(rows, key=lambda row: row.date):
-        newest[row.model] = row
-    kept = [row for row in rows if row.model_hash == newest[row.model].model_hash]
-    for row in kept:
-        most[row.data, row.prompt] = max(row.images_evaluated, most.get((row.data, row.prompt), 0))
-    return [row for row in kept if row.images_evaluated == most[row.data, row.prompt]]
 
 
 if __name__ == "__main__":

@@ -95,7 +95,8 @@ CASES = (
 
 def run(plan: Plan, cases: Sequence[Case], root: Path, out: Path) -> None:
     """Measure what is missing."""
-    known = {(row["method"], row["bits"], row["case"], row["data"], row["images"]) for row in read_plain(out)}
+    measured = [row for row in read_plain(out) if row["model_hash"] == plan.model.hash]
+    known = {(row["method"], row["bits"], row["case"], row["data"], row["images"]) for row in measured}
     with progress_bars() as bars:
         for method, bits in plan.variants():
             missing = [

@@ -99,3 +99,10 @@ def test_comparisons_whose_scores_are_gone_stay_as_they_were(bootstrap: ModuleTy
     measured(bootstrap, csv_file, ious + 0.02, method="brecq")
     merged = bootstrap.merge(first, list(bootstrap.compare(rows, csv_file)))
     assert {found.rival: round(found.difference, 4) for found in merged} == {"mse": 0.1, "brecq": 0.08}
+    rows = [
+        measured(bootstrap, csv_file, ious, method=name, model_hash="bbbb") for name in ("saq-sam", "erq")
+    ]
+    merged = bootstrap.merge(merged, list(bootstrap.compare(rows, csv_file)))
+    assert {(found.model_hash, found.rival) for found in merged} == {
+        ("bbbb", "erq")
+    }  # not of earlier weights

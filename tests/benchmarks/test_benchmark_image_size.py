@@ -16,7 +16,9 @@ def modules() -> Iterator[dict[str, ModuleType]]:
 
 def test_accuracy_has_a_table_for_each_dataset(modules: dict[str, ModuleType]) -> None:
     line = {"method": "float", "bits": "w32a32", "images": "50", "instances": "1416", "data": "coco_val"}
+    line["model_hash"] = "bbbb"
     lines = [
+        {**line, "image_size": "64", "miou": "0.7", "model_hash": "aaaa"},  # of earlier weights
         {**line, "image_size": "256", "miou": "0.61236"},
         {**line, "image_size": "96", "miou": "0.5"},
         {**line, "image_size": "96", "miou": "0.4", "method": "mse", "bits": "w8a8"},

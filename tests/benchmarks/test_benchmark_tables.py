@@ -560,7 +560,7 @@ def test_accuracy_in_runtimes_has_a_table_for_each_machine(other_tables):
         "runtime": "torch-int8",
         "data": "coco_val",
     }
-    line |= {"miou": "0.59612", "mask_iou": "0.98514", "file_mb": "7.766"}
+    line |= {"miou": "0.59612", "mask_iou": "0.98514", "file_mb": "7.766", "model_hash": "bbbb"}
     nncf = {
         **line,
         "machine": "CPU B",
@@ -569,7 +569,8 @@ def test_accuracy_in_runtimes_has_a_table_for_each_machine(other_tables):
         "runtime": "openvino",
         "mask_iou": "",
     }
-    found = other_tables.deployed([line, nncf]).split("\n\n")
+    earlier = {**line, "machine": "CPU C", "model_hash": "aaaa"}
+    found = other_tables.deployed([earlier, line, nncf]).split("\n\n")
     assert [found[0], found[2]] == ["CPU A", "CPU B"]
     own = "`mse-deploy-w8a8-mixed`, `encoder_products=quantized` | torch, `torch-int8`"
     assert f"| {own} | coco_val | 0.5961 | 0.9851 | 7.766 |" in found[1]
@@ -582,10 +583,11 @@ def test_tasks_have_a_line_a_figure_and_a_column_a_model(other_tables):
         case: str, metric: str, value: str, method: str = "float", bits: str = "w32a32"
     ) -> dict[str, str]:
         found = {"case": case, "data": "coco_val", "images": "40", "metric": metric, "value": value}
-        return {**found, "method": method, "bits": bits}
+        return {**found, "method": method, "bits": bits, "model_hash": "bbbb"}
 
     table = other_tables.tasks(
         [
+            line("point", "miou", "0.3") | {"model_hash": "aaaa"},
             line("box", "miou", "0.5", "saq-sam", "w4a4"),
             line("box", "miou", "0.4"),
             line("box", "miou", "0.6"),
