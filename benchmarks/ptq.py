@@ -35,6 +35,7 @@ from saqsam.data.types import Dataset
 from saqsam.evaluation import Evaluation, PromptTask, instance_scores, mask_iou
 from saqsam.evaluation.metrics.iou import fill_box
 from saqsam.recipes.recipe import Recipe
+from saqsam.utils.allocator import keep_freed_memory
 from saqsam.utils.atomic_write import write_atomic
 from saqsam.utils.progress import Progress
 from scores import scores_file, write_scores
@@ -236,6 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def exit_code(work: Callable[[], object]) -> int:
     """Run a benchmark and return its exit code, with one-line messages for wrong options and interrupts."""
+    keep_freed_memory()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
