@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 COLORS = {"objects_train": "#1f6feb", "coco_train": "#d1495b", "nuclei_train": "#2a9d55"}
+LINE_HEIGHT = 0.04
+"""Least distance between two labels, in IoU."""
 
 
 def main() -> None:
@@ -18,19 +20,25 @@ def main() -> None:
     hours = [float(row["hours"]) for row in rows]
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
+    labels = []
     for source, color in COLORS.items():
         for prompt, style in (("box", "-"), ("point", ":")):
             values = [float(row[f"{source}_{prompt}"]) for row in rows]
             axes.plot(hours, values, style, color=color, marker="o", markersize=3)
-            axes.annotate(
-                f"{source.removesuffix('_train')}, {prompt}",
-                (hours[-1], values[-1]),
-                xytext=(6, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-                color=color,
-            )
+            labels.append((values[-1], f"{source.removesuffix('_train')}, {prompt}", color))
+    lowest = 0.0
+    for value, text, color in sorted(labels):
+        place = max(value, lowest)
+        lowest = place + LINE_HEIGHT
+        axes.annotate(
+            text,
+            (hours[-1], place),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=color,
+        )
     for row in rows:
         if row["window"] == "256":
             axes.axvline(float(row["hours"]), color="#d9dde3", linewidth=6, zorder=0)
