@@ -30,10 +30,12 @@ from plan import parse_arguments
 from rows import FILL_BOX, FLOAT, RESULTS
 
 DATA = ("coco_val", "nuclei_val", "aerial_val")
+FEW_DATA = DATA[:2]
+"""For runs that compare many settings."""
 MAIN = ("saq-sam-plus", "saq-sam", "saq-sam-s", "ptq4sam", "ptq4sam-s", "qdrop", "mse")
 """Methods that are measured at every width."""
 METHODS = (*MAIN, "brecq", "percentile", "min-max")
-"""Methods that are measured on `sam2-mini`, too; the weakest three, far behind, at 4 bits with one seed."""
+"""All methods but `RIVALS`. The last three are far behind and measured at 4 bits with one seed, and on `sam2-mini`."""
 RIVALS = ("car-sam", "ahcptq", "erq", "gptq", "adalog", "repq-vit", "car-sam-s", "ahcptq-s")
 """Recent methods that are measured at 4 bits, with one seed."""
 BITS = ("w4a4", "w6a6", "w8a8", "w4a8")
@@ -133,15 +135,13 @@ def methods() -> Iterator[Experiment]:
 def ablation() -> Iterator[Experiment]:
     """Return the ablation of SAQ-SAM at the hardest bits."""
     for method, settings in ABLATION:
-        yield Experiment(method, "w4a4", settings=settings, data=("coco_val", "nuclei_val"), detections=False)
+        yield Experiment(method, "w4a4", settings=settings, data=FEW_DATA, detections=False)
 
 
 def shift() -> Iterator[Experiment]:
     """Return the runs that calibrate on another domain, in both directions."""
     for method in ("mse", "ptq4sam-s", "ptq4sam", "saq-sam-s", "saq-sam", "saq-sam-plus"):
-        yield Experiment(
-            method, "w4a4", calibration="nuclei_train", data=("coco_val", "nuclei_val"), detections=False
-        )
+        yield Experiment(method, "w4a4", calibration="nuclei_train", data=FEW_DATA, detections=False)
 
 
 def steps() -> Iterator[Experiment]:
@@ -159,7 +159,7 @@ def precision() -> Iterator[Experiment]:
 
 def substitutions() -> Iterator[Experiment]:
     """Return the ablation of `--deploy`, one dataset after another, so that each is complete early."""
-    for data in ("coco_val", "nuclei_val"):
+    for data in FEW_DATA:
         for bits in ("w8a8", "w4a8"):
             for settings in SUBSTITUTIONS.values():
                 yield Experiment("mse", bits, settings=settings, data=(data,), detections=False)
