@@ -1,6 +1,8 @@
 """A plan lists exactly what a recipe quantizes."""
 
-from saqsam.convert.plan import IMAGE_CHANNELS, LINEAR_CHANNELS
+from dataclasses import replace
+
+from saqsam.convert.plan import HEAD_CHANNELS, IMAGE_CHANNELS, LINEAR_CHANNELS
 from saqsam.models.parts import CONVOLUTIONS
 from saqsam.recipes.deployment import deployable
 from saqsam.recipes.presets import recipe_for
@@ -30,6 +32,18 @@ def test_dynamic_slots_know_the_axis_of_their_channels() -> None:
             "dynamic",
             IMAGE_CHANNELS if slot.part in CONVOLUTIONS else LINEAR_CHANNELS,
         )
+
+
+def test_dynamic_queries_are_the_queries_and_keys_of_image_to_token_attention() -> None:
+    static = tiny_plan(replace(recipe_for("saq-sam-plus", "w4a4"), dynamic_queries=False))
+    dynamic = tiny_plan(replace(static.recipe, dynamic_queries=True))
+    for old, new in zip(static.slots, dynamic.slots, strict=True):
+        operand = new.name.rpartition(".")[2]
+        if new.part == "decoder.image_to_token" and operand in ("query_quantizer", "key_quantizer"):
+            assert new == replace(old, kind="dynamic", channel_axis=HEAD_CHANNELS)
+        else:
+            assert new == old
+    assert sum(slot.kind == "dynamic" for slot in dynamic.slots) == 2 * 2
 
 
 def test_weight_only_recipes_plan_no_slots() -> None:

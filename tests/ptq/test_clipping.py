@@ -220,6 +220,24 @@ def test_the_chosen_ranges_are_in_the_slots_and_nothing_else_changes() -> None:
             assert all(torch.equal(state[key], after[key]) for key in state), name
 
 
+def test_dynamic_queries_and_keys_stay_and_take_part_in_the_search_for_their_inputs() -> None:
+    recipe = tiny_recipe("saq-sam-s", "w4a4", dynamic_queries=True)
+    model, images = calibrated(recipe)
+    dynamic = {slot.name for slot in tiny_plan(recipe).slots if slot.kind == "dynamic"}
+    before = {name: model.get_submodule(name) for name in dynamic}
+    reports = clip_attentions(model, tiny_plan(recipe), images)
+    clipped = {f"{report.name}.{clip.slot}" for report in reports for clip in report.clips}
+    assert len(dynamic) == 2 * 2
+    assert len(clipped) == 4 * 7 - len(dynamic)
+    assert not clipped & dynamic
+    assert all(isinstance(model.get_submodule(name), type(old)) for name, old in before.items())
+    static = tiny_recipe("saq-sam-s", "w4a4")
+    others = clip_attentions(*calibrated_with_plan(static))
+    for report, other in zip(reports, others, strict=True):
+        # The deviation is that of all four operands as they are rounded.
+        assert (report.before != other.before) == (report.name.endswith("image_to_token"))
+
+
 def test_with_the_old_range_among_the_candidates_none_is_worse_at_its_own_step() -> None:
     """Greedy choices are each at least as good as the range that was there, all else being equal."""
     recipe = tiny_recipe("saq-sam-s", "w4a6", clipping=Clipping(passes=1, include_range=True))

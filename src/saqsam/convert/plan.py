@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from saqsam.models.family import ModelFamily
-from saqsam.models.parts import CONVOLUTIONS, POST_GELU_PARTS
+from saqsam.models.parts import CONVOLUTIONS, IMAGE_TO_TOKEN, POST_GELU_PARTS
 from saqsam.models.registry import family_of
-from saqsam.models.structure import PROBABILITIES, SLOTS, ModelStructure, Site
+from saqsam.models.structure import LOGIT_OPERANDS, PROBABILITIES, SLOTS, ModelStructure, Site
 from saqsam.recipes.recipe import Recipe
 
 LINEAR_CHANNELS = -1
 """Axis of the channels in the input of a linear layer, [..., K]."""
 IMAGE_CHANNELS = -3
 """Axis of the channels in the input of a convolution, [B, K, H, W]."""
+HEAD_CHANNELS = -1
+"""Axis of the channels in the queries and keys of an attention, [B, N, T, K]."""
 
 
 SlotKind = Literal["affine", "log", "dynamic", "table"]
@@ -129,5 +131,7 @@ def _plan_operands(structure: ModelStructure, recipe: Recipe) -> Iterator[Slot]:
             if slot == PROBABILITIES:
                 kind: SlotKind = "log" if recipe.probabilities.kind == "log" else "affine"
                 yield Slot(f"{site.name}.{slot}", site.part, probability_bits, kind)
+            elif recipe.dynamic_queries and site.part == IMAGE_TO_TOKEN and slot in LOGIT_OPERANDS:
+                yield Slot(f"{site.name}.{slot}", site.part, bits, "dynamic", HEAD_CHANNELS)
             else:
                 yield Slot(f"{site.name}.{slot}", site.part, bits)

@@ -11,9 +11,9 @@ from saqsam.models.parts import DECODER_PARTS
 
 PROBABILITIES = "probability_quantizer"
 """Slot of an attention's probabilities."""
-
-
-SLOTS = ("query_quantizer", "key_quantizer", "value_quantizer", PROBABILITIES)
+LOGIT_OPERANDS = ("query_quantizer", "key_quantizer")
+"""Slots of an attention's queries and keys, whose products are the logits."""
+SLOTS = (*LOGIT_OPERANDS, "value_quantizer", PROBABILITIES)
 """Slots of an attention with quantizable operands."""
 
 

@@ -15,7 +15,7 @@ from saqsam.inference.prompts import Prompts
 from saqsam.models.family import Features, flatten_image
 from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
 from saqsam.models.registry import family_of
-from saqsam.models.structure import replace_module
+from saqsam.models.structure import LOGIT_OPERANDS, replace_module
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.ptq.states import image_state
 from saqsam.ptq.tensor_store import TensorStore
@@ -54,7 +54,7 @@ def observing(
                 max_tau=plan.recipe.probabilities.finest,
                 row_scaled=plan.recipe.probabilities.scale == "row",
             )
-        elif plan.recipe.bimodal and slot.part in TOKEN_TO_IMAGE_PARTS and kind in _BIMODAL_SLOTS:
+        elif plan.recipe.bimodal and slot.part in TOKEN_TO_IMAGE_PARTS and kind in LOGIT_OPERANDS:
             observers[slot.name] = ChannelHistogramObserver(axes=(1, 3))
         else:
             observers[slot.name] = HistogramObserver()
@@ -70,10 +70,6 @@ def observing(
             replace_module(model, name, nn.Identity())
         for tap in taps.values():
             tap.last = None
-
-
-_BIMODAL_SLOTS = ("query_quantizer", "key_quantizer")
-"""Slots that bimodal integration changes the sign of, by channel."""
 
 
 @torch.no_grad()  # not in inference mode: learning reads the features

@@ -7,6 +7,9 @@ searched, and all are searched twice.
 Hard clipping of rare huge queries and keys changes the distribution a lot and the focus not at all, which is why a
 search for the least squared error never finds these ranges.
 
+Queries and keys with dynamic ranges (`Recipe.dynamic_queries`) have nothing to clip. They are rounded during the search
+like all operands before them.
+
 Deviations: prompts and queries are sampled (`MAX_PROMPTS`, and `MAX_QUERIES` of `focus_search.py`). Weights are float
 during the search; the paper does not say.
 
@@ -95,7 +98,7 @@ def clip_attentions(
     return [by_name[site.name][1] for site in sites]
 
 
-_Choice = tuple[dict[str, AffineQuantizer], AttentionClipping]
+_Choice = tuple[dict[str, nn.Module], AttentionClipping]
 """Quantizers of an attention by operand, on the CPU, and their part of the log."""
 
 
@@ -132,8 +135,9 @@ def _clip(
     clipping = AttentionClipping(
         name=site.name,
         clips=tuple(
-            Clip(slot.removeprefix(f"{site.name}."), quantiles[operand], *chosen[operand].range)
+            Clip(slot.removeprefix(f"{site.name}."), quantiles[operand], *quantizer.range)
             for operand, slot in searched_slots(site).items()
+            if isinstance(quantizer := chosen[operand], AffineQuantizer)
         ),
         before=search.deviation(search.side(0, calibrated), search.side(1, calibrated)),
         after=search.deviation(search.side(0, chosen), search.side(1, chosen)),
@@ -143,7 +147,7 @@ def _clip(
 
 def _search_ranges(
     search: FocusSearch, calibrated: Mapping[str, nn.Module], bits: Mapping[str, int], recipe: Recipe
-) -> tuple[dict[str, AffineQuantizer], dict[str, float | None]]:
+) -> tuple[dict[str, nn.Module], dict[str, float | None]]:
     """Search the ranges of one attention.
 
     Args:
@@ -153,16 +157,20 @@ def _search_ranges(
         recipe: Recipe with `clipping`.
 
     Returns:
-        The chosen quantizers and the quantiles of their ranges by operand; None where the calibrated range was kept.
+        The chosen quantizers, those without a static range included, and the quantiles of the chosen ranges by operand;
+        None where the calibrated range was kept.
     """
     spec = recipe.clipping
     assert spec is not None
     current: dict[str, nn.Module] = {operand: nn.Identity() for operand in SEARCHED}
-    chosen: dict[str, AffineQuantizer] = {}
     quantiles: dict[str, float | None] = {}
     candidates: dict[str, list[tuple[float | None, AffineQuantizer]]] = {}
     searched: dict[str, list[nn.Module]] = {}
     for operand, side in _search_order(spec.passes):
+        quantizer = calibrated[operand]
+        if not isinstance(quantizer, AffineQuantizer):
+            current[operand] = quantizer
+            continue
         others = [current[name] for name in SEARCHED if name != operand]
         if searched.get(operand) == others:
             continue  # Nothing has changed since the last pass.
@@ -172,15 +180,12 @@ def _search_ranges(
                 *search.candidates(side, operand, bits[operand], symmetric=recipe.activation_spec.symmetric)
             ]
             if spec.include_range:
-                quantizer = calibrated[operand]
-                assert isinstance(quantizer, AffineQuantizer)
                 candidates[operand].append((None, quantizer))
                 # Widest first, since ties go to the first.
                 candidates[operand].sort(key=lambda candidate: candidate[1].range[0] - candidate[1].range[1])
         best = search.best(side, operand, [quantizer for _, quantizer in candidates[operand]], current)
-        quantiles[operand], chosen[operand] = candidates[operand][best]
-        current[operand] = chosen[operand]
-    return chosen, quantiles
+        quantiles[operand], current[operand] = candidates[operand][best]
+    return current, quantiles
 
 
 def _search_order(passes: int) -> Iterator[tuple[str, int]]:

@@ -35,7 +35,7 @@ class AttentionClipping:
 
     Attributes:
         name: Module name of the attention.
-        clips: The four ranges, in the order of the search.
+        clips: The static ranges, four at most, in the order of the search.
         before: Focus deviation with the calibrated ranges.
         after: Focus deviation with the chosen ranges.
     """

@@ -72,6 +72,11 @@ REQUIREMENTS = (
         "8-bit kernels gain less on them than rounding costs",
         {QLINEAR: "float", XNNPACK: "float"},
     ),
+    Requirement(
+        "dynamic_queries",
+        "kernels multiply two activations with one static scale each",
+        {QLINEAR: False, XNNPACK: False},
+    ),
     Requirement("decoder_products", "XNNPACK multiplies two activations in float alone", {XNNPACK: "float"}),
     Requirement("bimodal", "float products leave nothing to merge", {XNNPACK: False}),
     Requirement("clipping", "float products leave nothing to clip", {XNNPACK: None}),

@@ -13,6 +13,7 @@ LATER_FIELDS: Mapping[str, Any] = {
     "equalization": dataclasses.asdict(Equalization()),
     "gelu": "uniform",
     "compensation": None,
+    "dynamic_queries": False,
     "reconstruction.decoder_steps": 1.0,
 }
 """Defaults of the fields, by dotted name."""

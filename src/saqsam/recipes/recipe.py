@@ -81,6 +81,8 @@ class Recipe:
         extra: Bits (weights and inputs) of parts that the papers keep float, by name or prefix: `patch_embedding` and
             `position_embedding` (weights only), `upscaling.hidden`, `upscaling.output` (or `upscaling` for both),
             `hypernetworks`, `iou_head`.
+        dynamic_queries: Give each query and each key of image-to-token attention, head by head, a range of its own that
+            is found at inference (not in the paper); see `saq_sam_plus`.
         quantized_rel_pos_query: Compute relative positions from the quantized query; the papers use the float query.
         encoder_products: `float` keeps the operands of the encoder's attentions float, for runtimes whose integer
             kernels are no faster there; the papers quantize them.
@@ -107,6 +109,7 @@ class Recipe:
     reconstruction: Reconstruction | None = None
     overrides: Mapping[str, Override] = field(default_factory=dict)
     extra: Mapping[str, int] = field(default_factory=dict)
+    dynamic_queries: bool = False
     quantized_rel_pos_query: bool = False
     encoder_products: Products = "quantized"
     decoder_products: Products = "quantized"
@@ -127,7 +130,7 @@ class Recipe:
         for name in ("encoder_products", "decoder_products"):
             check_choice(name, getattr(self, name), get_args(Products))
         check_choice("gelu", self.gelu, get_args(GeluCodes))
-        for name in ("quantized_rel_pos_query", "bimodal", *_TRANSFORMS, "integer_biases"):
+        for name in ("dynamic_queries", "quantized_rel_pos_query", "bimodal", *_TRANSFORMS, "integer_biases"):
             check_type(name, getattr(self, name), bool)
         for name, spec in _SPECS.items():
             if not (getattr(self, name) is None and name in _OPTIONAL):
@@ -151,7 +154,7 @@ class Recipe:
         """Raise ValueError if a field requires quantized activations."""
         if self.weights.dynamic:
             raise ValueError("weights.dynamic must be false: only activations have dynamic ranges")
-        for name in ("bimodal", *_TRANSFORMS, "integer_biases", *_STEPS):
+        for name in ("dynamic_queries", "bimodal", *_TRANSFORMS, "integer_biases", *_STEPS):
             if getattr(self, name):
                 raise ValueError(f"{name} must be unset with float activations (activations=none)")
         if self.gelu != "uniform":
@@ -186,6 +189,10 @@ class Recipe:
             raise ValueError(
                 "clipping must be none with activations.dynamic or decoder_products=float: it chooses static ranges of "
                 "the decoder's attentions"
+            )
+        if self.dynamic_queries and self.decoder_products == "float":
+            raise ValueError(
+                "dynamic_queries must be false with decoder_products=float, which quantizes no queries"
             )
 
     @property

@@ -48,6 +48,8 @@ def _width_sentences(recipe: Recipe) -> Iterator[str]:
     else:
         ranges = f"static ranges {_RANGES[activations.range]}"
         yield f"Activations: {activations.bits} bits, one scale per tensor, {ranges}."
+    if recipe.dynamic_queries:
+        yield "Queries and keys of image-to-token attention: a dynamic range per row of a head."
     probabilities = recipe.probabilities
     bits = probabilities.bits or activations.bits
     codes = "logarithmic codes" if probabilities.kind == "log" else "uniform codes"

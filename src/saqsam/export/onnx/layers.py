@@ -19,7 +19,7 @@ from torch import nn
 from saqsam.export.onnx.graph import Graph, Value
 from saqsam.export.packed import ExportError, along_axis, codes_and_zero_points, slot_module
 from saqsam.models.average import MIN_NUMERATOR_SUM, SoftmaxAverage
-from saqsam.quant.affine import AffineQuantizer
+from saqsam.quant.affine import AffineQuantizer, DynamicQuantizer
 from saqsam.quant.layers import ChannelScale, PackedLinear, PackedTensor
 from saqsam.quant.logarithmic import LogQuantizer
 
@@ -93,6 +93,11 @@ def affine_quantizer(quantizer: nn.Module, where: str) -> AffineQuantizer:
         raise ExportError(
             f"{where}: logarithmic codes of probabilities have no operator; quantize with --deploy, or with "
             "--set probabilities.kind=uniform"
+        )
+    if isinstance(quantizer, DynamicQuantizer):
+        raise ExportError(
+            f"{where}: dynamic ranges have no operator; quantize with --deploy, or with --set dynamic_queries=false "
+            "--set activations.dynamic=false"
         )
     if not isinstance(quantizer, AffineQuantizer):
         raise ExportError(f"{where}: expected an affine quantizer, got {type(quantizer).__name__}")
