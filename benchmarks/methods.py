@@ -55,6 +55,7 @@ ROW_SCALED = ("equalized=true", "probabilities.scale=row")
 ABLATION: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("mse", ("clipping=default",)),
     ("ptq4sam-s", ("bimodal=false",)),
+    ("ptq4sam-s", ("dynamic_queries=true",)),
     ("ptq4sam-s", ROW_SCALED),
     ("ptq4sam-s", (*ROW_SCALED, "overrides.encoder.activations=8")),
     ("ptq4sam-s", (*ROW_SCALED, "overrides.decoder.activations=8")),
@@ -77,7 +78,6 @@ ABLATION: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("saq-sam-plus", ("compensation.queries=true",)),
     ("saq-sam-plus", ("reconstruction=none",)),
     ("saq-sam-plus", ("reconstruction.decoder_steps=1.0",)),
-    ("saq-sam-plus", ("reconstruction.decoder_steps=1.0", "reconstruction.encoder_steps=0.1")),
 )
 
 
