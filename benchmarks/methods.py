@@ -67,6 +67,7 @@ ABLATION: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("saq-sam", ("reconstruction.target=quantized",)),
     ("saq-sam", ("reconstruction.loss=mask",)),
     ("saq-sam-plus", ("dynamic_queries=false",)),
+    ("saq-sam-plus", ("separate_positions=false",)),
     ("saq-sam-plus", ("input_scales=false",)),
     ("saq-sam-plus", ("clipping=none",)),
     ("saq-sam-plus", ("clipping.measure=focus",)),

@@ -433,9 +433,13 @@ def test_clipping_loses_where_sharpness_matters_and_the_focus_does_not_show_it()
 
 
 @torch.no_grad()
-def test_the_error_of_the_output_is_that_of_the_attention_itself() -> None:
+@pytest.mark.parametrize("separate", [False, True])
+def test_the_error_of_the_output_is_that_of_the_attention_itself(separate: bool) -> None:
     attention = empty_attention()
     ((query, key, value),) = random_inputs()
+    if separate:
+        for layer, tensor in zip(attention.input_projections[:2], (query, key), strict=True):
+            layer.input_constant = torch.randn_like(tensor[0, 0])
     search = FocusSearch(attention, [(query, key, value)], 0.5, "output")
     queries, keys = search.side(0, EMPTY), search.side(1, EMPTY)
     assert search.error(queries, keys) == 0
@@ -448,3 +452,9 @@ def test_the_error_of_the_output_is_that_of_the_attention_itself() -> None:
     )
     expected = float((found - exact).square().mean() / exact.square().mean())
     assert search.error([put(queries[0])], keys) == pytest.approx(expected, rel=1e-4)
+    attention.query_quantizer = nn.Identity()
+    attention.k_proj.input_quantizer = put
+    found = attention(query, *(t.expand(3, -1, -1, -1) for t in (key, value)))[0] - attention.out_proj.bias
+    expected = float((found - exact).square().mean() / exact.square().mean())
+    rounded = search.side(1, {**EMPTY, "key input": put})
+    assert search.error(queries, rounded) == pytest.approx(expected, rel=1e-4)

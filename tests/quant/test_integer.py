@@ -122,6 +122,22 @@ def test_shapes_bias_and_channel_scales(kernel: type[Kernel]) -> None:
     torch.testing.assert_close(IntegerLinear(layer, kernel)(one), layer(one), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_constant_parts_of_the_input_are_multiplied_beforehand(kernel: type[Kernel], scaled: bool) -> None:
+    layer = packed_linear(4, 8)
+    if scaled:
+        scale = ChannelScale(layer.in_features)
+        nn.init.uniform_(scale.gain, 0.5, 2.0)
+        layer.input_scale = scale.requires_grad_(False)
+    layer.input_constant = torch.randn(24, layer.in_features, generator=torch.Generator().manual_seed(3))
+    rows = rows_of(layer, 24).reshape(1, 24, layer.in_features).repeat(3, 1, 1)
+    with torch.no_grad():
+        integer = IntegerLinear(layer, kernel)
+        torch.testing.assert_close(integer(rows), layer(rows), rtol=1e-5, atol=1e-4)
+    assert integer.state_dict().keys() == layer.state_dict().keys()
+
+
 def test_its_tensors_are_those_of_the_packed_layer() -> None:
     layer = packed_linear(4, 8)
     before = layer.state_dict()

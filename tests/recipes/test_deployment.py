@@ -9,7 +9,7 @@ from saqsam.recipes.overrides import with_overrides
 from saqsam.recipes.presets import recipe_for
 
 ALL = ["weights.symmetric_bytes", "probabilities", "integer_biases", "encoder_products", "extra"]
-WITH_DYNAMIC_QUERIES = [*ALL[:-1], "dynamic_queries", ALL[-1]]
+ALL_OF_PLUS = [*ALL[:-1], "dynamic_queries", "separate_positions", ALL[-1]]
 
 
 @pytest.mark.parametrize("method", list(METHODS))
@@ -56,7 +56,7 @@ def test_every_field_that_deployable_changes_is_named(method: str) -> None:
     plain = recipe_for(method, "w4a4")
     deployed = deployable(plain)
     found = substitutions(deployed)
-    assert [one.field for one in found] == (WITH_DYNAMIC_QUERIES if method == "saq-sam-plus" else ALL)
+    assert [one.field for one in found] == (ALL_OF_PLUS if method == "saq-sam-plus" else ALL)
     changed = {
         name
         for name, value in dataclasses.asdict(deployed).items()

@@ -114,6 +114,7 @@ def test_methods_differ_in_what_their_papers_add() -> None:
         "input_scales": (False, True),
         "probabilities.scale": ("tensor", "row"),
         "dynamic_queries": (None, True),
+        "separate_positions": (None, True),
         "clipping.images": (1, 4),
         "clipping.include_range": (False, True),
         "clipping.measure": ("focus", "output"),
@@ -184,7 +185,7 @@ def test_what_is_deployable_has_signed_bytes_integer_biases_and_row_scaled_proba
     assert set(made.extra) == set(FLOAT_PARTS) - {"upscaling.output"}
     kept = {"method": recipe.method, "weights": recipe.weights, "probabilities": recipe.probabilities}
     kept |= {"integer_biases": False, "encoder_products": "quantized", "extra": {}}
-    kept |= {"dynamic_queries": recipe.dynamic_queries}
+    kept |= {name: getattr(recipe, name) for name in ("dynamic_queries", "separate_positions")}
     assert dataclasses.replace(made, **kept) == recipe
     # Float products in the encoder make it a mixture, and the name says so.
     assert made.name == f"{method}-deploy-{bits}-mixed"

@@ -258,6 +258,11 @@ def test_unknown_names_are_refused_with_the_nearest_right_one(
         ({"reconstruction": {"token_weight": 1e4}}, "token_weight must be a number"),
         ({"reconstruction": {"joint_steps": 0.5}}, "joint_steps must be int"),
         ({"reconstruction": {"joint_steps": -1}}, "joint_steps must be a number from 0"),
+        ({"separate_positions": None}, "separate_positions must be bool, got None"),
+        (
+            {"separate_positions": True, "activations": None},
+            "separate_positions must be unset with float activations",
+        ),
         ({"dynamic_queries": 1}, "dynamic_queries must be bool, got 1"),
         (
             {"dynamic_queries": True, "decoder_products": "float", "clipping": None},
@@ -450,6 +455,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "overrides.activations": ({}, {"overrides": {"neck": Override(activations=5)}}),
     "extra": ({}, {"extra": {"upscaling": 8}}),
     "dynamic_queries": ({}, {"dynamic_queries": True}),
+    "separate_positions": ({}, {"separate_positions": True}),
     "quantized_rel_pos_query": ({}, {"quantized_rel_pos_query": True}),
     "encoder_products": ({}, {"encoder_products": "float"}),
     "decoder_products": ({}, {"decoder_products": "float"}),

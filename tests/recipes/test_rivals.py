@@ -72,7 +72,13 @@ def test_defaults_are_omitted_and_restored() -> None:
     full = dataclasses.asdict(Recipe("x", QuantSpec(4), QuantSpec(4)))
     values = json.loads(json.dumps(full))
     omit_defaults(values)
-    assert values.keys() == full.keys() - {"equalization", "gelu", "compensation", "dynamic_queries"}
+    assert values.keys() == full.keys() - {
+        "equalization",
+        "gelu",
+        "compensation",
+        "dynamic_queries",
+        "separate_positions",
+    }
     restore_defaults(values)
     assert values == full
     values["equalization"]["groups"] = 3

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import SamModel
 
+from saqsam.convert.image_positions import place_image_positions
 from saqsam.convert.plan import QuantizationPlan, plan_quantization
 from saqsam.convert.position_embedding import (
     CHANNEL_AXIS,
@@ -208,6 +209,7 @@ def build_packed_skeleton(model: SamModel, plan: QuantizationPlan) -> None:
 def complete_loading(model: SamModel, plan: QuantizationPlan) -> None:
     """Compute the values that a checkpoint does not store from its tensors, in place."""
     unpack_position_embedding(model, plan.structure)
+    place_image_positions(model, plan)
     if plan.recipe.integer_biases:
         round_biases(model, plan)
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from torch import nn
 from transformers import SamModel
 
+from saqsam.convert.image_positions import place_image_positions
 from saqsam.convert.plan import QuantizationPlan
 from saqsam.convert.quantizer_kinds import QUANTIZER_KINDS, Observer
 from saqsam.models.structure import replace_module
@@ -45,6 +46,7 @@ def prepare(model: SamModel, plan: QuantizationPlan) -> None:
             assert isinstance(layer, QuantLinear)
             layer.input_scale = ChannelScale(layer.in_features).to(layer.weight.device)
         replace_module(model, weighted.name, layer)
+    place_image_positions(model, plan)
 
 
 def shared_copy(model: SamModel) -> SamModel:

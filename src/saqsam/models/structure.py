@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from saqsam.models.parts import DECODER_PARTS
+from saqsam.models.parts import DECODER_PARTS, IMAGE_TO_TOKEN, TOKEN_TO_IMAGE_PARTS
 
 PROBABILITIES = "probability_quantizer"
 """Slot of an attention's probabilities."""
@@ -136,6 +136,13 @@ class ModelStructure:
     def decoder_attentions(self) -> tuple[AttentionSite, ...]:
         """Attentions of the mask decoder, in the order of computation."""
         return tuple(site for site in self.attentions if site.is_decoder)
+
+    @property
+    def position_readers(self) -> tuple[str, ...]:
+        """Layers of the decoder that read image tokens plus their positions, in the order of computation."""
+        queries = {site.query for site in self.attentions if site.part == IMAGE_TO_TOKEN}
+        keys = {site.key for site in self.attentions if site.part in TOKEN_TO_IMAGE_PARTS}
+        return tuple(layer.name for layer in self.layers if layer.name in queries | keys)
 
     def is_encoder(self, module: str) -> bool:
         """Return whether a module runs when an image is encoded, by its name."""

@@ -176,7 +176,7 @@ class CompensationRun:
             floats, quantized = self._inputs(unit, number, layers)
             attention = cast(Any, self.model.get_submodule(site.name))
             query = cast(QuantLinear, layer_of(self.model, site.query))
-            inputs = query.input_quantizer(query.input_scale(quantized[site.query]))  # [P, 1, Q, K]
+            inputs = query.rounded_input(quantized[site.query])  # [P, 1, Q, K]
             keys = attention.split_heads(layer_of(self.model, site.key)(quantized[site.key]))
             keys = attention.key_quantizer(keys)
             queries = attention.split_heads(F.linear(inputs, query.weight, query.bias))
@@ -250,8 +250,7 @@ def _capturing(model: SamModel, names: Sequence[str]) -> Iterator[dict[str, Tens
 def _input_rows(layer: CompensatedLayer, values: Tensor) -> Tensor:
     """Return what a layer multiplies by its weight, as rows [R, K], from its input."""
     if isinstance(layer, QuantLinear):
-        rows: Tensor = layer.input_quantizer(layer.input_scale(values)).flatten(0, -2)
-        return rows
+        return layer.rounded_input(values).flatten(0, -2)
     values = layer.input_quantizer(values)
     patches = F.unfold(values, layer.kernel_size, padding=layer.padding, stride=layer.stride)  # type: ignore[arg-type]
     return patches.mT.flatten(0, 1)

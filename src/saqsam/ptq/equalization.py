@@ -300,7 +300,11 @@ def _observing(model: SamModel, structure: ModelStructure) -> Iterator[list[tupl
         calls.append((name, values.amin(others), values.amax(others)))
 
     def input_hook(name: str, axis: int) -> Callable[..., None]:
-        return lambda _module, inputs: update(f"{name} input", axis, inputs[0])
+        def observe(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            constant = getattr(module, "input_constant", None)
+            update(f"{name} input", axis, inputs[0] if constant is None else inputs[0] - constant)
+
+        return observe
 
     def output_hook(name: str) -> Callable[..., None]:
         return lambda _module, _inputs, output: update(f"{name} output", -1, output)

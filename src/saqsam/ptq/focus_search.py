@@ -89,10 +89,17 @@ class FocusSearch:
     ) -> None:
         self.attention, self.margin, self.measure = attention, math.log(theta), measure
         layers = attention.input_projections
+        constants = [layer.scaled_constant() for layer in layers]
+        if constants[0] is not None:
+            constants[0] = _sample_queries(constants[0][None, None])
+        self.constants = constants
+        # As the quantizers read them, without their constant parts.
         self.inputs = [
             tuple(
-                layer.input_scale(tensor)
-                for layer, tensor in zip(layers, (_sample_queries(query), key, value), strict=True)
+                layer.input_scale(tensor) if constant is None else layer.input_scale(tensor) - constant
+                for layer, tensor, constant in zip(
+                    layers, (_sample_queries(query), key, value), constants, strict=True
+                )
             )
             for query, key, value in inputs
         ]
@@ -102,7 +109,7 @@ class FocusSearch:
         if measure == "output":
             # |W x| = |R x| for W = QR, and R has half the rows.
             self.output_weight = torch.linalg.qr(attention.output_projection.weight, mode="r").R
-            self.values = [self._heads(layers[2], value) for _, _, value in self.inputs]
+            self.values = [self._heads(2, value) for _, _, value in self.inputs]
             self.attended = [
                 self._attend(query, key, value)
                 for query, key, value in zip(*self.sides, self.values, strict=True)
@@ -215,13 +222,13 @@ class FocusSearch:
         return min(sorted(errors), key=errors.__getitem__)
 
     def _project(self, index: int, image: int, quantizers: Mapping[str, nn.Module]) -> Tensor:
-        layer = self.attention.input_projections[index]
-        values = quantizers[SEARCHED[index]](self.inputs[image][index])
-        return self._heads(layer, values)
+        return self._heads(index, quantizers[SEARCHED[index]](self.inputs[image][index]))
 
-    def _heads(self, layer: nn.Linear, values: Tensor) -> Tensor:
-        """Return the projection [P or 1, N, T, D] of values that are scaled and quantized already."""
-        projected = nn.functional.linear(values, layer.weight, layer.bias)
+    def _heads(self, index: int, values: Tensor) -> Tensor:
+        """Return the projection [P or 1, N, T, D] of inputs that are scaled and quantized already."""
+        layer, constant = self.attention.input_projections[index], self.constants[index]
+        inputs = values if constant is None else values + constant
+        projected = nn.functional.linear(inputs, layer.weight, layer.bias)
         return self.attention.split_heads(projected)
 
     def _output(self, index: int, projected: Tensor, quantizers: Mapping[str, nn.Module]) -> Tensor:

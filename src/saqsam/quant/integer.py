@@ -151,17 +151,28 @@ class IntegerLinear(PackedLinear):
 
     Attributes:
         kernel: Kernel of the product.
+        from_constant: Product of the input's constant part with the weight, float32 [T, C]; None if there is none.
     """
+
+    from_constant: Tensor | None
 
     def __init__(self, layer: PackedLinear, kernel: type[Kernel]) -> None:
         assert isinstance(layer.input_quantizer, AffineQuantizer)
-        super().__init__(layer.weight, layer.bias, layer.input_scale, layer.input_quantizer)
+        super().__init__(
+            layer.weight, layer.bias, layer.input_scale, layer.input_quantizer, layer.input_constant
+        )
         self.kernel = kernel(layer.weight, layer.bias, layer.input_quantizer)
+        constant = layer.scaled_constant()
+        product = None if constant is None else F.linear(constant, layer.weight()).detach()
+        self.register_buffer("from_constant", product, persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """Map input [..., K] to [..., C]."""
-        output: Tensor = self.kernel(self.input_scale(input).reshape(-1, self.in_features))
-        return output.reshape(*input.shape[:-1], self.out_features).to(input.dtype)
+        scaled, constant = self.input_scale(input), self.scaled_constant()
+        rows = scaled if constant is None else scaled - constant
+        output: Tensor = self.kernel(rows.reshape(-1, self.in_features))
+        output = output.reshape(*input.shape[:-1], self.out_features)
+        return (output if self.from_constant is None else output + self.from_constant).to(input.dtype)
 
 
 def choose_kernel(layer: PackedLinear) -> type[Kernel] | str:

@@ -166,18 +166,47 @@ class ChannelScale(nn.Module):
         return (input - self.offset) * self.gain
 
 
-class QuantLinear(nn.Linear):
-    """`nn.Linear` with quantizer slots, and a slot for a `ChannelScale` before the input quantizer."""
+class QuantizedInput:
+    """Mixin of the linear layers that round their input.
+
+    Attributes:
+        input_scale: `ChannelScale` of the input; `nn.Identity` if it has none.
+        input_quantizer: Quantizer of the input; `nn.Identity` if the input stays float.
+        input_constant: Part of the input that is the same for every image, such as positions, float32 [T, K] for T
+            rows; None if there is none. It is taken off before rounding. Its product with the weight is constant, too.
+    """
 
     input_scale: nn.Module
     input_quantizer: nn.Module
+    input_constant: Tensor | None
+
+    def scaled_constant(self) -> Tensor | None:
+        """Return the constant part of the scaled input, float32 [T, K], or None if there is none."""
+        if self.input_constant is None or not isinstance(self.input_scale, ChannelScale):
+            return self.input_constant
+        return self.input_constant * self.input_scale.gain
+
+    def rounded_input(self, input: Tensor) -> Tensor:
+        """Return what the layer multiplies by its weight: the input [..., T, K], scaled and rounded."""
+        scaled: Tensor = self.input_scale(input)
+        constant = self.scaled_constant()
+        rounded: Tensor = (
+            self.input_quantizer(scaled)
+            if constant is None
+            else self.input_quantizer(scaled - constant) + constant
+        )
+        return rounded
+
+
+class QuantLinear(QuantizedInput, nn.Linear):
+    """`nn.Linear` with quantizer slots, and a slot for a `ChannelScale` before the input quantizer."""
+
     weight_quantizer: nn.Module
     weight_grid: Grid | None
 
     def forward(self, input: Tensor) -> Tensor:
         """Map input [..., K] to [..., C]."""
-        values = self.input_quantizer(self.input_scale(input))
-        return F.linear(values, self.weight_quantizer(self.weight), self.bias)
+        return F.linear(self.rounded_input(input), self.weight_quantizer(self.weight), self.bias)
 
 
 class QuantConv2d(nn.Conv2d):
@@ -243,32 +272,38 @@ def to_quant_layer(layer: nn.Module) -> QuantLayer:
     new.weight_quantizer = nn.Identity()
     if isinstance(new, QuantLinear):
         new.input_scale = nn.Identity()
+        new._buffers = dict(layer._buffers)
+        new.register_buffer("input_constant", None, persistent=False)
     assert isinstance(new, (QuantLinear, QuantConv2d, QuantConvTranspose2d))
     new.weight_grid = None
     return new
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(QuantizedInput, nn.Module):
     """A linear layer with packed weights.
 
     Attributes:
         weight: PackedTensor [C, K].
         bias: Parameter float32 [C] or None.
-        input_scale: `ChannelScale` of the input; `nn.Identity` if it has none.
-        input_quantizer: Quantizer of the input; `nn.Identity` if the input stays float.
     """
 
     def __init__(
-        self, weight: PackedTensor, bias: Tensor | None, input_scale: nn.Module, input_quantizer: nn.Module
+        self,
+        weight: PackedTensor,
+        bias: Tensor | None,
+        input_scale: nn.Module,
+        input_quantizer: nn.Module,
+        input_constant: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.weight, self.bias = weight, bias
         self.input_scale, self.input_quantizer = input_scale, input_quantizer
+        self.register_buffer("input_constant", input_constant, persistent=False)
         self.out_features, self.in_features = weight.shape
 
     def forward(self, input: Tensor) -> Tensor:
         """Map input [..., K] to [..., C], in the input's dtype; scales are applied in float32."""
-        values = self.input_quantizer(self.input_scale(input)).to(input.dtype)
+        values = self.rounded_input(input).to(input.dtype)
         return F.linear(values, self.weight().to(input.dtype), self.bias)
 
 
@@ -323,8 +358,9 @@ def to_packed_layer(layer: nn.Module, weight: PackedTensor, input_quantizer: nn.
         TypeError: The layer is neither linear nor a convolution.
     """
     if isinstance(layer, nn.Linear):
-        input_scale = layer.input_scale if isinstance(layer, QuantLinear) else nn.Identity()
-        return PackedLinear(weight, layer.bias, input_scale, input_quantizer)
+        if not isinstance(layer, QuantLinear):
+            return PackedLinear(weight, layer.bias, nn.Identity(), input_quantizer)
+        return PackedLinear(weight, layer.bias, layer.input_scale, input_quantizer, layer.input_constant)
     if isinstance(layer, nn.ConvTranspose2d):
         return PackedConvTranspose2d(weight, layer.bias, input_quantizer, layer.stride)
     if isinstance(layer, nn.Conv2d):

@@ -109,21 +109,25 @@ class LearnedScaleLinear(PackedLinear):
     """
 
     def __init__(self, layer: PackedLinear) -> None:
-        super().__init__(layer.weight, layer.bias, layer.input_scale, layer.input_quantizer)
+        super().__init__(
+            layer.weight, layer.bias, layer.input_scale, layer.input_quantizer, layer.input_constant
+        )
         self.log_gain = nn.Parameter(torch.zeros_like(layer.weight.scale))
         with torch.no_grad():
             self._start = layer.weight()
 
     def forward(self, input: Tensor) -> Tensor:
         """Map input [..., K] to [..., C]; gradients reach the factors."""
-        output = F.linear(self.input_quantizer(self.input_scale(input)), self._start) * self.log_gain.exp()
+        output = F.linear(self.rounded_input(input), self._start) * self.log_gain.exp()
         return output if self.bias is None else output + self.bias
 
     @torch.no_grad()
     def fixed(self) -> PackedLinear:
         """Multiply the scales of the packed weight by the factors, in place, and return the plain layer."""
         self.weight.scale.mul_(self.log_gain.exp())
-        layer = PackedLinear(self.weight, self.bias, self.input_scale, self.input_quantizer)
+        layer = PackedLinear(
+            self.weight, self.bias, self.input_scale, self.input_quantizer, self.input_constant
+        )
         return layer.train(self.training)
 
 

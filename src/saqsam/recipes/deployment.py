@@ -77,6 +77,11 @@ REQUIREMENTS = (
         "kernels multiply two activations with one static scale each",
         {QLINEAR: False, XNNPACK: False},
     ),
+    Requirement(
+        "separate_positions",
+        "kernels add one bias per channel, the same for all positions",
+        {QLINEAR: False, XNNPACK: False},
+    ),
     Requirement("decoder_products", "XNNPACK multiplies two activations in float alone", {XNNPACK: "float"}),
     Requirement("bimodal", "float products leave nothing to merge", {XNNPACK: False}),
     Requirement("clipping", "float products leave nothing to clip", {XNNPACK: None}),

@@ -14,6 +14,7 @@ LATER_FIELDS: Mapping[str, Any] = {
     "gelu": "uniform",
     "compensation": None,
     "dynamic_queries": False,
+    "separate_positions": False,
     "reconstruction.decoder_steps": 1.0,
 }
 """Defaults of the fields, by dotted name."""

@@ -167,8 +167,8 @@ def saq_sam_plus(weight_bits: int, activation_bits: int) -> Recipe:
 
     The additions: equalized channels; balanced heads of the decoder's attentions; per-channel input scales where the
     decoder reads a residual stream; row-scaled probabilities; a range for each query and key of the image's attention
-    to the tokens; clipping by the attention's output error; weights that make up for quantization errors in closed
-    form. Learning is prompt-aware throughout: the decoder is learned as a
+    to the tokens; image tokens rounded without their positions; clipping by the attention's output error; weights that
+    make up for quantization errors in closed form. Learning is prompt-aware throughout: the decoder is learned as a
     whole, by its masks, with its biases and normalizations. After compensation, learning single units first is no gain.
     """
     start = saq_sam(weight_bits, activation_bits)
@@ -181,6 +181,7 @@ def saq_sam_plus(weight_bits: int, activation_bits: int) -> Recipe:
         input_scales=True,
         probabilities=replace(start.probabilities, scale="row"),
         dynamic_queries=True,
+        separate_positions=True,
         clipping=Clipping(images=4, include_range=True, measure="output"),
         compensation=Compensation(),
         reconstruction=replace(

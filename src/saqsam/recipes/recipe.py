@@ -83,6 +83,8 @@ class Recipe:
             `hypernetworks`, `iou_head`.
         dynamic_queries: Give each query and each key of image-to-token attention, head by head, a range of its own that
             is found at inference (not in the paper); see `saq_sam_plus`.
+        separate_positions: Take the positions of the image's tokens off before the decoder's projections round their
+            sum (not in the paper): positions are constants, and so are their projections.
         quantized_rel_pos_query: Compute relative positions from the quantized query; the papers use the float query.
         encoder_products: `float` keeps the operands of the encoder's attentions float, for runtimes whose integer
             kernels are no faster there; the papers quantize them.
@@ -110,6 +112,7 @@ class Recipe:
     overrides: Mapping[str, Override] = field(default_factory=dict)
     extra: Mapping[str, int] = field(default_factory=dict)
     dynamic_queries: bool = False
+    separate_positions: bool = False
     quantized_rel_pos_query: bool = False
     encoder_products: Products = "quantized"
     decoder_products: Products = "quantized"
@@ -130,7 +133,10 @@ class Recipe:
         for name in ("encoder_products", "decoder_products"):
             check_choice(name, getattr(self, name), get_args(Products))
         check_choice("gelu", self.gelu, get_args(GeluCodes))
-        for name in ("dynamic_queries", "quantized_rel_pos_query", "bimodal", *_TRANSFORMS, "integer_biases"):
+        for name in (
+            *("dynamic_queries", "separate_positions", "quantized_rel_pos_query", "bimodal"),
+            *(*_TRANSFORMS, "integer_biases"),
+        ):
             check_type(name, getattr(self, name), bool)
         for name, spec in _SPECS.items():
             if not (getattr(self, name) is None and name in _OPTIONAL):
@@ -154,7 +160,10 @@ class Recipe:
         """Raise ValueError if a field requires quantized activations."""
         if self.weights.dynamic:
             raise ValueError("weights.dynamic must be false: only activations have dynamic ranges")
-        for name in ("dynamic_queries", "bimodal", *_TRANSFORMS, "integer_biases", *_STEPS):
+        for name in (
+            *("dynamic_queries", "separate_positions", "bimodal"),
+            *(*_TRANSFORMS, "integer_biases", *_STEPS),
+        ):
             if getattr(self, name):
                 raise ValueError(f"{name} must be unset with float activations (activations=none)")
         if self.gelu != "uniform":

@@ -75,6 +75,11 @@ class RowLinear(nn.Module):
         self.input_scale = slot_module(layer, "input_scale")
         if self.is_quantized:
             check_quantizer(layer.input_quantizer, where)
+            if getattr(layer, "input_constant", None) is not None:
+                raise ExportError(
+                    f"{where}: exports add one bias per channel; quantize with --deploy-for executorch, or with "
+                    "--set separate_positions=false"
+                )
             self.packed = QuantizedWeight(layer.weight, where, arrange)
         else:
             self.weight = nn.Parameter(arrange(layer.weight.detach()).contiguous(), requires_grad=False)

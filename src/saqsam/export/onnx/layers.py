@@ -188,6 +188,10 @@ def layer_input(graph: Graph, layer: Any, value: Value, where: str) -> Value | C
     """Apply the channel scale and the input quantizer of a linear layer, if it has them, to a float tensor."""
     if not isinstance(layer, PackedLinear):
         return value
+    if layer.input_constant is not None:
+        raise ExportError(
+            f"{where}: exports add one bias per channel; quantize with --deploy, or with --set separate_positions=false"
+        )
     if isinstance(layer.input_scale, ChannelScale):
         gain = layer.input_scale.gain.detach()
         shift = -layer.input_scale.offset.detach() * gain
