@@ -1,4 +1,4 @@
-"""Positions of the image's tokens, as the constant part of what the decoder's projections read."""
+"""Separate positions: the constant part of what the decoder's projections of image tokens read."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from saqsam.quant.layers import QuantizedInput
 
 @torch.no_grad()
 def place_image_positions(model: nn.Module, plan: QuantizationPlan) -> None:
-    """Let the layers that read image tokens plus positions round the tokens alone, if the recipe says so, in place.
+    """Set the image positions as constant inputs of the layers that read them, if the recipe separates them.
 
-    A checkpoint does not store the positions: they follow from the prompt encoder and the input size.
+    Checkpoints do not store them: they follow from the prompt encoder and the input size.
 
     Args:
-        model: Prepared or packed model.
+        model: Prepared or packed model; changed in place.
         plan: Quantization plan of the run.
     """
     if not plan.recipe.separate_positions:
@@ -26,5 +26,5 @@ def place_image_positions(model: nn.Module, plan: QuantizationPlan) -> None:
     positions = plan.family.image_positions(model).flatten(0, -2).clone()  # [T, K]
     for name in plan.structure.position_readers:
         layer: Any = model.get_submodule(name)
-        if isinstance(layer, QuantizedInput):
-            layer.input_constant = positions
+        assert isinstance(layer, QuantizedInput)
+        layer.input_constant = positions

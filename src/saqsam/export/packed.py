@@ -17,6 +17,20 @@ class ExportError(ValueError):
     """A recipe cannot be exported to a format; the message names the recipe field to change."""
 
 
+def check_input_constant(layer: Any, where: str, option: str) -> None:
+    """Raise ExportError if a layer rounds its input without a constant part.
+
+    Args:
+        layer: A packed layer.
+        where: Name of the layer, for errors.
+        option: Option of `saqsam quantize` that avoids such layers.
+    """
+    if getattr(layer, "input_constant", None) is not None:
+        raise ExportError(
+            f"{where}: exports add one bias per channel; quantize with {option}, or with --set separate_positions=false"
+        )
+
+
 def slot_module(module: Any, name: str) -> nn.Module:
     """Return the module in a slot such as `input_quantizer`; `nn.Identity` if the slot is empty or missing."""
     content: nn.Module = getattr(module, name, _EMPTY)

@@ -27,6 +27,7 @@ PAPER_PARTS = ENCODER_PARTS + DECODER_PARTS
 the decoder's two-way transformer, the neck, and the operands of every attention product. Pointwise convolutions, which
 are linear layers applied to every pixel, belong to the set in families that have them."""
 IMAGE_TO_TOKEN = "decoder.image_to_token"
+"""Attention of image tokens to the tokens, which writes the prompt into the image."""
 TOKEN_TO_IMAGE_PARTS = ("decoder.token_to_image", "decoder.final_attention")
 """Attention of tokens to the image, whose keys have two peaks in SAM (PTQ4SAM)."""
 POST_GELU_PARTS = ("encoder.lin2",)

@@ -7,8 +7,7 @@ searched, and all are searched twice.
 Hard clipping of rare huge queries and keys changes the distribution a lot and the focus not at all, which is why a
 search for the least squared error never finds these ranges.
 
-Queries and keys with dynamic ranges (`Recipe.dynamic_queries`) have nothing to clip. They are rounded during the search
-like all operands before them.
+The search has no ranges to choose for dynamic queries and keys (`Recipe.dynamic_queries`), but it rounds them.
 
 Deviations: prompts and queries are sampled (`MAX_PROMPTS`, and `MAX_QUERIES` of `focus_search.py`). Weights are float
 during the search; the paper does not say.

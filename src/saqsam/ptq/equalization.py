@@ -40,7 +40,7 @@ from saqsam.models.structure import AttentionSite, ModelStructure
 from saqsam.ptq.calibration import run_image
 from saqsam.ptq.calibration_images import CalibrationImages
 from saqsam.ptq.channel_groups import group_ranges
-from saqsam.quant.layers import ChannelScale, QuantLinear
+from saqsam.quant.layers import ChannelScale, QuantLinear, without
 from saqsam.recipes.equalization import Equalization
 from saqsam.utils import ranks
 from saqsam.utils.progress import Progress
@@ -301,8 +301,7 @@ def _observing(model: SamModel, structure: ModelStructure) -> Iterator[list[tupl
 
     def input_hook(name: str, axis: int) -> Callable[..., None]:
         def observe(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            constant = getattr(module, "input_constant", None)
-            update(f"{name} input", axis, inputs[0] if constant is None else inputs[0] - constant)
+            update(f"{name} input", axis, without(inputs[0], getattr(module, "input_constant", None)))
 
         return observe
 

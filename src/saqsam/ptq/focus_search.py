@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from saqsam.models.family import DecoderAttention
 from saqsam.models.structure import AttentionSite
 from saqsam.quant.affine import AffineQuantizer, affine_parameters
+from saqsam.quant.layers import without
 from saqsam.quant.range_observers import HistogramObserver
 from saqsam.quant.ranges import histogram_quantiles
 from saqsam.recipes.specs import ClippingMeasure
@@ -89,14 +90,13 @@ class FocusSearch:
     ) -> None:
         self.attention, self.margin, self.measure = attention, math.log(theta), measure
         layers = attention.input_projections
-        constants = [layer.scaled_constant() for layer in layers]
+        self.constants = constants = [layer.scaled_constant() for layer in layers]
         if constants[0] is not None:
             constants[0] = _sample_queries(constants[0][None, None])
-        self.constants = constants
-        # As the quantizers read them, without their constant parts.
+        # Quantizers read inputs without their constant parts.
         self.inputs = [
             tuple(
-                layer.input_scale(tensor) if constant is None else layer.input_scale(tensor) - constant
+                without(layer.input_scale(tensor), constant)
                 for layer, tensor, constant in zip(
                     layers, (_sample_queries(query), key, value), constants, strict=True
                 )

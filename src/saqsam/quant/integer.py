@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from saqsam.quant import triton_kernels
 from saqsam.quant.affine import AffineQuantizer
-from saqsam.quant.layers import PackedLinear, PackedTensor
+from saqsam.quant.layers import PackedLinear, PackedTensor, without
 from saqsam.quant.tables import TableQuantizer
 
 FLOAT_INPUT = "float inputs"
@@ -168,8 +168,7 @@ class IntegerLinear(PackedLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map input [..., K] to [..., C]."""
-        scaled, constant = self.input_scale(input), self.scaled_constant()
-        rows = scaled if constant is None else scaled - constant
+        rows = without(self.input_scale(input), self.scaled_constant())
         output: Tensor = self.kernel(rows.reshape(-1, self.in_features))
         output = output.reshape(*input.shape[:-1], self.out_features)
         return (output if self.from_constant is None else output + self.from_constant).to(input.dtype)

@@ -166,14 +166,19 @@ class ChannelScale(nn.Module):
         return (input - self.offset) * self.gain
 
 
+def without(values: Tensor, constant: Tensor | None) -> Tensor:
+    """Return values [..., T, K] minus a constant [T, K], or the values themselves if it is None."""
+    return values if constant is None else values - constant
+
+
 class QuantizedInput:
-    """Mixin of the linear layers that round their input.
+    """Mixin for the linear layers that round their input.
 
     Attributes:
         input_scale: `ChannelScale` of the input; `nn.Identity` if it has none.
         input_quantizer: Quantizer of the input; `nn.Identity` if the input stays float.
-        input_constant: Part of the input that is the same for every image, such as positions, float32 [T, K] for T
-            rows; None if there is none. It is taken off before rounding. Its product with the weight is constant, too.
+        input_constant: Part of the input that is the same for every image, such as positions: float32 [T, K] for T
+            rows, or None. It is subtracted before rounding; its product with the weight is constant as well.
     """
 
     input_scale: nn.Module
@@ -187,15 +192,10 @@ class QuantizedInput:
         return self.input_constant * self.input_scale.gain
 
     def rounded_input(self, input: Tensor) -> Tensor:
-        """Return what the layer multiplies by its weight: the input [..., T, K], scaled and rounded."""
-        scaled: Tensor = self.input_scale(input)
-        constant = self.scaled_constant()
-        rounded: Tensor = (
-            self.input_quantizer(scaled)
-            if constant is None
-            else self.input_quantizer(scaled - constant) + constant
-        )
-        return rounded
+        """Scale and round the input [..., T, K]: return what the layer multiplies by its weight."""
+        scaled, constant = self.input_scale(input), self.scaled_constant()
+        rounded: Tensor = self.input_quantizer(without(scaled, constant))
+        return rounded if constant is None else rounded + constant
 
 
 class QuantLinear(QuantizedInput, nn.Linear):

@@ -163,12 +163,12 @@ def saq_sam(weight_bits: int, activation_bits: int) -> Recipe:
 
 
 def saq_sam_plus(weight_bits: int, activation_bits: int) -> Recipe:
-    """Return the recipe of SAQ-SAM with additions of this project, none of which costs noticeable time at inference.
+    """Return the recipe of SAQ-SAM with additions of this project, which cost little or no time at inference.
 
     The additions: equalized channels; balanced heads of the decoder's attentions; per-channel input scales where the
-    decoder reads a residual stream; row-scaled probabilities; a range for each query and key of the image's attention
-    to the tokens; image tokens rounded without their positions; clipping by the attention's output error; weights that
-    make up for quantization errors in closed form. Learning is prompt-aware throughout: the decoder is learned as a
+    decoder reads a residual stream; row-scaled probabilities; dynamic queries and keys in image-to-token attention;
+    image tokens rounded without their positions; clipping by the attention's output error; weights that compensate for
+    quantization errors in closed form. Learning is prompt-aware throughout: the decoder is learned as a
     whole, by its masks, with its biases and normalizations. After compensation, learning single units first is no gain.
     """
     start = saq_sam(weight_bits, activation_bits)

@@ -50,6 +50,8 @@ GeluCodes = Literal["uniform", "hybrid", "log"]
 ATTENTION_PARTS = tuple(part for part in PAPER_PARTS if "attention" in part or "_to_" in part)
 _TRANSFORMS = ("equalized", "balanced_heads", "input_scales")
 """Fields that change float weights before they are quantized, exactly."""
+_REFINEMENTS = ("dynamic_queries", "separate_positions")
+"""Switches that refine how the decoder rounds activations."""
 _STEPS = ("clipping", "compensation", "reconstruction")
 """Fields that need quantized activations; None leaves the step out."""
 _Spec = TypeVar("_Spec")
@@ -81,10 +83,10 @@ class Recipe:
         extra: Bits (weights and inputs) of parts that the papers keep float, by name or prefix: `patch_embedding` and
             `position_embedding` (weights only), `upscaling.hidden`, `upscaling.output` (or `upscaling` for both),
             `hypernetworks`, `iou_head`.
-        dynamic_queries: Give each query and each key of image-to-token attention, head by head, a range of its own that
-            is found at inference (not in the paper); see `saq_sam_plus`.
-        separate_positions: Take the positions of the image's tokens off before the decoder's projections round their
-            sum (not in the paper): positions are constants, and so are their projections.
+        dynamic_queries: Quantize the queries and keys of image-to-token attention per token and head, with ranges
+            computed at inference (not in the paper).
+        separate_positions: Subtract the image positions, which are constants, before the decoder's projections of image
+            tokens round their input (not in the paper).
         quantized_rel_pos_query: Compute relative positions from the quantized query; the papers use the float query.
         encoder_products: `float` keeps the operands of the encoder's attentions float, for runtimes whose integer
             kernels are no faster there; the papers quantize them.
@@ -133,10 +135,7 @@ class Recipe:
         for name in ("encoder_products", "decoder_products"):
             check_choice(name, getattr(self, name), get_args(Products))
         check_choice("gelu", self.gelu, get_args(GeluCodes))
-        for name in (
-            *("dynamic_queries", "separate_positions", "quantized_rel_pos_query", "bimodal"),
-            *(*_TRANSFORMS, "integer_biases"),
-        ):
+        for name in ("quantized_rel_pos_query", "bimodal", *_TRANSFORMS, *_REFINEMENTS, "integer_biases"):
             check_type(name, getattr(self, name), bool)
         for name, spec in _SPECS.items():
             if not (getattr(self, name) is None and name in _OPTIONAL):
@@ -160,10 +159,7 @@ class Recipe:
         """Raise ValueError if a field requires quantized activations."""
         if self.weights.dynamic:
             raise ValueError("weights.dynamic must be false: only activations have dynamic ranges")
-        for name in (
-            *("dynamic_queries", "separate_positions", "bimodal"),
-            *(*_TRANSFORMS, "integer_biases", *_STEPS),
-        ):
+        for name in ("bimodal", *_TRANSFORMS, *_REFINEMENTS, "integer_biases", *_STEPS):
             if getattr(self, name):
                 raise ValueError(f"{name} must be unset with float activations (activations=none)")
         if self.gelu != "uniform":

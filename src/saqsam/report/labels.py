@@ -49,9 +49,9 @@ def _width_sentences(recipe: Recipe) -> Iterator[str]:
         ranges = f"static ranges {_RANGES[activations.range]}"
         yield f"Activations: {activations.bits} bits, one scale per tensor, {ranges}."
     if recipe.dynamic_queries:
-        yield "Queries and keys of image-to-token attention: a dynamic range per row of a head."
+        yield "Queries and keys of image-to-token attention: one dynamic range per token and head."
     if recipe.separate_positions:
-        yield "Image tokens in the decoder: rounded without their positions, which stay float constants."
+        yield "Image tokens in the decoder: rounded without their positions, which are float constants."
     probabilities = recipe.probabilities
     bits = probabilities.bits or activations.bits
     codes = "logarithmic codes" if probabilities.kind == "log" else "uniform codes"

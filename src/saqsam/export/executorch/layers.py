@@ -16,7 +16,7 @@ import torch.ao.quantization.fx._decomposed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saqsam.export.packed import ExportError, signed_codes, slot_module
+from saqsam.export.packed import ExportError, check_input_constant, signed_codes, slot_module
 from saqsam.quant.affine import DynamicQuantizer
 from saqsam.quant.layers import ChannelScale, PackedTensor
 
@@ -75,11 +75,7 @@ class RowLinear(nn.Module):
         self.input_scale = slot_module(layer, "input_scale")
         if self.is_quantized:
             check_quantizer(layer.input_quantizer, where)
-            if getattr(layer, "input_constant", None) is not None:
-                raise ExportError(
-                    f"{where}: exports add one bias per channel; quantize with --deploy-for executorch, or with "
-                    "--set separate_positions=false"
-                )
+            check_input_constant(layer, where, "--deploy-for executorch")
             self.packed = QuantizedWeight(layer.weight, where, arrange)
         else:
             self.weight = nn.Parameter(arrange(layer.weight.detach()).contiguous(), requires_grad=False)

@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from saqsam.export.onnx.graph import Graph, Value
-from saqsam.export.packed import ExportError, along_axis, codes_and_zero_points, slot_module
+from saqsam.export.packed import (
+    ExportError,
+    along_axis,
+    check_input_constant,
+    codes_and_zero_points,
+    slot_module,
+)
 from saqsam.models.average import MIN_NUMERATOR_SUM, SoftmaxAverage
 from saqsam.quant.affine import AffineQuantizer, DynamicQuantizer
 from saqsam.quant.layers import ChannelScale, PackedLinear, PackedTensor
@@ -188,10 +194,7 @@ def layer_input(graph: Graph, layer: Any, value: Value, where: str) -> Value | C
     """Apply the channel scale and the input quantizer of a linear layer, if it has them, to a float tensor."""
     if not isinstance(layer, PackedLinear):
         return value
-    if layer.input_constant is not None:
-        raise ExportError(
-            f"{where}: exports add one bias per channel; quantize with --deploy, or with --set separate_positions=false"
-        )
+    check_input_constant(layer, where, "--deploy")
     if isinstance(layer.input_scale, ChannelScale):
         gain = layer.input_scale.gain.detach()
         shift = -layer.input_scale.offset.detach() * gain
