@@ -144,7 +144,7 @@ def test_progress_counts_layers() -> None:
     ("field", "value", "message"),
     [
         ("layers", "neck", "layers must be one of all, decoder"),
-        ("rounding", 1, "rounding must be bool"),
+        ("rounding", 1, "rounding must be true or false"),
         ("damping", 0, "damping must be a number from 1e-06 to 100"),
         ("images", 0, "images must be at least 1"),
     ],

@@ -211,8 +211,8 @@ def test_fields_of_what_a_method_lacks_are_refused_with_what_to_do(key: str) -> 
         ("weights.bits=none", "from 2 to 8, got None"),
         ("weights.bits=4.0", "from 2 to 8, got 4.0"),
         ("weights.bits=[4]", "from 2 to 8, got [4]"),
-        ("weights.symmetric=yes", "symmetric must be bool, got 'yes'"),
-        ("weights.symmetric=True", "symmetric must be bool, got 'True'"),
+        ("weights.symmetric=yes", "symmetric must be true or false, got 'yes'"),
+        ("weights.symmetric=True", "symmetric must be true or false, got 'True'"),
         ("activations.range=mean", "range must be one of min-max, percentile, mse, got 'mean'"),
         ("calibration.images=0", "images must be at least 1, got 0"),
         ("calibration.percentile=high", "calibration: "),
@@ -227,7 +227,7 @@ def test_fields_of_what_a_method_lacks_are_refused_with_what_to_do(key: str) -> 
         ("overrides.neck.weights=16", "weights must be an integer from 2 to 8, got 16"),
         ("extra.iou_head=9", "extra.iou_head must be an integer from 2 to 8, got 9"),
         ("extra.upscaling.first=8", "no recipe field 'extra.upscaling.first'"),
-        ("bimodal=1", "bimodal must be bool, got 1"),
+        ("bimodal=1", "bimodal must be true or false, got 1"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(text: str, message: str) -> None:

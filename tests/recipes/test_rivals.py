@@ -108,7 +108,7 @@ def test_the_fields_can_be_set_on_any_method() -> None:
     [
         ({"equalization": {"layers": "some"}}, "layers must be one of all, normalizations, got 'some'"),
         ({"equalization": {"groups": 0}}, "groups must be at least 1, got 0"),
-        ({"equalization": {"groups": 2.0}}, "groups must be int, got 2.0"),
+        ({"equalization": {"groups": 2.0}}, "groups must be an integer, got 2.0"),
         ({"equalization": {"strength": 1.5}}, "strength must be a number from 0 to 1, got 1.5"),
         ({"equalization": {"strength": 0.5, "groups": 4}}, "strength must be 1 with groups"),
         ({"equalization": {"alpha": 0.5}}, "equalization has no field 'alpha'"),

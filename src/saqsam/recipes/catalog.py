@@ -41,7 +41,7 @@ METHOD_SUMMARIES = {
     "car-sam": "CAR-SAM",
     "saq-sam-s": "SAQ-SAM's statistics",
     "saq-sam": "SAQ-SAM",
-    "saq-sam-plus": "SAQ-SAM with additions that cost nothing at run time",
+    "saq-sam-plus": "SAQ-SAM with this project's additions",
     WEIGHT_ONLY: "weights alone by round-to-nearest, with --bits w4 or w4g128",
 }
 """Methods in the order in which they build on each other; each is a function of `saqsam.recipes.methods`."""

@@ -11,6 +11,8 @@ from saqsam.quant.ranges import RANGE_METHODS, RangeMethod
 from saqsam.recipes.catalog import DEFAULT_CALIBRATION_IMAGES, DEFAULT_SEED
 
 GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024)
+_TYPE_NAMES = {bool: "true or false", int: "an integer"}
+"""Types as messages name them."""
 
 
 @dataclass(frozen=True)
@@ -273,7 +275,7 @@ def check_mapping(name: str, value: object) -> None:
 def check_type(name: str, value: object, kind: type) -> None:
     """Raise ValueError unless `value` is exactly of type `kind`."""
     if type(value) is not kind:
-        raise ValueError(f"{name} must be {kind.__name__}, got {value!r}")
+        raise ValueError(f"{name} must be {_TYPE_NAMES.get(kind, kind.__name__)}, got {value!r}")
 
 
 def check_positive(name: str, value: Any) -> None:
