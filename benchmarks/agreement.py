@@ -1,7 +1,7 @@
 """Append what `saqsam compare` found between a float model and exports: rows in results/agreement.csv.
 
-saqsam compare sam2-mini s2-w8a8-onnx s2-w4a8-onnx --data coco_val --json compared.json
-python benchmarks/agreement.py compared.json --model sam2-mini --runtime onnxruntime
+    saqsam compare sam2-mini s2-w8a8-onnx s2-w4a8-onnx --data coco_val --json compared.json
+    python benchmarks/agreement.py compared.json --model sam2-mini --runtime onnxruntime
 
 The first model of the comparison is the float one.
 """
@@ -14,8 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from options import add_out
 from plain_rows import append_plain
-from plan import circumstances
+from plan import stamp
 from rows import RESULTS
 
 OUT = RESULTS / "agreement.csv"
@@ -25,16 +26,22 @@ COLUMNS = (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(description="Append what `saqsam compare` found.")
     parser.add_argument("file", type=Path, help="of saqsam compare --json, whose first model is float")
     parser.add_argument("--model", required=True, help="name of the float model")
     parser.add_argument("--runtime", required=True, help="runtime of the other models")
-    options = parser.parse_args(arguments)
+    add_out(parser, OUT)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = parser().parse_args(arguments)
     content = json.loads(options.file.read_text())
     recipes = {model["letter"]: model["recipe"] for model in content["models"]}
-    common = {name: value for name, value in circumstances("cpu").items() if name in ("commit", "machine")}
+    common = stamp("cpu", COLUMNS)
     common |= {"model": options.model, "runtime": options.runtime, "data": content["data"]["name"]}
     rows = []
     for found in content["differences"]:
@@ -50,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "share_above_90": f"{task['agreement']['share_above_90']:.6f}",
         }
         rows.append(common | row)
-    append_plain(OUT, COLUMNS, rows)
+    append_plain(options.out, COLUMNS, rows)
     return 0
 
 

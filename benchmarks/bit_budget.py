@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,9 @@ import numpy as np
 
 import saqsam
 from methods import run_calls
+from options import add_data_root, add_jobs, parse_arguments
 from plain_rows import append_plain, read_plain
-from plan import DATA_ROOT, FloatModel, circumstances
+from plan import FloatModel, stamp
 from rows import RESULTS
 from saqsam.allocation.allocate import WIDTHS, Allocation
 from saqsam.models.loading import BUNDLED
@@ -108,13 +108,7 @@ def allocate(budgets: Sequence[str], root: Path) -> dict[str, Point]:
 
 def conditions() -> dict[str, str]:
     """Return the columns that say when, where and on what weights a row was measured."""
-    known = circumstances("cpu")
-    return {
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "commit": known["commit"],
-        "machine": known["machine"],
-        "model_hash": FloatModel(BUNDLED, "cpu").hash,
-    }
+    return {**stamp("cpu", COLUMNS), "model_hash": FloatModel(BUNDLED, "cpu").hash}
 
 
 def compare_sums(allocator: saqsam.BitAllocator) -> Iterator[dict[str, object]]:
@@ -143,14 +137,20 @@ def points(allocated: dict[str, Point]) -> Iterator[tuple[Point, bool]]:
         yield by_name[name], True
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options that do not go to `ptq.py`."""
+    parser = argparse.ArgumentParser(
+        description="Measure mixed precision; more options are those of ptq.py.", allow_abbrev=False
+    )
+    add_jobs(parser)
+    add_data_root(parser)
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code. Options that are not its own go to `ptq.py`."""
-    parser = argparse.ArgumentParser(description="Measure mixed precision; more options are those of ptq.py.")
-    parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="experiments at a time, one thread each if several"
-    )
-    parser.add_argument("--data-root", type=Path, default=DATA_ROOT, metavar="DIR", help="also: SAQSAM_DATA")
-    options, others = parser.parse_known_args(arguments)
+    options, others = parser().parse_known_args(arguments)
+    parse_arguments(others)  # before any work
     calls = []
     for point, is_learned in points(
         allocate([name for name in CURVE if name not in FIXED], options.data_root)

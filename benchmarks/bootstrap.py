@@ -1,6 +1,6 @@
 """Compare methods by a paired bootstrap over objects: results/bootstrap.csv from the rows of methods.csv.
 
-    python benchmarks/bootstrap.py                    # saq-sam against every rival, at all bits and on all data
+    python benchmarks/bootstrap.py                    # saq-sam and saq-sam-plus against every rival
 
 Pairs are the IoUs of two methods on the same object, each the mean over the seeds that both were measured with. The
 scores of single objects lie in results/scores. Comparisons of rows that have none there stay as they were; those of
@@ -145,13 +145,18 @@ def to_csv(comparisons: Sequence[Comparison]) -> str:
     return text.getvalue()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(description="Paired bootstrap of a method against its rivals.")
     parser.add_argument("--csv", type=Path, default=RESULTS / "methods.csv", help="rows")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--out", type=Path, default=RESULTS / "bootstrap.csv")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = parser().parse_args(arguments)
     try:
         rows = current(read_rows(options.csv))
         comparisons = [c for method in options.methods for c in compare(rows, options.csv, method)]

@@ -22,8 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
+from memory import resident_mib
+from options import add_out
 from plain_rows import append_plain
-from plan import circumstances
+from plan import stamp
 from rows import RESULTS
 
 OUT = RESULTS / "bulk.csv"
@@ -72,10 +74,8 @@ def measure(command: Sequence[str]) -> tuple[str, list[float]]:
     resident: list[float] = []
     with tempfile.TemporaryFile("w+") as output, subprocess.Popen(command, stdout=output) as process:
         while process.poll() is None:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            found = re.search(r"VmRSS:\s+(\d+) kB", status)
-            if found:
-                resident.append(int(found[1]) / 1024)
+            if mib := resident_mib(process.pid):
+                resident.append(mib)
             time.sleep(INTERVAL)
         if process.returncode:
             raise SystemExit(process.returncode)
@@ -83,15 +83,23 @@ def measure(command: Sequence[str]) -> tuple[str, list[float]]:
         return output.read(), resident
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Measure `saqsam segment --format parquet`.")
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
+    parser = argparse.ArgumentParser(
+        description="Measure `saqsam segment --format parquet`.", allow_abbrev=False
+    )
     parser.add_argument("--model", required=True, help="a model as `saqsam segment` takes it")
     parser.add_argument("--data", type=Path, required=True, help="a folder of COCO")
     parser.add_argument("--images", type=int, required=True)
     parser.add_argument("--everything", action="store_true", help="segment everything from 8 x 8 points")
     parser.add_argument("--memory", action="store_true", help="measure the memory alone")
-    options, further = parser.parse_known_args(arguments)
+    add_out(parser, OUT)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options, further = parser().parse_known_args(arguments)
     grid = ["--everything", "--points-per-side", "8", "--pred-iou", "0.5", "--stability", "0.5"]
     with tempfile.TemporaryDirectory(prefix="saqsam-bulk-") as temporary:
         data = repeated(options.data.resolve(), options.images, Path(temporary) / "data")
@@ -105,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The mean of the last tenth over that of the second tenth, when all threads have worked.
     tenth = max(1, len(resident) // 10)
     growth = float(np.mean(resident[-tenth:]) - np.mean(resident[tenth : 2 * tenth]))
-    common = {name: value for name, value in circumstances("cpu").items() if name in ("commit", "machine")}
+    common = stamp("cpu", COLUMNS)
     row = {
         "model": Path(options.model).name,
         "prompts": "8 x 8 points" if options.everything else "boxes",
@@ -117,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "peak_mib": round(max(resident)),
         "growth_mib": round(growth) if options.memory else "",  # short runs are still warming up
     }
-    append_plain(OUT, COLUMNS, [common | row])
+    append_plain(options.out, COLUMNS, [common | row])
     print(row, resident[:: max(1, len(resident) // 20)])
     return 0
 

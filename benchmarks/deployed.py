@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,10 +23,11 @@ from transformers import SamModel, SamProcessor
 
 import saqsam
 from nncf_model import NAME as NNCF_NAME
-from nncf_model import nncf_backend
+from nncf_model import SCRIPTS, nncf_backend
+from options import add_data_root
 from plain_rows import append_plain, read_plain
-from plan import CACHE, FloatModel, circumstances
-from ptq import bar
+from plan import CACHE, FloatModel, circumstances, sources_hash, stamp
+from ptq import bar, exit_code
 from rows import RESULTS
 from saqsam.cli.terminal import progress_bars
 from saqsam.data.types import Dataset
@@ -108,8 +108,8 @@ def _float64_sums() -> Iterator[None]:
         F.linear = plain
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(description="Measure deployed checkpoints in their runtimes.")
     parser.add_argument("--methods", nargs="+", choices=[*METHODS, NNCF], default=["mse", "saq-sam-plus"])
     parser.add_argument("--bits", nargs="+", default=["w8a8", "w4a8", "w4a4"])
@@ -123,13 +123,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--runtimes", nargs="+", choices=list(RUNTIMES), default=list(RUNTIMES))
     parser.add_argument("--data", default="coco_val", help="a folder in the data root")
-    parser.add_argument("--data-root", type=Path, required=True)
+    add_data_root(parser)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--tools-python", default=sys.executable, metavar="FILE", help="for nncf")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--cache", type=Path, default=CACHE / "deployed")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = parser().parse_args(arguments)
+    return exit_code(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure the rows that are missing."""
     torch.set_num_threads(options.threads)
     data = saqsam.open_dataset(options.data_root / options.data, limit=options.limit)
     with progress_bars() as bars:
@@ -143,13 +153,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 checkpoint = make_checkpoint(method, bits, options, bars)
                 for runtime in options.runtimes:
                     measure(checkpoint, runtime, data, options, bars)
-    return 0
 
 
 def make_checkpoint(method: str, bits: str, options: argparse.Namespace, bars: Progress) -> Path:
     """Return the folder of a deployed checkpoint, quantized if it is missing."""
     weights = FloatModel(BUNDLED, "cpu").hash
-    folder: Path = options.cache / "-".join([method, bits, *options.settings, weights])
+    folder: Path = options.cache / "-".join([method, bits, *options.settings, weights, sources_hash()])
     if not folder.exists():
         model, processor = saqsam.load(BUNDLED)
         recipe = with_overrides(deployable(saqsam.recipe_for(method, bits, "standard")), options.settings)
@@ -198,7 +207,7 @@ def measure_nncf(runtime: str, data: Dataset, options: argparse.Namespace, bars:
     row = new_row(NNCF_NAME, "", runtime, data, options)
     if row is None:
         return
-    folder = options.cache / f"{NNCF_NAME}-{row['model_hash']}"
+    folder = options.cache / f"{NNCF_NAME}-{row['model_hash']}-{sources_hash(*SCRIPTS)}"
     subject, processor = nncf_backend(
         folder,
         saqsam.open_dataset(options.data_root / CALIBRATION),
@@ -215,7 +224,6 @@ def new_row(
     recipe: str, checkpoint: str, runtime: str, data: Dataset, options: argparse.Namespace
 ) -> dict[str, object] | None:
     """Return the key columns of a row; None if the row is already measured."""
-    conditions = circumstances("cpu")
     settings = "" if recipe == NNCF_NAME else " ".join(options.settings)
     key = {
         "model_hash": FloatModel(BUNDLED, "cpu").hash,
@@ -223,13 +231,12 @@ def new_row(
         "settings": settings,
         "checkpoint": checkpoint,
         "runtime": runtime,
-        "machine": conditions["machine"],
+        "machine": circumstances("cpu")["machine"],
     }
     key |= {"data": options.data, "images": str(len(data))}
     if any(all(row[name] == value for name, value in key.items()) for row in read_plain(options.out)):
         return None
-    date = time.strftime("%Y-%m-%d", time.gmtime())
-    return {"commit": conditions["commit"], "torch": conditions["torch"], "date": date, **key}
+    return {**stamp("cpu", COLUMNS), **key}
 
 
 def finish_row(

@@ -26,8 +26,10 @@ from PIL import Image
 from transformers import SamModel
 
 import saqsam
+from memory import resident_mib
+from options import add_out
 from plain_rows import append_plain
-from plan import CACHE, ROOT, circumstances
+from plan import CACHE, ROOT, sources_hash, stamp
 from random_models import random_small_sam
 from rows import RESULTS
 from saqsam.data.open import open_dataset
@@ -112,12 +114,6 @@ def write_scenes(folder: Path, count: int) -> Path:
     return folder
 
 
-def resident_mib() -> float:
-    """Return the current memory of this process in bytes."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return round(int(status.split("VmRSS:")[1].split()[0]) / 1024, 1)
-
-
 SMALL = "random, 64 px"
 MODELS: dict[str, Callable[[], SamModel]] = {
     BUNDLED: lambda: saqsam.load(BUNDLED)[0],
@@ -151,7 +147,7 @@ def turn(data: Path, images: int, threads: int, prompt: str, name: str) -> list[
                 )
 
         saqsam.evaluate(
-            backend, processor, dataset, prompt=prompt, unfinished=Path(folder) / "records", progress=look
+            backend, processor, dataset, prompt=prompt, resume_dir=Path(folder) / "records", progress=look
         )
         return taken if ranks.rank() == 0 else []
 
@@ -172,15 +168,20 @@ def run_turn(
     ]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(description="Measure what evaluating costs.")
     parser.add_argument("--images", type=int, default=IMAGES, metavar="N", help="of the longest run")
-    parser.add_argument("--out", type=Path, default=OUT)
+    add_out(parser, OUT)
     parser.add_argument(
         "--turn", nargs=5, metavar=("DATA", "IMAGES", "THREADS", "PROMPT", "MODEL"), help="its own use"
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = parser().parse_args(arguments)
     if options.turn is not None:
         data, images, threads, prompt, name = options.turn
         rows = turn(Path(data), int(images), int(threads), prompt, name)
@@ -188,19 +189,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(rows))
         return 0
     if options.images < 1:
-        parser.error(f"--images must be at least 1, got {options.images}")
-    data = write_scenes(CACHE / f"scenes-{options.images}", options.images)
+        parser().error(f"--images must be at least 1, got {options.images}")
+    data = write_scenes(CACHE / f"scenes-{options.images}-{sources_hash()}", options.images)
     short = min(SHORT, options.images)
     plans = [(1, 1, "box"), (2, 1, "box"), (1, 2, "box"), (1, 2, "point"), (1, 2, "clicks")]
     turns = [(BUNDLED, *plan, short) for plan in plans] + [(SMALL, 1, 2, "box", options.images)]
-    known = circumstances("cpu")
+    known = stamp("cpu", COLUMNS)
     for name, processes, threads, prompt, count in turns:
         print(f"{name}: {processes} x {threads} threads, {count} images, {prompt}", file=sys.stderr)
-        stamp = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **known}
+        common = {**known, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         rows = run_turn(processes, threads, data, count, prompt, name)
-        append_plain(
-            options.out, COLUMNS, [{name: {**stamp, **row}[name] for name in COLUMNS} for row in rows]
-        )
+        append_plain(options.out, COLUMNS, [{**common, **row} for row in rows])
     return 0
 
 

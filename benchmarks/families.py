@@ -8,8 +8,9 @@ them. Recipes are `mse` with `--deploy`, whose ranges need no images for this pu
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from transformers import Sam3TrackerConfig, SamHQConfig
 
 import saqsam
+from options import add_out
 from plain_rows import append_plain
 from random_models import pack_uncalibrated, random_sam, random_sam2
 from rows import RESULTS
@@ -65,11 +67,21 @@ def measure(name: str) -> dict[str, object]:
     return row
 
 
-def main() -> int:
-    """Entry point: write all rows anew."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
+    parser = argparse.ArgumentParser(
+        description="Measure the size of published models; writes all rows anew."
+    )
+    add_out(parser, OUT)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = parser().parse_args(arguments)
     rows = [measure(name) for name in MODELS]
-    OUT.unlink(missing_ok=True)
-    append_plain(OUT, COLUMNS, rows)
+    options.out.unlink(missing_ok=True)
+    append_plain(options.out, COLUMNS, rows)
     return 0
 
 

@@ -29,7 +29,8 @@ from transformers import SamModel, SamProcessor
 import ptq
 import saqsam
 from budget_figure import draw_bits
-from plan import ROOT, Plan, make_plan, parse_arguments
+from options import add_cache, add_data_root, add_machine, plan_options
+from plan import ROOT, Plan, make_plan
 from rows import FLOAT, RESULTS, Row, current, read_rows
 from saqsam.cli.terminal import progress_bars
 from saqsam.data.open import open_dataset
@@ -147,7 +148,7 @@ def draw_masks(models: Models, scenes: Sequence[Sample]) -> Figure:
 
 
 def write_learning(plan: Plan, path: Path) -> None:
-    """Return the picture that `saqsam quantize` writes beside a checkpoint."""
+    """Write the picture that `saqsam quantize` writes beside a checkpoint."""
     model, processor = plan.model.loaded
     recipe = plan.recipe("saq-sam", BITS)
     folder = plan.cache / "figures"
@@ -202,23 +203,31 @@ def steps_rows() -> list[Row]:
     return [*curve, *floats]
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
+    parser = argparse.ArgumentParser(description="Draw the figures.", allow_abbrev=False)
+    parser.add_argument("--figures", nargs="+", choices=FIGURES, default=list(FIGURES))
+    add_data_root(parser)
+    add_machine(parser)
+    parser.add_argument("--out", type=Path, default=IMAGES, metavar="DIR", help="folder of the pictures")
+    add_cache(parser)
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Draw the figures; more options are those of ptq.py.")
-    parser.add_argument("--figures", nargs="+", choices=FIGURES)
-    options, others = parser.parse_known_args(arguments)
-    chosen = options.figures or FIGURES
+    options = parser().parse_args(arguments)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        plan = make_plan(parse_arguments(["--data", "scenes", *others]))
+        plan = make_plan(plan_options(options, data=["scenes"]))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     data = open_dataset("scenes", limit=max(FOCUS_SCENE, *MASK_SCENES) + 1)
     models = Models(plan)
-    for name in chosen:
-        path = IMAGES / f"{name}.png"
+    for name in options.figures:
+        path = options.out / f"{name}.png"
         if name == "masks":
             draw_masks(models, [data[i] for i in MASK_SCENES]).savefig(path, dpi=100)
         elif name == "focus":

@@ -1,6 +1,6 @@
 """Measure the GPU latency of float and packed models in PyTorch: rows in results/gpu_latency.csv.
 
-    python benchmarks/gpu_latency.py                  # sam-mini and a SAM-B of random weights, all parts and variants
+    python benchmarks/gpu_latency.py                  # every model, all parts and variants
     python benchmarks/gpu_latency.py --subjects sam-mini --compiled
 
 All variants of a part are loaded at once and take turns; a turn is timed by the GPU's own clock over `--runs` runs.
@@ -23,14 +23,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from transformers import SamModel
 
 from latency_models import SUBJECTS, input_names, inputs, recipe_of_variant, wrapped
+from options import add_out
 from plain_rows import append_plain
-from plan import circumstances
+from plan import stamp
 from random_models import pack_uncalibrated
 from rows import RESULTS
 from saqsam.runtimes import use_integer_kernels
@@ -144,8 +144,8 @@ def measure(subject: str, part: str, prompts: int, options: argparse.Namespace) 
     return rows
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(description="Measure PyTorch on a GPU, float and from packed codes.")
     parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
@@ -155,11 +155,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--runs", type=int, default=10, help="in each round")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--out", type=Path, default=OUT)
-    options = parser.parse_args(arguments)
-    conditions = circumstances(options.device)
-    common = {name: conditions[name] for name in ("commit", "torch", "machine")}
-    common["date"] = time.strftime("%Y-%m-%d", time.gmtime())
+    add_out(parser, OUT)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = parser().parse_args(arguments)
+    common = stamp(options.device, COLUMNS)
     for subject in options.subjects:
         for part in options.parts:
             for prompts in PARTS[part]:

@@ -17,17 +17,17 @@ import dataclasses
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 import saqsam
-from latency import in_process, make_files
+from latency import in_process, make_files, subject_folder
 from latency_models import RESIZED_SUBJECTS, Case
+from options import add_data_root, add_out
 from plain_rows import append_plain, read_plain
-from plan import CACHE, DATA_ROOT, FLOAT_BITS, FloatModel, circumstances
+from plan import CACHE, FLOAT_BITS, FloatModel, stamp
 from rows import FLOAT, RESULTS
 from saqsam.evaluation import PromptTask
 from saqsam.utils.allocator import keep_freed_memory
@@ -117,7 +117,7 @@ def measure_latency(options: argparse.Namespace, common: dict[str, str]) -> None
         ]
         for size, subject in RESIZED_SUBJECTS.items()
     }
-    folders = {size: CACHE / "latency" / of_size[0].subject for size, of_size in cases.items()}
+    folders = {size: subject_folder(CACHE / "latency", of_size[0].subject) for size, of_size in cases.items()}
     for size, of_size in cases.items():
         make_files(of_size, folders[size], sys.executable)
     every = [(size, case) for size, of_size in cases.items() for case in of_size]
@@ -152,20 +152,13 @@ def measure_latency(options: argparse.Namespace, common: dict[str, str]) -> None
     append_plain(options.latency_out, LATENCY_COLUMNS, rows)
 
 
-def _common() -> Iterator[tuple[str, str]]:
-    conditions = circumstances("cpu")
-    yield "date", time.strftime("%Y-%m-%d", time.gmtime())
-    for name in ("commit", "torch", "machine"):
-        yield name, conditions[name]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(description="Measure models at other input sizes.")
     parser.add_argument("--only", choices=["accuracy", "latency"])
     parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES), help="of the accuracy")
     parser.add_argument("--data", nargs="+", default=["coco_val", "nuclei_val"], metavar="NAME")
-    parser.add_argument("--data-root", type=Path, default=DATA_ROOT, metavar="DIR", help="also: SAQSAM_DATA")
+    add_data_root(parser)
     parser.add_argument("--limit", type=int, metavar="N", help="score the first N images only")
     parser.add_argument("--calibration", default="coco_train", metavar="NAME")
     parser.add_argument("--images", type=int, default=32, metavar="N", help="of the calibration")
@@ -173,12 +166,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5, help="of the latency")
     parser.add_argument("--runs", type=int, default=1, help="in each round")
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--latency-out", type=Path, default=LATENCY_OUT)
-    options = parser.parse_args(arguments)
+    add_out(parser, OUT)
+    parser.add_argument(
+        "--latency-out", type=Path, default=LATENCY_OUT, metavar="CSV", help="file of the rows of the latency"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = parser().parse_args(arguments)
     keep_freed_memory()
     torch.set_num_threads(options.threads)
-    common = dict(_common())
+    common = stamp("cpu", COLUMNS)
     if options.only != "accuracy":
         measure_latency(options, common)
     if options.only != "latency":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from plain_rows import of_newest_weights
+from plain_rows import of_most_images, of_newest_weights
 from table_text import markdown
 
 _TIMED = {
@@ -16,7 +16,7 @@ _TIMED = {
 
 def image_size(lines: Sequence[Mapping[str, str]]) -> str:
     """Tabulate mean IoU by method and input size: one table per dataset."""
-    blocks, lines = [], of_newest_weights(lines)
+    blocks, lines = [], of_most_images(of_newest_weights(lines))
     for data in dict.fromkeys(line["data"] for line in lines):
         of_data = [line for line in lines if line["data"] == data]
         sizes = sorted({int(line["image_size"]) for line in of_data})

@@ -1,6 +1,6 @@
 """Measure the latency of exported models and of their alternatives: rows in results/latency.csv.
 
-    python benchmarks/latency.py                      # sam-mini and a SAM-B of random weights, all parts and variants
+    python benchmarks/latency.py                      # every model at its own input size, all parts and variants
     python benchmarks/latency.py --subjects sam-mini --threads 1
 
 Variants take turns, several rounds, each turn in a process of its own (one session of a float SAM-B takes 6 GiB): one
@@ -22,7 +22,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,8 +40,9 @@ from latency_models import (
     inputs_file,
     make_with_tool,
 )
+from options import add_out
 from plain_rows import append_plain
-from plan import CACHE, circumstances
+from plan import CACHE, sources_hash, stamp
 from rows import RESULTS
 
 OUT = RESULTS / "latency.csv"
@@ -84,6 +84,14 @@ def chosen_cases(subject: str, options: argparse.Namespace) -> list[Case]:
         or (case.runtime in options.runtimes and case.variant in (options.variants or [case.variant]))
         if case.part in options.parts
     ]
+
+
+def subject_folder(cache: Path, subject: str) -> Path:
+    """Return the folder with the files of a subject, of the package and the scripts that make them as they are."""
+    scripts = (
+        Path(__file__).with_name(name) for name in ("latency_models.py", "random_models.py", "other_tools.py")
+    )
+    return cache / f"{subject}-{sources_hash(*scripts)}"
 
 
 def make_files(every: Sequence[Case], folder: Path, tools_python: str) -> None:
@@ -158,8 +166,8 @@ def in_process(case: Case, folder: Path, threads: int, runs: int) -> dict[str, A
     return measured
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(
         description="Measure exported models against what a user would otherwise run."
     )
@@ -173,14 +181,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runs", type=int, default=3, help="in each round")
-    parser.add_argument("--out", type=Path, default=OUT)
+    add_out(parser, OUT)
     parser.add_argument("--cache", type=Path, default=CACHE / "latency", help="files of the variants")
-    options = parser.parse_args(arguments)
-    conditions = circumstances("cpu")
-    common = {name: conditions[name] for name in ("commit", "torch", "machine")}
-    common["date"] = time.strftime("%Y-%m-%d", time.gmtime())
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = parser().parse_args(arguments)
+    common = stamp("cpu", COLUMNS)
     for subject in options.subjects:
-        folder, every = options.cache / subject, chosen_cases(subject, options)
+        folder, every = subject_folder(options.cache, subject), chosen_cases(subject, options)
         make_files(every, folder, options.tools_python)
         for part, prompts in dict.fromkeys((case.part, case.prompts) for case in every):
             group = [case for case in every if (case.part, case.prompts) == (part, prompts)]

@@ -17,8 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from options import add_data_root, add_jobs
 from outlier_twin import cached_twin
-from plan import DATA_ROOT
 
 HERE = Path(__file__).resolve().parent
 GROUPS = ("ablation", "steps", "shift", "precision", "substitutions", "outliers")
@@ -47,17 +47,20 @@ def commands(step: str, jobs: int, root: Path) -> list[list[str]]:
     return [more.get(step, [f"{step}.py"])]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code of the first step that fails."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(description="Measure all accuracy tables of sam-mini; resumes.")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), metavar="STEP")
-    parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="experiments at a time, one thread each if several"
-    )
-    parser.add_argument("--data-root", type=Path, default=DATA_ROOT, metavar="DIR", help="also: SAQSAM_DATA")
-    options = parser.parse_args(arguments)
+    add_jobs(parser)
+    add_data_root(parser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code of the first step that fails."""
+    options = parser().parse_args(arguments)
     if not options.data_root.is_dir():
-        parser.error(f"--data-root: there is no folder {options.data_root}")
+        parser().error(f"--data-root: there is no folder {options.data_root}")
     environment = {**os.environ, "SAQSAM_DATA": str(options.data_root.resolve())}
     for step in (name for name in STEPS if name in options.steps):
         start = time.monotonic()

@@ -7,9 +7,9 @@
 
 All methods that learn get the same number of optimizer steps in all, whatever their units; `saq-sam-plus` takes the
 fewer of its default. Calibrated on 32 images of `coco_train` with box prompts, evaluated with box prompts and, on
-`coco_val`, with the boxes of a detector. Each row is made by `ptq.py`, from a checkpoint reloaded from disk. Groups but
-`methods` hold what departs from the methods' rows; `substitutions` also the methods as they are, so that its
-differences are of one machine. `outliers` is of `sam-mini-outliers`, which `outlier_twin.py` makes on demand; `sam2` of
+`coco_val`, with the boxes of a detector. Each row is made by `ptq.py`, from a checkpoint reloaded from disk. All groups
+except `methods` hold variants of its rows; `substitutions` also holds the unchanged methods, so that its differences
+are of one machine. `outliers` is of `sam-mini-outliers`, which `outlier_twin.py` makes on demand; `sam2` is of
 `sam2-mini`.
 """
 
@@ -25,8 +25,8 @@ from pathlib import Path
 
 import ptq
 from deploy_fields import SUBSTITUTIONS
+from options import add_jobs, parse_arguments
 from outlier_twin import cached_twin
-from plan import parse_arguments
 from rows import FILL_BOX, FLOAT, RESULTS
 
 DATA = ("coco_val", "nuclei_val", "aerial_val")
@@ -200,23 +200,29 @@ GROUPS = {
 }
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options that do not go to `ptq.py`."""
+    parser = argparse.ArgumentParser(
+        description="Compare the methods; more options are those of ptq.py.", allow_abbrev=False
+    )
+    parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
+    add_jobs(parser)
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code. Options that are not its own go to `ptq.py`."""
-    parser = argparse.ArgumentParser(description="Compare the methods; more options are those of ptq.py.")
-    parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
-    parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="experiments at a time, one thread each if several"
-    )
-    options, others = parser.parse_known_args(arguments)
+    options, others = parser().parse_known_args(arguments)
+    ptq_options = parse_arguments(others)  # before any work
     if options.jobs < 1:
-        parser.error(f"--jobs must be 1 or more, got {options.jobs}")
+        parser().error(f"--jobs must be 1 or more, got {options.jobs}")
     reference = ["--methods", FILL_BOX, FLOAT, "--data", "scenes", *DATA]
     plans = [("methods", reference)]
     plans += [(name, experiment.arguments()) for name in options.groups for experiment in GROUPS[name]()]
     calls = [["--out", str(RESULTS / f"{group}.csv"), *plan, *others] for group, plan in plans]
     models = {SAM2_GROUP: SAM2_MODEL}
     if TWIN_GROUP in options.groups:
-        models[TWIN_GROUP] = str(cached_twin(parse_arguments(others).data_root))
+        models[TWIN_GROUP] = str(cached_twin(ptq_options.data_root))
     for (group, _), call in zip(plans, calls, strict=True):
         if group in models:
             call += ["--model", models[group], "--detections", "0"]
@@ -231,7 +237,8 @@ def run_calls(calls: Sequence[Sequence[str]], jobs: int) -> int:
     command = [sys.executable, str(Path(ptq.__file__)), "--threads", "1"]
     with ThreadPoolExecutor(jobs) as pool:
         codes = list(pool.map(lambda call: subprocess.run([*command, *call], check=False).returncode, calls))
-    return max(codes)
+    # A process that a signal has ended has the negative number of the signal.
+    return next((code if code > 0 else 128 - code for code in codes if code), 0)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,10 @@ from saqsam.runtimes.openvino import OpenVinoBackend
 from saqsam.utils.atomic_write import atomic_folder
 
 NAME = "nncf-w8a8"
+SCRIPTS = tuple(
+    Path(__file__).with_name(name) for name in ("nncf_model.py", "latency_models.py", "other_tools.py")
+)
+"""Scripts that its files depend on, for the name of their folder."""
 
 
 def nncf_backend(
@@ -69,7 +73,7 @@ def _write_float(model: SamModel, folder: Path) -> None:
 def _write_inputs(
     model: SamModel, processor: SamProcessor, data: Dataset, spec: Calibration, folder: Path
 ) -> None:
-    """Return the inputs of the float model's encoder and decoder for the calibration images and prompts."""
+    """Write the inputs of the float model's encoder and decoder for the calibration images and prompts."""
     chosen = choose_calibration_images(model, processor, data, spec)
     backend = TorchBackend(model)
     for index in range(len(chosen)):

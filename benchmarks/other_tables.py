@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from budget_tables import allocations, bit_errors, budget
 from evaluation_tables import agreement, bulk, evaluate_cost, sensitivity, tasks
 from image_size_tables import image_size, image_size_latency
-from plain_rows import of_newest_weights
+from plain_rows import of_most_images, of_newest_weights
 from table_text import DATA, METHODS, listed, markdown, method_label, ordered, signed
 
 SAM_B_DECODER = ["SAM-B, published", "queries and keys", "177", "", "about 100"]
@@ -283,7 +283,7 @@ _DEPLOYED = {
 def deployed(lines: Sequence[Mapping[str, str]]) -> str:
     """Tabulate mean IoU of deployed checkpoints by runtime, and the IoU with torch's masks: one table per machine."""
     heading = ["deployed sam-mini", "runtime", "data", "mean IoU", "mask IoU with torch", "MB"]
-    blocks, lines = [], of_newest_weights(lines)
+    blocks, lines = [], of_most_images(of_newest_weights(lines))
     for machine in dict.fromkeys(line["machine"] for line in lines):
         rows = [
             [

@@ -16,15 +16,14 @@ import csv
 import io
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import SamModel
 
 import saqsam
+from options import add_data_root, add_out
 from outlier_twin import DATA, IMAGES, KINDS, make_twin, open_photographs
-from plan import DATA_ROOT
 from rows import RESULTS
 from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import prepare, prepared_copy
@@ -109,15 +108,20 @@ def _quantizers(search: FocusSearch) -> dict[str, Mapping[str, nn.Module]]:
     return {"mse": mse, "clipped": clipped}
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
+    parser = argparse.ArgumentParser(description="Measure what equalization and clipping repair.")
+    parser.add_argument("--model", default=BUNDLED)
+    add_data_root(parser)
+    parser.add_argument("--planted", nargs="+", choices=PLANTED, default=list(PLANTED), metavar="NAME")
+    add_out(parser, OUT)
+    return parser
+
+
 @torch.no_grad()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Measure what equalization and clipping repair.")
-    parser.add_argument("--model", default=BUNDLED)
-    parser.add_argument("--data-root", type=Path, default=DATA_ROOT, metavar="DIR", help="also: SAQSAM_DATA")
-    parser.add_argument("--planted", nargs="+", choices=PLANTED, default=list(PLANTED), metavar="NAME")
-    parser.add_argument("--out", type=Path, default=OUT, metavar="CSV")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     model, processor = saqsam.load(options.model)
     photographs = open_photographs(options.data_root / DATA)
     made_from, measured = (

@@ -30,6 +30,7 @@ from transformers import SamModel, SamProcessor
 
 import outlier_heads
 import saqsam
+from options import add_data_root
 from outlier_heads import (
     HeadSide,
     free_channel,
@@ -38,7 +39,7 @@ from outlier_heads import (
     rare_direction,
     rotate_pair,
 )
-from plan import CACHE, DATA_ROOT, ROOT, FloatModel
+from plan import CACHE, ROOT, FloatModel
 from saqsam.data.types import Dataset
 from saqsam.models.loading import BUNDLED
 from saqsam.models.parts import TOKEN_TO_IMAGE_PARTS
@@ -215,16 +216,21 @@ def cached_twin(data_root: Path) -> Path:
     return folder
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(description="Make a model with planted outliers and unchanged masks.")
     parser.add_argument("--out", type=Path, default=ROOT / "work" / NAME, metavar="DIR")
     parser.add_argument("--model", default=BUNDLED)
     parser.add_argument(
         "--kinds", nargs="+", choices=KINDS, default=KINDS, metavar="KIND", help=", ".join(KINDS)
     )
-    parser.add_argument("--data-root", type=Path, default=DATA_ROOT, metavar="DIR", help="also: SAQSAM_DATA")
-    options = parser.parse_args(arguments)
+    add_data_root(parser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = parser().parse_args(arguments)
     model, processor = saqsam.load(options.model)
     save_twin(options.out, model, processor, options.data_root / DATA, options.kinds)
     print(options.out)

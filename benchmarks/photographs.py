@@ -79,14 +79,19 @@ def _draw_panel(
     axes.set_ylim(image.shape[0] - 1, 0)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(description="Draw photographs with float and quantized masks.")
     parser.add_argument("checkpoint", type=Path, help="a packed checkpoint of the float model")
     parser.add_argument("--model", default="sam-mini", help="the float model")
     parser.add_argument("--label", default="4-bit", help="label of the checkpoint's row")
     parser.add_argument("--out", type=Path, default=ASSETS / "photographs.jpg")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = parser().parse_args(arguments)
     rows = {"float32": segment(options.model), options.label: segment(options.checkpoint)}
     draw(rows).savefig(options.out, dpi=110, pil_kwargs={"quality": 88})
     print(options.out)

@@ -1,14 +1,16 @@
-"""The plan of `ptq.py`: its options, the float model, the data and the recipes."""
+"""The plan of `ptq.py`: the float model, the data and the recipes; and the conditions that all rows name."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import hashlib
+import importlib.resources
 import math
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +22,7 @@ import transformers
 from transformers import SamModel, SamProcessor
 
 import saqsam
-from rows import FILL_BOX, FLOAT, RESULTS
+from rows import FILL_BOX, FLOAT
 from saqsam.checkpoint import quantization_config_of
 from saqsam.cli.inputs import usable_device
 from saqsam.cli.terminal import err
@@ -28,17 +30,16 @@ from saqsam.convert.plan import plan_quantization
 from saqsam.data.detections import Detections, load_detections
 from saqsam.data.open import SCENES
 from saqsam.data.types import Dataset
-from saqsam.models.loading import BUNDLED, BUNDLED_MODELS, bundled_folder
+from saqsam.models.loading import BUNDLED_MODELS, bundled_folder
 from saqsam.ptq.calibration_data import calibration_scenes
 from saqsam.ptq.units import reconstruction_units
 from saqsam.recipes.catalog import EFFORTS
-from saqsam.recipes.methods import METHODS
 from saqsam.recipes.overrides import with_overrides
 from saqsam.recipes.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "work" / "benchmarks"
-DATA_ROOT = Path(os.environ.get("SAQSAM_DATA", ROOT.parent / "shared" / "data"))
+DATA_ROOT = Path(os.environ.get("SAQSAM_DATA", ROOT / "data"))
 CALIBRATION = "coco_train"
 FLOAT_BITS = "w32a32"
 MODELS = " or ".join(BUNDLED_MODELS)
@@ -203,6 +204,28 @@ def circumstances(device: str) -> dict[str, str]:
     }
 
 
+def stamp(device: str, columns: Sequence[str]) -> dict[str, str]:
+    """Return the day and the circumstances of a measurement, of which a file has `columns`.
+
+    Raises:
+        ValueError: The device cannot be used.
+    """
+    known = {"date": time.strftime("%Y-%m-%d", time.gmtime()), **circumstances(device)}
+    return {name: value for name, value in known.items() if name in columns}
+
+
+def sources_hash(*scripts: Path) -> str:
+    """Return the hash of the package's sources and bundled weights, of some scripts, and of torch's version.
+
+    It is part of the name of everything that is cached, so that nothing is read that other code has made.
+    """
+    package = Path(str(importlib.resources.files("saqsam")))
+    digest = hashlib.sha256(torch.__version__.encode())
+    for file in (*sorted(package.rglob("*.py")), *sorted(package.rglob("*.safetensors")), *scripts):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def _commit() -> str:
     try:
         revision = _git("rev-parse", "--short=12", "HEAD")
@@ -259,62 +282,6 @@ def _open_calibration(name: str | None, root: Path, images: int, seed: int) -> t
     if name != SCENES:
         return name, saqsam.open_dataset(root / name)
     return name, calibration_scenes(images, seed)
-
-
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the options of `ptq.py`."""
-    parser = argparse.ArgumentParser(
-        description="Measure quantized models; one CSV row per (model, method, bits, data).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    methods = [FILL_BOX, FLOAT, *METHODS]
-    add = parser.add_argument
-    add(
-        "--model",
-        default=BUNDLED,
-        help=f"{MODELS}, a folder of transformers, or an official .pth",
-    )
-    add("--methods", nargs="+", choices=methods, default=methods, metavar="METHOD", help=", ".join(methods))
-    add("--bits", nargs="+", default=["w8a8", "w6a6", "w4a8", "w4a4"], metavar="wXaY", help="for each method")
-    data = [SCENES, "coco_val", "nuclei_val", "aerial_val"]
-    add("--data", nargs="+", default=data, metavar="NAME", help="scenes, or a folder in the data root")
-    add("--data-root", type=Path, default=DATA_ROOT, metavar="DIR", help="also: SAQSAM_DATA")
-    add("--prompt", choices=["box", "point"], default="box", help="made from each object")
-    add(
-        "--limit",
-        type=int,
-        metavar="N",
-        help="only the first N images; such rows are kept apart from full ones",
-    )
-    add("--calibration", metavar="NAME", help=f"as --data; {CALIBRATION} if it is there, else scenes")
-    add("--images", type=int, default=32, metavar="N", help="for the calibration")
-    add("--seed", type=int, default=0, metavar="N", help="of the calibration")
-    add(
-        "--set",
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="as saqsam quantize --set",
-    )
-    add(
-        "--total-steps",
-        type=int,
-        metavar="N",
-        help="of learning, over all units; those of the effort standard",
-    )
-    add(
-        "--detections",
-        type=int,
-        default=20,
-        metavar="N",
-        help="AP on a detector's boxes, the N of the best scores of each image; 0 leaves it out",
-    )
-    add("--threads", type=int, metavar="N", help="of torch; all by default")
-    add("--device", default="cpu", help="cpu, cuda, ...")
-    add("--out", type=Path, default=RESULTS / "ptq.csv", metavar="CSV", help="rows")
-    add("--cache", type=Path, default=CACHE, metavar="DIR", help="checkpoints and scores of single objects")
-    return parser.parse_args(arguments)
 
 
 def make_plan(options: argparse.Namespace) -> Plan:

@@ -9,7 +9,6 @@ already is not measured again.
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
 import json
 import math
 import sys
@@ -26,7 +25,8 @@ from rich import progress as rich_progress
 from transformers import SamModel, SamProcessor
 
 import saqsam
-from plan import Plan, make_plan, parse_arguments
+from options import parse_arguments
+from plan import Plan, make_plan, sources_hash
 from rows import FILL_BOX, FLOAT, KEY, Row, append_row, read_rows
 from saqsam.analysis.inventory import take_inventory
 from saqsam.checkpoint import quantization_config_of
@@ -146,13 +146,8 @@ def make_checkpoint(plan: Plan, method: str, bits: str, bars: rich_progress.Prog
 
 def _cache_key(plan: Plan, recipe: Recipe) -> str:
     """Return the hash of everything that affects a checkpoint: model, recipe, calibration, code, torch and device."""
-    package = Path(str(importlib.resources.files("saqsam")))
-    digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        digest.update(file.read_bytes())
-    parts = (plan.model.hash, recipe.to_json(), plan.calibration[0], torch.__version__, plan.device)
-    digest.update("\0".join(parts).encode())
-    return digest.hexdigest()[:12]
+    parts = (sources_hash(), plan.model.hash, recipe.to_json(), plan.calibration[0], plan.device)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
 def _measure(
@@ -249,7 +244,7 @@ def exit_code(work: Callable[[], object]) -> int:
         err.print(f"error: {error}", soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        err.print("interrupted; run it again to go on")
+        err.print("interrupted; run the same command again to resume")
         return 130
     return 0
 

@@ -1,7 +1,7 @@
 """Measure the cost of quantization, phase by phase: whole runs from sam-mini to SAM-H, and steps of SAM-B.
 
     python benchmarks/ptq_cost.py --subjects sam-mini sam-mini-plus demo
-    python benchmarks/ptq_cost.py --subjects sam-b-plus          # 21 minutes; run it again to resume
+    python benchmarks/ptq_cost.py --subjects sam-b-plus          # 21 minutes; an interrupted run resumes
     python benchmarks/ptq_cost.py --device cuda --subjects sam-b-plus sam-b
 
 Rows in results/ptq_cost.csv that are there are not measured again on the same machine.
@@ -23,32 +23,35 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import resource
+import os
+import shutil
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
 import saqsam
+from memory import max_rss_gib, peak_gib
+from options import add_out
 from plain_rows import append_plain, read_plain
-from plan import circumstances
+from plan import CACHE, sources_hash, stamp
 from ptq import exit_code
 from random_models import random_sam, random_sam_b
 from rows import RESULTS
-from run_once import peak_gib
 from saqsam.models.processing import build_processor
 from saqsam.ptq.calibration_data import CALIBRATION_SCENES_SEED, calibration_scenes
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Precision
-from saqsam.utils.atomic_write import write_atomic
+from saqsam.utils.atomic_write import atomic_folder, write_atomic
 
 OUT = RESULTS / "ptq_cost.csv"
-CACHE = Path(__file__).parent / ".cache" / "ptq_cost"
 COLUMNS = (
     "date",
     "commit",
@@ -69,19 +72,24 @@ IMAGES = 32
 Rows = list[dict[str, object]]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(description="Measure what quantization costs.")
     parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=OUT)
-    options = parser.parse_args(arguments)
+    add_out(parser, OUT)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = parser().parse_args(arguments)
     return exit_code(lambda: measure(options.subjects, options.device, options.out))
 
 
 def measure(subjects: Sequence[str], device: str, out: Path) -> None:
     """Append the rows of subjects that are not yet measured on this machine, each measured in its own process."""
-    conditions = common(device)
+    conditions = stamp(device, COLUMNS)
     for subject in subjects:
         known = {(row["subject"], row["machine"]) for row in read_plain(out)}
         if (subject, conditions["machine"]) in known:
@@ -92,15 +100,15 @@ def measure(subjects: Sequence[str], device: str, out: Path) -> None:
         else:
             rows = SUBJECTS[subject](device)
             append_plain(out, COLUMNS, [{**conditions, "subject": subject, **row} for row in rows])
+            shutil.rmtree(run_folder(subject, device), ignore_errors=True)
             for row in rows:
                 print(subject, row, flush=True)
 
 
-def common(device: str) -> dict[str, object]:
-    """Return the columns that all rows of a call share."""
-    conditions = circumstances(device)
-    day = time.strftime("%Y-%m-%d", time.gmtime())
-    return {"date": day, **{name: conditions[name] for name in ("commit", "torch", "machine")}}
+def run_folder(name: str, device: str) -> Path:
+    """Return the folder of what a run keeps, of the package and the scripts that make it as they are."""
+    scripts = Path(__file__), Path(__file__).with_name("random_models.py")
+    return CACHE / "ptq_cost" / f"{name}-{torch.device(device).type}-{sources_hash(*scripts)}"
 
 
 class Phases:
@@ -153,7 +161,7 @@ def measure_large(device: str, variant: str) -> Rows:
     model = random_sam(variant).to(device)
     processor = build_processor(model.config)
     recipe = saqsam.recipe_for("saq-sam-plus", "w4a4", "standard")
-    folder = CACHE / f"{variant}-{torch.device(device).type}"
+    folder = run_folder(f"sam-{variant}-plus", device)
     folder.mkdir(parents=True, exist_ok=True)
     phases = Phases(folder / "phases.json")
     saqsam.quantize(
@@ -191,29 +199,53 @@ def _peak_gib(device: str) -> float:
 
 def measure_command(device: str, command: str) -> Rows:
     """Measure `saqsam quantize` of a SAM-H, or `saqsam export` of its checkpoint, as a whole command."""
-    model, packed, exported = (CACHE / name for name in ("sam-h-float", "sam-h-mse", "sam-h-onnx"))
-    if not model.is_dir():
-        random_sam("h").save_pretrained(model)
-    quantize = ["--out", packed, "--method", "mse", "--bits", "w4a8", "--deploy", "--images", "1"]
-    arguments = {
-        "quantize": ["quantize", model, *quantize, "--device", device, "--overwrite"],
-        "export": ["export", packed, "--out", exported, "--overwrite"],
-    }[command]
-    if command == "export" and not packed.is_dir():
-        measure_command(device, "quantize")
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "saqsam", *map(str, arguments)], check=True)
-    seconds = time.perf_counter() - start
-    # Kilobytes, of the largest child: there is one.
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    folder = run_folder("sam-h", device)
+    # A process that this one starts counts this one's memory as its own: large models are made elsewhere.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        pool.submit(make_inputs, folder, device, command).result()
+    seconds, peak = run_measured(command_line(folder, device, command))
     return [
         {
             "recipe": "mse-w4a8-deploy",
             "what": command,
             "seconds": round(seconds, 1),
-            "peak_gib": round(peak, 2),
+            "peak_gib": peak,
         }
     ]
+
+
+def make_inputs(folder: Path, device: str, command: str) -> None:
+    """Write what a command reads, unless it is there: a float SAM-H, and for an export its checkpoint."""
+    if not (folder / "float").is_dir():
+        with atomic_folder(folder / "float") as partial:
+            random_sam("h").save_pretrained(partial)
+    if command == "export" and not (folder / "mse").is_dir():
+        subprocess.run(command_line(folder, device, "quantize"), check=True)
+
+
+def command_line(folder: Path, device: str, command: str) -> list[str]:
+    """Return the command line of `saqsam quantize` or `saqsam export`."""
+    quantize = ["--method", "mse", "--bits", "w4a8", "--deploy", "--images", "1", "--device", device]
+    arguments = {
+        "quantize": [folder / "float", "--out", folder / "mse", *quantize],
+        "export": [folder / "mse", "--out", folder / "onnx"],
+    }[command]
+    return [sys.executable, "-m", "saqsam", command, *map(str, arguments), "--overwrite"]
+
+
+def run_measured(command: Sequence[str]) -> tuple[float, float]:
+    """Run a command, and return its seconds and its peak memory in GiB, whatever other children have taken.
+
+    Raises:
+        subprocess.CalledProcessError: The command failed.
+    """
+    start = time.perf_counter()
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return time.perf_counter() - start, max_rss_gib(usage)
 
 
 def measure_steps(device: str) -> Rows:

@@ -1,4 +1,4 @@
-"""Models of random weights, float and quantized: what speed and memory are measured on where no trained one is here."""
+"""Build models with random weights to measure speed and memory."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from transformers import SamModel
 
 import saqsam
-from plan import make_plan, parse_arguments
+from options import add_data_root, add_machine, add_model, add_out, plan_options
+from plan import make_plan
 from rows import RESULTS
 from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import prepare
@@ -144,14 +145,21 @@ def write_ratios(path: Path, ratios: Sequence[Ratio]) -> None:
     write_atomic(path, text.getvalue().encode())
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
+    parser = argparse.ArgumentParser(description="Measure outliers.", allow_abbrev=False)
+    add_model(parser)
+    add_data_root(parser)
+    add_machine(parser)
+    add_out(parser, OUT)
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Measure outliers; more options are those of ptq.py.")
-    parser.add_argument("--ranges-out", type=Path, default=OUT)
-    options, others = parser.parse_known_args(arguments)
-    plain = parse_arguments(["--data", "scenes", *others])
+    options = parser().parse_args(arguments)
     try:
-        plan = make_plan(plain)
+        plan = make_plan(plan_options(options, data=["scenes"]))
         model, processor = plan.model.loaded
         spec = plan.recipe("mse", "w4a4").calibration
         images = choose_calibration_images(model, processor, plan.calibration[1], spec)
@@ -159,9 +167,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     ratios = list(measure(model, plan.model.name, images))
-    if (plain.data_root / ORIGINAL).is_file():
-        ratios += original(plain.data_root / ORIGINAL)
-    write_ratios(options.ranges_out, ratios)
+    if (options.data_root / ORIGINAL).is_file():
+        ratios += original(options.data_root / ORIGINAL)
+    write_ratios(options.out, ratios)
     for ratio in ratios:
         print(
             f"{ratio.model:12} {ratio.where} {ratio.tensor:55} {ratio.largest:9.3f} / {ratio.common:7.3f}"

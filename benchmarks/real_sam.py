@@ -2,10 +2,10 @@
 
     python benchmarks/real_sam.py --model facebook/sam-vit-base --coco ~/coco --detections boxes.json --device cuda
 
-For a person with the weights and COCO: every method at `w6a6` and `w4a4`, each score from a checkpoint reloaded from
-disk. `--coco` holds `train2017`, `val2017` and `annotations`, as COCO is distributed; `--detections` is a COCO results
-file with the boxes of any detector for val2017. Rows go to `--out`; a run that was interrupted is run again to resume.
-The table is printed at the end, and by `--table` alone.
+Needs the original weights and COCO. Measures every method at `w6a6` and `w4a4`, each score from a checkpoint reloaded
+from disk. `--coco` holds `train2017`, `val2017` and `annotations`, as COCO is distributed; `--detections` is a COCO
+results file with the boxes of any detector for val2017. Rows go to `--out`; an interrupted run resumes. The table is
+printed at the end, and by `--table` alone.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ VARIANTS = {768: "b", 1024: "l", 1280: "h"}
 """Variant of SAM by the width of its image encoder."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(
         description="Measure an original SAM on COCO, beside the published figures."
     )
@@ -93,7 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--out", type=Path, default=ROOT / "work" / "real_sam.csv", metavar="CSV", help="rows")
     add("--cache", type=Path, default=CACHE, metavar="DIR", help="checkpoints and scores of single objects")
     add("--table", action="store_true", help="measure nothing, print the table of the rows")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = parser().parse_args(arguments)
     return ptq.exit_code(lambda: _measure(options))
 
 

@@ -87,11 +87,17 @@ def methods(rows: Sequence[Row]) -> str:
 
 
 def widths(rows: Sequence[Row]) -> str:
-    """Tabulate the default method by bits: size on disk, compression, and mean IoU on each set of photographs."""
+    """Tabulate the default method by bits, below the box and the float model: size on disk and mean IoU by dataset."""
     rows = [row for row in rows if row.prompt == "box" and row.data != "scenes"]
     shown = [row for row in rows if row.model == BUNDLED and row.method == "saq-sam-plus"]
+    if not shown:
+        return ""
     data = ordered({row.data for row in shown}, DATA)
     lines = []
+    for method, name in ((FILL_BOX, "box-fill baseline"), (FLOAT, "float32")):
+        scores = {row.data: row.miou for row in rows if row.model in ("", BUNDLED) and row.method == method}
+        size = f"{(shown[0].float32_bytes or 0) / 1e6:.1f} MB" if method == FLOAT else ""
+        lines.append([name, size, "", *(_number(scores.get(one)) for one in data)])
     for bits in ordered({row.bits for row in shown}, BITS):
         here = [row for row in shown if row.bits == bits]
         size, float32 = here[0].checkpoint_bytes, here[0].float32_bytes
@@ -102,8 +108,7 @@ def widths(rows: Sequence[Row]) -> str:
             reference = _float_score([row for row in rows if row.data == name], _miou)
             cells.append(_cell([row for row in here if row.data == name], _miou, reference))
         lines.append([f"`{bits}`", f"{size / 1e6:.1f} MB", f"{float32 / size:.1f}x", *cells])
-    heading = ["bits", "size on disk", "compression", *data]
-    return markdown(heading, lines, right=2 + len(data)) if lines else ""
+    return markdown(["bits", "size on disk", "compression", *data], lines, right=2 + len(data))
 
 
 def baseline(rows: Sequence[Row]) -> str:

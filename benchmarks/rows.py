@@ -37,7 +37,7 @@ class Row:
     """One evaluation. Columns that do not apply are empty, such as the calibration of a float model.
 
     Attributes:
-        date: When, UTC.
+        date: Time of the measurement, UTC.
         commit: Of the repository; ends in `-dirty` if the package's sources differed from it.
         saqsam: Version of the package.
         torch: Version of torch.
@@ -52,7 +52,7 @@ class Row:
         steps: Learning steps over all units; empty for a method that learns nothing.
         calibration: Data set of the calibration.
         calibration_images: How many of its images.
-        seed: Which of them.
+        seed: Seed of the calibration sample.
         data: Data set of the evaluation.
         prompt: `box` or `point`.
         miou: Mean IoU over the instances, at the images' original resolution.

@@ -9,10 +9,11 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from memory import peak_gib
 
 
 def prepare(order: dict[str, Any]) -> Callable[[], object]:
@@ -66,16 +67,9 @@ def _torch(order: dict[str, Any], arrays: dict[str, np.ndarray]) -> Callable[[],
     return run
 
 
-def peak_gib() -> float:
-    """Highest resident memory of this process; `getrusage` would count that of the process that started it."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return round(int(status.split("VmHWM:")[1].split()[0]) / 2**20, 2)
-
-
 def main() -> int:
     """Entry point: the order is the only argument, as JSON."""
     order = json.loads(sys.argv[1])
-    sys.path.insert(0, str(Path(__file__).parent))
     run = prepare(order)
     run()
     seconds, cpu_seconds = [], []

@@ -14,8 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from options import add_out
 from plain_rows import append_plain
-from plan import circumstances
+from plan import stamp
 from rows import RESULTS
 
 OUT = RESULTS / "sensitivity.csv"
@@ -34,15 +35,21 @@ COLUMNS = (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(description="Append the sensitivity that `saqsam report` measured.")
     parser.add_argument("file", type=Path, help="of saqsam report --out FILE.json")
     parser.add_argument("--model", required=True, help="name of the float model")
-    options = parser.parse_args(arguments)
+    add_out(parser, OUT)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = parser().parse_args(arguments)
     content = json.loads(options.file.read_text())
     found = content["sensitivity"]
-    common = {name: value for name, value in circumstances("cpu").items() if name in ("commit", "machine")}
+    common = stamp("cpu", COLUMNS)
     common |= {
         "model": options.model,
         "recipe": content["name"],
@@ -55,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         common | {"part": one["name"], "alone": f"{one['alone']:.6f}", "without": f"{one['without']:.6f}"}
         for one in found["groups"]
     ]
-    append_plain(OUT, COLUMNS, rows)
+    append_plain(options.out, COLUMNS, rows)
     return 0
 
 

@@ -24,8 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
+from options import add_out
 from plain_rows import append_plain
-from plan import circumstances
+from plan import stamp
 from rows import RESULTS
 
 OUT = RESULTS / "serve.csv"
@@ -88,14 +89,20 @@ def measure(address: str, models: Sequence[str], clients: int, seconds: float) -
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(description="Measure `saqsam serve` under load.")
     parser.add_argument("--models", nargs="+", required=True, help="two models as `saqsam serve` takes them")
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 10, 50])
     parser.add_argument("--seconds", type=float, default=30.0)
-    options = parser.parse_args(arguments)
-    common = {name: value for name, value in circumstances("cpu").items() if name in ("commit", "machine")}
+    add_out(parser, OUT)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = parser().parse_args(arguments)
+    common = stamp("cpu", COLUMNS)
     command = [sys.executable, "-m", "saqsam", "serve", *options.models, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -106,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             names = [Path(text).name for text in options.models]
             for clients in options.clients:
                 row = measure(found[1], names[:2], clients, options.seconds)
-                append_plain(OUT, COLUMNS, [common | {"models": " ".join(names[:2])} | row])
+                append_plain(options.out, COLUMNS, [common | {"models": " ".join(names[:2])} | row])
         finally:
             server.send_signal(signal.SIGINT)
     return 0

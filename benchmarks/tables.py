@@ -33,15 +33,20 @@ _BLOCK = re.compile(r"<!-- table:(\w+)(?: (\w+))? -->\n(.*?)<!-- /table -->", re
 _MARKER = re.compile(r"<!-- (?:table:|/table)")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(description="Write the tables of the documentation from measured rows.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is stale")
     parser.add_argument(
         "--csv", type=Path, action="append", help="rows; can be repeated, the last file's count"
     )
     parser.add_argument("pages", nargs="*", type=Path, default=list(PAGES), help="Markdown files")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = parser().parse_args(arguments)
     try:
         rows = {row.key: row for path in options.csv or ROWS for row in read_rows(path)}
         stale = update_pages(options.pages, list(rows.values()), write=not options.check)

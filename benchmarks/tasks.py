@@ -1,4 +1,4 @@
-"""Every task for float and quantized models: rows in results/tasks.csv, one a figure, resumed where it stopped.
+"""Every task for float and quantized models: rows in results/tasks.csv, one row per metric; an interrupted run resumes.
 
     python benchmarks/tasks.py                               # all models on all cases
     python benchmarks/tasks.py --methods mse --bits w4a4     # fewer
@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import saqsam
+from options import add_cache, add_data_root, add_machine, add_model, add_out, plan_options
 from plain_rows import append_plain, read_plain
-from plan import Plan, make_plan, parse_arguments
+from plan import Plan, make_plan
 from ptq import bar, exit_code, make_subject
 from rows import FLOAT, RESULTS
 from saqsam.cli.terminal import progress_bars
@@ -30,6 +31,7 @@ from saqsam.data.simulated_labels import SimulatedLabels
 from saqsam.data.types import Dataset
 from saqsam.evaluation import EverythingTask, InstanceTask, OrientedTask, PromptTask, SemanticTask, Task
 from saqsam.inference.mask_generator import GeneratorOptions
+from saqsam.recipes.methods import METHODS as QUANTIZERS
 
 OUT = RESULTS / "tasks.csv"
 COLUMNS = (
@@ -151,21 +153,31 @@ def _count(root: Path, name: str, limit: int | None) -> int:
     return len(_open(root, name, None)) if limit is None else limit
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code. Other options are those of `ptq.py`."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
     names = [case.name for case in CASES]
-    parser = argparse.ArgumentParser(description="Measure every task; more options are those of ptq.py.")
+    parser = argparse.ArgumentParser(description="Measure every task.", allow_abbrev=False)
     parser.add_argument(
         "--cases", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names)
     )
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD")
+    parser.add_argument(
+        "--methods", nargs="+", choices=[FLOAT, *QUANTIZERS], default=list(METHODS), metavar="METHOD"
+    )
     parser.add_argument("--bits", nargs="+", default=list(BITS), metavar="wXaY")
-    parser.add_argument("--out", type=Path, default=OUT, metavar="CSV")
-    options, others = parser.parse_known_args(arguments)
-    own = ["--methods", *options.methods, "--bits", *options.bits, "--total-steps", str(TOTAL_STEPS)]
-    plan_options = parse_arguments([*own, "--data", SCENES, *others])
+    add_model(parser)
+    add_data_root(parser)
+    add_machine(parser)
+    add_out(parser, OUT)
+    add_cache(parser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = parser().parse_args(arguments)
+    of_plan = plan_options(options, data=[SCENES], total_steps=TOTAL_STEPS)
     cases = [case for case in CASES if case.name in options.cases]
-    return exit_code(lambda: run(make_plan(plan_options), cases, plan_options.data_root, options.out))
+    return exit_code(lambda: run(make_plan(of_plan), cases, options.data_root, options.out))
 
 
 if __name__ == "__main__":

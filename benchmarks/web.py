@@ -20,13 +20,13 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from playwright.sync_api import Page, sync_playwright
 
+from options import add_out
 from plain_rows import append_plain
-from plan import circumstances
+from plan import stamp
 from rows import RESULTS
 from saqsam.data.images import read_image_bytes
 from saqsam.data.rle import decode_mask
@@ -35,6 +35,9 @@ from saqsam.export.web.page import SAMPLES, read_page
 from saqsam.inference.predictor import Predictor
 from saqsam.runtimes.loading import load_runtime
 from saqsam.segmentation.prompts import Prompt, segment_prompts
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 OUT = RESULTS / "web.csv"
 COLUMNS = (
@@ -235,6 +238,8 @@ def measure(
     folder: Path, chromium: str, *, threads: bool, runs: int, hovers: int, masks: int
 ) -> dict[str, object]:
     """Return the row of an export."""
+    from playwright.sync_api import sync_playwright
+
     manifest = read_manifest(folder)
     places = np.random.default_rng(1).uniform(0.05, 0.95, (hovers, 2)).tolist()
     loads, firsts, times = [], [], []
@@ -273,8 +278,8 @@ def measure(
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(description="Measure web exports in headless Chromium.")
     parser.add_argument(
         "--exports", nargs="+", type=Path, required=True, help="folders of saqsam export --format web"
@@ -284,8 +289,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--hovers", type=int, default=60, help="places of the pointer per run")
     parser.add_argument("--masks", type=int, default=16, help="prompts per sample")
-    options = parser.parse_args(arguments)
-    common = {name: value for name, value in circumstances("cpu").items() if name in ("commit", "machine")}
+    add_out(parser, OUT)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = parser().parse_args(arguments)
+    common = stamp("cpu", COLUMNS)
     for folder in options.exports:
         row = measure(
             folder,
@@ -296,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             masks=options.masks,
         )
         print(json.dumps(row))
-        append_plain(OUT, COLUMNS, [common | row])
+        append_plain(options.out, COLUMNS, [common | row])
     return 0
 
 

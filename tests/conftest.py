@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 # Before anything of saqsam: Triton decides on import whether its kernels are compiled or interpreted.
 if not torch.cuda.is_available():
@@ -15,6 +16,9 @@ from saqsam.checkpoint import save_checkpoint
 from support.tiny_quantized import quantized_tiny
 from support.tiny_sam import tiny_processor, tiny_sam
 
+# Machines differ, and the first example compiles and caches. The parent keeps what Hypothesis sets for CI.
+settings.register_profile("saqsam", settings.default, deadline=None)
+settings.load_profile("saqsam")
 # Workers of pytest-xdist share the cores: with two threads each, they wait for one another most of the time.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 # A shell that runs tests in the background has them, and what they start, ignore Ctrl-C.
@@ -24,10 +28,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of the photographs with masks (`coco_val`, ...), which are not part of the repository."""
-    default = Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = Path(os.environ.get("SAQSAM_DATA", default))
+    folder = Path(os.environ.get("SAQSAM_DATA", Path(__file__).resolve().parents[1] / "data"))
     if not folder.is_dir():
-        pytest.skip("the photographs are not here: set SAQSAM_DATA to their folder")
+        pytest.skip(f"there are no photographs in {folder}; set SAQSAM_DATA to their folder")
     return folder
 
 

@@ -1,5 +1,6 @@
 """The training of sam-mini and sam2-mini goes on where it stopped, and starts from exported weights."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,6 +89,58 @@ def test_small_objects_are_favored(training, pack) -> None:
         covered = batch(samples, *range(24))["targets"].float().sum((2, 3)) / 255
         shares.append((4 * covered <= 12**2).float().mean().item())
     assert shares[1] > shares[0] + 0.15
+
+
+def test_packs_of_one_source_are_joined(training, pack) -> None:
+    """Pictures of both packs are seen, and pasted, and their small objects are favored."""
+    module = training["samples"]
+    first, second = (module.Pack.__new__(module.Pack) for _ in range(2))
+    for part, numbers in ((first, [0]), (second, [1, 2])):
+        part.__dict__.update(pack.__dict__)
+        part.images_of = {"scenes": np.array(numbers)}
+    spec = module.SampleSpec(64, 256, 2, {"scenes": 1.0}, small=0.5)
+    joined = module.SampleSet([first, second], spec, seed=1, length=10)
+    rng = np.random.default_rng(0)
+    choices = [joined._pick(rng, "scenes") for _ in range(60)]
+    seen = {(id(choice.pack), choice.number) for choice in choices if choice.limit == 0}
+    assert seen == {(id(first), 0), (id(second), 1), (id(second), 2)}
+    assert {id(choice.pack) for choice in choices if choice.limit > 0} == {id(first), id(second)}
+    read = []
+    for part in (first, second):
+        part.read = lambda number: read.append(number) or pack.read(number)
+    for _ in range(20):
+        joined._paste(rng, np.zeros((64, 64, 3), np.uint8), [], (64, 64))
+    assert set(read) == {0, 1, 2}
+
+
+def test_a_pack_without_pictures_of_a_source_changes_no_sample(training, pack, samples) -> None:
+    module = training["samples"]
+    empty = module.Pack.__new__(module.Pack)
+    empty.__dict__.update(pack.__dict__)
+    empty.images_of = {"scenes": np.array([], int)}
+    joined = module.SampleSet([empty, pack], samples.spec, seed=1, length=100)
+    assert all(torch.equal(value, joined[3][name]) for name, value in samples[3].items())
+    with_small = dataclasses.replace(samples.spec, small=1.0)
+    assert module.SampleSet([empty, pack], with_small, seed=1, length=100)[3]["pixels"].shape == (3, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            "--model sam2-mini",
+            "--model sam2-mini starts and learns from a sam-mini: pass its folder as --teacher",
+        ),
+        ("--model sam2-mini --embedding-only", "pass its folder as --teacher"),
+        ("--embedding-only", "expected --model sam2-mini"),
+        ("--teacher-weight 1", "expected --model sam2-mini"),
+        ("--teacher sam", "expected --model sam2-mini"),
+    ],
+)
+def test_options_without_a_teacher_are_refused(training, capsys, options: str, message: str) -> None:
+    with pytest.raises(SystemExit):
+        training["train"].parse_arguments(["--packs", "p", "--out", "o", "--minutes", "1", *options.split()])
+    assert message in capsys.readouterr().err
 
 
 def test_a_run_goes_on_as_if_it_had_not_stopped(training, samples, tmp_path) -> None:
@@ -291,6 +344,10 @@ def test_sam2_mini_learns_resumes_and_is_exported(
     )
     training["export"].main()
     model, processor = saqsam.load(tmp_path / "out")
+    again = train.Run(tmp_path / "again", torch.device("cpu"), 1e-4, trainee, teacher)
+    again.start_from(tmp_path / "out", None)
+    assert again.step == 0
+    assert all(torch.equal(value, again.state()["model"][name]) for name, value in model.state_dict().items())
     assert model.config.model_type == "sam2"
     assert processor.image_processor.size["height"] == 512
     weights, averaged = model.state_dict(), resumed.averaged_model().state_dict()

@@ -438,6 +438,17 @@ def test_a_run_resumes_after_an_interruption(training, pack_file, tmp_path, monk
     assert training["state_files"].load_state(out)["samples"] == 72 + 2 * (steps[-1] - 9)
 
 
+def test_nothing_is_evaluated_every_zero_minutes(training, pack_file, tmp_path, monkeypatch) -> None:
+    module, out = training["train_gpu"], tmp_path / "run"
+    monkeypatch.setattr(module, "evaluate", pytest.fail)
+    options = f"--packs {pack_file} --out {out} --device cpu --window 64 --batch 1 --prompts 1 --frames 0"
+    options += " --minutes 0.001 --evaluate-every 0"
+    monkeypatch.setattr("sys.argv", ["train_gpu.py", *options.split()])
+    module.main()
+    assert training["state_files"].load_state(out)["step"] > 0
+    assert not {"curve.csv", "sizes.csv"} & {path.name for path in out.iterdir()}
+
+
 def test_sizes_are_scored_by_class(training) -> None:
     module = training["evaluation"]
     scores = [module.Score("a", "box", iou, fill, size) for iou, fill, size in ((0.2, 0.5, 6), (0.4, 0.7, 3))]

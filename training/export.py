@@ -15,16 +15,21 @@ from state_files import load_state
 from trainees import SAM_MINI, TRAINEES
 
 
-def main() -> None:
-    """Run the command line."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", choices=list(TRAINEES), default=SAM_MINI.name)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Run the command line."""
+    args = parser().parse_args()
     state = load_state(args.run)
     if state is None:
-        parser.error(f"{args.run} holds no state of a training run")
+        parser().error(f"{args.run} holds no state of a training run")
     model = TRAINEES[args.model].build()
     model.load_state_dict({**state["model"], **state["average"]})
     args.folder.mkdir(parents=True, exist_ok=True)

@@ -103,8 +103,8 @@ def pack(
     }
 
 
-def main() -> None:
-    """Run the command line."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument(
@@ -121,7 +121,12 @@ def main() -> None:
     parser.add_argument(
         "--part", default="1/1", help="pack part I/N of the photographs: every Nth from the Ith on"
     )
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Run the command line."""
+    args = parser().parse_args()
 
     held_back = json.loads((Path(__file__).parent / "held_back.json").read_text())
     parts = []

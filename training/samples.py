@@ -7,7 +7,7 @@ same sample, so a resumed run continues exactly where it stopped and workers nee
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,15 +88,18 @@ class SampleSet(Dataset[dict[str, torch.Tensor]]):
 
     def __init__(self, packs: list[Pack], spec: SampleSpec, seed: int, length: int) -> None:
         self.packs, self.spec, self.seed, self.length = packs, spec, seed, length
-        known = {source for pack in packs for source in pack.images_of}
-        self.sources = [s for s in spec.weights if s in known]
+        self.pictures = {
+            source: [(pack, int(number)) for pack in packs for number in pack.images_of.get(source, ())]
+            for source in spec.weights
+        }
+        """Pictures of each source, of all packs: the pack and the number there."""
+        self.sources = [source for source, pictures in self.pictures.items() if pictures]
         shares = np.array([spec.weights[s] for s in self.sources])
         self.shares = shares / shares.sum()
         self.small: dict[tuple[str, float], list[Choice]] = {}
         for source in self.sources if spec.small > 0 else []:
-            pack = self._pack_of(source)
             for limit in SMALL:
-                self.small[source, limit] = small_choices(pack, pack.images_of[source], spec.frame, limit)
+                self.small[source, limit] = small_choices(self.pictures[source], spec.frame, limit)
 
     def __len__(self) -> int:
         return self.length
@@ -110,16 +113,16 @@ class SampleSet(Dataset[dict[str, torch.Tensor]]):
                 return made
         raise RuntimeError(f"no sample with an object in it after 20 attempts (sample {index})")
 
-    def _pack_of(self, source: str) -> Pack:
-        return next(pack for pack in self.packs if source in pack.images_of)
+    def _picture(self, rng: np.random.Generator, source: str) -> tuple[Pack, int]:
+        pictures = self.pictures[source]
+        return pictures[int(rng.integers(len(pictures)))]
 
     def _pick(self, rng: np.random.Generator, source: str) -> Choice:
         if self.spec.small > 0 and rng.random() < self.spec.small:
             choices = self.small[source, SMALL[int(rng.integers(len(SMALL)))]]
             if choices:
                 return choices[int(rng.integers(len(choices)))]
-        pack = self._pack_of(source)
-        number = int(rng.choice(pack.images_of[source]))
+        pack, number = self._picture(rng, source)
         return Choice(pack, number, pack.instances_of[number])
 
     def _make(self, rng: np.random.Generator) -> dict[str, torch.Tensor] | None:
@@ -208,8 +211,7 @@ class SampleSet(Dataset[dict[str, torch.Tensor]]):
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """Paste an object of another picture over this one (copy-paste augmentation, arXiv 2012.07177)."""
         source = "objects_train" if "objects_train" in self.sources else self.sources[0]
-        pack = self._pack_of(source)
-        number = int(rng.choice(pack.images_of[source]))
+        pack, number = self._picture(rng, source)
         instance = int(rng.choice(pack.instances_of[number]))
         x, y, w, h = (int(v) for v in pack.instance[instance, 1:])
         side = float(np.exp(rng.uniform(np.log(12), np.log(self.spec.window * 0.6))))
@@ -273,10 +275,10 @@ def mask_side(mask: np.ndarray) -> float:
     return (width * height) ** 0.5 / FINE
 
 
-def small_choices(pack: Pack, pictures: Collection[int], frame: int, limit: float) -> list[Choice]:
+def small_choices(pictures: Iterable[tuple[Pack, int]], frame: int, limit: float) -> list[Choice]:
     """Return the pictures with objects of at most `limit` pixels in the frame, with these objects as centers."""
     choices = []
-    for number in map(int, pictures):
+    for pack, number in pictures:
         scale = frame / int(pack.image[number, :2].max())
         instances = pack.instances_of[number]
         sides = [scale * float(pack.instance[i, 3:5].prod()) ** 0.5 for i in instances]

@@ -5,7 +5,7 @@
     python training/train.py --packs ... --out NEW --from src/saqsam/models/sam_mini --minutes 120   # from weights
 
 A run is a folder: `state.pt` (weights, their moving average, optimizer, counters; written whole every few minutes),
-`log.csv` (losses), `curve.csv` (mean IoU on the held-back pictures). Started again with the same --out it goes on. The
+`log.csv` (losses), `curve.csv` (mean IoU on the held-back pictures). Run it again with the same `--out` to resume. The
 learning rate is constant after its warm-up; `--decay` lets it fall to zero over the time of this call, so that one
 long run can be ended whenever its time is up.
 """
@@ -17,7 +17,7 @@ import csv
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +78,13 @@ class Run:
             self.average = state["average"]
             self.step, self.samples, self.seconds = state["step"], state["samples"], state["seconds"]
 
-    def start_from(self, weights: Path, curve: Path) -> None:
-        """Start from exported weights, at the position where their learning curve ends."""
-        self.model.load_state_dict(SamModel.from_pretrained(weights, dtype=torch.float32).state_dict())
+    def start_from(self, weights: Path, curve: Path | None) -> None:
+        """Start from exported weights, at the position where their learning curve ends, if there is one."""
+        exported = type(self.model).from_pretrained(weights, dtype=torch.float32)
+        self.model.load_state_dict(exported.state_dict())
         self.average = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        if curve is None:
+            return
         with curve.open(newline="") as file:
             last = list(csv.DictReader(file))[-1]
         self.step, self.samples = int(last["step"]), int(last["samples"])
@@ -237,7 +240,7 @@ def embedding_step(run: Run, batch: dict[str, Tensor], clip: float) -> tuple[flo
     return loss.item(), float("nan")
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = run_parser(__doc__, batch=8, evaluate_every=20, save_every=4, small=0.0)
     parser.add_argument("--workers", type=int, default=1)
@@ -249,7 +252,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--embedding-only", action="store_true", help="train the encoder towards the teacher alone"
     )
-    return parser.parse_args()
+    args = parser.parse_args(arguments)
+    if args.model == SAM_MINI.name:
+        if args.teacher is not None or args.embedding_only or args.teacher_weight > 0:
+            parser.error("--teacher, --teacher-weight and --embedding-only: expected --model sam2-mini")
+    elif args.teacher is None:
+        parser.error(f"--model {args.model} starts and learns from a sam-mini: pass its folder as --teacher")
+    return args
 
 
 def run_parser(
@@ -271,7 +280,7 @@ def run_parser(
         "--from",
         dest="weights",
         type=Path,
-        help="folder of weights that a new run starts from, past log/curve.csv",
+        help="folder of weights that a new run starts from; sam-mini's past log/curve.csv",
     )
     parser.add_argument(
         "--minutes", type=float, required=True, help="training time; on a GPU without loading and evaluation"
@@ -339,7 +348,7 @@ def main() -> None:
     teacher = None if args.teacher is None else SamModel.from_pretrained(args.teacher, dtype=torch.float32)
     run = Run(args.out, torch.device(args.device), args.lr, trainee, teacher)
     if args.weights is not None and run.step == 0:
-        run.start_from(args.weights, HERE / "log" / "curve.csv")
+        run.start_from(args.weights, HERE / "log" / "curve.csv" if trainee is SAM_MINI else None)
     first_step = run.step
     # The fused attention of a CPU is slow in its backward pass where sequences are short.
     torch.backends.cuda.enable_flash_sdp(args.window > 128 or args.device != "cpu")

@@ -14,7 +14,7 @@ import argparse
 import csv
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,7 +127,7 @@ def check_finite(losses: list[Tensor]) -> Tensor:
     return values
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = run_parser(__doc__, batch=128, evaluate_every=4, save_every=2, small=0.3)
     parser.add_argument(
@@ -139,7 +139,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--frames", type=share, default=0.5, help="share of steps on whole frames")
     parser.add_argument("--frame-batch", type=int, default=64, help="frames in a batch")
     parser.add_argument("--compile", action="store_true", help="compile the network and the sampling")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def make_samplers(args: argparse.Namespace, pictures: DevicePictures) -> dict[bool, DeviceSampler]:
@@ -197,7 +197,8 @@ def main() -> None:
         milliseconds = 1000 * seconds_per_batch(sampler)
         print(f"{sampler.size} samples of {sampler.spec.window} px take {milliseconds:.1f} ms", flush=True)
 
-    evaluate(run, evaluated, window)
+    if args.evaluate_every:
+        evaluate(run, evaluated, window)
     first_step, first_samples = run.step, run.samples
     before, budget = run.seconds, args.minutes * 60
     start = last_save = last_evaluation = time.monotonic()
@@ -231,13 +232,14 @@ def main() -> None:
             check_finite(losses)
             run.save()
             last_save = now
-        if now - last_evaluation > args.evaluate_every * 60:
+        if args.evaluate_every and now - last_evaluation > args.evaluate_every * 60:
             evaluate(run, evaluated, window)
             last_evaluation = time.monotonic()
             paused += last_evaluation - now
     check_finite(losses)
     run.save()
-    write_sizes(evaluate(run, evaluated, window), args.out / "sizes.csv")
+    if args.evaluate_every:
+        write_sizes(evaluate(run, evaluated, window), args.out / "sizes.csv")
 
 
 if __name__ == "__main__":

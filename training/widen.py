@@ -73,12 +73,17 @@ def widen(narrow: SamModel) -> SamModel:
     return wide
 
 
-def main() -> None:
-    """Run the command line."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("narrow", type=Path)
     parser.add_argument("wide", type=Path)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Run the command line."""
+    args = parser().parse_args()
     torch.manual_seed(0)
     model = widen(SamModel.from_pretrained(args.narrow, dtype=torch.float32))
     model.save_pretrained(args.wide)

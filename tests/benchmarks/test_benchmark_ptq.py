@@ -64,7 +64,7 @@ def test_rows_are_of_the_checkpoint_on_disk(ptq, arguments, tmp_path):
 
 
 @pytest.mark.slow
-def test_it_goes_on_where_it_stopped(ptq, arguments, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes(ptq, arguments, tmp_path, monkeypatch):
     quantized, evaluated = [], []
     quantize, evaluate = saqsam.quantize, saqsam.evaluate
 
@@ -120,3 +120,31 @@ def test_wrong_use_is_one_line(ptq, arguments, tmp_path, capsys, more, message):
 
 def scenes():
     return saqsam.open_dataset("scenes", limit=1)
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"), [("os.kill(os.getpid(), signal.SIGKILL)", 137), ("sys.exit(2)", 2)]
+)
+def test_a_child_that_fails_or_is_killed_fails_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, code: int
+) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(f"import os, signal, sys\nif 'ends' in sys.argv:\n    {ending}\n")
+    with scripts("benchmarks", ["methods"]) as found:
+        methods = found["methods"]
+        monkeypatch.setattr(methods.ptq, "__file__", str(script))
+        assert methods.run_calls([["lives"], ["ends"], ["lives"]], 2) == code
+        assert methods.run_calls([["lives"], ["lives"]], 2) == 0
+
+
+def test_cached_files_are_of_the_same_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("1")
+    with scripts("benchmarks", ["plan"]) as found:
+        plan = found["plan"]
+        first = plan.sources_hash(script)
+        assert plan.sources_hash(script) == first != plan.sources_hash()
+        script.write_text("2")
+        assert plan.sources_hash(script) != first
+        monkeypatch.setattr(plan.torch, "__version__", "0.0")
+        assert plan.sources_hash() not in (first, plan.sources_hash(script))

@@ -219,6 +219,8 @@ def test_the_default_method_has_a_line_a_width(tables, defaults):
     assert lines(tables.fill_tables(page("widths"), defaults))[2:-2] == [
         "| bits | size on disk | compression | coco_val |",
         "| --- | ---: | ---: | ---: |",
+        "| box-fill baseline |  |  | 0.589 |",
+        "| float32 | 6.5 MB |  | 0.600 |",
         "| `w8a8` | 1.9 MB | 3.4x | 0.598 (−0.002) |",
         "| `w4a4` | 1.0 MB | 6.5x | 0.570 ± 0.014 (−0.030) |",
     ]
@@ -560,7 +562,13 @@ def test_accuracy_in_runtimes_has_a_table_for_each_machine(other_tables):
         "runtime": "torch-int8",
         "data": "coco_val",
     }
-    line |= {"miou": "0.59612", "mask_iou": "0.98514", "file_mb": "7.766", "model_hash": "bbbb"}
+    line |= {
+        "miou": "0.59612",
+        "mask_iou": "0.98514",
+        "file_mb": "7.766",
+        "model_hash": "bbbb",
+        "images": "153",
+    }
     nncf = {
         **line,
         "machine": "CPU B",
@@ -570,10 +578,12 @@ def test_accuracy_in_runtimes_has_a_table_for_each_machine(other_tables):
         "mask_iou": "",
     }
     earlier = {**line, "machine": "CPU C", "model_hash": "aaaa"}
-    found = other_tables.deployed([earlier, line, nncf]).split("\n\n")
+    trial = {**line, "images": "2", "miou": "0.9"}
+    found = other_tables.deployed([earlier, line, trial, nncf]).split("\n\n")
     assert [found[0], found[2]] == ["CPU A", "CPU B"]
     own = "`mse-deploy-w8a8-mixed`, `encoder_products=quantized` | torch, `torch-int8`"
     assert f"| {own} | coco_val | 0.5961 | 0.9851 | 7.766 |" in found[1]
+    assert "0.9000" not in found[1]
     assert "| `nncf-w8a8` | OpenVINO | coco_val | 0.5961 |  | 7.766 |" in found[3]
     assert other_tables.deployed([]) == ""
 

@@ -1,4 +1,4 @@
-"""The benchmark of all tasks: one row a figure, and nothing is measured twice."""
+"""The benchmark of all tasks: one row per metric, and nothing is measured twice."""
 
 import csv
 import dataclasses
@@ -25,7 +25,7 @@ def test_rows_are_figures_and_are_measured_once(
     case = tasks.Case("box", lambda *_: PromptTask("box"), {"scenes": 1})
     monkeypatch.setattr(tasks, "CASES", (case,))
     out = tmp_path / "tasks.csv"
-    arguments = ["--methods", "float", "--out", str(out), "--calibration", "scenes"]
+    arguments = ["--methods", "float", "--out", str(out), "--data-root", str(tmp_path)]
     assert tasks.main(arguments) == 0
     with out.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -44,6 +44,15 @@ def test_rows_are_figures_and_are_measured_once(
 def test_every_task_has_a_case(tasks: ModuleType) -> None:
     made = {case.name for case in tasks.CASES}
     assert {"box", "point", "clicks", "instance", "oriented", "everything", "semantic"} == made
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--limit 2", "--data scenes", "--prompt point", "--set equalized=true", "--seed 1", "--images 4"],
+)
+def test_options_that_rows_do_not_name_are_refused(tasks: ModuleType, option: str) -> None:
+    with pytest.raises(SystemExit):
+        tasks.main(option.split())
 
 
 def test_wrong_options_end_at_once(

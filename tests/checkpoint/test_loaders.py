@@ -137,6 +137,23 @@ def test_an_index_must_list_what_its_shards_hold(shards: Path, loader: Loader) -
     assert "\n" not in str(error.value)
 
 
+@loaders
+def test_a_missing_shard_is_refused(shards: Path, loader: Loader) -> None:
+    shard = sorted(shards.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=f"{shard.name} is missing"):
+        loader(shards)
+
+
+@loaders
+def test_a_tensor_in_two_shards_is_refused(shards: Path, loader: Loader) -> None:
+    first, second = sorted(shards.glob("model-*.safetensors"))[:2]
+    name, tensor = next(iter(load_file(first).items()))
+    save_file({**load_file(second), name: tensor}, second, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"{second.name} repeats {name} of another shard"):
+        loader(shards)
+
+
 def test_a_hub_snapshot_without_processor_loads_in_transformers(tmp_path: Path) -> None:
     folder = tmp_path / "models--owner--name" / "snapshots" / "0123"
     processor = tiny_processor()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import resource
 import signal
+import sys
 import time
 import traceback
 import warnings
@@ -31,7 +32,7 @@ HANG = "HANG"
 GOOD = (REFUSED, EQUAL, VALID)
 
 SECONDS = 5
-"""A mutant that takes longer hangs."""
+"""A mutant that takes more time of the processor hangs."""
 MAX_MESSAGE = 1_000
 """Characters of an error message; paths of temporary folders are part of it."""
 MAX_GIB = 2.0
@@ -108,7 +109,7 @@ def _describe(error: Exception) -> str:
 
 
 class _TimeLimit(BaseException):
-    """Raised by the alarm; not an Exception, so that the code under test cannot catch it."""
+    """Raised by the timer; not an Exception, so that the code under test cannot catch it."""
 
 
 @contextmanager
@@ -116,13 +117,13 @@ def _time_limit() -> Iterator[None]:
     def stop(signum: int, frame: FrameType | None) -> None:
         raise _TimeLimit
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def report(tallies: Sequence[Tally]) -> int:
@@ -132,7 +133,8 @@ def report(tallies: Sequence[Tally]) -> int:
     for tally in tallies:
         counts = "".join(f"{tally.outcomes[name]:>20}" for name in columns)
         print(f"{tally.kind:<32}{tally.outcomes.total():>9}{counts}{tally.slowest:>8.1f} s")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    unit = 1 if sys.platform == "darwin" else 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
     print(f"peak memory {peak:.2f} GiB")
     for tally in tallies:
         for failure in tally.failures:

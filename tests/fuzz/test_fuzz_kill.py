@@ -12,7 +12,7 @@ if sys.platform == "win32":
 
 @pytest.mark.slow
 def test_faults_leave_the_old_output_or_a_whole_one_and_the_same_command_resumes() -> None:
-    # quantize, export and report take longer: the long run and tests/test_journal.py have them.
+    # quantize, export and report take longer: the long run and tests/ptq/test_journal.py have them.
     command = [
         sys.executable,
         "-m",

@@ -232,7 +232,7 @@ class Evaluation:
 
     def _run(self, folder: Path) -> str:
         result = evaluate(
-            self.model, tiny_processor(), self.data, tasks=self.tasks, unfinished=folder, workers=0
+            self.model, tiny_processor(), self.data, tasks=self.tasks, resume_dir=folder, workers=0
         )
         return result.to_json()
 
