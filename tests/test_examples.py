@@ -83,7 +83,10 @@ def test_replace_sam_predictor(made: tuple[Path, list[str]]) -> None:
     target = max(saqsam.open_dataset("scenes", limit=1)[0].instances, key=lambda instance: instance.area)
     (mask,) = box_masks(made[0], [target.box])
     assert printed[0] == f"box: {mask.sum()} pixels, IoU {iou(mask, target.mask()):.3f}"
-    assert [line.split(":")[0] for line in printed[1:]] == ["point", "point, point beside, mask"]
+    assert [line.split(":")[0] for line in printed[1:]] == [
+        "point",
+        "foreground point, background point, mask",
+    ]
     assert len(set(printed)) == 3
 
 
@@ -108,7 +111,7 @@ def test_calibrate_on_your_photos(tiny: Path, tmp_path: Path) -> None:
     labeled = make_coco(tmp_path / "coco")
     options = ("--model", tiny, "--images", "2", "--out", tmp_path / "q")
     printed = run("calibrate_on_your_photos.py", tmp_path / "photos", *options, "--score", labeled)
-    assert printed[0] == "calibrated on 2 of 3 pictures of photos, prompted by the model's own masks"
+    assert printed[0] == "calibrated on 2 of 3 images of photos, prompted by the model's own masks"
     data = saqsam.open_dataset(labeled)
     for line, model in zip(printed[1:3], (tiny, tmp_path / "q"), strict=True):
         metrics = saqsam.evaluate(*saqsam.load(model), data).metrics["prompt"]

@@ -151,7 +151,7 @@ def test_the_log_keeps_the_allocation(allocator: saqsam.BitAllocator, tmp_path: 
     assert known.allocation == found.log
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(json_values)
 def test_other_plain_values_are_no_log_and_refused_in_a_short_line(value: Any) -> None:
     with pytest.raises(ValueError, match=r"expected|cannot be") as caught:

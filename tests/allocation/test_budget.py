@@ -41,7 +41,7 @@ def test_another_form_is_refused(text: str) -> None:
         ("w1.5b", "mean bits must lie in 2 to 8, got 1.5"),
         ("loss=1.5", "loss must lie between 0 and 1, got 1.5"),
         ("loss=0", "loss must lie between 0 and 1, got 0"),
-        ("0.0001kB", "a size must be at least one byte, got 0"),
+        ("0.0001kB", "a size must be at least one byte, got '0.0001kB'"),
     ],
 )
 def test_a_limit_outside_its_range_is_refused(text: str, message: str) -> None:

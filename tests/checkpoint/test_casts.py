@@ -8,15 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_flatten
 from transformers import SamModel
 
 import saqsam
 from saqsam.checkpoint import load_checkpoint, save_checkpoint
 from saqsam.inference.predictor import Predictor
+from saqsam.models.registry import family_of
 from saqsam.quant.layers import PackedLayer
+from saqsam.recipes.overrides import with_overrides
 from saqsam.runtimes.torch_integer import use_integer_kernels
+from support.tiny_mobile_sam import tiny_mobile_sam
 from support.tiny_quantized import assert_same_outputs, mixed_tiny, outputs, quantized_tiny, tiny_data
 from support.tiny_sam import tiny_pixels, tiny_processor, tiny_sam
+from support.tiny_sam2 import tiny_sam2
+from support.tiny_sam3_tracker import tiny_sam3_tracker
+from support.tiny_sam_hq import tiny_sam_hq
 
 CASTS: dict[str, Callable[[SamModel], SamModel]] = {
     "to": lambda model: model.to(torch.bfloat16),
@@ -188,3 +195,34 @@ def test_pixels_may_be_in_either_dtype() -> None:
     pixels = tiny_pixels()
     found = [model.get_image_embeddings(one) for one in (pixels, pixels.bfloat16())]
     assert torch.equal(*found)
+
+
+FAMILIES: dict[str, Callable[[], SamModel]] = {
+    "sam": tiny_sam,
+    "sam_hq": tiny_sam_hq,
+    "mobile_sam": tiny_mobile_sam,
+    "sam2": tiny_sam2,
+    "sam3_tracker": tiny_sam3_tracker,
+}
+
+
+@pytest.mark.parametrize("extra", [(), ("extra.patch_embedding=8",)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_takes_float32_pixels_and_exact_coordinates(family: str, extra: tuple[str, ...]) -> None:
+    recipe = with_overrides(saqsam.recipe_for("weight-only", "w8"), extra)
+    result = saqsam.quantize(FAMILIES[family](), recipe=recipe)
+    model, reference = copy.deepcopy(result.model).bfloat16(), result.model
+    side = family_of(model.config).input_spec(model.config).image_size
+    pixels = torch.rand(1, 3, side, side)
+    found = [model.get_image_embeddings(one) for one in (pixels, pixels.bfloat16())]
+    leaves = [tree_flatten(one)[0] for one in found]
+    assert all(torch.equal(one, other) for one, other in zip(*leaves, strict=True))
+    (name,) = (
+        name
+        for name, module in reference.named_modules()
+        if type(module) is family_of(model.config).coordinate_encoding
+        and not name.startswith("prompt_encoder")
+    )
+    place = torch.tensor([[[[0.7 * side + 0.3, 0.4 * side + 0.1]]]])
+    encoded, exact = (one.get_submodule(name)(place, (side, side)).float() for one in (model, reference))
+    assert float((encoded - exact).abs().max()) < 0.02

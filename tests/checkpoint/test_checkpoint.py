@@ -1,6 +1,8 @@
 """The packed checkpoint: it gives the same masks back, holds nothing more than it should, and notices damage."""
 
+import copy as copy_module
 import json
+import math
 import os
 import re
 import shutil
@@ -585,7 +587,7 @@ def test_a_float_model_has_no_recipe_and_cannot_be_saved_as_a_checkpoint(tmp_pat
 def test_attaching_marks_a_model_as_transformers_does(saved: dict[str, Path]) -> None:
     loaded = from_pretrained(saved["plain"])
     model = tiny_sam()
-    attach_quantizer(model, tiny_recipe().to_dict())
+    attach_quantizer(model, SaqsamConfig(tiny_recipe()))
     assert isinstance(model.config.quantization_config, SaqsamConfig)
     assert type(model.hf_quantizer) is type(loaded.hf_quantizer)
     assert model.quantization_method == loaded.quantization_method
@@ -691,3 +693,29 @@ def test_saving_does_not_change_what_the_model_computes(tmp_path: Path) -> None:
     save_checkpoint(model, tiny_processor(), tmp_path / "out")
     after = outputs(model)
     assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_refused_save_changes_nothing(tmp_path: Path, saved: dict[str, Path]) -> None:
+    model = load_checkpoint(saved["plain"])
+    known = copy_module.deepcopy(model.config.quantization_config.to_dict())
+    next(module for module in model.modules() if hasattr(module, "zero_point")).scale.fill_(math.inf)
+    with pytest.raises(saqsam.CheckpointError, match="finite"):
+        save_checkpoint(model, tiny_processor(), tmp_path / "out")
+    assert model.config.quantization_config.to_dict() == known
+
+
+def test_a_loaded_model_tells_which_version_wrote_it(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["quantization_config"]["saqsam_version"] = "0.0.1"
+    (copy / "config.json").write_text(json.dumps(config))
+    for load in (load_checkpoint, from_pretrained):
+        assert load(copy).config.quantization_config.saqsam_version == "0.0.1"
+
+
+def test_files_have_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        folder = save_checkpoint(quantized_tiny(), tiny_processor(), tmp_path / "model")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o640}

@@ -15,7 +15,14 @@ from transformers import SamModel
 import saqsam
 from saqsam import SaqsamConfig
 from saqsam.checkpoint import CardScore, model_card
-from support.tiny_quantized import assert_same_outputs, mixed_tiny, quantized_tiny
+from saqsam.recipes.specs import Override
+from support.tiny_quantized import (
+    assert_same_outputs,
+    mixed_tiny,
+    quantize_tiny,
+    quantized_tiny,
+    tiny_recipe,
+)
 from support.tiny_sam import tiny_processor, tiny_sam
 
 SCORES = [
@@ -131,3 +138,10 @@ def test_pushing_uploads_the_card(
     else:
         assert "# Edited on the hub" in text
         assert "quantized: min-max" not in text
+
+
+def test_overrides_of_groups_show_both_widths() -> None:
+    recipe = tiny_recipe(overrides={"decoder": Override(8, 8), "neck": Override(activations=6)})
+    card = model_card(quantize_tiny(recipe))
+    assert "| decoder | weights 8 bits, activations 8 bits |" in card
+    assert "| neck | weights 4 bits, activations 6 bits |" in card

@@ -59,7 +59,7 @@ def test_shards_write_what_one_process_writes(packed: Path, photos: Path, tmp_pa
     assert contents(shared) == contents(whole)
 
 
-def test_a_run_goes_on_where_it_ended(packed: Path, photos: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes(packed: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "masks"
     assert_done(run("segment", packed, photos, *BOX, *BULK, "--out", out))
     before = contents(out)
@@ -153,8 +153,8 @@ def test_bad_images_are_set_aside_with_their_error(packed: Path, photos: Path, t
     out = tmp_path / "masks"
     result = run("segment", packed, photos, *BOX, *BULK, "--out", out)
     assert_done(result)
-    assert result.stdout.startswith("4 masks in 4 images (1 image left out)\n")
-    assert "left out 1.png: " in result.stderr
+    assert result.stdout.startswith("4 masks in 4 images (1 image skipped)\n")
+    assert "skipped 1.png: " in result.stderr
     assert [type(one) is Failure for one in read_part(out / "part-000000.parquet")] == [False, True]
     result = run("merge", out, "--out", tmp_path / "masks.json")
     assert_done(result)

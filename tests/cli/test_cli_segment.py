@@ -102,7 +102,7 @@ def test_other_formats_become_a_folder(
     assert_refused(run(*arguments, out), "exists")
     assert_done(run(*arguments, out, "--overwrite"))
     (out / "notes.doc").write_text("mine")
-    assert_refused(run(*arguments, out, "--overwrite"), "holds notes.doc, which is no mask")
+    assert_refused(run(*arguments, out, "--overwrite"), "holds notes.doc, which is not a mask")
     if not FORMATS[form].is_folder:
         assert_refused(run(*arguments, tmp_path / f"one{FORMATS[form].suffix}"), "a folder for 3 images")
 
@@ -158,9 +158,9 @@ def test_a_bad_image_among_others_is_left_out(packed: Path, photos: Path, tmp_pa
     Image.fromarray(picture((4, 4))).save(photos / "d.png")
     result = run("segment", packed, photos, "--box", "5,5,30,30", "--out", tmp_path / "masks.json")
     assert result.exit_code == 0
-    assert "left out b.png: " in result.stderr
-    assert "left out d.png: box: expected one that meets the 4 x 4 px image" in result.stderr
-    assert "2 masks in 2 images (2 images left out)" in result.stdout
+    assert "skipped b.png: " in result.stderr
+    assert "skipped d.png: box: expected one that meets the 4 x 4 px image" in result.stderr
+    assert "2 masks in 2 images (2 images skipped)" in result.stdout
     for path in photos.iterdir():
         path.write_text("no picture")
     out = tmp_path / "none.json"
@@ -191,8 +191,8 @@ def test_masks_as_prompts_and_tiles(packed: Path, tmp_path: Path) -> None:
     [
         (("--point", "3,4,2"), "--point must look like x,y or x,y,0"),
         (("--points", "3,4;5"), "--points must look like x,y or x,y,0"),
-        (("--points", "3,4,0;5,6,0"), "--points needs a point on the object"),
-        (("--point", "3,4,0"), "--point x,y,0 is beside objects"),
+        (("--points", "3,4,0;5,6,0"), "--points needs a foreground point"),
+        (("--point", "3,4,0"), "--point x,y,0 is a background point"),
         (("--box", "1,2,30,30", "--prompts", "p.json"), "not both"),
         (("--prompts", "p.json", "--detections", "d.json"), "not both"),
         (("--everything", "--prompts", "p.json"), "--everything or prompts, not both"),
@@ -202,7 +202,7 @@ def test_masks_as_prompts_and_tiles(packed: Path, tmp_path: Path) -> None:
         (("--box", "1,2,30,30", "--overlap", "8"), "--overlap needs --tile"),
         (("--box", "1,2,30,30", "--tile", "64", "--overlap", "64"), "overlap: expected 0 to 63"),
         (("--box", "1,2,30,30", "--format", "bmp"), "--format: expected overlay"),
-        (("--box", "1,2,30,30"), "--out: expected where to write the masks of several images"),
+        (("--box", "1,2,30,30"), "--out: needed for the masks of several images"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(
@@ -214,7 +214,7 @@ def test_options_that_do_not_fit_are_refused(
 
 def test_a_folder_with_the_pictures_is_not_replaced(packed: Path, photos: Path) -> None:
     result = run("segment", packed, photos, "--box", "5,5,30,30", "--out", photos, "--overwrite")
-    assert_refused(result, "holds the pictures to segment")
+    assert_refused(result, "holds the images to segment")
     assert len(list(photos.iterdir())) == 3
 
 
@@ -223,7 +223,7 @@ def test_standard_input_needs_a_place_for_its_masks(packed: Path, tmp_path: Path
     Image.fromarray(picture((40, 60))).save(image)
     arguments = ["segment", str(packed), "-", "--point", "9,9"]
     runner = CliRunner()
-    assert_refused(runner.invoke(app.app, arguments, input=image.read_bytes()), "--out: expected where")
+    assert_refused(runner.invoke(app.app, arguments, input=image.read_bytes()), "--out: needed for the masks")
     out = tmp_path / "m.png"
     result = runner.invoke(app.app, [*arguments, "--out", str(out)], input=image.read_bytes())
     assert_done(result)

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from saqsam.checkpoint import checkpoint_tensors
+from saqsam.cli.commands.serve import _bytes
 from support.command_line import assert_refused, run
+from support.tiny_quantized import quantized_tiny
 
 
 def ask(address: str, path: str) -> dict[str, object]:
@@ -60,3 +63,9 @@ def test_wrong_arguments_are_refused(tiny: Path) -> None:
     assert_refused(run("serve", "none", "--port", "0"), "no model 'none'")
     assert_refused(run("serve", tiny, tiny, "--port", "0"), "expected different models")
     assert_refused(run("serve", tiny, "--host", "nowhere.invalid", "--port", "0"), "--host: cannot listen on")
+
+
+def test_a_checkpoint_from_the_hub_has_the_size_of_its_tensors() -> None:
+    model = quantized_tiny()
+    size = _bytes("owner/name", model)
+    assert size == sum(one.numel() * one.element_size() for one in checkpoint_tensors(model).values())

@@ -1,4 +1,4 @@
-"""The command line tells what was left out of data, and what was accepted although it was unusual."""
+"""The command line tells what was skipped in data, and what was accepted although it was unusual."""
 
 import json
 from pathlib import Path
@@ -29,8 +29,8 @@ def lost(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 LINES = [
-    "left out: unknown image id: 1",
-    "left out: polygon without area: 1",
+    "skipped: unknown image id: 1",
+    "skipped: polygon without area: 1",
     "note: box derived from segmentation: 2",
 ]
 

@@ -647,7 +647,7 @@ def test_evaluate_detections_adds_ap(packed: Path, labeled: Path, tmp_path: Path
     assert 0 <= metrics["segm_ap"] <= metrics["segm_ap50"] <= 1
     assert "segm_ap_agnostic" in metrics
     assert figures["skipped"] == {"detection: box without area": 1}
-    assert "left out: detection: box without area" in result.stdout
+    assert "skipped: detection: box without area" in result.stdout
     assert "segm_ap50" in result.stdout
 
 
@@ -742,7 +742,7 @@ def test_evaluate_semantic_with_simulated_and_given_labels(
     Image.fromarray(np.zeros((40, 60), dtype=np.uint8)).save(maps / "1.png")
     result = run(*arguments, "--labels", maps)
     assert_done(result)
-    assert "left out: missing label map: 1" in result.stdout
+    assert "skipped: missing label map: 1" in result.stdout
     Image.fromarray(np.zeros((20, 60), dtype=np.uint8)).save(maps / "1.png")
     assert_refused(run(*arguments, "--labels", maps), "1.png: expected 40 x 60 pixels, got 20 x 60")
 
@@ -753,7 +753,7 @@ def test_evaluate_ade20k(packed: Path, tmp_path: Path) -> None:
     result = run(*arguments, "--task", "semantic", "--labels", "simulated", *EVERYTHING)
     assert_done(result)
     assert "on 3 images of ade20k_validation" in result.stdout
-    assert "left out: missing annotation: 1" in result.stdout
+    assert "skipped: missing annotation: 1" in result.stdout
     assert_refused(run(*arguments), "no objects", "task semantic")
     assert_refused(run(*arguments, "--task", "semantic"), "needs --labels")
     both = ("--task", "semantic", "--task", "everything", "--labels", "simulated")
@@ -881,8 +881,8 @@ def test_segment_never_harms_its_input(packed: Path, tmp_path: Path) -> None:
     def refused(out: Path, *words: str) -> None:
         assert_refused(run("segment", packed, path, "--point", "3,4", "--out", out), *words)
 
-    refused(path, "is the picture to segment")
-    refused(tmp_path / "link.png", "is the picture to segment")
+    refused(path, "is the image to segment")
+    refused(tmp_path / "link.png", "is the image to segment")
     refused(tmp_path / "out.jpg", ".png", "out.jpg")
     refused(path / "below.png", "not a folder")
     assert path.read_bytes() == before
@@ -1068,7 +1068,7 @@ def test_an_export_is_written_compared_and_scored(
     out = tmp_path / "export"
     done = run("export", deployed, "--out", out, "--format", format)
     assert_done(done)
-    assert "against torch: IoU" in done.stdout
+    assert "against PyTorch: IoU" in done.stdout
     assert "  encoder_products: float (the method: quantized); " in done.stdout
     assert json.loads((out / "parity.json").read_text())["mask_iou"] > 0.9
     assert_refused(run("export", deployed, "--out", out, "--format", format), "exists", "--overwrite")
@@ -1103,7 +1103,7 @@ def test_exported_masks_are_drawn(deployed: Path, tmp_path: Path) -> None:
 def test_a_float_model_is_exported_compared_and_scored(tiny: Path, labeled: Path, tmp_path: Path) -> None:
     done = run("export", tiny, "--out", tmp_path / "export")
     assert_done(done)
-    assert "masks of float in onnxruntime against torch: IoU 1.0000" in done.stdout
+    assert "masks of float in onnxruntime against PyTorch: IoU 1.0000" in done.stdout
     assert "together" in done.stdout
     assert json.loads((tmp_path / "export" / "parity.json").read_text())["mask_iou"] > 0.999
     found = []
@@ -1121,7 +1121,7 @@ def test_an_export_in_the_layout_of_a_client_is_compared_too(deployed: Path, tmp
     out = tmp_path / "web"
     done = run("export", deployed, "--out", out, "--layout", "transformers-js")
     assert_done(done)
-    assert "masks of min-max-deploy-w8a8-mixed in onnxruntime against torch: IoU" in done.stdout
+    assert "masks of min-max-deploy-w8a8-mixed in onnxruntime against PyTorch: IoU" in done.stdout
     assert "onnx/vision_encoder_quantized.onnx" in done.stdout
     assert json.loads((out / "parity.json").read_text())["mask_iou"] > 0.9
     assert_refused(run("evaluate", out), "other clients")

@@ -181,7 +181,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_coco(tmp_path_factory.mktemp("quirks") / "pets")
 
 
-@settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=contents(), names=st.lists(st.sampled_from(sorted(QUIRKS)), min_size=1, max_size=1))
 def test_each_quirk_reads_as_the_canonical_file(folder: Path, content: Content, names: list[str]) -> None:
     expected, canonical = read_coco(content, folder)

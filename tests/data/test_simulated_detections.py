@@ -5,9 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
+from saqsam.data.boxes import box_ious
 from saqsam.data.rle import encode_mask
 from saqsam.data.scenes.dataset import ScenesDataset
-from saqsam.data.simulated_detections import SimulatedDetections, _box_ious
+from saqsam.data.simulated_detections import SimulatedDetections
 from saqsam.data.types import Instance, Sample
 
 
@@ -69,7 +70,7 @@ def test_three_false_boxes_to_ten_true_ones_away_from_them() -> None:
             scores[is_true].append(float(score))
             true, false = true + is_true, false + (not is_true)
             if not is_true:
-                assert _box_ious(box, np.array(BOXES[:3])).max() < 0.3
+                assert box_ious(box, np.array(BOXES[:3])).max() < 0.3
         assert found.boxes.min() >= 0
         assert (found.boxes <= (300, 200, 300, 200)).all()
     assert true == 600

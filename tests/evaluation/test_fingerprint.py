@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 from transformers import SamConfig, SamImageProcessorPil, SamProcessor
 
 from saqsam.evaluation import PromptTask
@@ -69,3 +70,9 @@ def test_models_that_encode_differently_do_not_share_embeddings(kind: str) -> No
     )
     assert together[1].to_json() == evaluate(model, processor, tiny_data()).to_json()
     assert together[0].to_json() != together[1].to_json()
+
+
+def test_weights_of_any_dtype_count() -> None:
+    one = Predictor(tiny_sam().to(torch.bfloat16), tiny_processor())
+    other = Predictor(tiny_sam(seed=1).to(torch.bfloat16), tiny_processor())
+    assert len({model_identity(p) for p in (one, other, Predictor(tiny_sam(), tiny_processor()))}) == 3

@@ -56,7 +56,7 @@ def test_sizes_that_no_image_has_are_refused(size: Any) -> None:
         check_size(size)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(json_values)
 def test_any_value_is_accepted_or_refused_in_a_short_line(value: Any) -> None:
     schema = {"a": [(int, Nullable(MASK_COUNTS))], "b?": MapOf(float)}

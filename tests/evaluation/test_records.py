@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +49,19 @@ class Counts(Stops):
         return SCENES[index]
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
     model, folder = tiny_sam(), tmp_path / "unfinished"
     whole = evaluate(model, None, SCENES)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(model, None, Stops(), unfinished=folder)
+        evaluate(model, None, Stops(), resume_dir=folder)
     (file,) = folder.iterdir()
     with file.open("ab") as stream:  # killed while writing
         stream.write(b'{"index":2,"ima')
     counts = Counts()
-    result = evaluate(model, None, counts, unfinished=folder)
+    result = evaluate(model, None, counts, resume_dir=folder)
     assert result.to_json() == whole.to_json()
     assert counts.read == [2, 3]
-    assert evaluate(model, None, Stops(), unfinished=folder) == result  # all is there
+    assert evaluate(model, None, Stops(), resume_dir=folder) == result  # all is there
 
 
 @pytest.mark.parametrize(
@@ -74,18 +75,18 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_records_of_another_run_are_refused_and_kept(
     tmp_path: Path, changes: dict[str, Any], named: str
 ) -> None:
-    evaluate(tiny_sam(), None, SCENES, unfinished=tmp_path / "run", limit=2)
+    evaluate(tiny_sam(), None, SCENES, resume_dir=tmp_path / "run", limit=2)
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     options: dict[str, Any] = {"limit": 2} | changes
     model = tiny_sam(seed=options.pop("model", 0))
     with pytest.raises(ValueError, match=named):
-        evaluate(model, None, SCENES, unfinished=tmp_path / "run", **options)
+        evaluate(model, None, SCENES, resume_dir=tmp_path / "run", **options)
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
 def make_records(folder: Path) -> Path:
     """The records of two images."""
-    evaluate(tiny_sam(), None, SCENES, unfinished=folder, limit=2)
+    evaluate(tiny_sam(), None, SCENES, resume_dir=folder, limit=2)
     return folder / "records-0.jsonl"
 
 
@@ -116,7 +117,7 @@ def test_damaged_records_are_refused(
     with pytest.raises(
         CheckpointError, match=rf"records-0\.jsonl, line {line}: .*; remove .* to start again"
     ):
-        evaluate(tiny_sam(), None, SCENES, unfinished=tmp_path / "run", limit=2)
+        evaluate(tiny_sam(), None, SCENES, resume_dir=tmp_path / "run", limit=2)
 
 
 @pytest.mark.parametrize(
@@ -148,14 +149,14 @@ def test_records_with_a_recomputed_digest_are_checked_by_their_layout(
     folder.append(records[1])
     folder.append({**records[0], **change})
     with pytest.raises(CheckpointError, match=r"records-0\.jsonl, line 3: "):
-        evaluate(tiny_sam(), None, SCENES, unfinished=tmp_path / "run", limit=2)
+        evaluate(tiny_sam(), None, SCENES, resume_dir=tmp_path / "run", limit=2)
 
 
 def test_two_records_of_one_image_are_refused(tmp_path: Path) -> None:
     path = make_records(tmp_path / "run")
     shutil.copy(path, path.with_name("records-1.jsonl"))
     with pytest.raises(CheckpointError, match="one record of image 0"):
-        evaluate(tiny_sam(), None, SCENES, unfinished=tmp_path / "run", limit=2)
+        evaluate(tiny_sam(), None, SCENES, resume_dir=tmp_path / "run", limit=2)
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
@@ -211,3 +212,21 @@ def test_two_processes_give_the_json_of_one(tmp_path: Path) -> None:
     assert len(content["records"]) == content["images"] > 1
     assert [record["index"] for record in content["records"]] == list(range(content["images"]))
     assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_data_that_cannot_be_scored_leave_other_files_alone(tmp_path: Path) -> None:
+    class Unscorable(Stops):
+        def __getitem__(self, index: int) -> saqsam.data.types.Sample:
+            return replace(SCENES[index], instances=())
+
+    foreign = tmp_path / "results.csv"
+    foreign.write_text("precious")
+    for folder in (tmp_path, tmp_path / "own"):
+        with pytest.raises(ValueError, match="expected instances to score"):
+            evaluate(tiny_sam(), None, Unscorable(), resume_dir=str(folder))
+    assert list(tmp_path.iterdir()) == [foreign]
+
+
+def test_data_may_be_given_by_name() -> None:
+    named = evaluate(tiny_sam(), dataset="scenes", limit=1)
+    assert named.to_json() == evaluate(tiny_sam(), tiny_processor(), ScenesDataset(24), limit=1).to_json()

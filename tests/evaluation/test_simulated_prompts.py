@@ -39,7 +39,7 @@ def test_empty_masks_are_refused() -> None:
         interior_point(np.zeros((3, 4), dtype=bool))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(mask=hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9)))
 def test_no_pixel_is_deeper(mask: np.ndarray) -> None:
     if not mask.any():

@@ -232,7 +232,7 @@ def test_an_unknown_format_is_refused(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_asymmetric_activations_and_their_zero_points_are_exported(tmp_path: Path) -> None:
-    """Ranges that are not centerd: every code has its zero point, the padding of windows too."""
+    """Ranges that are not centered: every code has its zero point, the padding of windows too."""
     recipe = dataclasses.replace(deployable(tiny_recipe(bits="w8a8")), encoder_products="quantized")
     model = quantize_tiny(recipe)
     zero_points = {int(m.zero_point) for m in model.modules() if type(m).__name__ == "AffineQuantizer"}

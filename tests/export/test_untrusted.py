@@ -159,7 +159,7 @@ def test_json_that_is_no_manifest_is_refused(folder: Path, text: str) -> None:
     refuse(folder, r"export\.json: expected")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     key=st.sampled_from([*(f for f in Manifest.__dataclass_fields__), "sha256", "extra"]),
     value=st.recursive(

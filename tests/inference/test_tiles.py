@@ -33,7 +33,7 @@ def test_a_box_that_no_tile_holds_has_its_own() -> None:
     assert assign((0, 0, 3000, 2000)) == {Tile(0, 0, 3000, 2000): [0]}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
     tile=st.integers(1, 40),

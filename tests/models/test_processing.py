@@ -41,7 +41,7 @@ def test_nested_and_flat_files_are_the_same(raw: dict[str, Any]) -> None:
     assert torch.equal(ours, theirs)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(NAMES), json_values)
 def test_any_value_gives_finite_pixels_or_one_line(name: str, value: object) -> None:
     try:

@@ -94,7 +94,7 @@ def test_safetensors_with_a_prefix(tmp_path: Path, prefix: str) -> None:
     assert_same(load(tmp_path / "sam.safetensors")[0])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.sampled_from(["model", "net", "sam", "module", "0", "a_b"]), max_size=4),
     st.lists(st.sampled_from(["model", "state_dict", "params", "ema"]), max_size=3),

@@ -18,7 +18,7 @@ def test_logs_survive_as_plain_values() -> None:
     assert read_clipping(plain) == clipping
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(json_values)
 def test_other_plain_values_are_refused_in_a_short_line(value: Any) -> None:
     for read in (read_unit_log, read_clipping):

@@ -26,7 +26,7 @@ from saqsam.quant.layers import (
 from saqsam.quant.packing import packed_size
 from saqsam.quant.ranges import group_parameters, weight_parameters
 
-examples = settings(max_examples=30, deadline=None, derandomize=True)
+examples = settings(max_examples=30, derandomize=True)
 
 
 def generator(seed: int = 0) -> torch.Generator:

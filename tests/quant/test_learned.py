@@ -11,7 +11,7 @@ from saqsam.quant.layers import PackedLinear, PackedTensor
 from saqsam.quant.learned import LearnedAffineQuantizer, LearnedScaleLinear, RandomDrop, StraightThrough
 from saqsam.quant.logarithmic import LogQuantizer
 
-examples = settings(max_examples=40, deadline=None, derandomize=True)
+examples = settings(max_examples=40, derandomize=True)
 all_bits = st.integers(2, 8)
 ends = st.floats(-1e3, 1e3, width=32)
 

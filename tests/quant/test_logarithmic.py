@@ -18,7 +18,7 @@ from saqsam.quant.logarithmic import (
     quantize_log,
 )
 
-examples = settings(max_examples=40, deadline=None, derandomize=True)
+examples = settings(max_examples=40, derandomize=True)
 all_bits = st.integers(2, 8)
 TAUS = (1, 2, 4)
 taus = st.sampled_from((*TAUS, 8, 16, 32))

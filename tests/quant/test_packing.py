@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from saqsam.quant.packing import pack_codes, packed_size, unpack_codes
 
-examples = settings(max_examples=60, deadline=None, derandomize=True)
+examples = settings(max_examples=60, derandomize=True)
 
 
 @examples

@@ -19,7 +19,7 @@ from saqsam.quant.ranges import (
     weight_parameters,
 )
 
-examples = settings(max_examples=30, deadline=None, derandomize=True)
+examples = settings(max_examples=30, derandomize=True)
 POWER = 2.4
 COUNT = 8000
 

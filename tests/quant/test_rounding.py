@@ -9,7 +9,7 @@ from torch import Tensor
 from saqsam.quant.affine import affine_parameters, dequantize_affine, quantize_affine
 from saqsam.quant.rounding import LearnedRounding
 
-examples = settings(max_examples=40, deadline=None, derandomize=True)
+examples = settings(max_examples=40, derandomize=True)
 all_bits = st.integers(2, 8)
 
 

@@ -17,7 +17,7 @@ from saqsam.quant.ranges import activation_parameters
 from saqsam.quant.tables import BASE_DENOMINATOR, Moments, TableForm, TableQuantizer, table_levels
 
 FORMS: tuple[TableForm, ...] = ("hybrid", "log")
-examples = settings(max_examples=40, deadline=None, derandomize=True)
+examples = settings(max_examples=40, derandomize=True)
 
 
 def after_gelu(count: int = 40_000, seed: int = 0) -> Tensor:

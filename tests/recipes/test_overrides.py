@@ -215,7 +215,7 @@ def test_fields_of_what_a_method_lacks_are_refused_with_what_to_do(key: str) -> 
         ("weights.symmetric=True", "symmetric must be true or false, got 'True'"),
         ("activations.range=mean", "range must be one of min-max, percentile, mse, got 'mean'"),
         ("calibration.images=0", "images must be at least 1, got 0"),
-        ("calibration.percentile=high", "calibration: "),
+        ("calibration.percentile=high", "percentile must be a number from 51 to 100, got 'high'"),
         ("clipping.theta=1.5", "theta must be a number from 0.001 to 0.999, got 1.5"),
         ("reconstruction.drop=NaN", "drop must be a number from 0 to 1, got nan"),
         ("reconstruction.loss=mse", "loss must be one of output, prompt, mask, got 'mse'"),

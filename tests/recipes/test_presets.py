@@ -229,11 +229,18 @@ def test_other_spellings_of_mixed_bits_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "4", "w4", "a4", "a4w4", "w4a", "w4 a4", "w-4a4", "w4.5a4", "w4a4-mixed", "int4"]
+    "text", ["", "4", "a4", "a4w4", "w4a", "w4 a4", "w-4a4", "w4.5a4", "w4a4-mixed", "int4"]
 )
 def test_other_spellings_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"bits must look like w4a4 \(weights 4, activations 4\), got"):
         parse_bits(text)
+
+
+@pytest.mark.parametrize("text", ["w4", "w4g128", "W8"])
+def test_bits_without_activations_name_the_method_that_takes_them(text: str) -> None:
+    message = f"expected bits wXaY, such as w4a8, got '{text}'; for weight-only quantization, add --method weight-only"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        recipe_for("mse", text)
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def recipe(**changes: Any) -> Recipe:
 # ---- JSON
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(made=recipes)
 def test_json_gives_the_recipe_back(made: Recipe) -> None:
     text = made.to_json()
@@ -212,11 +212,11 @@ def test_unknown_names_are_refused_with_the_nearest_right_one(
         ({"calibration": {"images": 2.5}}, "images must be an integer, got 2.5"),
         ({"calibration": {"prompts": 0}}, "prompts must be at least 1"),
         ({"calibration": {"seed": -1}}, "seed must not be negative, got -1"),
-        ({"calibration": {"percentile": 50}}, "percentile must lie in"),
-        ({"calibration": {"percentile": 100.1}}, "percentile must lie in"),
-        ({"calibration": {"percentile": float("nan")}}, "percentile must lie in"),
-        ({"calibration": {"percentile": "99"}}, "calibration: "),
-        ({"calibration": {"power": 0.1}}, "power must lie in"),
+        ({"calibration": {"percentile": 50}}, "percentile must be a number from 51 to 100"),
+        ({"calibration": {"percentile": 100.1}}, "percentile must be a number from 51 to 100"),
+        ({"calibration": {"percentile": float("nan")}}, "percentile must be a number from 51 to 100"),
+        ({"calibration": {"percentile": "99"}}, "percentile must be a number from 51 to 100, got '99'"),
+        ({"calibration": {"power": 0.1}}, "power must be a number from 0.5 to 8"),
         ({"probabilities": None}, "probabilities must be a mapping, got NoneType"),
         ({"probabilities": {"kind": "log2"}}, "kind must be one of uniform, log, got 'log2'"),
         ({"probabilities": {"scale": "head"}}, "scale must be one of tensor, row, got 'head'"),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from saqsam.runtimes.processor import has_dot_products
+from saqsam.runtimes.cpu import has_dot_products
 
 
 @pytest.mark.parametrize(

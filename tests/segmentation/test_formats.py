@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -291,3 +292,9 @@ def test_the_box_and_area_come_from_the_run_lengths() -> None:
     one = segmented().objects[2]
     assert one.box == (3, 2, 20, 30)
     assert one.area == int(rle_codec.area(one.rle)) == masks()[2].sum()
+
+
+def test_yolo_text_has_no_class_for_an_unlisted_category() -> None:
+    image = replace(segmented(), categories={3: "cat"})
+    with pytest.raises(ValueError, match=r"photo\.jpg: category 9 of an object is not among the categories"):
+        files("yolo", image=image)

@@ -23,7 +23,7 @@ def fill(found: list[Outline], shape: tuple[int, int]) -> NDArray[np.bool_]:
     return filled
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(arrays.arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
 def test_any_mask_is_enclosed_exactly(mask: NDArray[np.bool_]) -> None:
     found = outlines(mask)

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -19,7 +19,6 @@ from support.fills_boxes import FillsBoxes
 from support.tiny_sam import tiny_processor
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_a_part_is_encoded_as_the_whole_would_be(data: st.DataObject) -> None:
     height, width = data.draw(st.tuples(st.integers(1, 8), st.integers(1, 8)))
@@ -31,7 +30,6 @@ def test_a_part_is_encoded_as_the_whole_would_be(data: st.DataObject) -> None:
     assert encode_part(part, x, y, (height, width)) == encode_mask(whole)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(20, 120), st.data())
 def test_tiles_cover_the_image_and_share_the_overlap(
     height: int, width: int, side: int, data: st.DataObject

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from saqsam.data.images import read_image
+from saqsam.utils import atomic_write
 from saqsam.utils.atomic_write import (
     atomic_folder,
     check_file_writable,
@@ -43,7 +44,7 @@ def test_what_fails_leaves_the_old_file(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(Path, "chmod", fail)
+    monkeypatch.setattr(atomic_write, "sync_file", fail)
     with pytest.raises(type(error)):
         write_atomic(path, b"new")
     assert path.read_text() == "old"

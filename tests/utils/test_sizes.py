@@ -17,7 +17,8 @@ from support.tiny_sam import tiny_processor
         (" 1.5 GiB ", 3 * 2**29),
         ("2g", 2**31),
         ("64kib", 2**16),
-        ("1TB", 2**40),
+        ("1TB", 10**12),
+        ("6mb", 6 * 10**6),
         ("0.25M", 2**18),
     ],
 )
@@ -25,15 +26,13 @@ def test_sizes_are_read(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(number=st.integers(1, 10**6), unit=st.sampled_from(["KiB", "MiB", "GiB", "TiB"]))
 def test_whole_sizes_are_exact(number: int, unit: str) -> None:
     assert parse_size(f"{number}{unit}") == number * 1024 ** (1 + ["KiB", "MiB", "GiB", "TiB"].index(unit))
 
 
-@pytest.mark.parametrize(
-    "text", ["", "4", "GiB", "4 PiB", "-1GiB", "0GiB", "0.0001KiB", "1e3MiB", "4GiB 1MiB", "nanGiB", "4GiBs"]
-)
+@pytest.mark.parametrize("text", ["", "4", "GiB", "4 PiB", "-1GiB", "1e3MiB", "4GiB 1MiB", "nanGiB", "4GiBs"])
 def test_other_sizes_are_refused(text: str) -> None:
     with pytest.raises(
         ValueError, match="a size must look like 4GiB or 512MiB, or be a number of bytes, got"
@@ -46,7 +45,13 @@ def test_bytes_stay_bytes(size: int) -> None:
     assert parse_size(size) == size
 
 
-@pytest.mark.parametrize("size", [0, -1, True, 1.5, None])
+@pytest.mark.parametrize("size", [0, -1, "0GiB", "0.0001KiB"])
+def test_less_than_a_byte_is_refused(size: int | str) -> None:
+    with pytest.raises(ValueError, match="a size must be at least one byte, got"):
+        parse_size(size)
+
+
+@pytest.mark.parametrize("size", [True, 1.5, None])
 def test_other_values_are_refused(size: object) -> None:
     with pytest.raises(ValueError, match="or be a number of bytes, got"):
         parse_size(size)  # type: ignore[arg-type]

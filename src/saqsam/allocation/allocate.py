@@ -16,15 +16,13 @@ from saqsam.allocation.log import AllocationLog, FrontierPoint, OperandError
 from saqsam.allocation.solver import Choice, InfeasibleError, Problem, solve
 from saqsam.checkpoint import quantization_config_of
 from saqsam.convert.plan import plan_quantization
-from saqsam.convert.prepare import prepared_copy
 from saqsam.data.detections import Detections
 from saqsam.data.open import DatasetSource
 from saqsam.models.parts import PAPER_PARTS
 from saqsam.models.processing import build_processor
 from saqsam.models.registry import family_of
 from saqsam.ptq.calibration_data import open_calibration
-from saqsam.ptq.calibration_images import choose_calibration_images
-from saqsam.ptq.pipeline import working_copy
+from saqsam.ptq.pipeline import prepare_run
 from saqsam.recipes.catalog import DEFAULT_CALIBRATION, DEFAULT_METHOD
 from saqsam.recipes.deployment import is_deployed
 from saqsam.recipes.methods import finest_granularity
@@ -43,9 +41,7 @@ ROUNDS = 3
 """Most solutions: a new one is sought until it has no new pair that matters."""
 DEFAULT_BUDGET = "4.5b"
 MAX_IMAGES, MAX_LARGE_IMAGES = 8, 2
-"""Most images that errors are measured on, of inputs up to `LARGE_INPUT` and above: a SAM-B needs seconds for each."""
-LARGE_INPUT = 512
-"""Side of the input in pixels."""
+"""Most images that errors are measured on, for usual and for large inputs: a SAM-B needs seconds for each."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,7 @@ class BitAllocator:
         self._detections = detections
         self._progress = progress if ranks.rank() == 0 else None
         self.costs = bit_costs(model.config, self._recipe)
-        is_large = family_of(model.config).input_spec(model.config).image_size > LARGE_INPUT
+        is_large = family_of(model.config).input_spec(model.config).is_large
         most = MAX_LARGE_IMAGES if is_large else MAX_IMAGES
         self._calibration = replace(
             self._recipe.calibration, images=min(most, self._recipe.calibration.images)
@@ -119,10 +115,10 @@ class BitAllocator:
     def _mask_errors(self) -> MaskErrors:
         """Calibrated model that can be rounded, with the float masks of the calibration images."""
         plan = plan_quantization(self._model.config, self._recipe)
-        float_model = working_copy(self._model, self._recipe)
-        images = choose_calibration_images(
-            prepared_copy(float_model, plan),
+        float_model, images = prepare_run(
+            self._model,
             self._processor,
+            plan,
             self._dataset,
             self._calibration,
             detections=self._detections,

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 
 from saqsam.quant.affine import MAX_BITS, MIN_BITS
+from saqsam.utils.sizes import parse_size
 
-_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _FIELDS = {"": "bits", "w": "weight_bits", "a": "activation_bits"}
 
 
@@ -70,8 +70,8 @@ def _limit(text: str) -> tuple[str, float]:
         return "loss", float(match[1])
     if match := re.fullmatch(r"([wa]?)(\d+(?:\.\d+)?)b", text):
         return _FIELDS[match[1]], float(match[2])
-    if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)b", text, re.IGNORECASE):
-        return "bytes", int(float(match[1]) * _BYTES[match[2].lower()])
+    if re.fullmatch(r"\d+(?:\.\d+)?\s*[kmgt]i?b", text, re.IGNORECASE):
+        return "bytes", parse_size(text)
     raise ValueError(
         f"budget must look like 4.2b (mean bits), w3.5b (of weights), a4.3b (of activations), 6MB or loss=0.01, got "
         f"{text!r}"

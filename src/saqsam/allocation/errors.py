@@ -23,7 +23,7 @@ from saqsam.allocation.costs import Bits, Operand
 from saqsam.convert.pack import round_float_parameters, round_weight
 from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import fill_slots
-from saqsam.evaluation.metrics.iou import mask_iou
+from saqsam.evaluation.metrics.iou import agreement_iou
 from saqsam.inference.prompts import Prompts
 from saqsam.models.family import Features
 from saqsam.models.parts import ENCODER_PARTS
@@ -177,8 +177,7 @@ class MaskErrors:
             for probe in self._probes:
                 features = encode_image(model, probe.pixel_values) if is_encoder else probe.features
                 masks = _masks(model, features, probe.prompts)
-                empty = ~masks.flatten(1).any(1) & ~probe.masks.flatten(1).any(1)
-                total += float(torch.where(empty, 0.0, 1 - mask_iou(masks, probe.masks)).sum())
+                total += float((1 - agreement_iou(masks, probe.masks)).sum())
                 count += len(masks)
         return total / count
 

@@ -77,6 +77,7 @@ def task_digest(task: Task) -> str:
             name: [_prompt_text(prompt) for prompt in prompts]
             for name, prompts in task.prompt_file.prompts.items()
         }
+        content["categories"] = dict(task.prompt_file.categories)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -10,11 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import SamModel
-from transformers.models.sam.modeling_sam import SamPatchEmbeddings, SamPositionalEmbedding
-from transformers.models.sam2.modeling_sam2 import Sam2PositionalEmbedding
-from transformers.models.sam3.modeling_sam3 import Sam3ViTRotaryEmbedding
-from transformers.models.sam3_tracker.modeling_sam3_tracker import Sam3TrackerPositionalEmbedding
 
+from saqsam.models.parts import PATCH_EMBEDDING
+from saqsam.models.registry import family_of
 from saqsam.quant.affine import AffineQuantizer
 from saqsam.quant.integer import Kernel
 from saqsam.quant.layers import ChannelScale, PackedTensor
@@ -23,10 +21,7 @@ from saqsam.quant.tables import TableQuantizer
 
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16)
 """Dtypes of the activations and float parameters of a quantized model."""
-_KEPT_IN_FLOAT32 = (
-    *(PackedTensor, AffineQuantizer, LogQuantizer, TableQuantizer, ChannelScale, Kernel),
-    Sam3ViTRotaryEmbedding,
-)
+_KEPT_IN_FLOAT32 = (PackedTensor, AffineQuantizer, LogQuantizer, TableQuantizer, ChannelScale, Kernel)
 
 
 def check_compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -59,11 +54,12 @@ def _apply(model: SamModel, fn: Callable[[Tensor], Tensor], recurse: bool = True
             raise ValueError(
                 "dtype: this model was cast to bfloat16, which lost digits; load it again to use float32"
             )
-        _encode_positions_in_float32(model)
+        _accept_float32_inputs(model)
+    in_float32: tuple[type[nn.Module], ...] = (*_KEPT_IN_FLOAT32, *family_of(model.config).float32_modules)
     kept = {
         id(tensor)
         for module in model.modules()
-        if isinstance(module, _KEPT_IN_FLOAT32)
+        if isinstance(module, in_float32)
         for tensor in [*module.parameters(), *module.buffers()]
     }
     kept |= {id(tensor) for name, tensor in model.named_buffers() if name.endswith(".position_ids")}
@@ -96,25 +92,22 @@ def _in_float32(encoding: type[nn.Module]) -> type[nn.Module]:
     return type(f"Float32{encoding.__name__}", (encoding,), {"forward": forward})
 
 
-_FLOAT32_ENCODINGS = {
-    encoding: _in_float32(encoding)
-    for encoding in (SamPositionalEmbedding, Sam2PositionalEmbedding, Sam3TrackerPositionalEmbedding)
-}
-
-
-def _encode_positions_in_float32(model: SamModel) -> None:
-    """Replace the modules that read coordinates and pixels by versions for any dtype, in place."""
+def _accept_float32_inputs(model: SamModel) -> None:
+    """Encode coordinates in float32 and cast pixels, which processors return in float32, in place."""
+    family = family_of(model.config)
     for module in model.modules():
-        if type(module) in _FLOAT32_ENCODINGS:
-            module.__class__ = _FLOAT32_ENCODINGS[type(module)]
-        if isinstance(module, SamPatchEmbeddings) and not module._forward_pre_hooks:
-            module.register_forward_pre_hook(_cast_pixels)
+        if type(module) is family.coordinate_encoding:
+            module.__class__ = _in_float32(family.coordinate_encoding)
+    layers = family.structure(model.config).float_layers
+    patches = model.get_submodule(next(site.name for site in layers if site.part == PATCH_EMBEDDING))
+    if _cast_pixels not in patches._forward_pre_hooks.values():
+        patches.register_forward_pre_hook(_cast_pixels)
 
 
-def _cast_pixels(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Cast pixels, which processors return in float32, to the dtype of the patch embedding."""
-    pixels, *others = arguments
-    return pixels.to(next(module.parameters()).dtype), *others
+def _cast_pixels(patches: Any, arguments: tuple[Tensor, ...]) -> Tensor:
+    """Cast pixels to the dtype of the layer that reads them, whose weight may be packed."""
+    (pixels,) = arguments
+    return pixels.to(patches.weight.dtype)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -12,7 +12,7 @@ from transformers import SamModel, SamProcessor
 
 from saqsam.checkpoint.config import QUANT_METHOD, SaqsamConfig, recipe_of
 from saqsam.checkpoint.hashing import processor_hash
-from saqsam.checkpoint.hf_quantizer import attach_quantizer, update_hash, verified_processor
+from saqsam.checkpoint.hf_quantizer import attach_quantizer, hashed_config, verified_processor
 from saqsam.checkpoint.model_card import write_model_card
 from saqsam.checkpoint.tensors import checkpoint_tensors, read_tensors, verify_tensors
 from saqsam.convert.pack import build_packed_skeleton, complete_loading
@@ -50,14 +50,14 @@ def save_checkpoint(
     check_target(folder, overwrite=overwrite)
     with atomic_folder(folder) as partial:
         tensors = checkpoint_tensors(model)
-        attach_quantizer(model, stored)
-        update_hash(model, tensors, processor_hash(processor))
+        attach_quantizer(model, hashed_config(model, tensors, stored, processor_hash(processor)))
         save_file(tensors, partial / SAFETENSORS, metadata={"format": "pt"})
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(partial)
         processor.save_pretrained(partial)
         write_model_card(partial, model)
-        (partial / SAFETENSORS).chmod(0o644)  # safetensors makes files readable by their owner alone
+        # safetensors makes files for their owner alone, whatever the umask.
+        (partial / SAFETENSORS).chmod((partial / "config.json").stat().st_mode)
     return folder
 
 
@@ -148,13 +148,7 @@ def load_packed_folder(
     family_of(config).tie(model)
     model.requires_grad_(False)
     complete_loading(model, plan)
-    attach_quantizer(
-        model,
-        quantization.recipe,
-        processor_sha256=quantization.processor_sha256,
-        content_sha256=quantization.content_sha256,
-        format_version=quantization.format_version,
-    )
+    attach_quantizer(model, quantization)
     loaded: SamModel = model.eval()
     return loaded, processor
 

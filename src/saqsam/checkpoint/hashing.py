@@ -7,12 +7,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import SamConfig, SamProcessor
 
 from saqsam.models.configuration import config_fields
 from saqsam.models.processing import processor_fields
+from saqsam.utils.tensor_bytes import tensor_bytes
 
 
 def content_hash(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
@@ -26,7 +26,7 @@ def content_hash(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> st
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{list(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 

@@ -80,8 +80,9 @@ class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
     def get_state_dict_and_metadata(self, model: SamModel) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Return the tensors that `save_pretrained` writes, and update the hash in the configuration."""
         tensors = checkpoint_tensors(model)
-        config = model.config.quantization_config
-        update_hash(model, tensors, config.processor_sha256 or processor_hash(build_processor(model.config)))
+        config: SaqsamConfig = model.config.quantization_config
+        processor_sha256 = config.processor_sha256 or processor_hash(build_processor(model.config))
+        attach_quantizer(model, hashed_config(model, tensors, config.recipe, processor_sha256))
         return tensors, {}
 
     def _process_model_before_weight_loading(
@@ -126,7 +127,7 @@ class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
         pack_without_calibration(model, Recipe.from_dict(recipe))
         folder = None if self._first_file is None else self._first_file.parent
         processor = build_processor(model.config) if folder is None else load_processor(folder, model.config)
-        attach_quantizer(model, recipe, processor_sha256=processor_hash(processor))
+        attach_quantizer(model, SaqsamConfig(recipe, FORMAT_VERSION, None, processor_hash(processor)))
         return model
 
     def _dequantize(self, model: SamModel, dtype: torch.dtype | str | None = None) -> SamModel:
@@ -138,24 +139,8 @@ class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
         return model.to(dtype)
 
 
-def attach_quantizer(
-    model: SamModel,
-    recipe: Mapping[str, Any],
-    *,
-    processor_sha256: str | None = None,
-    content_sha256: str | None = None,
-    format_version: int = FORMAT_VERSION,
-) -> None:
-    """Mark a packed model as quantized, as transformers does when it loads one.
-
-    Args:
-        model: A model with packed modules.
-        recipe: The recipe as JSON.
-        processor_sha256: Hash of the processor, from `processor_hash`.
-        content_sha256: Content hash, from `content_hash`; None for a model that is not saved yet.
-        format_version: Format version of the content hash.
-    """
-    config = SaqsamConfig(recipe, format_version, content_sha256, processor_sha256)
+def attach_quantizer(model: SamModel, config: SaqsamConfig) -> None:
+    """Mark a model with packed modules as quantized, as transformers does when it loads one, in place."""
     model.config.quantization_config = config
     model.config.dtype = torch.float32
     model.hf_quantizer = SaqsamQuantizer(config)
@@ -164,8 +149,16 @@ def attach_quantizer(
     use_packed_methods(model)
 
 
-def update_hash(model: SamModel, tensors: Mapping[str, Tensor], processor_sha256: str) -> None:
-    """Set the hash of a quantized model's configuration to that of the tensors about to be written.
+def hashed_config(
+    model: SamModel, tensors: Mapping[str, Tensor], recipe: Mapping[str, Any], processor_sha256: str
+) -> SaqsamConfig:
+    """Return the quantization config of a model that is about to be saved, with its content hash.
+
+    Args:
+        model: The quantized model; left unchanged.
+        tensors: Its tensors by name, from `checkpoint_tensors`.
+        recipe: The recipe as JSON.
+        processor_sha256: Hash of its processor, from `processor_hash`.
 
     Raises:
         ValueError: The model was cast to bfloat16.
@@ -175,11 +168,9 @@ def update_hash(model: SamModel, tensors: Mapping[str, Tensor], processor_sha256
         raise ValueError(
             "dtype: this model was cast to bfloat16, which lost digits; save one that was loaded in float32"
         )
-    config: SaqsamConfig = model.config.quantization_config
-    check_values(tensors, model, Recipe.from_dict(config.recipe), "this model")
-    config.format_version = FORMAT_VERSION
-    config.processor_sha256 = processor_sha256
-    config.content_sha256 = content_hash(tensors, hash_header(model.config, config.recipe, processor_sha256))
+    check_values(tensors, model, Recipe.from_dict(recipe), "this model")
+    content_sha256 = content_hash(tensors, hash_header(model.config, recipe, processor_sha256))
+    return SaqsamConfig(recipe, FORMAT_VERSION, content_sha256, processor_sha256)
 
 
 def verified_processor(folder: Path, config: SamConfig, quantization: SaqsamConfig) -> SamProcessor:

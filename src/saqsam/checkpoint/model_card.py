@@ -11,6 +11,7 @@ from transformers import SamModel
 
 from saqsam.checkpoint.config import SaqsamConfig
 from saqsam.checkpoint.tensors import checkpoint_tensors
+from saqsam.models.parts import PARTS
 from saqsam.models.registry import family_of
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.atomic_write import write_atomic
@@ -95,7 +96,8 @@ def _lines(model: SamModel, scores: Sequence[CardScore], name: str | None) -> It
             continue
         yield f"| {part} | {bits} bits |"
     for part, override in sorted(recipe.overrides.items()):
-        weights, inputs = recipe.bits_of(part) if "." in part or part == "neck" else (override.weights, None)
+        # A group, such as `decoder`, has no bits of its own: a longer override may change some of its parts.
+        weights, inputs = recipe.bits_of(part) if part in PARTS else (override.weights, override.activations)
         widths = [
             f"weights {weights} bits" if weights else "",
             f"activations {inputs} bits" if inputs else "",

@@ -42,18 +42,18 @@ def main() -> None:
 
 
 def quantize(
-    model: parameters.ModelArgument = "sam-mini",
+    model: parameters.FloatModelArgument = "sam-mini",
     *,
     out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Checkpoint to write.")],
     choices: options.QuantizeOptions,
-    device: parameters.DeviceOption = "auto",
+    device: parameters.TorchDeviceOption = "auto",
     overwrite: parameters.OverwriteOption = False,
 ) -> None:
-    """Quantize a SAM to a packed checkpoint, and compare it with the float model.
+    """Quantize a float model to a packed checkpoint, and compare the two.
 
-    Prints sizes and mean IoU and draws a picture, all from the checkpoint as reloaded from disk. Run an interrupted
-    command again to resume it. Processes that torchrun starts (torchrun --nproc-per-node 2 -m saqsam quantize ...)
-    share the images.
+    Prints sizes and mean IoU and draws a picture, all from the checkpoint as reloaded from disk. To resume an
+    interrupted command, run it again. Processes started by torchrun (torchrun --nproc-per-node 2 -m saqsam quantize
+    ...) share the images.
     """
     check_new(out_dir, overwrite=overwrite)
     with library():
@@ -73,10 +73,10 @@ def evaluate(
     threads: parameters.ThreadsOption = None,
     overwrite: parameters.OverwriteOption = False,
 ) -> None:
-    """Score a model, a checkpoint or an exported folder on one task or several.
+    """Score a model, a checkpoint or an exported folder on one or more tasks.
 
-    With --json, finished images are kept in FILE.unfinished: run an interrupted command again to resume it. Processes
-    that torchrun starts (torchrun --nproc-per-node 2 -m saqsam evaluate ...) share the images.
+    With --json, finished images are kept in FILE.unfinished; to resume an interrupted command, run it again. Processes
+    started by torchrun (torchrun --nproc-per-node 2 -m saqsam evaluate ...) share the images.
     """
     check_tasks(choices.task, task_options)
     check_new(json_file, overwrite=overwrite)
@@ -108,8 +108,9 @@ def compare(
 ) -> None:
     """Compare models on the same images and prompts, with confidence intervals.
 
-    Prints differences to the first model, the IoU of the models' masks with each other, and the images on which a model
-    lost most. With --json, finished images are kept in FILE.unfinished: run an interrupted command again to resume it.
+    Prints the change of each model from the first, the IoU of its masks with those of the first, and the images on
+    which it lost most. With --json, finished images are kept in FILE.unfinished; to resume an interrupted command, run
+    it again.
     """
     check_tasks(choices.task, task_options)
     if len(models) < 2:
@@ -136,21 +137,23 @@ def report(
     folder: parameters.CheckpointArgument,
     *,
     out_file: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="File to write, such as REPORT.html.")
+        Path, typer.Option("--out", metavar="FILE", help="File to write, such as report.html.")
     ],
     choices: options.ReportOptions,
     prompt_options: options.PromptOptions,
     format: Annotated[
         str | None,
-        typer.Option(metavar="html|md|json", help="Form of the file.", show_default="the ending of --out"),
+        typer.Option(
+            metavar="html|md|json", help="Format of the file.", show_default="from the suffix of --out"
+        ),
     ] = None,
-    device: parameters.DeviceOption = "auto",
+    device: parameters.TorchDeviceOption = "auto",
     overwrite: parameters.OverwriteOption = False,
 ) -> None:
     """Write a report on a checkpoint as one self-contained file.
 
-    Scores float and quantized model side by side, and measures the accuracy drop of each part. saqsam quantize writes a
-    short version, report.html, into every checkpoint.
+    Scores the float and the quantized model side by side, and measures the accuracy drop of each part. saqsam quantize
+    writes a short version, report.html, into every checkpoint.
     """
     check_tasks(None, prompt_options)
     form = report_form(out_file, format)
@@ -185,11 +188,11 @@ def segment(
     threads: parameters.ThreadsOption = None,
     overwrite: parameters.OverwriteOption = False,
 ) -> None:
-    """Segment objects of images from boxes, points and masks, or everything in them.
+    """Segment objects in images from boxes, points or masks, or everything in them.
 
-    Images are files, folders, patterns ('photos/*.jpg'), lists of paths (.txt), URLs, standard input (-), or an
-    annotation file of COCO or LVIS, whose boxes are the prompts. With --format parquet, also tar archives and Parquet
-    files, in any number.
+    Images are files, folders, patterns ('photos/*.jpg'), lists of paths (.txt), URLs, standard input (-), or a COCO or
+    LVIS annotation file, whose boxes are the prompts. --format parquet also reads any number of tar archives and
+    Parquet files.
     """
     check_segment_prompts(prompts, has_generator_options=bool(generator.values))
     form = format_of(outputs.out_path, outputs.format)
@@ -225,18 +228,18 @@ def merge(
         typer.Option(
             metavar=alternatives(MERGED_FORMATS),
             help="Format of the file.",
-            show_default="by the name of --out",
+            show_default="from the suffix of --out",
         ),
     ] = None,
     simplify: parameters.SimplifyOption = 1.0,
     partial: Annotated[
-        bool, typer.Option("--partial", help="Merge what is there, although parts are missing.")
+        bool, typer.Option("--partial", help="Merge the finished parts even if others are missing.")
     ] = False,
     overwrite: parameters.OverwriteOption = False,
 ) -> None:
     """Merge the Parquet files of a bulk run into one file.
 
-    Any number of masks needs little memory.
+    Memory use does not grow with the number of masks.
     """
     form = format_of(out_file, format)
     if form.name not in MERGED_FORMATS:
@@ -257,9 +260,10 @@ def serve(
     device: parameters.DeviceOption = "auto",
     threads: parameters.ThreadsOption = None,
 ) -> None:
-    """Open a page to click on: models answer the same points and boxes side by side.
+    """Serve a local web page that compares models side by side.
 
-    The page offers all models; the first two are shown at the start. Nothing leaves the machine.
+    Both sides of the page answer the same points and boxes. It starts with the first two models and offers all others.
+    Nothing leaves the machine.
     """
     with library():
         from saqsam.cli.commands.serve import serve
@@ -283,7 +287,7 @@ def inspect(
 
 
 def export(
-    model: parameters.ModelArgument,
+    model: parameters.TorchModelArgument,
     *,
     out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
     image_size: parameters.ImageSizeOption = None,
@@ -297,10 +301,10 @@ def export(
     min_parity: parameters.MinParityOption = 0.95,
     overwrite: parameters.OverwriteOption = False,
 ) -> None:
-    """Export a checkpoint or a float model for another runtime, and compare its masks with torch's.
+    """Export a float model or a packed checkpoint for another runtime, and compare its masks with PyTorch's.
 
-    The export fails, and leaves nothing at --out, if a runtime computes other masks; the error names the first node
-    that differs.
+    The export fails, and writes nothing to --out, if its masks agree with PyTorch's by less than 0.95 mean IoU
+    (--min-parity). The error names the first node that differs.
     """
     check_share("--min-parity", min_parity)
     check_new(out_dir, overwrite=overwrite)
@@ -351,7 +355,8 @@ def create_app() -> typer.Typer:
     """Create the command line from `COMMANDS` and the registries as they are now."""
     created = typer.Typer(
         name="saqsam",
-        help="Quantize Segment Anything Models to real low-bit integers, and evaluate, inspect and export them.",
+        help="Quantize Segment Anything Models to packed low-bit integers; evaluate, compare, segment, serve and "
+        "export them.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,

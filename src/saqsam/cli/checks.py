@@ -13,6 +13,7 @@ from saqsam.cli.segment_options import ENGINES, RAY, BulkOptions, SegmentOutputs
 from saqsam.evaluation.registry import check_task_options
 from saqsam.report.choices import FORMS
 from saqsam.segmentation.formats.registry import MaskFormat, output_path
+from saqsam.utils.extras import install_command
 
 
 def check_tasks(names: Sequence[str] | None, options: TaskOptions) -> None:
@@ -55,7 +56,7 @@ def check_checkpoint(folder: Path) -> None:
 
 
 def report_form(path: Path, form: str | None) -> str:
-    """Return the form of a report: the one passed, or else that of its file's suffix.
+    """Return the format of a report: the one passed, or else that of its file's suffix.
 
     Raises:
         ValueError: There is no such form.
@@ -92,7 +93,7 @@ def parse_numbers(text: str, count: int, option: str, form: str) -> list[float]:
 
 
 def parse_point(text: str, option: str) -> tuple[float, float, int]:
-    """Parse a point `x,y` on an object, or `x,y,0` beside it; returns x, y and label.
+    """Parse a foreground point `x,y` or a background point `x,y,0`; return x, y and label.
 
     Raises:
         ValueError: The text has another form.
@@ -115,7 +116,7 @@ def check_segment_output(
     files = [path for path in map(Path, inputs) if path.is_file()]
     target = output_path(form, out, files[0] if len(inputs) == len(files) == 1 else None)
     if target is not None and target.exists() and any(path.samefile(target) for path in files):
-        raise ValueError(f"--out: {target} is the picture to segment; choose another name")
+        raise ValueError(f"--out: {target} is the image to segment; choose another name")
     check_new(target, overwrite=overwrite)
 
 
@@ -140,7 +141,7 @@ def check_bulk(outputs: SegmentOutputs, bulk: BulkOptions, *, overwrite: bool) -
     extra = "ray" if engine == RAY else "bulk"
     for package in ("ray", "pyarrow") if engine == RAY else ("pyarrow",):
         if importlib.util.find_spec(package) is None:
-            raise ValueError(f"{package} is not installed: pip install 'saqsam[{extra}]'")
+            raise ValueError(f"{package} is not installed: {install_command(extra)}")
 
 
 def check_segment_prompts(prompts: SegmentPrompts, *, has_generator_options: bool) -> None:
@@ -155,14 +156,14 @@ def check_segment_prompts(prompts: SegmentPrompts, *, has_generator_options: boo
     for text in prompts.points or ():
         own = [parse_point(point, "--points")[2] for point in text.split(";")]
         if not any(own):
-            raise ValueError(f"--points needs a point on the object, got {text!r}")
+            raise ValueError(f"--points needs a foreground point, got {text!r}")
         labels += own
     objects = bool(prompts.box or prompts.mask or any(labels))
     elsewhere = prompts.prompt_file is not None or prompts.detections is not None
     if prompts.everything and (objects or labels or elsewhere):
         raise ValueError("give --everything or prompts, not both")
     if labels and not objects:
-        raise ValueError("--point x,y,0 is beside objects; give a box, a mask or a point on one too")
+        raise ValueError("--point x,y,0 is a background point; give a box, a mask or a foreground point too")
     if objects and elsewhere:
         raise ValueError("give prompts for every image, or --prompts or --detections, not both")
     if prompts.prompt_file is not None and prompts.detections is not None:

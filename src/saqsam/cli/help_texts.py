@@ -31,10 +31,10 @@ def default_tasks() -> str:
     return "; ".join([names, *implied])
 
 
-MODEL_HELP = (
-    "sam-mini, a checkpoint or export of saqsam, a folder or hub id of transformers, or an official "
-    "sam_vit_*.pth."
-)
+_FLOAT_MODELS = "sam-mini, sam2-mini, a transformers folder, a Hub model ID, or an official checkpoint file"
+FLOAT_MODEL_HELP = f"Float model: {_FLOAT_MODELS}."
+TORCH_MODEL_HELP = f"Packed checkpoint, or a float model: {_FLOAT_MODELS}."
+MODEL_HELP = f"Packed checkpoint, exported folder, or a float model: {_FLOAT_MODELS}."
 DATA_HELP = (
     "scenes (generated images); a folder with images/ and annotations.json (COCO format), labelTxt/ (DOTA) or masks/ "
     "(pairs); an image folder of a COCO root, such as ROOT/val2017; an annotation file of COCO or LVIS; for task "

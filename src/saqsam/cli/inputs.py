@@ -29,14 +29,14 @@ from saqsam.utils.errors import shorten
 def open_model(
     model: str, device: str, runtime: str | None, threads: int | None, image_size: int | None = None
 ) -> tuple[SamModel | Backend, SamProcessor, str]:
-    """Load a model of torch, or an exported folder in its runtime, with its processor and the name of its recipe.
+    """Load a model in PyTorch, or an exported folder in its runtime, with its processor and the name of its recipe.
 
     Raises:
         ValueError: The model cannot be loaded, or cannot have `image_size`.
     """
     if runtime not in (None, "torch", TORCH_INTEGER) or is_export(model):
         if runtime in ("torch", TORCH_INTEGER):
-            raise ValueError(f"{model} is an export; torch runs the checkpoint that it was made of")
+            raise ValueError(f"{model} is an export; PyTorch runs the checkpoint that it was made from")
         with busy(f"loading {model}"):
             backend, processor = load_runtime(model, runtime, device=device, threads=threads)
         if image_size not in (None, input_side(processor)):
@@ -58,13 +58,13 @@ def open_model(
 
 
 def load_torch(model: str, device: str, image_size: int | None = None) -> tuple[SamModel, SamProcessor]:
-    """Load a model of torch to a device, with its processor; a float model is resized to `image_size` pixels."""
+    """Load a model to a PyTorch device, with its processor; a float model is resized to `image_size` pixels."""
     with busy(f"loading {model}"):
         return load(model, device=usable_device(device), image_size=image_size)
 
 
 def usable_device(name: str) -> str:
-    """Return a device of torch after a trial, since torch notices a missing device only when it is used.
+    """Return a PyTorch device after a trial, since PyTorch notices a missing device only when it is used.
 
     Raises:
         ValueError: The device cannot be used.
@@ -77,7 +77,7 @@ def usable_device(name: str) -> str:
         torch.device(name)
     except RuntimeError as error:
         raise ValueError(
-            f"--device {name} cannot be used: expected auto, cpu, cuda, cuda:N, mps or another device of torch"
+            f"--device {name} cannot be used: expected auto, cpu, cuda, cuda:N, mps or another PyTorch device"
         ) from error
     try:
         torch.zeros(1, device=name).item()
@@ -90,7 +90,7 @@ def open_labeled(spec: str, option: str, limit: int | None, ignore_label: str = 
     """Open a dataset to score, cut to `limit` images; scenes are generated to that number."""
     dataset = open_dataset(spec, limit=limit, ignore_label=_parse_ignore_label(ignore_label))
     if isinstance(dataset, ImageFolder):
-        raise ValueError(f"{option} {spec}: images without annotations cannot be scored on")
+        raise ValueError(f"{option} {spec}: expected annotated images, got images without annotations")
     return dataset
 
 

@@ -1,4 +1,4 @@
-"""Layers of a checkpoint on torch's integer kernels: count them, time them, print both."""
+"""Layers of a checkpoint on PyTorch's integer kernels: count them, time them, print both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from saqsam.runtimes.torch_integer import IntegerLayers, Speed
 
 @dataclass(frozen=True)
 class Integers:
-    """Layers of a model that run on torch's integer kernels, and its latency beside a float model.
+    """Layers of a model that run on PyTorch's integer kernels, and its latency beside a float model.
 
     Attributes:
         layers: Counts of the layers.

@@ -55,10 +55,13 @@ class TaskOptions(OptionGroup):
     """The options of all tasks in the registry.
 
     Attributes:
+        panel: Panel of the help that lists the options; None for that of the other options.
+        names_tasks: Whether the help of an option names the tasks that take it.
         values: Value of each option that was given, by name.
     """
 
     panel: ClassVar[str | None] = TASK_PANEL
+    names_tasks: ClassVar[bool] = True
 
     def __init__(self, **values: Any) -> None:
         self.values = {name: value for name, value in values.items() if value is not None}
@@ -84,7 +87,7 @@ class TaskOptions(OptionGroup):
     @classmethod
     def _declare(cls, option: TaskOption) -> Any:
         tasks = tasks_with(option.name)
-        owners = f" (task{'s' if len(tasks) > 1 else ''} {', '.join(tasks)})" if cls.panel else ""
+        owners = f" (task{'s' if len(tasks) > 1 else ''} {', '.join(tasks)})" if cls.names_tasks else ""
         shown = option.shown_default or (None if option.default is None else str(option.default))
         return typer.Option(
             option_name(option.name),

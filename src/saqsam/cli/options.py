@@ -63,7 +63,7 @@ class EvaluationOptions(OptionGroup):
     image_size: ImageSizeOption = None
     memory: Annotated[
         str,
-        typer.Option(metavar="SIZE", help="Memory for prompts that are decoded together, beside the model."),
+        typer.Option(metavar="SIZE", help="Memory for prompts that are decoded together, without the model."),
     ] = "1GiB"
     workers: Annotated[
         int, typer.Option(min=0, max=256, metavar="N", help="Threads that read images ahead.")
@@ -74,6 +74,7 @@ class PromptOptions(TaskOptions):
     """The kind of prompt, for commands that score the task `prompt` alone."""
 
     panel = None
+    names_tasks = False
 
     @classmethod
     def declared(cls) -> Sequence[TaskOption]:
@@ -92,8 +93,8 @@ class QuantizeOptions(OptionGroup):
         str | None,
         typer.Option(
             metavar="wXaY",
-            help="X bits for weights, Y for activations, 2 to 8 each; wXaY-mixed keeps the decoder at 8 bits; for "
-            "weight-only such as w4, or w4g128 for groups of 128 inputs.",
+            help="X bits for weights and Y bits for activations, 2 to 8 each; wXaY-mixed keeps the decoder at 8 bits; "
+            "for weight-only such as w4, or w4g128 for groups of 128 inputs.",
             show_default=f"{DEFAULT_BITS}; {DEFAULT_WEIGHT_BITS} for weight-only",
         ),
     ] = None
@@ -101,9 +102,9 @@ class QuantizeOptions(OptionGroup):
         str | None,
         typer.Option(
             metavar="LIMIT",
-            help="Instead of --bits, choose the bits of each part: 4.5b (mean bits; w3.5b of weights, a4.3b of "
-            "activations), 6MB on disk, loss=0.05 (1 - IoU with the float model's masks), or several, separated by "
-            "commas.",
+            help="Limit under which the bits of each part are chosen, instead of --bits: 4.5b (mean bits; w3.5b of "
+            "weights, a4.3b of activations), 6MB (on disk), loss=0.05 (1 - IoU with the float model's masks), or "
+            "several, separated by commas.",
         ),
     ] = None
     image_size: ImageSizeOption = None
@@ -119,13 +120,14 @@ class QuantizeOptions(OptionGroup):
     seed: Annotated[
         int,
         typer.Option(
-            min=0, callback=check_most, metavar="N", help="Seed that draws calibration images and prompts."
+            min=0, callback=check_most, metavar="N", help="Seed for drawing calibration images and prompts."
         ),
     ] = DEFAULT_SEED
     detections: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="COCO results of any detector, whose boxes become the calibration prompts."
+            metavar="FILE",
+            help="COCO results file of a detector, whose boxes become the calibration prompts.",
         ),
     ] = None
     ignore_label: Annotated[
@@ -139,14 +141,17 @@ class QuantizeOptions(OptionGroup):
         str,
         typer.Option(
             metavar="NAME",
-            help=f"Length of learning: {alternatives(EFFORTS)} (the published number of steps); {AUTO_EFFORT} chooses "
-            "by method and bits, and says why.",
+            help=f"Number of learning steps: {alternatives(EFFORTS)} (as published); {AUTO_EFFORT} chooses by method "
+            "and bits, and prints the reason.",
         ),
     ] = DEFAULT_EFFORT
     steps: Annotated[
         int | None,
         typer.Option(
-            min=1, callback=check_most, metavar="N", help="Learning steps per unit, instead of --effort's."
+            min=1,
+            callback=check_most,
+            metavar="N",
+            help="Learning steps per unit, instead of those of --effort.",
         ),
     ] = None
     overrides: Annotated[
@@ -162,25 +167,26 @@ class QuantizeOptions(OptionGroup):
         bool,
         typer.Option(
             "--deploy",
-            help="Make the recipe run on integer kernels: signed weights, 8-bit uniform probabilities.",
+            help="Adapt the recipe to integer kernels, so that the checkpoint can be exported: signed 8-bit weights, "
+            "8-bit uniform probabilities, and more.",
         ),
     ] = False
     deploy_for: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help=f"The same for a format of saqsam export: {alternatives(DEPLOY_TARGETS)}.",
+            help=f"The same for the kernels of one export format: {alternatives(DEPLOY_TARGETS)}.",
         ),
     ] = None
     memory: Annotated[
         str,
-        typer.Option(metavar="SIZE", help="Captured activations to hold in memory; the rest goes to disk."),
+        typer.Option(metavar="SIZE", help="Captured activations to keep in memory; the rest goes to disk."),
     ] = DEFAULT_MEMORY
     check: Annotated[
         str,
         typer.Option(
             metavar="DATA",
-            help=f"Dataset to score float and quantized model on afterwards; {NO_CHECK} skips that.",
+            help=f"Dataset to score the float and the quantized model on; {NO_CHECK} skips this.",
         ),
     ] = SCENES
     check_images: Annotated[
@@ -189,7 +195,7 @@ class QuantizeOptions(OptionGroup):
             min=1,
             callback=check_most,
             metavar="N",
-            help="Images of --check.",
+            help="Images of --check to score.",
             show_default="24; 2 for inputs above 512 px, 1 for SAM-L and SAM-H",
         ),
     ] = None
@@ -228,14 +234,14 @@ class ReportOptions(OptionGroup):
         str,
         typer.Option(
             metavar="none|parts|layers",
-            help="Quantize each alone, and leave each float alone: the recipe's parts, or every single layer.",
+            help="Measure each part, or each layer, quantized alone and left float alone.",
         ),
     ] = "parts"
     sensitivity_images: Annotated[
         int,
-        typer.Option(min=1, callback=check_most, metavar="N", help="Images that sensitivity is measured on."),
+        typer.Option(min=1, callback=check_most, metavar="N", help="Images to measure sensitivity on."),
     ] = 4
     memory: Annotated[
         str,
-        typer.Option(metavar="SIZE", help="Memory for prompts that are decoded together, beside the model."),
+        typer.Option(metavar="SIZE", help="Memory for prompts that are decoded together, without the model."),
     ] = "1GiB"

@@ -10,19 +10,31 @@ from typing import Annotated
 
 import typer
 
-from saqsam.cli.help_texts import MODEL_HELP, alternatives, described, runtime_devices
+from saqsam.cli.help_texts import (
+    FLOAT_MODEL_HELP,
+    MODEL_HELP,
+    TORCH_MODEL_HELP,
+    alternatives,
+    described,
+    runtime_devices,
+)
 from saqsam.cli.option_groups import check_most
 from saqsam.export.formats import FORMATS, OPSETS
 from saqsam.export.layouts.catalog import LAYOUTS
 from saqsam.runtimes.registry import RUNTIMES, TORCH, TORCH_INTEGER
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
-CheckpointArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint of saqsam.")]
+FloatModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=FLOAT_MODEL_HELP)]
+TorchModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=TORCH_MODEL_HELP)]
+CheckpointArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a packed checkpoint.")]
+_TORCH_DEVICES = "Device: auto, cpu, cuda, cuda:N, mps or another PyTorch device"
+TorchDeviceOption = Annotated[str, typer.Option(metavar="NAME", help=f"{_TORCH_DEVICES}.")]
 DeviceOption = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help=f"Device: auto, cpu, cuda, mps, ...; for an exported folder one of its runtime: {runtime_devices()}.",
+        help=f"{_TORCH_DEVICES}; for an exported folder auto, cpu, or a device of its runtime: "
+        f"{runtime_devices()}.",
     ),
 ]
 RuntimeOption = Annotated[
@@ -30,13 +42,13 @@ RuntimeOption = Annotated[
     typer.Option(
         metavar="NAME",
         help=f"Runtime. For an exported folder {alternatives(RUNTIMES)}; for a checkpoint {TORCH}, or {TORCH_INTEGER}: "
-        "linear layers on torch's integer kernels, timed against float.",
+        "linear layers on PyTorch's integer kernels, timed against float.",
         show_default=f"that of the export's format; {TORCH}",
     ),
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option(min=1, max=1024, metavar="N", help="Threads of torch or the runtime.", show_default="all"),
+    typer.Option(min=1, max=1024, metavar="N", help="Threads of PyTorch or the runtime.", show_default="all"),
 ]
 ImageSizeOption = Annotated[
     int | None,
@@ -44,12 +56,12 @@ ImageSizeOption = Annotated[
         min=1,
         callback=check_most,
         metavar="PX",
-        help="Input size that a float model is resized to, such as 512. Checkpoints and exports of saqsam keep theirs.",
+        help="Input size that a float model is resized to, such as 512. Packed checkpoints and exports keep theirs.",
         show_default="that of the model",
     ),
 ]
 JsonOption = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write all results to a JSON file.")
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write all results to a JSON file.")
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 
@@ -68,7 +80,7 @@ SimplifyOption = Annotated[
 
 # Of merge.
 BulkFolderArgument = Annotated[
-    Path, typer.Argument(metavar="DIR", help="Folder that saqsam segment --format parquet wrote.")
+    Path, typer.Argument(metavar="DIR", help="Folder written by saqsam segment --format parquet.")
 ]
 
 # Of serve.
@@ -83,7 +95,7 @@ HostOption = Annotated[
     str,
     typer.Option(
         metavar="ADDRESS",
-        help="Address to listen on. For another than this machine's own, the page needs a token, which is printed.",
+        help="Address to listen on. Any address but this machine's own requires a token, which is printed.",
     ),
 ]
 PortOption = Annotated[
@@ -102,7 +114,7 @@ ModelsArgument = Annotated[
 WorstPictureOption = Annotated[
     Path | None,
     typer.Option(
-        "--out", metavar="PNG", help="Picture of the images on which the second model lost most, to write."
+        "--out", metavar="PNG", help="Write a picture of the images on which the second model lost most."
     ),
 ]
 
@@ -112,9 +124,9 @@ LayoutOption = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="Files and names for the clients of another project: "
+        help="Names and files that clients of another project expect: "
         f"{described((entry.name, entry.clients) for entry in LAYOUTS.values())}. saqsam and clients of the official "
-        "ONNX decoder load the default.",
+        "ONNX decoder load the default layout.",
     ),
 ]
 SingleMaskOption = Annotated[
@@ -149,13 +161,13 @@ ExportRuntimeOption = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help=f"Runtime to compare with torch: {alternatives(RUNTIMES)}.",
+        help=f"Runtime to compare with PyTorch: {alternatives(RUNTIMES)}.",
         show_default="all that are installed and run the format",
     ),
 ]
 MinParityOption = Annotated[
     float,
     typer.Option(
-        metavar="IOU", help="Lowest accepted mean IoU between a runtime's masks and torch's, from 0 to 1."
+        metavar="IOU", help="Lowest accepted mean IoU between a runtime's masks and PyTorch's, from 0 to 1."
     ),
 ]

@@ -40,7 +40,7 @@ def print_summary(
             f"scored on {count_phrase(int(before.metrics['prompt']['instances'] or 0), 'objects')} "
             f"in {count_phrase(before.images, 'images')} of {before.dataset}"
         )
-        print_left_out(before.skipped, before.notes)
+        print_skipped(before.skipped, before.notes)
 
 
 def print_evaluation(
@@ -61,7 +61,7 @@ def print_evaluation(
         for name, value in result.metrics[task.name].items():
             table.add_row(task.metric_labels.get(name, name), metric_text(value))
         print_table(table)
-    print_left_out(result.skipped, result.notes)
+    print_skipped(result.skipped, result.notes)
     if inventory is not None:
         _print_shares(inventory)
 
@@ -75,9 +75,9 @@ def scored_on(result: Evaluation, dataset: Dataset) -> str:
     return images if objects is None else f"{objects} objects in {images}"
 
 
-def print_left_out(skipped: Mapping[str, int], notes: Mapping[str, int], prefix: str = "") -> None:
+def print_skipped(skipped: Mapping[str, int], notes: Mapping[str, int], prefix: str = "") -> None:
     """Print what was skipped and what was accepted although unusual, one line per kind."""
-    for label, counts in (("left out", skipped), ("note", notes)):
+    for label, counts in (("skipped", skipped), ("note", notes)):
         for what, number in counts.items():
             say(f"{label}: {prefix}{what}: {number}")
 
@@ -117,14 +117,14 @@ def _print_shares(inventory: Inventory) -> None:
 
 
 def print_integer_layers(layers: IntegerLayers) -> None:
-    """Print how many linear layers run on torch's integer kernels, and why the others do not."""
+    """Print how many linear layers run on PyTorch's integer kernels, and why the others do not."""
     say(f"{TORCH_INTEGER}: {layers.integer} of {layers.total} quantized linear layers on integers")
     for reason, count in layers.dequantized.items():
-        say(f"  {count} de-quantized: {reason}")
+        say(f"  {count} dequantized: {reason}")
 
 
 def print_speed(speeds: Sequence[Speed]) -> None:
-    """Print the latency of a model in torch beside that of a float one."""
+    """Print the latency of a model in PyTorch beside that of a float one."""
     table = result_table("", "ms", "float, ms", "speed", right=3)
     for speed in speeds:
         times = (f"{1000 * seconds:.1f}" for seconds in (speed.seconds, speed.float_seconds))
@@ -132,7 +132,7 @@ def print_speed(speeds: Sequence[Speed]) -> None:
     print_table(table)
     slower = [speed.part for speed in speeds if speed.ratio < 1]
     if slower:
-        say(f"slower than float here: {' and '.join(slower)}; exports are what is fast (saqsam export)")
+        say(f"slower than float here: {' and '.join(slower)}; exports are faster (saqsam export)")
 
 
 def _megabytes(count: int) -> str:
@@ -183,10 +183,10 @@ def print_substitutions(recipe: Recipe) -> None:
     departures = substitutions(recipe)
     if not departures:
         return
-    say(f"{recipe.name} departs from its method for integer kernels in:")
+    say(f"for integer kernels, {recipe.name} departs from its method in:")
     for one in departures:
         say(f"  {one.field}: {one.used} (the method: {one.method}); {one.why}")
-    say("to measure the accuracy drop, evaluate this checkpoint and one of the plain method on the same data")
+    say("to measure the accuracy drop, evaluate this checkpoint and one without --deploy on the same data")
 
 
 def print_export(
@@ -196,7 +196,7 @@ def print_export(
     inventory: Inventory | None,
     parities: Mapping[str, Parity],
 ) -> None:
-    """Print sizes of exported files, their bit widths, and the difference of each runtime from torch.
+    """Print sizes of exported files, their bit widths, and the difference of each runtime from PyTorch.
 
     Args:
         manifest: Manifest of the folder.
@@ -223,7 +223,7 @@ def print_export(
     print_table(table)
     for runtime, parity in parities.items():
         say(
-            f"masks of {manifest.name} in {runtime} against torch: IoU {parity.mask_iou:.4f}, at least "
+            f"masks of {manifest.name} in {runtime} against PyTorch: IoU {parity.mask_iou:.4f}, at least "
             f"{parity.least_mask_iou:.4f}, over {parity.masks} objects"
         )
 

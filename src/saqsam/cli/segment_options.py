@@ -26,6 +26,7 @@ class GeneratorOptions(TaskOptions):
     """Options of automatic masks, for commands that run no task."""
 
     panel = "Options of --everything"
+    names_tasks = False
 
     @classmethod
     def declared(cls) -> Sequence[TaskOption]:
@@ -45,12 +46,15 @@ class SegmentPrompts(OptionGroup):
         list[str] | None,
         typer.Option(
             metavar="x,y[,0]",
-            help="Point on an object, in pixels; with ,0 a negative point for all objects; repeatable.",
+            help="Foreground point of an object, in pixels; with ,0 a background point for all objects; repeatable.",
         ),
     ] = None
     points: Annotated[
         list[str] | None,
-        typer.Option(metavar="'x,y;x,y,0'", help="Points of one object, negative with ,0; repeatable."),
+        typer.Option(
+            metavar="'x,y;x,y,0'",
+            help="Foreground points and, with ,0, background points of one object; repeatable.",
+        ),
     ] = None
     mask: Annotated[
         list[Path] | None,
@@ -61,13 +65,13 @@ class SegmentPrompts(OptionGroup):
         typer.Option(
             "--prompts",
             metavar="FILE",
-            help="Prompts of each image, JSON or CSV; see the guide Segment images.",
+            help="Prompts of each image, as JSON or CSV; see the guide Segment images.",
         ),
     ] = None
     detections: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Boxes of a detector for the images of an annotation file, as COCO results."
+            metavar="FILE", help="COCO results file of a detector, for the images of an annotation file."
         ),
     ] = None
     everything: Annotated[
@@ -84,7 +88,7 @@ class SegmentOutputs(OptionGroup):
         typer.Option(
             "--out",
             metavar="PATH",
-            help="File to write, or folder for several images; COCO is one file.",
+            help="File to write; for several images a folder, except for COCO, which is one file.",
             show_default="beside a single image, *.masks.png",
         ),
     ] = None
@@ -93,7 +97,7 @@ class SegmentOutputs(OptionGroup):
         typer.Option(
             metavar="NAME",
             help=f"Format: {described((entry.name, entry.description) for entry in MASK_FORMATS.values())}.",
-            show_default="by the name of --out, or overlay",
+            show_default="from the suffix of --out, or overlay",
         ),
     ] = None
     simplify: SimplifyOption = 1.0
@@ -103,7 +107,7 @@ class SegmentOutputs(OptionGroup):
             min=64,
             callback=check_most,
             metavar="PX",
-            help="Side of tiles that are segmented at full resolution and merged across seams.",
+            help="Side of tiles to segment at full resolution and merge across seams.",
             show_default="whole images",
         ),
     ] = None
@@ -129,7 +133,9 @@ class BulkOptions(OptionGroup):
 
     shard: Annotated[
         str | None,
-        _bulk_option(metavar="i/n", help="Segment the share i of n, i from 0, so that n processes do all."),
+        _bulk_option(
+            metavar="i/n", help="Segment share i of n, with i from 0, so that n processes share the work."
+        ),
     ] = None
     images_per_file: Annotated[
         int | None,
@@ -144,13 +150,17 @@ class BulkOptions(OptionGroup):
     engine: Annotated[
         str | None,
         _bulk_option(
-            metavar="local|ray", help="Engine: this process, or a Ray cluster.", show_default=ENGINES[0]
+            metavar="local|ray", help="Engine: this process or a Ray cluster.", show_default=ENGINES[0]
         ),
     ] = None
     workers: Annotated[
         int | None,
         _bulk_option(
-            min=1, max=256, metavar="N", help="Threads that run the model.", show_default="as the cores allow"
+            min=1,
+            max=256,
+            metavar="N",
+            help="Threads that run the model.",
+            show_default="by the number of cores",
         ),
     ] = None
     batch: Annotated[

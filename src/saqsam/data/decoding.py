@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-import threading
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,8 @@ from typing import Any
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from saqsam.data.orientation import TRANSPOSED
+from saqsam.data.pillow_warnings import pillow_warnings_ignored
 from saqsam.utils.errors import MAX_MESSAGE_LENGTH, shorten, shorten_message
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -35,8 +35,6 @@ MAX_TILES = 2**17
 """Limit on strips and tiles of a TIFF: twice the rows of the longest picture."""
 
 _ORIENTATION = ExifTags.Base.Orientation
-_TRANSPOSED = (5, 6, 7, 8)
-"""EXIF orientations that store rows as columns."""
 _BIG_TIFF_SIGNATURES = (b"II+\0", b"MM\0+")
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", *_BIG_TIFF_SIGNATURES)
 _STRIP_OFFSETS, _TILE_OFFSETS = 273, 324
@@ -63,7 +61,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     try:
         if not path.is_file():
             raise ImageError(f"expected an image file, found {'a folder' if path.is_dir() else 'nothing'}")
-        with _pillow_warnings.ignored():
+        with pillow_warnings_ignored():
             _check_tiles(path)
             with Image.open(path, formats=_available_formats()) as image:
                 check_size(image.height, image.width)
@@ -119,7 +117,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
     with open_image(path) as image:
         width, height = image.size
         with contextlib.suppress(Exception):  # as in `load_upright`
-            if _exif(Path(path), image).get(_ORIENTATION, 1) in _TRANSPOSED and image.format != "TIFF":
+            if _exif(Path(path), image).get(_ORIENTATION, 1) in TRANSPOSED and image.format != "TIFF":
                 return width, height
         return height, width  # Pillow has already swapped those of a TIFF
 
@@ -192,34 +190,3 @@ def _available_formats() -> list[str]:
 def _name(path: Path) -> str:
     text = str(path)
     return text if len(text) <= MAX_MESSAGE_LENGTH else shorten_message(text)
-
-
-class _SharedFilter:
-    """Ignores the warnings of Pillow while at least one thread decodes.
-
-    `warnings.catch_warnings` saves and restores a list of the whole process: overlapping uses by several threads would
-    leave the wrong filters behind. Here the first thread to enter saves and the last one to leave restores.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._saved = contextlib.ExitStack()
-
-    @contextlib.contextmanager
-    def ignored(self) -> Iterator[None]:
-        with self._lock:
-            if self._users == 0:
-                self._saved.enter_context(warnings.catch_warnings())
-                warnings.filterwarnings("ignore", module=r"PIL\.")
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                if self._users == 0:
-                    self._saved.close()
-
-
-_pillow_warnings = _SharedFilter()

@@ -48,6 +48,11 @@ class ImageDetections:
         """Return the detections of an image without any box."""
         return cls(np.empty((0, 4)), np.empty(0), np.empty(0, dtype=np.int64))
 
+    def best(self, count: int) -> ImageDetections:
+        """Keep the `count` detections with the highest scores, in their original order."""
+        chosen = np.sort(np.argsort(-self.scores, kind="stable")[:count])
+        return ImageDetections(self.boxes[chosen], self.scores[chosen], self.category_ids[chosen])
+
 
 class DetectionSource(Protocol):
     """A source of detections for images."""
@@ -91,12 +96,7 @@ class Detections:
 
     def best(self, count: int) -> Detections:
         """Keep the `count` detections with the highest scores in each image, in their original order."""
-        kept = {}
-        for image_id, detections in self.by_image.items():
-            chosen = np.sort(np.argsort(-detections.scores, kind="stable")[:count])
-            kept[image_id] = ImageDetections(
-                detections.boxes[chosen], detections.scores[chosen], detections.category_ids[chosen]
-            )
+        kept = {image_id: detections.best(count) for image_id, detections in self.by_image.items()}
         return Detections(kept, dict(self.skipped), dict(self.notes))
 
     def digest(self) -> str:

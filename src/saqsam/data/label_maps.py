@@ -11,12 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from saqsam.data.ade20k import CLASSES, NO_LABEL, AdeDataset
-from saqsam.data.coco import CocoDataset
 from saqsam.data.label_png import IGNORE, LabelMap, read_label_map
 from saqsam.data.paths import describe_folder, expand_home, is_hidden
-from saqsam.data.scenes.dataset import ScenesDataset
-from saqsam.data.scenes.generate import CATEGORIES
-from saqsam.data.types import Dataset, Sample
+from saqsam.data.types import Dataset, Sample, category_names
 
 BACKGROUND = 0
 """Label of pixels that no object covers, in maps painted from objects; scored as a class like any other."""
@@ -141,11 +138,8 @@ def label_classes(dataset: Dataset) -> frozenset[int]:
     """Return the labels of a dataset, including background; empty if it does not list them."""
     if isinstance(dataset, AdeDataset):
         return frozenset(range(1, CLASSES + 1))
-    if isinstance(dataset, ScenesDataset):
-        return frozenset({BACKGROUND, *CATEGORIES.values()})
-    if isinstance(dataset, CocoDataset) and dataset.category_names:
-        return frozenset({BACKGROUND, *dataset.category_names})
-    return frozenset()
+    names = category_names(dataset)
+    return frozenset({BACKGROUND, *names}) if names else frozenset()
 
 
 def truth_labels(sample: Sample) -> LabelMap:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
+
+from saqsam.data.pillow_warnings import pillow_warnings_ignored
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -19,13 +20,12 @@ TRANSPOSED = (5, 6, 7, 8)
 
 def read_orientation(path: Path) -> int:
     """Return the EXIF orientation of an image file, 1 to 8; 1 (upright as stored) if none can be read."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata.
-        # Pillow's EXIF parser raises exceptions of any type on damaged metadata, which then counts as absent.
-        with contextlib.suppress(Exception), Image.open(path) as image:
-            orientation = image.getexif().get(ExifTags.Base.Orientation)
-            if isinstance(orientation, int) and 1 <= orientation <= 8:
-                return orientation
+    # Pillow warns of odd metadata, and its EXIF parser raises exceptions of any type on damaged metadata, which then
+    # counts as absent.
+    with pillow_warnings_ignored(), contextlib.suppress(Exception), Image.open(path) as image:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        if isinstance(orientation, int) and 1 <= orientation <= 8:
+            return orientation
     return 1
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from saqsam.data.boxes import box_ious
 from saqsam.data.detections import ImageDetections
 from saqsam.data.types import Sample
 
@@ -113,16 +114,7 @@ def _false_box(
     sides = np.clip(sides, np.minimum(_LEAST_SIDE, limits[:2]), limits[:2])
     corners = rng.random((_PLACES, 2)) * (limits[:2] - sides)
     places = np.concatenate([corners, corners + sides], axis=1)
-    overlaps = np.array([_box_ious(place, truth).max() for place in places])
+    overlaps = np.array([box_ious(place, truth).max() for place in places])
     free = np.flatnonzero(overlaps < _MOST_OVERLAP)
     chosen: NDArray[np.float64] = places[free[0] if len(free) else overlaps.argmin()]
     return chosen
-
-
-def _box_ious(box: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the IoU of a box [4] with each box of [T, 4], as [T]."""
-    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    shared = np.prod(np.clip(high - low, 0, None), axis=1)
-    areas = np.prod(others[:, 2:] - others[:, :2], axis=1)
-    ious: NDArray[np.float64] = shared / (np.prod(box[2:] - box[:2]) + areas - shared)
-    return ious

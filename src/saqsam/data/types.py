@@ -101,3 +101,18 @@ class Noted(Protocol):
     def index_notes(self) -> dict[str, int]:
         """Number of irregularities, by kind."""
         ...
+
+
+@runtime_checkable
+class Categorized(Protocol):
+    """A dataset whose objects have named classes."""
+
+    @property
+    def category_names(self) -> Mapping[int, str]:
+        """Name of each category id."""
+        ...
+
+
+def category_names(dataset: Dataset) -> Mapping[int, str]:
+    """Return the class names of a dataset by category id; empty where it has none."""
+    return dataset.category_names if isinstance(dataset, Categorized) else {}

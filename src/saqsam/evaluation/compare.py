@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saqsam.data.types import Dataset
-from saqsam.evaluation.metrics.iou import rle_ious
+from saqsam.evaluation.metrics.iou import rle_ious, share_above_90
 from saqsam.evaluation.results import Evaluation
 from saqsam.evaluation.run import WORKERS, evaluate_together
 from saqsam.evaluation.subject import Subject
@@ -25,7 +25,6 @@ from saqsam.evaluation.task import Record, Task
 from saqsam.utils.progress import Progress
 
 RESAMPLES = 10_000
-GOOD_IOU = 0.9
 _DRAWS_AT_ONCE = 2**22
 """Drawn image indices held in memory at once while resampling."""
 
@@ -78,7 +77,7 @@ class Agreement:
     Attributes:
         masks: Number of pairs of masks.
         iou: Mean IoU of the pairs; two empty masks are equal.
-        share_above_90: Share of pairs with an IoU of at least 0.9.
+        share_above_90: Share of pairs with an IoU above 0.9.
     """
 
     masks: int
@@ -140,7 +139,7 @@ def compare(
     *,
     limit: int | None = None,
     seed: int = 0,
-    unfinished: Path | None = None,
+    resume_dir: str | Path | None = None,
     workers: int = WORKERS,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -152,7 +151,7 @@ def compare(
         tasks: Tasks to run. Agreement needs tasks that keep masks.
         limit: Evaluate the first `limit` images only.
         seed: Seed of the bootstrap.
-        unfinished: Folder for records, as for `evaluate_together`.
+        resume_dir: Folder for records, as for `evaluate_together`.
         workers: Threads that read images ahead.
         progress: Progress callback, called after each image.
 
@@ -165,7 +164,7 @@ def compare(
     if len(subjects) < 2:
         raise ValueError(f"models: expected at least 2 to compare, got {len(subjects)}")
     first, *others = evaluations = evaluate_together(
-        subjects, dataset, tasks, limit=limit, unfinished=unfinished, workers=workers, progress=progress
+        subjects, dataset, tasks, limit=limit, resume_dir=resume_dir, workers=workers, progress=progress
     )
     differences = tuple(
         tuple(task_difference(task, first, other, seed=seed) for task in tasks) if other.records else ()
@@ -259,10 +258,8 @@ def _mask_ious(task: Task, one: Record, two: Record) -> list[float]:
 
 
 def _agreement(ious: Sequence[float]) -> Agreement | None:
-    if not ious:
-        return None
-    values = np.array(ious)
-    return Agreement(len(ious), float(values.mean()), float((values >= GOOD_IOU).mean()))
+    share = share_above_90(ious)
+    return None if share is None else Agreement(len(ious), float(np.mean(ious)), share)
 
 
 def _metric_differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from saqsam.inference.predictor import Predictor
 from saqsam.models.configuration import config_fields
 from saqsam.models.processing import processor_fields
 from saqsam.models.registry import family_of
+from saqsam.utils.tensor_bytes import tensor_bytes
 
 
 def model_identity(predictor: Predictor) -> str:
@@ -52,7 +53,7 @@ def module_digest(module: nn.Module) -> str:
     digest = hashlib.sha256(repr(module).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(-1).numpy().tobytes())
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()[:12]
 
 

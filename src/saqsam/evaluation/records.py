@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,12 @@ class RecordFolder:
         with self._path.open("ab") as file:
             file.write(content)
         self.records[record["index"]] = record
+
+    def remove(self) -> None:
+        """Remove the records of this process, and the folder if nothing else is in it."""
+        self._path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def _line(self, content: Mapping[str, Any]) -> bytes:
         text = json.dumps(content, allow_nan=False, separators=(",", ":")).encode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from transformers import SamModel, SamProcessor
 
+from saqsam.data.open import SCENES, DatasetSource, as_dataset
 from saqsam.data.types import Dataset, Sample
 from saqsam.evaluation.fingerprint import dataset_identity, encoder_identity, model_identity
 from saqsam.evaluation.records import RecordFolder
@@ -31,13 +31,13 @@ WORKERS = 2
 
 def evaluate(
     model: SamModel | Backend,
-    processor: SamProcessor | None,
-    dataset: Dataset,
+    processor: SamProcessor | None = None,
+    dataset: DatasetSource = SCENES,
     *,
     tasks: Sequence[Task | str] | None = None,
     limit: int | None = None,
     prompts_at_once: int = 16,
-    unfinished: Path | None = None,
+    resume_dir: str | Path | None = None,
     workers: int = WORKERS,
     progress: Progress | None = None,
     **options: Any,
@@ -50,13 +50,13 @@ def evaluate(
     Args:
         model: Model, or another backend; evaluated in eval mode, and left as it was.
         processor: Processor of the model; None builds the one that fits the model.
-        dataset: Dataset to score, read one image at a time.
+        dataset: Labeled data: a name, a path, or a dataset; read one image at a time.
         tasks: Tasks, or their names in `saqsam.evaluation.registry.TASKS`; None for `prompt`, and for `instance` too
             with `detections`.
         limit: Evaluate the first `limit` images only.
         prompts_at_once: Prompts per decoder call, see `prompts_within`.
-        unfinished: Folder that records are written to as they are made. Existing records of the same evaluation are
-            not made again. The caller removes the folder.
+        resume_dir: Folder that records are written to as they are made. If the same evaluation was interrupted, it
+            resumes from the records in this folder. Remove it once you have the result.
         workers: Threads that read images ahead.
         progress: Progress callback, called after each image; its phase is "evaluating".
         **options: Options of the tasks that are given by name or by default, such as `prompt="point"`, `min_area=100`
@@ -67,14 +67,15 @@ def evaluate(
 
     Raises:
         ValueError: A task or an option is unknown, `limit` is below 1, there is nothing to score, data are unreadable,
-            outputs of the model are not finite, or `unfinished` belongs to another evaluation.
+            outputs of the model are not finite, or `resume_dir` holds another evaluation.
     """
+    dataset = as_dataset(dataset)
     (result,) = evaluate_together(
         [Subject(model, processor, prompts_at_once)],
         dataset,
         _resolve_tasks(dataset, tasks, options),
         limit=limit,
-        unfinished=unfinished,
+        resume_dir=resume_dir,
         workers=workers,
         progress=progress,
     )
@@ -98,23 +99,24 @@ def evaluate_together(
     tasks: Sequence[Task],
     *,
     limit: int | None = None,
-    unfinished: Path | None = None,
+    resume_dir: str | Path | None = None,
     workers: int = WORKERS,
     progress: Progress | None = None,
 ) -> list[Evaluation]:
     """Evaluate several models image by image: each image is read once, and encoded once per distinct encoder.
 
-    Arguments, results and errors are those of `evaluate`. Records of model k are kept in the folder `unfinished/k`,
-    those of a single model in `unfinished`.
+    Arguments, results and errors are those of `evaluate`. Records of model k are kept in the folder `resume_dir/k`,
+    those of a single model in `resume_dir`.
     """
     if not tasks or len({task.name for task in tasks}) < len(tasks):
         raise ValueError(f"tasks: expected one or more different ones, got {[task.name for task in tasks]}")
     count = count_images(dataset, limit)
+    folder = None if resume_dir is None else Path(resume_dir)
     folders = [
         None
-        if unfinished is None
+        if folder is None
         else RecordFolder(
-            unfinished if len(subjects) == 1 else unfinished / str(number),
+            folder if len(subjects) == 1 else folder / str(number),
             _header(subject.predictor, dataset, tasks, count),
             count=count,
             schemas={task.name: task.schema() for task in tasks},
@@ -128,8 +130,9 @@ def evaluate_together(
         return [_result(dataset, tasks, count, records) for records in scored]
     except ValueError:
         # All images were evaluated, so resuming would end here again.
-        if unfinished is not None:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        for records_of_model in folders:
+            if records_of_model is not None:
+                records_of_model.remove()
         raise
 
 

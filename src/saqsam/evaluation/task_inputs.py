@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saqsam.data.coco import CocoDataset
 from saqsam.data.detections import DetectionSource, load_detections
-from saqsam.data.dota import DotaDataset
 from saqsam.data.label_maps import FolderLabels, LabelMaps
 from saqsam.data.open import SIMULATED
-from saqsam.data.scenes.dataset import ScenesDataset
 from saqsam.data.simulated_detections import SimulatedDetections
 from saqsam.data.simulated_labels import SimulatedLabels
 from saqsam.data.types import Dataset
@@ -48,11 +45,6 @@ def open_labels(source: str | Path | LabelMaps, dataset: Dataset) -> LabelMaps:
     if isinstance(source, str | Path):
         return SimulatedLabels() if str(source) == SIMULATED else FolderLabels(source, dataset)
     return source
-
-
-def category_names(dataset: Dataset) -> Mapping[int, str]:
-    """Return the class names of a dataset by category id; empty where it has none."""
-    return dataset.category_names if isinstance(dataset, CocoDataset | DotaDataset | ScenesDataset) else {}
 
 
 def generator_options(options: Mapping[str, Any]) -> GeneratorOptions:

@@ -26,6 +26,7 @@ from saqsam.models.registry import family_of
 from saqsam.recipes.deployment import check_uniform_inputs
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.atomic_write import atomic_folder
+from saqsam.utils.extras import install_command
 
 
 def export_model(
@@ -203,7 +204,7 @@ def check_export(
     check_layout(layout, format, single_mask=single_mask, free_batch=free_batch)
     for package in FORMATS[format].missing_packages():
         raise ValueError(
-            f"{format} needs the package {package}: pip install 'saqsam[{FORMATS[format].extra or format}]'"
+            f"{format} needs the package {package}: {install_command(FORMATS[format].extra or format)}"
         )
     if not folder.exists():
         return

@@ -43,7 +43,7 @@ class Manifest:
 
     Attributes:
         format: Name of the format, one of `FORMATS`.
-        single_mask: Whether the decoder returns one mask per prompt instead of four.
+        single_mask: Whether the decoder returns one mask per prompt instead of all.
         recipe: Recipe of the checkpoint, as JSON types; None for a float model.
         name: Name of the recipe, or `FLOAT_NAME`.
         checkpoint: Content hash of the checkpoint or of the float model.

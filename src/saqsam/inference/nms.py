@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from saqsam.data.boxes import box_ious
+
 
 def suppress(boxes: ArrayLike, scores: ArrayLike, threshold: float) -> NDArray[np.int64]:
     """Suppress each box whose IoU with a kept box of a higher score exceeds a threshold.
@@ -19,14 +21,9 @@ def suppress(boxes: ArrayLike, scores: ArrayLike, threshold: float) -> NDArray[n
     """
     corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
-    areas = (corners[:, 2:] - corners[:, :2]).prod(axis=1)
     kept: list[int] = []
     while len(order):
         best, order = int(order[0]), order[1:]
         kept.append(best)
-        low = np.maximum(corners[best, :2], corners[order, :2])
-        high = np.minimum(corners[best, 2:], corners[order, 2:])
-        shared = np.clip(high - low, 0, None).prod(axis=1)
-        union = areas[best] + areas[order] - shared
-        order = order[np.divide(shared, union, out=np.zeros_like(union), where=union > 0) <= threshold]
+        order = order[box_ious(corners[best], corners[order]) <= threshold]
     return np.array(kept, dtype=np.int64)

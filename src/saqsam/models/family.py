@@ -115,12 +115,17 @@ class ModelFamily(ABC):
         label: Display name.
         format: How its models are stored.
         mask_token: Index of the single mask's token among the tokens of a prompt.
+        coordinate_encoding: Class of the module that encodes coordinates by a matrix. A bfloat16 model runs it in
+            float32.
+        float32_modules: Classes of modules whose tensors stay float32 in a bfloat16 model.
     """
 
     name: str
     label: str
     format: ModelFormat
     mask_token: int
+    coordinate_encoding: type[nn.Module]
+    float32_modules: tuple[type[nn.Module], ...] = ()
 
     @abstractmethod
     def build(self, config: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from saqsam.utils.errors import CheckpointError, shorten
@@ -34,6 +34,13 @@ def integer(low: int, high: int) -> Field:
     return Field(f"an integer from {low} to {high}", lambda v: type(v) is int and low <= v <= high)
 
 
+def multiple(of: int, high: int) -> Field:
+    """Return a field of positive multiples of an integer, up to `high`; booleans and floats are refused."""
+    return Field(
+        f"a multiple of {of} up to {high}", lambda v: type(v) is int and 0 < v <= high and v % of == 0
+    )
+
+
 def number(low: float, high: float) -> Field:
     """Return a field of finite numbers from `low` to `high`, taken as floats; booleans are refused."""
     return Field(
@@ -51,6 +58,11 @@ def boolean() -> Field:
 def choice(names: Collection[str]) -> Field:
     """Return a field of one of a few strings."""
     return Field(f"one of {', '.join(sorted(names))}", lambda v: isinstance(v, str) and v in names)
+
+
+def used_indexes(indexes: Iterable[int], count: int) -> list[int]:
+    """Return the distinct indexes below `count`, sorted: those of layers that exist."""
+    return sorted({index for index in indexes if index < count})
 
 
 def is_number(value: object) -> bool:

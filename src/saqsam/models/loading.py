@@ -19,7 +19,7 @@ from saqsam.models.building import build_model
 from saqsam.models.configuration import max_weight_bytes, parse_config
 from saqsam.models.processing import build_processor, load_processor, resize_processor
 from saqsam.models.registry import family_of
-from saqsam.models.sam.inference import DECODER_HEADS
+from saqsam.models.sam.shape_inference import DECODER_HEADS
 from saqsam.models.state_dicts import ModelStateDict, find_model
 from saqsam.models.weights import (
     first_line,
@@ -68,7 +68,7 @@ def load(
     Raises:
         ValueError: There is no model of this name, or it cannot have this input size.
         CheckpointError: The model is not a `SamModel` that saqsam supports (RGB images, one of
-            `configuration.ACTIVATIONS`); a file is damaged; the weights are incomplete, do not fit the configuration,
+            `limits.ACTIVATIONS`); a file is damaged; the weights are incomplete, do not fit the configuration,
             or hold NaN or infinity; a pickle would run code; a file holds several models. Subclass of `ValueError`.
     """
     target = _device(device)
@@ -82,7 +82,7 @@ def load(
     looks_like_hub = isinstance(model, str) and _HUB_ID.fullmatch(model) and path.suffix not in _TENSOR_FILES
     if not looks_like_hub:
         raise ValueError(
-            f"no model {str(model)!r}: not {' or '.join(BUNDLED_MODELS)}, no such file or folder, not a hub id "
+            f"no model {str(model)!r}: not {' or '.join(BUNDLED_MODELS)}, no such file or folder, not a Hub model ID "
             "'owner/name'"
         )
     return _load_hub(str(model), target, image_size)

@@ -159,6 +159,10 @@ class ModelStructure:
                 )
 
 
+_LARGE_INPUT = 512
+"""Side in pixels."""
+
+
 @dataclass(frozen=True)
 class InputSpec:
     """Sizes of a model's inputs and outputs.
@@ -187,6 +191,11 @@ class InputSpec:
     def grid(self) -> int:
         """Side of the image embedding."""
         return self.image_size // self.patch_size
+
+    @property
+    def is_large(self) -> bool:
+        """Whether an image takes so long that defaults should be a few images."""
+        return self.image_size > _LARGE_INPUT
 
     @property
     def mask_size(self) -> int:

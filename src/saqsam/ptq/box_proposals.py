@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from saqsam.data.tight_box import tight_box
+from saqsam.inference.nms import suppress
 from saqsam.inference.predictor import Predictor
 from saqsam.models.processing import input_side
 
@@ -37,35 +39,24 @@ def propose_boxes(
     chunks = list(predictor.predict_low_res(points=points[:, None], labels=np.ones((grid * grid, 1))))
     scores = torch.cat([predicted for _, predicted in chunks]).flatten()
     logits = torch.cat([low_res for low_res, _ in chunks]).flatten(0, 1)
-    kept: list[Tensor] = []
-    for index in scores.argsort(descending=True, stable=True).tolist():
-        box = _mask_box(logits[index] > 0)
-        if box is None or any(_box_iou(box, other) > MAX_PROPOSAL_IOU for other in kept):
-            continue
-        kept.append(box)
-        if len(kept) == max_boxes:
-            break
-    if not kept:
+    found = [
+        (box, score) for box, score in zip(map(_mask_box, logits > 0), scores.tolist(), strict=True) if box
+    ]
+    if not found:
         return np.zeros((0, 4))
+    cells = np.array([box for box, _ in found], dtype=np.float64)
+    kept = suppress(cells, [score for _, score in found], MAX_PROPOSAL_IOU)[:max_boxes]
     # Cells of the square input -> pixels of the image; boxes are clipped to the image.
     cell = input_side(predictor.processor) / logits.shape[-1]
     input_height, input_width = predictor.input_size
     scale = np.array([width / input_width, height / input_height] * 2)
-    boxes = torch.stack(kept).double().cpu().numpy() * cell * scale
+    boxes = cells[kept] * cell * scale
     boxes = np.minimum(boxes, np.array([width, height] * 2))
     kept_inside: NDArray[np.float64] = boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
     return kept_inside
 
 
-def _mask_box(mask: Tensor) -> Tensor | None:
-    """Return the tight box [4] (xyxy, cells) of a mask [h, w]; None if it has too few cells."""
-    ys, xs = torch.nonzero(mask, as_tuple=True)
-    if len(ys) < MIN_PROPOSAL_CELLS:
-        return None
-    return torch.stack([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]).float()
-
-
-def _box_iou(a: Tensor, b: Tensor) -> float:
-    intersection = (torch.minimum(a[2:], b[2:]) - torch.maximum(a[:2], b[:2])).clamp_min(0).prod()
-    union = (a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - intersection
-    return float(intersection / union)
+def _mask_box(mask: Tensor) -> tuple[int, int, int, int] | None:
+    """Return the tight box (xyxy, cells) of a mask [h, w]; None if it has too few cells."""
+    inside = mask.cpu().numpy()
+    return tight_box(inside) if np.count_nonzero(inside) >= MIN_PROPOSAL_CELLS else None

@@ -256,11 +256,8 @@ def choose_images(available: int, spec: Calibration) -> list[int]:
 
 def _detected_boxes(sample: Sample, spec: Calibration, detections: Detections) -> NDArray[np.float64]:
     """Return the detected boxes with the highest scores, [P, 4] (xyxy, original-image pixels)."""
-    detected = detections.by_image.get(sample.image_id)
-    if detected is None:
-        return np.zeros((0, 4))
-    best = np.argsort(-detected.scores, kind="stable")[: spec.prompts]
-    return detected.boxes[np.sort(best)]
+    detected = detections.of(sample)
+    return np.zeros((0, 4)) if detected is None else detected.best(spec.prompts).boxes
 
 
 def _boxes(sample: Sample, spec: Calibration) -> NDArray[np.float64]:

@@ -14,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -22,6 +21,7 @@ from torch import Tensor
 from saqsam.utils.atomic_write import write_atomic
 from saqsam.utils.errors import CheckpointError, shorten_message
 from saqsam.utils.strict_json import parse_json_object, read_json_object
+from saqsam.utils.tensor_bytes import tensor_bytes
 
 ARGUMENTS = "arguments.json"
 _NOTES, _DIGEST = "notes", "sha256"
@@ -113,7 +113,7 @@ class Journal:
         for name in sorted(tensors):
             tensor = tensors[name]
             digest.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor_bytes(tensor))
         return digest.hexdigest()
 
 

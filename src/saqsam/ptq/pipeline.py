@@ -10,12 +10,13 @@ from pathlib import Path
 
 from transformers import SamModel, SamProcessor
 
-from saqsam.checkpoint import attach_quantizer, processor_hash, quantization_config_of
+from saqsam.checkpoint import SaqsamConfig, attach_quantizer, processor_hash, quantization_config_of
 from saqsam.convert.pack import pack, pack_embeddings, pack_without_calibration, round_float_parameters
 from saqsam.convert.plan import QuantizationPlan, plan_quantization
 from saqsam.convert.prepare import fill_slots, prepare, prepared_copy, shared_copy
 from saqsam.data.detections import Detections
 from saqsam.data.open import DatasetSource
+from saqsam.data.types import Dataset
 from saqsam.models.family import Features
 from saqsam.models.processing import build_processor
 from saqsam.models.registry import family_of
@@ -35,6 +36,7 @@ from saqsam.ptq.tensor_store import MemoryBudget, TensorStore
 from saqsam.recipes.catalog import DEFAULT_CALIBRATION, DEFAULT_MEMORY, DEFAULT_METHOD
 from saqsam.recipes.presets import recipe_for
 from saqsam.recipes.recipe import Recipe
+from saqsam.recipes.specs import Calibration
 from saqsam.utils import ranks
 from saqsam.utils.arithmetic import float32_arithmetic
 from saqsam.utils.progress import Progress
@@ -98,17 +100,8 @@ def quantize(
     dataset = open_calibration(calibration, recipe.calibration)
     plan = plan_quantization(model.config, recipe)
     plan.structure.check(model)
-    quantized = working_copy(model, recipe)
-    round_float_parameters(quantized, plan)
-
-    # The calibration set: images and box prompts.
-    images = choose_calibration_images(
-        prepared_copy(quantized, plan),
-        processor,
-        dataset,
-        recipe.calibration,
-        detections=detections,
-        progress=progress,
+    quantized, images = prepare_run(
+        model, processor, plan, dataset, recipe.calibration, detections=detections, progress=progress
     )
     log = QuantizationLog(
         skipped=images.skipped, notes=images.notes, images=len(images), prompts=images.prompts
@@ -132,9 +125,41 @@ def quantize(
 
     # Packing: integer codes take the place of float weights.
     pack(quantized, plan, progress)
-    attach_quantizer(quantized, recipe.to_dict(), processor_sha256=processor_hash(processor))
+    attach_quantizer(quantized, SaqsamConfig(recipe, processor_sha256=processor_hash(processor)))
     # Packing has made new modules, which start in training mode.
     return QuantizationResult(quantized.eval(), processor, recipe, log, folder)
+
+
+def prepare_run(
+    model: SamModel,
+    processor: SamProcessor,
+    plan: QuantizationPlan,
+    dataset: Dataset,
+    spec: Calibration,
+    *,
+    detections: Detections | None = None,
+    progress: Progress | None = None,
+) -> tuple[SamModel, CalibrationImages]:
+    """Return the model that a run changes, and its calibration images with their prompts.
+
+    Args:
+        model: Float model; left unchanged.
+        processor: Processor of the model.
+        plan: Quantization plan of the run.
+        dataset: Calibration data.
+        spec: How many of its images and prompts, and which.
+        detections: Detected boxes on these images, to use as prompts instead.
+        progress: Progress callback.
+
+    Returns:
+        A working copy of the model, whose float parameters are rounded as a checkpoint stores them, and the images.
+    """
+    working = working_copy(model, plan.recipe)
+    round_float_parameters(working, plan)
+    images = choose_calibration_images(
+        prepared_copy(working, plan), processor, dataset, spec, detections=detections, progress=progress
+    )
+    return working, images
 
 
 def working_copy(model: SamModel, recipe: Recipe) -> SamModel:
@@ -154,7 +179,7 @@ def _quantize_weights(
     """Pack the weights of a copy of a model and keep its activations float."""
     quantized = working_copy(model, recipe)
     pack_without_calibration(quantized, recipe, progress)
-    attach_quantizer(quantized, recipe.to_dict(), processor_sha256=processor_hash(processor))
+    attach_quantizer(quantized, SaqsamConfig(recipe, processor_sha256=processor_hash(processor)))
     return QuantizationResult(quantized.eval(), processor, recipe, QuantizationLog(), folder)
 
 

@@ -32,6 +32,7 @@ from saqsam.ptq.journal import Journal, damaged_step
 from saqsam.ptq.log import AttentionClipping, UnitLog, read_clipping, read_unit_log
 from saqsam.ptq.unit_parameters import UnitParameters, unit_tensors
 from saqsam.recipes.recipe import Recipe
+from saqsam.utils.tensor_bytes import tensor_bytes
 
 _RANGES = "ranges"
 _SIGNS = "signs."
@@ -162,7 +163,7 @@ def identify_run(
     digest = hashlib.sha256(json.dumps(config_fields(model.config), sort_keys=True).encode())
     for name, parameter in sorted(model.named_parameters()):
         digest.update(name.encode())
-        digest.update(parameter.detach().cpu().numpy().tobytes())
+        digest.update(tensor_bytes(parameter))
     on_cpu = model.device.type == "cpu"
     return {
         "model": digest.hexdigest(),

@@ -22,7 +22,7 @@ if HAS_TRITON:
     """Adding it to a float32 below 2**22 and subtracting it again rounds to the nearest integer, ties to even."""
 
     @triton.jit  # type: ignore[untyped-decorator]
-    def _centerd_codes(values, scale, zero_point, LEVELS: tl.constexpr):  # type: ignore[no-untyped-def]
+    def _centered_codes(values, scale, zero_point, LEVELS: tl.constexpr):  # type: ignore[no-untyped-def]
         """Return codes minus the zero point, float32; clamping first is exact, and NaN stays NaN."""
         codes = tl.div_rn(values.to(tl.float32), scale)
         codes = tl.where(codes < -zero_point, -zero_point, codes)
@@ -33,7 +33,7 @@ if HAS_TRITON:
     def _round(values, out, scale, zero_point, count, LEVELS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         step, zero = tl.load(scale), tl.load(zero_point).to(tl.float32)
-        codes = _centerd_codes(tl.load(values + at, mask=at < count), step, zero, LEVELS)
+        codes = _centered_codes(tl.load(values + at, mask=at < count), step, zero, LEVELS)
         tl.store(out + at, (codes * step).to(out.dtype.element_ty), mask=at < count)
 
     # Triton would specialize the kernel for a zero point of 1.
@@ -54,10 +54,10 @@ if HAS_TRITON:
         total = tl.zeros([BLOCK], tl.int32)
         for start in range(0, PADDED, BLOCK):
             at = start + tl.arange(0, BLOCK)
-            centerd = _centerd_codes(
+            centered = _centered_codes(
                 tl.load(values + row * inputs + at, mask=at < inputs), step, zero, LEVELS
             )
-            stored = centerd.to(tl.int32) + zero_point - (LEVELS + 1) // 2
+            stored = centered.to(tl.int32) + zero_point - (LEVELS + 1) // 2
             stored = tl.where(at < inputs, stored, 0)
             tl.store(codes + row * PADDED + at, stored.to(tl.int8), mask=at < PADDED)
             total += stored

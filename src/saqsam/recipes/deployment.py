@@ -10,12 +10,11 @@ from typing import Any
 from saqsam.models.parts import FLOAT_PARTS, UPSCALING_OUTPUT
 from saqsam.recipes.catalog import DEFAULT_TARGET, DEPLOY_TARGETS, QLINEAR, XNNPACK, Kernels
 from saqsam.recipes.methods import METHODS
+from saqsam.recipes.overrides import CUSTOM_SUFFIX
 from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Clipping, ProbabilitySpec
 from saqsam.utils.suggestions import suggestion
 
-CUSTOM_SUFFIX = "-custom"
-"""Suffix of the method's name in a recipe with overrides; it may precede or follow the suffix of the kernels."""
 # The upscaling layers at mask resolution stay float: the mean error of their weights shifts all mask logits, which cost
 # sam-mini 0.02 mean IoU.
 _EXTRA = {part: 8 for part in FLOAT_PARTS if part != UPSCALING_OUTPUT}
@@ -196,7 +195,7 @@ def _text(value: Any) -> str:
         case bool():
             return str(value).lower()
         case Clipping():
-            return "default"
+            return "default" if value == Clipping() else "changed"
         case ProbabilitySpec(kind=kind, bits=bits, scale=scale):
             return f"{kind}, {'bits of the activations' if bits is None else f'{bits} bits'}, scale={scale}"
         case Mapping():

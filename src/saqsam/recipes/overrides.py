@@ -15,6 +15,8 @@ from saqsam.recipes.specs import Clipping, Override, Reconstruction
 from saqsam.utils.suggestions import suggestion
 
 NONE = "none"
+CUSTOM_SUFFIX = "-custom"
+"""Suffix of the method's name in a recipe with overrides; it may precede or follow the suffix of the kernels."""
 # Values of `clipping=default` and the like; None has no fields to override.
 _DEFAULTS: dict[str, type[Any]] = {
     "clipping": Clipping,
@@ -45,7 +47,7 @@ def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
         if not equals:
             raise ValueError(f"an override must look like KEY=VALUE, got {text!r}")
         _set(values, key.strip(), _parse(value.strip()))
-    custom = recipe.method if recipe.method.endswith("-custom") else f"{recipe.method}-custom"
+    custom = recipe.method.removesuffix(CUSTOM_SUFFIX) + CUSTOM_SUFFIX
     return Recipe.from_dict({**values, "method": custom})
 
 

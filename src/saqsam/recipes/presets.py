@@ -26,6 +26,9 @@ MIXED_SUFFIX = "-mixed"
 """Suffix of bits such as `w4a4-mixed`: the encoder and the neck at these bits, the decoder at 8."""
 _MIXED_OVERRIDES = {"decoder": Override(weights=8, activations=8)}
 
+_WEIGHT_BITS = re.compile(r"w(\d+)(?:g(\d+))?")
+"""Bits of weight-only quantization, such as `w4` or `w4g128`."""
+
 QUICK_BITS = 6
 """Fewest bits, of weights and of activations, at which the effort `auto` takes the `quick` one."""
 
@@ -88,6 +91,10 @@ def parse_bits(bits: str) -> tuple[int, int]:
 def _parse_bits(bits: str) -> tuple[int, int, bool]:
     """Return weight bits, activation bits, and whether the text ends in `-mixed`; errors are those of `parse_bits`."""
     match = re.fullmatch(rf"w(\d+)a(\d+)({MIXED_SUFFIX})?", bits.strip().lower())
+    if match is None and _WEIGHT_BITS.fullmatch(bits.strip().lower()):
+        raise ValueError(
+            f"expected bits wXaY, such as w4a8, got {bits!r}; for weight-only quantization, add --method {WEIGHT_ONLY}"
+        )
     if match is None:
         raise ValueError(f"bits must look like w4a4 (weights 4, activations 4), got {bits!r}")
     weight_bits, activation_bits = (
@@ -103,7 +110,7 @@ def parse_weight_bits(bits: str) -> tuple[int, int | None]:
     Raises:
         ValueError: The text has another form, or bits lie outside 2 to 8.
     """
-    match = re.fullmatch(r"w(\d+)(?:g(\d+))?", bits.strip().lower())
+    match = _WEIGHT_BITS.fullmatch(bits.strip().lower())
     if match is None:
         raise ValueError(f"weight-only bits must look like w4, or w4g128 for groups of 128, got {bits!r}")
     return check_bits(int(match[1]), "weight bits"), None if match[2] is None else int(match[2])

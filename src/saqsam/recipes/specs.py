@@ -133,10 +133,8 @@ class Calibration:
         check_type("seed", self.seed, int)
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
-        if not 50 < self.percentile <= 100:
-            raise ValueError(f"percentile must lie in (50, 100], got {self.percentile}")
-        if not 0.5 <= self.power <= 8:
-            raise ValueError(f"power must lie in [0.5, 8], got {self.power}")
+        check_number("percentile", self.percentile, 51, 100)
+        check_number("power", self.power, 0.5, 8)
 
 
 ClippingMeasure = Literal["focus", "output"]

@@ -19,6 +19,7 @@ from saqsam.checkpoint import quantization_config_of
 from saqsam.data.types import Dataset
 from saqsam.evaluation import Evaluation, PromptTask
 from saqsam.evaluation.compare import task_difference
+from saqsam.models.processing import is_stretched
 from saqsam.models.registry import family_of, module_label, structure_of
 from saqsam.report import focus
 from saqsam.report.choices import Level
@@ -141,7 +142,8 @@ def add_focus(
     for name in names:
         pictures = {}
         for kind, maps in (("float", float_maps), ("quantized", quantized_maps)):
-            drawn = focus.map_picture(focus.token_map(maps[name], token, size), size, MAP_WIDTH)
+            values = focus.token_map(maps[name], token, size, stretched=is_stretched(processor))
+            drawn = focus.map_picture(values, size, MAP_WIDTH)
             pictures[kind] = encode(drawn, f"{module_label(name)}, {kind}: where the mask token looks")
         entries.append(Focus(name, focus.focus_deviation(float_maps[name], quantized_maps[name]), pictures))
     return replace(report, focus=tuple(entries), focus_image=_boxed(sample.image, box, sample.file_name))

@@ -79,19 +79,24 @@ def focus_deviation(exact: Tensor, quantized: Tensor, theta: float = THETA) -> f
     return float((1 - both / union).mean())
 
 
-def token_map(attention: Tensor, token: int, image_size: tuple[int, int]) -> Tensor:
+def token_map(
+    attention: Tensor, token: int, image_size: tuple[int, int], *, stretched: bool = False
+) -> Tensor:
     """Return where a token looks: its mean probabilities over heads, float [h, w] of the image without its padding.
 
     Args:
         attention: Probabilities [1, N, Q, K].
         token: Index of the token among the Q queries.
         image_size: (height, width) of the image.
+        stretched: The image fills the square input, as in SAM 2, so that there is no padding.
     """
     side = math.isqrt(attention.shape[-1])
+    mean: Tensor = attention[0, :, token].float().mean(0).reshape(side, side)
+    if stretched:
+        return mean
     scale = side / max(image_size)
     height, width = (math.ceil(length * scale) for length in image_size)
-    mean: Tensor = attention[0, :, token].float().mean(0)
-    return mean.reshape(side, side)[:height, :width]
+    return mean[:height, :width]
 
 
 def map_picture(values: Tensor, image_size: tuple[int, int], width: int) -> NDArray[np.uint8]:

@@ -87,16 +87,16 @@ def read_log(folder: Path) -> KnownLog | None:
     path = folder / LOG_JSON
     if not path.is_file():
         return None
-    content = read_json_object(path)
+    content = {"skipped": {}, "notes": {}, "images": 0, "prompts": 0, **read_json_object(path)}
     try:
         log = QuantizationLog(
-            _counts(content.get("signs")),
+            _counts(content, "signs"),
             [read_clipping(entry) for entry in _entries(content, "clipping")],
             [read_unit_log(entry) for entry in _entries(content, "units")],
-            _counts(content.get("skipped", {})),
-            _counts(content.get("notes", {})),
-            _count(content.get("images", 0)),
-            _count(content.get("prompts", 0)),
+            _counts(content, "skipped"),
+            _counts(content, "notes"),
+            _count(content["images"]),
+            _count(content["prompts"]),
         )
         source = _read_source(content["source"]) if "source" in content else None
         allocation = read_allocation(content["allocation"]) if "allocation" in content else None
@@ -112,10 +112,11 @@ def _entries(content: dict[str, Any], name: str) -> list[Any]:
     return entries
 
 
-def _counts(value: Any) -> dict[str, int]:
-    if not isinstance(value, dict):
-        raise ValueError(f"signs: expected counts by attention, got {shorten(value)}")
-    return {name: _count(count) for name, count in value.items()}
+def _counts(content: dict[str, Any], name: str) -> dict[str, int]:
+    counts = content.get(name)
+    if not isinstance(counts, dict):
+        raise ValueError(f"{name}: expected counts by name, got {shorten(counts)}")
+    return {key: _count(count) for key, count in counts.items()}
 
 
 def _count(value: Any) -> int:

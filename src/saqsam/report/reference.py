@@ -1,8 +1,8 @@
 """The float model in the form that a checkpoint's layers were made from, so that the two can exchange layers.
 
 Methods change a float model before they round it, without changing what it computes: channels of one layer are scaled
-and the next undoes it (`equalize.py`), channels of queries and keys change sign together (`bimodal.py`). A packed layer
-therefore fits between float layers of the same form only. A checkpoint does not hold float weights; the form is
+and the next undoes it (`equalization.py`), channels of queries and keys change sign together (`bimodal.py`). A packed
+layer therefore fits between float layers of the same form only. A checkpoint does not hold float weights; the form is
 derived again, as it was at first, from the float model and the calibration images.
 """
 
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from transformers import SamModel, SamProcessor
 
-from saqsam.convert.pack import round_float_parameters
 from saqsam.convert.plan import plan_quantization
 from saqsam.convert.quantizer_kinds import Observer
 from saqsam.data.detections import Detections
@@ -22,8 +21,7 @@ from saqsam.data.types import Dataset
 from saqsam.models.structure import PROBABILITIES
 from saqsam.ptq.bimodal import find_signs, integrate_bimodal, merged_observers
 from saqsam.ptq.calibration import calibrate
-from saqsam.ptq.calibration_images import choose_calibration_images
-from saqsam.ptq.pipeline import prepare_equalized, working_copy
+from saqsam.ptq.pipeline import prepare_equalized, prepare_run
 from saqsam.quant.layers import PackedTensor
 from saqsam.recipes.recipe import Recipe
 from saqsam.utils.progress import Progress
@@ -56,10 +54,8 @@ def make_reference(
 ) -> Reference:
     """Prepare a float model as `quantize` does before it rounds anything; arguments are those of `quantize`."""
     plan = plan_quantization(model.config, recipe)
-    made = working_copy(model, recipe)
-    round_float_parameters(made, plan)
-    images = choose_calibration_images(
-        made, processor, calibration, recipe.calibration, detections=detections, progress=progress
+    made, images = prepare_run(
+        model, processor, plan, calibration, recipe.calibration, detections=detections, progress=progress
     )
     prepare_equalized(made, plan, images, progress)
     # Not the probabilities, which are most of what there is to look at: their range follows from what they are.

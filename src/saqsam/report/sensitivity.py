@@ -18,7 +18,7 @@ from transformers import SamModel, SamProcessor
 
 from saqsam.convert.plan import QuantizationPlan, plan_quantization
 from saqsam.data.types import Dataset
-from saqsam.evaluation.metrics.iou import clear_ignored, mask_iou
+from saqsam.evaluation.metrics.iou import agreement_iou, clear_ignored, mask_iou
 from saqsam.evaluation.simulated_prompts import box_prompts
 from saqsam.inference.predictor import Predictor
 from saqsam.models.structure import SLOTS, replace_module
@@ -164,9 +164,7 @@ class _Probe:
         else:
             predictor.set_image(self.image)
         masks = self._masks(predictor)
-        both_empty = ~masks.flatten(1).any(1) & ~self.exact.flatten(1).any(1)
-        with_float = torch.where(both_empty, 1.0, mask_iou(masks, self.exact))
-        return torch.stack([with_float.sum(), mask_iou(masks, self.truth).sum()])
+        return torch.stack([agreement_iou(masks, self.exact).sum(), mask_iou(masks, self.truth).sum()])
 
 
 def _first_with_objects(dataset: Dataset, count: int) -> Iterator[int]:

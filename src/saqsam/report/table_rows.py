@@ -195,7 +195,7 @@ def agreement_text(report: Report) -> str:
     agreement = difference.agreement
     return (
         f"Regardless of the truth, masks of the quantized model have a mean IoU of {iou(agreement.iou)} with those of "
-        f"the float model, and {percent(agreement.share_above_90)} of them one of at least 0.9."
+        f"the float model, and {percent(agreement.share_above_90)} of them one above 0.9."
     )
 
 

@@ -18,6 +18,7 @@ from saqsam.export.onnx.reader import read_onnx
 from saqsam.export.onnx.writer import keep_outputs
 from saqsam.inference.prompts import Prompts
 from saqsam.models.family import Features
+from saqsam.runtimes.cpu import has_dot_products
 from saqsam.runtimes.devices import execution_providers
 from saqsam.runtimes.inputs import (
     as_array,
@@ -29,7 +30,6 @@ from saqsam.runtimes.inputs import (
     feature_names,
     to_features,
 )
-from saqsam.runtimes.processor import has_dot_products
 from saqsam.utils.errors import CheckpointError, shorten_message
 
 

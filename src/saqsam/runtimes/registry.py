@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from saqsam.utils.extras import install_command
+
 if TYPE_CHECKING:
     from saqsam.runtimes.interface import Runtime
 
@@ -104,7 +106,7 @@ def check_runtime(runtime: str, format: str) -> None:
     if format not in entry.formats:
         raise ValueError(f"{runtime} does not run exports of the format {format}")
     if not entry.is_installed():
-        raise ValueError(f"the package {runtime} is missing: pip install 'saqsam[{entry.extra}]'")
+        raise ValueError(f"the package {runtime} is missing: {install_command(entry.extra)}")
 
 
 def check_version(runtime: str, least: str | None) -> None:

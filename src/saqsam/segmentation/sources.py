@@ -20,7 +20,7 @@ from saqsam.data.detections import Detections, load_detections
 from saqsam.data.images import list_images, read_image_bytes, read_image_with_notes
 from saqsam.data.open import SCENES, open_dataset
 from saqsam.data.paths import expand_home
-from saqsam.data.types import Dataset, Sample
+from saqsam.data.types import Dataset, Sample, category_names
 from saqsam.segmentation.formats.registry import MASKS
 from saqsam.segmentation.objects import NO_CATEGORIES, OBJECT
 from saqsam.segmentation.prompts import Prompt
@@ -104,7 +104,7 @@ def _open_annotated(name: str) -> Dataset | None:
 
 
 def _of_dataset(dataset: Dataset, detections: Detections | None) -> list[ImageSource]:
-    categories = dataset.category_names if isinstance(dataset, CocoDataset) else {}
+    categories = category_names(dataset)
 
     def reader(index: int) -> Callable[[], Pixels]:
         def read() -> Pixels:

@@ -201,7 +201,7 @@ class _Api:
         names, number = content.get("models"), content.get("image")
         if not isinstance(names, list) or not 1 <= len(names) <= 2 or not isinstance(number, str):
             raise ValueError("expected an image and one or two models")
-        unknown = [name for name in names if name not in self.session.models]
+        unknown = [name for name in names if not (isinstance(name, str) and name in self.session.models)]
         if unknown:
             raise ValueError("expected models that the page offers")
         return self.session.image(number), [self.session.models[name] for name in names]

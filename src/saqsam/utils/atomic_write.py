@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import secrets
 import shutil
 import sys
 import tempfile
@@ -67,8 +68,10 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
-            partial.chmod(0o644)  # mkstemp's files are for their owner alone
             sync_file(handle)
+            if sys.platform != "win32":
+                replace_file(partial, path)  # while the lock keeps `remove_stale` away
+        if sys.platform == "win32":  # open files cannot be renamed there
             replace_file(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -129,9 +132,14 @@ def _remove_unless_locked(partial: Path, path: Path) -> None:
 def _new_partial_file(path: Path) -> tuple[int, Path]:
     """Create a file beside `path`, locked so that `remove_stale` leaves it alone."""
     while True:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PARTIAL, dir=path.parent)
-        if _lock_new(handle, Path(name)):
-            return handle, Path(name)
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
+        try:
+            # Not mkstemp, whose files are for their owner alone whatever the umask.
+            handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        except FileExistsError:
+            continue
+        if _lock_new(handle, partial):
+            return handle, partial
 
 
 def _new_partial_folder(path: Path) -> tuple[int | None, Path]:

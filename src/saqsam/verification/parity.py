@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import SamModel, SamProcessor
 
 from saqsam.data.types import Dataset, Sample
-from saqsam.evaluation.metrics.iou import mask_iou
+from saqsam.evaluation.metrics.iou import agreement_iou
 from saqsam.evaluation.simulated_prompts import box_prompts
 from saqsam.inference.backend import Backend, TorchBackend
 from saqsam.inference.encoded_image import EncodedImage
@@ -220,8 +220,10 @@ class _Comparison:
     def add_masks(self, expected_logits: Tensor, actual: Tensor) -> None:
         """Add torch's logits [P, H, W] and the runtime's masks, bool [P, H, W]."""
         expected = expected_logits > 0
-        self.ious.append(_iou(actual, expected))
-        self.decided.append(_iou(torch.where(_undecided(expected_logits), expected, actual), expected))
+        self.ious.append(agreement_iou(actual, expected))
+        self.decided.append(
+            agreement_iou(torch.where(_undecided(expected_logits), expected, actual), expected)
+        )
 
     def result(self, images: int) -> Parity:
         """Return the comparison of a number of images, with at least one mask."""
@@ -246,12 +248,6 @@ def parity_prompts(
     centers = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
     inside = np.clip(centers, 0, np.array([width - 1, height - 1]))
     return {"boxes": boxes, "points": inside, "labels": np.ones(inside.shape[:2])}
-
-
-def _iou(masks: Tensor, expected: Tensor) -> Tensor:
-    """Return the IoU of P pairs of masks [P, H, W], 1 where both are empty."""
-    both_empty = ~(masks | expected).flatten(1).any(dim=1)
-    return mask_iou(masks, expected).masked_fill(both_empty, 1.0)
 
 
 def _undecided(logits: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ def comparison_cells(row: ComparisonRow, width: int) -> list[NDArray[np.uint8]]:
 
 def _cells(row: ComparisonRow, width: int) -> list[NDArray[np.uint8]]:
     """Return the four cells of a row, each `width` wide and all of one height."""
-    return [_centerd(cell, width) for cell in comparison_cells(row, width)]
+    return [_centered(cell, width) for cell in comparison_cells(row, width)]
 
 
 def _difference(
@@ -165,7 +165,7 @@ def _resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.b
     return np.asarray(smooth) >= 128
 
 
-def _centerd(cell: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+def _centered(cell: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
     left = (width - cell.shape[1]) // 2
     margins = ((0, 0), (left, width - cell.shape[1] - left), (0, 0))
     return np.pad(cell, margins, constant_values=255)

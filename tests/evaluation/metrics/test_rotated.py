@@ -66,7 +66,7 @@ boxes = st.tuples(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(boxes, boxes)
 def test_iou_is_symmetric_bounded_and_one_with_itself(
     one: tuple[float, ...], other: tuple[float, ...]

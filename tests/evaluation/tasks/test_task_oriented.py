@@ -225,13 +225,13 @@ def test_unfinished_runs_go_on_and_other_options_do_not(tmp_path: Path) -> None:
     dataset = open_dataset(folder)
     tasks = [OrientedTask(SimulatedDetections())]
     model = tiny_sam()
-    whole = evaluate(model, None, dataset, tasks=tasks, unfinished=tmp_path / "kept")
-    again = evaluate(model, None, dataset, tasks=tasks, unfinished=tmp_path / "kept")
+    whole = evaluate(model, None, dataset, tasks=tasks, resume_dir=tmp_path / "kept")
+    again = evaluate(model, None, dataset, tasks=tasks, resume_dir=tmp_path / "kept")
     assert whole.to_json() == again.to_json()
     assert json.loads(whole.to_json())["tasks"]["oriented"]["options"]["detections"].startswith("simulated")
     for other in (OrientedTask(), OrientedTask(SimulatedDetections(seed=1))):
         with pytest.raises(ValueError, match="unfinished evaluation of another tasks"):
-            evaluate(model, None, dataset, tasks=[other], unfinished=tmp_path / "kept")
+            evaluate(model, None, dataset, tasks=[other], resume_dir=tmp_path / "kept")
 
 
 def test_images_without_detections_and_data_without_objects(tmp_path: Path) -> None:

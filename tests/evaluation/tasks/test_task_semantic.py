@@ -14,7 +14,7 @@ from saqsam.data.open import open_dataset
 from saqsam.data.rle import decode_mask, encode_mask
 from saqsam.data.simulated_labels import SimulatedLabels
 from saqsam.data.types import Sample
-from saqsam.evaluation import evaluate
+from saqsam.evaluation import Evaluation, evaluate
 from saqsam.evaluation.task import ImageSession
 from saqsam.evaluation.tasks.everything import EverythingTask
 from saqsam.evaluation.tasks.semantic import SemanticTask, refine
@@ -211,3 +211,18 @@ def test_everything_is_found_once_for_both_tasks(tmp_path: Path) -> None:
     two = evaluate(both, tiny_processor(), dataset, tasks=[EverythingTask(OPTIONS), semantic])
     assert alone.decoded == both.decoded
     assert one.metrics["semantic"] == two.metrics["semantic"]
+
+
+def test_an_interrupted_run_with_an_unusable_map_resumes(tmp_path: Path) -> None:
+    dataset = open_dataset(make_coco(tmp_path / "coco"))
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    Image.fromarray(np.zeros(SIZES[1], dtype=np.uint8)).save(maps / "1.png")
+
+    def run() -> Evaluation:
+        task = SemanticTask(FolderLabels(maps, dataset), OPTIONS)
+        return evaluate(Blobs(), tiny_processor(), dataset, tasks=[task], resume_dir=tmp_path / "records")
+
+    first = run()
+    assert any("left_out" in record["semantic"] for record in first.records)
+    assert run().to_json() == first.to_json()

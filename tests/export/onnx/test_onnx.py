@@ -32,7 +32,7 @@ from saqsam.recipes.specs import ProbabilitySpec, QuantSpec
 from saqsam.runtimes.inputs import decoder_inputs
 from saqsam.runtimes.onnxruntime import session as onnxruntime_session
 from support.tiny_quantized import mixed_recipe, quantize_tiny, tiny_recipe
-from support.tiny_sam import GRID, IMAGE_SIZE, tiny_pixels, tiny_sam
+from support.tiny_sam import GRID, IMAGE_SIZE, tiny_config, tiny_pixels, tiny_sam
 
 BOXES = torch.tensor([[4.0, 4.0, 40.0, 50.0], [10.0, 0.0, 60.0, 30.0], [1.0, 20.0, 33.0, 63.0]])
 POINTS = torch.tensor([[[30.0, 20.0], [5.0, 60.0]], [[0.0, 0.0], [63.0, 63.0]], [[7.0, 8.0], [9.0, 10.0]]])
@@ -320,3 +320,17 @@ def test_no_two_layers_share_the_zero_points_of_their_weights(models: dict[str, 
         weights = [name for name in used if name in signed]
         assert len(weights) > 5
         assert len(weights) == len(set(weights))
+
+
+def test_a_single_mask_is_chosen_from_any_number_of_masks() -> None:
+    config = tiny_config()
+    config.mask_decoder_config.num_multimask_outputs = 2
+    model = tiny_sam(config=config)
+    inputs = decoder_inputs({"image_embeddings": embed(model).numpy()}, PROMPTS["boxes"])
+    inputs["orig_im_size"] = np.array([48, 64], np.float32)
+    _, ious, low_res = session(decoder(model)).run(None, inputs)
+    _, best, chosen = session(decoder(model, single_mask=True)).run(None, inputs)
+    assert ious.shape[1] == 3
+    for prompt in range(len(ious)):
+        assert best[prompt, 0] in ious[prompt]
+        assert any(np.array_equal(chosen[prompt, 0], mask) for mask in low_res[prompt])

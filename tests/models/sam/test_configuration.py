@@ -78,7 +78,7 @@ def test_equal_models_have_equal_fields() -> None:
     assert sam_fields(parse_sam_config(raw, "")) == sam_fields(tiny_config())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(PATHS), json_values)
 def test_any_value_is_parsed_or_refused_in_one_line(path: tuple[str, str], value: object) -> None:
     part, name = path
@@ -94,12 +94,12 @@ def test_any_value_is_parsed_or_refused_in_one_line(path: tuple[str, str], value
 @pytest.mark.parametrize("value", [10**9, "x", True, 8000, [[]], 1e308, "a" * 10**6, {}, 0, -1, 0.5])
 @pytest.mark.parametrize("part", ["vision_config", "mask_decoder_config"])
 def test_impossible_depth_is_refused_at_once(part: str, value: object) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(
         CheckpointError, match=rf"{part}\.num_hidden_layers: expected an integer from 1 to 256"
     ):
         parse_sam_config(changed(part, num_hidden_layers=value), "config.json")
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize(

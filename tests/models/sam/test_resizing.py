@@ -10,8 +10,8 @@ from transformers import SamConfig, SamModel
 
 from saqsam.models.building import build_model
 from saqsam.models.sam.attention import QuantVisionAttention, to_quant_attention
-from saqsam.models.sam.inference import infer_sam_config
 from saqsam.models.sam.resizing import resize_sam
+from saqsam.models.sam.shape_inference import infer_sam_config
 from support.tiny_sam import PATCH_SIZE, tiny_config, tiny_sam
 
 POS_EMBED = "vision_encoder.pos_embed"

@@ -287,3 +287,12 @@ def test_other_processors_are_refused(tmp_path: Path) -> None:
     # A file that leaves out the statistics has those of SAM 3.
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 112, "width": 112}}))
     assert saqsam.load(tmp_path)[1].image_processor.image_mean == (0.5, 0.5, 0.5)
+
+
+def test_indexes_of_layers_that_do_not_exist_change_nothing() -> None:
+    layers = RAW["vision_config"]["backbone_config"]["num_hidden_layers"]
+    used = RAW["vision_config"]["backbone_config"]["global_attn_indexes"]
+    raw = changed(f"{BACKBONE}.global_attn_indexes", [layers + 2, *reversed(used)])
+    assert sam3_tracker_fields(parse_sam3_tracker_config(raw, "")) == sam3_tracker_fields(
+        tiny_sam3_tracker_config()
+    )

@@ -214,7 +214,7 @@ def _report(outcomes: Sequence[PartOutcome], folder: Path) -> None:
     if without:
         parts.append(f"({without} without masks)")
     if failures:
-        parts.append(f"({count_phrase(len(failures), 'images')} left out)")
+        parts.append(f"({count_phrase(len(failures), 'images')} skipped)")
     say(" ".join(parts))
     seconds = sum(one.seconds for one in outcomes)
     if images and seconds:

@@ -12,7 +12,7 @@ from saqsam.cli.inputs import json_bytes, open_labeled, open_model
 from saqsam.cli.options import EvaluationOptions
 from saqsam.cli.outputs import claim_optional
 from saqsam.cli.progress import busy, progress_phases
-from saqsam.cli.result_tables import metric_text, print_left_out, scored_on
+from saqsam.cli.result_tables import metric_text, print_skipped, scored_on
 from saqsam.cli.terminal import print_table, result_table, say
 from saqsam.data.types import Dataset
 from saqsam.evaluation.compare import Comparison, Interval, TaskDifference, compare
@@ -88,7 +88,7 @@ def compare_models(
                 dataset,
                 tasks,
                 limit=options.limit,
-                unfinished=None if results is None else results.unfinished,
+                resume_dir=None if results is None else results.unfinished,
                 workers=options.workers,
                 progress=renamed(progress, f"comparing on {dataset.name}") if is_first else None,
             )
@@ -149,7 +149,7 @@ def print_comparison(
         _print_differences(differences, named)
         for model, difference in zip(named[1:], differences, strict=True):
             _print_worst(difference, named[0], model)
-    print_left_out(first.skipped, first.notes)
+    print_skipped(first.skipped, first.notes)
 
 
 def _print_differences(differences: Sequence[TaskDifference], named: Sequence[Named]) -> None:

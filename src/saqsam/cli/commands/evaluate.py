@@ -57,7 +57,7 @@ def evaluate(
                 tasks=tasks,
                 limit=options.limit,
                 prompts_at_once=prompts_within(memory, processor),
-                unfinished=None if output is None else output.unfinished,
+                resume_dir=None if output is None else output.unfinished,
                 workers=options.workers,
                 progress=renamed(progress, f"evaluating on {dataset.name}") if is_first else None,
             )

@@ -26,10 +26,10 @@ from saqsam.export.manifest import Manifest
 from saqsam.verification.verify import parity_content, runtimes_to_judge, verify_export
 
 PARITY_IMAGES = 4
-"""Most scenes on which an export is compared with torch."""
+"""Most scenes on which an export is compared with PyTorch."""
 PARITY_MACS = 10**12
-"""Multiply-accumulates of torch for the comparison, about half a minute of a core: two images of SAM-B, one of SAM-L or
-SAM-H."""
+"""Multiply-accumulates of PyTorch for the comparison, about half a minute of a core: two images of SAM-B, one of SAM-L
+or SAM-H."""
 
 
 def export(
@@ -47,7 +47,7 @@ def export(
     min_parity: float,
     overwrite: bool,
 ) -> None:
-    """Export a model, and put the files in place if runtimes compute torch's masks from them."""
+    """Export a model, and put the files in place if the masks of all runtimes agree with PyTorch's."""
     check_export(
         format,
         out_dir,

@@ -20,7 +20,7 @@ from saqsam.utils.atomic_write import check_file_writable
 def inspect(folder: Path, *, json_file: Path | None, overwrite: bool) -> None:
     """Print the inventory of a checkpoint."""
     if is_export(folder):
-        raise ValueError(f"{folder} is an export; inspect the checkpoint that it was made of")
+        raise ValueError(f"{folder} is an export; inspect the checkpoint that it was made from")
     if json_file is not None:
         check_file_writable(json_file)
     with claim_optional(json_file, overwrite=overwrite) as output:

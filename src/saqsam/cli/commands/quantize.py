@@ -20,7 +20,7 @@ from saqsam.cli.inputs import load_torch, open_calibration, open_labeled
 from saqsam.cli.options import NO_CHECK, QuantizeOptions
 from saqsam.cli.outputs import Output, claim_output
 from saqsam.cli.progress import busy, progress_phases
-from saqsam.cli.result_tables import print_allocation, print_left_out, print_substitutions, print_summary
+from saqsam.cli.result_tables import print_allocation, print_skipped, print_substitutions, print_summary
 from saqsam.cli.terminal import inform, say
 from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import prepared_copy
@@ -47,8 +47,6 @@ from saqsam.utils.sizes import parse_size
 from saqsam.viz.side_by_side import draw_side_by_side, median_and_worst
 
 PICTURE = "comparison.png"
-LARGE_INPUT = 512
-"""Side in pixels above which fewer images are scored by default."""
 LARGE_MODEL = 200_000_000
 """Parameters above which a single image is scored by default: SAM-H takes most of a minute for it, twice."""
 CHECK_TASK = PromptTask("box", keep_masks=True)
@@ -111,7 +109,7 @@ def quantize(
     if recipe.needs_calibration:
         shown = f"{count_phrase(log.images, 'images')} (seed {options.seed}) of {inputs.data.name}"
         say(f"calibrated on {shown}, {count_phrase(log.prompts, 'prompts')}")
-    print_left_out(log.skipped, log.notes, "calibration: ")
+    print_skipped(log.skipped, log.notes, "calibration: ")
     if options.deploy or options.deploy_for is not None:
         print_substitutions(recipe)
     scores = None if checked is None or checked.float is None else (checked.float, checked.quantized)
@@ -206,7 +204,7 @@ def _default_check_images(model: SamModel) -> int:
     """Return the number of images to score a model on, fewer the longer one takes."""
     if model.num_parameters() > LARGE_MODEL:
         return 1
-    return 24 if family_of(model.config).input_spec(model.config).image_size <= LARGE_INPUT else 2
+    return 2 if family_of(model.config).input_spec(model.config).is_large else 24
 
 
 def _recipe(options: QuantizeOptions) -> Recipe:

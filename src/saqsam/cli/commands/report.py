@@ -14,7 +14,7 @@ from saqsam.cli.inputs import load_torch, open_calibration, open_labeled
 from saqsam.cli.options import ReportOptions
 from saqsam.cli.outputs import claim_output
 from saqsam.cli.progress import busy, progress_phases
-from saqsam.cli.result_tables import print_left_out
+from saqsam.cli.result_tables import print_skipped
 from saqsam.cli.terminal import say, warn
 from saqsam.data.detections import load_detections
 from saqsam.data.types import Dataset
@@ -38,8 +38,6 @@ from saqsam.utils.atomic_write import check_file_writable
 from saqsam.utils.progress import Progress, renamed
 from saqsam.utils.sizes import parse_size
 
-LARGE_INPUT = 512
-"""Input size in pixels above which fewer images are scored by default."""
 IMAGES, IMAGES_IF_LARGE = 24, 4
 
 
@@ -55,7 +53,7 @@ def report(
 ) -> None:
     """Measure a checkpoint, and write the report."""
     if is_export(folder):
-        raise ValueError(f"{folder} is an export; report on the checkpoint that it was made of")
+        raise ValueError(f"{folder} is an export; report on the checkpoint that it was made from")
     check_file_writable(path)
     parse_size(options.memory)
     with claim_output(path, overwrite=overwrite) as output:
@@ -63,7 +61,7 @@ def report(
         with busy(f"writing {path}"):
             output.write(report_bytes(content, form))
     say(lead(content))
-    print_left_out(scored.quantized.skipped, scored.quantized.notes)
+    print_skipped(scored.quantized.skipped, scored.quantized.notes)
     for name, why in left_out(content):
         say(f"left out: {name}: {why}")
     say(f"report: {path}")
@@ -78,13 +76,13 @@ def _collect(
     quantized, processor = load_torch(str(folder), device)
     if quantization_config_of(quantized) is None:
         raise ValueError(f"{folder} is float; a report is on a checkpoint of saqsam quantize")
-    image_size = family_of(quantized.config).input_spec(quantized.config).image_size
+    spec = family_of(quantized.config).input_spec(quantized.config)
     limit = options.limit
     if limit is None:
-        limit = IMAGES if image_size <= LARGE_INPUT else IMAGES_IF_LARGE
+        limit = IMAGES_IF_LARGE if spec.is_large else IMAGES
     dataset = open_labeled(options.data, "--data", limit, options.ignore_label)
     (task,) = create_tasks(dataset, [PromptTask.name], keep_masks=True, **prompt_options)
-    float_model, why_not = _open_float(options, source, device, image_size)
+    float_model, why_not = _open_float(options, source, device, spec.image_size)
     scored = _score(quantized, float_model, processor, dataset, task, options, limit)
     with busy("gathering"):
         content = collect(folder, quantized, scored, gallery=GALLERY)

@@ -106,7 +106,7 @@ def make_task(prompts: SegmentPrompts, generator: Mapping[str, Any], outputs: Se
 
 
 def _parse_prompts(given: SegmentPrompts) -> list[Prompt]:
-    """Return the prompts for every image; points beside all objects are added to each."""
+    """Return the prompts for every image; background points are added to each."""
     prompts = []
     for text in given.box or ():
         x0, y0, x1, y1 = parse_numbers(text, 4, "--box", "x0,y0,x1,y1")
@@ -131,9 +131,7 @@ def _target(sources: Sequence[ImageSource], form: MaskFormat, out: Path | None) 
     has_many = len(sources) > 1
     target = output_path(form, out, None if has_many else sources[0].path)
     if target is None:
-        raise ValueError(
-            "--out: expected where to write the masks of several images, or of one without a file"
-        )
+        raise ValueError("--out: needed for the masks of several images, or of an image that is not a file")
     if form.files is None:
         return target, False
     is_file = not form.is_folder and (out is None or target.suffix.lower() == form.suffix)
@@ -153,10 +151,10 @@ def _check_target(target: Path, is_folder: bool, form: MaskFormat, sources: Sequ
     for path in target.rglob("*"):
         is_mask = path.suffix.lower() in allowed or (form.name == YOLO and path.name == CLASSES)
         if path.is_file() and not is_mask:
-            raise ValueError(f"--out: {target} holds {path.name}, which is no mask; choose another folder")
+            raise ValueError(f"--out: {target} holds {path.name}, which is not a mask; choose another folder")
     inside = {path.resolve() for path in target.rglob("*")}
     if any(one.path is not None and one.path.resolve() in inside for one in sources):
-        raise ValueError(f"--out: {target} holds the pictures to segment; choose another folder")
+        raise ValueError(f"--out: {target} holds the images to segment; choose another folder")
 
 
 def _run(
@@ -200,7 +198,7 @@ def _run(
 
 def _nothing_found(options: GeneratorOptions) -> str:
     return (
-        f"no mask is rated above --pred-iou {options.pred_iou_thresh} with a stability above --stability "
+        f"no mask has a predicted IoU above --pred-iou {options.pred_iou_thresh} and a stability above --stability "
         f"{options.stability_score_thresh}; lower them"
     )
 
@@ -226,13 +224,13 @@ def _report(
         if outcome.without_prompts:
             parts.append(f"({outcome.without_prompts} without prompts)")
         if outcome.failures:
-            parts.append(f"({count_phrase(len(outcome.failures), 'images')} left out)")
+            parts.append(f"({count_phrase(len(outcome.failures), 'images')} skipped)")
         say(" ".join(parts))
 
 
 def warn_of_failures(failures: Sequence[tuple[str, str]]) -> None:
     """Print name and error of the first images that failed, and the number of the others."""
     for name, message in failures[:SHOWN_FAILURES]:
-        warn(f"left out {name}: {message}")
+        warn(f"skipped {name}: {message}")
     if len(failures) > SHOWN_FAILURES:
-        warn(f"left out {len(failures) - SHOWN_FAILURES} more images")
+        warn(f"skipped {len(failures) - SHOWN_FAILURES} more images")

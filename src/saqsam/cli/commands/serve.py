@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from saqsam.checkpoint import quantization_config_of
+from transformers import PreTrainedModel
+
+from saqsam.checkpoint import checkpoint_tensors, quantization_config_of
 from saqsam.cli.commands.compare import split_runtime
 from saqsam.cli.inputs import open_model
 from saqsam.cli.terminal import say
 from saqsam.inference.predictor import Predictor
 from saqsam.runtimes.registry import default_runtime
 from saqsam.serve.session import ServedModel, Session
+from saqsam.utils.extras import install_command
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
@@ -29,9 +32,7 @@ def serve(
 
         from saqsam.serve.app import ANY_HOST, create_app
     except ImportError:
-        raise ValueError(
-            "serve needs Starlette and uvicorn: pip install 'saqsam[serve]', or '.[serve]' in a clone"
-        ) from None
+        raise ValueError(f"serve needs Starlette and uvicorn: {install_command('serve')}") from None
     listener = _listen(host, port)
     with listener:
         names = _names(models)
@@ -95,9 +96,10 @@ def _load(text: str, name: str, device: str, threads: int | None, image_size: in
 
 def _bytes(path: str, model: Any) -> int:
     """Return the bytes of a model: its parameters in float32, or the files of a checkpoint or an export."""
-    folder = Path(path)
-    is_packed = hasattr(model, "parameters") and quantization_config_of(model) is not None
-    if hasattr(model, "parameters") and not is_packed:
+    if isinstance(model, PreTrainedModel) and quantization_config_of(model) is None:
         return sum(4 * parameter.numel() for parameter in model.parameters())
-    suffixes = (".safetensors", ".onnx", ".xml", ".bin", ".pte")
-    return sum(file.stat().st_size for file in folder.iterdir() if file.suffix in suffixes)
+    if Path(path).is_dir():
+        suffixes = (".safetensors", ".onnx", ".xml", ".bin", ".pte")
+        return sum(file.stat().st_size for file in Path(path).iterdir() if file.suffix in suffixes)
+    # From the Hub.
+    return sum(tensor.numel() * tensor.element_size() for tensor in checkpoint_tensors(model).values())

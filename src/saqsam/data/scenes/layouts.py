@@ -32,11 +32,6 @@ Size = tuple[int, int]
 Point = tuple[float, float]
 
 
-def _light(rng: Rng) -> Point:
-    angle = rng.uniform(0, 2 * np.pi)
-    return float(np.cos(angle)), float(np.sin(angle))
-
-
 def _ground(rng: Rng, size: Size, base: Array | None = None) -> Canvas:
     """Draw a textured background, sometimes of several regions (a horizon, a table edge, patches)."""
     extent = float(max(size))

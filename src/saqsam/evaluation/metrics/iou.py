@@ -12,6 +12,13 @@ from numpy.typing import NDArray
 from saqsam.data.rle import rle_from_text
 from saqsam.data.tight_box import tight_box
 
+GOOD_IOU = 0.9
+
+
+def share_above_90(ious: Sequence[float]) -> float | None:
+    """Return the share of IoUs above 0.9; None if there are none."""
+    return sum(iou > GOOD_IOU for iou in ious) / len(ious) if ious else None
+
 
 def mask_iou(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """Compute the IoU of P pairs of masks from exact pixel counts.
@@ -27,6 +34,12 @@ def mask_iou(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     intersection = (predicted & truth).sum(dim=(1, 2))
     union = (predicted | truth).sum(dim=(1, 2))
     return intersection.double() / union.clamp(min=1).double()
+
+
+def agreement_iou(masks: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Compute the IoU of P pairs of masks [P, H, W] of two models as `mask_iou` does, but 1 where both are empty."""
+    both_empty = ~(masks | others).flatten(1).any(dim=1)
+    return mask_iou(masks, others).masked_fill(both_empty, 1.0)
 
 
 def clear_ignored(predicted: torch.Tensor, counted: NDArray[np.bool_] | None) -> torch.Tensor:

@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from saqsam.data.detections import DetectionSource, ImageDetections
 from saqsam.data.polygons import Polygon, convex_hull, mask_rectangle, polygon_area, smallest_rectangle
 from saqsam.data.rle import encode_mask, rle_text
-from saqsam.data.types import Dataset, Instance, Sample
+from saqsam.data.types import Dataset, Instance, Sample, category_names
 from saqsam.evaluation.metrics.rotated import polygon_ious
 from saqsam.evaluation.metrics.rotated_ap import OrientedDetection, OrientedTruth, RotatedAP
 from saqsam.evaluation.record_schema import MASK_COUNTS, AtLeast, Nullable, Schema
 from saqsam.evaluation.registry import DEFAULT_TILE
 from saqsam.evaluation.task import ImageSession, Metrics, Record, Task, mean
-from saqsam.evaluation.task_inputs import category_names
 from saqsam.inference.predictor import Predictor, check_finite
 from saqsam.inference.tiles import Tile, assign_tiles
 

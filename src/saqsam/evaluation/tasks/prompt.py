@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from saqsam.data.rle import encode_mask, rle_text
 from saqsam.data.types import Dataset, Instance
-from saqsam.evaluation.metrics.iou import boundary_iou, clear_ignored, mask_iou
+from saqsam.evaluation.metrics.iou import boundary_iou, clear_ignored, mask_iou, share_above_90
 from saqsam.evaluation.record_schema import MASK_COUNTS, Schema
 from saqsam.evaluation.registry import PromptKind
 from saqsam.evaluation.results import Evaluation
@@ -22,7 +22,6 @@ from saqsam.evaluation.task import ImageSession, Metrics, Record, Task, mean
 from saqsam.inference.predictor import Predictor, check_finite
 
 BELOW_MIN_AREA = "mask below the minimum area"
-GOOD_IOU = 0.9
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ class PromptTask(Task):
         metrics: Metrics = {
             "miou": mean([instance["iou"] for instance in instances]),
             "boundary_iou": mean([instance["boundary_iou"] for instance in instances]),
-            "share_above_90": mean([float(instance["iou"] > GOOD_IOU) for instance in instances]),
+            "share_above_90": share_above_90([instance["iou"] for instance in instances]),
             "instances": len(instances),
         }
         if self.prompt == "clicks":

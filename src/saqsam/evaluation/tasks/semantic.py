@@ -85,7 +85,7 @@ class SemanticTask(Task):
         scored: dict[str, Schema] = {"masks_found": int, "classes": MapOf(counts)}
         if self.keep_masks:
             scored["masks"] = MapOf(MASK_COUNTS)
-        return OneOf((scored, {"left_out": str, "classes": {}}))
+        return OneOf((scored, {"left_out": str, "reason": str, "classes": {}}))
 
     def reduce(self, records: Sequence[Record]) -> Metrics:
         """Compute `semantic_miou`, `pixel_accuracy`, both before refinement (`unrefined_`), and counts.

@@ -222,7 +222,7 @@ _SIGMOID_FACTORS = {"SiLUActivation": 1.0, "SiLU": 1.0, "QuickGELUActivation": 1
 
 
 def activation(graph: Graph, module: nn.Module, value: Value) -> Value:
-    """Apply one of the activations that a configuration may name (`models.configuration.ACTIVATIONS`).
+    """Apply one of the activations that a configuration may name (`models.limits.ACTIVATIONS`).
 
     Raises:
         ExportError: ONNX has no operator for the activation.

@@ -29,8 +29,8 @@ from saqsam.models.limits import MAX_LAYERS
 from saqsam.models.mobile_sam.configuration import MobileSamConfig, MobileSamVisionConfig, check_sizes
 from saqsam.models.mobile_sam.model import MobileSamVisionEncoder
 from saqsam.models.mobile_sam.tiny_vit import MobileSamVisionAttention, offset_indexes
-from saqsam.models.sam.inference import Shapes, count, decoder_config, dims
 from saqsam.models.sam.official import DECODER_LAYER_NORM_EPS, rename_state_dict
+from saqsam.models.sam.shape_inference import Shapes, count, decoder_config, dims
 from saqsam.utils.errors import CheckpointError, shorten, shorten_names
 
 IMAGE_SIZE = 1024

@@ -11,7 +11,17 @@ from typing import Any
 
 from transformers import SamConfig, SamMaskDecoderConfig, SamPromptEncoderConfig, SamVisionConfig
 
-from saqsam.models.fields import Field, boolean, choice, integer, number, take_fields, take_object
+from saqsam.models.fields import (
+    Field,
+    boolean,
+    choice,
+    integer,
+    multiple,
+    number,
+    take_fields,
+    take_object,
+    used_indexes,
+)
 from saqsam.models.limits import (
     ACTIVATIONS,
     EPS,
@@ -58,9 +68,7 @@ PROMPT_FIELDS: Mapping[str, Field] = {
     "hidden_size": WIDTH,
     "image_size": IMAGE_SIZE,
     "patch_size": IMAGE_SIZE,
-    "mask_input_channels": Field(
-        f"a multiple of 4 up to {MAX_WIDTH}", lambda v: type(v) is int and 0 < v <= MAX_WIDTH and v % 4 == 0
-    ),
+    "mask_input_channels": multiple(4, MAX_WIDTH),
     # Boxes and points use four; a model may hold further ones.
     "num_point_embeddings": integer(4, 64),
     "hidden_act": choice(ACTIVATIONS),
@@ -120,8 +128,7 @@ def sam_fields(config: SamConfig) -> dict[str, Any]:
     vision, prompt, decoder = config.vision_config, config.prompt_encoder_config, config.mask_decoder_config
     training = {"attention_dropout", "initializer_range", "mlp_ratio"}  # the last is within mlp_dim
     vision_fields = {name: getattr(vision, name) for name in _VISION_FIELDS if name not in training}
-    layers = vision.num_hidden_layers
-    vision_fields["global_attn_indexes"] = sorted({i for i in vision.global_attn_indexes if i < layers})
+    vision_fields["global_attn_indexes"] = used_indexes(vision.global_attn_indexes, vision.num_hidden_layers)
     prompt_fields = {name: getattr(prompt, name) for name in PROMPT_FIELDS}
     prompt_fields["image_embedding_size"] = prompt.image_embedding_size
     fields = {

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import SamConfig, SamModel
+from transformers.models.sam.modeling_sam import SamPositionalEmbedding
 
 from saqsam.models.family import AttentionMacs, Features, State, unflatten_image
 from saqsam.models.format import ModelFormat
@@ -32,6 +33,7 @@ class SamFamily(TwoWayFamily):
     format: ModelFormat = SamFormat()
     iou_token = 0
     mask_token = 1
+    coordinate_encoding: type[nn.Module] = SamPositionalEmbedding
 
     def build(self, config: SamConfig) -> SamModel:
         """Return an untrained `SamModel`."""

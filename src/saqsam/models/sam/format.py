@@ -10,9 +10,9 @@ from transformers import SamConfig, SamProcessor
 
 from saqsam.models.format import Canvas, ModelFormat
 from saqsam.models.sam.configuration import check_sam_config, count_parameters, parse_sam_config, sam_fields
-from saqsam.models.sam.inference import infer_sam_config
 from saqsam.models.sam.official import from_official, rename_state_dict
 from saqsam.models.sam.resizing import resize_sam
+from saqsam.models.sam.shape_inference import infer_sam_config
 
 
 class SamFormat(ModelFormat):

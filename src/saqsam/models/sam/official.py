@@ -26,7 +26,7 @@ import torch
 from transformers import SamConfig
 
 from saqsam.models.official_rules import PARAM, compile_rules, rename, shared_rules
-from saqsam.models.sam.inference import infer_sam_config
+from saqsam.models.sam.shape_inference import infer_sam_config
 from saqsam.utils.errors import CheckpointError, shorten, shorten_names
 
 DECODER_LAYER_NORM_EPS = 1e-5

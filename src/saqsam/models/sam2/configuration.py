@@ -14,7 +14,17 @@ from typing import Any
 from transformers import Sam2Config, Sam2HieraDetConfig, Sam2MaskDecoderConfig, Sam2VisionConfig
 from transformers.models.sam2.configuration_sam2 import Sam2PromptEncoderConfig
 
-from saqsam.models.fields import Field, boolean, choice, integer, number, take_fields, take_object
+from saqsam.models.fields import (
+    Field,
+    boolean,
+    choice,
+    integer,
+    multiple,
+    number,
+    take_fields,
+    take_object,
+    used_indexes,
+)
 from saqsam.models.limits import (
     ACTIVATIONS,
     EPS,
@@ -25,6 +35,7 @@ from saqsam.models.limits import (
     MAX_HEADS,
     MAX_LAYERS,
     MAX_MASKS,
+    MAX_WIDTH,
     RGB,
     WIDTH,
     check_equal,
@@ -95,16 +106,14 @@ PROMPT_FIELDS: Mapping[str, Field] = {
     "hidden_size": WIDTH,
     "image_size": square(IMAGE_SIZE),
     "patch_size": square(fixed(PATCH)),
-    "mask_input_channels": Field(
-        "a multiple of 4", lambda v: type(v) is int and 0 < v <= 16384 and v % 4 == 0
-    ),
+    "mask_input_channels": multiple(4, MAX_WIDTH),
     "num_point_embeddings": fixed(4),
     "hidden_act": choice(ACTIVATIONS),
     "layer_norm_eps": EPS,
     "scale": integer(1, 1000),
 }
 DECODER_FIELDS: Mapping[str, Field] = {
-    "hidden_size": Field("a multiple of 8", lambda v: type(v) is int and 0 < v <= 16384 and v % 8 == 0),
+    "hidden_size": multiple(8, MAX_WIDTH),
     "mlp_dim": WIDTH,
     "num_hidden_layers": fixed(2),
     "num_attention_heads": integer(1, MAX_HEADS),
@@ -165,7 +174,8 @@ def sam2_fields(config: Sam2Config) -> dict[str, Any]:
     """Return every field of a configuration that affects a mask, as plain JSON types."""
     vision = config.vision_config
     backbone = plain(vision.backbone_config, _BACKBONE_FIELDS)
-    backbone["global_attention_blocks"] = sorted(set(backbone["global_attention_blocks"]))
+    depth = sum(backbone["blocks_per_stage"])
+    backbone["global_attention_blocks"] = used_indexes(backbone["global_attention_blocks"], depth)
     return {
         "model_type": Sam2Config.model_type,
         "vision_config": {**plain(vision, _VISION_FIELDS), "backbone_config": backbone},

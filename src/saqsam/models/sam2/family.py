@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Sam2Config, Sam2Model
-from transformers.models.sam2.modeling_sam2 import Sam2MultiScaleAttention
+from transformers.models.sam2.modeling_sam2 import Sam2MultiScaleAttention, Sam2PositionalEmbedding
 
 from saqsam.models.family import AttentionMacs, Features, StabilityRule, State, unflatten_image
 from saqsam.models.format import ModelFormat
@@ -34,6 +34,7 @@ class Sam2Family(TwoWayFamily):
     format: ModelFormat = Sam2Format()
     iou_token = 1
     mask_token = 2
+    coordinate_encoding: type[nn.Module] = Sam2PositionalEmbedding
 
     def build(self, config: Sam2Config) -> Sam2Model:
         """Return an untrained `Sam2Model`."""

@@ -17,7 +17,7 @@ from transformers.models.sam3_tracker.configuration_sam3_tracker import (
     Sam3TrackerPromptEncoderConfig,
 )
 
-from saqsam.models.fields import Field, choice, integer, number, take_fields, take_object
+from saqsam.models.fields import Field, choice, integer, number, take_fields, take_object, used_indexes
 from saqsam.models.limits import (
     ACTIVATIONS,
     EPS,
@@ -136,7 +136,8 @@ def sam3_tracker_fields(config: Sam3TrackerConfig) -> dict[str, Any]:
     """Return every field of a configuration that affects a mask, as plain JSON types."""
     vision = config.vision_config
     backbone = plain(vision.backbone_config, _BACKBONE_FIELDS)
-    backbone["global_attn_indexes"] = sorted(set(backbone["global_attn_indexes"]))
+    layers = backbone["num_hidden_layers"]
+    backbone["global_attn_indexes"] = used_indexes(backbone["global_attn_indexes"], layers)
     rope = vision.backbone_config.rope_parameters
     backbone["rope_parameters"] = {name: rope.get(name) for name in _ROPE_FIELDS}
     return {

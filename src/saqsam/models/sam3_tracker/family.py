@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Sam3TrackerConfig, Sam3TrackerModel
-from transformers.models.sam3.modeling_sam3 import Sam3ViTRoPEAttention
+from transformers.models.sam3.modeling_sam3 import Sam3ViTRoPEAttention, Sam3ViTRotaryEmbedding
+from transformers.models.sam3_tracker.modeling_sam3_tracker import Sam3TrackerPositionalEmbedding
 
 from saqsam.models.family import AttentionMacs, Features, State
 from saqsam.models.sam2.family import Sam2Family
@@ -28,6 +29,8 @@ class Sam3TrackerFamily(Sam2Family):
     name = "sam3_tracker"
     label = "SAM 3 tracker"
     format = Sam3TrackerFormat()
+    coordinate_encoding = Sam3TrackerPositionalEmbedding
+    float32_modules = (Sam3ViTRotaryEmbedding,)
 
     def build(self, config: Sam3TrackerConfig) -> Sam3TrackerModel:
         """Return an untrained `Sam3TrackerModel` that computes the masks of the official code."""

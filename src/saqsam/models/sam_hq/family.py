@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import SamHQConfig, SamHQModel
+from transformers.models.sam_hq.modeling_sam_hq import SamHQPositionalEmbedding
 
 from saqsam.models.family import Features, ModelFamily, State, unflatten_image
 from saqsam.models.sam.attention import QuantAttention
@@ -30,6 +31,7 @@ class SamHQFamily(SamFamily):
     name = "sam_hq"
     label = "SAM-HQ"
     format = SamHQFormat()
+    coordinate_encoding = SamHQPositionalEmbedding
 
     def build(self, config: SamHQConfig) -> SamHQModel:
         """Return an untrained `SamHQModel` that computes the masks of the official code."""

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import SamHQConfig
 
 from saqsam.models.sam.configuration import sam_fields
-from saqsam.models.sam.inference import infer_sam_config
 from saqsam.models.sam.official import DECODER_LAYER_NORM_EPS, rename_state_dict
+from saqsam.models.sam.shape_inference import infer_sam_config
 from saqsam.models.sam_hq.configuration import parse_sam_hq_config
 from saqsam.utils.errors import CheckpointError, shorten
 

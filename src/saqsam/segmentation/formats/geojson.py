@@ -10,6 +10,7 @@ from typing import Any
 from saqsam.segmentation.formats.registry import Context, Files
 from saqsam.segmentation.objects import SegmentedImage
 from saqsam.segmentation.outlines import Ring, outlines
+from saqsam.utils.extras import install_command
 
 _WGS84 = "EPSG:4326"
 
@@ -77,7 +78,7 @@ def _georeference(path: Path) -> Callable[[Geometry], Geometry] | None:
         from rasterio.warp import transform_geom
     except ImportError:
         raise ValueError(
-            f"{path}: geojson reads the place of a TIFF with rasterio: pip install 'saqsam[geo]'"
+            f"{path}: geojson reads the place of a TIFF with rasterio: {install_command('geo')}"
         ) from None
     with rasterio.open(path) as file:
         crs, transform = file.crs, file.transform

@@ -18,11 +18,19 @@ def yolo_text(image: SegmentedImage, *, tolerance: float) -> bytes:
     Args:
         image: The image.
         tolerance: Of polygons, see `outlines`.
+
+    Raises:
+        ValueError: The category of an object is not one of the image's.
     """
     classes = {category: number for number, category in enumerate(sorted(image.categories))}
     height, width = image.size
     lines = []
     for one in image.objects:
+        if one.category_id not in classes:
+            raise ValueError(
+                f"{image.name}: category {one.category_id} of an object is not among the categories of the data, so "
+                "it has no class number"
+            )
         rings = [part.outer for part in outlines(one.mask(), tolerance)]
         if rings:
             corners = (_joined(rings) / (width, height)).ravel().tolist()

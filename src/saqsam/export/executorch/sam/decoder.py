@@ -34,7 +34,7 @@ class TracedDecoder(nn.Module):
 
     Args:
         model: The quantized model.
-        single_mask: Return one mask per prompt, chosen as in the official export, instead of four.
+        single_mask: Return one mask per prompt, chosen as in the official export, instead of all.
 
     Attributes:
         layer_names: Names of the decoder's layers.

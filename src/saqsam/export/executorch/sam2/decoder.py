@@ -22,7 +22,7 @@ class TracedSam2Decoder(TracedDecoder):
 
     Args:
         model: The quantized model.
-        single_mask: Return one mask per prompt, chosen by its stability if the model says so, instead of four.
+        single_mask: Return one mask per prompt, chosen by its stability if the model says so, instead of all.
     """
 
     layer_names = SAM2_NAMES

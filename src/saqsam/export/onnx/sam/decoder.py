@@ -57,7 +57,7 @@ def write_decoder(
     Args:
         graph: Empty graph.
         model: The model.
-        single_mask: Return one mask per prompt, chosen as in the official export, instead of four.
+        single_mask: Return one mask per prompt, chosen as in the official export, instead of all.
         family: Family of the model, SAM v1 or one that extends it.
         heads: Writer of its heads; None for `write_heads`.
     """
@@ -93,7 +93,7 @@ def write_decoder(
         tokens, image = transformer.run(tokens, image)
         masks, ious = (heads or write_heads)(graph, decoder, tokens, image, side, *extras)
     if single_mask:
-        masks, ious = _select(graph, masks, ious, shape)
+        masks, ious = _select(graph, masks, ious, shape, spec.masks)
     count = 1 if single_mask else spec.masks
     with graph.scope("postprocess"):
         large = _resize(graph, masks, original, size)
@@ -265,10 +265,10 @@ def upscale(graph: Graph, layer: Any, rows: Value, where: str) -> Value:
     return graph.op("Reshape", pixels, graph.ints(-1, channels))
 
 
-def _select(graph: Graph, masks: Value, ious: Value, shape: Value) -> tuple[Value, Value]:
-    """Select one mask per prompt: the first for several points, else the one of the others with the best IoU."""
+def _select(graph: Graph, masks: Value, ious: Value, shape: Value, count: int) -> tuple[Value, Value]:
+    """Select one of `count` masks per prompt: the first for several points, else the best of the others by its IoU."""
     points = graph.op("Cast", graph.op("Slice", shape, graph.ints(1), graph.ints(2)), to=TensorProto.FLOAT)
-    weight = graph.constant(np.array([1000.0, 0.0, 0.0, 0.0], dtype=np.float32), "first")
+    weight = graph.constant(1000 * np.eye(1, count, dtype=np.float32)[0], "first")
     scores = graph.op(
         "Add", ious, graph.op("Mul", graph.op("Sub", points, graph.scalar(_MAX_AMBIGUOUS_POINTS)), weight)
     )

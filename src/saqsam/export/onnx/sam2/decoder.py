@@ -37,7 +37,7 @@ def write_decoder(graph: Graph, model: Sam2Model, *, single_mask: bool = False) 
     Args:
         graph: Empty graph.
         model: The model.
-        single_mask: Return one mask per prompt, chosen by its stability, instead of four.
+        single_mask: Return one mask per prompt, chosen by its stability, instead of all.
     """
     config, decoder = model.config, model.mask_decoder
     channels, size = config.prompt_encoder_config.hidden_size, config.prompt_encoder_config.image_size
