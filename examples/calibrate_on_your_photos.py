@@ -1,11 +1,11 @@
-"""Calibrate on your own photographs: a 4-bit model should see images like those that it will segment.
+"""Calibrate on your own images: they should look like those that the 4-bit model will segment.
 
     python examples/calibrate_on_your_photos.py my_photos/
     python examples/calibrate_on_your_photos.py my_coco/ --score other_coco/
 
 `my_photos/` is a folder of images. They need no labels: the model's own confident masks provide the prompts.
 `my_coco/` holds `images/` and `annotations.json` (COCO instances), whose boxes are the prompts. Only annotated
-images can be scored, and they should not be those of the calibration. `coco/val2017` beside `coco/annotations/`
+images can be scored, and they should not be calibration images. `coco/val2017` beside `coco/annotations/`
 works for both.
 """
 
@@ -26,14 +26,14 @@ args = parser.parse_args()
 photos = saqsam.open_dataset(args.photos)
 model, processor = saqsam.load(args.model)
 recipe = saqsam.recipe_for("mse", "w4a4")
-# The seed alone decides which photographs are drawn, so the result is reproducible.
+# The seed alone decides which images are drawn, so the result is reproducible.
 recipe = replace(
     recipe, calibration=replace(recipe.calibration, images=min(args.images, len(photos)), seed=0)
 )
 quantized = saqsam.quantize(model, processor, recipe, photos)
 quantized.save(args.out, overwrite=True)
 labels = len(photos[0].instances)
-print(f"calibrated on {recipe.calibration.images} of {len(photos)} pictures of {photos.name}, ", end="")
+print(f"calibrated on {recipe.calibration.images} of {len(photos)} images of {photos.name}, ", end="")
 print("prompted by their boxes" if labels else "prompted by the model's own masks")
 
 if args.score:

@@ -11,7 +11,7 @@ import torch
 from executorch.runtime import Runtime
 from PIL import Image
 
-folder, picture, mask_file = Path(sys.argv[1]), Image.open(sys.argv[2]).convert("RGB"), sys.argv[7]
+folder, image, mask_file = Path(sys.argv[1]), Image.open(sys.argv[2]).convert("RGB"), sys.argv[7]
 box = torch.tensor([float(side) for side in sys.argv[3:7]])
 programs = [Runtime.get().load_program(folder / f"{part}.pte") for part in ("encoder", "decoder")]
 encoder, decoder = (program.load_method("forward") for program in programs)
@@ -20,8 +20,8 @@ size, points = (
     encoder.metadata.input_tensor_meta(0).sizes()[-1],
     decoder.metadata.input_tensor_meta(1).sizes()[1],
 )
-scale = size / max(picture.size)
-resized = picture.resize([int(length * scale + 0.5) for length in picture.size], Image.Resampling.BILINEAR)
+scale = size / max(image.size)
+resized = image.resize([int(length * scale + 0.5) for length in image.size], Image.Resampling.BILINEAR)
 pixels = (np.asarray(resized, dtype=np.float32) - (123.675, 116.28, 103.53)) / (58.395, 57.12, 57.375)
 padded = torch.zeros(1, 3, size, size)
 padded[0, :, : resized.height, : resized.width] = torch.from_numpy(pixels.transpose(2, 0, 1))
@@ -34,6 +34,6 @@ ious, logits = decoder.execute([embedding, coords, labels, no_mask, torch.zeros(
 
 square = torch.nn.functional.interpolate(logits[:, :1], (size, size), mode="bilinear")
 inside = square[..., : resized.height, : resized.width]
-mask = torch.nn.functional.interpolate(inside, (picture.height, picture.width), mode="bilinear")[0, 0] > 0
+mask = torch.nn.functional.interpolate(inside, (image.height, image.width), mode="bilinear")[0, 0] > 0
 Image.fromarray(mask.numpy()).save(mask_file)
 print(f"{int(mask.sum())} pixels, predicted IoU {ious[0, 0]:.3f}")

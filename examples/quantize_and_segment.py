@@ -1,4 +1,4 @@
-"""Quantize a SAM to 4 bits, reload it from disk, and segment a picture with the float and the 4-bit model.
+"""Quantize a SAM to 4 bits, reload it from disk, and segment an image with the float and the 4-bit model.
 
 python examples/quantize_and_segment.py                          # the bundled model on a synthetic scene
 python examples/quantize_and_segment.py facebook/sam-vit-base --image photo.jpg --box 120,80,460,390
@@ -17,7 +17,7 @@ from saqsam.viz.overlays import overlay_masks
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("model", nargs="?", default="sam-mini")
-parser.add_argument("--image", help="a picture; default: a synthetic scene")
+parser.add_argument("--image", help="image file; default: a synthetic scene")
 parser.add_argument("--box", action="append", help="x0,y0,x1,y1 in pixels, with --image; repeatable")
 parser.add_argument("--images", type=int, default=8, help="calibration images; 32 give better masks")
 parser.add_argument("--out", type=Path, default=Path("out/examples/w4a4"))
@@ -32,7 +32,7 @@ else:
 model, processor = saqsam.load(args.model)
 recipe = saqsam.recipe_for("mse", "w4a4")
 recipe = replace(recipe, calibration=replace(recipe.calibration, images=args.images))
-# Calibrate on other scenes than the one segmented below. For your own photographs: calibrate_on_your_photos.py.
+# Calibrate on scenes other than the one segmented below. For your own images, see calibrate_on_your_photos.py.
 calibration = saqsam.open_dataset("scenes", limit=args.images, seed=1)
 result = saqsam.quantize(model, processor, recipe, calibration)
 result.save(args.out, overwrite=True)
@@ -47,4 +47,4 @@ for box, a, b in zip(boxes, masks["float"], masks["quantized"], strict=True):
     agreement = (a & b).sum() / max((a | b).sum(), 1)
     print(f"box {', '.join(f'{x:.0f}' for x in box)}: IoU of 4-bit and float mask {agreement:.3f}")
 Image.fromarray(overlay_masks(image, masks["quantized"])).save(args.out / "masks.png")
-print(f"checkpoint and picture: {args.out}")
+print(f"checkpoint and masks: {args.out}")

@@ -1,4 +1,4 @@
-"""Replace `segment_anything.SamPredictor` by a 4-bit checkpoint without changing the calls.
+"""Replace `segment_anything.SamPredictor` with a 4-bit checkpoint without changing the calls.
 
 python examples/quantize_and_segment.py      # writes the checkpoint
 python examples/replace_sam_predictor.py
@@ -35,7 +35,7 @@ predictor.set_image(scene.image)  # HWC uint8 RGB; for cv2.imread: image_format=
 masks, ious, low_res = predictor.predict(box=np.array(target.box), multimask_output=False)
 report("box", masks[0])
 
-# A point is ambiguous and gives three masks; the model rates each of them.
+# A point is ambiguous and gives three masks; the model predicts the IoU of each.
 rows, columns = np.nonzero(truth)
 middle = len(rows) // 2
 click = np.array([[columns[middle], rows[middle]]])  # x, y
@@ -43,9 +43,9 @@ masks, ious, low_res = predictor.predict(click, np.array([1]))
 best = ious.argmax()
 report("point", masks[best])
 
-# Refine the best mask with a second point; label 0 marks a point beside the object.
+# Refine the best mask with a background point, which has label 0.
 corner = np.argwhere(~scene.instances[0].mask() & ~truth)[0][::-1]
 masks, ious, low_res = predictor.predict(
     np.vstack([click, corner]), np.array([1, 0]), mask_input=low_res[best][None], multimask_output=False
 )
-report("point, point beside, mask", masks[0])
+report("foreground point, background point, mask", masks[0])

@@ -1,4 +1,4 @@
-"""Load a 4-bit checkpoint with transformers alone, after `import saqsam`.
+"""Load a 4-bit checkpoint through `transformers`, after `import saqsam`.
 
 python examples/quantize_and_segment.py      # writes the checkpoint
 python examples/transformers_native.py
@@ -15,7 +15,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("checkpoint", nargs="?", default="out/examples/w4a4")
 args = parser.parse_args()
 
-model = SamModel.from_pretrained(args.checkpoint)  # no float weights needed
+model = SamModel.from_pretrained(args.checkpoint)  # needs no float weights
 processor = SamProcessor.from_pretrained(args.checkpoint)
 
 scene = saqsam.open_dataset("scenes", limit=1)[0]

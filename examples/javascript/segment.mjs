@@ -3,7 +3,7 @@
 //     npm install onnxruntime-web
 //     node segment.mjs EXPORT pixels.f32 x0 y0 x1 y1 logits.f32
 //
-// pixels.f32: float32 [1, 3, S, S], normalized and padded as the processor does; the box is in pixels of that square.
+// pixels.f32: float32 [1, 3, S, S], normalized and padded as by the processor; the box is in pixels of that square.
 // logits.f32: float32 [4, 4h, 4w]; a pixel belongs to a mask if its logit is above 0. Use the first mask for a box.
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
