@@ -80,20 +80,23 @@ def fill_tables(text: str, rows: Sequence[Row]) -> str:
     Raises:
         ValueError: An unknown table, a marker without its partner, or rows that do not fit together.
     """
-    rows = [row for row in current(rows) if not row.settings]
+    unmodified = [row for row in rows if not row.settings]
+    shown = current(unmodified)
 
     def fill(match: re.Match[str]) -> str:
         name, data = match[1], match[2]
         if name in VARIANT_TABLES:
             variants = [row for row in current(read_rows(RESULTS / f"{name}.csv")) if row.prompt == "box"]
-            widths = {row.bits for row in variants}
-            plain = [row for row in rows if row.prompt == "box" and row.bits in widths]
+            widths, weights = {row.bits for row in variants}, {row.model_hash for row in variants}
+            # Methods of the same weights, even where newer ones have been measured.
+            same = current([row for row in unmodified if row.model_hash in weights])
+            plain = [row for row in same if row.prompt == "box" and row.bits in widths]
             table = VARIANT_TABLES[name](variants, plain) or NOTHING_YET
         elif name in OTHER_TABLES:
             file, make = OTHER_TABLES[name]
             table = make(read_plain(RESULTS / file)) or NOTHING_YET
         elif name in TABLES:
-            table = TABLES[name]([row for row in rows if data in (None, row.data)]) or NOTHING_YET
+            table = TABLES[name]([row for row in shown if data in (None, row.data)]) or NOTHING_YET
         else:
             known = [*TABLES, *VARIANT_TABLES, *OTHER_TABLES]
             raise ValueError(f"no table {name!r}; expected one of {', '.join(known)}")

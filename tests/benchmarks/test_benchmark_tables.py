@@ -358,6 +358,19 @@ def test_ablation_puts_each_change_below_the_method_as_it_is(rows, row_tables):
     assert row_tables.ablation([], plain) == ""
 
 
+def test_ablation_stays_with_its_weights_when_newer_ones_are_measured(rows, tables, tmp_path, monkeypatch):
+    newer = {"model_hash": "0" * 12, "date": "2099-01-01T00:00:00Z"}
+    plain = [rows.Row(**values(**SHOWN, miou=0.5)), rows.Row(**values(**SHOWN | newer, miou=0.7))]
+    rows.append_row(
+        tmp_path / "ablation.csv", rows.Row(**values(**SHOWN, settings="bimodal=true", miou=0.52))
+    )
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert lines(tables.fill_tables(page("ablation"), plain))[4:-2] == [
+        "| `mse` |  | 0.500 |",
+        "|  | `bimodal=true` | 0.520 (+0.020) |",
+    ]
+
+
 def test_precision_is_compared_at_the_same_bits_and_seed(rows, row_tables):
     low, high = SHOWN, SHOWN | {"bits": "w8a8"}
     plain = [
