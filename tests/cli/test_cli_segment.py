@@ -13,6 +13,7 @@ from saqsam.cli import app
 from saqsam.cli.outputs import claim_output
 from saqsam.data.images import read_image
 from saqsam.segmentation.formats.registry import FORMATS
+from saqsam.segmentation.writer import MARKER
 from support.coco_folder import make_coco, picture
 from support.command_line import assert_done, assert_refused, run
 
@@ -98,7 +99,7 @@ def test_other_formats_become_a_folder(
     out = tmp_path / "out"
     assert_done(run(*arguments, out))
     written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
-    assert written == files
+    assert written == [MARKER, *files]
     assert_refused(run(*arguments, out), "exists")
     assert_done(run(*arguments, out, "--overwrite"))
     (out / "notes.doc").write_text("mine")
@@ -216,6 +217,15 @@ def test_a_folder_with_the_pictures_is_not_replaced(packed: Path, photos: Path) 
     result = run("segment", packed, photos, "--box", "5,5,30,30", "--out", photos, "--overwrite")
     assert_refused(result, "holds the images to segment")
     assert len(list(photos.iterdir())) == 3
+
+
+def test_a_folder_of_other_pictures_is_not_replaced(packed: Path, photos: Path, tmp_path: Path) -> None:
+    album = tmp_path / "album"
+    album.mkdir()
+    Image.fromarray(picture((40, 60))).save(album / "mine.png")
+    result = run("segment", packed, photos, "--box", "5,5,30,30", "--out", album, "--overwrite")
+    assert_refused(result, "holds files that saqsam segment did not write")
+    assert [path.name for path in album.iterdir()] == ["mine.png"]
 
 
 def test_standard_input_needs_a_place_for_its_masks(packed: Path, tmp_path: Path) -> None:

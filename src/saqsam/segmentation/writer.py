@@ -18,6 +18,10 @@ CLASSES = "classes.txt"
 """File of a folder of YOLO text with the names of the classes."""
 
 
+MARKER = ".saqsam-masks"
+"""Empty file in a folder of masks, by which `--overwrite` knows that the folder may be replaced."""
+
+
 class MaskWriter:
     """Writer of masks in one format.
 
@@ -73,17 +77,19 @@ class MaskWriter:
                 write_atomic(self.target / f"{stem}{ending}", content)
 
     def finish(self) -> None:
-        """Write the file of all images, or the names of classes."""
+        """Write the file of all images; in a folder, the names of classes and the marker."""
         if self.form.files is None:
             from saqsam.segmentation.formats.coco import coco_document
 
             is_polygons = self.form.name == COCO_POLYGONS
             content = coco_document(self._images, polygons=is_polygons, tolerance=self.tolerance)
             write_atomic(self.target, content)
-        elif self.form.name == YOLO and self.is_folder and self._last is not None:
-            from saqsam.segmentation.formats.yolo import class_names
+        elif self.is_folder:
+            if self.form.name == YOLO and self._last is not None:
+                from saqsam.segmentation.formats.yolo import class_names
 
-            write_atomic(self.target / CLASSES, class_names(self._last))
+                write_atomic(self.target / CLASSES, class_names(self._last))
+            write_atomic(self.target / MARKER, b"")
 
 
 def output_stems(names: Sequence[str]) -> dict[str, str]:

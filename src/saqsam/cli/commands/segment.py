@@ -25,14 +25,14 @@ from saqsam.inference.backend import Backend
 from saqsam.inference.generator_options import GeneratorOptions
 from saqsam.inference.predictor import Predictor
 from saqsam.runtimes import TORCH_INTEGER
-from saqsam.segmentation.formats.registry import OVERLAY, YOLO, MaskFormat, output_path
+from saqsam.segmentation.formats.registry import OVERLAY, MaskFormat, output_path
 from saqsam.segmentation.objects import SegmentedImage
 from saqsam.segmentation.prompt_files import read_prompts
 from saqsam.segmentation.prompts import Prompt
 from saqsam.segmentation.run import Outcome, Task, segment_images
 from saqsam.segmentation.sources import ImageSource, find_sources
 from saqsam.segmentation.tiling import Tiling
-from saqsam.segmentation.writer import CLASSES, MaskWriter
+from saqsam.segmentation.writer import CLASSES, MARKER, MaskWriter
 from saqsam.utils.atomic_write import check_file_writable
 from saqsam.utils.counts import count_phrase
 
@@ -141,20 +141,23 @@ def _target(sources: Sequence[ImageSource], form: MaskFormat, out: Path | None) 
 
 
 def _check_target(target: Path, is_folder: bool, form: MaskFormat, sources: Sequence[ImageSource]) -> None:
-    """Refuse a target that would replace an image, or a folder with other files than masks."""
+    """Refuse a target that would replace an image, or anything but a folder of masks that saqsam has written."""
     if not is_folder:
         check_file_writable(target)
         return
     if not target.is_dir():
         return
-    allowed = {form.suffix}
-    for path in target.rglob("*"):
-        is_mask = path.suffix.lower() in allowed or (form.name == YOLO and path.name == CLASSES)
-        if path.is_file() and not is_mask:
-            raise ValueError(f"--out: {target} holds {path.name}, which is not a mask; choose another folder")
     inside = {path.resolve() for path in target.rglob("*")}
     if any(one.path is not None and one.path.resolve() in inside for one in sources):
         raise ValueError(f"--out: {target} holds the images to segment; choose another folder")
+    if inside and not (target / MARKER).is_file():
+        raise ValueError(
+            f"--out: {target} holds files that saqsam segment did not write; choose another folder"
+        )
+    for path in target.rglob("*"):
+        is_mask = path.suffix.lower() == form.suffix or path.name in (MARKER, CLASSES)
+        if path.is_file() and not is_mask:
+            raise ValueError(f"--out: {target} holds {path.name}, which is not a mask; choose another folder")
 
 
 def _run(
