@@ -27,7 +27,7 @@ from saqsam.viz.overlays import overlay_masks
 ASSETS = Path(__file__).resolve().parents[1] / "docs" / "assets"
 BOXES: dict[str, list[tuple[int, int, int, int]]] = {
     "cat": [(132, 86, 212, 150), (294, 112, 340, 164), (230, 220, 296, 266)],
-    "coffee": [(138, 12, 330, 250), (254, 186, 326, 264)],
+    "coffee": [(140, 14, 330, 150), (254, 186, 326, 264)],
     "astronaut": [(24, 8, 284, 398), (306, 1, 384, 218), (212, 266, 399, 399)],
 }
 """Prompts of each photograph, xyxy in pixels."""
