@@ -168,7 +168,7 @@ def test_a_file_without_any_usable_entry_is_refused_with_the_reasons(tmp_path: P
     lost = [ENTRY | {"image_id": 99}, ENTRY | {"image_id": 98}, ENTRY | {"bbox": [1, 2, 0, 0]}]
     with pytest.raises(
         ValueError,
-        match=r"none that can be used among 3; left out: unknown image id \(2\), box without area \(1\)",
+        match=r"none that can be used among 3; skipped: unknown image id \(2\), box without area \(1\)",
     ):
         detected(tmp_path, lost)
     assert detected(tmp_path, []).by_image == {}

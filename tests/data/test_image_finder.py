@@ -68,14 +68,14 @@ def test_ambiguous_names_are_refused(tmp_path: Path) -> None:
         "image name that fits several files": 2,
         "missing image file": 1,
     }
-    with pytest.raises(ValueError, match=r"such as \['train/x.png'\], .*left out: missing image file \(2\)"):
+    with pytest.raises(ValueError, match=r"such as \['train/x.png'\], .*skipped: missing image file \(2\)"):
         name_images(tmp_path, "train/x.png", "val/x.png")
-    with pytest.raises(ValueError, match=r"left out: image name that fits several files \(1\)"):
+    with pytest.raises(ValueError, match=r"skipped: image name that fits several files \(1\)"):
         name_images(tmp_path, "b.gif")
     for name in ("train/a.png", "val/a.png"):  # each could be the file
         assert len(name_images(tmp_path, name)) == 1
     with pytest.raises(
-        ValueError, match=r"none of 2; left out: image name that fits the file of another image \(2\)"
+        ValueError, match=r"none of 2; skipped: image name that fits the file of another image \(2\)"
     ):
         name_images(tmp_path, "train/a.png", "val/a.png")
 

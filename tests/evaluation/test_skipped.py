@@ -27,7 +27,7 @@ LOST = [
     annotation(3, 7, BOX, bbox=[1, 2, 3]),
     annotation(4, 1, BOX) | {"image_id": 5},
 ]
-REASONS = r"; left out: polygon without area \(2\), damaged box \(1\), unknown image id \(1\)$"
+REASONS = r"; skipped: polygon without area \(2\), damaged box \(1\), unknown image id \(1\)$"
 
 
 def run(folder: Path, **options: Any) -> Evaluation:

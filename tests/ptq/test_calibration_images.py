@@ -189,9 +189,7 @@ def test_text_ids_are_those_of_the_images(tmp_path: Path) -> None:
 def test_the_model_s_own_boxes_never_stand_in_for_annotations(tmp_path: Path) -> None:
     usable, lost = annotation(1, 1, (10, 5, 30, 25)), annotation(2, 7, (0, 0, 8, 8), bbox=[0, 0, 0, 0])
     data = write_calibration_data(tmp_path, usable, lost)
-    with pytest.warns(
-        CalibrationWarning, match=r"1 of 2 .* gave no prompt; left out: box without area \(1\)"
-    ):
+    with pytest.warns(CalibrationWarning, match=r"1 of 2 .* gave no prompt; skipped: box without area \(1\)"):
         images = choose(data)
     assert len(images) == 1
     assert (images.skipped, images.notes) == ({"box without area": 1}, {})
@@ -208,12 +206,12 @@ def test_images_without_annotations_are_counted(tmp_path: Path) -> None:
 )
 def test_annotations_that_are_all_unusable_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     data = write_calibration_data(tmp_path, annotation(1, 1, (10, 5, 30, 25)) | changes)
-    with pytest.raises(ValueError, match=r"none of its annotations can be used; left out: .* \(1\)$"):
+    with pytest.raises(ValueError, match=r"none of its annotations can be used; skipped: .* \(1\)$"):
         choose(data)
     found = Detections(
         {1: ImageDetections(np.array([[1.0, 2, 30, 30]]), np.ones(1), np.ones(1, dtype=np.int64))}
     )
-    with pytest.warns(CalibrationWarning, match=r"1 of 2 calibration images gave no prompt; left out"):
+    with pytest.warns(CalibrationWarning, match=r"1 of 2 calibration images gave no prompt; skipped"):
         assert len(choose(data, detections=found)) == 1  # no annotation is needed
 
 

@@ -19,7 +19,7 @@ from saqsam.data.image_finder import FoundImage, ImageFinder
 from saqsam.data.images import read_image_with_notes, read_size
 from saqsam.data.json_fields import parse_id, read_json
 from saqsam.data.types import Instance, Sample
-from saqsam.utils.counts import left_out_phrase
+from saqsam.utils.counts import skipped_phrase
 
 __all__ = ["EMPTY_MASK", "OTHER_SIZE", "CocoDataset"]
 
@@ -84,7 +84,7 @@ class CocoDataset:
         if not self._images:
             raise ValueError(
                 f"{path}: expected images in {finder.folder}, found none of {len(images)}"
-                f"{left_out_phrase(self._index_skips)}"
+                f"{skipped_phrase(self._index_skips)}"
             )
         self.image_ids: tuple[int, ...] = tuple(image.id for image in self._images)
         self._annotations = read_annotations(

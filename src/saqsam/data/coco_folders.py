@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saqsam.data.image_finder import MISSING_FILE, FoundImage, ImageFinder
-from saqsam.utils.counts import left_out_phrase
+from saqsam.utils.counts import skipped_phrase
 from saqsam.utils.errors import shorten
 
 USUAL_NAME = "annotations.json"
@@ -104,7 +104,7 @@ def find_images(names: list[str], annotations: Path) -> ImageFinder:
     tried = ", ".join(map(str, places))
     raise ValueError(
         f"{annotations}: expected its images, such as [{shorten(names[0])}], in one of: {tried}; "
-        f"found none of {len(names)}{left_out_phrase(closest)}"
+        f"found none of {len(names)}{skipped_phrase(closest)}"
     )
 
 

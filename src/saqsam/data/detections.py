@@ -20,7 +20,7 @@ from saqsam.data.json_fields import parse_id, parse_numbers, parse_xywh, read_js
 from saqsam.data.paths import expand_home
 from saqsam.data.segmentations import read_outer_box
 from saqsam.data.types import Dataset, Sample
-from saqsam.utils.counts import left_out_phrase
+from saqsam.utils.counts import skipped_phrase
 from saqsam.utils.errors import shorten
 
 UNKNOWN_CATEGORY = "unknown category id"
@@ -165,7 +165,7 @@ def load_detections(path: str | Path, dataset: Dataset) -> Detections:
     if entries and skipped.total() == len(entries):
         raise ValueError(
             f"{path}: expected boxes for the images of {dataset.name!r}, found none that can be used among "
-            f"{len(entries)}{left_out_phrase(skipped)}"
+            f"{len(entries)}{skipped_phrase(skipped)}"
         )
     return Detections(
         {image_id: _stack(entries) for image_id, entries in kept.items()}, dict(skipped), dict(notes)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from saqsam.data.types import Dataset, Indexed, Noted
 from saqsam.evaluation.task import Record, Task
-from saqsam.utils.counts import left_out_phrase
+from saqsam.utils.counts import skipped_phrase
 
 CROWD = "crowd region, which is never scored"
 _DETECTION = "detection: "
@@ -59,5 +59,5 @@ def nothing_to_score(
     dataset: Dataset, images: int, reasons: Mapping[str, int], scored: str = "instances"
 ) -> str:
     """Return the error message for a dataset of which everything was skipped."""
-    why = left_out_phrase(reasons) or "; no image has annotated objects"
+    why = skipped_phrase(reasons) or "; no image has annotated objects"
     return f"data {dataset.name!r}: expected {scored} to score, found none in {images} images{why}"

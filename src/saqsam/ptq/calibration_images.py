@@ -22,7 +22,7 @@ from saqsam.inference.prompts import Prompts
 from saqsam.ptq.box_proposals import propose_boxes
 from saqsam.recipes.specs import Calibration
 from saqsam.utils import ranks
-from saqsam.utils.counts import count_phrase, left_out_phrase
+from saqsam.utils.counts import count_phrase, skipped_phrase
 from saqsam.utils.progress import Progress
 
 OWN_BOXES = "image without annotations prompted with the model's own boxes"
@@ -138,12 +138,12 @@ def choose_calibration_images(
         why = ": none of its annotations can be used" if tally.all_objects_lost else ""
         raise ValueError(
             f"none of the {len(chosen)} calibration images of {dataset.name} gives a prompt{why}"
-            f"{left_out_phrase(tally.skipped)}"
+            f"{skipped_phrase(tally.skipped)}"
         )
     if len(entries) < len(chosen) and ranks.rank() == 0:
         warnings.warn(
             f"{len(chosen) - len(entries)} of {len(chosen)} calibration images gave no prompt"
-            f"{left_out_phrase(tally.skipped)}",
+            f"{skipped_phrase(tally.skipped)}",
             CalibrationWarning,
             stacklevel=2,
         )

@@ -11,10 +11,10 @@ def list_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} ({count})" for name, count in ranked if count)
 
 
-def left_out_phrase(counts: Mapping[str, int]) -> str:
+def skipped_phrase(counts: Mapping[str, int]) -> str:
     """Return the end of an error message that counts skipped items by reason; empty if there are none."""
     listed = list_counts(counts)
-    return f"; left out: {listed}" if listed else ""
+    return f"; skipped: {listed}" if listed else ""
 
 
 def count_phrase(count: int, plural: str) -> str:

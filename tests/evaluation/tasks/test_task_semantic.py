@@ -170,7 +170,7 @@ def test_images_without_a_usable_map_are_counted_and_left_out(tmp_path: Path) ->
     Image.fromarray(np.full(SIZES[1], 5, dtype=np.uint8)).save(maps / "1.png")
     with pytest.raises(
         ValueError,
-        match=r"none for 2; the first: 1\.png: expected labels .* got 5; left out: .*missing label map \(1\)",
+        match=r"none for 2; the first: 1\.png: expected labels .* got 5; skipped: .*missing label map \(1\)",
     ):
         evaluate(
             Blobs(), tiny_processor(), dataset, tasks=[SemanticTask(FolderLabels(maps, dataset), OPTIONS)]
@@ -191,7 +191,7 @@ def test_annotations_that_are_all_damaged_say_why(tmp_path: Path) -> None:
     for path in (tmp_path / "annotations" / "validation").iterdir():
         path.write_bytes(b"damaged")
     task = SemanticTask(SimulatedLabels(1), OPTIONS)
-    message = r"expected labeled pixels to score, found none in 3 images; left out: damaged annotation \(3\), missing"
+    message = r"expected labeled pixels to score, found none in 3 images; skipped: damaged annotation \(3\), missing"
     with pytest.raises(ValueError, match=message):
         evaluate(Blobs(), tiny_processor(), AdeDataset(tmp_path), tasks=[task])
 

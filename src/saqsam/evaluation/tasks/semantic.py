@@ -17,7 +17,7 @@ from saqsam.evaluation.task import ImageSession, Metrics, Record, Task, mean
 from saqsam.evaluation.task_inputs import generator_options
 from saqsam.evaluation.tasks.everything import shown_options
 from saqsam.inference.mask_generator import GeneratedMask, GeneratorOptions
-from saqsam.utils.counts import left_out_phrase
+from saqsam.utils.counts import skipped_phrase
 
 
 class SemanticTask(Task):
@@ -100,7 +100,7 @@ class SemanticTask(Task):
             reasons = Counter(record.get("reason", "unusable label map") for record in records)
             raise ValueError(
                 f"labels: expected a usable label map of an image, found none for {len(records)}; the first: "
-                f"{records[0]['left_out']}{left_out_phrase(reasons)}"
+                f"{records[0]['left_out']}{skipped_phrase(reasons)}"
             )
         total: dict[str, Counter[str]] = {}
         for record in scored:
