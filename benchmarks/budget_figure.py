@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 import saqsam
-from rows import FLOAT, RESULTS, Row, current, read_rows
+from rows import RESULTS, Row, current, float_scores, read_rows
 from saqsam.allocation.costs import BitCosts, bit_costs
 from saqsam.recipes.overrides import with_overrides
 from saqsam.recipes.presets import MIXED_SUFFIX
@@ -22,9 +22,7 @@ def draw_bits(config: Any) -> Figure:
         config: Configuration of the bundled model.
     """
     rows = current(read_rows(RESULTS / "budget.csv"))
-    floats = {
-        row.data: row.miou for row in current(read_rows(RESULTS / "methods.csv")) if row.method == FLOAT
-    }
+    floats = float_scores(rows)
     data = list(dict.fromkeys(row.data for row in rows))
     figure = Figure(figsize=(4 * len(data), 3.4), layout="constrained")
     panels = figure.subplots(1, len(data), squeeze=False)[0]

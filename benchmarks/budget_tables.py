@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from plain_rows import of_newest_weights
-from rows import FLOAT, RESULTS, Row, current, read_rows
+from rows import RESULTS, Row, current, float_scores, read_rows
 from table_text import markdown, signed
 
 _MEANS = re.compile(r"-w([\d.]+)a([\d.]+)$")
@@ -20,8 +20,7 @@ def budget(lines: Sequence[Mapping[str, str]]) -> str:
         lines: Rows of allocations.csv.
     """
     lines, rows = of_newest_weights(lines), current(read_rows(RESULTS / "budget.csv"))
-    floats = (row for row in current(read_rows(RESULTS / "methods.csv")) if row.method == FLOAT)
-    reference = {row.data: row.miou for row in floats}
+    reference = float_scores(rows)
     names = {line["settings"]: f"`--budget {line['budget']}`" for line in lines}
     data = list(dict.fromkeys(row.data for row in rows))
     by_checkpoint: dict[str, dict[str, Row]] = {}

@@ -154,6 +154,16 @@ def current(rows: Sequence[Row]) -> list[Row]:
     return [row for row in kept if row.images_evaluated == most[row.data, row.prompt]]
 
 
+def float_scores(rows: Sequence[Row]) -> dict[str, float]:
+    """Return the mean IoU of the float model with box prompts by dataset, for the weights that some rows are of."""
+    weights = {row.model_hash for row in rows}
+    return {
+        row.data: row.miou
+        for row in current([one for one in read_rows(RESULTS / "methods.csv") if one.model_hash in weights])
+        if (row.method, row.prompt) == (FLOAT, "box")
+    }
+
+
 def append_row(path: Path, row: Row) -> None:
     """Append a row atomically, in one write, so that processes can append concurrently."""
     path.parent.mkdir(parents=True, exist_ok=True)
