@@ -24,7 +24,7 @@ from transformers import SamModel, SamProcessor
 import saqsam
 from nncf_model import NAME as NNCF_NAME
 from nncf_model import SCRIPTS, nncf_backend
-from options import add_data_root
+from options import add_data_root, add_settings
 from plain_rows import append_plain, read_plain
 from plan import CACHE, FloatModel, circumstances, sources_hash, stamp
 from ptq import bar, exit_code
@@ -113,14 +113,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Measure deployed checkpoints in their runtimes.")
     parser.add_argument("--methods", nargs="+", choices=[*METHODS, NNCF], default=["mse", "saq-sam-plus"])
     parser.add_argument("--bits", nargs="+", default=["w8a8", "w4a8", "w4a4"])
-    parser.add_argument(
-        "--set",
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="as saqsam quantize --set",
-    )
+    add_settings(parser)
     parser.add_argument("--runtimes", nargs="+", choices=list(RUNTIMES), default=list(RUNTIMES))
     parser.add_argument("--data", default="coco_val", help="a folder in the data root")
     add_data_root(parser)

@@ -26,6 +26,18 @@ def add_data_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-root", type=Path, default=DATA_ROOT, metavar="DIR", help="also: SAQSAM_DATA")
 
 
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add `--set`, changes of the recipe."""
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="as saqsam quantize --set",
+    )
+
+
 def add_machine(parser: argparse.ArgumentParser) -> None:
     """Add `--threads` and `--device`."""
     parser.add_argument("--threads", type=int, metavar="N", help="of torch; all by default")
@@ -72,14 +84,7 @@ def parser() -> argparse.ArgumentParser:
     add("--calibration", metavar="NAME", help=f"as --data; {CALIBRATION} if it is there, else scenes")
     add("--images", type=int, default=32, metavar="N", help="for the calibration")
     add("--seed", type=int, default=0, metavar="N", help="of the calibration")
-    add(
-        "--set",
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="as saqsam quantize --set",
-    )
+    add_settings(parser)
     add(
         "--total-steps",
         type=int,

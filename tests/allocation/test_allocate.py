@@ -17,8 +17,7 @@ from saqsam.allocation.errors import MaskErrors, RoundedModel
 from saqsam.allocation.log import read_allocation
 from saqsam.allocation.solver import InfeasibleError
 from saqsam.convert.plan import plan_quantization
-from saqsam.convert.prepare import prepared_copy
-from saqsam.ptq.calibration_images import choose_calibration_images
+from saqsam.ptq.pipeline import prepare_run
 from saqsam.recipes.deployment import deployable
 from saqsam.report.log import read_log, write_log
 from support.command_line import assert_done, assert_refused, run
@@ -32,9 +31,9 @@ WIDTHS = {"weights": (3, 8), "activations": (3, 8)}
 
 @pytest.fixture(scope="module")
 def measured() -> tuple[RoundedModel, MaskErrors]:
-    model, data, processor = tiny_sam(), tiny_data(), tiny_processor()
+    model = tiny_sam()
     plan = plan_quantization(model.config, RECIPE)
-    images = choose_calibration_images(prepared_copy(model, plan), processor, data, RECIPE.calibration)
+    model, images = prepare_run(model, tiny_processor(), plan, tiny_data(), RECIPE.calibration)
     rounded = RoundedModel(model, RECIPE, images, WIDTHS)
     return rounded, MaskErrors(rounded, images)
 

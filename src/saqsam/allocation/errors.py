@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import SamModel
 
 from saqsam.allocation.costs import Bits, Operand
-from saqsam.convert.pack import round_float_parameters, round_weight
+from saqsam.convert.pack import round_weight
 from saqsam.convert.plan import plan_quantization
 from saqsam.convert.prepare import fill_slots
 from saqsam.evaluation.metrics.iou import agreement_iou
@@ -58,7 +58,7 @@ class RoundedModel:
     learned.
 
     Args:
-        model: Float model; it is changed in place.
+        model: Float model from `prepare_run`; it is changed in place.
         recipe: Recipe without overrides.
         images: Images to calibrate on.
         widths: Bits to make the quantizers of, by kind of operand.
@@ -74,7 +74,6 @@ class RoundedModel:
         progress: Progress | None = None,
     ) -> None:
         plan = plan_quantization(model.config, recipe)
-        round_float_parameters(model, plan)
         prepare_equalized(model, plan, images, progress)
         self.model = model
         self._recipe, self._widths = recipe, widths

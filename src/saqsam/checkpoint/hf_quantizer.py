@@ -127,7 +127,9 @@ class SaqsamQuantizer(HfQuantizer):  # type: ignore[misc]
         pack_without_calibration(model, Recipe.from_dict(recipe))
         folder = None if self._first_file is None else self._first_file.parent
         processor = build_processor(model.config) if folder is None else load_processor(folder, model.config)
-        attach_quantizer(model, SaqsamConfig(recipe, FORMAT_VERSION, None, processor_hash(processor)))
+        attach_quantizer(
+            model, SaqsamConfig(recipe, FORMAT_VERSION, processor_sha256=processor_hash(processor))
+        )
         return model
 
     def _dequantize(self, model: SamModel, dtype: torch.dtype | str | None = None) -> SamModel:

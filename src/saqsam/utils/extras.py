@@ -1,4 +1,4 @@
-"""How to install the optional packages of saqsam."""
+"""The command that installs optional packages of saqsam."""
 
 from __future__ import annotations
 

@@ -147,14 +147,15 @@ def _check_target(target: Path, is_folder: bool, form: MaskFormat, sources: Sequ
         return
     if not target.is_dir():
         return
-    inside = {path.resolve() for path in target.rglob("*")}
+    paths = list(target.rglob("*"))
+    inside = {path.resolve() for path in paths}
     if any(one.path is not None and one.path.resolve() in inside for one in sources):
         raise ValueError(f"--out: {target} holds the images to segment; choose another folder")
-    if inside and not (target / MARKER).is_file():
+    if paths and not (target / MARKER).is_file():
         raise ValueError(
             f"--out: {target} holds files that saqsam segment did not write; choose another folder"
         )
-    for path in target.rglob("*"):
+    for path in paths:
         is_mask = path.suffix.lower() == form.suffix or path.name in (MARKER, CLASSES)
         if path.is_file() and not is_mask:
             raise ValueError(f"--out: {target} holds {path.name}, which is not a mask; choose another folder")
