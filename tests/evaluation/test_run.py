@@ -259,7 +259,7 @@ def test_wrong_use(tmp_path: Path) -> None:
         run(dataset, prompt="mask")
     with pytest.raises(ValueError, match="at least 1 image, got 0"):
         run(dataset, limit=0)
-    with pytest.raises(ValueError, match="data 'made': expected instances to score, found none in 1 images"):
+    with pytest.raises(ValueError, match="data 'made': expected instances to score, found none in 1 image"):
         run(InMemory([sample(1)]))
     make_coco(tmp_path)
     with pytest.raises(ValueError, match="data 'images': expected instances"):

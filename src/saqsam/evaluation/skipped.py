@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from saqsam.data.types import Dataset, Indexed, Noted
 from saqsam.evaluation.task import Record, Task
-from saqsam.utils.counts import skipped_phrase
+from saqsam.utils.counts import count_phrase, skipped_phrase
 
 CROWD = "crowd region, which is never scored"
 _DETECTION = "detection: "
@@ -60,4 +60,4 @@ def nothing_to_score(
 ) -> str:
     """Return the error message for a dataset of which everything was skipped."""
     why = skipped_phrase(reasons) or "; no image has annotated objects"
-    return f"data {dataset.name!r}: expected {scored} to score, found none in {images} images{why}"
+    return f"data {dataset.name!r}: expected {scored} to score, found none in {count_phrase(images, 'images')}{why}"
