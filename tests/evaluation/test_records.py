@@ -67,9 +67,9 @@ def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model": 1}, "another model"),
-        ({"tasks": [PromptTask("point")]}, "another tasks"),
-        ({"limit": 3}, "another data"),
+        ({"model": 1}, "differs in model;"),
+        ({"tasks": [PromptTask("point")]}, "differs in tasks;"),
+        ({"limit": 3}, "differs in data;"),
     ],
 )
 def test_records_of_another_run_are_refused_and_kept(

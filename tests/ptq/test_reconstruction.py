@@ -492,7 +492,7 @@ def test_the_regularizer_waits_for_the_warm_up_and_then_decides() -> None:
     """With it alone at work, soft rounding ends hard; without it, it does not."""
     ends = {}
     for weight in (0.0, 1e3):
-        recipe = learned_recipe("brecq", steps=60, regulariser=weight, rounding_rate=0.1)
+        recipe = learned_recipe("brecq", steps=60, regularizer=weight, rounding_rate=0.1)
         model, reference, images = calibrated(recipe)
         shares: list[Tensor] = []
         original = saqsam.ptq.learning._regularizer

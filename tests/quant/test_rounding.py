@@ -82,7 +82,7 @@ def test_whatever_is_learned_codes_are_neighbors_of_the_weight(
 
 @examples
 @given(seed=st.integers(0, 99), beta=st.floats(2, 20))
-def test_the_regulariser_is_zero_on_the_grid_alone(seed: int, beta: float) -> None:
+def test_the_regularizer_is_zero_on_the_grid_alone(seed: int, beta: float) -> None:
     rounding, scale, zero_point = start(weight_of(seed), 4)
     assert float(rounding.regularizer(beta).detach()) > 0
     codes = rounding.codes()
@@ -97,7 +97,7 @@ def test_the_regulariser_is_zero_on_the_grid_alone(seed: int, beta: float) -> No
 
 
 @pytest.mark.parametrize("beta", [2.0, 5.0, 20.0])
-def test_the_regulariser_pushes_each_weight_to_its_nearer_code(beta: float) -> None:
+def test_the_regularizer_pushes_each_weight_to_its_nearer_code(beta: float) -> None:
     rounding, _, _ = start(weight_of(0), 4)
     with torch.no_grad():
         rounding.variable.copy_(torch.linspace(-2.3, 2.3, 60).reshape(6, 10))

@@ -138,7 +138,7 @@ def test_the_paper_s_numbers() -> None:
         final_steps=5,
         rounding_rate=1e-3,
         scale_rate=2e-3,
-        regulariser=1.0,
+        regularizer=1.0,
         warmup=0.2,
         token_weight=0.01,
     )

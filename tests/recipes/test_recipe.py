@@ -57,7 +57,7 @@ reconstructions = st.builds(
     prompts=st.integers(1, 99),
     rounding_rate=shares,
     scale_rate=shares,
-    regulariser=shares,
+    regularizer=shares,
     warmup=shares,
     token_weight=st.floats(0, 1000),
     affine=st.booleans(),
@@ -253,7 +253,7 @@ def test_unknown_names_are_refused_with_the_nearest_right_one(
             {"reconstruction": {"scale_rate": float("inf")}},
             "scale_rate must be a number from 0 to 1000, got inf",
         ),
-        ({"reconstruction": {"regulariser": "0"}}, "regulariser must be a number"),
+        ({"reconstruction": {"regularizer": "0"}}, "regularizer must be a number"),
         ({"reconstruction": {"warmup": -0.1}}, "warmup must be a number from 0 to 1, got -0.1"),
         ({"reconstruction": {"token_weight": 1e4}}, "token_weight must be a number"),
         ({"reconstruction": {"joint_steps": 0.5}}, "joint_steps must be an integer"),
@@ -419,7 +419,7 @@ def clipped(**changes: Any) -> dict[str, Any]:
 
 # Little is learned, but at rates at which each step shows.
 LEARNED = Reconstruction(
-    steps=2, final_steps=1, prompts=2, rounding_rate=0.3, scale_rate=0.02, regulariser=1.0, warmup=0.0
+    steps=2, final_steps=1, prompts=2, rounding_rate=0.3, scale_rate=0.02, regularizer=1.0, warmup=0.0
 )
 
 
@@ -517,7 +517,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "reconstruction.prompts": learned(prompts=1),
     "reconstruction.rounding_rate": learned(rounding_rate=0.1),
     "reconstruction.scale_rate": learned(scale_rate=0.01),
-    "reconstruction.regulariser": learned(regulariser=0.01),
+    "reconstruction.regularizer": learned(regularizer=0.01),
     "reconstruction.warmup": learned(warmup=1.0),
     "reconstruction.token_weight": learned(token_weight=1.0),
     "reconstruction.affine": learned(affine=True),

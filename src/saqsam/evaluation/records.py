@@ -90,8 +90,8 @@ class RecordFolder:
         if kept != self._header:
             names = [name for name in {**kept, **self._header} if kept.get(name) != self._header.get(name)]
             raise ValueError(
-                f"{self.folder} holds an unfinished evaluation of another {shorten_message(', '.join(names))}; repeat "
-                "that one, or remove the folder"
+                f"{self.folder} holds an unfinished evaluation that differs in {shorten_message(' and '.join(names))}; "
+                "repeat that one, or remove the folder"
             )
 
     def _add(self, record: Record) -> None:

@@ -153,9 +153,9 @@ def _baseline_loss(
 
 def _regularizer(roundings: list[LearnedRounding], spec: Reconstruction, fraction: float) -> Tensor | float:
     """Return the term that drives soft rounding to 0 or 1; its exponent beta decays by a cosine after the warm-up."""
-    if fraction < spec.warmup or spec.regulariser == 0 or not roundings:
+    if fraction < spec.warmup or spec.regularizer == 0 or not roundings:
         return 0.0
     annealed = (fraction - spec.warmup) / max(1e-9, 1 - spec.warmup)
     beta = BETA_END + 0.5 * (BETA_START - BETA_END) * (1 + math.cos(math.pi * annealed))
     count = sum(r.variable.numel() for r in roundings)
-    return spec.regulariser / count * sum((r.regularizer(beta) for r in roundings), start=torch.zeros(()))
+    return spec.regularizer / count * sum((r.regularizer(beta) for r in roundings), start=torch.zeros(()))

@@ -194,7 +194,7 @@ class Reconstruction:
         prompts: Largest number of prompts per step.
         rounding_rate: Learning rate of the rounding variables (Adam).
         scale_rate: Learning rate of the logarithms of scales (Adam), with cosine decay to 0.
-        regulariser: Weight of the rounding regularizer, which is a mean over weights. The loss is measured in units of
+        regularizer: Weight of the rounding regularizer, which is a mean over weights. The loss is measured in units of
             the loss of round-to-nearest.
         warmup: Fraction of the steps before the regularizer starts.
         token_weight: Weight of a decoder layer's own token error.
@@ -221,7 +221,7 @@ class Reconstruction:
     prompts: int = 16
     rounding_rate: float = 1e-3
     scale_rate: float = 2e-3
-    regulariser: float = 1.0
+    regularizer: float = 1.0
     warmup: float = 0.2
     token_weight: float = 0.01
     affine: bool = False
@@ -251,7 +251,7 @@ class Reconstruction:
             "rounding_rate",
             "scale_rate",
             "affine_rate",
-            "regulariser",
+            "regularizer",
             "token_weight",
             "joint_steps",
         ):

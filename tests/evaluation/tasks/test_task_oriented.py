@@ -230,7 +230,7 @@ def test_unfinished_runs_go_on_and_other_options_do_not(tmp_path: Path) -> None:
     assert whole.to_json() == again.to_json()
     assert json.loads(whole.to_json())["tasks"]["oriented"]["options"]["detections"].startswith("simulated")
     for other in (OrientedTask(), OrientedTask(SimulatedDetections(seed=1))):
-        with pytest.raises(ValueError, match="unfinished evaluation of another tasks"):
+        with pytest.raises(ValueError, match="unfinished evaluation that differs in tasks"):
             evaluate(model, None, dataset, tasks=[other], resume_dir=tmp_path / "kept")
 
 
