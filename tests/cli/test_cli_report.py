@@ -64,7 +64,7 @@ def test_a_full_report_in_its_three_forms(made: Path, tmp_path: Path) -> None:
     assert len(content["focus"]) == 3
     assert_done(run(*common, "--sensitivity", "none", "--out", tmp_path / "r.md"))
     text = (tmp_path / "r.md").read_text()
-    assert "Not in this report: Sensitivity: it was not asked for" in text
+    assert "Not in this report: Sensitivity: it was not requested" in text
     assert "## Activations" in text
 
 

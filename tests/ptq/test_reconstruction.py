@@ -364,7 +364,7 @@ def test_every_weight_is_one_of_its_two_neighbors_on_a_grid_of_b_bits(method: st
         assert (codes.int() - nearest.unpack().int()).abs().max() <= 1
         moved += int((codes != nearest.unpack()).sum())
     assert moved > 0
-    allowed = {"AffineQuantizer", "LogQuantizer", "TableQuantizer"}
+    allowed = {"AffineQuantizer", "DynamicQuantizer", "LogQuantizer", "TableQuantizer"}
     assert {type(quantized.get_submodule(s.name)).__name__ for s in tiny_plan(recipe).slots} <= allowed
 
 

@@ -80,7 +80,7 @@ def test_figures_are_those_of_the_report(page: Page) -> None:
             "6.2 % moved",
             "-2 to 5, 12.5 % outside",
         ),
-        *("decoder layer 1, tokens to image: focus deviation 0.125", "-10 to 30", "-2 to 5"),
+        *("decoder layer 1, token-to-image attention: focus deviation 0.125", "-10 to 30", "-2 to 5"),
         "Clipping and learning: there is none",
     ):
         assert figure in text, figure
@@ -116,7 +116,7 @@ def test_markdown_and_json_say_the_same(tmp_path: Path) -> None:
     text = (tmp_path / "r.md").read_text(encoding="utf-8")
     assert "| mean IoU | 0.734 | 0.612 | −0.122 | −0.200 to −0.040 |" in text
     assert "| encoder: MLP, second layer | −0.100 | +0.050 |" in text
-    assert "| decoder layer 1, tokens to image | 0.500 | 0.250 |" in text
+    assert "| decoder layer 1, token-to-image attention | 0.500 | 0.250 |" in text
     widths = {}
     for line in text.splitlines():
         if line.startswith("|"):

@@ -67,13 +67,13 @@ def test_names() -> None:
     assert set(PARTS) <= set(PART_LABELS)
     assert part_name("decoder.mlp") == "decoder: MLP"
     assert module_label("vision_encoder.layers.2.attn.qkv") == "encoder block 3, attn.qkv"
-    assert module_label(ATTENTION) == "decoder layer 1, tokens to image"
+    assert module_label(ATTENTION) == "decoder layer 1, token-to-image attention"
     assert (
         module_label("mask_decoder.transformer.final_attn_token_to_image.q_proj") == "final attention, q_proj"
     )
-    assert slot_label(f"{ATTENTION}.key_quantizer") == "decoder layer 1, tokens to image: keys"
+    assert slot_label(f"{ATTENTION}.key_quantizer") == "decoder layer 1, token-to-image attention: keys"
     assert slot_label(f"{ATTENTION}.q_proj.input_quantizer") == (
-        "decoder layer 1, tokens to image: input of the queries"
+        "decoder layer 1, token-to-image attention: input of the queries"
     )
     assert slot_label("vision_encoder.neck.conv1.input_quantizer") == "neck.conv1: input"
     assert short_path("/a/b/model/") == "model"

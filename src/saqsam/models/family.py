@@ -359,7 +359,7 @@ class ModelFamily(ABC):
 
     @abstractmethod
     def slot_label(self, slot: str) -> str:
-        """Return the display name of an activation slot, such as `decoder layer 1, tokens to image: keys`."""
+        """Return the display name of an activation slot, such as `decoder layer 1, token-to-image attention: keys`."""
 
 
 def flatten_image(image: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from saqsam.models.family import AttentionMacs, Features, ModelFamily, flatten_i
 from saqsam.models.two_way import share_image
 
 _ATTENTION_LABELS = {
-    "cross_attn_token_to_image": "tokens to image",
-    "cross_attn_image_to_token": "image to tokens",
+    "cross_attn_token_to_image": "token-to-image attention",
+    "cross_attn_image_to_token": "image-to-token attention",
     "final_attn_token_to_image": "final attention",
     "self_attn": "self-attention",
 }
@@ -184,7 +184,7 @@ class TwoWayFamily(ModelFamily):
         return int(prompts * spec.masks * spec.mask_size**2 * channels)
 
     def slot_label(self, slot: str) -> str:
-        """Return a label such as `decoder layer 1, tokens to image: keys`."""
+        """Return a label such as `decoder layer 1, token-to-image attention: keys`."""
         for suffix, label in _SLOT_LABELS.items():
             if slot.endswith(suffix):
                 return f"{self.module_label(slot.removesuffix(suffix).rstrip('.'))}: {label}"
@@ -192,7 +192,7 @@ class TwoWayFamily(ModelFamily):
 
 
 def decoder_label(name: str, transformer: str) -> str:
-    """Return the display name of a module of the decoder, such as `decoder layer 1, tokens to image, q_proj`.
+    """Return the display name of a module of the decoder, such as `decoder layer 1, token-to-image attention, q_proj`.
 
     An unknown name is unchanged.
     """

@@ -116,7 +116,7 @@ def add_measurements(
     recipe = report.inventory.recipe
     report = replace(report, distributions=find_distributions(quantized, recipe, reference.observers))
     if level is None:
-        return replace(report, left_out={**report.left_out, "sensitivity": "it was not asked for"})
+        return replace(report, left_out={**report.left_out, "sensitivity": "it was not requested"})
     sensitivity = measure_sensitivity(
         reference.model, quantized, processor, recipe, dataset, images=images, level=level, progress=progress
     )
@@ -196,4 +196,4 @@ def _accuracy(scored: Scored, most: int) -> tuple[Accuracy, tuple[GalleryImage, 
 def _boxed(image: NDArray[np.uint8], box: tuple[float, float, float, float], file_name: str) -> Picture:
     none = np.zeros((0, *image.shape[:2]), dtype=bool)
     cell = comparison_cells(ComparisonRow(image, [box], none, none), MAP_WIDTH)[0]
-    return encode(cell, f"{file_name}: the image and the box that is asked for")
+    return encode(cell, f"{file_name}: the image and its box prompt")

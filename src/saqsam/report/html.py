@@ -42,8 +42,8 @@ def _content(report: Report) -> dict[str, Any]:
         "cards": list(table_rows.cards(report)),
         "recipe": json.dumps(report.inventory.recipe.to_dict(), indent=2),
         "bands": [
-            ("What the checkpoint's bytes hold", _shares(report.inventory.share_of_bytes())),
-            ("What multiply-accumulates are computed in", _shares(report.inventory.share_of_macs())),
+            ("Bytes on disk", _shares(report.inventory.share_of_bytes())),
+            ("Multiply-accumulates", _shares(report.inventory.share_of_macs())),
         ],
         "parts": list(table_rows.parts(report)),
         "clipping_rows": table_rows.clipping_rows(report),

@@ -11,7 +11,7 @@ from saqsam.recipes.recipe import Recipe
 from saqsam.recipes.specs import Reconstruction
 from saqsam.report.log import Source
 
-_RANGES = {"min-max": "from minimum to maximum", "percentile": "by percentile", "mse": "of least error"}
+_RANGES = {"min-max": "from minimum to maximum", "percentile": "by percentile", "mse": "of minimum error"}
 
 _TABLES = {
     "hybrid": "powers of 2 for small values and uniform codes for large ones (AHCPTQ)",
@@ -76,7 +76,7 @@ def _step_sentences(recipe: Recipe, source: Source | None) -> Iterator[str]:
     calibration = recipe.calibration
     data = "" if source is None else f" of {short_path(source.calibration)}"
     yield (
-        f"Calibrated on {calibration.images} images{data}, up to {calibration.prompts} box prompts each, "
+        f"Calibration: {calibration.images} images{data}, up to {calibration.prompts} box prompts each, "
         f"seed {calibration.seed}."
     )
     if recipe.balanced_heads:
@@ -91,7 +91,7 @@ def _step_sentences(recipe: Recipe, source: Source | None) -> Iterator[str]:
         )
     if recipe.bimodal:
         yield (
-            "Bimodal integration: the two peaks of the keys in attentions of tokens to the image were merged "
+            "Bimodal integration: the two peaks of the keys in token-to-image attention were merged "
             "(PTQ4SAM)."
         )
     if recipe.clipping is not None:
@@ -126,10 +126,11 @@ def _compensation_sentence(spec: Compensation) -> str:
 def _learning_sentences(spec: Reconstruction) -> Iterator[str]:
     """Say what was learned, and by what."""
     affine = ["biases", "normalizations"] * spec.affine
-    units = [
-        *[f"{spec.unit} of the encoder"] * (spec.encoder_steps > 0),
-        *["decoder layer"] * (spec.decoder_steps > 0),
-    ]
+    units = {
+        f"{spec.unit} of the encoder": round(spec.steps * spec.encoder_steps),
+        "layer of the decoder": round(spec.steps * spec.decoder_steps),
+    }
+    units = {name: steps for name, steps in units.items() if steps}
     if units:
         what = ["rounding", *["activation scales"] * spec.scales, *affine]
         loss = {
@@ -138,8 +139,8 @@ def _learning_sentences(spec: Reconstruction) -> Iterator[str]:
             "mask": "the masks",
         }[spec.loss]
         yield (
-            f"Reconstruction: each {' and '.join(units)} learned its {_listed(what)}, with {spec.steps:,} steps as the "
-            f"unit, to preserve {loss}."
+            f"Reconstruction: each {' and each '.join(units)} learned its {_listed(what)} in "
+            f"{' and '.join(f'{steps:,}' for steps in dict.fromkeys(units.values()))} steps, to preserve {loss}."
         )
     if spec.joint_steps:
         scales = ["weight scales", *["activation scales"] * spec.scales, *affine]

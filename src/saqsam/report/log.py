@@ -185,5 +185,5 @@ def _plain(axes) -> None:  # type: ignore[no-untyped-def]
 
 
 def short_name(attention: str) -> str:
-    """Return the display name of a decoder attention on two lines, such as `decoder layer 1\\ntokens to image`."""
+    """Return the display name of a decoder attention on two lines, split at its comma."""
     return module_label(attention).replace(", ", "\n")

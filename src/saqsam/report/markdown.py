@@ -49,7 +49,7 @@ def _lines(report: Report) -> Iterator[str]:
         if table_rows.agreement_text(report):
             yield from (table_rows.agreement_text(report), "")
     if report.gallery:
-        yield from ("Images of the largest losses:", "")
+        yield from ("Images with the largest accuracy drop:", "")
         rows = [
             {
                 "file": g.file_name,

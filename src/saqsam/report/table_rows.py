@@ -175,8 +175,8 @@ def accuracy_text(report: Report) -> str:
     accuracy = report.accuracy
     assert accuracy is not None
     return (
-        f"{accuracy.quantized['instances']:,} objects in {accuracy.images} images of {accuracy.dataset}, one mask "
-        f"each, asked for with {PROMPTS[accuracy.prompt]}."
+        f"{accuracy.quantized['instances']:,} objects in {accuracy.images} images of {accuracy.dataset}, each "
+        f"prompted with {PROMPTS[accuracy.prompt]}."
     )
 
 
@@ -194,8 +194,8 @@ def agreement_text(report: Report) -> str:
         return ""
     agreement = difference.agreement
     return (
-        f"Regardless of the truth, masks of the quantized model have a mean IoU of {iou(agreement.iou)} with those of "
-        f"the float model, and {percent(agreement.share_above_90)} of them one above 0.9."
+        f"Masks of the quantized model have a mean IoU of {iou(agreement.iou)} with those of the float model; "
+        f"{percent(agreement.share_above_90)} of them have one above 0.9."
     )
 
 

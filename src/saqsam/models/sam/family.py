@@ -109,7 +109,7 @@ class SamFamily(TwoWayFamily):
         return AttentionMacs(batch * tokens * tokens * channels, relative)
 
     def module_label(self, name: str) -> str:
-        """Return a label such as `encoder block 3, attn.qkv` or `decoder layer 1, tokens to image, q_proj`."""
+        """Return a label such as `encoder block 3, attn.qkv` or `decoder layer 1, token-to-image attention, q_proj`."""
         match = _BLOCK.fullmatch(name)
         if match is not None:
             return f"encoder block {int(match[1]) + 1}, {match[2]}"

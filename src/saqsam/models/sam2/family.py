@@ -174,7 +174,7 @@ class Sam2Family(TwoWayFamily):
         return AttentionMacs(batch * queries * tokens * attention.dim_out)
 
     def module_label(self, name: str) -> str:
-        """Return a label such as `encoder block 3, attn.qkv` or `decoder layer 1, tokens to image, q_proj`."""
+        """Return a label such as `encoder block 3, attn.qkv` or `decoder layer 1, token-to-image attention, q_proj`."""
         if name.startswith(f"{BACKBONE}.blocks."):
             index, _, module = name.removeprefix(f"{BACKBONE}.blocks.").partition(".")
             return f"encoder block {int(index) + 1}, {module}"
