@@ -57,11 +57,11 @@ def test_an_annotation_file_brings_prompts(tmp_path: Path) -> None:
 
 def test_the_digest_depends_on_images_and_parts(tmp_path: Path) -> None:
     folder = make_images(tmp_path / "images", 3)
-    first = Inputs((str(folder),), images_per_file=2).open().digest()
-    assert Inputs((str(folder / "*.png"),), images_per_file=2).open().digest() == first
-    assert Inputs((str(folder),), images_per_file=3).open().digest() != first
+    first = Inputs((str(folder),), images_per_file=2).open().digest
+    assert Inputs((str(folder / "*.png"),), images_per_file=2).open().digest == first
+    assert Inputs((str(folder),), images_per_file=3).open().digest != first
     (folder / "2.png").rename(folder / "3.png")
-    assert Inputs((str(folder),), images_per_file=2).open().digest() != first
+    assert Inputs((str(folder),), images_per_file=2).open().digest != first
 
 
 @pytest.mark.parametrize(("name", "mode"), [("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.tgz", "w:gz")])

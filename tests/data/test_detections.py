@@ -155,7 +155,7 @@ def test_forms_of_detections(tmp_path: Path, form: str) -> None:
     content, notes = FORMS[form]
     expected, found = detected(tmp_path, [ENTRY]), detected(tmp_path, content)
     assert found.by_image[1].boxes.tolist() == [[1, 2, 11, 22]]
-    assert found.digest() == expected.digest()
+    assert found.digest == expected.digest
     assert (expected.notes, found.notes, found.skipped) == ({}, notes, {})
     assert found.best(1).notes == notes
 

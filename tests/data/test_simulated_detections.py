@@ -101,8 +101,8 @@ def test_crowds_and_images_without_objects_give_none() -> None:
 
 
 def test_options() -> None:
-    assert SimulatedDetections().digest() == "simulated (seed 0, jitter 0.05, false 0.3)"
-    assert SimulatedDetections(seed=1).digest() != SimulatedDetections().digest()
+    assert SimulatedDetections().digest == "simulated (seed 0, jitter 0.05, false 0.3)"
+    assert SimulatedDetections(seed=1).digest != SimulatedDetections().digest
     for wrong in ({"jitter": -0.1}, {"false_share": float("nan")}, {"seed": -1}, {"jitter": float("inf")}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))}: expected a finite number of at least 0"):
             SimulatedDetections(**wrong)

@@ -43,8 +43,9 @@ class Collection(Protocol):
         """
         ...
 
+    @property
     def digest(self) -> str:
-        """Return a digest, which changes with the images or the parts."""
+        """Digest, which changes with the images or the parts."""
         ...
 
 
@@ -69,8 +70,9 @@ class ListedImages:
         """Yield the images of a part, as `Collection.images`."""
         yield from self._sources[part * self._size : (part + 1) * self._size]
 
+    @property
     def digest(self) -> str:
-        """Return a digest, as `Collection.digest`."""
+        """Digest, as `Collection.digest`."""
         digest = hashlib.sha256(str(self._size).encode())
         for source in self._sources:
             digest.update(f"\0{source.image_id}\0{source.name}".encode())

@@ -72,7 +72,7 @@ class ParquetImages:
                     first, rows, groups = first + rows, 0, []
             row = first
         digest.update(str(images_per_file).encode())
-        self._digest = digest.hexdigest()[:12]
+        self.digest = digest.hexdigest()[:12]
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -90,10 +90,6 @@ class ParquetImages:
                         yield _source(row, number, path)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path}: damaged Parquet file: {shorten_message(error)}") from error
-
-    def digest(self) -> str:
-        """Return a digest, as `Collection.digest`."""
-        return self._digest
 
 
 def _source(row: Mapping[str, Any], number: int, path: Path) -> ImageSource:

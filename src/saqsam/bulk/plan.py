@@ -61,7 +61,7 @@ class Plan:
             )
         images = None if collection.names is None else len(collection.names)
         prompts = f"{task_digest(task)}{inputs.annotations_digest()}"
-        return cls(checkpoint, model, inputs.names, collection.digest(), prompts, images, len(collection))
+        return cls(checkpoint, model, inputs.names, collection.digest, prompts, images, len(collection))
 
 
 def task_digest(task: Task) -> str:

@@ -62,8 +62,9 @@ class TarImages:
                 image_id = part * IDS_PER_ARCHIVE + number
                 yield ImageSource(image_id, full, read, categories=prompts.categories)
 
+    @property
     def digest(self) -> str:
-        """Return a digest of the names and sizes of the archives, as `Collection.digest`."""
+        """Digest of the names and sizes of the archives, as `Collection.digest`."""
         files = "\0".join(f"{path.name} {path.stat().st_size}" for path in self._paths)
         return hashlib.sha256(files.encode()).hexdigest()[:12]
 

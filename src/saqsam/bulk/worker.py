@@ -95,7 +95,7 @@ class PartWorker:
         self.checkpoint = model_identity(self._predictor)
         if plan is not None and self.checkpoint != plan.checkpoint:
             raise ValueError(f"model: expected {plan.checkpoint}, found {self.checkpoint} here")
-        if plan is not None and self._collection.digest() != plan.listing:
+        if plan is not None and self._collection.digest != plan.listing:
             raise ValueError("images: expected those that the run was begun with, found others here")
         is_gpu = self._predictor.device.type != "cpu"
         readers = max(2, min(MOST_READERS, os.cpu_count() or 1))

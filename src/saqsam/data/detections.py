@@ -61,8 +61,9 @@ class DetectionSource(Protocol):
         """Return the detections in an image; None if there are none."""
         ...
 
+    @property
     def digest(self) -> str:
-        """Return a text that identifies these detections."""
+        """Text that identifies these detections."""
         ...
 
     @property
@@ -99,8 +100,9 @@ class Detections:
         kept = {image_id: detections.best(count) for image_id, detections in self.by_image.items()}
         return Detections(kept, dict(self.skipped), dict(self.notes))
 
+    @property
     def digest(self) -> str:
-        """Return 12 hexadecimal digits of a hash of all boxes, scores and categories."""
+        """12 hexadecimal digits of a hash of all boxes, scores and categories."""
         digest = hashlib.sha256()
         for image_id in sorted(self.by_image):
             detections = self.by_image[image_id]

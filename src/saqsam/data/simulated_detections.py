@@ -64,8 +64,9 @@ class SimulatedDetections:
         """Empty: there is no file."""
         return {}
 
+    @property
     def digest(self) -> str:
-        """Return seed and parameters, which identify the boxes."""
+        """Seed and parameters, which identify the boxes."""
         return f"simulated (seed {self.seed}, jitter {self.jitter:g}, false {self.false_share:g})"
 
     def of(self, sample: Sample) -> ImageDetections | None:

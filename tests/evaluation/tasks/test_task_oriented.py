@@ -149,7 +149,7 @@ def test_a_detector_s_boxes_scores_and_classes() -> None:
     assert [task.values(record["oriented"]) for record in result.records] == [{"1": 1, "2": 0}, {"3": 0}]
     assert metrics["rotated_miou"] == pytest.approx(1 / 3)
     assert result.skipped == {"detection: x": 2}
-    assert task.options()["detections"] == found.digest()
+    assert task.options()["detections"] == found.digest
     both = evaluate(FillsBoxes(), tiny_processor(), dataset, tasks=[task, InstanceTask(found)])
     assert both.skipped == {"detection: x": 2}  # once, though two tasks ask
     nothing = run(dataset, OrientedTask(Detections({}))).metrics["oriented"]

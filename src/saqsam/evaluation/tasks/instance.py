@@ -56,7 +56,7 @@ class InstanceTask(Task):
 
     def options(self) -> dict[str, Any]:
         """Return the options that decide about scores."""
-        shown: dict[str, Any] = {"detections": self.detections.digest()}
+        shown: dict[str, Any] = {"detections": self.detections.digest}
         return shown | ({"federated": True} if self.frequencies else {})
 
     def score(self, session: ImageSession) -> Record:

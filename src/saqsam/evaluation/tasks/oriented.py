@@ -87,7 +87,7 @@ class OrientedTask(Task):
 
     def options(self) -> dict[str, Any]:
         """Return the options that decide about scores."""
-        source = None if self.detections is None else self.detections.digest()
+        source = None if self.detections is None else self.detections.digest
         return {"detections": source, "tile": self.tile, "masks": self.keep_masks}
 
     def score(self, session: ImageSession) -> Record:
