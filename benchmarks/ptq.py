@@ -61,7 +61,8 @@ def run(plan: Plan) -> int:
         for method, bits in plan.variants()
     }
     total = sum(map(len, missing.values()))
-    err.print(f"{total} evaluations to do, {len(plan.data) * len(missing) - total} are in {plan.out.name}")
+    done = len(plan.data) * len(missing) - total
+    err.print(f"evaluations: {total} to do, {done} already in {plan.out.name}")
     with progress_bars() as bars:
         whole = bars.add_task("evaluations", total=total)
         for (method, bits), names in missing.items():

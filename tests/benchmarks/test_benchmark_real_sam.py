@@ -62,14 +62,14 @@ def test_it_measures_once_and_prints_a_table(real_sam, arguments, capsys):
     chosen = ["--methods", "min-max", "saq-sam-s", "--bits", "w6a6", "w4a4"]
     assert real_sam.main([*arguments, *chosen]) == 0
     output = capsys.readouterr()
-    assert "5 evaluations to do" in output.err
+    assert "evaluations: 5 to do" in output.err
     lines = [line for line in output.out.splitlines() if line.startswith("| `saq-sam-s`")]
     assert len(lines) == 1
     measured = [cell.strip() for cell in lines[0].split("|")[2:-1]]
     assert all(0 <= float(cell) <= 100 for cell in measured[::2])
     assert measured[1::2] == ["", ""]  # a tiny model has no published figures
     assert real_sam.main([*arguments, *chosen]) == 0
-    assert "0 evaluations to do" in capsys.readouterr().err
+    assert "evaluations: 0 to do" in capsys.readouterr().err
     assert real_sam.main([*arguments, *chosen, "--table"]) == 0
     assert lines[0] in capsys.readouterr().out
 

@@ -185,7 +185,7 @@ def task_difference(task: Task, first: Evaluation, other: Evaluation, *, seed: i
             f"and {other.options.get(task.name)}"
         )
     if [r["image_id"] for r in first.records] != [r["image_id"] for r in other.records]:
-        raise ValueError("evaluations: expected the same images in both, got others")
+        raise ValueError("evaluations: expected the same images in both, in the same order")
     sums, images, agreements = [], [], []
     for one, two in zip(first.records, other.records, strict=True):
         agreements += _mask_ious(task, one, two)
