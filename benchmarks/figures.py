@@ -2,7 +2,7 @@
 
     python benchmarks/figures.py                 # the pictures below, in docs/assets
 
-- `focus.png`: where a mask token looks in the image, in float, with ranges of least error, and clipped by the focus.
+- `focus.png`: where a mask token looks in the image, in float, with minimum-error ranges, and clipped by the focus.
 - `masks.png`: the masks of one model after another at the hardest bits.
 - `learning.png`: loss curves of SAQ-SAM's units and the focus deviation before and after clipping.
 - `steps.png`: accuracy over the time of quantization, from the rows in results/steps.csv.
@@ -94,7 +94,7 @@ def draw_focus(models: Models, scene: Sample) -> Figure:
     token = family_of(float_model.config).mask_token
     sites = focus.looking_attentions(structure_of(float_model.config))
     columns = {"float": focus.probabilities(float_model, processor, scene.image, box, sites)}
-    titles = {"ptq4sam-s": "ranges of least error", "saq-sam-s": "clipped by the focus"}
+    titles = {"ptq4sam-s": "minimum-error ranges", "saq-sam-s": "clipped by the focus"}
     for method in FOCUS:
         columns[titles[method]] = focus.probabilities(*models.quantized(method), scene.image, box, sites)
     figure = Figure(figsize=(2.9 * (len(columns) + 1), 2.75 * len(sites)), layout="constrained")
@@ -106,7 +106,7 @@ def draw_focus(models: Models, scene: Sample) -> Figure:
             axes.set_xticks([])
             axes.set_yticks([])
         grid[row][0].imshow(scene.image)
-        grid[row][0].set_ylabel(f"tokens to image, {name}", fontsize=9)
+        grid[row][0].set_ylabel(f"token-to-image, {name}", fontsize=9)
         x0, y0, x1, y1 = box
         grid[row][0].plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="white", linewidth=1.5)
         exact = columns["float"][site]

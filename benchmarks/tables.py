@@ -87,9 +87,12 @@ def fill_tables(text: str, rows: Sequence[Row]) -> str:
         name, data = match[1], match[2]
         if name in VARIANT_TABLES:
             variants = [row for row in current(read_rows(RESULTS / f"{name}.csv")) if row.prompt == "box"]
-            widths, weights = {row.bits for row in variants}, {row.model_hash for row in variants}
-            # Methods of the same weights, even where newer ones have been measured.
-            same = current([row for row in unmodified if row.model_hash in weights])
+            widths, models = {row.bits for row in variants}, {row.model for row in variants}
+            weights = {row.model_hash for row in variants}
+            # Of these models, methods of the same weights, even where newer ones have been measured.
+            same = current(
+                [row for row in unmodified if row.model not in models or row.model_hash in weights]
+            )
             plain = [row for row in same if row.prompt == "box" and row.bits in widths]
             table = VARIANT_TABLES[name](variants, plain) or NOTHING_YET
         elif name in OTHER_TABLES:

@@ -415,6 +415,22 @@ def test_methods_on_planted_outliers_stand_beside_those_without(rows, row_tables
     assert row_tables.outliers([], plain) == ""
 
 
+def test_a_model_with_planted_outliers_has_other_weights_than_the_one_beside_it(
+    rows, tables, made, monkeypatch, tmp_path
+):
+    """Rows of the bundled model stay, those of its earlier weights do not."""
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    twin = {"model": "twin", "model_hash": "bbbb"}
+    rows.append_row(tmp_path / "outliers.csv", rows.Row(**values(**{**FLOAT, **twin, "miou": 0.59})))
+    rows.append_row(tmp_path / "outliers.csv", rows.Row(**values(**twin, miou=0.1)))
+    earlier = rows.Row(**values(model_hash="0000", date="2026-01-01T00:00:00Z", miou=0.2))
+    text = tables.fill_tables(page("outliers"), [earlier, *made])
+    (line,) = [line for line in lines(text) if line.startswith("| `mse`")]
+    bundled = values()["miou"] - FLOAT["miou"]
+    assert line.startswith("| `mse` | 0.100 (−0.490) |")
+    assert line.endswith(f"| {values()['miou']:.3f} (−{abs(bundled):.3f}) |")
+
+
 def test_substitutions_are_compared_with_the_method_as_it_is(rows, row_tables):
     def row(settings: str, data: str, miou: float):
         changes = {"method": "mse", "bits": "w8a8", "settings": settings, "data": data, "miou": miou}
