@@ -102,6 +102,10 @@ def test_every_method_is_described_by_what_it_does() -> None:
         assert ("logarithmic codes" in words) == (recipe.probabilities.kind == "log")
         assert "Left in float16: patch embedding" in words
     assert len({text(method).replace("by percentile", "") for method in METHODS}) == len(METHODS)
+    # The final attention takes a multiple of these.
+    assert "(100 base steps): each stage of the encoder and each layer of the decoder learned" in text(
+        "saq-sam"
+    )
     deployed = " ".join(describe(deployable(recipe_for("mse", "w8a8")), None))
     assert "symmetric" in deployed
     assert "iou_head 8" in deployed

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,7 +101,7 @@ class Detections:
         kept = {image_id: detections.best(count) for image_id, detections in self.by_image.items()}
         return Detections(kept, dict(self.skipped), dict(self.notes))
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """12 hexadecimal digits of a hash of all boxes, scores and categories."""
         digest = hashlib.sha256()

@@ -126,11 +126,10 @@ def _compensation_sentence(spec: Compensation) -> str:
 def _learning_sentences(spec: Reconstruction) -> Iterator[str]:
     """Say what was learned, and by what."""
     affine = ["biases", "normalizations"] * spec.affine
-    units = {
-        f"{spec.unit} of the encoder": round(spec.steps * spec.encoder_steps),
-        "layer of the decoder": round(spec.steps * spec.decoder_steps),
-    }
-    units = {name: steps for name, steps in units.items() if steps}
+    units = [
+        *[f"each {spec.unit} of the encoder"] * (spec.encoder_steps > 0),
+        *["each layer of the decoder"] * (spec.decoder_steps > 0),
+    ]
     if units:
         what = ["rounding", *["activation scales"] * spec.scales, *affine]
         loss = {
@@ -139,8 +138,8 @@ def _learning_sentences(spec: Reconstruction) -> Iterator[str]:
             "mask": "the masks",
         }[spec.loss]
         yield (
-            f"Reconstruction: each {' and each '.join(units)} learned its {_listed(what)} in "
-            f"{' and '.join(f'{steps:,}' for steps in dict.fromkeys(units.values()))} steps, to preserve {loss}."
+            f"Reconstruction ({spec.steps:,} base steps): {_listed(units)} learned its {_listed(what)}, to preserve "
+            f"{loss}."
         )
     if spec.joint_steps:
         scales = ["weight scales", *["activation scales"] * spec.scales, *affine]
